@@ -1,0 +1,1 @@
+"""From a Linux root filesystem to a verified AMD SEV-SNP guest."""

@@ -1,0 +1,1 @@
+"""The software secure processor and its own trust root. Nothing in production imports this."""

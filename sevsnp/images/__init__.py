@@ -1,0 +1,1 @@
+"""Archives, file systems and disk images, made without root."""

@@ -1,0 +1,1 @@
+"""Content hashes: what makes an artefact up to date."""

@@ -1,0 +1,241 @@
+"""The VM config: everything that matters to launch and attestation, once, for both.
+
+``[launch]``, ``[files]`` and ``[[disk]]`` are what a host needs to start the guest; ``[reference]`` is what the owner's
+verifier compares evidence with and never leaves the owner. A host bundle carries a file without ``[reference]``.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from sevsnp.errors import UserError
+
+Product = Literal["Milan", "Genoa", "Turin"]
+PlatformName = Literal["snp", "emulated"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by path (absolute once read) and SHA-256 (64 lower-case hex digits)."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A virtio disk; ``role`` is the serial number by which the guest finds it, ``size`` is in bytes."""
+
+    role: str
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the host is told: the inputs of the launch digest and the disks."""
+
+    workflow: str
+    platform: PlatformName
+    product: Product
+    vcpus: int
+    vcpu_model: str
+    guest_policy: int
+    guest_features: int
+    host_data: bytes
+    firmware: File
+    kernel: File
+    initrd: File
+    cmdline: File
+    disks: tuple[Disk, ...]
+
+
+@dataclass(frozen=True)
+class Tcb:
+    """A TCB version by component, each 0–255; ``fmc`` exists on Turin only and is None elsewhere."""
+
+    bootloader: int
+    tee: int
+    snp: int
+    microcode: int
+    fmc: int | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference values for the verifier (RFC 9334): what the evidence must say.
+
+    ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
+    ``platform_info_forbidden`` are masks over PLATFORM_INFO.
+    """
+
+    launch_digest: bytes
+    minimum_tcb: Tcb
+    vmpl: int
+    guest_svn: int
+    family_id: bytes
+    image_id: bytes
+    platform_info_required: int
+    platform_info_forbidden: int
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """A whole VM config; ``reference`` is None in a host bundle."""
+
+    source: Path
+    launch: Launch
+    reference: Reference | None = field(repr=False)
+
+    def require_reference(self) -> Reference:
+        """The reference values, or a clear error for a host bundle's file."""
+        if self.reference is None:
+            raise UserError(
+                f"{self.source}: no [reference]: this is a host bundle's launch file, expected the owner's VM config",
+                "give the file that setup_verity wrote: VM_CONFIG=build/verity/vm-config-verity.toml",
+            )
+        return self.reference
+
+
+class _Table:
+    """A TOML table that is read field by field, and then has nothing left."""
+
+    def __init__(self, source: Path, name: str, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise UserError(f"{source}: [{name}]: found a {type(values).__name__}, expected a table")
+        self.source, self.name, self.values = source, name, dict(values)
+
+    def error(self, key: str, found: Any, expected: str) -> UserError:
+        shown = f"{self.name}.{key}" if self.name else key
+        return UserError(f"{self.source}: {shown}: found {found!r}, expected {expected}")
+
+    def take(self, key: str, expected: str) -> Any:
+        if key not in self.values:
+            raise self.error(key, "nothing", expected)
+        return self.values.pop(key)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        expected = f"an integer from {low} to {high:#x}"
+        value = self.take(key, expected)
+        if isinstance(value, str) and re.fullmatch(r"0x[0-9a-f]{1,16}", value):
+            value = int(value, 16)  # TOML integers are signed 64 bit; masks need all 64
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(key, value, expected)
+        return value
+
+    def text(self, key: str, pattern: str, expected: str) -> str:
+        value = self.take(key, expected)
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise self.error(key, value, expected)
+        return value
+
+    def hex(self, key: str, length: int) -> bytes:
+        return bytes.fromhex(
+            self.text(key, f"[0-9a-f]{{{2 * length}}}", f"{2 * length} lower-case hex digits ({length} bytes)")
+        )
+
+    def path(self, key: str) -> Path:
+        value = self.text(key, r"[^\x00-\x1f]+", "a path")
+        return (self.source.parent / value).resolve()
+
+    def table(self, key: str) -> "_Table":
+        return _Table(self.source, f"{self.name}.{key}" if self.name else key, self.take(key, "a table"))
+
+    def end(self) -> None:
+        for key, value in self.values.items():
+            raise self.error(key, value, "no such key")
+
+
+def read_vm_config(source: Path) -> VmConfig:
+    """Read and validate a VM config; unknown keys, wrong types and out-of-range values are refused by name."""
+    try:
+        document = tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such VM config", "make one with: doit setup_verity") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{source}: not a VM config: {error}") from error
+    return parse_vm_config(document, source)
+
+
+def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
+    """As :func:`read_vm_config`, from a parsed TOML document; relative paths are taken from ``source``'s directory."""
+    top = _Table(source, "", document)
+    top.integer("format", FORMAT, FORMAT)
+    launch = _read_launch(top)
+    reference = _read_reference(top.table("reference"), launch.product) if "reference" in top.values else None
+    top.end()
+    return VmConfig(source, launch, reference)
+
+
+def _read_launch(top: _Table) -> Launch:
+    table = top.table("launch")
+    files = top.table("files")
+    launch = Launch(
+        workflow=table.text("workflow", "verity|luks", "verity or luks"),
+        platform=cast(PlatformName, table.text("platform", "snp|emulated", "snp or emulated")),
+        product=cast(Product, table.text("product", "Milan|Genoa|Turin", "Milan, Genoa or Turin")),
+        vcpus=table.integer("vcpus", 1, 255),
+        vcpu_model=table.text("vcpu_model", r"[A-Za-z0-9][A-Za-z0-9._-]*", "a QEMU CPU model"),
+        guest_policy=table.integer("guest_policy", 0, (1 << 64) - 1),
+        guest_features=table.integer("guest_features", 0, (1 << 64) - 1),
+        host_data=table.hex("host_data", 32),
+        firmware=_read_file(files, "firmware"),
+        kernel=_read_file(files, "kernel"),
+        initrd=_read_file(files, "initrd"),
+        cmdline=_read_file(files, "cmdline"),
+        disks=_read_disks(top),
+    )
+    table.end()
+    files.end()
+    return launch
+
+
+def _read_file(files: _Table, key: str) -> File:
+    table = files.table(key)
+    file = File(table.path("path"), table.hex("sha256", 32).hex())
+    table.end()
+    return file
+
+
+def _read_disks(top: _Table) -> tuple[Disk, ...]:
+    found = top.take("disk", "an array of tables")
+    if not isinstance(found, list):
+        raise top.error("disk", found, "an array of tables")
+    disks = []
+    for number, values in enumerate(found):
+        table = _Table(top.source, f"disk[{number}]", values)
+        # virtio-blk carries at most 20 bytes of serial number.
+        role = table.text("role", r"[a-z][a-z0-9-]{0,19}", "a disk role of at most 20 characters")
+        if role in {disk.role for disk in disks}:
+            raise table.error("role", role, "each role once")
+        disks.append(Disk(role, table.path("path"), table.integer("size", 1, 1 << 50), table.hex("sha256", 32).hex()))
+        table.end()
+    return tuple(disks)
+
+
+def _read_reference(table: _Table, product: Product) -> Reference:
+    tcb = table.table("minimum_tcb")
+    reference = Reference(
+        launch_digest=table.hex("launch_digest", 48),
+        minimum_tcb=Tcb(
+            bootloader=tcb.integer("bootloader", 0, 255),
+            tee=tcb.integer("tee", 0, 255),
+            snp=tcb.integer("snp", 0, 255),
+            microcode=tcb.integer("microcode", 0, 255),
+            fmc=tcb.integer("fmc", 0, 255) if product == "Turin" else None,
+        ),
+        vmpl=table.integer("vmpl", 0, 3),
+        guest_svn=table.integer("guest_svn", 0, (1 << 32) - 1),
+        family_id=table.hex("family_id", 16),
+        image_id=table.hex("image_id", 16),
+        platform_info_required=table.integer("platform_info_required", 0, (1 << 64) - 1),
+        platform_info_forbidden=table.integer("platform_info_forbidden", 0, (1 << 64) - 1),
+    )
+    tcb.end()
+    table.end()
+    return reference

@@ -1,29 +1,49 @@
 """Every external command goes through here: an argument list, an environment built from scratch, a time limit."""
 
+import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from plumbum import CommandNotFound, local
+from plumbum.machines.local import LocalMachine
 
 from sevsnp.errors import UserError
 
 # A command that hangs must not hang the build; what legitimately takes longer says so.
 DEFAULT_TIMEOUT = 600.0
+# Long enough for mmdebstrap to remove a tree whose files belong to a subordinate user, which nobody else can.
+GRACE = 5.0
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+# plumbum adds the environment of its machine to what a command is given; this machine's is empty.
+_BARE = LocalMachine()
+_BARE.env.clear()
+
+# Commands that run now, so that a signal handler can end them whichever thread waits for them.
+_running: set["subprocess.Popen[bytes]"] = set()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a child: only what it needs, in the C locale and UTC, so that its output never varies."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    path = kept.get("PATH", "/usr/bin:/bin")
+    path = kept.get("PATH", "/usr/bin:/bin").split(":")
     # mkfs, blkid and their like live in sbin, which an ordinary Debian user's PATH leaves out.
-    kept["PATH"] = f"{path}:/usr/local/sbin:/usr/sbin:/sbin"
+    kept["PATH"] = ":".join([*path, *(folder for folder in _SBIN if folder not in path)])
     return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+
+
+def find(name: str | Path) -> Path | None:
+    """The program that :func:`run` would start for ``name``, as an absolute path; None where there is none."""
+    found = shutil.which(name, path=environment()["PATH"])
+    return Path(found).absolute() if found else None
 
 
 def run(
@@ -37,38 +57,139 @@ def run(
 ) -> bytes:
     """Run ``argv`` to its end and return what it printed.
 
-    The child leads its own process group, and the whole group is killed on a time-out or when this process is
+    The child leads its own process group, and the whole group is ended on a time-out or when this process is
     interrupted. Raises :class:`UserError` with the pasteable command and the end of its standard error.
     """
     words = [str(word) for word in argv]
     shown = shlex.join(words)
-    try:
-        command = local[words[0]]
-    except CommandNotFound as error:
-        raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies") from error
-    process = command.popen(
-        words[1:],
+    with _started(
+        words,
+        hint,
         env=environment(env),
         cwd=cwd,
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(stdin, timeout=timeout)
-    except BaseException as error:
-        _kill_group(process)
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from error
-        raise
+    ) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _end_group(process)
+            raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from None
+        except BaseException:
+            _end_group(process)
+            raise
     if process.returncode:
         tail = err.decode(errors="replace").strip()[-2000:]
-        raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}", hint)
-    return bytes(out)
+        raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
+    return out
 
 
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+def run_attached(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    hint: str = "",
+) -> int:
+    """Run ``argv`` on this terminal, with its input and output, and return its exit code.
+
+    For what talks to the user (sudo asks for a password) or shows its progress as it goes. It stays in our process
+    group, because only the terminal's foreground group may read from it and is reached by Ctrl-C.
+    """
+    words = [str(word) for word in argv]
+    terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()  # what was printed before must come out before what the child prints
+    with _started(words, hint, env=environment({**terminal, **(env or {})}), cwd=cwd) as process:
+        try:
+            return process.wait()
+        except BaseException as error:
+            # sudo's child is root's: not ours to signal, but the terminal's Ctrl-C reaches it.
+            with contextlib.suppress(subprocess.TimeoutExpired, PermissionError):
+                # Interrupted, a test run takes down the guests it started. On Ctrl-C the terminal has told it already,
+                # and a second time would stop it from doing that.
+                if not isinstance(error, KeyboardInterrupt):
+                    process.send_signal(signal.SIGINT)
+                process.wait(GRACE)
+            with contextlib.suppress(PermissionError):
+                process.kill()
+            raise
+
+
+def end_all() -> None:
+    """End every command that runs now, with what it started; for the handler of a signal that ends this process."""
+    # Only signals: the code that was interrupted may hold the lock under which Popen.wait() reaps.
+    _end_groups([process.pid for process in list(_running)])
+
+
+@contextlib.contextmanager
+def _started(
+    words: Sequence[str],
+    hint: str,
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    start_new_session: bool = False,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    program = shutil.which(words[0], path=env["PATH"])
+    if program is None:
+        if "/" in words[0] and Path(words[0]).is_file():
+            raise UserError(f"{words[0]}: not executable", hint)
+        raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        # Absolute, or a relative path would be looked for under cwd.
+        process = _BARE[str(Path(program).absolute())].popen(
+            words[1:],
+            env=env,
+            cwd=str(cwd or Path.cwd()),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=start_new_session,
+        )
+    except OSError as error:
+        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
+    if start_new_session:
+        _running.add(process)
+    try:
+        yield process
+    finally:
+        _running.discard(process)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    _end_groups([process.pid])
     process.wait()
+
+
+def _end_groups(leaders: Sequence[int]) -> None:
+    """SIGTERM to the process groups that ``leaders`` lead, then SIGKILL to what is left of them."""
+    _signal_groups(leaders, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and not all(map(_ended, leaders)):
+        time.sleep(0.02)
+    _signal_groups(leaders, signal.SIGKILL)
+
+
+def _signal_groups(leaders: Sequence[int], number: signal.Signals) -> None:
+    for leader in leaders:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, number)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        # WNOWAIT leaves the leader a zombie: its number, which is the group's, cannot belong to anyone else meanwhile.
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

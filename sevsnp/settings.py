@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sevsnp.errors import UserError
 
 CONFIG_FILE = "config.yaml"
+COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
+# What is said for one run, as against what config.yaml says for all.
+PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 
 Value = str | int
 Parser = Callable[[str], Value]
@@ -53,7 +55,10 @@ def _choice(*allowed: str) -> Parser:
 
 def _integer(low: int, high: int) -> Parser:
     def parse(text: str) -> int:
-        value = int(text, 0)
+        # int() alone would also take 1_000, blanks and other scripts' digits.
+        if not re.fullmatch(r"[0-9]+|0x[0-9A-Fa-f]+", text):
+            raise ValueError
+        value = int(text, 16 if text.startswith("0x") else 10)
         if not low <= value <= high:
             raise ValueError
         return value
@@ -65,11 +70,12 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str) -> int:
-    """``512M`` or ``2G`` in bytes; binary units, no fractions."""
-    match = re.fullmatch(r"([0-9]+)([KMG]?)i?B?", text.strip(), re.IGNORECASE)
+    """``512M``, ``2G``, ``2GiB`` or plain bytes, in bytes; binary units, no fractions. Raises ValueError."""
+    # ASCII, or the Kelvin sign would count as a K.
+    match = re.fullmatch(r"([0-9]+)(?:([KMG])(?:i?B)?|B)?", text, re.IGNORECASE | re.ASCII)
     if not match:
         raise ValueError(text)
-    return int(match[1]) * _UNITS[match[2].upper()]
+    return int(match[1]) * _UNITS[(match[2] or "").upper()]
 
 
 def _size(low: int, high: int) -> Parser:
@@ -80,6 +86,35 @@ def _size(low: int, high: int) -> Parser:
         return value
 
     return parse
+
+
+def _hex(digits: int) -> Parser:
+    def parse(text: str) -> str:
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+            raise ValueError
+        return text
+
+    return parse
+
+
+# The order in which AMD's documents name the parts of a TCB version; fmc exists on Turin only.
+TCB_PARTS = ("fmc", "bootloader", "tee", "snp", "microcode")
+
+
+def parse_tcb(text: str) -> dict[str, int]:
+    """``bootloader:3,tee:0,snp:8,microcode:115`` as numbers from 0 to 255 by part; what is not named is 0."""
+    values = dict.fromkeys(TCB_PARTS, 0)
+    for item in filter(None, text.split(",")):
+        name, _, number = item.partition(":")
+        if name not in values or not re.fullmatch("[0-9]{1,3}", number) or int(number) > 255:
+            raise ValueError(text)
+        values[name] = int(number)
+    return values
+
+
+def _tcb(text: str) -> str:
+    parse_tcb(text)
+    return text
 
 
 _TMPFS = _size(1 << 20, 1 << 40)
@@ -93,6 +128,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("CPU_MODEL", _word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa"),
     Setting("POLICY", _integer(0, (1 << 64) - 1), "0x30000", "a 64-bit SNP guest policy, as 0x30000"),
     Setting("GUEST_FEATURES", _integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1"),
+    Setting("MIN_TCB", _tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115"),
+    Setting("PLATFORM_INFO_REQUIRED", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20"),
+    Setting("PLATFORM_INFO_FORBIDDEN", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1"),
+    Setting("FAMILY_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
+    Setting("IMAGE_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
     Setting("ACPI", _choice("auto", "on", "off"), "auto", "auto, on or off"),
     Setting("WRITABLE", _choice("overlay", "copy"), "overlay", "overlay or copy"),
     Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G"),
@@ -103,11 +143,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MEMORY", _size(256 << 20, 1 << 42), "2G", "guest memory from 256M, as 1536M or 4G"),
     Setting("SSH_PORT", _PORT, "2222", "a TCP port"),
     Setting("ATTEST_PORT", _PORT, "8088", "a TCP port"),
+    Setting("GUEST_NETWORK", _choice("open", "restricted"), "open", "open or restricted"),
     Setting("HOST", _text, "127.0.0.1", "the address at which the guest's forwarded ports answer"),
     Setting("PORT", _integer(0, 65535), "0", "the attestation port at HOST (0: ATTEST_PORT)"),
     Setting("VERITY_IMAGE", _text, "", "a path"),
     Setting("VERITY_HASH_TREE", _text, "", "a path"),
     Setting("VM_CONFIG", _text, "", "a path to a VM config"),
+    Setting("EMULATED_ROOT", _text, "", "a path to the ark.pem of a software secure processor"),
     Setting("KERNEL_DEB", _text, "", "a path to a linux-image package"),
     Setting("MIRROR", _text, "", "the URI of a Debian mirror"),
     Setting("SNAPSHOT_MIRROR", _text, "", "the URI of a Debian snapshot mirror, ending before the pool"),
@@ -142,6 +184,12 @@ class Settings:
         text = self.text(name)
         return Path(text).expanduser() if text else default
 
+    def acpi(self) -> bool:
+        """Whether the guest boots with ACPI. More than one vCPU cannot be started without: UserError for ACPI=off."""
+        if self.text("ACPI") == "off" and self.number("CPUS") > 1:
+            raise UserError(f"ACPI=off: found CPUS={self.number('CPUS')}, expected 1: more cannot start without ACPI")
+        return self.text("ACPI") == "on" or self.number("CPUS") > 1
+
     def config_dir(self) -> Path:
         """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -153,35 +201,44 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
-def _as_text(value: Any, key: str, file: Path) -> str:
-    # YAML 1.1 reads an unquoted on/off as a boolean; users write `acpi: on` and mean the word.
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if value is None:
-        return ""
-    if isinstance(value, str | int):
-        return str(value)
-    raise UserError(f"{file}: {key}: found a {type(value).__name__}, expected {_BY_KEY[key].expected}")
+def _kind(node: object) -> str:
+    return type(node).__name__.removesuffix("Node").lower()
 
 
 def read_config(file: Path) -> dict[str, str]:
-    """The settings in a config.yaml, as text by NAME; unknown keys are refused by name."""
+    """The settings in a config.yaml, as text by NAME; unknown and doubled keys are refused by name.
+
+    The text is taken as it stands in the file: YAML's own types would make a boolean of ``on``, 8 of ``010`` and
+    5400 of ``1:30:00``, and a dict would silently drop a key that is there twice.
+    """
     import yaml
 
-    if not file.exists():
-        return {}
     try:
-        document = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        document = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{file}: {line}not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from error
     if document is None:
         return {}
-    if not isinstance(document, dict):
-        raise UserError(f"{file}: found a {type(document).__name__}, expected `name: value` lines")
-    for key in document:
-        if key not in _BY_KEY:
-            raise UserError(f"{file}: unknown setting {key!r}", f"known: {', '.join(_BY_KEY)}")
-    return {_BY_KEY[key].name: _as_text(value, key, file) for key, value in document.items()}
+    if not isinstance(document, yaml.MappingNode):
+        raise UserError(f"{file}: found a {_kind(document)}, expected `name: value` lines")
+    texts: dict[str, str] = {}
+    for key, value in document.value:
+        setting = _BY_KEY.get(key.value) if isinstance(key, yaml.ScalarNode) else None
+        if setting is None:
+            raise UserError(f"{file}: unknown setting {key.value!r}", f"known: {', '.join(_BY_KEY)}")
+        if setting.name in texts:
+            raise UserError(f"{file}: {setting.key} is set twice, expected once")
+        if not isinstance(value, yaml.ScalarNode):
+            raise UserError(f"{file}: {setting.key}: found a {_kind(value)}, expected {setting.expected}")
+        texts[setting.name] = "" if value.tag == "tag:yaml.org,2002:null" else value.value
+    return texts
 
 
 def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], file: Path) -> Settings:
@@ -194,8 +251,8 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
     sources: dict[str, str] = {}
     for setting in SETTINGS:
         for source, texts in (
-            ("the command line", command_line),
-            ("the environment", environment),
+            (COMMAND_LINE, command_line),
+            (ENVIRONMENT, environment),
             (str(file), configured),
             ("the default", {setting.name: setting.default}),
         ):
@@ -212,6 +269,10 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
 
 
 def command_line_words(argv: list[str]) -> dict[str, str]:
-    """The ``NAME=value`` words of a doit command line (any word with ``=`` that is not an option)."""
+    """The ``NAME=value`` words of a doit command line.
+
+    doit's own rule (``DoitMain.process_args``), so that both always take the same words: any word with ``=`` that does
+    not begin with ``-``, even where it was meant as an option's value; the last of two wins.
+    """
     words = [word for word in argv if "=" in word and not word.startswith("-")]
     return dict(word.split("=", 1) for word in words)

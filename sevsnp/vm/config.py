@@ -4,6 +4,7 @@
 verifier compares evidence with and never leaves the owner. A host bundle carries a file without ``[reference]``.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from sevsnp.errors import UserError
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
 FORMAT = 1
+TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "vm-config.toml.j2"
 
 
 @dataclass(frozen=True)
@@ -102,21 +104,25 @@ class VmConfig:
         return self.reference
 
 
+_NOTHING = object()
+
+
 class _Table:
     """A TOML table that is read field by field, and then has nothing left."""
 
     def __init__(self, source: Path, name: str, values: Any) -> None:
         if not isinstance(values, dict):
-            raise UserError(f"{source}: [{name}]: found a {type(values).__name__}, expected a table")
+            raise UserError(f"{source}: {name}: found {values!r}, expected a table")
         self.source, self.name, self.values = source, name, dict(values)
 
     def error(self, key: str, found: Any, expected: str) -> UserError:
         shown = f"{self.name}.{key}" if self.name else key
-        return UserError(f"{self.source}: {shown}: found {found!r}, expected {expected}")
+        found = "nothing" if found is _NOTHING else repr(found)
+        return UserError(f"{self.source}: {shown}: found {found}, expected {expected}")
 
     def take(self, key: str, expected: str) -> Any:
         if key not in self.values:
-            raise self.error(key, "nothing", expected)
+            raise self.error(key, _NOTHING, expected)
         return self.values.pop(key)
 
     def integer(self, key: str, low: int, high: int) -> int:
@@ -140,7 +146,7 @@ class _Table:
         )
 
     def path(self, key: str) -> Path:
-        value = self.text(key, r"[^\x00-\x1f]+", "a path")
+        value = self.text(key, r"[^\x00-\x1f\x7f]+", "a path without control characters")
         return (self.source.parent / value).resolve()
 
     def table(self, key: str) -> "_Table":
@@ -206,7 +212,7 @@ def _read_disks(top: _Table) -> tuple[Disk, ...]:
     found = top.take("disk", "an array of tables")
     if not isinstance(found, list):
         raise top.error("disk", found, "an array of tables")
-    disks = []
+    disks: list[Disk] = []
     for number, values in enumerate(found):
         table = _Table(top.source, f"disk[{number}]", values)
         # virtio-blk carries at most 20 bytes of serial number.
@@ -239,3 +245,33 @@ def _read_reference(table: _Table, product: Product) -> Reference:
     tcb.end()
     table.end()
     return reference
+
+
+def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
+    """``config`` as the text of its file; paths are relative to the directory of ``config.source``.
+
+    What could not be read back is refused here, by the same words as on reading.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Not HTML: escaping is the template's own, by tojson, whose strings are TOML's too as long as it writes UTF-8 and
+    # not pairs of surrogates.
+    templates = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    base = config.source.parent.resolve()
+    text = templates.get_template(template.name).render(
+        launch=config.launch,
+        reference=config.reference,
+        relative=lambda path: os.path.relpath(path, base),
+    )
+    try:
+        text.encode()  # a path need not be UTF-8, a TOML file must
+        parse_vm_config(tomllib.loads(text), config.source)
+    except (UnicodeEncodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{config.source}: a path or name in it has no place in a TOML file: {error}") from error
+    return text

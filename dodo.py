@@ -1,0 +1,23 @@
+"""The pipeline: `doit list` shows its tasks; tasks/ holds one module a stage."""
+
+import os
+
+from sevsnp.reporter import Reporter
+from tasks import e2e, guest, initramfs, packages, setup, tools, verity
+from tasks.project import end_cleanly
+
+# What is built must not depend on who builds it.
+os.umask(0o022)
+end_cleanly()
+
+for _module in (setup, packages, initramfs, guest, verity, tools, e2e):
+    globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
+
+DOIT_CONFIG = {
+    "default_tasks": ["_welcome"],
+    "backend": "sqlite3",
+    "dep_file": ".doit.db",
+    "par_type": "thread",
+    "reporter": Reporter,
+    "verbosity": 2,
+}

@@ -1,0 +1,83 @@
+"""The guest's agent: answers a nonce with evidence, as long as the guest runs.
+
+One request a connection: the line ``openend2e-sevsnp/1 ssh`` and 32 bytes of nonce. One answer: a JSON document with
+the attestation report, the certificate table and the SSH host keys that REPORT_DATA binds together with the nonce;
+then the connection ends. Standard library only. It needs nothing from the guest's root file system.
+"""
+
+import base64
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from get_report import get_report
+from report_data import ssh_report_data
+
+PORT = 8088
+REQUEST = b"openend2e-sevsnp/1 ssh\n"
+NONCE_SIZE = 32
+CLIENT_SECONDS = 10.0
+MAX_CLIENTS = 16
+
+
+def receive(client: socket.socket, size: int) -> bytes:
+    """Exactly ``size`` bytes, or fewer where the peer stops."""
+    data = b""
+    while len(data) < size:
+        piece = client.recv(size - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def evidence(nonce: bytes, host_keys: "list[str]", provider_lock: threading.Lock) -> "dict[str, object]":
+    blobs = [base64.b64decode(key.split()[1]) for key in host_keys]
+    with provider_lock:
+        found = get_report(ssh_report_data(nonce, blobs))
+    return {**found, "host_keys": [" ".join(key.split()[:2]) for key in host_keys]}
+
+
+def answer(client: socket.socket, host_keys: "list[str]", provider_lock: threading.Lock) -> None:
+    client.settimeout(CLIENT_SECONDS)
+    request = receive(client, len(REQUEST) + NONCE_SIZE)
+    if len(request) != len(REQUEST) + NONCE_SIZE or not request.startswith(REQUEST):
+        return
+    try:
+        document = evidence(request[len(REQUEST) :], host_keys, provider_lock)
+    except Exception as error:
+        document = {"error": f"{error}"}
+    client.sendall(json.dumps(document).encode())
+    client.shutdown(socket.SHUT_WR)
+
+
+def serve(host_keys: "list[str]", ready: "Callable[[], object]") -> None:
+    """Answer for ever. ``ready`` is called once the port is open."""
+    if os.path.exists("/usr/lib/sevsnp/emulated_provider.py"):
+        import emulated_provider
+
+        emulated_provider.register()
+    os.setsid()
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
+        stream.write("-1000")
+    listener = socket.create_server(("", PORT), backlog=MAX_CLIENTS)
+    provider_lock = threading.Lock()
+    places = threading.Semaphore(MAX_CLIENTS)
+
+    def one(client: socket.socket) -> None:
+        try:
+            with client:
+                answer(client, host_keys, provider_lock)
+        except OSError as error:
+            print(f"agent: {error}", file=sys.stderr)
+        finally:
+            places.release()
+
+    ready()
+    while True:
+        places.acquire()
+        client, _ = listener.accept()
+        threading.Thread(target=one, args=(client,), daemon=True).start()

@@ -1,0 +1,96 @@
+"""Asking a guest for evidence: a fresh nonce out, a bounded JSON document back. Nothing in it is believed here."""
+
+import base64
+import binascii
+import json
+import re
+import socket
+import time
+from dataclasses import dataclass
+
+from sevsnp.errors import UserError
+
+REQUEST = b"openend2e-sevsnp/1 ssh\n"
+NONCE_SIZE = 32
+MAX_ANSWER = 256 * 1024
+_HOST_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}")
+_MAX_HOST_KEYS = 8
+
+
+@dataclass(frozen=True)
+class GuestAnswer:
+    """What a guest sent: the raw report, the certificate table, and the SSH host keys it claims (``type base64``)."""
+
+    report: bytes
+    certificates: bytes
+    host_keys: tuple[str, ...]
+
+    def host_key_blobs(self) -> list[bytes]:
+        """The keys in SSH wire format, as REPORT_DATA binds them."""
+        return [base64.b64decode(key.split()[1]) for key in self.host_keys]
+
+
+def ask(host: str, port: int, nonce: bytes, timeout: float = 30.0) -> GuestAnswer:
+    """Send ``nonce`` (32 bytes) to the guest's agent and read its answer, all within ``timeout`` seconds.
+
+    Raises :class:`UserError` where nobody answers, the answer is malformed, or the guest says it has no evidence.
+    """
+    assert len(nonce) == NONCE_SIZE
+    where = f"{host}:{port}"
+    deadline = time.monotonic() + timeout
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as connection:
+            connection.sendall(REQUEST + nonce)
+            data = _receive(connection, deadline)
+    except OSError as error:
+        raise UserError(f"{where}: no answer: {error}", "is the guest up, and its ATTEST_PORT forwarded?") from error
+    return parse_answer(data, where)
+
+
+def _receive(connection: socket.socket, deadline: float) -> bytes:
+    data = bytearray()
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it took too long")
+        connection.settimeout(left)
+        piece = connection.recv(65536)
+        if not piece:
+            return bytes(data)
+        data += piece
+        if len(data) > MAX_ANSWER:
+            raise OSError(f"found more than {MAX_ANSWER} bytes")
+
+
+def parse_answer(data: bytes, where: str) -> GuestAnswer:
+    """Check the form of an answer; keys that are not there, not text or not base64 are refused by name."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: found {len(data)} bytes that are not JSON, expected a guest's answer") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: found {type(document).__name__}, expected a JSON object")
+    if "error" in document:
+        message = re.sub(r"[^ -~]", "?", str(document["error"]))[:300]
+        raise UserError(f"{where}: the guest offers no evidence: {message}")
+    keys = document.get("host_keys")
+    if not isinstance(keys, list) or not 0 < len(keys) <= _MAX_HOST_KEYS:
+        raise UserError(f"{where}: host_keys: found {str(keys)[:80]}, expected 1 to {_MAX_HOST_KEYS} keys")
+    for key in keys:
+        if not isinstance(key, str) or not _HOST_KEY.fullmatch(key):
+            raise UserError(f"{where}: host_keys: found {str(key)[:80]!r}, expected an ssh-ed25519 public key")
+    return GuestAnswer(
+        _base64(document, "report", where), _base64(document, "certificates", where, optional=True), tuple(keys)
+    )
+
+
+def _base64(document: dict[str, object], key: str, where: str, *, optional: bool = False) -> bytes:
+    value = document.get(key)
+    if value is None and optional:
+        return b""
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        return base64.b64decode(value, validate=True)
+    except (ValueError, binascii.Error):
+        raise UserError(f"{where}: {key}: found {str(value)[:40]!r}, expected base64") from None

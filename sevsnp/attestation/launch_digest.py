@@ -1,0 +1,287 @@
+"""The SNP launch digest that the secure processor computes over what QEMU loads.
+
+Sources: AMD 56860 §8.17.2 (PAGE_INFO), AMD APM volume 2 table B-4 (VMSA); QEMU target/i386/sev.c (kernel-hashes table,
+order of sections), target/i386/cpu.c (CPU models). The VMSA is that of hosts with
+Linux >= 6.9, which also set MXCSR and FCW.
+"""
+
+import hashlib
+import io
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sevsnp.attestation.ovmf import PAGE, Ovmf, SectionKind, read_firmware
+from sevsnp.errors import UserError
+from sevsnp.vm.config import File, Launch
+
+DIGEST_SIZE = 48
+TABLE_SIZE = 176  # 168 bytes, padded to a multiple of 16 as QEMU does
+MAX_CMDLINE = 2047  # x86 COMMAND_LINE_SIZE less its NUL: the kernel cuts off what is longer, yet all of it is measured
+MAX_VCPUS = 4096
+_PIECE = 1 << 20
+
+_HEADER = uuid.UUID("9438d606-4f22-4cc9-b479-a793d411fd21").bytes_le
+_CMDLINE = uuid.UUID("97d02dd8-bd20-4c94-aa78-e7714d36ab2a").bytes_le
+_INITRD = uuid.UUID("44baf731-3a2f-4bd7-9af1-41e29169781d").bytes_le
+_KERNEL = uuid.UUID("4de79437-abd2-427f-b835-d5b172d2045b").bytes_le
+
+NO_INITRD = hashlib.sha256(b"").digest()
+
+
+@dataclass(frozen=True)
+class KernelHashes:
+    """SHA-256 (32 bytes each) of kernel, initrd (of nothing where there is none) and cmdline with its final NUL."""
+
+    kernel: bytes
+    initrd: bytes
+    cmdline: bytes
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if len(value) != 32:
+                raise ValueError(f"{name}: {len(value)} bytes, expected a SHA-256 of 32")
+
+    @classmethod
+    def of(cls, launch: Launch) -> "KernelHashes":
+        """The hashes of a launch's files, each compared with the SHA-256 in the VM config as it is read."""
+        kernel = _hash_file(launch.kernel, "kernel")
+        initrd = _hash_file(launch.initrd, "initrd")
+        return cls(kernel, initrd, hash_cmdline(read_cmdline(launch.cmdline)))
+
+    def table(self) -> bytes:
+        """QEMU's PaddedSevHashTable, 176 bytes: what ``kernel-hashes=on`` puts into guest memory."""
+        entries = b"".join(
+            struct.pack("<16sH32s", guid, 50, digest)
+            for guid, digest in ((_CMDLINE, self.cmdline), (_INITRD, self.initrd), (_KERNEL, self.kernel))
+        )
+        return (struct.pack("<16sH", _HEADER, 18 + len(entries)) + entries).ljust(TABLE_SIZE, b"\0")
+
+    def page(self, offset: int) -> bytes:
+        """The 4096-byte page with the table at ``offset`` and zeros around it."""
+        if not 0 <= offset <= PAGE - TABLE_SIZE:
+            raise UserError(f"kernel-hashes table at {offset:#x} of its page: no room for {TABLE_SIZE} bytes")
+        return (bytes(offset) + self.table()).ljust(PAGE, b"\0")
+
+
+def hash_cmdline(cmdline: bytes) -> bytes:
+    """SHA-256 of a command line as QEMU puts it into the table, with the NUL."""
+    return hashlib.sha256(cmdline + b"\0").digest()
+
+
+def read_cmdline(file: File) -> bytes:
+    """A cmdline file's bytes, which are the command line itself: no newline, no NUL, at most 2047 printable ASCII."""
+    try:
+        cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_CMDLINE else None
+    except OSError as error:
+        raise _unreadable(file.path, "cmdline", error) from error
+    if cmdline is None:
+        raise UserError(f"{file.path}: more than {MAX_CMDLINE} bytes: the kernel would cut the command line off")
+    _compare(file, "cmdline", hashlib.sha256(cmdline).hexdigest())
+    for position, byte in enumerate(cmdline):
+        if not 0x20 <= byte < 0x7F:
+            raise UserError(
+                f"{file.path}: byte {byte:#04x} at {position}: expected one line of printable ASCII without its newline"
+            )
+    return cmdline
+
+
+def launch_digest_of(launch: Launch) -> bytes:
+    """The launch digest (48 bytes) of a VM config's files. Raises :class:`UserError` where a file is another."""
+    hashes = KernelHashes.of(launch)
+    path = launch.firmware.path
+    try:
+        with path.open("rb") as stream:
+            digest, sha256 = _digest(
+                stream, stream.seek(0, io.SEEK_END), str(path), hashes,
+                launch.vcpus, launch.vcpu_model, launch.guest_features,
+            )  # fmt: skip
+    except OSError as error:
+        raise _unreadable(path, "firmware", error) from error
+    # The bytes measured are the bytes compared: the firmware is read once for both.
+    _compare(launch.firmware, "firmware", sha256)
+    return digest
+
+
+def launch_digest(
+    firmware: BinaryIO,
+    size: int,
+    hashes: KernelHashes | bytes,
+    *,
+    vcpus: int,
+    vcpu_model: str,
+    guest_features: int,
+    name: str = "firmware image",
+) -> bytes:
+    """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
+
+    ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory.
+    ``guest_features`` is SEV_FEATURES of the VMSA (64 bits). ``name`` names the firmware in errors.
+    """
+    return _digest(firmware, size, name, hashes, vcpus, vcpu_model, guest_features)[0]
+
+
+def _digest(
+    stream: BinaryIO,
+    size: int,
+    name: str,
+    hashes: KernelHashes | bytes,
+    vcpus: int,
+    vcpu_model: str,
+    guest_features: int,
+) -> tuple[bytes, str]:
+    """The launch digest, and the SHA-256 of the firmware that went into it (64 hex digits)."""
+    if not 1 <= vcpus <= MAX_VCPUS:
+        raise UserError(f"vcpus: found {vcpus}, expected 1 to {MAX_VCPUS}")
+    signature = vcpu_signature(vcpu_model)
+    if not guest_features & 1 or guest_features >> 64:
+        raise UserError(f"guest_features: found {guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
+    info = read_firmware(stream, size, name)
+    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else bytes(hashes)
+    if len(page) != PAGE:
+        raise UserError(f"kernel-hashes page: found {len(page)} bytes, expected {PAGE}")
+    if info.hash_table_size < TABLE_SIZE:
+        raise UserError(f"{name}: room for {info.hash_table_size} bytes of kernel hashes, expected {TABLE_SIZE}")
+    context = _Context()
+    sha256 = hashlib.sha256()
+    for address, content in _pages(stream, info, name):
+        sha256.update(content)
+        context.data(_NORMAL, address, content)
+    _add_sections(context, info, page)
+    for number in range(vcpus):
+        context.data(_VMSA, _VMSA_ADDRESS, vmsa(info.reset_eip if number else _BSP_EIP, signature, guest_features))
+    return context.digest, sha256.hexdigest()
+
+
+def _pages(stream: BinaryIO, info: Ovmf, name: str) -> Iterator[tuple[int, bytes]]:
+    stream.seek(0)
+    for offset in range(0, info.size, PAGE):
+        content = stream.read(PAGE)
+        if len(content) != PAGE:
+            raise UserError(f"{name}: ends after {offset + len(content)} bytes, expected {info.size}")
+        yield info.address + offset, content
+
+
+def _add_sections(context: "_Context", info: Ovmf, hash_page: bytes) -> None:
+    for section in info.sections:
+        for address in range(section.address, section.address + section.size, PAGE):
+            match section.kind:
+                case SectionKind.SNP_KERNEL_HASHES:
+                    context.data(_NORMAL, address, hash_page)
+                case SectionKind.SNP_SECRETS:
+                    context.add(_SECRETS, address)
+                case SectionKind.CPUID:
+                    context.add(_CPUID, address)
+                case SectionKind.SNP_SEC_MEM | SectionKind.SVSM_CAA:
+                    context.add(_ZERO, address)
+
+
+_NORMAL, _VMSA, _ZERO, _SECRETS, _CPUID = 1, 2, 3, 5, 6  # page types, AMD 56860 SNP_LAUNCH_UPDATE
+_NO_CONTENT = bytes(DIGEST_SIZE)
+_VMSA_ADDRESS = 0xFFFFFFFFF000  # what the secure processor records for every VMSA page
+_PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
+
+
+class _Context:
+    """The digest so far; each page makes a new one from it and its PAGE_INFO (0x70 bytes)."""
+
+    def __init__(self) -> None:
+        self.digest = _NO_CONTENT
+
+    def add(self, kind: int, address: int, content: bytes = _NO_CONTENT) -> None:
+        info = _PAGE_INFO.pack(self.digest, content, _PAGE_INFO.size, kind, 0, 0, 0, 0, 0, address)
+        self.digest = hashlib.sha384(info).digest()
+
+    def data(self, kind: int, address: int, page: bytes) -> None:
+        self.add(kind, address, hashlib.sha384(page).digest())
+
+
+_BSP_EIP = 0xFFFFFFF0
+
+
+def vmsa(eip: int, signature: int, guest_features: int) -> bytes:
+    """A vCPU's first save area (4096 bytes) as KVM and QEMU set it up, starting at ``eip``."""
+    page = bytearray(PAGE)
+
+    def put(offset: int, layout: str, *values: int) -> None:
+        struct.pack_into("<" + layout, page, offset, *values)
+
+    # Segments, 16 bytes each: selector, attributes, limit, base.
+    for offset, attributes in ((0x00, 0x93), (0x20, 0x93), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
+                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, 0x8B)):  # fmt: skip
+        put(offset, "HHIQ", 0, attributes, 0xFFFF, 0)
+    put(0x10, "HHIQ", 0xF000, 0x9B, 0xFFFF, eip & 0xFFFF0000)
+    for offset, value in (
+        (0xD0, 0x1000),  # EFER: SVME
+        (0x148, 0x40),  # CR4: MCE
+        (0x158, 0x10),  # CR0: ET
+        (0x160, 0x400),  # DR7
+        (0x168, 0xFFFF0FF0),  # DR6
+        (0x170, 0x2),  # RFLAGS
+        (0x178, eip & 0xFFFF),  # RIP
+        (0x268, 0x0007040600070406),  # PAT
+        (0x310, signature),  # RDX: CPUID Fn1 EAX
+        (0x3B0, guest_features),  # SEV_FEATURES
+        (0x3E8, 0x1),  # XCR0
+    ):
+        put(offset, "Q", value)
+    put(0x408, "I", 0x1F80)  # MXCSR
+    put(0x410, "H", 0x37F)  # x87 FCW
+    return bytes(page)
+
+
+# Family, model, stepping and the highest version of each model in QEMU's builtin_x86_defs.
+_MODELS = {
+    "EPYC": (0x17, 0x01, 2, 5),
+    "EPYC-Rome": (0x17, 0x31, 0, 5),
+    "EPYC-Milan": (0x19, 0x01, 1, 3),
+    "EPYC-Genoa": (0x19, 0x11, 0, 2),
+    "EPYC-Turin": (0x1A, 0x00, 0, 2),
+}
+
+
+def _signatures() -> dict[str, int]:
+    signatures = {}
+    for name, (family, model, stepping, versions) in _MODELS.items():
+        # AMD 25481, CPUID Fn0000_0001_EAX.
+        signature = (family - 0xF) << 20 | model >> 4 << 16 | 0xF << 8 | (model & 0xF) << 4 | stepping
+        signatures[name] = signature
+        signatures.update({f"{name}-v{version}": signature for version in range(1, versions + 1)})
+    return {**signatures, "EPYC-IBPB": signatures["EPYC"]}
+
+
+VCPU_SIGNATURES = _signatures()
+
+
+def vcpu_signature(model: str) -> int:
+    """The CPUID signature (32 bits) that a guest of this QEMU CPU model starts with in RDX."""
+    if model not in VCPU_SIGNATURES:
+        raise UserError(f"vcpu_model: found {model!r}, expected one of {', '.join(sorted(VCPU_SIGNATURES))}")
+    return VCPU_SIGNATURES[model]
+
+
+def _hash_file(file: File, what: str) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with file.path.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise _unreadable(file.path, what, error) from error
+    _compare(file, what, digest.hexdigest())
+    return digest.digest()
+
+
+def _compare(file: File, what: str, found: str) -> None:
+    if found != file.sha256:
+        raise UserError(
+            f"{file.path}: {what}: found SHA-256 {found}, the VM config says {file.sha256}",
+            "the file changed after the config was made: run the setup task again",
+        )
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot read the {what}: {error.strerror}")

@@ -1,0 +1,219 @@
+"""The SNP attestation report: 1184 signed bytes, read strictly and kept raw.
+
+Source: AMD 56860 table 23 (ATTESTATION_REPORT), tables 3–5 (TCB_VERSION), table 9 (guest policy). Integers are
+little-endian. Bytes that must be zero are required to be: a field this parser does not know is never passed over.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Product, Tcb
+
+REPORT_SIZE = 1184
+SIGNED_SIZE = 0x2A0
+VERSIONS = (2, 3, 5)
+ECDSA_P384_SHA384 = 1
+NO_MIGRATION_AGENT = b"\xff" * 32
+
+# The CHIP_ID of every report of the software secure processor. No chip has it.
+EMULATED_CHIP_ID = b"EMULATED-PSP-NOT-AMD".ljust(64, b"\0")
+
+POLICY_MIGRATE_MA = 1 << 18
+POLICY_DEBUG = 1 << 19
+_POLICY_RESERVED_ONE = 1 << 17
+_POLICY_KNOWN = (1 << 26) - 1
+
+
+class SigningKey(IntEnum):
+    """SIGNING_KEY: which key signed the report."""
+
+    VCEK = 0
+    VLEK = 1
+    NONE = 7
+
+
+@dataclass(frozen=True)
+class Cpuid:
+    """CPUID family, model and stepping of the chip, 8 bits each; in reports from version 3 on."""
+
+    family: int
+    model: int
+    stepping: int
+
+
+@dataclass(frozen=True)
+class FirmwareVersion:
+    """The secure processor's firmware, as 1.55 build 40."""
+
+    major: int
+    minor: int
+    build: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report. ``raw`` is all 1184 bytes; every other field is read from it.
+
+    ``policy`` and ``platform_info`` are 64 bits, ``report_data`` and ``chip_id`` 64 bytes, ``measurement`` and the key
+    digests 48, ``host_data``, ``report_id`` and ``report_id_ma`` 32, ``family_id`` and ``image_id`` 16.
+    ``product`` follows from the CPUID fields; version 2 has none, and there it is the caller's claim.
+    The mitigation vectors are those of version 5, None before. ``signature_r`` and ``signature_s`` are numbers.
+    """
+
+    raw: bytes
+    version: int
+    product: Product
+    cpuid: Cpuid | None
+    guest_svn: int
+    policy: int
+    family_id: bytes
+    image_id: bytes
+    vmpl: int
+    signature_algorithm: int
+    current_tcb: Tcb
+    platform_info: int
+    author_key: bool
+    mask_chip_key: bool
+    signing_key: SigningKey
+    report_data: bytes
+    measurement: bytes
+    host_data: bytes
+    id_key_digest: bytes
+    author_key_digest: bytes
+    report_id: bytes
+    report_id_ma: bytes
+    reported_tcb: Tcb
+    chip_id: bytes
+    committed_tcb: Tcb
+    current_version: FirmwareVersion
+    committed_version: FirmwareVersion
+    launch_tcb: Tcb
+    launch_mitigations: int | None
+    current_mitigations: int | None
+    signature_r: int
+    signature_s: int
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes under the signature, 0x000–0x29F."""
+        return self.raw[:SIGNED_SIZE]
+
+
+def product_of(cpuid: Cpuid) -> Product:
+    """The product whose keys and TCB layout a chip has; Siena and Bergamo count as Genoa."""
+    match cpuid.family, cpuid.model:
+        case 0x19, model if model <= 0x0F:
+            return "Milan"
+        case 0x19, model if 0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF:
+            return "Genoa"
+        case 0x1A, model if model <= 0x11:
+            return "Turin"
+    raise UserError(f"report: CPUID family {cpuid.family:#x} model {cpuid.model:#x}: no known product")
+
+
+def parse_report(raw: bytes, claimed_product: Product) -> Report:
+    """Read a report of version 2, 3 or 5; ``claimed_product`` decides only where the report cannot (version 2).
+
+    Raises :class:`UserError` for another length or version, a reserved value, or a byte that must be zero and is not.
+    """
+    if len(raw) != REPORT_SIZE:
+        raise UserError(f"report: found {len(raw)} bytes, expected {REPORT_SIZE}")
+    raw = bytes(raw)
+    version = _u32(raw, 0x000)
+    if version not in VERSIONS:
+        raise UserError(f"report: found version {version}, expected one of {VERSIONS}")
+    for start, end in _RESERVED + (_RESERVED_BY_VERSION[version]):
+        _require_zero(raw, start, end)
+    algorithm = _u32(raw, 0x034)
+    if algorithm != ECDSA_P384_SHA384:
+        raise UserError(f"report: found signature algorithm {algorithm}, expected 1 (ECDSA P-384 with SHA-384)")
+    cpuid = None if version < 3 else Cpuid(*raw[0x188:0x18B])
+    product = product_of(cpuid) if cpuid else claimed_product
+    flags = _u32(raw, 0x048)
+    return Report(
+        raw=raw,
+        version=version,
+        product=product,
+        cpuid=cpuid,
+        guest_svn=_u32(raw, 0x004),
+        policy=_policy(_u64(raw, 0x008)),
+        family_id=raw[0x010:0x020],
+        image_id=raw[0x020:0x030],
+        vmpl=_u32(raw, 0x030),
+        signature_algorithm=algorithm,
+        current_tcb=decode_tcb(raw[0x038:0x040], product),
+        platform_info=_u64(raw, 0x040),
+        author_key=bool(flags & 1),
+        mask_chip_key=bool(flags & 2),
+        signing_key=_signing_key(flags),
+        report_data=raw[0x050:0x090],
+        measurement=raw[0x090:0x0C0],
+        host_data=raw[0x0C0:0x0E0],
+        id_key_digest=raw[0x0E0:0x110],
+        author_key_digest=raw[0x110:0x140],
+        report_id=raw[0x140:0x160],
+        report_id_ma=raw[0x160:0x180],
+        reported_tcb=decode_tcb(raw[0x180:0x188], product),
+        chip_id=raw[0x1A0:0x1E0],
+        committed_tcb=decode_tcb(raw[0x1E0:0x1E8], product),
+        current_version=FirmwareVersion(raw[0x1EA], raw[0x1E9], raw[0x1E8]),
+        committed_version=FirmwareVersion(raw[0x1EE], raw[0x1ED], raw[0x1EC]),
+        launch_tcb=decode_tcb(raw[0x1F0:0x1F8], product),
+        launch_mitigations=_u64(raw, 0x1F8) if version >= 5 else None,
+        current_mitigations=_u64(raw, 0x200) if version >= 5 else None,
+        signature_r=int.from_bytes(raw[0x2A0:0x2D0], "little"),
+        signature_s=int.from_bytes(raw[0x2E8:0x318], "little"),
+    )
+
+
+def decode_tcb(data: bytes, product: Product) -> Tcb:
+    """A TCB_VERSION of 8 bytes in its product's layout. Raises :class:`UserError` where a reserved byte is not zero."""
+    if product == "Turin":
+        fmc, bootloader, tee, snp, *reserved, microcode = data
+    else:
+        (bootloader, tee, *reserved, snp, microcode), fmc = data, None
+    if any(reserved):
+        raise UserError(f"report: TCB version {data.hex()}: reserved bytes are not zero in {product}'s layout")
+    return Tcb(bootloader=bootloader, tee=tee, snp=snp, microcode=microcode, fmc=fmc)
+
+
+# The upper 24 bytes of the 72-byte r and s are zero because P-384 numbers have 48.
+_RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0),
+             (0x2D0, 0x2E8), (0x318, REPORT_SIZE))  # fmt: skip
+_RESERVED_BY_VERSION = {
+    2: ((0x188, 0x18B), (0x1F8, SIGNED_SIZE)),
+    3: ((0x1F8, SIGNED_SIZE),),
+    5: ((0x208, SIGNED_SIZE),),
+}
+
+
+def _require_zero(raw: bytes, start: int, end: int) -> None:
+    if any(raw[start:end]):
+        raise UserError(f"report: bytes {start:#x} to {end - 1:#x} must be zero")
+
+
+def _policy(policy: int) -> int:
+    if policy & ~_POLICY_KNOWN or not policy & _POLICY_RESERVED_ONE:
+        raise UserError(f"report: guest policy {policy:#x}: bits 63:26 must be zero and bit 17 one")
+    return policy
+
+
+def _signing_key(flags: int) -> SigningKey:
+    if flags >> 5:
+        raise UserError(f"report: flags {flags:#x}: bits 31:5 must be zero")
+    value = flags >> 2
+    if value not in SigningKey.__members__.values():
+        raise UserError(f"report: signing key {value}: a reserved value")
+    return SigningKey(value)
+
+
+def _u32(raw: bytes, offset: int) -> int:
+    (value,) = struct.unpack_from("<I", raw, offset)
+    return int(value)
+
+
+def _u64(raw: bytes, offset: int) -> int:
+    (value,) = struct.unpack_from("<Q", raw, offset)
+    return int(value)

@@ -1,0 +1,129 @@
+"""The host bundle: what an untrusted host needs to run a workflow, and nothing of what decides anything.
+
+It has the guest's files, two launch files (production and emulated) without reference values, the code that launches,
+and a Python of its own, so that a host needs nothing but QEMU. No private key, no policy, no user's name.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.store.recipe import reached_sources
+from sevsnp.vm.config import Disk, File, Launch, VmConfig, read_vm_config, render_vm_config
+
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
+_PYTHON = "usr/lib/python3.*"
+_PACKAGES = "usr/lib/python3/dist-packages"
+# Where the code on the host starts: all that these import goes along.
+_ENTRIES = ("sevsnp.vm.host", "sevsnp.vm.snp", "sevsnp.emulation.launch")
+_RUN_PY = """\
+import sys
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here))
+from sevsnp.vm.host import main
+
+sys.exit(main(sys.argv[1:], here.parent))
+"""
+
+
+def make_bundle(
+    *, production: Path, emulated: Path, template: Path, run_script: Path, release: Path, output: Path
+) -> None:
+    """Write the bundle directory ``output`` from the two VM configs and the unpacked release tree."""
+    output.mkdir()
+    copied: dict[Path, str] = {}
+    for config, name in ((production, "launch.toml"), (emulated, "launch.emulated.toml")):
+        launch = _copy_files(read_vm_config(config).launch, output, copied)
+        (output / name).write_text(render_vm_config(VmConfig((output / name).resolve(), launch, None), template))
+    script = output / "run"
+    script.write_text(run_script.read_text())
+    script.chmod(0o755)
+    _copy_code(output / "lib")
+    _copy_python(release, output / "runtime")
+    _check_no_secret(output)
+
+
+def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch:
+    """Copy what a launch names into ``output``, each file once, and return the launch of the copies."""
+
+    def copy(path: Path) -> Path:
+        if path not in copied:
+            name = path.name
+            if name in copied.values():
+                raise UserError(f"{path}: a second file named {name} for the bundle")
+            # A reflink where the file system has them: the images are large and do not change.
+            run(["cp", "--reflink=auto", "--sparse=always", "--", path, output / name])
+            (output / name).chmod(0o644)
+            copied[path] = name
+        return (output / copied[path]).resolve()
+
+    files = {
+        name: File(copy(file.path), file.sha256)
+        for name, file in (
+            ("firmware", launch.firmware),
+            ("kernel", launch.kernel),
+            ("initrd", launch.initrd),
+            ("cmdline", launch.cmdline),
+        )
+    }
+    disks = tuple(Disk(disk.role, copy(disk.path), disk.size, disk.sha256) for disk in launch.disks)
+    return Launch(**{**vars(launch), **files, "disks": disks})
+
+
+def _copy_code(library: Path) -> None:
+    for name, source in sorted({item for entry in _ENTRIES for item in reached_sources(entry).items()}):
+        relative = Path(*name.split("."))
+        target = library / (relative / "__init__.py" if source.name == "__init__.py" else relative.with_suffix(".py"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    (library / "run.py").write_text(_RUN_PY)
+
+
+def _copy_python(release: Path, runtime: Path) -> None:
+    """Python, its standard library and the cryptography package, with the shared libraries that they load."""
+    (found,) = sorted(release.glob(_PYTHON + "[0-9]"))
+    version = found.name
+    for part in (f"usr/lib/{version}", f"{_PACKAGES}/cryptography"):
+        shutil.copytree(release / part, runtime / part, symlinks=False, ignore=_ignored)
+    for name in (release / _PACKAGES).glob("_cffi_backend*.so"):
+        shutil.copy2(name, runtime / _PACKAGES / name.name)
+    for name in ("bin/python3", "usr/bin/python3"):
+        (runtime / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(release / name, runtime / name)
+        (runtime / name).chmod(0o755)
+    binaries = [runtime / "usr/bin/python3", *runtime.rglob("*.so")]
+    libraries = _libraries(release, binaries)
+    (runtime / _LIBRARIES).mkdir(parents=True)
+    for library in [release / _LOADER, *libraries]:
+        shutil.copyfile(library, runtime / _LIBRARIES / library.name)
+        (runtime / _LIBRARIES / library.name).chmod(0o755)
+
+
+def _ignored(directory: str, names: list[str]) -> set[str]:
+    unwanted = {"__pycache__", "test", "idlelib", "tkinter", "ensurepip", "turtledemo", "pydoc_data"}
+    return {name for name in names if name in unwanted or name.startswith("config-")}
+
+
+def _libraries(release: Path, binaries: Iterable[Path]) -> list[Path]:
+    """The shared libraries that the tree's own loader finds for ``binaries``."""
+    names: set[str] = set()
+    for binary in binaries:
+        listing = run([release / _LOADER, "--library-path", release / _LIBRARIES, "--list", binary]).decode()
+        names.update(re.findall(r"^\s*(\S+\.so\S*) => /", listing, re.MULTILINE))
+    return [release / _LIBRARIES / name for name in sorted(names)]
+
+
+def _check_no_secret(bundle: Path) -> None:
+    """A bundle is handed to the host: no private key and no reference value may be in it, whatever went wrong before."""
+    for path in bundle.rglob("*"):
+        if path.suffix == ".toml" and "[reference" in path.read_text():
+            raise UserError(f"{path}: reference values in a host bundle")
+        if path.is_file() and path.suffix in (".pem", ".key", "") and path.stat().st_size < 1 << 16:
+            if b"PRIVATE KEY" in path.read_bytes():
+                raise UserError(f"{path}: a private key in a host bundle")

@@ -1,0 +1,221 @@
+"""The whole integrity workflow, unattended: host and owner as two machines would do it, and what each step proved."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation.appraisal import Refused
+from sevsnp.command import environment, run
+from sevsnp.errors import UserError
+from sevsnp.files import write_atomic
+from sevsnp.owner import attest, attest_guest
+from sevsnp.progress import Stages
+from sevsnp.reporter import timings
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.platforms import choose
+from sevsnp.vm.run import config_of
+
+BOOT_SECONDS = 300.0
+_STOP_SECONDS = 120.0
+MARKER = "Booting dm-verity filesystem.."
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A bundle's ./run as a process of its own; it and its QEMU end with the context."""
+    process = subprocess.Popen(
+        ["./run", *arguments],
+        cwd=bundle,
+        env=environment({"QEMU": str(qemu.absolute())}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for_evidence(process: "subprocess.Popen[bytes]", port: int, seconds: float) -> None:
+    """Until something answers at the attestation port, or the guest is gone, or time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+            raise UserError(f"the guest ended before it answered (exit code {process.returncode})\n{message}")
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(("127.0.0.1", port))
+                # QEMU's user network accepts before the guest does; an agent that is there waits for our request.
+                probe.settimeout(1)
+                if probe.recv(1):
+                    return
+            except TimeoutError:
+                return
+            except OSError:
+                pass
+        time.sleep(0.3)
+    raise UserError(f"no answer from the guest in {seconds:.0f} s", "its console is in the serial log")
+
+
+def ssh(config: Path, command: str, timeout: float = 60.0) -> str:
+    """Run a command in the guest through the ssh configuration that attestation wrote."""
+    return run(["ssh", "-F", config, "guest", command], timeout=timeout).decode()
+
+
+_CHECKS = r"""
+set -u
+state() { if "$@" 2>/dev/null; then echo yes; else echo no; fi; }
+writable() { state sudo touch "$1/.probe"; }
+echo "root_writable=$(writable /)"
+echo "usr_writable=$(writable /usr)"
+for d in etc home var tmp; do echo "${d}_writable=$(writable /$d)"; done
+echo "root=$(findmnt -no SOURCE,OPTIONS / | tr ' ' ';')"
+for d in etc home var tmp; do echo "${d}_type=$(findmnt -no FSTYPE /$d)"; done
+echo "system=$(systemctl is-system-running || true)"
+echo "cmdline=$(cat /proc/cmdline)"
+"""
+
+
+def look_inside(config: Path) -> dict[str, str]:
+    """What the running guest says of its mounts, once it has finished starting."""
+    output = ssh(config, "sh -c 'systemctl is-system-running --wait >/dev/null; exec sh -s' <<'END'\n" + _CHECKS + "END")
+    return dict(re.findall(r"^([a-z_]+)=(.*)$", output, re.MULTILINE))
+
+
+def e2e(
+    *,
+    bundle: Path,
+    directory: Path,
+    qemu: Path,
+    platform: str,
+    memory: int,
+    answers: Path,
+    identity: Path,
+    user: str,
+    template: Path,
+    output: Path,
+    results: Path,
+) -> None:
+    """Run the integrity workflow end to end and write what was shown to ``results`` (JSON).
+
+    The host side runs in a directory that holds only the bundle; ``output`` gets known_hosts and ssh_config.
+    """
+    stages = Stages()
+    for name, seconds in timings.items():
+        stages.add(name, seconds, "built")
+    name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
+    config_path = config_of(directory, "verity", name)
+    with tempfile.TemporaryDirectory(prefix="sevsnp-host-") as host:
+        there = Path(host) / "bundle"
+        with stages.stage("hand the bundle to the host") as shown:
+            run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", bundle, there])
+            shown.append("no key and no policy in it")
+        verity = _verity(stages, there, config_path, qemu, name, memory, identity, user, template, output)
+    seconds = {stage: round(taken, 3) for stage, taken, _ in stages.rows}
+    document = {"platform": name, "workflows": {"verity": verity}, "timings": seconds}
+    write_atomic(results, json.dumps(document, indent=2) + "\n")
+    stages.table(f"end to end, platform {name}" + (" (EMULATED – NOT CONFIDENTIAL)" if name == "emulated" else ""))
+
+
+def _verity(
+    stages: Stages,
+    bundle: Path,
+    config_path: Path,
+    qemu: Path,
+    platform: str,
+    memory: int,
+    identity: Path,
+    user: str,
+    template: Path,
+    output: Path,
+) -> dict[str, Any]:
+    ssh_port, attest_port = free_port(), free_port()
+    config = read_vm_config(config_path)
+    arguments = ["--platform", platform, "--memory", f"{memory >> 20}M", "--restricted"]
+    arguments += ["--ssh-port", str(ssh_port), "--attest-port", str(attest_port)]
+    emulated_root = bundle / "state" / "ark.pem"
+    with hosted(bundle, qemu, arguments) as process:
+        with stages.stage("boot with measured boot") as shown:
+            wait_for_evidence(process, attest_port, BOOT_SECONDS)
+            log = (bundle / "state" / "serial.log").read_text(errors="replace")
+            if MARKER not in log:
+                raise UserError(f"the console log lacks the line {MARKER!r}")
+            shown.append("the firmware accepted kernel, initramfs and command line by hash")
+        with stages.stage("attest") as shown:
+            attest_guest(
+                vm_config=config_path, host="127.0.0.1", port=attest_port, ssh_port=ssh_port,
+                emulated_root=emulated_root, identity=identity, user=user, template=template, output=output,
+            )  # fmt: skip
+            verdict = json.loads((output / "verdict.json").read_text())
+            shown.append("evidence for a fresh nonce, launch digest as computed from the files")
+        if platform == "emulated":
+            with stages.stage("refuse emulated evidence in production") as shown:
+                shown.append(_refused_in_production(config_path, attest_port, emulated_root))
+        with stages.stage("log in") as shown:
+            found = look_inside(output / "ssh_config")
+            _expect(found)
+            shown.append("the attested host key; root read-only and verified; /etc /home /var /tmp writable in memory")
+        with stages.stage("shut down") as shown:
+            ssh(output / "ssh_config", "sudo systemctl poweroff || true")
+            if process.wait(timeout=_STOP_SECONDS):
+                raise UserError(f"the host's ./run ended with exit code {process.returncode}")
+            shown.append("the guest's own poweroff ended QEMU")
+    reference = config.require_reference()
+    return {
+        "measured_boot": verdict["measurement"] == reference.launch_digest.hex(),
+        "launch_digest": verdict["measurement"],
+        "verdict": "accepted" if verdict["trust_domain"] == "amd" else "accepted as emulated",
+        "ssh_login": True,
+        "tmpfs_writable": True,
+        "root_read_only": True,
+    }
+
+
+def _refused_in_production(config_path: Path, port: int, emulated_root: Path) -> str:
+    """The very same guest before the production verifier must fail for want of a root, and for nothing else."""
+    production = read_vm_config(config_path)
+    launch = type(production.launch)(**{**vars(production.launch), "platform": "snp"})
+    try:
+        attest(type(production)(production.source, launch, production.reference), "127.0.0.1", port, emulated_root)
+    except Refused as refused:
+        if refused.reason != "unknown-root":
+            raise UserError(f"refused for {refused.reason}, expected unknown-root") from None
+        return "refused: unknown root"
+    raise UserError("the production verifier accepted emulated evidence")
+
+
+def _expect(found: dict[str, str]) -> None:
+    wanted = {"root_writable": "no", "usr_writable": "no"}
+    wanted |= {f"{name}_writable": "yes" for name in ("etc", "home", "var", "tmp")}
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(f"in the guest, {name}: found {found.get(name)!r}, expected {value!r}")
+    if not re.match(r"/dev/(mapper/root|dm-0);ro\b", found.get("root", "")):
+        raise UserError(f"in the guest, the root is {found.get('root')!r}, expected the verity mapping, read-only")
+

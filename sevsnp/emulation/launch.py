@@ -1,0 +1,85 @@
+"""The platform `emulated`: the same firmware, kernel, initramfs, command line and disks, without SNP hardware.
+
+On SNP hardware QEMU puts the table of kernel, initrd and command-line hashes into guest memory; here the loader device
+does, and the real AmdSev firmware enforces it all the same. The guest is started paused, and its launch digest is
+computed from the memory that it really starts with. EMULATED – NOT CONFIDENTIAL.
+"""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sevsnp.attestation.launch_digest import KernelHashes
+from sevsnp.attestation.ovmf import Ovmf
+from sevsnp.emulation.measure import measure
+from sevsnp.emulation.psp import EmulatedPsp
+from sevsnp.emulation.service import PspService
+from sevsnp.vm.config import Launch
+from sevsnp.vm.qemu import RunOptions, common_arguments, start, stop
+from sevsnp.vm.qmp import Qmp
+
+BANNER = "EMULATED – NOT CONFIDENTIAL"
+PORT_NAME = "org.openend2e.psp"
+_PAGE = 4096
+
+
+@contextlib.contextmanager
+def running(
+    launch: Launch, options: RunOptions, accelerator: str = "tcg", hashes: KernelHashes | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the guest and give its QEMU process; it is gone when the context ends.
+
+    For an emulated VM config the secure processor's certificates are left in ``options.state`` as ``ark.pem``
+    and the launch digest as ``launch-digest.txt``. A production VM config starts too: its guest has no evidence.
+    ``hashes`` replaces the table that QEMU would make, as a host that lies about the files it loads would.
+    """
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
+        work = Path(name)
+        firmware = Ovmf.read(launch.firmware.path)
+        table = work / "table"
+        table.write_bytes((hashes or KernelHashes.of(launch)).table())
+        arguments = [
+            *("-machine", "q35,smm=off,vmport=off"),
+            *("-accel", f"{accelerator},thread=multi" if accelerator == "tcg" else accelerator),
+            *("-cpu", launch.vcpu_model),
+            *("-m", f"{options.memory >> 20}M"),
+            *("-device", f"loader,file={table},addr={firmware.hash_table_address:#x},force-raw=on"),
+            *common_arguments(launch, options, work / "qmp"),
+            "-S",
+        ]
+        if launch.platform == "emulated":
+            arguments += [
+                *("-device", "virtio-serial-pci,disable-legacy=on,iommu_platform=on"),
+                *("-chardev", f"socket,id=psp,path={work}/psp,server=on,wait=off"),
+                *("-device", f"virtserialport,chardev=psp,name={PORT_NAME}"),
+            ]
+        process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
+        try:
+            with contextlib.ExitStack() as stack:
+                with Qmp(work / "qmp") as qmp:
+                    if launch.platform == "emulated":
+                        digest = _measure(qmp, launch, work, firmware)
+                        psp = EmulatedPsp.create(options.state, launch.product)
+                        (options.state / "launch-digest.txt").write_text(digest.hex() + "\n")
+                        stack.enter_context(PspService(psp, launch, digest, work / "psp"))
+                    qmp.command("cont")
+                yield process
+        finally:
+            stop(process)
+
+
+def _measure(qmp: Qmp, launch: Launch, work: Path, firmware: Ovmf) -> bytes:
+    """The launch digest of the memory as it is before the first instruction."""
+    regions = (("firmware", firmware.address, firmware.size), ("page", firmware.hash_page_address, _PAGE))
+    for name, address, length in regions:
+        qmp.command("pmemsave", val=address, size=length, filename=str(work / name))
+    cpus = qmp.command("query-cpus-fast")
+    return measure(
+        (work / "firmware").read_bytes(),
+        (work / "page").read_bytes(),
+        vcpus=len(cpus),
+        vcpu_model=launch.vcpu_model,
+        guest_features=launch.guest_features,
+    )

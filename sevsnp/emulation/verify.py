@@ -1,0 +1,80 @@
+"""The emulated verifier: the production verifier's checks under the root of one software secure processor.
+
+Its verdict is another type, and proves nothing about confidentiality.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cryptography.hazmat.primitives import hashes
+
+from sevsnp.attestation.appraisal import Appraisal, Check, Evidence, Expected, appraise
+from sevsnp.attestation.certificates import TrustRoot, load_certificates
+from sevsnp.attestation.report import Report
+from sevsnp.emulation.psp import EMULATION_OID
+from sevsnp.errors import UserError
+
+_TOKEN = object()
+
+
+@dataclass(frozen=True, init=False)
+class EmulatedVerdict:
+    """A software secure processor runs the expected guest. Only :func:`verify_emulated` makes one."""
+
+    report: Report
+    checks: tuple[Check, ...]
+
+    def __init__(self, appraisal: Appraisal, token: object) -> None:
+        if token is not _TOKEN:
+            raise TypeError("an EmulatedVerdict comes from verify_emulated only")
+        object.__setattr__(self, "report", appraisal.report)
+        object.__setattr__(self, "checks", appraisal.checks)
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("EmulatedVerdict has no subclasses")
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: ``accepted`` is for real hardware and stays false; ``accepted_as_emulated`` is true."""
+        return {
+            "trust_domain": "emulated",
+            "accepted": False,
+            "accepted_as_emulated": True,
+            "measurement": self.report.measurement.hex(),
+            "chip_id": self.report.chip_id.hex(),
+            "report_data": self.report.report_data.hex(),
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+
+def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> EmulatedVerdict:
+    """Appraise emulated evidence at the time ``now`` (aware) under the certificate in the PEM file ``root``.
+
+    Raises Refused, and :class:`UserError` where ``root`` is not one software secure processor's ARK.
+    """
+    return EmulatedVerdict(appraise(evidence, expected, now, _read_root(root)), _TOKEN)
+
+
+def _read_root(path: Path) -> TrustRoot:
+    hint = "give the ark.pem that the software secure processor wrote when the guest was started"
+    try:
+        found = load_certificates(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the emulated root: {error.strerror}", hint) from error
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", hint) from error
+    try:
+        marked = len(found) == 1 and any(
+            one.critical and one.oid.dotted_string == EMULATION_OID for one in found[0].extensions
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: unreadable extensions: {error}", hint) from error
+    if not marked:
+        raise UserError(f"{path}: expected one certificate with the emulation's mark", hint)
+    return TrustRoot(
+        domain="emulated",
+        platform="emulated",
+        pins=((found[0].fingerprint(hashes.SHA256()), None),),
+        required_extensions=frozenset({EMULATION_OID}),
+    )

@@ -1,0 +1,177 @@
+"""File system images straight from a tar: no root, no loop device, and the same bytes from the same tar.
+
+From a directory mke2fs copies access and change times too, so nothing built from one is ever the same twice; from a
+tar it has only what the tar says.
+"""
+
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.images.rootfs import EPOCH
+from sevsnp.images.tar import Entry, Kind, read_tar
+
+BLOCK_SIZE = 4096
+INODE_SIZE = 256
+INODES_PER_GROUP = 8192
+MIB = 1 << 20
+
+# All features by name, so that no default of another version changes the image.
+FEATURES = (
+    "ext_attr",
+    "dir_index",
+    "filetype",
+    "extent",
+    "64bit",
+    "flex_bg",
+    "sparse_super",
+    "large_file",
+    "huge_file",
+    "dir_nlink",
+    "extra_isize",
+    "metadata_csum",
+)
+
+# mke2fs takes any size, but one this large is a slip of the unit and would fill the disk with inode tables.
+LARGEST = 1 << 44
+
+
+def fixed_uuid(label: str) -> str:
+    """A UUID that depends on ``label`` alone.
+
+    It names a file system inside its own image and is never looked for, so it need not be unique in the world; a random
+    one would make every build another one.
+    """
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"openend2e-sevsnp:{label}"))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a tree needs at least: ``blocks`` of 4,096 bytes for content, and ``inodes``."""
+
+    blocks: int
+    inodes: int
+
+
+def usage(entries: dict[str, Entry]) -> Usage:
+    """Count the blocks and inodes that the tree needs in ext4."""
+    blocks = inodes = 0
+    seen: set[tuple[str, int]] = set()
+    names: dict[str, int] = {}
+    for entry in entries.values():
+        parent = entry.name.rpartition("/")[0]
+        names[parent] = names.get(parent, 0) + 12 + len(entry.name) - len(parent)
+        if entry.content is not None:
+            if entry.content.inode in seen:
+                continue
+            seen.add(entry.content.inode)
+            blocks += -(-entry.content.size // BLOCK_SIZE)
+        elif entry.kind is Kind.SYMLINK:
+            blocks += len(entry.target) >= 60  # shorter ones live in the inode
+        inodes += 1
+    # A directory block is never quite full: names do not cross its end.
+    blocks += sum(-(-size * 5 // (4 * BLOCK_SIZE)) for size in names.values())
+    return Usage(blocks, inodes)
+
+
+def ext4_size(need: Usage, *, spare: int = 16 * MIB, journal: int = 0) -> int:
+    """The size in bytes of an ext4 image that holds ``need`` with ``spare`` bytes left, rounded up to 1 MiB."""
+    tables = (need.inodes + INODES_PER_GROUP) * INODE_SIZE * 9 // 8
+    content = need.blocks * BLOCK_SIZE * 101 // 100  # extent trees, bitmaps and group descriptors
+    return -(-(content + tables + spare + journal + 2 * MIB) // MIB) * MIB
+
+
+def make_ext4(
+    tar: Path,
+    image: Path,
+    *,
+    tools: Path,
+    label: str = "root",
+    size: int | None = None,
+    journal: bool = False,
+    epoch: int = EPOCH,
+) -> None:
+    """Write the tree in ``tar`` as an ext4 image and check it with e2fsck.
+
+    ``size`` in bytes, a multiple of 4,096; without one what the tree needs and 16 MiB more. No journal by default: a
+    root that is only read has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck.
+    Raises UserError for a size into which the tree does not fit.
+    """
+    entries = read_tar(tar)
+    need = usage(entries)
+    if size is None:
+        size = ext4_size(need, journal=64 * MIB if journal else 0)
+    least = need.blocks * BLOCK_SIZE + need.inodes * INODE_SIZE
+    if size % BLOCK_SIZE or size <= 0:
+        raise UserError(f"{image.name}: size {size} bytes, expected a positive multiple of {BLOCK_SIZE}")
+    if size > LARGEST:
+        raise UserError(f"{image.name}: size {size} bytes, expected at most {LARGEST} (16 TiB)")
+    if size < least:
+        raise UserError(f"{image.name}: size {size} bytes, but the files of {tar.name} need {least} at least")
+    # A root that is written to gets an inode for every 16 KiB, as mke2fs would give it.
+    inodes = max(need.inodes + INODES_PER_GROUP // 8, size // 16384 if journal else 0)
+    identity = fixed_uuid(f"ext4:{label}")
+    image.unlink(missing_ok=True)
+    with image.open("wb") as stream:
+        stream.truncate(size)
+    try:
+        run(
+            [
+                tools / "mke2fs",
+                *("-q", "-F"),
+                *("-t", "ext4"),
+                *("-b", str(BLOCK_SIZE)),
+                *("-I", str(INODE_SIZE)),
+                *("-N", str(inodes)),
+                *("-m", "0"),
+                *("-L", label),
+                *("-U", identity),
+                *("-O", ",".join(("none", *FEATURES, *(("has_journal",) if journal else ())))),
+                *("-E", f"hash_seed={identity},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"),
+                *("-d", tar),
+                image,
+            ],
+            env={
+                "SOURCE_DATE_EPOCH": str(epoch),
+                "E2FSPROGS_FAKE_TIME": str(epoch),
+                # The host's /etc/mke2fs.conf must not have a say.
+                "MKE2FS_CONFIG": "/dev/null",
+            },
+        )
+    except UserError as error:
+        if re.search(r"Could not allocate|No space left|no free space|too small", error.message, re.IGNORECASE):
+            raise UserError(f"{image.name}: size {size} bytes, too few for the files of {tar.name}") from error
+        raise
+    check_ext4(image, tools=tools)
+
+
+def check_ext4(image: Path, *, tools: Path) -> None:
+    """Raises UserError unless e2fsck finds nothing to mend."""
+    run([tools / "e2fsck", "-f", "-n", image], hint=f"{image.name} was just made: is the disk full or failing?")
+
+
+def make_erofs(tar: Path, image: Path, *, tools: Path, label: str = "root", epoch: int = EPOCH) -> None:
+    """Write the tree in ``tar`` as a compressed, read-only EROFS image and check it with fsck.erofs."""
+    image.unlink(missing_ok=True)
+    run(
+        [
+            tools / "mkfs.erofs",
+            "--quiet",
+            "--tar=f",
+            *("-b", str(BLOCK_SIZE)),
+            # lz4: what every kernel with EROFS can read, and the fastest to read.
+            *("-z", "lz4hc,level=9"),
+            *("-L", label),
+            *("-U", fixed_uuid(f"erofs:{label}")),
+            *("-T", str(epoch)),
+            "--mkfs-time",
+            # The order in which threads finish would be the order on disk.
+            "--workers=1",
+            image,
+            tar,
+        ],
+    )
+    run([tools / "fsck.erofs", image], hint=f"{image.name} was just made: is the disk full or failing?")

@@ -1,0 +1,158 @@
+"""Our own layer of the guest: users, host name, enabled and masked units, and the tree guest-vm/files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.images.guest_config import Guest, User, read_guest
+from sevsnp.images.rootfs import (
+    EPOCH,
+    Filter,
+    Layer,
+    directory_entries,
+    directory_entry,
+    link_entry,
+    make_rootfs,
+    text_entry,
+)
+from sevsnp.images.tar import Entry, Kind, read_tar
+
+UNITS = "etc/systemd/system"
+GENERATORS = "etc/systemd/system-generators"
+
+# Days since 1970 in the third field of /etc/shadow; a date of the build's would differ between two of them.
+SHADOW_DAY = EPOCH // 86400
+
+
+def guest_layer(guest: Guest, files: Path, packages: Mapping[str, Entry], authorized_key: str) -> Layer:
+    """The layer over ``packages`` (entries by name): accounts, units, host name, then the tree ``files``.
+
+    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group the packages lack.
+    """
+    entries = [
+        text_entry("etc/hostname", f"{guest.hostname}\n"),
+        text_entry("etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {guest.hostname}\n::1 localhost ip6-localhost\n"),
+        link_entry("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target"),
+        # As new as /usr: without these, ldconfig, hwdb and catalogue are made again at every boot.
+        text_entry("etc/.updated", ""),
+        text_entry("var/.updated", ""),
+    ]
+    own = directory_entries(files) if files.is_dir() else []
+    available = {*packages, *(entry.name for entry in own)}
+    entries += _unit_entries(guest, available)
+    entries += _account_files(guest, packages)
+    for user in guest.users:
+        entries += _home(user, packages, authorized_key)
+    return Layer(str(files), entries + own, guest.remove)
+
+
+def _unit_entries(guest: Guest, available: set[str]) -> list[Entry]:
+    entries = []
+    for target, units in guest.enable.items():
+        for unit in units:
+            template = re.sub(r"@.+\.", "@.", unit)
+            folder = next((f for f in ("usr/lib/systemd/system", UNITS) if f"{f}/{template}" in available), None)
+            if folder is None:
+                raise UserError(
+                    f"guest.yaml: enable: {unit}: no such unit in the guest's packages or files",
+                    "add its package to guest-vm/packages.yaml, or the unit to guest-vm/files/etc/systemd/system",
+                )
+            entries.append(link_entry(f"{UNITS}/{target}.wants/{unit}", f"/{folder}/{template}"))
+    entries += [link_entry(f"{UNITS}/{unit}", "/dev/null") for unit in guest.mask]
+    entries += [link_entry(f"{GENERATORS}/{name}", "/dev/null") for name in guest.mask_generators]
+    return entries
+
+
+def _lines(packages: Mapping[str, Entry], name: str) -> list[list[str]]:
+    entry = packages.get(name)
+    if entry is None or entry.content is None:
+        raise UserError(f"/{name}: missing from the guest's packages", "is base-passwd in guest-vm/packages.yaml?")
+    return [line.split(":") for line in entry.content.read().decode().splitlines() if line]
+
+
+def _account_files(guest: Guest, packages: Mapping[str, Entry]) -> list[Entry]:
+    passwd, shadow = _lines(packages, "etc/passwd"), _lines(packages, "etc/shadow")
+    group, gshadow = _lines(packages, "etc/group"), _lines(packages, "etc/gshadow")
+    for fields in shadow:
+        fields[1], fields[2] = "*", str(SHADOW_DAY)  # no password opens any account
+    shadow_group = next((int(fields[2]) for fields in group if fields[0] == "shadow"), 0)
+    for user in guest.users:
+        if any(fields[0] == user.name or fields[2] == str(user.uid) for fields in passwd):
+            raise UserError(f"guest.yaml: users: {user.name}: name or uid {user.uid} is already taken")
+        passwd.append([user.name, "x", str(user.uid), str(user.uid), "", f"/home/{user.name}", user.shell])
+        # `*`, not `!`: to sshd an account locked with `!` is locked for keys as well.
+        shadow.append([user.name, "*", str(SHADOW_DAY), "0", "99999", "7", "", "", ""])
+        group.append([user.name, "x", str(user.uid), ""])
+        gshadow.append([user.name, "!", "", ""])
+        for name in user.groups:
+            found = [fields for fields in group + gshadow if fields[0] == name]
+            if not found:
+                raise UserError(f"guest.yaml: users: {user.name}: groups: no group {name} in the guest's packages")
+            for fields in found:
+                fields[3] = ",".join(filter(None, [*fields[3].split(","), user.name]))
+
+    def text(rows: list[list[str]]) -> str:
+        return "".join(":".join(row) + "\n" for row in rows)
+
+    return [
+        text_entry("etc/passwd", text(passwd)),
+        text_entry("etc/group", text(group)),
+        text_entry("etc/shadow", text(shadow), 0o640, 0, shadow_group),
+        text_entry("etc/gshadow", text(gshadow), 0o640, 0, shadow_group),
+    ]
+
+
+def _home(user: User, packages: Mapping[str, Entry], authorized_key: str) -> list[Entry]:
+    home = f"home/{user.name}"
+    entries = [directory_entry(home, 0o700, user.uid, user.uid)]
+    for name, entry in packages.items():
+        if name.startswith("etc/skel/") and entry.kind in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
+            own = f"{home}/{name.removeprefix('etc/skel/')}"
+            # A file of its own: with the skeleton's inode it would become a hard link to it.
+            content = entry.content and replace(entry.content, inode=(f"{own}:{entry.content.inode}", 0))
+            entries.append(replace(entry, name=own, uid=user.uid, gid=user.uid, content=content))
+    if user.ssh:
+        entries.append(directory_entry(f"{home}/.ssh", 0o700, user.uid, user.uid))
+        line = f"{authorized_key.strip()}\n"
+        entries.append(text_entry(f"{home}/.ssh/authorized_keys", line, 0o600, user.uid, user.uid))
+    if user.sudo:
+        entries.append(text_entry(f"etc/sudoers.d/{user.name}", f"{user.name} ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440))
+    return entries
+
+
+def read_public_key(file: Path) -> str:
+    """The one key in an OpenSSH public key file, without its comment. Raises UserError for anything else."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    try:
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as a public key: {error}") from error
+    try:
+        if len(lines) != 1:
+            raise ValueError(f"{len(lines)} lines")
+        load_ssh_public_key(lines[0].encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UserError(f"{file}: expected one OpenSSH public key line, found {error}") from error
+    # The comment usually is user@host of the building machine, which does not belong into an image.
+    return " ".join(lines[0].split()[:2])
+
+
+def make_guest_rootfs(
+    *,
+    packages: Path,
+    guest: Path,
+    files: Path,
+    authorized_key: Path,
+    output: Path,
+    extra: Sequence[Path] = (),
+    filters: Sequence[Filter] = (),
+) -> None:
+    """Write the guest's root filesystem tar ``output``: the packages layer, ``extra`` tars, our own layer on top."""
+    key = read_public_key(authorized_key)
+    entries = read_tar(packages)
+    layers = [Layer(str(packages), list(entries.values())), *(Layer.from_tar(path) for path in extra)]
+    make_rootfs([*layers, guest_layer(read_guest(guest), files, entries, key)], output, filters=filters)

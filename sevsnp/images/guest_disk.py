@@ -1,0 +1,24 @@
+"""The plain guest's bootable disk, as create_new_vm makes it."""
+
+from pathlib import Path
+
+from sevsnp.images.disk import make_disk
+from sevsnp.images.filesystem import fixed_uuid
+
+# What its boot loader tells the kernel, and what a direct boot of the same disk does too.
+ROOT_WORDS = ("console=ttyS0", f"root=UUID={fixed_uuid('ext4:root')}")
+
+
+def make_guest_disk(
+    *, rootfs: Path, kernel: Path, initramfs: Path, loader: Path, tools: Path, output: Path
+) -> None:
+    """Write the qcow2 image ``output``: an EFI system partition with ``loader`` and an ext4 root of the tar ``rootfs``."""
+    make_disk(
+        rootfs=rootfs,
+        loader=loader,
+        kernel=kernel,
+        initramfs=initramfs,
+        cmdline=" ".join(ROOT_WORDS),
+        output=output,
+        tools=tools.resolve(),
+    )

@@ -1,0 +1,88 @@
+"""Kernel modules: found by name in an unpacked kernel package, with all they depend on, in loading order.
+
+A kernel package has no modules.dep (depmod makes it at installation), so dependencies are read where depmod reads
+them: in the ``depends=`` entry of each module's .modinfo section.
+"""
+
+import lzma
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import zstandard
+
+from sevsnp.errors import UserError
+
+_SUFFIXES = (".ko", ".ko.xz", ".ko.zst")
+
+
+def _normal(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def read_module(path: Path) -> bytes:
+    """A module's ELF image, decompressed; its signature, at the end, is kept."""
+    data = path.read_bytes()
+    try:
+        if path.name.endswith(".xz"):
+            return lzma.decompress(data)
+        if path.name.endswith(".zst"):
+            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    except (lzma.LZMAError, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: not a compressed kernel module: {error}") from error
+    return data
+
+
+def modinfo(image: bytes, path: Path) -> dict[str, str]:
+    """The ``key=value`` strings of an ELF64 module's .modinfo section (the last one wins)."""
+    try:
+        if image[:5] != b"\x7fELF\x02":
+            raise ValueError("not a 64-bit ELF file")
+        (section_offset,) = struct.unpack_from("<Q", image, 0x28)
+        size, count, names_index = struct.unpack_from("<HHH", image, 0x3A)
+        headers = [struct.unpack_from("<IIQQQQ", image, section_offset + size * i) for i in range(count)]
+        names = image[headers[names_index][4] :]
+        for name, _, _, _, offset, length in headers:
+            if names[name : names.index(b"\0", name)] == b".modinfo":
+                entries = image[offset : offset + length].decode(errors="replace").split("\0")
+                return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        raise ValueError("no .modinfo section")
+    except (struct.error, IndexError, ValueError) as error:
+        raise UserError(f"{path}: not a kernel module: {error}") from error
+
+
+class ModuleTree:
+    """lib/modules/VERSION of an unpacked kernel package."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files: dict[str, Path] = {}
+        for path in sorted(directory.rglob("*.ko*")):
+            if path.name.endswith(_SUFFIXES):
+                self.files[_normal(path.name.split(".ko")[0])] = path
+        builtin = directory / "modules.builtin"
+        if not self.files or not builtin.exists():
+            raise UserError(f"{directory}: no kernel modules here", "run: doit unpack_kernel")
+        self.builtin = {_normal(Path(line).stem) for line in builtin.read_text().split()}
+
+    def closure(self, names: Iterable[str], source: str) -> dict[str, bytes]:
+        """The images of the named modules and of all they depend on, by name, dependencies first.
+
+        Built-in modules need nothing. ``source`` is the list that asked, for the error message.
+        """
+        found: dict[str, bytes] = {}
+
+        def add(name: str, asked_by: str) -> None:
+            name = _normal(name)
+            if name in found or name in self.builtin:
+                return
+            if name not in self.files:
+                raise UserError(f"{asked_by}: no module {name} in {self.directory.name}")
+            image = read_module(self.files[name])
+            for dependency in filter(None, modinfo(image, self.files[name]).get("depends", "").split(",")):
+                add(dependency, name)
+            found[name] = image
+
+        for name in names:
+            add(name, source)
+        return found

@@ -1,0 +1,107 @@
+"""The owner's side: ask the guest for evidence, verify it, and only then let ssh know its host keys."""
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sevsnp.attestation.appraisal import Evidence, Expected, Refused
+from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
+from sevsnp.attestation.report_data import ssh_report_data
+from sevsnp.attestation.verify import verify_report
+from sevsnp.errors import UserError
+from sevsnp.files import write_atomic
+from sevsnp.vm.config import VmConfig, read_vm_config
+
+Verify = Callable[[Evidence, Expected, datetime], Any]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Evidence that was verified: the verdict (of the type its trust root gives), and what it vouches for."""
+
+    verdict: Any
+    answer: GuestAnswer
+
+
+def _verifier(config: VmConfig, emulated_root: Path) -> Verify:
+    """The verifier that a VM config asks for. The evidence has no say in it."""
+    if config.launch.platform == "snp":
+        return verify_report
+    emulation = importlib.import_module("sevsnp.emulation.verify")
+
+    def verify(evidence: Evidence, expected: Expected, now: datetime) -> Any:
+        return emulation.verify_emulated(evidence, expected, now, emulated_root)
+
+    return verify
+
+
+def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout: float = 30.0) -> Accepted:
+    """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it.
+
+    Raises :class:`Refused` with its reason, or :class:`UserError` where there is no evidence at all.
+    """
+    config.require_reference()
+    verify = _verifier(config, emulated_root)
+    nonce = os.urandom(NONCE_SIZE)
+    answer = ask(host, port, nonce, timeout)
+    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()))
+    verdict = verify(Evidence(answer.report, answer.certificates), expected, datetime.now(UTC))
+    return Accepted(verdict, answer)
+
+
+def attest_guest(
+    *,
+    vm_config: Path,
+    host: str,
+    port: int,
+    ssh_port: int,
+    emulated_root: Path,
+    identity: Path,
+    user: str,
+    template: Path,
+    output: Path,
+) -> None:
+    """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config and the verdict into ``output``.
+
+    What an earlier guest left there is removed first, so that a refusal leaves nothing that ssh would trust.
+    """
+    known_hosts, ssh_config, verdict = output / "known_hosts", output / "ssh_config", output / "verdict.json"
+    for stale in (known_hosts, ssh_config, verdict):
+        stale.unlink(missing_ok=True)
+    config = read_vm_config(vm_config)
+    try:
+        accepted = attest(config, host, port, emulated_root)
+    except Refused as refused:
+        hint = ""
+        if config.launch.platform == "snp":
+            hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
+        raise UserError(f"{host}:{port}: REFUSED ({refused.reason}): {refused}", hint) from None
+    write_atomic(known_hosts, known_hosts_lines(host, ssh_port, accepted.answer.host_keys))
+    write_atomic(
+        ssh_config,
+        Environment(loader=FileSystemLoader(template.parent), undefined=StrictUndefined, autoescape=False)  # noqa: S701
+        .get_template(template.name)
+        .render(
+            host=host, port=ssh_port, user=user, identity=identity.resolve(), known_hosts=known_hosts.resolve()
+        )
+        + "\n",
+    )
+    document = accepted.verdict.to_json()
+    write_atomic(verdict, json.dumps({**document, "vm_config": str(vm_config)}, indent=2) + "\n")
+    if document["trust_domain"] != "amd":
+        print(importlib.import_module("sevsnp.emulation.launch").BANNER)
+    print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
+    print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
+
+
+def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:
+    """The lines of a known_hosts file; a port other than 22 is part of the name (sshd(8))."""
+    name = host if port == 22 else f"[{host}]:{port}"
+    return "".join(f"{name} {key}\n" for key in keys)

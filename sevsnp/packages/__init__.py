@@ -1,0 +1,1 @@
+"""Debian packages: where they come from, which ones, at which digest, and what is unpacked from them."""

@@ -1,0 +1,78 @@
+"""Reading .deb files: their fields, and their content as a stream."""
+
+import contextlib
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sevsnp.command import environment, find, run
+from sevsnp.errors import UserError
+
+
+def read_field(deb: Path, name: str) -> str:
+    """One field of a package's control file, empty where it has none. Raises :class:`UserError` for what is no .deb."""
+    return read_control(deb, name).strip()
+
+
+def read_control(deb: Path, *names: str) -> str:
+    """A package's control file, or the named fields of it (the bare value, for one name)."""
+    if not deb.is_file():
+        raise UserError(f"{deb}: no such file, expected a Debian package")
+    try:
+        return run(["dpkg-deb", "--field", deb, *names]).decode(errors="replace")
+    except UserError as error:
+        raise UserError(f"{deb}: not a Debian package: {error.message.splitlines()[-1]}") from error
+
+
+def member_path(name: str) -> PurePosixPath:
+    """A tar member's path, relative and without dots. Raises ``ValueError`` for one that leaves the tree."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(name)
+    return path
+
+
+@contextlib.contextmanager
+def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
+    """A package's files as a tar stream, to be read once from front to back; never held whole in memory.
+
+    dpkg-deb does the unpacking, whatever the compression. Raises :class:`UserError` naming the file if it is damaged.
+    """
+    program = find("dpkg-deb")
+    if program is None:
+        raise UserError("dpkg-deb: command not found", "run: apt-get install dpkg")
+    # Not sevsnp.command.run: its result is in memory, and a kernel's would be 100 MB of it.
+    process = subprocess.Popen(
+        [program, "--fsys-tarfile", deb],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                yield tar
+            # What follows the last member is padding; left unread, dpkg-deb would die of a closed pipe.
+            while process.stdout.read(1 << 16):
+                pass
+        except tarfile.TarError as error:
+            process.kill()
+            _, complaint = process.communicate()
+            raise UserError(f"{deb}: damaged package: {_last_line(complaint) or error}") from error
+        _, complaint = process.communicate()
+        if process.returncode:
+            raise UserError(f"{deb}: damaged package: {_last_line(complaint)}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _last_line(text: bytes) -> str:
+    lines = text.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

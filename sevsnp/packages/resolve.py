@@ -1,0 +1,190 @@
+"""`packages_lock`: a private apt, which touches nothing of the host's, works out versions and digests."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.files import write_atomic
+from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package, dump_lock
+from sevsnp.packages.sets import PackageSet
+from sevsnp.packages.sources import Sources, find_keyring
+
+Note = Callable[[str], None]
+
+# Read after the host's own configuration, so its proxies and validity settings stay in force while everything that
+# would let the host's state or preferences into the result is replaced. The guest is amd64 on whatever host.
+_CONFIG = """\
+#clear APT::Architectures;
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear APT::Default-Release;
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::Languages "none";
+Acquire::ForceHash "SHA256";
+Acquire::Retries "3";
+Dir::State "{root}/state";
+Dir::State::status "{root}/status";
+Dir::Cache "{root}/cache";
+Dir::Etc::sourcelist "{root}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+"""
+
+_URI_LINE = re.compile(r"'(\S+)' (\S+) ([0-9]+) SHA256:([0-9a-f]{64})")
+
+
+def _local(uri: str) -> str:
+    # apt does not print the URIs of file: archives, since there is nothing to fetch; those of copy: it does.
+    return f"copy:{uri.removeprefix('file:')}" if uri.startswith("file:") else uri
+
+
+@dataclass(frozen=True)
+class PrivateApt:
+    """An apt of its own under ``root``, with the archives of one suite and an empty dpkg status."""
+
+    root: Path
+    bases: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def make(cls, root: Path, sources: Sources, keyring: Path, suite: str, *, security: bool) -> "PrivateApt":
+        """Lay out the directories and fetch the signed indices. Raises :class:`UserError` as apt reports it."""
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            (root / name).mkdir(parents=True)
+        (root / "status").write_bytes(b"")
+        bases = [(DEBIAN, _local(sources.main))]
+        lines = [f"deb [signed-by={keyring}] {bases[0][1]} {suite} main\n"]
+        if security and sources.security:
+            bases.append((SECURITY, _local(sources.security)))
+            lines.append(f"deb [signed-by={keyring}] {bases[1][1]} {suite}-security main\n")
+        (root / "sources.list").write_text("".join(lines))
+        config = _CONFIG.format(root=root)
+        if os.geteuid() == 0 and any(base.startswith("copy:") for _, base in bases):
+            # root's apt reads as user _apt, who may not be let into the directory of a local mirror.
+            config += 'APT::Sandbox::User "root";\n'
+        (root / "apt.conf").write_text(config)
+        apt = cls(root, tuple(bases))
+        # A half-fetched index is an error: apt otherwise warns, and goes on with an older one.
+        try:
+            apt.get("update", "--error-on=any")
+        except UserError as error:
+            names = " and ".join(base for _, base in bases)
+            raise UserError(
+                f"{names}: apt can not read suite {suite}: {_complaints(error)}",
+                "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
+            ) from error
+        return apt
+
+    def get(self, *words: str) -> str:
+        """What ``apt-get`` prints for ``words``."""
+        return run(["apt-get", "-q", "-c", self.root / "apt.conf", *words]).decode(errors="replace")
+
+    def cache(self, *words: str) -> str:
+        """What ``apt-cache`` prints for ``words``."""
+        return run(["apt-cache", "-q", "-c", self.root / "apt.conf", *words]).decode(errors="replace")
+
+    def parse_uris(self, text: str) -> tuple[Package, ...]:
+        """The packages in the output of ``--print-uris``. Raises :class:`UserError` for a line without a SHA-256."""
+        packages = []
+        for line in text.splitlines():
+            if not line.startswith("'"):
+                continue
+            match = _URI_LINE.fullmatch(line.strip())
+            if not match:
+                raise UserError(f"apt gave no SHA-256: {line.strip()}", "use a mirror whose indices have SHA-256")
+            archive, filename = self._split(match[1])
+            # apt's own file name is NAME_VERSION_ARCHITECTURE.deb with the epoch's colon as %3a.
+            name, version, architecture = unquote(match[2].removesuffix(".deb")).split("_")
+            packages.append(Package(name, version, architecture, archive, filename, int(match[3]), match[4]))
+        return tuple(sorted(packages, key=lambda package: package.name))
+
+    def _split(self, uri: str) -> tuple[str, str]:
+        for archive, base in sorted(self.bases, key=lambda pair: -len(pair[1])):
+            if uri.startswith(f"{base}/"):
+                return archive, unquote(uri.removeprefix(f"{base}/"))
+        raise UserError(f"apt names {uri}, which is in none of the archives it was given")
+
+
+def _complaints(error: UserError) -> str:
+    """What apt says is wrong, in one line, without the command that said it."""
+    lines = [line[3:] for line in error.message.splitlines() if line.startswith("E: ")]
+    return "; ".join(lines) or error.message.splitlines()[0]
+
+
+def _image_behind(apt: PrivateApt, name: str) -> str:
+    """The versioned kernel image that a meta-package stands for; any other package is itself."""
+    if not re.fullmatch(r"linux-image-[a-z][a-z0-9-]*", name):
+        return name
+    found = re.findall(r"^Depends:.*?\b(linux-image-[0-9][^\s,]*)", apt.cache("show", "--no-all-versions", name), re.M)
+    return found[0] if len(found) == 1 else name
+
+
+def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
+    """Ask apt for one set. Raises :class:`UserError` naming the list, the set and what apt says."""
+    resolved: dict[str, str] = {}
+    try:
+        if asked.dependencies:
+            essential = ["?essential", "apt"] if asked.essential else []
+            text = apt.get("install", "-y", "--print-uris", *essential, *asked.packages)
+        else:
+            resolved = {name: image for name in asked.packages if (image := _image_behind(apt, name)) != name}
+            text = apt.get("download", "--print-uris", *(resolved.get(name, name) for name in asked.packages))
+    except UserError as error:
+        raise UserError(
+            f"{asked.file}: set {asked.name} ({asked.suite}): {_complaints(error)}",
+            f"mend the list in {asked.file}, or choose another MIRROR",
+        ) from error
+    packages = apt.parse_uris(text)
+    names = {package.name for package in packages}
+    for name in asked.packages:
+        if resolved.get(name, name) not in names:
+            raise UserError(f"{asked.file}: {name} is no package of its own", "name the package that provides it")
+    for name in asked.exclude:
+        if name not in names:
+            note(f"{asked.file}: exclude: {name} would not be there anyway")
+    return LockedSet(
+        suite=asked.suite,
+        requested=tuple(sorted(asked.packages)),
+        dependencies=asked.dependencies,
+        essential=asked.essential,
+        exclude=asked.exclude,
+        security=asked.security,
+        resolved=resolved,
+        packages=tuple(package for package in packages if package.name not in asked.exclude),
+    )
+
+
+def packages_lock(
+    *, sets: Iterable[PackageSet], sources: Sources, output: Path, keyring: Path | None = None, note: Note = print
+) -> None:
+    """Resolve every set against ``sources`` and write the lock file ``output``, whole or not at all.
+
+    Uses the network, through the host's apt; ``keyring`` (Debian's, by default) must have signed the archives. ``note``
+    gets what a user should know but need not mend. Raises :class:`UserError`.
+    """
+    keyring = find_keyring(keyring) if keyring else find_keyring()
+    asked_sets = tuple(sets)
+    locked: dict[str, LockedSet] = {}
+    for suite, security in sorted({(asked.suite, asked.security) for asked in asked_sets}):
+        if security and not sources.security:
+            note(f"{sources.origin}: no security archive found; {suite} is locked without security updates")
+        with tempfile.TemporaryDirectory(prefix="sevsnp-apt.") as scratch:
+            root = Path(scratch)
+            root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
+            apt = PrivateApt.make(root, sources, keyring, suite, security=security)
+            for asked in asked_sets:
+                if (asked.suite, asked.security) == (suite, security):
+                    locked[asked.name] = resolve_set(apt, asked, note)
+    write_atomic(output, dump_lock(locked))

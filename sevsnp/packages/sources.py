@@ -1,0 +1,143 @@
+"""Where Debian packages come from: the MIRROR setting, else the host's own apt, else mmdebstrap's defaults."""
+
+import re
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.packages import hostapt
+from sevsnp.packages.lock import SECURITY
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SCHEMES = ("http", "https", "file", "copy")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The archives to use: ``main`` and ``security`` are URIs without a slash at their end; ``security`` may be empty.
+
+    ``origin`` says in words where they were found; ``settings`` are the host's apt settings, for its proxies.
+    """
+
+    main: str
+    security: str
+    origin: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def uri(self, archive: str) -> str:
+        """The URI of ``debian`` or ``debian-security``.
+
+        Where no security archive is known, the one beside the main archive: its packages are checked against the lock
+        like any other, so a wrong guess costs nothing but an error.
+        """
+        if archive == SECURITY:
+            return self.security or beside(self.main)
+        return self.main
+
+
+def beside(uri: str) -> str:
+    """The security archive beside a main one, as mirrors and snapshots lay them out (…/debian-security)."""
+    found = re.sub(r"/debian(?=/|$)(?!.*/debian(?:/|$))", "/debian-security", uri)
+    return found if found != uri else f"{uri}-security"
+
+
+def clean_uri(uri: str, where: str) -> str:
+    """``uri`` in one spelling: no slash at its end, ``file:/path`` for local ones.
+
+    Raises :class:`UserError` naming ``where`` for a scheme that can not be used.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in _SCHEMES or not rest.startswith("/" if scheme in ("file", "copy") else "//"):
+        raise UserError(f"{where}: found {uri!r}, expected a URI that begins with http://, https:// or file:/")
+    if scheme in ("file", "copy"):
+        return f"file:/{rest.lstrip('/')}".rstrip("/")
+    return uri.rstrip("/")
+
+
+def find_keyring(path: Path = KEYRING) -> Path:
+    """The keys of Debian's archives. Raises :class:`UserError` naming the apt package that has them."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file, expected the keys of the Debian archive",
+            "run: apt-get install debian-archive-keyring",
+        )
+    return path
+
+
+def _from_host() -> tuple[str, str]:
+    usable = tuple(source for source in hostapt.read_sources() if source.uri.partition(":")[0] in _SCHEMES)
+    return hostapt.find_debian(usable)
+
+
+def ask_mmdebstrap(suite: str) -> tuple[str, str]:
+    """The archives that mmdebstrap takes by itself for a Debian suite. No network, no privilege.
+
+    mmdebstrap writes its sources.list before anything else, so a setup hook can copy it out and stop the run there;
+    chrootless mode needs neither root nor user namespaces. Raises :class:`UserError` if no list came out.
+    """
+    with tempfile.TemporaryDirectory(prefix="sevsnp-sources.") as scratch:
+        single, deb822 = Path(scratch) / "list", Path(scratch) / "sources"
+        # Which of the two forms it writes depends on its version.
+        hook = (
+            f'cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list > {shlex.quote(str(single))}; '
+            f'cat "$1"/etc/apt/sources.list.d/*.sources > {shlex.quote(str(deb822))}; exit 1'
+        )
+        failure: UserError | None = None
+        try:
+            run(
+                [
+                    "mmdebstrap",
+                    "--mode=chrootless",
+                    "--variant=custom",
+                    "--format=tar",
+                    f"--setup-hook={hook}",
+                    suite,
+                    "/dev/null",
+                ],
+                timeout=60,
+                hint="run: apt-get install mmdebstrap, or set MIRROR",
+            )
+        except UserError as error:  # the hook's own exit code, in the good case
+            failure = error
+        sources = (
+            *(hostapt.parse_one_line(single.read_text()) if single.exists() else ()),
+            *(hostapt.parse_deb822(deb822.read_text()) if deb822.exists() else ()),
+        )
+    main = next((source.uri for source in sources if source.suite == suite), "")
+    security = next((source.uri for source in sources if source.suite == f"{suite}-security"), "")
+    if not main:
+        raise UserError(
+            "mmdebstrap names no mirror for Debian", "set MIRROR to the URI of a Debian mirror"
+        ) from failure
+    return main, security
+
+
+def find_sources(mirror: str = "", suite: str = "trixie") -> Sources:
+    """The archives to fetch from.
+
+    ``mirror`` is the MIRROR setting: the URI of a Debian mirror and, after a space, that of its security archive.
+    Raises :class:`UserError` for a URI that can not be used, or if no source is found anywhere.
+    """
+    settings = hostapt.configuration()
+    if mirror:
+        words = mirror.split()
+        if len(words) > 2:
+            raise UserError(f"MIRROR: found {len(words)} URIs, expected one, or two: main and security")
+        main, security = (*words, "")[:2]
+        origin = "MIRROR"
+    else:
+        main, security = _from_host()
+        origin = "the host's apt configuration"
+        if not main:
+            main, security = ask_mmdebstrap(suite)
+            origin = "mmdebstrap's defaults"
+    return Sources(
+        main=clean_uri(main, origin),
+        security=clean_uri(security, origin) if security else "",
+        origin=origin,
+        settings=settings,
+    )

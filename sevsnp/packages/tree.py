@@ -1,0 +1,120 @@
+"""build/snp-release: tools, firmware and kernel packages, unpacked to be run in place; and packages as plain files."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+
+from sevsnp.errors import UserError
+from sevsnp.files import scratch_directory, write_atomic
+from sevsnp.packages.deb import read_control
+from sevsnp.packages.lock import Package
+from sevsnp.packages.unpack import unpack_deb
+from sevsnp.packages.wrappers import LOADER, write_wrappers
+
+MANIFEST = "packages.json"
+GUEST_KERNELS = "linux/guest"
+
+# Nothing here is read by a program that runs in place; copyright files stay, since the tree may be passed on.
+_LEFT_OUT = (
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "usr/share/lintian",
+    "usr/share/doc-base",
+    "usr/share/icons",
+    "usr/share/applications",
+    "usr/share/bash-completion",
+    "usr/share/initramfs-tools",
+    "usr/lib/systemd",
+    "usr/lib/udev",
+    "etc/cron.d",
+    "etc/init.d",
+)
+
+
+def _wanted(path: PurePosixPath) -> bool:
+    if path.is_relative_to("usr/share/doc"):
+        return path.name == "copyright"
+    return not any(path.is_relative_to(prefix) for prefix in _LEFT_OUT)
+
+
+def manifest_text(sets: Mapping[str, Sequence[Package]]) -> str:
+    """The manifest: by set, every package with version, file and SHA-256, sorted."""
+    listed = {
+        name: [asdict(package) for package in sorted(sets[name], key=lambda package: package.name)]
+        for name in sorted(sets)
+    }
+    return json.dumps({"sets": listed}, indent=2, sort_keys=True) + "\n"
+
+
+def replace_tree(new: Path, target: Path, scratch: Path) -> None:
+    """Put the finished directory ``new`` where ``target`` is; what was there goes to ``scratch``."""
+    if target.is_symlink() or target.is_file():
+        raise UserError(f"{target}: found a file, expected a directory or nothing", f"remove {target}")
+    if target.exists():
+        target.rename(scratch / "old")
+    new.rename(target)
+
+
+def make_release(
+    *,
+    tools: Mapping[Package, Path],
+    firmware: Mapping[Package, Path],
+    kernels: Mapping[Package, Path],
+    output: Path,
+) -> None:
+    """Build the tree ``output`` from package files; it appears whole, with its manifest ``output``/packages.json.
+
+    Tools and firmware are unpacked, kernel packages are copied to linux/guest/. Needs dpkg-deb, no root; the result
+    does not depend on the umask or on where it stands. Raises :class:`UserError` naming a damaged package.
+    """
+    with scratch_directory(output) as scratch:
+        tree = scratch / "tree"
+        tree.mkdir()
+        tree.chmod(0o755)
+        # bin stays free: that is where the wrappers go.
+        for name in ("sbin", "lib", "lib64"):
+            (tree / name).symlink_to(f"usr/{name}")
+        for package in sorted([*tools, *firmware], key=lambda package: package.name):
+            unpack_deb(tools.get(package) or firmware[package], tree, _wanted)
+        if tools and not (tree / LOADER).exists():
+            raise UserError(f"the set of tools has no {LOADER}", "name libc6, or a package that depends on it")
+        write_wrappers(tree)
+        directory = tree / GUEST_KERNELS
+        for path in (directory.parent, directory):
+            path.mkdir()
+            path.chmod(0o755)
+        copy_debs(kernels, directory)
+        sets = {"tools": tuple(tools), "ovmf": tuple(firmware), "kernel": tuple(kernels)}
+        write_atomic(tree / MANIFEST, manifest_text(sets))
+        replace_tree(tree, output, scratch)
+
+
+def copy_debs(debs: Mapping[Package, Path], directory: Path) -> None:
+    """Copy packages into ``directory``. Copies, not links: who edits one there must not damage the cache."""
+    for package, file in debs.items():
+        target = directory / package.deb
+        shutil.copyfile(file, target)
+        target.chmod(0o644)
+
+
+def export_debs(*, name: str, debs: Mapping[Package, Path], output: Path) -> None:
+    """Lay out one set's packages as files: ``output``/NAME.deb, packages.json, and a Packages index.
+
+    With the index, apt and mmdebstrap take the directory as a repository: ``deb [trusted=yes] copy:DIRECTORY ./``. The
+    digests in it are the lock's, so apt checks each file again. Appears whole. Raises :class:`UserError`.
+    """
+    with scratch_directory(output) as scratch:
+        new = scratch / "debs"
+        new.mkdir()
+        new.chmod(0o755)
+        copy_debs(debs, new)
+        stanzas = []
+        for package in sorted(debs, key=lambda package: package.name):
+            control = read_control(new / package.deb).strip()
+            stanzas.append(f"{control}\nFilename: ./{package.deb}\nSize: {package.size}\nSHA256: {package.sha256}\n")
+        write_atomic(new / "Packages", "\n".join(stanzas))
+        write_atomic(new / MANIFEST, manifest_text({name: tuple(debs)}))
+        replace_tree(new, output, scratch)

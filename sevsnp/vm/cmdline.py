@@ -1,0 +1,93 @@
+"""The kernel command line: a file artefact that launch, measurement and verification all read, made by one function."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sevsnp.errors import UserError
+
+# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL. A longer line would be measured whole and used cut off.
+MAX_LENGTH = 2047
+
+_CONSOLE = (("console=ttyS0", "the boot log goes to the serial console, which nothing in the guest reads"),)
+
+_HARDENING = (
+    ("loglevel=4", "the console shows what went wrong, and an emulated serial port is slow"),
+    ("panic=-1", "a panic ends the guest at once (QEMU runs with -no-reboot)"),
+    ("oops=panic", "no half-dead kernel goes on"),
+    ("random.trust_bootloader=off", "a seed from the host is no entropy"),
+    ("random.trust_cpu=on", "RDRAND is inside the trust boundary"),
+    ("nohibernate", "no memory image is ever written to a host disk"),
+    ("noresume", "no memory image is ever read from a host disk"),
+    ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
+    ("systemd.import_credentials=no", "SMBIOS and fw_cfg are the host's: no credentials from there"),
+    ("systemd.gpt_auto=0", "no file system is mounted because a host's partition table says so"),
+    ("systemd.swap=0", "no swap area is used because a host's disk offers one"),
+    ("systemd.firstboot=no", "nothing asks questions on the console"),
+    ("systemd.getty_auto=no", "no login prompt on a console that the host reads"),
+    ("fsck.mode=skip", "the root is verified block by block; nothing repairs it"),
+)
+
+_NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML code would run in the kernel")
+
+# These undo the measured boot or hand the guest to the console, whoever asks for them.
+_DENIED = re.compile(
+    r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|lockdown|cloud-config-url)(=|$)"
+    r"|rd\.|systemd\.(debug|unit|set_credential|mask|wants|run|setenv)|module_blacklist=|initcall_blacklist="
+    r"|mitigations=off|nokaslr|cc:|acpi_|--$"
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the command line and why it is there."""
+
+    text: str
+    reason: str
+
+
+def hardening_words(*, acpi: bool) -> list[Word]:
+    """The words every measured guest boots with; without ACPI unless ``acpi``."""
+    pairs = [*_CONSOLE, *_HARDENING, *([] if acpi else [_NO_ACPI])]
+    return [Word(*pair) for pair in pairs]
+
+
+def build_cmdline(words: Iterable[str]) -> str:
+    """Join words into a command line: printable ASCII without quotes, at most 2,047 bytes, no name twice.
+
+    Raises :class:`UserError` naming the word. The result has no newline and no trailing space.
+    """
+    seen: set[str] = set()
+    checked = []
+    for word in words:
+        if not re.fullmatch(r"[!#-&(-\[\]-~]+", word):
+            raise UserError(f"command line: {word!r}: expected printable ASCII without blanks, quotes and backslashes")
+        if _DENIED.match(word):
+            raise UserError(f"command line: {word}: refused: it would undo the measured boot")
+        name = word.partition("=")[0]
+        if name in seen:
+            raise UserError(f"command line: {name}: given twice")
+        seen.add(name)
+        checked.append(word)
+    line = " ".join(checked)
+    if len(line) > MAX_LENGTH:
+        raise UserError(f"command line: found {len(line)} bytes, expected at most {MAX_LENGTH}")
+    return line
+
+
+def verity_words(
+    *, table: str, rootfs: str, writable: str, tmpfs: dict[str, int], acpi: bool, emulated: bool
+) -> list[Word]:
+    """The whole command line of the integrity workflow, word by word; ``tmpfs`` in bytes for etc, home, var and tmp."""
+    sizes = ",".join(f"{name}:{tmpfs[name]}" for name in ("etc", "home", "var", "tmp"))
+    words = [
+        *hardening_words(acpi=acpi),
+        Word("sevsnp.mode=verity", "the one boot mode"),
+        Word(f"sevsnp.verity={table}", "the whole verity table: nothing is read from the disk before it is verified"),
+        Word(f"sevsnp.rootfs={rootfs}", "the file system of the verified root"),
+        Word(f"sevsnp.writable={writable}", "how /etc, /home and /var become writable"),
+        Word(f"sevsnp.tmpfs={sizes}", "their sizes in bytes"),
+    ]
+    if emulated:
+        words.append(Word("sevsnp.emulated=1", "evidence comes from the software secure processor"))
+    return words

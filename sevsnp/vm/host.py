@@ -1,0 +1,65 @@
+"""A host bundle's ./run: starts the guest of this directory. It decides nothing; everything that does is the owner's."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.settings import parse_size
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.platforms import choose
+from sevsnp.vm.qemu import RunOptions
+from sevsnp.vm.run import run_guest
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run", description="Start the guest of this bundle.")
+    parser.add_argument("--platform", choices=("auto", "snp", "emulated"), default="auto")
+    parser.add_argument("--memory", default="2G", help="guest memory, as 1536M or 4G (default: %(default)s)")
+    parser.add_argument("--ssh-port", type=int, default=2222, help="(default: %(default)s)")
+    parser.add_argument("--attest-port", type=int, default=8088, help="(default: %(default)s)")
+    parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only the two ports in")
+    parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
+    parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
+    return parser
+
+
+def _qemu(given: str | None) -> Path:
+    name = given or os.environ.get("QEMU") or "qemu-system-x86_64"
+    found = shutil.which(name)
+    if not found:
+        raise UserError(f"{name}: no such program", "install QEMU 10 or newer, or set QEMU to where it is")
+    return Path(found)
+
+
+def main(argv: list[str], bundle: Path) -> int:
+    """Run the bundle in the directory ``bundle``; returns the exit code."""
+    given = _arguments().parse_args(argv)
+    try:
+        try:
+            memory = parse_size(given.memory)
+        except ValueError:
+            raise UserError(f"--memory {given.memory}: expected a size, as 1536M or 4G") from None
+        options = RunOptions(
+            qemu=_qemu(given.qemu),
+            memory=memory,
+            ssh_port=given.ssh_port,
+            attest_port=given.attest_port,
+            state=bundle / given.state,
+            restricted=given.restricted,
+            terminal=True,
+        )
+        options.state.mkdir(exist_ok=True)
+        answers = options.state / "platform.json"
+        production = read_vm_config(bundle / "launch.toml").launch
+        name = choose(given.platform, production, options.qemu, answers).name
+        launch = production if name == "snp" else read_vm_config(bundle / "launch.emulated.toml").launch
+        run_guest(launch=launch, options=options, platform=name, answers=answers)
+    except UserError as error:
+        print(f"run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,110 @@
+"""Making a VM config: the command line, the launch digest, and the TOML file that says them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.errors import UserError
+from sevsnp.files import sha256_file
+from sevsnp.images.verity import BLOCK_SIZE, VerityParameters, fixed_salt
+from sevsnp.keys import certificate_der
+from sevsnp.settings import parse_tcb
+from sevsnp.vm.cmdline import build_cmdline, verity_words
+from sevsnp.vm.config import Disk, File, Launch, PlatformName, Product, Reference, Tcb, VmConfig, render_vm_config
+
+
+def make_verity_cmdline(
+    *,
+    image: Path,
+    roothash: Path,
+    label: str,
+    rootfs: str,
+    writable: str,
+    tmpfs: dict[str, int],
+    acpi: bool,
+    platform: str,
+    output: Path,
+) -> None:
+    """Write the measured command line of the integrity workflow, one line without a newline.
+
+    ``label`` is what the salt was made from; ``tmpfs`` is in bytes, by directory.
+    """
+    parameters = VerityParameters(
+        data_blocks=image.stat().st_size // BLOCK_SIZE,
+        root_hash=roothash.read_text().strip(),
+        salt=fixed_salt(label),
+    )
+    words = verity_words(
+        table=parameters.word(),
+        rootfs=rootfs,
+        writable=writable,
+        tmpfs=tmpfs,
+        acpi=acpi,
+        emulated=platform == "emulated",
+    )
+    output.write_text(build_cmdline(word.text for word in words))
+
+
+def make_vm_config(
+    *,
+    template: Path,
+    workflow: str,
+    platform: str,
+    firmware: Path,
+    kernel: Path,
+    initrd: Path,
+    cmdline: Path,
+    disks: dict[str, str],
+    owner_certificate: Path,
+    settings: dict[str, Any],
+    place: str,
+    output: Path,
+    **disk_files: Path,
+) -> None:
+    """Write a VM config whose launch digest is computed from the files themselves.
+
+    ``disks`` maps each role to the argument that holds its file, ``settings`` are the pipeline's by name. ``place`` is
+    where the config will lie, which its relative paths start from. HOST_DATA is the SHA-256 of the owner's certificate
+    (DER): it tells one owner's guests from another's.
+    """
+    def file(path: Path) -> File:
+        return File(path.resolve(), sha256_file(path))
+
+    def disk(role: str, path: Path) -> Disk:
+        return Disk(role, path.resolve(), path.stat().st_size, sha256_file(path))
+
+    launch = Launch(
+        workflow=workflow,
+        platform=cast(PlatformName, platform),
+        product=cast(Product, settings["PRODUCT"]),
+        vcpus=settings["CPUS"],
+        vcpu_model=settings["CPU_MODEL"],
+        guest_policy=settings["POLICY"],
+        guest_features=settings["GUEST_FEATURES"],
+        host_data=hashlib.sha256(certificate_der(owner_certificate)).digest(),
+        firmware=file(firmware),
+        kernel=file(kernel),
+        initrd=file(initrd),
+        cmdline=file(cmdline),
+        disks=tuple(disk(role, disk_files[argument]) for role, argument in disks.items()),
+    )
+    reference = Reference(
+        launch_digest=launch_digest_of(launch),
+        minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
+        vmpl=0,
+        guest_svn=0,
+        family_id=bytes.fromhex(settings["FAMILY_ID"]),
+        image_id=bytes.fromhex(settings["IMAGE_ID"]),
+        platform_info_required=settings["PLATFORM_INFO_REQUIRED"],
+        platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
+    )
+    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference), template))
+
+
+def _minimum_tcb(text: str, product: str) -> Tcb:
+    parts = parse_tcb(text)
+    fmc = parts.pop("fmc")
+    if product != "Turin" and fmc:
+        raise UserError(f"MIN_TCB={text}: fmc: found {fmc}, but {product} has no such part")
+    return Tcb(**parts, fmc=fmc if product == "Turin" else None)

@@ -1,0 +1,115 @@
+"""The plain guest: a disk of its own, unverified. For trying things out, and for comparing with the measured ones."""
+
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sevsnp.errors import UserError
+from sevsnp.files import sha256_file
+from sevsnp.images.guest_disk import ROOT_WORDS
+from sevsnp.vm.cmdline import build_cmdline
+from sevsnp.vm.config import File, Launch
+from sevsnp.vm.platforms import Platform, choose, running
+from sevsnp.vm.qemu import RunOptions, check_options, disk_arguments, machine_arguments, snp_arguments, start, stop
+from sevsnp.vm.run import messages
+from sevsnp.vm.snp import capabilities
+
+Mode = Literal["plain", "snp", "direct"]
+_QCOW2 = b"QFI\xfb"
+
+
+def run_plain(
+    *,
+    mode: Mode,
+    image: Path,
+    own_image: bool,
+    release: Path,
+    kernel: Path,
+    initrd: Path,
+    launch: Mapping[str, Any],
+    platform: str,
+    options: RunOptions,
+    limit: float | None = None,
+) -> None:
+    """Run a disk image in the foreground until the guest ends.
+
+    ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it; ``direct`` boots ``kernel`` and
+    ``initrd`` with their hashes in the launch digest, and mounts the root of create_new_vm's disk. Changes to our own
+    image are discarded at the end; those to a user's IMAGE are kept.
+    """
+    check_options(options)
+    for path, hint in ((image, "make one with: doit create_new_vm"), (kernel, "run: doit unpack_kernel")):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file", hint)
+    disk = disk_arguments("root", image, read_only=False, driver=image_format(image), discard_changes=own_image)
+    options.state.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
+        cmdline = Path(work) / "cmdline"
+        cmdline.write_text(build_cmdline(ROOT_WORDS))
+        guest = _launch(mode, launch, release, kernel, initrd, cmdline)
+        asked = "emulated" if mode == "plain" else platform
+        chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
+        print(f"serial console in {options.serial_log}; ssh at 127.0.0.1:{options.ssh_port}", flush=True)
+        if mode == "direct":
+            with running(chosen, guest, replace(options, extra=(*options.extra, *disk))) as process:
+                code = process.wait(timeout=limit)
+        else:
+            code = _from_disk(chosen, guest, options, disk, Path(work), limit)
+    if code:
+        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", f"all of it: {options.messages}")
+
+
+def image_format(image: Path) -> str:
+    """qcow2 or raw, by the file's first bytes. The guest's owner made the file: it is no host's to choose."""
+    with image.open("rb") as stream:
+        return "qcow2" if stream.read(4) == _QCOW2 else "raw"
+
+
+def _launch(mode: Mode, values: Mapping[str, Any], release: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
+    name = "OVMF.amdsev.fd" if mode == "direct" else "OVMF.fd"
+
+    def file(path: Path) -> File:
+        return File(path.resolve(), sha256_file(path))
+
+    return Launch(
+        workflow="plain",
+        platform="snp",
+        product=values["PRODUCT"],
+        vcpus=values["CPUS"],
+        vcpu_model=values["CPU_MODEL"],
+        guest_policy=values["POLICY"],
+        guest_features=values["GUEST_FEATURES"],
+        host_data=bytes(32),
+        firmware=file(release / "usr" / "share" / "ovmf" / name),
+        kernel=file(kernel),
+        initrd=file(initrd),
+        cmdline=file(cmdline),
+        disks=(),
+    )
+
+
+def _from_disk(
+    chosen: Platform, guest: Launch, options: RunOptions, disk: list[str], work: Path, limit: float | None
+) -> int:
+    """Boot through the firmware and the disk's own boot loader."""
+    if chosen.name == "snp":
+        machine = snp_arguments(guest, options.memory, *capabilities(options.qemu, work), kernel_hashes=False)
+    else:
+        threads = ",thread=multi" if chosen.accelerator == "tcg" else ""
+        machine = [
+            *("-machine", "q35,smm=off,vmport=off"),
+            *("-accel", chosen.accelerator + threads),
+            *("-cpu", guest.vcpu_model),
+            *("-m", f"{options.memory >> 20}M"),
+        ]
+    arguments = [*machine, *machine_arguments(guest.vcpus, options), "-bios", str(guest.firmware.path), *disk]
+    process = start(options.qemu, [*arguments, *options.extra], terminal=options.terminal, messages=options.messages)
+    try:
+        return process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the guest did not end in {limit:.0f} s") from None
+    finally:
+        stop(process)

@@ -1,0 +1,199 @@
+"""QEMU's command line, one option and its value a line, and the process that must not outlive us."""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.files import sha256_file
+from sevsnp.vm.config import Launch
+
+# Ports inside the guest.
+GUEST_SSH = 22
+GUEST_ATTEST = 8088
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is free at launch because nothing measures it. ``memory`` in bytes; ports at 127.0.0.1 of this machine.
+
+    ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
+    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log.
+    """
+
+    qemu: Path
+    memory: int
+    ssh_port: int
+    attest_port: int
+    state: Path
+    restricted: bool = False
+    terminal: bool = False
+    extra: tuple[str, ...] = ()
+
+    @property
+    def serial_log(self) -> Path:
+        """What the guest wrote to its serial console."""
+        return self.state / "serial.log"
+
+    @property
+    def messages(self) -> Path:
+        """What QEMU itself had to say."""
+        return self.state / "qemu.log"
+
+
+def check_files(launch: Launch) -> None:
+    """Refuse files that are missing or no longer what the VM config says, by name."""
+    for name, file in (
+        ("firmware", launch.firmware),
+        ("kernel", launch.kernel),
+        ("initrd", launch.initrd),
+        ("cmdline", launch.cmdline),
+        *((disk.role, disk) for disk in launch.disks),
+    ):
+        hint = f"make it again with: doit setup_{launch.workflow}"
+        if not file.path.is_file():
+            raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
+        size = getattr(file, "size", None)
+        if size is not None and file.path.stat().st_size != size:
+            raise UserError(f"{file.path}: found {file.path.stat().st_size} bytes, the VM config says {size}", hint)
+        found = sha256_file(file.path)
+        if found != file.sha256:
+            raise UserError(f"{file.path}: found SHA-256 {found}, the VM config says {file.sha256} ({name})", hint)
+
+
+def check_options(options: RunOptions) -> None:
+    """Refuse ports that are taken or equal, and memory that this machine does not have."""
+    if options.ssh_port == options.attest_port:
+        raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
+    for name, port in (("SSH_PORT", options.ssh_port), ("ATTEST_PORT", options.attest_port)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except PermissionError:
+                raise UserError(f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…") from None
+            except OSError:
+                raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
+    total = _host_memory()
+    if options.memory > total:
+        raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
+
+
+def _host_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("/proc/meminfo: no MemTotal")
+
+
+def _escaped(path: Path) -> str:
+    """A path inside a QEMU option, where a comma ends the value."""
+    return str(path).replace(",", ",,")
+
+
+def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> list[str]:
+    """A measured guest, as far as it does not depend on the platform: files, disks, network card and serial port."""
+    arguments = [
+        *machine_arguments(launch.vcpus, options),
+        *("-qmp", f"unix:{_escaped(qmp_socket)},server=on,wait=off"),
+        *("-bios", str(launch.firmware.path)),
+        *("-kernel", str(launch.kernel.path)),
+        *("-initrd", str(launch.initrd.path)),
+        *("-append", read_cmdline(launch.cmdline.path)),
+    ]
+    for disk in launch.disks:
+        arguments += disk_arguments(disk.role, disk.path, read_only=launch.workflow == "verity")
+    return [*arguments, *options.extra]
+
+
+def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
+    """What every guest has: one network card, one serial port, and nothing that QEMU would add by itself."""
+    forwards = f"hostfwd=tcp:127.0.0.1:{options.ssh_port}-:{GUEST_SSH}"
+    forwards += f",hostfwd=tcp:127.0.0.1:{options.attest_port}-:{GUEST_ATTEST}"
+    console = "stdio,id=serial,signal=on,mux=off" if options.terminal else "null,id=serial"
+    return [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        *("-display", "none"),
+        *("-smp", str(vcpus)),
+        *("-chardev", f"{console},logfile={_escaped(options.serial_log)},logappend=off"),
+        *("-serial", "chardev:serial"),
+        *("-netdev", f"user,id=net,restrict={'on' if options.restricted else 'off'},{forwards}"),
+        *("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,iommu_platform=on"),
+    ]
+
+
+def disk_arguments(
+    role: str, path: Path, *, read_only: bool, driver: str = "raw", discard_changes: bool = False
+) -> list[str]:
+    """A virtio disk with the serial number ``role``. The format is said, never guessed, and no backing file followed."""
+    node: dict[str, object] = {
+        "driver": driver,
+        "node-name": role,
+        "read-only": read_only,
+        "file": {"driver": "file", "filename": str(path)},
+    }
+    if driver == "qcow2":
+        node["backing"] = None
+    drive = ["-blockdev", json.dumps(node)] if not discard_changes else ["-drive", _temporary(role, node)]
+    return [*drive, "-device", f"virtio-blk-pci,drive={role},serial={role},disable-legacy=on,iommu_platform=on"]
+
+
+def _temporary(role: str, node: dict[str, object]) -> str:
+    description = json.dumps({name: value for name, value in node.items() if name not in ("node-name", "read-only")})
+    return f"if=none,id={role},snapshot=on,file=json:{description.replace(',', ',,')}"
+
+
+def snp_arguments(
+    launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
+) -> list[str]:
+    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
+    host_data = base64.b64encode(launch.host_data).decode()
+    hashes = "on" if kernel_hashes else "off"
+    return [
+        *("-machine", "q35,smm=off,vmport=off,confidential-guest-support=snp,memory-backend=ram,kernel-irqchip=split"),
+        *("-accel", "kvm"),
+        *("-cpu", launch.vcpu_model),
+        *("-m", f"{memory >> 20}M"),
+        *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
+        "-object",
+        f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
+        f"kernel-hashes={hashes},host-data={host_data}",
+    ]
+
+
+def read_cmdline(path: Path) -> str:
+    """The command line as QEMU gets it: the file's bytes, which must be ASCII with no newline."""
+    data = path.read_bytes()
+    if not data.isascii() or any(byte < 32 or byte == 127 for byte in data):
+        raise UserError(f"{path}: found a control or non-ASCII character, expected one line of ASCII and no newline")
+    return data.decode()
+
+
+def start(qemu: Path, arguments: list[str], *, terminal: bool, messages: Path) -> "subprocess.Popen[bytes]":
+    """Start QEMU so that it dies with this process, whatever kills it; its messages go to the file ``messages``."""
+    if not shutil.which(str(qemu)):
+        raise UserError(f"{qemu}: no such program", "run: doit packages, or set QEMU to a QEMU of version 10 or newer")
+    with messages.open("wb") as log:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", str(qemu), *arguments],
+            stdin=None if terminal else subprocess.DEVNULL,
+            stdout=None if terminal else log,
+            stderr=log,
+        )
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End QEMU if it still runs."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

@@ -1,0 +1,106 @@
+"""Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Disk, Launch, VmConfig, read_vm_config
+from sevsnp.vm.platforms import choose, running
+from sevsnp.vm.qemu import RunOptions, check_files, check_options
+
+_NOISE = re.compile(r"warning: TCG doesn't support requested feature")
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Other places for a workflow's disks (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
+
+    disks: Mapping[str, Path]
+
+    def apply(self, launch: Launch) -> Launch:
+        disks = tuple(
+            Disk(disk.role, self.disks.get(disk.role, disk.path).resolve(), disk.size, disk.sha256)
+            for disk in launch.disks
+        )
+        return Launch(**{**vars(launch), "disks": disks})
+
+
+def config_of(directory: Path, workflow: str, platform: str) -> Path:
+    """The VM config of a workflow for a platform, in the directory that its setup task writes."""
+    suffix = ".emulated.toml" if platform == "emulated" else ".toml"
+    return directory / f"vm-config-{workflow}{suffix}"
+
+
+def check_fixed(config: VmConfig, asked: Mapping[str, int | str], task: str) -> None:
+    """Refuse a launch whose settings differ from what the VM config fixed and the secure processor measures.
+
+    ``asked`` has only what the user set: setting names to values.
+    """
+    launch = config.launch
+    fixed: dict[str, int | str] = {
+        "CPUS": launch.vcpus,
+        "CPU_MODEL": launch.vcpu_model,
+        "POLICY": launch.guest_policy,
+        "GUEST_FEATURES": launch.guest_features,
+        "PRODUCT": launch.product,
+    }
+    for name, value in asked.items():
+        if name in fixed and value != fixed[name]:
+            shown = [f"{number:#x}" if name in ("POLICY", "GUEST_FEATURES") else number for number in (value, fixed[name])]
+            raise UserError(
+                f"{name}={shown[0]}: {config.source} was made for {name}={shown[1]}, which is measured",
+                f"make a new VM config: doit {task} {name}={shown[0]}",
+            )
+
+
+def run_guest(
+    *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
+) -> None:
+    """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass."""
+    if check:
+        check_files(launch)
+    check_options(options)
+    chosen = choose(platform, launch, options.qemu, answers)
+    if chosen.name == "snp" and launch.platform != "snp":
+        raise UserError("an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated")
+    print(f"platform {chosen.name}: {chosen.reason}", flush=True)
+    print(f"ssh at 127.0.0.1:{options.ssh_port}, evidence at 127.0.0.1:{options.attest_port}", flush=True)
+    print(f"serial console in {options.serial_log}", flush=True)
+    started = time.monotonic()
+    with running(chosen, launch, options) as process:
+        code = process.wait(timeout=limit)
+    if code:
+        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", f"all of it: {options.messages}")
+    print(f"the guest ended after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def messages(options: RunOptions) -> str:
+    """The end of what QEMU said, without what every emulated EPYC provokes."""
+    lines = options.messages.read_text(errors="replace").splitlines() if options.messages.exists() else []
+    return "\n".join(line for line in lines if not _NOISE.search(line))[-2000:]
+
+
+def run_workflow(
+    *,
+    directory: Path,
+    workflow: str,
+    vm_config: Path | None,
+    disks: Mapping[str, Path],
+    asked: Mapping[str, int | str],
+    platform: str,
+    options: RunOptions,
+) -> None:
+    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground."""
+    answers = options.state.parent / "platform.json"
+    if vm_config is None:
+        # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
+        production = read_vm_config(config_of(directory, workflow, "snp"))
+        name = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
+        vm_config = config_of(directory, workflow, name)
+    config = read_vm_config(vm_config)
+    check_fixed(config, asked, f"setup_{workflow}")
+    print(f"VM config {vm_config}", flush=True)
+    run_guest(launch=Replaced(disks).apply(config.launch), options=options, platform=platform, answers=answers)

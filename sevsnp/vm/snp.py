@@ -1,0 +1,51 @@
+"""The platform `snp`: QEMU with KVM and sev-snp-guest on a host that has AMD SEV-SNP."""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Launch
+from sevsnp.vm.qemu import RunOptions, common_arguments, snp_arguments, start, stop
+from sevsnp.vm.qmp import Qmp
+
+# The two figures that QEMU wants to be told although the processor knows them; used where QEMU cannot say.
+_CBITPOS, _REDUCED_PHYS_BITS = 51, 1
+
+
+@contextlib.contextmanager
+def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the guest and give its QEMU process; it is gone when the context ends."""
+    if launch.platform != "snp":
+        raise UserError(
+            "this VM config is for the emulated platform: its guest answers with emulated evidence",
+            "on SNP hardware use the production VM config, or PLATFORM=emulated",
+        )
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
+        cbitpos, reduced = capabilities(options.qemu, Path(work))
+        arguments = [
+            *snp_arguments(launch, options.memory, cbitpos, reduced),
+            *common_arguments(launch, options, Path(work) / "qmp"),
+        ]
+        process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+def capabilities(qemu: Path, work: Path) -> tuple[int, int]:
+    """The C-bit's position and the physical address bits that encryption takes, as QEMU reads them from this host."""
+    socket = work / "probe"
+    arguments = ["-machine", "none,accel=kvm", "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off"]
+    process = start(qemu, arguments, terminal=False, messages=work / "probe.log")
+    try:
+        with Qmp(socket, timeout=10) as qmp:
+            found = qmp.command("query-sev-capabilities")
+        return int(found["cbitpos"]), int(found["reduced-phys-bits"])
+    except (UserError, KeyError):
+        return _CBITPOS, _REDUCED_PHYS_BITS
+    finally:
+        stop(process)

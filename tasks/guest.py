@@ -1,0 +1,89 @@
+"""The guest's root file system, and the plain guest that boots from its own disk."""
+
+from pathlib import Path
+
+from tasks.graph import Task, artefact, command
+from tasks.project import (
+    DEBS, GUEST, KERNEL, PLAIN_INITRAMFS, RELEASE, RELEASE_MANIFEST, RUN, TOOLS, keys, run_options,
+    settings, sources,
+)  # fmt: skip
+
+PACKAGES = GUEST / "packages.tar"
+ROOTFS = GUEST / "rootfs.tar"
+DISK = GUEST / "sevsnptest.qcow2"
+LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
+FILES = Path("guest-vm/files")
+
+
+def task__keys() -> Task:
+    """The user's SSH key and the owner's key, made once."""
+    paths = keys()
+    return {
+        **command("sevsnp.keys:make_keys", config_dir=settings().config_dir()),
+        "targets": [str(paths.user_public), str(paths.owner_certificate)],
+        # Once made they are the user's: never made again, and clean leaves them alone.
+        "uptodate": [paths.owner_private.exists() and paths.user_private.exists()],
+    }
+
+
+def task__guest_packages() -> Task:
+    """The guest's installed packages: the slow step, which editing a file never repeats."""
+    return artefact(
+        "sevsnp.images.guest_packages:make_packages_layer",
+        how={"debs": DEBS / "guest"},
+        watch=[DEBS / "guest" / "packages.json"],
+        outputs={"output": PACKAGES},
+    )
+
+
+def task__guest_rootfs() -> Task:
+    """The guest's root filesystem tar: packages, our files and units, the user's public key."""
+    return artefact(
+        "sevsnp.images.guest:make_guest_rootfs",
+        inputs={"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public},
+        how={"files": FILES},
+        watch=sources(str(FILES)),
+        outputs={"output": ROOTFS},
+    )
+
+
+def task_create_new_vm() -> Task:
+    """Make a Debian guest: build/guest/rootfs.tar and the bootable sevsnptest.qcow2"""
+    return artefact(
+        "sevsnp.images.guest_disk:make_guest_disk",
+        inputs={"rootfs": ROOTFS, "kernel": KERNEL / "vmlinuz", "initramfs": PLAIN_INITRAMFS},
+        how={"tools": TOOLS, "loader": LOADER},
+        watch=[RELEASE_MANIFEST],
+        outputs={"output": DISK},
+    )
+
+
+def task_run_guest() -> Task:
+    """Boot the plain guest without SEV-SNP [IMAGE MEMORY SSH_PORT]"""
+    return _plain("sevsnp.vm.plain:run_plain", mode="plain")
+
+
+def task_run_sev_snp() -> Task:
+    """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY SSH_PORT]"""
+    return _plain("sevsnp.vm.plain:run_plain", mode="snp")
+
+
+def task_run_sev_snp_direct_boot() -> Task:
+    """Boot the plain guest with SEV-SNP and a measured kernel, its disk unverified [IMAGE …]"""
+    return _plain("sevsnp.vm.plain:run_plain", mode="direct")
+
+
+def _plain(function: str, mode: str) -> Task:
+    values = settings()
+    return command(
+        function,
+        mode=mode,
+        image=values.path("IMAGE", DISK),
+        own_image=not values.text("IMAGE"),
+        release=RELEASE,
+        kernel=KERNEL / "vmlinuz",
+        initrd=PLAIN_INITRAMFS,
+        launch={name: values[name] for name in ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES")},
+        platform=values.text("PLATFORM"),
+        options=run_options(RUN / "guest"),
+    )

@@ -1,0 +1,50 @@
+"""Packages from the Debian archive: the lock, the tools that run in place, and the kernel."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.graph import Task, artefact, command
+from tasks.project import DEBS, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, settings
+
+LISTS = {
+    "tools": Path("tasks/packages.yaml"),
+    "initramfs": Path("initramfs/packages.yaml"),
+    "guest": Path("guest-vm/packages.yaml"),
+}
+
+
+def task_packages() -> Task:
+    """Fetch kernel, firmware, QEMU and image tools, pinned, into build/snp-release"""
+    values = settings()
+    return artefact(
+        "sevsnp.packages.steps:make_packages",
+        inputs={"lock": LOCK, **LISTS},
+        trees={
+            "release": (RELEASE, RELEASE_MANIFEST.name),
+            "initramfs_debs": (DEBS / "initramfs", "packages.json"),
+            "guest_debs": (DEBS / "guest", "packages.json"),
+        },
+        how={
+            "cache_dir": str(values.cache_dir()),
+            "mirror": values.text("MIRROR"),
+            "snapshot": values.text("SNAPSHOT_MIRROR"),
+        },
+    )
+
+
+def task_packages_lock() -> Task:
+    """Pin every package in packages.lock at its newest version, with its SHA-256"""
+    return command("sevsnp.packages.steps:update_lock", output=LOCK, mirror=settings().text("MIRROR"), **LISTS)
+
+
+def task_unpack_kernel() -> Task:
+    """Unpack the kernel package into build/kernel [KERNEL_DEB]"""
+    other = settings().text("KERNEL_DEB")
+    inputs: dict[str, Any] = {"deb": Path(other)} if other else {}
+    return artefact(
+        "sevsnp.packages.steps:make_kernel",
+        inputs=inputs,
+        watch=[RELEASE_MANIFEST],
+        trees={"output": (KERNEL, "version")},
+        how={"release": RELEASE},
+    )

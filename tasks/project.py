@@ -1,0 +1,97 @@
+"""Where things are, relative to the project, and the settings of this run."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sevsnp.errors import UserError
+from sevsnp.key_paths import Keys
+from sevsnp.settings import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
+
+Result = TypeVar("Result")
+
+BUILD = Path("build")
+RELEASE = BUILD / "snp-release"
+RELEASE_MANIFEST = RELEASE / "packages.json"
+TOOLS = RELEASE / "bin"
+QEMU = TOOLS / "qemu-system-x86_64"
+DEBS = BUILD / "debs"
+KERNEL = BUILD / "kernel"
+GUEST = BUILD / "guest"
+VERITY = BUILD / "verity"
+RUN = BUILD / "run"
+FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
+LOCK = Path("packages.lock")
+INITRAMFS = BUILD / "initramfs.cpio.zst"
+PLAIN_INITRAMFS = BUILD / "initramfs.plain.cpio.zst"
+EMULATED_INITRAMFS = BUILD / "initramfs.emulated.cpio.zst"
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this run; doit shows what is wrong with one without a traceback."""
+    return checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
+
+
+def checked(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function while doit loads the tasks; a user's error is shown without a traceback."""
+    from doit.exceptions import InvalidDodoFile
+
+    try:
+        return function(*arguments)
+    except UserError as error:
+        raise InvalidDodoFile(str(error)) from None
+
+
+def sources(directory: str) -> list[Path]:
+    """The files below a source directory, as inputs; editors' and Python's leavings are not among them."""
+    return sorted(
+        path
+        for path in Path(directory).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(("~", ".pyc", ".swp"))
+    )
+
+
+def keys() -> Keys:
+    """The paths of the user's keys; the task _keys makes them."""
+    return Keys.of(settings().config_dir())
+
+
+def asked() -> dict[str, Any]:
+    """The settings that the user gave for this very run, on the command line or in the environment."""
+    chosen = settings()
+    return {name: chosen[name] for name, source in chosen.sources.items() if source in PER_RUN}
+
+
+def run_options(state: Path) -> Any:
+    """What is free at launch, from the settings; ``state`` is where logs go."""
+    from sevsnp.vm.qemu import RunOptions
+
+    chosen = settings()
+    return RunOptions(
+        qemu=QEMU,
+        memory=chosen.number("MEMORY"),
+        ssh_port=chosen.number("SSH_PORT"),
+        attest_port=chosen.number("ATTEST_PORT"),
+        state=state,
+        restricted=chosen.text("GUEST_NETWORK") == "restricted",
+        terminal=True,
+    )
+
+
+def end_cleanly() -> None:
+    """On SIGINT and SIGTERM end what was started and unwind, so that doit keeps what it has finished so far."""
+
+    def handler(number: int, frame: object) -> None:
+        # Only if it was loaded can anything have been started.
+        if command := sys.modules.get("sevsnp.command"):
+            command.end_all()
+        sys.stderr.write(f"\ninterrupted by {signal.Signals(number).name}\n")
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)

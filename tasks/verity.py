@@ -1,0 +1,150 @@
+"""The integrity workflow: a verified root, the VM configs, launch and attestation."""
+
+from pathlib import Path
+
+from tasks.graph import Task, artefact, command
+from tasks.project import (
+    BUILD, EMULATED_INITRAMFS, FIRMWARE, GUEST, INITRAMFS, KERNEL, QEMU, RELEASE_MANIFEST, RUN, TOOLS, VERITY,
+    asked, keys, run_options, settings,
+)  # fmt: skip
+
+IMAGE = VERITY / "verity.img"
+TREE = VERITY / "hash-tree.img"
+ROOTHASH = VERITY / "roothash.txt"
+SALT_LABEL = "verity root"
+
+
+def config(platform: str) -> Path:
+    return VERITY / f"vm-config-verity{'.emulated' if platform == 'emulated' else ''}.toml"
+
+
+def task__verity_image() -> Task:
+    """The verified root's file system image, without identity and secrets."""
+    return artefact(
+        "sevsnp.images.verity_root:make_verity_image",
+        inputs={"rootfs": settings().path("IMAGE", GUEST / "rootfs.tar")},
+        watch=[RELEASE_MANIFEST],
+        outputs={"output": IMAGE},
+        params={"filesystem": settings().text("VERITY_FILESYSTEM")},
+        how={"tools": TOOLS},
+    )
+
+
+def task__verity_tree() -> Task:
+    """The hash tree and the root hash."""
+    return artefact(
+        "sevsnp.images.verity_root:make_verity_tree",
+        inputs={"image": IMAGE},
+        watch=[RELEASE_MANIFEST],
+        outputs={"hash_tree": TREE, "root_hash": ROOTHASH},
+        params={"label": SALT_LABEL},
+        how={"tools": TOOLS},
+    )
+
+
+def task__verity_cmdline() -> Task:
+    """The measured kernel command line."""
+    return _cmdline("snp", VERITY / "cmdline")
+
+
+def task__verity_cmdline_emulated() -> Task:
+    """The measured kernel command line of the emulated VM config."""
+    return _cmdline("emulated", VERITY / "cmdline.emulated")
+
+
+def task__verity_config() -> Task:
+    """The production VM config."""
+    return _config("snp", INITRAMFS, VERITY / "cmdline")
+
+
+def task__verity_config_emulated() -> Task:
+    """The emulated VM config."""
+    return _config("emulated", EMULATED_INITRAMFS, VERITY / "cmdline.emulated")
+
+
+def task_setup_verity() -> Task:
+    """Make the verified root, its hash tree and the VM configs in build/verity"""
+    return {
+        "actions": None,
+        "file_dep": [str(path) for path in (IMAGE, TREE, ROOTHASH, config("snp"), config("emulated"))],
+    }
+
+
+def task_run_sev_snp_verity() -> Task:
+    """Boot the verified guest, on SEV-SNP or emulated [MEMORY SSH_PORT ATTEST_PORT VM_CONFIG …]"""
+    replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
+    text = settings().text
+    return command(
+        "sevsnp.vm.run:run_workflow",
+        directory=VERITY,
+        workflow="verity",
+        vm_config=Path(text("VM_CONFIG")) if text("VM_CONFIG") else None,
+        disks={role: Path(text(name)) for role, name in replaced.items() if text(name)},
+        asked=asked(),
+        platform=text("PLATFORM"),
+        options=run_options(RUN / "verity"),
+    )
+
+
+def task_attest_verity() -> Task:
+    """Verify the running guest before any login, then write build/known_hosts [HOST PORT VM_CONFIG]"""
+    values = settings()
+    return command(
+        "sevsnp.owner:attest_guest",
+        needs=["_keys"],
+        vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        host=values.text("HOST"),
+        port=values.number("PORT") or values.number("ATTEST_PORT"),
+        ssh_port=values.number("SSH_PORT"),
+        emulated_root=values.path("EMULATED_ROOT", RUN / "verity" / "ark.pem"),
+        identity=keys().user_private,
+        user="user",
+        template=Path("templates/ssh_config.j2"),
+        output=BUILD,
+    )
+
+
+def _cmdline(platform: str, output: Path) -> Task:
+    values = settings()
+    return artefact(
+        "sevsnp.vm.make_config:make_verity_cmdline",
+        inputs={"image": IMAGE, "roothash": ROOTHASH},
+        outputs={"output": output},
+        params={
+            "label": SALT_LABEL,
+            "rootfs": values.text("VERITY_FILESYSTEM"),
+            "writable": values.text("WRITABLE"),
+            "tmpfs": {name: values.number(f"TMPFS_{name.upper()}") for name in ("etc", "home", "var", "tmp")},
+            "acpi": values.acpi(),
+            "platform": platform,
+        },
+    )
+
+
+def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
+    values = settings()
+    names = (
+        "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
+        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+    )  # fmt: skip
+    return artefact(
+        "sevsnp.vm.make_config:make_vm_config",
+        inputs={
+            "template": Path("templates/vm-config.toml.j2"),
+            "firmware": FIRMWARE,
+            "kernel": KERNEL / "vmlinuz",
+            "initrd": initrd,
+            "cmdline": cmdline,
+            "image": IMAGE,
+            "hash_tree": TREE,
+            "owner_certificate": keys().owner_certificate,
+        },
+        outputs={"output": config(platform)},
+        params={
+            "workflow": "verity",
+            "platform": platform,
+            "disks": {"verity-data": "image", "verity-hash": "hash_tree"},
+            "settings": {name: values[name] for name in names},
+            "place": str(config(platform)),
+        },
+    )

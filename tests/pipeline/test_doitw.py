@@ -1,0 +1,313 @@
+"""doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+DODO = """
+from doit import get_var
+
+def task_hello():
+    \"\"\"Say hello.\"\"\"
+    return {"actions": [f"echo hello {get_var('NAME', 'you')}"], "verbosity": 2}
+
+def task_fail():
+    \"\"\"Fail.\"\"\"
+    return {"actions": ["exit 7"]}
+
+DOIT_CONFIG = {"default_tasks": ["hello"]}
+"""
+
+
+def small_lock() -> str:
+    """doit alone, from the project's own lock: a venv of it takes seconds."""
+    found = re.search(r"^doit==.*?(?<!\\)$", (PROJECT / "requirements.lock").read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[0] + "\n"
+
+
+def doitw(
+    *words: str, program: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, *words],
+        cwd=cwd or program.parent,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def make_project(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    shutil.copy2(PROJECT / "doitw", folder)
+    (folder / "dodo.py").write_text(DODO)
+    (folder / "requirements.lock").write_text(small_lock())
+    return folder / "doitw"
+
+
+def greeting(text: str) -> str:
+    """What the task printed, without doit's line about the task."""
+    return text.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A doitw whose .venv was made by two of them at once."""
+    program = make_project(tmp_path_factory.mktemp("doitw") / "a project")
+    both = [
+        subprocess.Popen(
+            [program], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    ends = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    assert [greeting(out) for out, _ in ends] == ["hello you", "hello you"]
+    # One made it while the other waited, or came when it was there.
+    assert sum("making .venv" in err for _, err in ends) == 1, ends
+    return program
+
+
+def made_venv(program: Path) -> bool:
+    """Runs doitw; whether it made .venv anew. In any case it must have worked."""
+    done = doitw(program=program)
+    assert done.returncode == 0, done.stderr
+    assert greeting(done.stdout) == "hello you"
+    if done.stderr:
+        assert done.stderr.startswith("doitw: making .venv from requirements.lock with Python 3.")
+        assert len(done.stderr.splitlines()) == 1
+    return bool(done.stderr)
+
+
+def test_it_is_silent_once_all_is_there(program: Path) -> None:
+    assert not made_venv(program)
+
+
+def test_words_and_exit_codes_go_through(program: Path) -> None:
+    assert greeting(doitw("hello", "NAME=a  b", program=program).stdout) == "hello a b"
+    assert "Say hello." in doitw("list", program=program).stdout
+    assert doitw("fail", program=program).returncode == 1
+    assert doitw("no-such-task", program=program).returncode == 3
+
+
+def test_it_runs_in_the_project_s_directory_from_anywhere(program: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(program)
+    for way in (program, link):
+        done = doitw(program=way, cwd=tmp_path, env={"CDPATH": str(tmp_path), "PYTHONPATH": str(tmp_path)})
+        assert (greeting(done.stdout), done.stderr) == ("hello you", "")
+    assert list(tmp_path.iterdir()) == [link]
+    relative = Path(os.path.relpath(program, tmp_path))
+    done = subprocess.run(["sh", relative], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert greeting(done.stdout) == "hello you"
+
+
+def test_it_adds_little_time(program: Path) -> None:
+    def best(command: Path) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            subprocess.run([command, "--version"], cwd=program.parent, stdout=subprocess.DEVNULL, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert best(program) - best(program.parent / ".venv/bin/doit") < 0.05
+
+
+def test_the_project_is_importable_from_anywhere(program: Path, tmp_path: Path) -> None:
+    script = "import dodo; print(dodo.__file__)"
+    python = program.parent / ".venv/bin/python"
+    done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(program.parent / "dodo.py")
+
+
+def test_a_killed_bootstrap_is_not_trusted(program: Path) -> None:
+    folder = program.parent
+    stamp = folder / ".venv/.doitw-stamp"
+    with (folder / "requirements.lock").open("a") as lock:
+        lock.write("# changed\n")
+    process = subprocess.Popen(
+        [program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    # Half-made: there is an interpreter, and no more than a part of the packages.
+    deadline = time.monotonic() + 60
+    while stamp.exists() or not (folder / ".venv/bin/python").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not stamp.exists()
+    # The changed lock and the half-made venv are both mended by one run.
+    assert made_venv(program)
+    assert not made_venv(program)
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "project")
+    lock = program.parent / "requirements.lock"
+    good = lock.read_text()
+    lock.write_text(re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", good))
+    done = doitw(program=program)
+    assert done.returncode == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("doitw: pip could not install requirements.lock")
+    assert not (program.parent / ".venv/.doitw-stamp").exists()
+    lock.write_text(good)
+    assert made_venv(program)
+
+
+@pytest.mark.full
+def test_a_venv_whose_interpreter_is_gone_is_made_anew(program: Path) -> None:
+    python = program.parent / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to("/usr/bin/python3.0")
+    assert made_venv(program)
+
+
+@pytest.mark.full
+def test_a_moved_project_gets_a_new_venv(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "old")
+    assert made_venv(program)
+    moved = program.parent.rename(tmp_path / "new") / "doitw"
+    assert made_venv(moved)
+    assert not made_venv(moved)
+
+
+def pythons() -> list[str]:
+    """Every Python from 3.11 on PATH that can make a venv, one a version, by its real path."""
+    found = {}
+    for name in (f"python3.{version}" for version in range(11, 16)):
+        for folder in os.get_exec_path():
+            script = "import ensurepip, sys; print(sys._base_executable)"
+            try:
+                argv = [str(Path(folder, name)), "-c", script]
+                asked = subprocess.run(argv, capture_output=True, text=True, check=True)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+            found[name] = asked.stdout.strip()
+    return list(found.values())
+
+
+@pytest.mark.full
+def test_a_clean_clone_works_with_every_python(tmp_path: Path) -> None:
+    argv = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    for number, python in enumerate(pythons()):
+        clone = tmp_path / f"clone-{number}"
+        for name in filter(None, listed.split("\0")):
+            if (PROJECT / name).is_file():
+                (clone / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT / name, clone / name)
+        tools = tmp_path / f"tools-{number}"
+        tools.mkdir()
+        # Not a link: pyenv and venv look at the name they are called by.
+        (tools / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n')
+        (tools / "python3").chmod(0o755)
+        done = doitw("list", program=clone / "doitw", env={"PATH": f"{tools}:{os.environ['PATH']}"})
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^test +Run the tests", done.stdout, re.MULTILINE)
+        check = [str(clone / ".venv/bin/python"), "-m", "pip", "check"]
+        checked = subprocess.run(check, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout
+
+
+class Tools:
+    """A PATH of one directory with what doitw needs, and stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("sh", "dirname", "readlink", "sha256sum", "cat", "mkdir", "rm", "mv", "flock", "env", "id"):
+            found = shutil.which(name, path=os.defpath)
+            assert found
+            (folder / name).symlink_to(found)
+
+    def add(self, name: str, text: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+        (self.folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self.folder / name).chmod(0o755)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"PATH": str(self.folder)}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[tuple[Path, Tools]]:
+    """A fresh project on a machine whose python3 has no ensurepip, as Debian's without python3-venv."""
+    tools = Tools(tmp_path / "tools")
+    tools.add("python3", 'case "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac')
+    program = make_project(tmp_path / "project")
+    yield program, tools
+    assert not (program.parent / ".venv").exists()
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["too old", "none"])
+def test_without_a_recent_python_it_says_so(bare: tuple[Path, Tools], old: bool) -> None:
+    program, tools = bare
+    if old:
+        tools.add("python3", 'case "$1" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac')
+    else:
+        (tools.folder / "python3").unlink()
+    done = doitw(program=program, env=tools.env)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    found = "Python 3.9.2" if old else "no python3"
+    assert done.stderr == f"doitw: found {found}, expected Python 3.11 or newer (apt-get install python3)\n"
+
+
+INSTALL = "apt-get install --yes --no-install-recommends python3-venv"
+
+
+def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
+    program, tools = bare
+    tools.add("id", "echo 0")
+    tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
+    done = doitw(program=program, env=tools.env)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"doitw: installing python3-venv, without which Python makes no virtual environment: {INSTALL}",
+        "doitw: apt-get update failed; trying with the lists that are here",
+        f"doitw: that failed; run as root: {INSTALL}",
+    ]
+    assert (tools.folder / "log").read_text().splitlines() == ["apt-get update -qq", f"{INSTALL} -qq"]
+
+
+def test_an_ordinary_user_gets_it_through_sudo_that_asks_nothing(bare: tuple[Path, Tools]) -> None:
+    program, tools = bare
+    tools.add("id", "echo 1000")
+    tools.add("sudo", f'echo sudo $* >> {tools.folder}/log; [ "$1" = -n ]')
+    tools.add("apt-get", "exit 1")
+    done = doitw(program=program, env=tools.env)
+    assert done.returncode == 1
+    assert (tools.folder / "log").read_text().splitlines() == [
+        "sudo -n true",
+        "sudo apt-get update -qq",
+        f"sudo env DEBIAN_FRONTEND=noninteractive {INSTALL} -qq",
+    ]
+
+
+@pytest.mark.parametrize("sudo", [None, "exit 1"], ids=["no sudo", "sudo wants a password"])
+def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools], sudo: str | None) -> None:
+    program, tools = bare
+    tools.add("id", "echo 1000")
+    tools.add("apt-get", "exit 1")
+    if sudo:
+        tools.add("sudo", sudo)
+    done = doitw(program=program, env=tools.env)
+    assert done.returncode == 1
+    assert done.stderr == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}\n"

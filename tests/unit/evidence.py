@@ -1,0 +1,153 @@
+"""What the attestation tests share: a synthetic firmware, VM configs, and one software secure processor a session."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import struct
+import tempfile
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sevsnp.attestation.appraisal import Evidence, Expected
+from sevsnp.emulation.psp import EmulatedPsp
+from sevsnp.emulation.report_encoder import encode_report
+from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb
+
+ROOT = Path(__file__).parents[2]
+VECTORS = ROOT.parent / "shared" / "vectors"
+REAL_FIRMWARE = Path("/tmp/p/ovmf/x/usr/share/ovmf/OVMF.amdsev.fd")
+
+needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="../shared/vectors is absent")
+
+SECTIONS = (
+    (0x800000, 0x9000, 1), (0x80A000, 0x3000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3),
+    (0x80F000, 0x1000, 4), (0x811000, 0x2000, 1), (0x810000, 0x1000, 0x10),
+)  # fmt: skip
+HASH_TABLE = "7255371f-3a3b-4b04-927b-1da6efa8d454"
+RESET_BLOCK = "00f771de-1a7e-4fcb-890e-68c77e2fb44e"
+METADATA = "dc886566-984a-4798-a75e-5585a7bf67cc"
+FOOTER = "96b582de-1fb2-45f7-baea-a366c55a082d"
+MEASUREMENT = hashlib.sha384(b"the expected guest").digest()
+REPORT_DATA = hashlib.sha512(b"a fresh nonce and all host keys").digest()
+
+
+def table_entry(guid: str, data: bytes) -> bytes:
+    return data + struct.pack("<H16s", len(data) + 18, uuid.UUID(guid).bytes_le)
+
+
+def firmware(
+    size: int = 0x4000,
+    sections: Sequence[tuple[int, int, int]] = SECTIONS,
+    hash_area: tuple[int, int] = (0x810C00, 0x400),
+    entries: Sequence[bytes] | None = None,
+) -> bytes:
+    """An image with AmdSev's tables and arbitrary code, for the measurement only."""
+    metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
+    metadata += b"".join(struct.pack("<III", *section) for section in sections)
+    if entries is None:
+        entries = (
+            table_entry(METADATA, struct.pack("<I", 0x800)),
+            table_entry(HASH_TABLE, struct.pack("<II", *hash_area)),
+            table_entry(RESET_BLOCK, struct.pack("<I", 0x80B004)),
+        )
+    body = b"".join(entries)
+    table = body + struct.pack("<H16s", len(body) + 18, uuid.UUID(FOOTER).bytes_le)
+    image = bytearray(hashlib.shake_128(b"code").digest(size))
+    image[size - 0x800 : size - 0x800 + len(metadata)] = metadata
+    image[size - 32 - len(table) : size - 32] = table
+    return bytes(image)
+
+
+def write_file(path: Path, content: bytes) -> File:
+    path.write_bytes(content)
+    return File(path, hashlib.sha256(content).hexdigest())
+
+
+def make_launch(directory: Path, **changes: Any) -> Launch:
+    launch = Launch(
+        workflow="verity",
+        platform="emulated",
+        product="Genoa",
+        vcpus=1,
+        vcpu_model="EPYC-v4",
+        guest_policy=0x30000,
+        guest_features=1,
+        host_data=bytes(32),
+        firmware=write_file(directory / "firmware", firmware()),
+        kernel=write_file(directory / "kernel", b"kernel" * 1000),
+        initrd=write_file(directory / "initrd", b"initrd" * 1000),
+        cmdline=write_file(directory / "cmdline", b"console=ttyS0 verity"),
+        disks=(Disk("root", directory / "root.img", 4096, "0" * 64),),
+    )
+    return dataclasses.replace(launch, **changes)
+
+
+@functools.cache
+def scratch() -> Path:
+    return Path(tempfile.mkdtemp(prefix="sevsnp-evidence-"))
+
+
+@functools.cache
+def _psp(name: str, product: Product) -> EmulatedPsp:
+    return EmulatedPsp.create(scratch() / f"{name}-{product}", product)
+
+
+def psp(name: str = "first", product: Product = "Genoa") -> EmulatedPsp:
+    """RSA-4096 keys take seconds: one secure processor for all tests, others by name."""
+    return _psp(name, product)
+
+
+def root(name: str = "first", product: Product = "Genoa") -> Path:
+    psp(name, product)
+    return scratch() / f"{name}-{product}" / "ark.pem"
+
+
+@functools.cache
+def launch() -> Launch:
+    return make_launch(scratch())
+
+
+REFERENCE = Reference(
+    launch_digest=MEASUREMENT,
+    minimum_tcb=Tcb(7, 0, 15, 62),
+    vmpl=0,
+    guest_svn=0,
+    family_id=bytes(16),
+    image_id=bytes(16),
+    platform_info_required=0x20,
+    platform_info_forbidden=0x1,
+)
+
+
+def expected(**changes: Any) -> Expected:
+    """What the honest evidence satisfies, with ``changes`` to launch fields, reference fields or report_data."""
+    fields = {field.name for field in dataclasses.fields(Reference)}
+    reference = dataclasses.replace(REFERENCE, **{key: value for key, value in changes.items() if key in fields})
+    other = {key: value for key, value in changes.items() if key not in fields and key != "report_data"}
+    return Expected(dataclasses.replace(launch(), **other), reference, changes.get("report_data", REPORT_DATA))
+
+
+def evidence(**changes: Any) -> Evidence:
+    """Honest emulated evidence; ``changes`` are fields of the report, signed like the rest."""
+    honest = psp().fields(REPORT_DATA, launch=launch(), measurement=MEASUREMENT)
+    report = psp().sign(encode_report(dataclasses.replace(honest, **changes)))
+    return Evidence(report, psp().certificate_table())
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

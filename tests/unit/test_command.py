@@ -1,0 +1,200 @@
+"""External commands: their environment, their end, and what is said when they fail."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sevsnp import command
+from sevsnp.errors import UserError
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def test_output_and_input() -> None:
+    assert command.run(["cat"], stdin=b"\x00\xff") == b"\x00\xff"
+    assert command.run(["cat"]) == b""
+    assert command.run(["sh", "-c", "echo noise >&2; echo out"]) == b"out\n"
+
+
+def test_the_environment_is_made_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUKS_KEY", "secret")
+    monkeypatch.setenv("LANG", "tr_TR.UTF-8")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    monkeypatch.setenv("http_proxy", "http://proxy.example")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    seen = command.run(["env", "-0"], env={"EXTRA": "1"}).decode()
+    variables = dict(word.split("=", 1) for word in seen.split("\0") if word)
+    assert set(variables) <= {"PATH", "HOME", "TMPDIR", "APT_CONFIG", "no_proxy", "https_proxy"} | {
+        "http_proxy",
+        "LC_ALL",
+        "TZ",
+        "EXTRA",
+    }
+    assert variables["http_proxy"] == "http://proxy.example"
+    assert variables["LC_ALL"] == "C.UTF-8"
+    assert variables["TZ"] == "UTC"
+    assert variables["EXTRA"] == "1"
+    assert variables["PATH"] == "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def test_sbin_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/sbin:/bin")
+    once = command.environment()["PATH"]
+    monkeypatch.setenv("PATH", once)
+    assert command.environment()["PATH"] == once == "/sbin:/bin:/usr/local/sbin:/usr/sbin"
+
+
+def test_programs_are_found_on_the_path_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "some-tool"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    assert command.find("some-tool") is None
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert command.find("some-tool") == tool
+    assert command.run(["some-tool"]) == b"found\n"
+
+
+def test_a_relative_program_is_not_looked_for_under_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\npwd\n")
+    tool.chmod(0o755)
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert command.run(["./tool"], cwd=Path("inner")).decode().strip() == str(tmp_path / "inner")
+
+
+def test_a_missing_program_names_the_task_that_brings_it() -> None:
+    with pytest.raises(UserError, match="no-such-tool: command not found") as refused:
+        command.run(["no-such-tool"])
+    assert refused.value.hint == "run: ./doitw install_dependencies"
+
+
+def test_what_cannot_be_started_is_a_clear_line(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("not a program\n")
+    with pytest.raises(UserError, match="text: not executable"):
+        command.run([text])
+    text.chmod(0o755)
+    with pytest.raises(UserError, match="Exec format error"):
+        command.run([text])
+    with pytest.raises(UserError, match="No such file or directory"):
+        command.run(["true"], cwd=tmp_path / "none")
+
+
+def test_a_failure_shows_the_command_to_paste_and_its_last_words() -> None:
+    argv = ["sh", "-c", "echo 'it broke' >&2; exit 3", "a b", "$HOME", "it's"]
+    with pytest.raises(UserError) as failed:
+        command.run(argv, hint="mend it")
+    first, last = failed.value.message.splitlines()
+    assert first.startswith("exit code 3 from: sh -c ")
+    assert shlex.split(first.removeprefix("exit code 3 from: ")) == argv
+    assert last == "it broke"
+    assert failed.value.hint == "mend it"
+    pasted = subprocess.run(first.removeprefix("exit code 3 from: "), shell=True, capture_output=True, check=False)
+    assert pasted.returncode == 3
+
+
+def test_only_the_end_of_a_long_complaint_is_shown() -> None:
+    with pytest.raises(UserError) as failed:
+        command.run([sys.executable, "-c", "import sys; sys.exit('x' * 100_000 + 'the reason')"])
+    assert len(failed.value.message) < 2200
+    assert failed.value.message.endswith("the reason")
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' TERM; "], ids=["obedient", "deaf"])
+def test_a_time_out_ends_the_whole_group(trap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "GRACE", 0.3)
+    pids = tmp_path / "pids"
+    script = f"{trap}echo $$ > {pids}; sh -c '{trap.replace(chr(39), chr(34))}echo $$ >> {pids}; sleep 60; :' & wait; :"
+    with pytest.raises(UserError, match="no end after 1 s: sh -c"):
+        command.run(["sh", "-c", script], timeout=1)
+    found = [int(line) for line in pids.read_text().split()]
+    assert len(found) == 2
+    wait_for(lambda: all(gone(pid) for pid in found))
+
+
+def test_an_obedient_command_may_clean_up(tmp_path: Path) -> None:
+    mark = tmp_path / "cleaned"
+    with pytest.raises(UserError):
+        command.run(["sh", "-c", f"trap 'touch {mark}; exit 1' TERM; sleep 60 & wait"], timeout=0.5)
+    assert mark.exists()
+
+
+def test_an_interrupt_ends_the_command(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+
+    def interrupt() -> None:
+        wait_for(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        command.run(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"])
+    thread.join()
+    wait_for(lambda: gone(int(pid_file.read_text())))
+
+
+def test_end_all_ends_what_other_threads_wait_for() -> None:
+    failures: list[UserError] = []
+
+    def work() -> None:
+        try:
+            command.run(["sleep", "60"])
+        except UserError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(command._running) == 3)
+    command.end_all()
+    for thread in threads:
+        thread.join(10)
+    assert [error.message for error in failures] == ["exit code -15 from: sleep 60"] * 3
+    assert command._running == set()
+
+
+def test_attached_commands_share_our_output_and_group(capfd: pytest.CaptureFixture[str]) -> None:
+    code = command.run_attached(["sh", "-c", "echo out; echo err >&2; ps -o pgid= -p $$; exit 7"], env={"A": "1"})
+    assert code == 7
+    out, err = capfd.readouterr()
+    assert out.split() == ["out", str(os.getpgrp())]
+    assert err == "err\n"
+
+
+def test_an_attached_command_may_clean_up_when_we_are_ended(tmp_path: Path) -> None:
+    mark, ready = tmp_path / "cleaned", tmp_path / "ready"
+    child = f"trap 'touch {mark}; exit 1' INT; touch {ready}; while :; do sleep 0.1; done"
+    script = (
+        "import signal, sys\n"
+        "from sevsnp.command import run_attached\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"run_attached(['sh', '-c', {child!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    wait_for(ready.exists)
+    process.terminate()
+    assert process.wait(10) == 143
+    assert mark.exists()

@@ -1,0 +1,120 @@
+"""File system images: the same bytes every time, nothing lost, and one line for what cannot be."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.images.filesystem import check_ext4, fixed_uuid, make_erofs, make_ext4
+from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
+from sevsnp.images.tar import Content, Entry, Kind
+
+TOOLS = Path(__file__).resolve().parents[2] / "build/snp-release/bin"
+pytestmark = pytest.mark.skipif(
+    not (TOOLS / "mke2fs").exists() or not (TOOLS / "mkfs.erofs").exists(),
+    reason="build/snp-release/bin has no mke2fs and mkfs.erofs: run `doit packages`",
+)
+
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    big = Content.literal("big", bytes(range(256)) * 4096)
+    entries = [
+        directory_entry("etc"),
+        text_entry("etc/shadow", "root:*:::::::\n", 0o640, 0, 42),
+        text_entry("usr/bin/sudo", "s", 0o4755),
+        Entry("usr/bin/ping", Kind.FILE, 0o755, content=Content.literal("p", b"ping"), capability=CAPABILITY),
+        text_entry("usr/share/Főtanúsítvány.crt", "c"),
+        link_entry("bin", "usr/bin"),
+        Entry("dev/null", Kind.CHARACTER, 0o666, device=(1, 3)),
+        Entry("big", Kind.FILE, 0o644, content=big),
+        Entry("linked", Kind.FILE, 0o644, content=big),
+        *(text_entry(f"many/{number:04}", str(number)) for number in range(1500)),
+    ]
+    make_rootfs([Layer("x", entries)], tmp_path / "rootfs.tar")
+    return tmp_path / "rootfs.tar"
+
+
+def debugfs(image: Path, request: str) -> str:
+    argv = [str(TOOLS / "debugfs"), "-R", request, str(image)]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("make", [make_ext4, make_erofs])
+def test_identical_from_another_directory_umask_and_zone(tmp_path: Path, tar: Path, make: object) -> None:
+    assert make in (make_ext4, make_erofs)
+    results = []
+    for folder, umask, zone in (("one", 0o022, "UTC"), ("another one", 0o077, "Asia/Tokyo")):
+        where = tmp_path / folder
+        where.mkdir()
+        old = os.umask(umask)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in (("TZ", zone), ("LC_ALL", "tr_TR.UTF-8"), ("MKE2FS_CONFIG", "/etc/mke2fs.conf")):
+                    patch.setenv(name, value)
+                (where / "r.tar").write_bytes(tar.read_bytes())
+                (make_ext4 if make is make_ext4 else make_erofs)(where / "r.tar", where / "i", tools=TOOLS)
+        finally:
+            os.umask(old)
+        results.append((where / "i").read_bytes())
+    assert results[0] == results[1] and len(results[0]) % 4096 == 0
+    assert str(tmp_path).encode() not in results[0]
+
+
+def test_ext4_keeps_what_the_tar_has(tmp_path: Path, tar: Path) -> None:
+    image = tmp_path / "image"
+    make_ext4(tar, image, tools=TOOLS)
+    (tmp_path / "value").write_bytes(b"")
+    debugfs(image, f"ea_get -f {tmp_path / 'value'} /usr/bin/ping security.capability")
+    assert (tmp_path / "value").read_bytes() == CAPABILITY
+    shadow = debugfs(image, "stat /etc/shadow")
+    assert "Mode:  0640" in shadow and "Group:    42" in shadow
+    assert "Mode:  04755" in debugfs(image, "stat /usr/bin/sudo")
+    assert "Links: 2" in debugfs(image, "stat /big") and "Device major/minor number: 01:03" in debugfs(
+        image, "stat /dev/null"
+    )
+    assert "Type: regular" in debugfs(image, '"stat" "/usr/share/Főtanúsítvány.crt"')
+    assert "usr/bin" in debugfs(image, "stat /bin")
+    statistics = debugfs(image, "show_super_stats -h")
+    assert fixed_uuid("ext4:root") in statistics and "has_journal" not in statistics
+
+
+def test_with_a_journal_for_a_root_that_is_written_to(tmp_path: Path, tar: Path) -> None:
+    make_ext4(tar, tmp_path / "image", tools=TOOLS, journal=True, size=256 << 20)
+    assert "has_journal" in debugfs(tmp_path / "image", "show_super_stats -h")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "positive multiple of 4096"),
+        (4097, "positive multiple of 4096"),
+        (-4096, "positive multiple of 4096"),
+        (1 << 20, "need [0-9]+ at least"),
+        (8396800, "too few for the files"),
+        (1 << 50, "at most"),
+    ],
+)
+def test_impossible_sizes(tmp_path: Path, size: int, words: str) -> None:
+    data = [
+        Entry(f"{n}", Kind.FILE, 0o644, content=Content.literal(str(n), bytes([n + 1]) * (1 << 20))) for n in range(8)
+    ]
+    make_rootfs([Layer("x", data)], tmp_path / "r.tar")
+    with pytest.raises(UserError, match=words) as caught:
+        make_ext4(tmp_path / "r.tar", tmp_path / "image", tools=TOOLS, size=size)
+    assert "\n" not in caught.value.message and f"{size} bytes" in caught.value.message
+
+
+def test_a_damaged_image_is_noticed(tmp_path: Path, tar: Path) -> None:
+    image = tmp_path / "image"
+    make_ext4(tar, image, tools=TOOLS)
+    check_ext4(image, tools=TOOLS)
+    with image.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"\xff" * 4096)
+    with pytest.raises(UserError, match="e2fsck"):
+        check_ext4(image, tools=TOOLS)

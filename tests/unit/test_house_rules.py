@@ -1,0 +1,231 @@
+"""The rules of the house: linters, types, who may import whom, and what no file may say."""
+
+import ast
+import contextlib
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+LONGEST_MODULE = 400
+
+# Production code that must not know of the emulation, and the modules that may load it when a user asked for it.
+PRODUCTION = ("sevsnp/attestation", "sevsnp/vm", "sevsnp/images", "sevsnp/store", "sevsnp/packages")
+WALLED_OFF = "sevsnp.emulation"
+MAY_LOAD_EMULATION = {"sevsnp/vm/platforms.py"}
+
+
+def output(*argv: str) -> str:
+    return subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+
+
+@functools.cache
+def project_files() -> tuple[Path, ...]:
+    """What is in the repository, and what is about to be."""
+    # safe.directory: a checkout that belongs to another user is still ours to read.
+    listed = output("git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return tuple(path for name in listed.split("\0") if name and (path := PROJECT / name).is_file())
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def python_files(*folders: str) -> list[Path]:
+    below = tuple(f"{folder}/" for folder in folders) or ("",)
+    return [path for path in project_files() if path.suffix == ".py" and relative(path).startswith(below)]
+
+
+def linter(*argv: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"\n{done.stdout}{done.stderr}"
+
+
+def test_ruff() -> None:
+    linter("ruff", "check", "--quiet")
+
+
+def test_mypy() -> None:
+    linter("mypy")  # what to check and how strictly stands in pyproject.toml
+
+
+def test_pyproject_has_mypy_check_everything_strictly() -> None:
+    import tomllib
+
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert settings["strict"] is True
+    assert set(settings["files"]) >= {"dodo.py", "tasks", "sevsnp", "initramfs", "tests"}
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """The full names of the modules that ``tree``, a module in ``package``, imports; with what it takes from them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    """Every string in ``tree`` but the docstrings: a module can be loaded by a name that is only text."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def names_module(text: str, module: str) -> bool:
+    return re.fullmatch(rf"{re.escape(module)}([.:].*)?", text, re.DOTALL) is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import sevsnp.emulation.psp", True),
+        ("from sevsnp.emulation import psp", True),
+        ("from sevsnp import emulation", True),
+        ("def f():\n    from ..emulation.psp import sign", True),
+        ("from .. import emulation", True),
+        ("import_module('sevsnp.emulation.launch')", True),
+        ("task('sevsnp.emulation.launch:run')", True),
+        ("'''sevsnp.emulation'''\nfrom . import emulation", False),
+        ("import sevsnp.emulations", False),
+    ],
+)
+def test_the_wall_s_own_detector(source: str, found: bool) -> None:
+    assert reaches_emulation(ast.parse(source), "sevsnp.vm") is found
+
+
+def reaches_emulation(tree: ast.AST, package: str) -> bool:
+    return any(names_module(name, WALLED_OFF) for name in (*imports(tree, package), *strings(tree)))
+
+
+def test_production_does_not_know_of_the_emulation() -> None:
+    reaching = {
+        relative(path)
+        for path in python_files(*PRODUCTION)
+        if reaches_emulation(ast.parse(path.read_text()), ".".join(path.relative_to(PROJECT).parent.parts))
+    }
+    assert reaching <= MAY_LOAD_EMULATION
+
+
+def test_loading_all_of_production_loads_no_emulation() -> None:
+    # What the tree of imports of each file cannot show: the way there over a third module.
+    modules = [
+        relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for path in python_files(*PRODUCTION)
+    ]
+    assert "sevsnp.vm.config" in modules
+    script = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in sys.modules if name.startswith({WALLED_OFF!r})]))"
+    )
+    assert json.loads(output(sys.executable, "-c", script, json.dumps(modules))) == []
+
+
+def guest_files() -> list[Path]:
+    """The modules that run in the guest: those under initramfs/, and what its lists take from elsewhere."""
+    files = {path.resolve() for path in python_files("initramfs")}
+    for listing in (PROJECT / "initramfs").rglob("*.yaml"):
+        sources = re.findall(r"\bsource:\s*([^\s,}]+\.py)\b", listing.read_text())
+        files |= {(listing.parent / source).resolve() for source in sources}
+    return sorted(files)
+
+
+def test_what_runs_in_the_guest_needs_nothing_but_python() -> None:
+    files = guest_files()
+    assert PROJECT / "initramfs/agent.py" in files
+    siblings = {path.stem for path in files}
+    foreign = {
+        f"{relative(path)}: {name}"
+        for path in files
+        for name in imports(ast.parse(path.read_text()), "initramfs")
+        if name.split(".")[0] not in sys.stdlib_module_names | siblings
+    }
+    assert foreign == set()
+
+
+def test_get_report_is_one_file() -> None:
+    tree = ast.parse((PROJECT / "initramfs/get_report.py").read_text())
+    assert {name.split(".")[0] for name in imports(tree, "")} <= sys.stdlib_module_names
+
+
+def test_modules_are_short() -> None:
+    long = {
+        relative(path): count
+        for path in python_files()
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_MODULE
+    }
+    assert long == {}
+
+
+def configured_hosts() -> set[str]:
+    """The hosts this machine's package managers are configured with; so that this file need not name any."""
+    texts = []
+    for source in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")):
+        with contextlib.suppress(OSError):
+            texts.append(source.read_text(errors="replace"))
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        texts.append(output(sys.executable, "-m", "pip", "config", "list"))
+        texts.append(
+            output(
+                sys.executable,
+                "-c",
+                "from pip._internal.models.index import PyPI as p;"
+                "print('https://' + p.netloc, 'https://' + p.file_storage_domain)",
+            )
+        )
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        texts.append(output("npm", "config", "get", "registry"))
+    found = re.findall(r"https?://(?:[^/\s'\"@]*@)?([A-Za-z0-9.-]+)", "\n".join(texts))
+    # A mirror on the machine itself, or one without a domain, has a name that text may use for other things.
+    return {host for host in found if "." in host and not host.startswith("127.")}
+
+
+def test_no_file_names_a_package_registry() -> None:
+    hosts = configured_hosts()
+    assert hosts, "neither apt nor pip is configured here"
+    pattern = re.compile("|".join(re.escape(host) for host in sorted(hosts)).encode())
+    assert {relative(path) for path in project_files() if pattern.search(path.read_bytes())} == set()
+
+
+def test_no_file_names_a_path_of_this_machine() -> None:
+    places = {PROJECT, Path(sys.prefix)}
+    home = Path(os.environ.get("HOME", "/"))
+    # /root is in every guest as well.
+    if home.parent != Path("/"):
+        places.add(home)
+    words = [os.fsencode(place) for place in places if len(place.parts) > 2]
+    named = {relative(path) for path in project_files() if any(word in path.read_bytes() for word in words)}
+    assert named == set()
+
+
+def test_the_lock_pins_by_hash_and_names_no_index() -> None:
+    text = (PROJECT / "requirements.lock").read_text()
+    requirements = [line for line in text.replace("\\\n", "").splitlines() if line and not line.startswith("#")]
+    assert requirements
+    assert [line for line in requirements if not re.match(r"[a-z0-9.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
+    assert re.search(r"://|^\s*--(extra-)?index|^\s*--find", text, re.MULTILINE) is None
+
+
+def test_the_lock_covers_pyproject() -> None:
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = {
+        re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower()
+        for requirement in (*project["dependencies"], *project["optional-dependencies"]["test"])
+    }
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", (PROJECT / "requirements.lock").read_text(), re.MULTILINE))
+    assert asked <= locked

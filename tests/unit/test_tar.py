@@ -1,0 +1,203 @@
+"""Tar archives and layers: what goes in comes out, the same bytes every time, and nothing is lost in silence."""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.images.rootfs import Layer, directory_entries, link_entry, make_rootfs, merge, pattern, text_entry
+from sevsnp.images.tar import Entry, Kind, read_tar
+from sevsnp.images.tar_writer import write_tar
+
+# cap_net_raw=ep as the kernel stores it: VFS_CAP_REVISION_2 with the effective bit, permitted, inheritable.
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+EPOCH = 1_000_000_000
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, **values: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info
+
+
+def make(path: Path, *members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as archive:
+        for info, data in members:
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def capable(name: str, value: bytes = CAPABILITY) -> tarfile.TarInfo:
+    text = value.decode("utf-8", "surrogateescape")
+    return member(name, mode=0o755, pax_headers={"SCHILY.xattr.security.capability": text})
+
+
+def test_everything_survives(tmp_path: Path) -> None:
+    long = "d/" + "x" * 200
+    source = make(
+        tmp_path / "a.tar",
+        (member("./", tarfile.DIRTYPE, mode=0o755), b""),
+        (member("./d", tarfile.DIRTYPE, mode=0o1777, uid=5, gid=6), b""),
+        (member("./f", mode=0o4755, uid=3_000_000, gid=7, mtime=5.5, uname="me", gname="us"), b"content" * 1000),
+        (member("./h", tarfile.LNKTYPE, linkname="./f"), b""),
+        (member("./s", tarfile.SYMTYPE, linkname="y" * 150), b""),
+        (member("./null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666), b""),
+        (member("./p", tarfile.FIFOTYPE), b""),
+        (member("./Főtanúsítvány"), b"utf-8"),
+        (member(long), b"long"),
+        (capable("./ping"), b"ping"),
+    )
+    output = tmp_path / "b.tar"
+    make_rootfs([Layer.from_tar(source)], output, epoch=EPOCH)
+    entries = read_tar(output)
+    f = entries["f"]
+    assert (f.mode, f.uid, f.gid, f.mtime) == (0o4755, 3_000_000, 7, 5)
+    assert f.content and f.content.read() == b"content" * 1000
+    h = entries["h"].content
+    assert h and h.inode == f.content.inode
+    assert entries["s"].target == "y" * 150
+    assert entries["null"].device == (1, 3) and entries["null"].kind is Kind.CHARACTER
+    assert entries["p"].kind is Kind.FIFO
+    assert entries["d"].mode == 0o1777 and entries["Főtanúsítvány"].kind is Kind.FILE
+    assert entries["ping"].capability == CAPABILITY
+    assert long in entries
+    with tarfile.open(output) as archive:
+        assert all(not info.uname and not info.gname and info.mtime <= EPOCH for info in archive)
+
+
+def test_a_capability_that_is_not_text_survives(tmp_path: Path) -> None:
+    value = bytes([1, 0, 0, 2, 0xFF, 0x80, 0xC3, 10, 61, *[0] * 11])
+    output = tmp_path / "c.tar"
+    write_tar([*read_tar(make(tmp_path / "a.tar", (capable("f", value), b"1"))).values()], output, epoch=EPOCH)
+    assert read_tar(output)["f"].capability == value
+
+
+@pytest.mark.parametrize("name", ["SCHILY.acl.access", "SCHILY.xattr.user.note", "LIBARCHIVE.xattr.user.note"])
+def test_other_attributes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    source = make(tmp_path / "a.tar", (member("etc/x", pax_headers={name: "user::rw-"}), b""))
+    with pytest.raises(UserError, match=r"/etc/x.*(acl\.access|user\.note)"):
+        make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar")
+    make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar", ignore_attributes=["acl.*", "user.*"])
+
+
+def test_the_later_layer_wins_and_hard_links_keep_their_content(tmp_path: Path) -> None:
+    lower = make(tmp_path / "l.tar", (member("a"), b"old"), (member("b", tarfile.LNKTYPE, linkname="a"), b""))
+    output = tmp_path / "o.tar"
+    make_rootfs([Layer.from_tar(lower), Layer("ours", [text_entry("a", "new")])], output)
+    texts = {name: entry.content.read() for name, entry in read_tar(output).items() if entry.content}
+    assert texts == {"a": b"new", "b": b"old"}
+
+
+def test_removal_takes_what_is_below_and_only_earlier_layers() -> None:
+    lower = Layer("lower", [text_entry("x/y/z", ""), text_entry("x2", ""), text_entry("log/a.log", "")])
+    tree = merge([lower, Layer("upper", [text_entry("x/new", "")], remove=["x", "log/*.log"])])
+    assert set(tree) == {"", "x", "x/new", "x2", "log"}
+
+
+@pytest.mark.parametrize(
+    ("text", "yes", "no"),
+    [
+        ("a/*", ["a/b", "a/b/c"], ["a", "b/a/c"]),
+        ("a/**/c", ["a/c", "a/b/b/c"], ["a/b"]),
+        ("**/__pycache__", ["__pycache__", "x/__pycache__/y"], ["x/__pycache__x"]),
+        ("etc/passwd-", ["etc/passwd-"], ["etc/passwd", "etc/passwd-x"]),
+    ],
+)
+def test_patterns(text: str, yes: list[str], no: list[str]) -> None:
+    assert all(pattern(text).fullmatch(name) for name in yes)
+    assert not any(pattern(text).fullmatch(name) for name in no)
+
+
+def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:
+    lower = Layer("lower", [text_entry("usr/lib/a", ""), link_entry("lib", "usr/lib")])
+    with pytest.raises(UserError, match="lib/: leads through a link to usr/lib"):
+        merge([lower, Layer("upper", [text_entry("lib/b", "")])])
+    with pytest.raises(UserError, match="lib/: a directory, but"):
+        merge([lower, Layer("upper", [Entry("lib", Kind.DIRECTORY, 0o755)])])
+    with pytest.raises(UserError, match="would replace a directory"):
+        merge([lower, Layer("upper", [text_entry("usr/lib", "")])])
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "a/../../b"])
+def test_names_outside_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"without '\.\.'"):
+        read_tar(make(tmp_path / "a.tar", (member(name), b"")))
+
+
+def test_damaged_archives_are_refused(tmp_path: Path) -> None:
+    whole = make(tmp_path / "a.tar", (member("a"), b"x" * 1000), (member("b"), b"y" * 1000)).read_bytes()
+    bad = tmp_path / "bad.tar"
+    for data in (b"", b"\x28\xb5\x2f\xfd" + bytes(2000), whole[:700], whole[:1536], whole[:1800], whole[:3000]):
+        bad.write_bytes(data)
+        with pytest.raises(UserError, match=r"bad\.tar"):
+            read_tar(bad)
+    bad.write_bytes(whole[:1536] + b"\xff" + whole[1537:])  # the second header
+    with pytest.raises(UserError, match="byte 1536"):
+        read_tar(bad)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_tar(tmp_path / "absent.tar")
+    with pytest.raises(UserError, match="expected a directory as the root"):
+        read_tar(make(tmp_path / "r.tar", (member("./"), b"")))
+    with pytest.raises(UserError, match="hard link"):
+        read_tar(make(tmp_path / "h.tar", (member("h", tarfile.LNKTYPE, linkname="nowhere"), b"")))
+
+
+@pytest.fixture
+def oddly() -> Iterator[None]:
+    """Another umask and time zone while a test runs."""
+    mask, zone = os.umask(0o077), os.environ.get("TZ")
+    os.environ["TZ"] = "Asia/Tokyo"
+    time.tzset()
+    yield
+    os.umask(mask)
+    os.environ.pop("TZ") if zone is None else os.environ.update(TZ=zone)
+    time.tzset()
+
+
+def tree(root: Path, names: list[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (root / names[0]).chmod(0o700 if names[0].endswith("run") else 0o600)
+    return root
+
+
+def test_same_bytes_from_another_directory_umask_and_zone(tmp_path: Path, oddly: None) -> None:
+    here, there = tmp_path / "one.tar", tmp_path / "odd" / "two.tar"
+    there.parent.mkdir()
+    make_rootfs([Layer("x", directory_entries(tree(tmp_path / "a", ["bin/run", "etc/b", "c"])))], there)
+    os.umask(0o022)
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    second = tree(tmp_path / "zzz" / "b", ["c", "etc/b", "bin/run"])
+    (second / "bin/run").chmod(0o755)
+    make_rootfs([Layer("y", directory_entries(second))], here)
+    assert here.read_bytes() == there.read_bytes()
+    assert {name: e.mode for name, e in read_tar(here).items() if e.content} == {
+        "bin/run": 0o755,
+        "c": 0o644,
+        "etc/b": 0o644,
+    }
+
+
+def test_a_large_file_is_streamed(tmp_path: Path) -> None:
+    import tracemalloc
+
+    big = tmp_path / "big"
+    with big.open("wb") as stream:
+        stream.truncate(200 << 20)
+    (tmp_path / "tree").mkdir()
+    big.rename(tmp_path / "tree" / "big")
+    tracemalloc.start()
+    make_rootfs([Layer("x", directory_entries(tmp_path / "tree"))], tmp_path / "o.tar")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "o.tar").stat().st_size > 200 << 20 and peak < 16 << 20

@@ -100,6 +100,8 @@ def _copy_python(release: Path, runtime: Path) -> None:
     binaries = [runtime / "usr/bin/python3", *runtime.rglob("*.so")]
     libraries = _libraries(release, binaries)
     (runtime / _LIBRARIES).mkdir(parents=True)
+    # Python looks for its library beside the name it was started by, which is bin/python3.
+    (runtime / "lib").symlink_to("usr/lib")
     for library in [release / _LOADER, *libraries]:
         shutil.copyfile(library, runtime / _LIBRARIES / library.name)
         (runtime / _LIBRARIES / library.name).chmod(0o755)
@@ -115,7 +117,7 @@ def _libraries(release: Path, binaries: Iterable[Path]) -> list[Path]:
     names: set[str] = set()
     for binary in binaries:
         listing = run([release / _LOADER, "--library-path", release / _LIBRARIES, "--list", binary]).decode()
-        names.update(re.findall(r"^\s*(\S+\.so\S*) => /", listing, re.MULTILINE))
+        names.update(re.findall(r"^\s*([^\s/]+) => \S", listing, re.MULTILINE))
     return [release / _LIBRARIES / name for name in sorted(names)]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.attestation.appraisal import Refused
+from sevsnp.attestation.client import NONCE_SIZE, ask
 from sevsnp.command import environment, run
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
@@ -61,26 +62,22 @@ def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subproce
 
 
 def wait_for_evidence(process: "subprocess.Popen[bytes]", port: int, seconds: float) -> None:
-    """Until something answers at the attestation port, or the guest is gone, or time is up."""
+    """Until the guest's agent answers at the attestation port, or the guest is gone, or time is up.
+
+    A connection alone says nothing: QEMU's user network accepts it before the guest does.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
             raise UserError(f"the guest ended before it answered (exit code {process.returncode})\n{message}")
-        with socket.socket() as probe:
-            probe.settimeout(5)
-            try:
-                probe.connect(("127.0.0.1", port))
-                # QEMU's user network accepts before the guest does; an agent that is there waits for our request.
-                probe.settimeout(1)
-                if probe.recv(1):
-                    return
-            except TimeoutError:
-                return
-            except OSError:
-                pass
+        try:
+            ask("127.0.0.1", port, os.urandom(NONCE_SIZE), timeout=3)
+            return
+        except UserError as error:
+            last = error.message
         time.sleep(0.3)
-    raise UserError(f"no answer from the guest in {seconds:.0f} s", "its console is in the serial log")
+    raise UserError(f"no evidence from the guest in {seconds:.0f} s: {last}", "its console is in the serial log")
 
 
 def ssh(config: Path, command: str, timeout: float = 60.0) -> str:

@@ -27,7 +27,7 @@ _LEFT_OUT = (
     "usr/share/applications",
     "usr/share/bash-completion",
     "usr/share/initramfs-tools",
-    "usr/lib/systemd",
+    "usr/lib/systemd/system",
     "usr/lib/udev",
     "etc/cron.d",
     "etc/init.d",

@@ -1,0 +1,95 @@
+"""Booting a guest for a test: the emulated platform, a console log to wait for, and no way out for the guest."""
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sevsnp.attestation.launch_digest import KernelHashes
+from sevsnp.e2e import free_port
+from sevsnp.emulation.launch import running
+from sevsnp.vm.config import Disk, File, Launch
+from sevsnp.vm.qemu import RunOptions
+
+BOOT_SECONDS = 240.0
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A running guest: its QEMU process and where it answers."""
+
+    process: "subprocess.Popen[bytes]"
+    options: RunOptions
+
+    @property
+    def root(self) -> Path:
+        """The certificate of the software secure processor."""
+        return self.options.state / "ark.pem"
+
+    def log(self) -> str:
+        path = self.options.serial_log
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> str:
+        """The console log once it has ``text``; fails when QEMU ends or time is up before."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log():
+            assert self.process.poll() is None, f"QEMU ended before {text!r}:\n{self.log()[-3000:]}"
+            assert time.monotonic() < deadline, f"no {text!r} in {seconds:.0f} s:\n{self.log()[-3000:]}"
+            time.sleep(0.1)
+        return self.log()
+
+    def wait_end(self, seconds: float = BOOT_SECONDS) -> str:
+        """The console log after QEMU has ended by itself."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"QEMU still runs after {seconds:.0f} s:\n{self.log()[-3000:]}") from None
+        return self.log()
+
+
+@contextlib.contextmanager
+def boot(
+    launch: Launch,
+    qemu: Path,
+    state: Path,
+    *,
+    hashes: KernelHashes | None = None,
+    extra: tuple[str, ...] = (),
+    memory: int = MEMORY,
+) -> Iterator[Guest]:
+    """Start ``launch`` emulated, unchecked, as a host that does as it likes; ``extra`` are QEMU options."""
+    state.mkdir(parents=True, exist_ok=True)
+    options = RunOptions(
+        qemu=qemu,
+        memory=memory,
+        ssh_port=free_port(),
+        attest_port=free_port(),
+        state=state,
+        restricted=True,
+        extra=extra,
+    )
+    with running(launch, options, hashes=hashes) as process:
+        yield Guest(process, options)
+
+
+def flipped(file: File | Disk, directory: Path, offset: int) -> Path:
+    """A copy of ``file`` with one bit changed at ``offset`` (negative: from the end)."""
+    target = directory / f"flipped-{file.path.name}"
+    shutil.copyfile(file.path, target)
+    with target.open("r+b") as stream:
+        stream.seek(offset, 2 if offset < 0 else 0)
+        byte = stream.read(1)
+        stream.seek(-1, 1)
+        stream.write(bytes([byte[0] ^ 1]))
+    return target
+
+
+def with_disk(launch: Launch, role: str, path: Path) -> Launch:
+    """The launch with another file for one disk."""
+    disks = tuple(replace(disk, path=path) if disk.role == role else disk for disk in launch.disks)
+    return replace(launch, disks=disks)

@@ -22,7 +22,7 @@ def task_host_bundle() -> Task:
         # What the VM configs name; they change with the digests in them.
         watch=[IMAGE, TREE, RELEASE_MANIFEST],
         how={"release": RELEASE},
-        trees={"output": (BUNDLE, "run")},
+        trees={"output": (BUNDLE, ["run"])},
     )
 
 

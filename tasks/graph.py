@@ -61,7 +61,7 @@ def artefact(
     *,
     inputs: Mapping[str, Paths] | None = None,
     outputs: Mapping[str, Path] | None = None,
-    trees: Mapping[str, tuple[Path, str]] | None = None,
+    trees: Mapping[str, tuple[Path, Iterable[str]]] | None = None,
     params: Mapping[str, Any] | None = None,
     how: Mapping[str, Any] | None = None,
     watch: Iterable[Path] = (),
@@ -71,17 +71,17 @@ def artefact(
     ``function`` is called with every input, output and parameter as keyword arguments. ``how`` are parameters that do
     not change what is made, only how (a mirror, a cache, a directory of tools). Outputs are given to it under
     temporary names beside their place and renamed when it has returned, so no target is ever half-written. ``trees``
-    are directories, each with the name of a file inside it that stands for the whole (doit knows only files). The task
+    are directories, each with the files inside it that other tasks name (doit knows only files). The task
     runs again when an input's content, a parameter, or the source of the function or of anything it imports changed;
     and when a file in ``watch`` did, which the function finds by itself (a manifest that stands for a tree of tools).
     """
     inputs, outputs, trees, params, how = inputs or {}, outputs or {}, trees or {}, params or {}, how or {}
     places = {**outputs, **{name: tree for name, (tree, _) in trees.items()}}
-    markers = [tree / marker for tree, marker in trees.values()]
+    inside = [tree / name for tree, names in trees.values() for name in names]
     return {
         "actions": [(call, ["tasks.graph:build"], {"function": function, "given": {**inputs, **params, **how}, "to": places})],
         "file_dep": _flat([*inputs.values(), list(watch)]),
-        "targets": [str(path) for path in (*outputs.values(), *markers)],
+        "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [Key(function, dict(params))],
         "clean": [(_clean, [list(places.values())])],
         "verbosity": 2,

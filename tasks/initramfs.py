@@ -81,6 +81,8 @@ def _modules(list_name: str, name: str) -> Task:
     return artefact(
         "sevsnp.images.initramfs:make_modules_layer",
         inputs={"version": VERSION, "modules": MODULES},
+        # Two builds of one version have different modules; the kernel image tells them apart.
+        watch=[KERNEL / "vmlinuz"],
         outputs={"output": layer(name)},
         params={"layer": list_name},
     )

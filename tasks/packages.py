@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.project import DEBS, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, settings
+from tasks.project import DEBS, FIRMWARE, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, settings
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -20,9 +20,9 @@ def task_packages() -> Task:
         "sevsnp.packages.steps:make_packages",
         inputs={"lock": LOCK, **LISTS},
         trees={
-            "release": (RELEASE, RELEASE_MANIFEST.name),
-            "initramfs_debs": (DEBS / "initramfs", "packages.json"),
-            "guest_debs": (DEBS / "guest", "packages.json"),
+            "release": (RELEASE, [path.relative_to(RELEASE).as_posix() for path in (RELEASE_MANIFEST, FIRMWARE)]),
+            "initramfs_debs": (DEBS / "initramfs", ["packages.json"]),
+            "guest_debs": (DEBS / "guest", ["packages.json"]),
         },
         how={
             "cache_dir": str(values.cache_dir()),
@@ -45,6 +45,6 @@ def task_unpack_kernel() -> Task:
         "sevsnp.packages.steps:make_kernel",
         inputs=inputs,
         watch=[RELEASE_MANIFEST],
-        trees={"output": (KERNEL, "version")},
+        trees={"output": (KERNEL, ["version", "vmlinuz"])},
         how={"release": RELEASE},
     )

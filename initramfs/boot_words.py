@@ -37,7 +37,7 @@ class Words:
 def _own_words(text: str) -> "dict[str, str]":
     if not text.isascii() or any(character in text for character in "\"'\\\0"):
         raise BadCommandLine("found a quote, backslash or non-ASCII character")
-    found: "dict[str, str]" = {}
+    found: dict[str, str] = {}
     for word in text.split():
         if word == "--":
             raise BadCommandLine("found the word --")
@@ -71,7 +71,7 @@ def _sizes(words: "dict[str, str]") -> "dict[str, int]":
     match = re.fullmatch(pattern, words["tmpfs"])
     if not match:
         raise BadCommandLine(f"{PREFIX}tmpfs: found {words['tmpfs']}, expected {pattern}")
-    return {name: int(size) for name, size in zip(_DIRECTORIES, match.groups())}
+    return {name: int(size) for name, size in zip(_DIRECTORIES, match.groups(), strict=True)}
 
 
 def verity_table(verity: "dict[str, str]", data: str, tree: str) -> str:

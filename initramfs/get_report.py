@@ -12,7 +12,6 @@ serves kernels before 6.7, which have no configfs-tsm.
 """
 
 # Plain os and open, in the words of the interfaces' documents.
-# ruff: noqa: PTH102, PTH106, PTH110, PTH112, PTH123, PTH207
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def load_module(path: str) -> None:
 def module_paths() -> "list[str]":
     """The modules of the initramfs, in the order in which the build resolved their dependencies."""
     directory = "/usr/lib/sevsnp/modules"
-    paths: "list[str]" = []
+    paths: list[str] = []
     for name in sorted(os.listdir(directory)):
         if name.endswith(".list"):
             with open(f"{directory}/{name}", encoding="ascii") as stream:
@@ -55,7 +55,7 @@ def module_paths() -> "list[str]":
 
 
 def switch_root(newroot: str) -> None:
-    """Make ``newroot`` the root and execute its init; what the kernel passed to ours in argv and environment ends here."""
+    """Make ``newroot`` the root and execute its init; what the kernel gave ours as argv and environment ends here."""
     os.chdir(newroot)
     mount(".", "/", flags=MS_MOVE)
     os.chroot(".")
@@ -73,7 +73,7 @@ def stop(acpi: bool) -> None:
 
 
 def run(*argv: str) -> str:
-    """Run a program of the initramfs with an empty environment and return what it printed; raises OSError if it fails."""
+    """Run a program of the initramfs in an empty environment and return what it printed; OSError if it fails."""
     reader, writer = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, writer, 1)]
     process = os.posix_spawn(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin"}, file_actions=actions)

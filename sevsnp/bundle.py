@@ -91,8 +91,8 @@ def _copy_python(release: Path, runtime: Path) -> None:
     version = found.name
     for part in (f"usr/lib/{version}", f"{_PACKAGES}/cryptography"):
         shutil.copytree(release / part, runtime / part, symlinks=False, ignore=_ignored)
-    for name in (release / _PACKAGES).glob("_cffi_backend*.so"):
-        shutil.copy2(name, runtime / _PACKAGES / name.name)
+    for backend in (release / _PACKAGES).glob("_cffi_backend*.so"):
+        shutil.copyfile(backend, runtime / _PACKAGES / backend.name)
     for name in ("bin/python3", "usr/bin/python3"):
         (runtime / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(release / name, runtime / name)
@@ -122,10 +122,10 @@ def _libraries(release: Path, binaries: Iterable[Path]) -> list[Path]:
 
 
 def _check_no_secret(bundle: Path) -> None:
-    """A bundle is handed to the host: no private key and no reference value may be in it, whatever went wrong before."""
+    """A bundle goes to the host: no private key and no reference value may be in it, whatever went wrong before."""
     for path in bundle.rglob("*"):
         if path.suffix == ".toml" and "[reference" in path.read_text():
             raise UserError(f"{path}: reference values in a host bundle")
-        if path.is_file() and path.suffix in (".pem", ".key", "") and path.stat().st_size < 1 << 16:
-            if b"PRIVATE KEY" in path.read_bytes():
-                raise UserError(f"{path}: a private key in a host bundle")
+        small = path.is_file() and path.suffix in (".pem", ".key", "") and path.stat().st_size < 1 << 16
+        if small and b"PRIVATE KEY" in path.read_bytes():
+            raise UserError(f"{path}: a private key in a host bundle")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from plumbum.machines.local import LocalMachine
 
@@ -144,15 +145,17 @@ def _started(
         raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
     try:
         # Absolute, or a relative path would be looked for under cwd.
-        process = _BARE[str(Path(program).absolute())].popen(
+        started = _BARE[str(Path(program).absolute())].popen(
             words[1:],
-            env=env,
+            env=dict(env),
             cwd=str(cwd or Path.cwd()),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             start_new_session=start_new_session,
         )
+        # plumbum hands on what it started and calls it text; nothing here asks for text.
+        process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
     if start_new_session:

@@ -101,7 +101,9 @@ echo "cmdline=$(cat /proc/cmdline)"
 
 def look_inside(config: Path) -> dict[str, str]:
     """What the running guest says of its mounts, once it has finished starting."""
-    output = ssh(config, "sh -c 'systemctl is-system-running --wait >/dev/null; exec sh -s' <<'END'\n" + _CHECKS + "END")
+    output = ssh(
+        config, "sh -c 'systemctl is-system-running --wait >/dev/null; exec sh -s' <<'END'\n" + _CHECKS + "END"
+    )
     return dict(re.findall(r"^([a-z_]+)=(.*)$", output, re.MULTILINE))
 
 
@@ -134,8 +136,8 @@ def e2e(
             run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", bundle, there])
             shown.append("no key and no policy in it")
         verity = _verity(stages, there, config_path, qemu, name, memory, identity, user, template, output)
-    seconds = {stage: round(taken, 3) for stage, taken, _ in stages.rows}
-    document = {"platform": name, "workflows": {"verity": verity}, "timings": seconds}
+    taken = {stage: round(seconds, 3) for stage, seconds, _ in stages.rows}
+    document = {"platform": name, "workflows": {"verity": verity}, "timings": taken}
     write_atomic(results, json.dumps(document, indent=2) + "\n")
     stages.table(f"end to end, platform {name}" + (" (EMULATED – NOT CONFIDENTIAL)" if name == "emulated" else ""))
 
@@ -215,4 +217,3 @@ def _expect(found: dict[str, str]) -> None:
             raise UserError(f"in the guest, {name}: found {found.get(name)!r}, expected {value!r}")
     if not re.match(r"/dev/(mapper/root|dm-0);ro\b", found.get("root", "")):
         raise UserError(f"in the guest, the root is {found.get('root')!r}, expected the verity mapping, read-only")
-

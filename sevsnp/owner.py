@@ -81,16 +81,16 @@ def attest_guest(
     except Refused as refused:
         hint = ""
         if config.launch.platform == "snp":
-            hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
+            hint = (
+                "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
+            )
         raise UserError(f"{host}:{port}: REFUSED ({refused.reason}): {refused}", hint) from None
     write_atomic(known_hosts, known_hosts_lines(host, ssh_port, accepted.answer.host_keys))
     write_atomic(
         ssh_config,
         Environment(loader=FileSystemLoader(template.parent), undefined=StrictUndefined, autoescape=False)  # noqa: S701
         .get_template(template.name)
-        .render(
-            host=host, port=ssh_port, user=user, identity=identity.resolve(), known_hosts=known_hosts.resolve()
-        )
+        .render(host=host, port=ssh_port, user=user, identity=identity.resolve(), known_hosts=known_hosts.resolve())
         + "\n",
     )
     document = accepted.verdict.to_json()

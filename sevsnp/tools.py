@@ -12,7 +12,13 @@ exec env PYTHONPATH={project} {python} -m {module} "$@"
 
 
 def make_tools(
-    *, get_report_source: Path, project: str, python: str, get_report: Path, verify_report: Path, verify_report_emulated: Path
+    *,
+    get_report_source: Path,
+    project: str,
+    python: str,
+    get_report: Path,
+    verify_report: Path,
+    verify_report_emulated: Path,
 ) -> None:
     """Write the tools: get_report is one file for a bare python3; the verifiers run in this project's environment."""
     shutil.copyfile(get_report_source, get_report)

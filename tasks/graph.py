@@ -4,7 +4,6 @@ Functions are named as "module:function" and imported when they run, so that `do
 """
 
 import importlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,9 @@ def artefact(
     places = {**outputs, **{name: tree for name, (tree, _) in trees.items()}}
     inside = [tree / name for tree, names in trees.values() for name in names]
     return {
-        "actions": [(call, ["tasks.graph:build"], {"function": function, "given": {**inputs, **params, **how}, "to": places})],
+        "actions": [
+            (call, ["tasks.graph:build"], {"function": function, "given": {**inputs, **params, **how}, "to": places})
+        ],
         "file_dep": _flat([*inputs.values(), list(watch)]),
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [Key(function, dict(params))],
@@ -106,7 +107,7 @@ def build(function: str, given: Mapping[str, Any], to: Mapping[str, Path]) -> No
             if to[key].is_dir():
                 # A directory cannot be replaced in one step; the old one is out of the way for an instant.
                 to[key].rename(scratch / f"{key}.old")
-            os.replace(path, to[key])
+            path.replace(to[key])
 
 
 def _clean(paths: list[Path]) -> None:

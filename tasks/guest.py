@@ -4,8 +4,18 @@ from pathlib import Path
 
 from tasks.graph import Task, artefact, command
 from tasks.project import (
-    DEBS, GUEST, KERNEL, PLAIN_INITRAMFS, RELEASE, RELEASE_MANIFEST, RUN, TOOLS, keys, run_options,
-    settings, sources,
+    DEBS,
+    GUEST,
+    KERNEL,
+    PLAIN_INITRAMFS,
+    RELEASE,
+    RELEASE_MANIFEST,
+    RUN,
+    TOOLS,
+    keys,
+    run_options,
+    settings,
+    sources,
 )  # fmt: skip
 
 PACKAGES = GUEST / "packages.tar"

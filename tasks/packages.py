@@ -34,7 +34,14 @@ def task_packages() -> Task:
 
 def task_packages_lock() -> Task:
     """Pin every package in packages.lock at its newest version, with its SHA-256"""
-    return command("sevsnp.packages.steps:update_lock", output=LOCK, mirror=settings().text("MIRROR"), **LISTS)
+    return command(
+        "sevsnp.packages.steps:update_lock",
+        mirror=settings().text("MIRROR"),
+        output=LOCK,
+        tools=LISTS["tools"],
+        initramfs=LISTS["initramfs"],
+        guest=LISTS["guest"],
+    )
 
 
 def task_unpack_kernel() -> Task:

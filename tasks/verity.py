@@ -4,8 +4,20 @@ from pathlib import Path
 
 from tasks.graph import Task, artefact, command
 from tasks.project import (
-    BUILD, EMULATED_INITRAMFS, FIRMWARE, GUEST, INITRAMFS, KERNEL, QEMU, RELEASE_MANIFEST, RUN, TOOLS, VERITY,
-    asked, keys, run_options, settings,
+    BUILD,
+    EMULATED_INITRAMFS,
+    FIRMWARE,
+    GUEST,
+    INITRAMFS,
+    KERNEL,
+    RELEASE_MANIFEST,
+    RUN,
+    TOOLS,
+    VERITY,
+    asked,
+    keys,
+    run_options,
+    settings,
 )  # fmt: skip
 
 IMAGE = VERITY / "verity.img"

@@ -50,14 +50,14 @@ class EmulatedProvider:
     @staticmethod
     def _device() -> str | None:
         try:
-            ports = sorted(os.listdir(PORTS))  # noqa: PTH208 - plain os in the initramfs
+            ports = sorted(os.listdir(PORTS))
         except OSError:
             return None
         for port in ports:
             try:
-                with open(os.path.join(PORTS, port, "name"), encoding="ascii") as stream:  # noqa: PTH118, PTH123
+                with open(os.path.join(PORTS, port, "name"), encoding="ascii") as stream:
                     if stream.read().strip() == PORT:
-                        return os.path.join(DEVICES, port)  # noqa: PTH118
+                        return os.path.join(DEVICES, port)
             except (OSError, UnicodeDecodeError):
                 continue
         return None

@@ -9,10 +9,8 @@ from sevsnp.images.filesystem import fixed_uuid
 ROOT_WORDS = ("console=ttyS0", f"root=UUID={fixed_uuid('ext4:root')}")
 
 
-def make_guest_disk(
-    *, rootfs: Path, kernel: Path, initramfs: Path, loader: Path, tools: Path, output: Path
-) -> None:
-    """Write the qcow2 image ``output``: an EFI system partition with ``loader`` and an ext4 root of the tar ``rootfs``."""
+def make_guest_disk(*, rootfs: Path, kernel: Path, initramfs: Path, loader: Path, tools: Path, output: Path) -> None:
+    """Write the qcow2 image ``output``: ``loader`` on an EFI system partition, the tree in ``rootfs`` as ext4 root."""
     make_disk(
         rootfs=rootfs,
         loader=loader,

@@ -5,25 +5,24 @@ concatenation, so that an edit of init rebuilds a few kilobytes.
 """
 
 import shutil
-import stat
-import subprocess
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
 
-from sevsnp.command import environment
-from sevsnp.errors import UserError
-from sevsnp.files import CHUNK
-from sevsnp.images.cpio import Content, Entry, directory, regular, symlink, with_parents, write_cpio
+from sevsnp.command import run
+from sevsnp.files import CHUNK, scratch_directory
+from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.lists import layer_files, read_files_list, read_list
+from sevsnp.images.rootfs import directory_entry, link_entry, text_entry
+from sevsnp.images.tar import Entry, read_tar
 
-# Decompression time does not depend on the level, and the guest pays for size by hashing it in the firmware.
-_LEVEL = 15
+# Higher levels take many times longer and save next to nothing.
+_LEVEL = 9
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
@@ -33,72 +32,25 @@ def make_base_layer(*, manifest: Path, files: Path, output: Path) -> None:
     ``manifest`` lies beside the packages; ``files`` is files.yaml.
     """
     exclude = read_files_list(files).get("exclude", [])
-    entries = [symlink(name, f"usr/{name}") for name in _MERGED]
-    entries += [directory("usr/lib64"), directory("usr/sbin"), directory("usr/bin"), directory("usr/lib")]
-    spool = output.with_suffix(".spool")
-    try:
-        with spool.open("wb") as stream:
-            for deb in sorted(manifest.parent.glob("*.deb")):
-                entries += _deb_entries(deb, exclude, stream, spool)
+    entries = [link_entry(name, f"usr/{name}") for name in _MERGED]
+    entries += [directory_entry(f"usr/{name}") for name in _MERGED]
+    with scratch_directory(output) as scratch:
+        for deb in sorted(manifest.parent.glob("*.deb")):
+            tar = scratch / f"{deb.name}.tar"
+            tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
+            entries += _wanted(read_tar(tar).values(), exclude)
         _write_layer(with_parents(entries), output)
-    finally:
-        spool.unlink(missing_ok=True)
 
 
-def _deb_entries(deb: Path, exclude: Sequence[str], spool: BinaryIO, spool_path: Path) -> list[Entry]:
-    """The members of a package; file contents go to the spool, so that archives can be sorted without unpacking."""
-    process = subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment()
-    )
-    assert process.stdout is not None
-    entries: list[Entry] = []
-    contents: dict[str, Entry] = {}
-    try:
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            for member in archive:
-                name = _merged(member.name.removeprefix("./").rstrip("/"))
-                if name in ("", ".", *_MERGED) or any(fnmatch(name, pattern) for pattern in exclude):
-                    continue
-                entry = _entry(member, name, archive, contents, spool, spool_path)
-                contents[name] = entry
-                entries.append(entry)
-    except tarfile.TarError as error:
-        raise UserError(f"{deb}: not a Debian package: {error}") from error
-    finally:
-        process.stdout.close()
-        code = process.wait(timeout=60)
-    if code:
-        raise UserError(f"{deb}: dpkg-deb failed with exit code {code}")
-    return entries
-
-
-def _merged(name: str) -> str:
-    """A path on the merged-/usr layout, where /bin, /sbin and /lib* are links into /usr."""
-    return f"usr/{name}" if name.split("/")[0] in _MERGED and "/" in name else name
-
-
-def _entry(
-    member: tarfile.TarInfo,
-    name: str,
-    archive: tarfile.TarFile,
-    contents: Mapping[str, Entry],
-    spool: BinaryIO,
-    spool_path: Path,
-) -> Entry:
-    mode, owner = member.mode & 0o7777, {"uid": member.uid, "gid": member.gid}
-    if member.isdir():
-        return Entry(name, stat.S_IFDIR | mode, **owner)
-    if member.issym():
-        return Entry(name, stat.S_IFLNK | 0o777, member.linkname.encode(), **owner)
-    if member.islnk():
-        # A hard link becomes a copy of what it names; there are next to none, and cpio's own are easy to get wrong.
-        target = contents[_merged(member.linkname.removeprefix("./"))]
-        return Entry(name, target.mode, target.data, **owner)
-    if not member.isreg():
-        raise UserError(f"{name}: found a device or pipe in a package, expected files, directories and links")
-    offset = spool.tell()
-    shutil.copyfileobj(cast(BinaryIO, archive.extractfile(member)), spool, CHUNK)
-    return Entry(name, stat.S_IFREG | mode, Content(spool_path, offset, member.size), **owner)
+def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
+    """The entries on the merged-/usr layout, where /bin, /sbin and /lib* are links into /usr, less the excluded."""
+    found = []
+    for entry in entries:
+        first, slash, _ = entry.name.partition("/")
+        name = f"usr/{entry.name}" if first in _MERGED and slash else entry.name
+        if name not in _MERGED and not any(fnmatch(name, pattern) for pattern in exclude):
+            found.append(replace(entry, name=name))
+    return found
 
 
 def make_modules_layer(*, version: Path, modules: Path, layer: str, output: Path) -> None:
@@ -113,17 +65,18 @@ def make_modules_layer(*, version: Path, modules: Path, layer: str, output: Path
     if layer != "base":
         found = {k: v for k, v in tree.closure(lists[layer], f"{modules}: {layer}").items() if k not in found}
     place = "usr/lib/sevsnp/modules"
-    entries = [regular(f"{place}/{name}.ko", image) for name, image in found.items()]
+    entries = [text_entry(f"{place}/{name}.ko", image) for name, image in found.items()]
     order = "".join(f"/{place}/{name}.ko\n" for name in found)
-    entries.append(regular(f"{place}/{layer}.list", order.encode()))
+    entries.append(text_entry(f"{place}/{layer}.list", order))
     _write_layer(with_parents(entries), output)
 
 
 def make_files_layer(*, files: Path, sources: Sequence[Path], layer: str, output: Path) -> None:
     """Our own files, as ``files`` (files.yaml) lists them under ``layer``; ``sources`` are those files, in order."""
-    entries = [directory(name) for name in read_files_list(files).get("directories", []) if layer in ("init", "plain")]
+    directories = read_files_list(files).get("directories", []) if layer in ("init", "plain") else []
+    entries = [directory_entry(name) for name in directories]
     for item, source in zip(layer_files(files, layer), sources, strict=True):
-        entries.append(regular(item["path"], source.read_bytes(), int(str(item.get("mode", "0644")), 8)))
+        entries.append(text_entry(item["path"], source.read_bytes(), int(str(item.get("mode", "0644")), 8)))
     _write_layer(with_parents(entries), output)
 
 

@@ -20,7 +20,7 @@ def make_packages(
     initramfs_debs: Path,
     guest_debs: Path,
 ) -> None:
-    """Fetch everything that ``lock`` pins for the three lists; write the release tree and the two package directories."""
+    """Fetch everything ``lock`` pins for the three lists; write the release tree and the package directories."""
     packages(
         lock=lock,
         sets=project_sets(tools=tools, initramfs=initramfs, guest=guest),

@@ -1,4 +1,4 @@
-"""A host bundle's ./run: starts the guest of this directory. It decides nothing; everything that does is the owner's."""
+"""A host bundle's ./run: starts the guest of this directory. It decides nothing; what decides is the owner's."""
 
 import argparse
 import os

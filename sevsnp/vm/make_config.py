@@ -68,6 +68,7 @@ def make_vm_config(
     where the config will lie, which its relative paths start from. HOST_DATA is the SHA-256 of the owner's certificate
     (DER): it tells one owner's guests from another's.
     """
+
     def file(path: Path) -> File:
         return File(path.resolve(), sha256_file(path))
 

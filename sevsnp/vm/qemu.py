@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
-from sevsnp.vm.config import Launch
+from sevsnp.vm.config import Disk, File, Launch
 
 # Ports inside the guest.
 GUEST_SSH = 22
@@ -47,19 +47,20 @@ class RunOptions:
 
 def check_files(launch: Launch) -> None:
     """Refuse files that are missing or no longer what the VM config says, by name."""
-    for name, file in (
+    files: list[tuple[str, File | Disk]] = [
         ("firmware", launch.firmware),
         ("kernel", launch.kernel),
         ("initrd", launch.initrd),
         ("cmdline", launch.cmdline),
         *((disk.role, disk) for disk in launch.disks),
-    ):
+    ]
+    for name, file in files:
         hint = f"make it again with: doit setup_{launch.workflow}"
         if not file.path.is_file():
             raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
-        size = getattr(file, "size", None)
-        if size is not None and file.path.stat().st_size != size:
-            raise UserError(f"{file.path}: found {file.path.stat().st_size} bytes, the VM config says {size}", hint)
+        size = file.path.stat().st_size
+        if isinstance(file, Disk) and size != file.size:
+            raise UserError(f"{file.path}: found {size} bytes, the VM config says {file.size}", hint)
         found = sha256_file(file.path)
         if found != file.sha256:
             raise UserError(f"{file.path}: found SHA-256 {found}, the VM config says {file.sha256} ({name})", hint)
@@ -75,7 +76,9 @@ def check_options(options: RunOptions) -> None:
             try:
                 probe.bind(("127.0.0.1", port))
             except PermissionError:
-                raise UserError(f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…") from None
+                raise UserError(
+                    f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…"
+                ) from None
             except OSError:
                 raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
     total = _host_memory()
@@ -131,7 +134,7 @@ def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
 def disk_arguments(
     role: str, path: Path, *, read_only: bool, driver: str = "raw", discard_changes: bool = False
 ) -> list[str]:
-    """A virtio disk with the serial number ``role``. The format is said, never guessed, and no backing file followed."""
+    """A virtio disk with the serial number ``role``. Its format is said, not guessed; no backing file is followed."""
     node: dict[str, object] = {
         "driver": driver,
         "node-name": role,

@@ -49,7 +49,9 @@ def check_fixed(config: VmConfig, asked: Mapping[str, int | str], task: str) -> 
     }
     for name, value in asked.items():
         if name in fixed and value != fixed[name]:
-            shown = [f"{number:#x}" if name in ("POLICY", "GUEST_FEATURES") else number for number in (value, fixed[name])]
+            shown = [
+                f"{number:#x}" if name in ("POLICY", "GUEST_FEATURES") else number for number in (value, fixed[name])
+            ]
             raise UserError(
                 f"{name}={shown[0]}: {config.source} was made for {name}={shown[1]}, which is measured",
                 f"make a new VM config: doit {task} {name}={shown[0]}",
@@ -65,7 +67,9 @@ def run_guest(
     check_options(options)
     chosen = choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
-        raise UserError("an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated")
+        raise UserError(
+            "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"
+        )
     print(f"platform {chosen.name}: {chosen.reason}", flush=True)
     print(f"ssh at 127.0.0.1:{options.ssh_port}, evidence at 127.0.0.1:{options.attest_port}", flush=True)
     print(f"serial console in {options.serial_log}", flush=True)

@@ -39,7 +39,15 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
 def capabilities(qemu: Path, work: Path) -> tuple[int, int]:
     """The C-bit's position and the physical address bits that encryption takes, as QEMU reads them from this host."""
     socket = work / "probe"
-    arguments = ["-machine", "none,accel=kvm", "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off"]
+    arguments = [
+        "-machine",
+        "none,accel=kvm",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-qmp",
+        f"unix:{socket},server=on,wait=off",
+    ]
     process = start(qemu, arguments, terminal=False, messages=work / "probe.log")
     try:
         with Qmp(socket, timeout=10) as qmp:

@@ -31,7 +31,7 @@ def task_e2e() -> Task:
     values = settings()
     return command(
         "sevsnp.e2e:e2e",
-        needs=["host_bundle", "build_tools", "_keys"],
+        needs=["host_bundle", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
         directory=VERITY,
         qemu=QEMU,

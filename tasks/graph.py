@@ -64,6 +64,7 @@ def artefact(
     params: Mapping[str, Any] | None = None,
     how: Mapping[str, Any] | None = None,
     watch: Iterable[Path] = (),
+    needs: Iterable[str] = (),
 ) -> Task:
     """A task that makes files from files.
 
@@ -84,6 +85,7 @@ def artefact(
         "file_dep": _flat([*inputs.values(), list(watch)]),
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [Key(function, dict(params))],
+        "task_dep": list(needs),
         "clean": [(_clean, [list(places.values())])],
         "verbosity": 2,
     }

@@ -18,6 +18,7 @@ def task_packages() -> Task:
     values = settings()
     return artefact(
         "sevsnp.packages.steps:make_packages",
+        needs=["_dependencies"],
         inputs={"lock": LOCK, **LISTS},
         trees={
             "release": (RELEASE, [path.relative_to(RELEASE).as_posix() for path in (RELEASE_MANIFEST, FIRMWARE)]),

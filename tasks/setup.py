@@ -9,14 +9,25 @@ def task__welcome() -> Task:
 
 
 def task_install_dependencies() -> Task:
-    """Install the few apt packages this machine lacks, after saying why each is needed."""
+    """Install the few apt packages this machine lacks, after saying why each is needed"""
     return command("sevsnp.dependencies:install_dependencies")
 
 
+def _nothing_missing() -> bool:
+    from sevsnp.dependencies import missing
+
+    return not missing()
+
+
+def task__dependencies() -> Task:
+    """The same for tasks that build: silent where nothing is missing."""
+    return {**command("sevsnp.dependencies:install_dependencies"), "uptodate": [_nothing_missing]}
+
+
 def task_test() -> Task:
-    """Run the tests; --full adds the slow sweeps, --select WORDS runs those that match (pytest's -k)."""
+    """Run the tests; --full adds the slow sweeps, --select WORDS runs those that match"""
     return {
-        **command("sevsnp.testing:run_tests", needs=["install_dependencies"]),
+        **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
             {"name": "select", "short": "k", "long": "select", "default": "", "help": "as pytest's -k"},

@@ -17,7 +17,7 @@ from sevsnp.command import run
 from sevsnp.files import CHUNK, scratch_directory
 from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.kernel_modules import ModuleTree
-from sevsnp.images.lists import layer_files, read_files_list, read_list
+from sevsnp.images.lists import layer_files, read_files_list, read_names
 from sevsnp.images.rootfs import directory_entry, link_entry, text_entry
 from sevsnp.images.tar import Entry, read_tar
 
@@ -31,7 +31,7 @@ def make_base_layer(*, manifest: Path, files: Path, output: Path) -> None:
 
     ``manifest`` lies beside the packages; ``files`` is files.yaml.
     """
-    exclude = read_files_list(files).get("exclude", [])
+    exclude = read_files_list(files)["exclude"]
     entries = [link_entry(name, f"usr/{name}") for name in _MERGED]
     entries += [directory_entry(f"usr/{name}") for name in _MERGED]
     with scratch_directory(output) as scratch:
@@ -60,7 +60,7 @@ def make_modules_layer(*, version: Path, modules: Path, layer: str, output: Path
     """
     release = version.read_text().strip()
     tree = ModuleTree(version.parent / "lib" / "modules" / release)
-    lists = read_list(modules, "base", "emulated")
+    lists = read_names(modules, "base", "emulated")
     found = tree.closure(lists["base"], f"{modules}: base")
     if layer != "base":
         found = {k: v for k, v in tree.closure(lists[layer], f"{modules}: {layer}").items() if k not in found}
@@ -73,10 +73,10 @@ def make_modules_layer(*, version: Path, modules: Path, layer: str, output: Path
 
 def make_files_layer(*, files: Path, sources: Sequence[Path], layer: str, output: Path) -> None:
     """Our own files, as ``files`` (files.yaml) lists them under ``layer``; ``sources`` are those files, in order."""
-    directories = read_files_list(files).get("directories", []) if layer in ("init", "plain") else []
+    directories = read_files_list(files)["directories"] if layer in ("init", "plain") else []
     entries = [directory_entry(name) for name in directories]
     for item, source in zip(layer_files(files, layer), sources, strict=True):
-        entries.append(text_entry(item["path"], source.read_bytes(), int(str(item.get("mode", "0644")), 8)))
+        entries.append(text_entry(item["path"], source.read_bytes(), int(item.get("mode", "0644"), 8)))
     _write_layer(with_parents(entries), output)
 
 

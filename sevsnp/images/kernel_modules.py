@@ -27,7 +27,11 @@ def read_module(path: Path) -> bytes:
         if path.name.endswith(".xz"):
             return lzma.decompress(data)
         if path.name.endswith(".zst"):
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+            stream = zstandard.ZstdDecompressor().decompressobj()
+            image = stream.decompress(data)
+            if not stream.eof:
+                raise zstandard.ZstdError("it ends early")
+            return image
     except (lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path}: not a compressed kernel module: {error}") from error
     return data
@@ -72,15 +76,17 @@ class ModuleTree:
         """
         found: dict[str, bytes] = {}
 
-        def add(name: str, asked_by: str) -> None:
+        def add(name: str, asked_by: str, above: tuple[str, ...] = ()) -> None:
             name = _normal(name)
             if name in found or name in self.builtin:
                 return
+            if name in above:
+                raise UserError(f"{self.directory}: modules need each other: {', '.join((*above, name))}")
             if name not in self.files:
                 raise UserError(f"{asked_by}: no module {name} in {self.directory.name}")
             image = read_module(self.files[name])
             for dependency in filter(None, modinfo(image, self.files[name]).get("depends", "").split(",")):
-                add(dependency, name)
+                add(dependency, name, (*above, name))
             found[name] = image
 
         for name in names:

@@ -1,47 +1,72 @@
 """The YAML lists under initramfs/: what goes into which layer, one line an item."""
 
+import os.path
+import re
 from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
 
-_FILES_KEYS = ("exclude", "directories", "init", "emulated", "plain")
+_NAMES = ("exclude", "directories")
+_FILES = ("init", "emulated", "plain")
+_EXPECTED = {
+    "path": "a path in the guest",
+    "source": "a path to a file here",
+    "mode": 'octal digits in quotes, as "0755"',
+}
 
 
-def read_list(path: Path, *keys: str) -> dict[str, Any]:
-    """A YAML list file with just the given top-level keys."""
+def read_list(path: Path, *keys: str) -> dict[str, list[Any]]:
+    """The lists of a YAML file under the given top-level keys, and no others; a list that is not there is empty."""
     import yaml  # doit loads this module for every command
 
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path}: found a {type(document).__name__}, expected the keys {', '.join(keys)}")
-    for key in document:
+    for key, items in document.items():
         if key not in keys:
             raise UserError(f"{path}: unknown key {key!r}, expected {', '.join(keys)}")
-    return document
+        if not isinstance(items, list | None):
+            raise UserError(f"{path}: {key}: found {items!r}, expected a list, one line an item")
+    return {key: document.get(key) or [] for key in keys}
 
 
-def read_files_list(path: Path) -> dict[str, Any]:
-    """The document of files.yaml."""
-    return read_list(path, *_FILES_KEYS)
+def read_names(path: Path, *keys: str, others: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """As :func:`read_list`, of lists of names only. ``others`` are lists of the same file that hold something else."""
+    lists = read_list(path, *keys, *others)
+    for key in keys:
+        for item in lists[key]:
+            if not isinstance(item, str):
+                raise UserError(f"{path}: {key}: found {item!r}, expected a name")
+    return {key: lists[key] for key in keys}
 
 
-def layer_files(files: Path, layer: str) -> list[dict[str, Any]]:
+def read_files_list(path: Path) -> dict[str, list[str]]:
+    """The lists of names in files.yaml: ``exclude`` and ``directories``."""
+    return read_names(path, *_NAMES, others=_FILES)
+
+
+def layer_files(files: Path, layer: str) -> list[dict[str, str]]:
     """The entries of one layer of files.yaml: ``path`` in the guest, ``source`` here, and ``mode`` (octal text)."""
-    items = read_files_list(files).get(layer, [])
+    items = read_list(files, *_NAMES, *_FILES)[layer]
     for item in items:
+        where = f"{files}: {layer}"
         if not isinstance(item, dict) or not {"path", "source"} <= item.keys() <= {"path", "source", "mode"}:
-            raise UserError(f"{files}: {layer}: found {item!r}, expected path, source and perhaps mode")
+            raise UserError(f"{where}: found {item!r}, expected path, source and perhaps mode")
+        for key, value in item.items():
+            # YAML reads 0755 without quotes as the number 493.
+            if not isinstance(value, str) or (key == "mode" and not re.fullmatch("[0-7]{3,4}", value)):
+                raise UserError(f"{where}: {key}: found {value!r}, expected {_EXPECTED[key]}")
+        if not {"", ".", ".."}.isdisjoint(item["path"].split("/")):
+            raise UserError(f"{where}: path: found {item['path']!r}, expected one like usr/bin/tool")
         if not (files.parent / item["source"]).is_file():
-            raise UserError(f"{files}: {layer}: {item['source']}: no such file")
-    return list(items)
+            raise UserError(f"{where}: {item['source']}: no such file")
+    return items
 
 
 def layer_sources(files: Path, layer: str) -> list[Path]:
     """The files that one layer is made of."""
-    import os.path
-
     return [Path(os.path.normpath(files.parent / item["source"])) for item in layer_files(files, layer)]

@@ -5,10 +5,12 @@ import functools
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 PACKAGE = "sevsnp"
+_MODULE = re.compile(rf"{PACKAGE}(\.\w+)+")
 
 
 @functools.cache
@@ -19,7 +21,7 @@ def _source(module: str) -> Path | None:
 
 @functools.cache
 def _imports(module: str) -> frozenset[str]:
-    """The project modules that a module imports anywhere in its source, top level or not."""
+    """The project modules that a module imports anywhere in its source, or names by a string, to load them by name."""
     path = _source(module)
     if path is None:
         return frozenset()
@@ -31,6 +33,8 @@ def _imports(module: str) -> frozenset[str]:
             found.add(node.module)
             # `from sevsnp.images import cpio` names a module, `from sevsnp.files import sha256_file` does not.
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
+            found.add(node.value)
     ours = {name for name in found if name.split(".")[0] == PACKAGE}
     return frozenset(name for name in ours if _is_module(name))
 

@@ -18,6 +18,7 @@ from sevsnp.attestation.verify import verify_report
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.vm.platforms import BANNER
 
 Verify = Callable[[Evidence, Expected, datetime], Any]
 
@@ -96,7 +97,7 @@ def attest_guest(
     document = accepted.verdict.to_json()
     write_atomic(verdict, json.dumps({**document, "vm_config": str(vm_config)}, indent=2) + "\n")
     if document["trust_domain"] != "amd":
-        print(importlib.import_module("sevsnp.emulation.launch").BANNER)
+        print(BANNER)
     print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
     print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
 

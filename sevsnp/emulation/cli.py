@@ -12,9 +12,9 @@ from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.cli import make_parser, read_evidence, read_expected, show, show_refusal, show_unusable
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
+from sevsnp.vm.platforms import BANNER
 
 ACCEPTED_AS_EMULATED = 10
-BANNER = "EMULATED – NOT CONFIDENTIAL"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,6 @@ from sevsnp.vm.config import Launch
 from sevsnp.vm.qemu import RunOptions, common_arguments, start, stop
 from sevsnp.vm.qmp import Qmp
 
-BANNER = "EMULATED – NOT CONFIDENTIAL"
 PORT_NAME = "org.openend2e.psp"
 _PAGE = 4096
 

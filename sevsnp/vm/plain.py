@@ -12,7 +12,7 @@ from sevsnp.files import sha256_file
 from sevsnp.images.guest_disk import ROOT_WORDS
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import File, Launch
-from sevsnp.vm.platforms import Platform, choose, running
+from sevsnp.vm.platforms import BANNER, Platform, choose, running
 from sevsnp.vm.qemu import RunOptions, check_options, disk_arguments, machine_arguments, snp_arguments, start, stop
 from sevsnp.vm.run import messages
 from sevsnp.vm.snp import capabilities
@@ -98,6 +98,7 @@ def _from_disk(
     if chosen.name == "snp":
         machine = snp_arguments(guest, options.memory, *capabilities(options.qemu, work), kernel_hashes=False)
     else:
+        print(f"{BANNER} ({chosen.reason}; {chosen.accelerator})", flush=True)
         threads = ",thread=multi" if chosen.accelerator == "tcg" else ""
         machine = [
             *("-machine", "q35,smm=off,vmport=off"),

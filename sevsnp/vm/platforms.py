@@ -18,6 +18,7 @@ from sevsnp.files import write_atomic
 from sevsnp.vm.config import Launch
 from sevsnp.vm.qemu import RunOptions, snp_arguments, start, stop
 
+BANNER = "EMULATED – NOT CONFIDENTIAL"
 _KVM = Path("/dev/kvm")
 _SNP_PARAMETER = Path("/sys/module/kvm_amd/parameters/sev_snp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -106,7 +107,7 @@ def running(platform: Platform, launch: Launch, options: RunOptions) -> Iterator
             yield process
     else:
         emulation = importlib.import_module("sevsnp.emulation.launch")
-        print(f"{emulation.BANNER} ({platform.reason}; {platform.accelerator})", flush=True)
+        print(f"{BANNER} ({platform.reason}; {platform.accelerator})", flush=True)
         with emulation.running(launch, options, platform.accelerator) as process:
             yield process
 

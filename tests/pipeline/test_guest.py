@@ -80,7 +80,6 @@ def test_nothing_opens_a_shell_on_the_console(tmp_path: Path, packages: Path, pu
         words = text(entries, f"etc/systemd/system/{unit}.service.d/10-guest.conf")
         assert "ExecStart=\nExecStart=/usr/bin/systemctl --no-block poweroff\n" in words
     assert "etc/systemd/system/timers.target.wants/apt-daily.timer" not in entries
-    assert entries["etc/systemd/system-generators/poweroff-without-acpi"].mode == 0o755
     assert not [name for name in entries if "ssh_host_" in name]
 
 
@@ -112,8 +111,10 @@ def test_same_bytes_for_another_umask_and_directory(tmp_path: Path, packages: Pa
         try:
             where.mkdir()
             shutil.copytree(FILES, where / "files", copy_function=shutil.copyfile)
-            script = "etc/systemd/system-generators/poweroff-without-acpi"
-            (where / "files" / script).chmod(0o700)
+            script = where / "files" / "usr" / "local" / "bin" / "script"
+            script.parent.mkdir(parents=True)
+            script.write_text("#!/bin/sh\n")
+            script.chmod(0o700)
             make_guest_rootfs(
                 packages=packages, guest=GUEST, files=where / "files", authorized_key=public, output=where / "r"
             )
@@ -186,6 +187,11 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "apt-get install uidmap" in caught.value.hint
 
     monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/bin/newuidmap")
+
+    with pytest.raises(UserError, match="/etc/subuid: no range of subordinate ids for 4711"):
+        guest_packages.namespace_mode()
+
+    monkeypatch.setattr(guest_packages, "_check_subordinate_ids", lambda: None)
 
     def fail(*_: object, **__: object) -> bytes:
         raise UserError("exit code 1")

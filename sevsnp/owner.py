@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from sevsnp.attestation.verify import verify_report
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import BANNER
 
 Verify = Callable[[Evidence, Expected, datetime], Any]
@@ -68,15 +69,18 @@ def attest_guest(
     user: str,
     template: Path,
     output: Path,
+    asked: Mapping[str, int | str] | None = None,
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config and the verdict into ``output``.
 
-    What an earlier guest left there is removed first, so that a refusal leaves nothing that ssh would trust.
+    ``asked`` are the settings given for this run, which must not contradict the VM config. What an earlier guest left
+    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust.
     """
     known_hosts, ssh_config, verdict = output / "known_hosts", output / "ssh_config", output / "verdict.json"
     for stale in (known_hosts, ssh_config, verdict):
         stale.unlink(missing_ok=True)
     config = read_vm_config(vm_config)
+    check_fixed(config, asked or {})
     try:
         accepted = attest(config, host, port, emulated_root)
     except Refused as refused:

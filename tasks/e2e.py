@@ -10,7 +10,7 @@ BUNDLE = BUILD / "host-bundle"
 
 
 def task_host_bundle() -> Task:
-    """Pack what an untrusted host needs to run the verified guest into build/host-bundle"""
+    """Pack what an untrusted host needs to run the guest into build/host-bundle"""
     return artefact(
         "sevsnp.bundle:make_bundle",
         inputs={

@@ -3,6 +3,7 @@
 Functions are named as "module:function" and imported when they run, so that `doit list` loads none of them.
 """
 
+import errno
 import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -100,7 +101,13 @@ def build(function: str, given: Mapping[str, Any], to: Mapping[str, Path]) -> No
         made = {key: scratch / key / path.name for key, path in to.items()}
         for path in made.values():
             path.parent.mkdir()
-        getattr(importlib.import_module(module), name)(**given, **made)
+        try:
+            getattr(importlib.import_module(module), name)(**given, **made)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            first = next(iter(to.values()))
+            raise UserError(f"{first}: cannot be written: {error.strerror}", f"see: df -h {first.parent}") from None
         for key, path in made.items():
             if not path.exists():
                 raise UserError(f"{function} did not make {to[key]}")

@@ -58,7 +58,7 @@ def task__guest_rootfs() -> Task:
 
 
 def task_create_new_vm() -> Task:
-    """Make a Debian guest: build/guest/rootfs.tar and the bootable sevsnptest.qcow2"""
+    """Make a Debian guest in build/guest: rootfs.tar and sevsnptest.qcow2"""
     return artefact(
         "sevsnp.images.guest_disk:make_guest_disk",
         inputs={"rootfs": ROOTFS, "kernel": KERNEL / "vmlinuz", "initramfs": PLAIN_INITRAMFS},
@@ -74,12 +74,12 @@ def task_run_guest() -> Task:
 
 
 def task_run_sev_snp() -> Task:
-    """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY SSH_PORT]"""
+    """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY …]"""
     return _plain("sevsnp.vm.plain:run_plain", mode="snp")
 
 
 def task_run_sev_snp_direct_boot() -> Task:
-    """Boot the plain guest with SEV-SNP and a measured kernel, its disk unverified [IMAGE …]"""
+    """Boot the plain guest with SEV-SNP and a measured kernel [IMAGE MEMORY …]"""
     return _plain("sevsnp.vm.plain:run_plain", mode="direct")
 
 

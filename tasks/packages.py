@@ -14,7 +14,7 @@ LISTS = {
 
 
 def task_packages() -> Task:
-    """Fetch kernel, firmware, QEMU and image tools, pinned, into build/snp-release"""
+    """Fetch kernel, firmware, QEMU and tools, pinned, into build/snp-release"""
     values = settings()
     return artefact(
         "sevsnp.packages.steps:make_packages",

@@ -9,7 +9,7 @@ def task__welcome() -> Task:
 
 
 def task_install_dependencies() -> Task:
-    """Install the few apt packages this machine lacks, after saying why each is needed"""
+    """Install the few apt packages this machine lacks, after saying why"""
     return command("sevsnp.dependencies:install_dependencies")
 
 
@@ -25,7 +25,7 @@ def task__dependencies() -> Task:
 
 
 def task_test() -> Task:
-    """Run the tests; --full adds the slow sweeps, --select WORDS runs those that match"""
+    """Run the tests; --full adds the slow ones, -k WORDS runs those that match"""
     return {
         **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
         "params": [

@@ -10,7 +10,7 @@ BIN = BUILD / "bin"
 
 
 def task_build_tools() -> Task:
-    """Make build/bin/get_report (for any guest), verify_report and verify_report_emulated"""
+    """Make build/bin: get_report for any guest, and the verifiers"""
     return artefact(
         "sevsnp.tools:make_tools",
         inputs={"get_report_source": Path("initramfs/get_report.py")},

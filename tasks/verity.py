@@ -15,6 +15,7 @@ from tasks.project import (
     TOOLS,
     VERITY,
     asked,
+    checked,
     keys,
     run_options,
     settings,
@@ -83,7 +84,7 @@ def task_setup_verity() -> Task:
 
 
 def task_run_sev_snp_verity() -> Task:
-    """Boot the verified guest, on SEV-SNP or emulated [MEMORY SSH_PORT ATTEST_PORT VM_CONFIG …]"""
+    """Boot the verified guest, on SEV-SNP or emulated [MEMORY VM_CONFIG …]"""
     replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
     text = settings().text
     return command(
@@ -99,12 +100,13 @@ def task_run_sev_snp_verity() -> Task:
 
 
 def task_attest_verity() -> Task:
-    """Verify the running guest before any login, then write build/known_hosts [HOST PORT VM_CONFIG]"""
+    """Verify the running guest before any login [HOST PORT VM_CONFIG]"""
     values = settings()
     return command(
         "sevsnp.owner:attest_guest",
         needs=["_keys"],
         vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
         ssh_port=values.number("SSH_PORT"),
@@ -127,7 +129,7 @@ def _cmdline(platform: str, output: Path) -> Task:
             "rootfs": values.text("VERITY_FILESYSTEM"),
             "writable": values.text("WRITABLE"),
             "tmpfs": {name: values.number(f"TMPFS_{name.upper()}") for name in ("etc", "home", "var", "tmp")},
-            "acpi": values.acpi(),
+            "acpi": checked(values.acpi),
             "platform": platform,
         },
     )

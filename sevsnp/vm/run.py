@@ -1,13 +1,15 @@
 """Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
 
 import re
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Disk, Launch, VmConfig, read_vm_config
+from sevsnp.vm.config import Disk, Launch, read_vm_config
+from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
 
@@ -34,30 +36,6 @@ def config_of(directory: Path, workflow: str, platform: str) -> Path:
     return directory / f"vm-config-{workflow}{suffix}"
 
 
-def check_fixed(config: VmConfig, asked: Mapping[str, int | str], task: str) -> None:
-    """Refuse a launch whose settings differ from what the VM config fixed and the secure processor measures.
-
-    ``asked`` has only what the user set: setting names to values.
-    """
-    launch = config.launch
-    fixed: dict[str, int | str] = {
-        "CPUS": launch.vcpus,
-        "CPU_MODEL": launch.vcpu_model,
-        "POLICY": launch.guest_policy,
-        "GUEST_FEATURES": launch.guest_features,
-        "PRODUCT": launch.product,
-    }
-    for name, value in asked.items():
-        if name in fixed and value != fixed[name]:
-            shown = [
-                f"{number:#x}" if name in ("POLICY", "GUEST_FEATURES") else number for number in (value, fixed[name])
-            ]
-            raise UserError(
-                f"{name}={shown[0]}: {config.source} was made for {name}={shown[1]}, which is measured",
-                f"make a new VM config: doit {task} {name}={shown[0]}",
-            )
-
-
 def run_guest(
     *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
 ) -> None:
@@ -74,10 +52,16 @@ def run_guest(
     print(f"ssh at 127.0.0.1:{options.ssh_port}, evidence at 127.0.0.1:{options.attest_port}", flush=True)
     print(f"serial console in {options.serial_log}", flush=True)
     started = time.monotonic()
-    with running(chosen, launch, options) as process:
-        code = process.wait(timeout=limit)
+    all_of_it = f"all of it: {options.messages}"
+    try:
+        with running(chosen, launch, options) as process:
+            code = process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the guest did not end in {limit:.0f} s") from None
+    except UserError as error:
+        raise UserError(f"{error.message}\n{messages(options)}".strip(), error.hint or all_of_it) from error
     if code:
-        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", f"all of it: {options.messages}")
+        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", all_of_it)
     print(f"the guest ended after {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -105,6 +89,6 @@ def run_workflow(
         name = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
         vm_config = config_of(directory, workflow, name)
     config = read_vm_config(vm_config)
-    check_fixed(config, asked, f"setup_{workflow}")
+    check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
     run_guest(launch=Replaced(disks).apply(config.launch), options=options, platform=platform, answers=answers)

@@ -1,0 +1,83 @@
+"""Settings that a VM config has fixed: repeating them is fine, changing them is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig
+from sevsnp.vm.fixed import check_fixed
+
+LINE = "console=ttyS0 acpi=off sevsnp.rootfs=ext4 sevsnp.writable=overlay sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> VmConfig:
+    cmdline = tmp_path / "cmdline"
+    cmdline.write_text(LINE)
+    file = File(cmdline, "0" * 64)
+    disks = (Disk("verity-data", cmdline, 1, "0" * 64),)
+    launch = Launch(
+        "verity", "snp", "Genoa", 1, "EPYC-v4", 0x30000, 1, bytes(32), file, file, file, file, disks
+    )  # fmt: skip
+    reference = Reference(bytes(48), Tcb(3, 0, 8, 115), 0, 0, bytes(16), bytes(16), 0x20, 0)
+    return VmConfig(tmp_path / "vm-config.toml", launch, reference)
+
+
+SAME: dict[str, int | str] = {
+    "CPUS": 1,
+    "CPU_MODEL": "EPYC-v4",
+    "POLICY": 0x30000,
+    "GUEST_FEATURES": 1,
+    "PRODUCT": "Genoa",
+    "ACPI": "off",
+    "WRITABLE": "overlay",
+    "VERITY_FILESYSTEM": "ext4",
+    "TMPFS_ETC": 1,
+    "TMPFS_HOME": 2,
+    "TMPFS_VAR": 3,
+    "TMPFS_TMP": 4,
+    "MIN_TCB": "microcode:115,snp:8,bootloader:3,tee:0",
+    "FAMILY_ID": "0" * 32,
+    "IMAGE_ID": "0" * 32,
+    "PLATFORM_INFO_REQUIRED": 0x20,
+    "PLATFORM_INFO_FORBIDDEN": 0,
+}
+OTHER: dict[str, int | str] = {
+    "CPUS": 2,
+    "CPU_MODEL": "EPYC-Genoa",
+    "POLICY": 0x20000,
+    "GUEST_FEATURES": 0x21,
+    "PRODUCT": "Milan",
+    "ACPI": "on",
+    "WRITABLE": "copy",
+    "VERITY_FILESYSTEM": "erofs",
+    "TMPFS_ETC": 9,
+    "TMPFS_HOME": 9,
+    "TMPFS_VAR": 9,
+    "TMPFS_TMP": 9,
+    "MIN_TCB": "snp:9",
+    "FAMILY_ID": "1" * 32,
+    "IMAGE_ID": "1" * 32,
+    "PLATFORM_INFO_REQUIRED": 0,
+    "PLATFORM_INFO_FORBIDDEN": 1,
+}
+
+
+def test_repeating_is_fine(config: VmConfig) -> None:
+    check_fixed(config, SAME)
+    check_fixed(config, {"MEMORY": 1 << 30, "SSH_PORT": 1, "ACPI": "auto"})
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_changing_is_refused_by_name(config: VmConfig, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}=.*was made for {name}=") as refused:
+        check_fixed(config, {**SAME, name: OTHER[name]})
+    assert f"doit setup_verity {name}=" in refused.value.hint
+
+
+def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
+    check_fixed(replace(config, reference=None), {"MIN_TCB": "snp:9"})
+    with pytest.raises(UserError, match="CPUS=2"):
+        check_fixed(replace(config, reference=None), {"CPUS": 2})

@@ -169,7 +169,7 @@ def _verity(
         with stages.stage("attest") as shown:
             attest_guest(
                 vm_config=config_path,
-                asked={}, host="127.0.0.1", port=attest_port, ssh_port=ssh_port,
+                host="127.0.0.1", port=attest_port, ssh_port=ssh_port,
                 emulated_root=emulated_root, identity=identity, user=user, template=template, output=output,
             )  # fmt: skip
             verdict = json.loads((output / "verdict.json").read_text())

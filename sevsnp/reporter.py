@@ -1,5 +1,6 @@
 """What doit says while it runs: a line for each task that does something, and how long it took."""
 
+import re
 import time
 from typing import Any
 
@@ -36,7 +37,10 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def add_failure(self, task: Any, fail: Any) -> None:
         if fail.report:
             self.failures.append({"task": task, "exception": fail})
-            self.write(f"✗ {_shown(task)}: {fail.get_msg().strip()}\n")
+            # doit's own words for a file that no task makes hold its name and no more that helps.
+            absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
+            message = f"{absent[1]}: no such file, and no task makes it" if absent else fail.get_msg().strip()
+            self.write(f"✗ {_shown(task)}: {message}\n")
 
     def complete_run(self) -> None:
         for message in self.runtime_errors:

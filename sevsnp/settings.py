@@ -119,6 +119,7 @@ def _tcb(text: str) -> str:
 
 _TMPFS = _size(1 << 20, 1 << 40)
 _PORT = _integer(1, 65535)
+LEAST_MEMORY = 256 << 20
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("IMAGE", _text, "", "a path: a root filesystem tar for setup_*, a disk image for run_guest"),
@@ -140,12 +141,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("TMPFS_VAR", _TMPFS, "2G", "a size, as 512M or 1G"),
     Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G"),
     Setting("VERITY_FILESYSTEM", _choice("ext4", "erofs"), "ext4", "ext4 or erofs"),
-    Setting("MEMORY", _size(256 << 20, 1 << 42), "2G", "guest memory from 256M, as 1536M or 4G"),
-    Setting("SSH_PORT", _PORT, "2222", "a TCP port"),
-    Setting("ATTEST_PORT", _PORT, "8088", "a TCP port"),
+    Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
+    Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),
+    Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535"),
     Setting("GUEST_NETWORK", _choice("open", "restricted"), "open", "open or restricted"),
     Setting("HOST", _text, "127.0.0.1", "the address at which the guest's forwarded ports answer"),
-    Setting("PORT", _integer(0, 65535), "0", "the attestation port at HOST (0: ATTEST_PORT)"),
+    Setting("PORT", _integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)"),
     Setting("VERITY_IMAGE", _text, "", "a path"),
     Setting("VERITY_HASH_TREE", _text, "", "a path"),
     Setting("VM_CONFIG", _text, "", "a path to a VM config"),

@@ -79,6 +79,8 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
     for key in keys:
         if not isinstance(key, str) or not _HOST_KEY.fullmatch(key):
             raise UserError(f"{where}: host_keys: found {str(key)[:80]!r}, expected an ssh-ed25519 public key")
+    if len(set(keys)) != len(keys):
+        raise UserError(f"{where}: host_keys: found a key twice, expected each once")
     return GuestAnswer(
         _base64(document, "report", where), _base64(document, "certificates", where, optional=True), tuple(keys)
     )

@@ -77,6 +77,7 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
     match = re.search(r"^Root hash:\s*([0-9a-f]{64})$", output, re.MULTILINE)
     if not match:
         raise UserError(f"veritysetup format printed no root hash for {image}: {output.strip()[-500:]}")
+    hash_tree.chmod(0o644)  # veritysetup makes it for its user only, and it is as public as the image
     parameters = VerityParameters(data_blocks=size // BLOCK_SIZE, root_hash=match[1], salt=salt)
     verify(image, hash_tree, parameters, tools=tools)
     root_hash.write_text(f"{parameters.root_hash}\n")

@@ -1,23 +1,46 @@
 """From a root filesystem tar to a verified root: identity removed, an image, and its hash tree."""
 
-import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import Layer, make_rootfs
+from sevsnp.images.rootfs import Layer, directory_entry, make_rootfs
+from sevsnp.images.tar import Entry, Kind
 from sevsnp.images.verity import fixed_salt, make_verity
+
+# What init mounts something on. Nothing can be added to a verified root later.
+_MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
+_INITS = ("sbin/init", "usr/sbin/init")
 
 
 def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Path) -> None:
-    """Write the image (ext4 or erofs) of the tree in the tar ``rootfs``, and print what was removed from it."""
-    if not rootfs.is_file() or not stat.S_ISREG(rootfs.stat().st_mode):
+    """Write the image (ext4 or erofs) of the tree in the tar ``rootfs``, and print what was removed or added.
+
+    Raises UserError for a tree without an init.
+    """
+    if not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar")
     cleaned = output.with_suffix(".tar")
     identity = IdentityFilter(ImageKind.VERITY)
+
+    def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
+        seen = {entry.name: entry for entry in entries}
+        if not any(name in seen for name in _INITS):
+            raise UserError(
+                f"{rootfs}: no /sbin/init, expected a root filesystem with an init", "add systemd-sysv to it"
+            )
+        for name in _MOUNT_POINTS:
+            if name not in seen:
+                print(f"  added mount point: /{name}")
+                seen[name] = directory_entry(name)
+            elif seen[name].kind is not Kind.DIRECTORY:
+                raise UserError(f"{rootfs}: /{name}: found a {seen[name].kind.name.lower()}, expected a directory")
+        yield from (seen[name] for name in sorted(seen))
+
     try:
-        make_rootfs([Layer.from_tar(rootfs)], cleaned, filters=[identity])
+        make_rootfs([Layer.from_tar(rootfs)], cleaned, filters=[identity, bootable])
         for line in summary(identity.removed):
             print(f"  {line}")
         make = {"ext4": make_ext4, "erofs": make_erofs}[filesystem]

@@ -3,20 +3,21 @@
 import ast
 import functools
 import hashlib
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 PACKAGE = "sevsnp"
+_ROOT = Path(__file__).resolve().parents[2]
 _MODULE = re.compile(rf"{PACKAGE}(\.\w+)+")
 
 
 @functools.cache
 def _source(module: str) -> Path | None:
-    spec = importlib.util.find_spec(module)
-    return Path(spec.origin) if spec and spec.origin else None
+    """The file of a module of this project. Looked for, not imported: that would cost more than the digest."""
+    base = _ROOT.joinpath(*module.split("."))
+    return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
 @functools.cache
@@ -36,15 +37,7 @@ def _imports(module: str) -> frozenset[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
             found.add(node.value)
     ours = {name for name in found if name.split(".")[0] == PACKAGE}
-    return frozenset(name for name in ours if _is_module(name))
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+    return frozenset(name for name in ours if _source(name))
 
 
 @functools.cache

@@ -3,23 +3,40 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.settings import parse_size
+from sevsnp.settings import LEAST_MEMORY, parse_size
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions
 from sevsnp.vm.run import run_guest
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a TCP port from 1 to 65535")
+    return int(text)
+
+
+def _memory(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = 0
+    if size < LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size from {LEAST_MEMORY >> 20}M, as 1536M or 4G")
+    return size
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./run", description="Start the guest of this bundle.")
     parser.add_argument("--platform", choices=("auto", "snp", "emulated"), default="auto")
-    parser.add_argument("--memory", default="2G", help="guest memory, as 1536M or 4G (default: %(default)s)")
-    parser.add_argument("--ssh-port", type=int, default=2222, help="(default: %(default)s)")
-    parser.add_argument("--attest-port", type=int, default=8088, help="(default: %(default)s)")
+    parser.add_argument("--memory", type=_memory, default="2G", help="as 1536M or 4G (default: %(default)s)")
+    parser.add_argument("--ssh-port", type=_port, default=2222, help="(default: %(default)s)")
+    parser.add_argument("--attest-port", type=_port, default=8088, help="(default: %(default)s)")
     parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only the two ports in")
     parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
     parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
@@ -36,22 +53,20 @@ def _qemu(given: str | None) -> Path:
 
 def main(argv: list[str], bundle: Path) -> int:
     """Run the bundle in the directory ``bundle``; returns the exit code."""
+    # Unwound, so that QEMU and what was written for it are gone.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     given = _arguments().parse_args(argv)
     try:
-        try:
-            memory = parse_size(given.memory)
-        except ValueError:
-            raise UserError(f"--memory {given.memory}: expected a size, as 1536M or 4G") from None
         options = RunOptions(
             qemu=_qemu(given.qemu),
-            memory=memory,
+            memory=given.memory,
             ssh_port=given.ssh_port,
             attest_port=given.attest_port,
             state=bundle / given.state,
             restricted=given.restricted,
             terminal=True,
         )
-        options.state.mkdir(exist_ok=True)
+        options.state.mkdir(parents=True, exist_ok=True)
         answers = options.state / "platform.json"
         production = read_vm_config(bundle / "launch.toml").launch
         name = choose(given.platform, production, options.qemu, answers).name
@@ -59,6 +74,9 @@ def main(argv: list[str], bundle: Path) -> int:
         run_guest(launch=launch, options=options, platform=name, answers=answers)
     except UserError as error:
         print(f"run: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"run: {error.filename or bundle}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -9,14 +9,14 @@ import importlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import RunOptions, snp_arguments, start, stop
+from sevsnp.vm.qemu import RunOptions, check_version, snp_arguments, start, stop
 
 BANNER = "EMULATED – NOT CONFIDENTIAL"
 _KVM = Path("/dev/kvm")
@@ -38,8 +38,14 @@ class Platform:
 def choose(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
     """The platform for ``requested`` (auto, snp or emulated); ``answers`` is where earlier answers are remembered.
 
-    Raises :class:`UserError` where ``snp`` is asked for and the host cannot.
+    Raises :class:`UserError` where ``snp`` is asked for and the host cannot, and for a QEMU too old for the platform.
     """
+    platform = _chosen(requested, launch, qemu, answers)
+    check_version(qemu, platform.name)
+    return platform
+
+
+def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
     kvm = _remembered(answers, "kvm", qemu, lambda: _kvm_boots(launch, qemu))
     if requested != "emulated":
         snp = _remembered(answers, "snp", qemu, lambda: _snp_boots(launch, qemu)) if kvm == "" else kvm
@@ -51,17 +57,17 @@ def choose(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platfor
     return Platform("emulated", "kvm" if kvm == "" else "tcg", "asked for")
 
 
-def _remembered(answers: Path, question: str, qemu: Path, probe: "object") -> str:
+def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
     """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
-    assert callable(probe)
     status = qemu.stat() if qemu.exists() else None
     asked = f"{question} {_BOOT_ID.read_text().strip()} {qemu} {status and (status.st_ino, status.st_mtime_ns)}"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(answers.read_text())
-    if asked not in known:
-        write_atomic(answers, json.dumps({**known, asked: probe()}, indent=1) + "\n")
-        known = json.loads(answers.read_text())
+        document = json.loads(answers.read_text())
+        known = document if isinstance(document, dict) else {}
+    if not isinstance(known.get(asked), str):
+        known[asked] = probe()
+        write_atomic(answers, json.dumps(known, indent=1) + "\n")
     return known[asked]
 
 

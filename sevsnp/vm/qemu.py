@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from sevsnp.vm.config import Disk, File, Launch
 # Ports inside the guest.
 GUEST_SSH = 22
 GUEST_ATTEST = 8088
+
+# sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
+OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,34 @@ def read_cmdline(path: Path) -> str:
     return data.decode()
 
 
+def check_version(qemu: Path, platform: str) -> None:
+    """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
+    hint = "run: doit packages, or set QEMU to a QEMU of version 10 or newer"
+    words = [str(qemu), "--version"]
+    if not shutil.which(str(qemu)):
+        raise UserError(f"{qemu}: no such program", hint)
+    try:
+        said = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{qemu} --version: {error}", hint) from error
+    match = re.match(rb"QEMU emulator version (\d+)\.(\d+)", said)
+    if not match:
+        raise UserError(f"{qemu} --version: found {said[:60]!r}, expected QEMU emulator version …", hint)
+    if (int(match[1]), int(match[2])) < OLDEST[platform]:
+        least = "{}.{}".format(*OLDEST[platform])
+        raise UserError(f"{qemu}: found version {int(match[1])}.{int(match[2])}, expected {least} or newer", hint)
+
+
 def start(qemu: Path, arguments: list[str], *, terminal: bool, messages: Path) -> "subprocess.Popen[bytes]":
     """Start QEMU so that it dies with this process, whatever kills it; its messages go to the file ``messages``."""
+    setpriv = shutil.which("setpriv")
     if not shutil.which(str(qemu)):
         raise UserError(f"{qemu}: no such program", "run: doit packages, or set QEMU to a QEMU of version 10 or newer")
+    if not setpriv:
+        raise UserError("setpriv: no such program", "apt-get install util-linux")
     with messages.open("wb") as log:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", str(qemu), *arguments],
+            [setpriv, "--pdeathsig", "KILL", str(qemu), *arguments],
             stdin=None if terminal else subprocess.DEVNULL,
             stdout=None if terminal else log,
             stderr=log,

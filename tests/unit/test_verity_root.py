@@ -1,0 +1,45 @@
+"""A verified root from a tar: what it needs to boot is there, or the tar is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.images import verity_root
+from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
+from sevsnp.images.tar import Entry, Kind, read_tar
+
+INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
+
+
+def tree_of(entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Entry]:
+    """The tree that would become the image, without the tools that make one."""
+    tar = tmp_path / "rootfs.tar"
+    make_rootfs([Layer("test", entries)], tar)
+    seen: dict[str, Entry] = {}
+    monkeypatch.setattr(verity_root, "make_ext4", lambda tar, image, tools: seen.update(read_tar(tar)))
+    verity_root.make_verity_image(rootfs=tar, filesystem="ext4", tools=tmp_path, output=tmp_path / "image")
+    return seen
+
+
+def test_mount_points_that_lack_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tree_of([*INIT, directory_entry("var", 0o711)], tmp_path, monkeypatch)
+    for name in ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var"):
+        assert tree[name].kind is Kind.DIRECTORY
+    assert tree["var"].mode == 0o711
+
+
+def test_a_tree_without_init_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no /sbin/init"):
+        tree_of([text_entry("hello", "x")], tmp_path, monkeypatch)
+
+
+def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="/home: found a symlink, expected a directory"):
+        tree_of([*INIT, link_entry("home", "var/home")], tmp_path, monkeypatch)
+
+
+def test_nothing_is_left_of_a_refused_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError):
+        tree_of([text_entry("hello", "x")], tmp_path, monkeypatch)
+    assert [path.name for path in tmp_path.iterdir()] == ["rootfs.tar"]

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from get_report import get_report
@@ -19,14 +20,17 @@ from report_data import ssh_report_data
 PORT = 8088
 REQUEST = b"openend2e-sevsnp/1 ssh\n"
 NONCE_SIZE = 32
+# For a whole request, and for taking the answer: a place that is held longer is another client's.
 CLIENT_SECONDS = 10.0
 MAX_CLIENTS = 16
 
 
 def receive(client: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes, or fewer where the peer stops."""
+    """Exactly ``size`` bytes, or fewer where the peer stops. Raises TimeoutError, however slowly they trickle in."""
+    deadline = time.monotonic() + CLIENT_SECONDS
     data = b""
     while len(data) < size:
+        client.settimeout(max(deadline - time.monotonic(), 0.001))
         piece = client.recv(size - len(data))
         if not piece:
             break
@@ -42,7 +46,6 @@ def evidence(nonce: bytes, host_keys: "list[str]", provider_lock: threading.Lock
 
 
 def answer(client: socket.socket, host_keys: "list[str]", provider_lock: threading.Lock) -> None:
-    client.settimeout(CLIENT_SECONDS)
     request = receive(client, len(REQUEST) + NONCE_SIZE)
     if len(request) != len(REQUEST) + NONCE_SIZE or not request.startswith(REQUEST):
         return
@@ -50,6 +53,7 @@ def answer(client: socket.socket, host_keys: "list[str]", provider_lock: threadi
         document = evidence(request[len(REQUEST) :], host_keys, provider_lock)
     except Exception as error:
         document = {"error": f"{error}"}
+    client.settimeout(CLIENT_SECONDS)
     client.sendall(json.dumps(document).encode())
     client.shutdown(socket.SHUT_WR)
 
@@ -84,5 +88,11 @@ def serve(host_keys: "list[str]", emulated: bool, ready: "Callable[[], object]")
     ready()
     while True:
         places.acquire()
-        client, _ = listener.accept()
+        try:
+            client, _ = listener.accept()
+        except OSError as error:  # Linux hands a connection's early network error to accept(2)
+            places.release()
+            print(f"agent: {error}", file=sys.stderr)
+            time.sleep(0.1)
+            continue
         threading.Thread(target=one, args=(client,), daemon=True).start()

@@ -61,7 +61,9 @@ class ConfigfsTsm:
         try:
             os.mkdir(entry)
         except OSError as error:
-            raise ReportError(f"{self.root}: {error.strerror}") from error
+            # ENXIO: the kernel has the interface, and no provider behind it.
+            hint = ": this is not an SNP guest" if error.errno == errno.ENXIO else ""
+            raise ReportError(f"{self.root}: {error.strerror}{hint}") from error
         try:
             return self._fetch(entry, report_data)
         finally:

@@ -1,0 +1,5 @@
+"""The guests that these tests share."""
+
+from tests.boot.shared import copied, guest, impostor
+
+__all__ = ["copied", "guest", "impostor"]

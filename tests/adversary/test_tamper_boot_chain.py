@@ -1,0 +1,119 @@
+"""Measured boot: what was changed after the VM config was made never starts, or is measured for what it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sevsnp.attestation.appraisal import Refused
+from sevsnp.attestation.launch_digest import KernelHashes
+from sevsnp.files import sha256_file
+from sevsnp.owner import attest
+from sevsnp.vm.config import File, Launch, VmConfig
+from tests.boot.hands import hands_on, sockets
+from tests.boot.harness import boot, flipped
+from tests.boot.shared import Attested, Running
+from tests.conftest import Built
+
+pytestmark = pytest.mark.boot
+
+# What the kernel's own first code says, and our init; the firmware says neither.
+STARTED = ("EFI stub", "init:")
+
+
+def changed_kernel(launch: Launch, directory: Path) -> Launch:
+    # The setup header points (at 0x20e, less 0x200) to the version as text, which only file(1) reads.
+    image = launch.kernel.path.read_bytes()
+    version = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+    assert image[version : version + 2] == b"6."
+    path = flipped(launch.kernel, directory, version)
+    return replace(launch, kernel=File(path, sha256_file(path)))
+
+
+def changed_initrd(launch: Launch, directory: Path) -> Launch:
+    path = flipped(launch.initrd, directory, -100)
+    return replace(launch, initrd=File(path, sha256_file(path)))
+
+
+def changed_cmdline(launch: Launch, directory: Path) -> Launch:
+    text = launch.cmdline.path.read_text()
+    assert text.count("loglevel=4") == 1
+    path = directory / "changed-cmdline"
+    path.write_text(text.replace("loglevel=4", "loglevel=5"))
+    return replace(launch, cmdline=File(path, sha256_file(path)))
+
+
+@pytest.mark.parametrize("change", [changed_kernel, changed_initrd, changed_cmdline])
+def test_one_changed_byte_is_never_started(
+    built: Built, tmp_path: Path, change: Callable[[Launch, Path], Launch]
+) -> None:
+    """With the hashes of the VM config the firmware turns in a dead loop. Control: the next test, all three at once."""
+    launch = built.config("emulated").launch
+    table = KernelHashes.of(launch)
+    with (
+        sockets() as where,
+        boot(change(launch, tmp_path), built.qemu, tmp_path / "state", hashes=table, extra=where.arguments) as guest,
+        hands_on(where) as hands,
+    ):
+        hands.wait_dead_loop(60)
+        hands.type()
+        hands.wait_dead_loop(30)
+        assert guest.process.poll() is None
+        assert not [text for text in STARTED if text in guest.log()]
+
+
+def test_the_changed_files_start_with_honest_hashes(built: Built, tmp_path: Path) -> None:
+    """Control: what stops the files above is the table and nothing else."""
+    launch = built.config("emulated").launch
+    for change in (changed_kernel, changed_initrd, changed_cmdline):
+        launch = change(launch, tmp_path)
+    with boot(launch, built.qemu, tmp_path / "state") as guest:
+        guest.wait_for("EFI stub", 120)
+
+
+@dataclass(frozen=True)
+class _Zeros(KernelHashes):
+    """No table: what memory holds where QEMU puts none."""
+
+    def table(self) -> bytes:
+        return bytes(len(super().table()))
+
+
+def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> None:
+    """The firmware does not take the kernel from QEMU at all, and has nothing else. Control: the shared guest."""
+    launch = built.config("emulated").launch
+    zeros = _Zeros(*vars(KernelHashes.of(launch)).values())
+    with (
+        sockets() as where,
+        boot(launch, built.qemu, tmp_path / "state", hashes=zeros, extra=where.arguments) as guest,
+        hands_on(where) as hands,
+    ):
+        guest.wait_for("No bootable option was found", 60)
+        hands.type()
+        hands.wait_dead_loop(30)
+        assert not [text for text in STARTED if text in guest.log()]
+
+
+def test_another_command_line_with_its_own_hashes_boots_and_is_refused(
+    built: Built, guest: Attested, copied: Attested
+) -> None:
+    """The other way round: an honest table lets the firmware start it, and so it measures differently.
+
+    Controls: against its own VM config it is accepted, and the untouched guest against the first.
+    """
+    config, other = built.config("emulated"), copied.running
+
+    def attest_as(expected: VmConfig, running: Running) -> object:
+        return attest(expected, "127.0.0.1", running.port, running.guest.root)
+
+    with pytest.raises(Refused) as refused:
+        attest_as(config, other)
+    assert refused.value.reason == "measurement"
+    assert [check.name for check in refused.value.checks if check.outcome == "failed"] == ["measurement"]
+    assert attest_as(other.config, other)
+    assert attest_as(config, guest.running)
+    # Measured from memory, and the very digest that this command line has.
+    measured = (other.guest.options.state / "launch-digest.txt").read_text().strip()
+    assert measured == other.config.require_reference().launch_digest.hex()
+    assert measured != config.require_reference().launch_digest.hex()

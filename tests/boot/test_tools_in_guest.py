@@ -1,0 +1,70 @@
+"""The tools of build/bin with a real guest's evidence."""
+
+import base64
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sevsnp.attestation.client import NONCE_SIZE, ask
+from sevsnp.e2e import ssh
+from tests.boot.shared import Attested
+from tests.conftest import Built
+
+pytestmark = pytest.mark.boot
+
+
+def run(*argv: "str | Path") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def test_get_report_in_an_emulated_guest_says_in_one_line_why_not(guest: Attested, built: Built) -> None:
+    """The emulated attester is the agent's alone; for everybody else there is no secure processor. Control: --help."""
+    sent = run("scp", "-q", "-F", guest.ssh_config, built.build / "bin" / "get_report", "guest:get_report")
+    assert sent.returncode == 0, sent.stderr
+    asked = run("ssh", "-F", guest.ssh_config, "guest", "sudo ./get_report --nonce " + "ab" * 32)
+    assert asked.returncode == 1
+    assert asked.stdout == ""
+    reason = "/sys/kernel/config/tsm/report: No such device or address: this is not an SNP guest"
+    assert asked.stderr == f"get_report: {reason}\n"
+    assert "--nonce HEX64" in ssh(guest.ssh_config, "./get_report --help")
+
+
+@pytest.mark.parametrize(("tool", "code"), [("verify_report_emulated", 10), ("verify_report", 2)])
+def test_the_verifiers_on_files(guest: Attested, built: Built, tmp_path: Path, tool: str, code: int) -> None:
+    """The same files, once for each verifier: accepted as emulated, and refused for the root alone."""
+    nonce = os.urandom(NONCE_SIZE)
+    answer = ask("127.0.0.1", guest.running.port, nonce)
+    report, table, keys = tmp_path / "report.bin", tmp_path / "certificates.bin", tmp_path / "host_keys.pub"
+    report.write_bytes(answer.report)
+    table.write_bytes(answer.certificates)
+    keys.write_text("".join(f"{key}\n" for key in answer.host_keys))
+    words: list[str | Path] = ["--certificates", table, "--vm-config", guest.running.config.source]
+    words += ["--nonce", nonce.hex(), "--host-key", keys]
+    if tool == "verify_report_emulated":
+        words += ["--root", guest.running.guest.root]
+    program = built.build / "bin" / tool
+    done = run(program, "--report", report, *words, "--json")
+    assert done.returncode == code, done.stderr
+    document = json.loads(done.stdout)
+    assert document["accepted"] is False
+    if code == 2:
+        assert document["reason"] == "unknown-root"
+    else:
+        assert document["accepted_as_emulated"] is True
+
+    # get_report's JSON in place of both files.
+    both = tmp_path / "evidence.json"
+    encoded = {
+        "report": base64.b64encode(answer.report).decode(),
+        "certificates": base64.b64encode(answer.certificates).decode(),
+    }
+    both.write_text(json.dumps(encoded))
+    assert run(program, "--report", both, *words[2:]).returncode == code
+    # One bit of the report, and neither takes it.
+    report.write_bytes(answer.report[:0x90] + bytes([answer.report[0x90] ^ 1]) + answer.report[0x91:])
+    assert run(program, "--report", report, *words).returncode == 2

@@ -1,0 +1,103 @@
+"""The one function that makes command lines: what would be cut off, doubled, quoted or dangerous never gets out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sevsnp.attestation.launch_digest import MAX_CMDLINE
+from sevsnp.errors import UserError
+from sevsnp.vm.cmdline import MAX_LENGTH, build_cmdline, hardening_words, verity_words
+
+SIZES = {"etc": 1, "home": 2, "var": 3, "tmp": 4}
+
+
+def test_words_are_joined_by_one_blank() -> None:
+    assert build_cmdline(["a", "b=1", "c=x,y:z"]) == "a b=1 c=x,y:z"
+    assert build_cmdline([]) == ""
+
+
+def test_the_longest_line_the_kernel_takes_whole() -> None:
+    assert MAX_LENGTH == MAX_CMDLINE == 2047
+    longest = "a=" + "x" * (MAX_LENGTH - 4) + " b"
+    assert build_cmdline(longest.split(" ")) == longest
+    with pytest.raises(UserError, match="found 2048 bytes, expected at most 2047"):
+        build_cmdline((longest + "b").split(" "))
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(["a", "a"], "a"), (["a=1", "b", "a=2"], "a"), (["acpi=off", "acpi"], "acpi"), (["x.y=1", "x.y=1"], "x.y")],
+)
+def test_a_doubled_name_is_refused_by_name(words: list[str], name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: given twice"):
+        build_cmdline(words)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "", " ", "a b", "a\tb", "a\n", "\na", "a\0", "a\x7f", "a\x1b", '"a"', 'a="b', "a='b", "a\\b", "\u00e4",
+        "a=\u202e",
+    ],
+)  # fmt: skip
+def test_a_word_that_the_kernel_would_read_differently_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="expected printable ASCII"):
+        build_cmdline(["quiet", word])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "init=/bin/sh", "rdinit=/bin/sh", "break", "break=mount", "single", "emergency", "rescue", "rd.break",
+        "rd.shell=1", "systemd.debug_shell", "systemd.debug-shell=1", "systemd.unit=rescue.target",
+        "systemd.set_credential=a:b", "systemd.set_credential_binary=a:b", "systemd.mask=ssh.service",
+        "systemd.wants=debug-shell.service", "systemd.run=/bin/sh", "systemd.setenv=LD_PRELOAD=/x", "ds=nocloud",
+        "cc:", "cloud-config-url=u", "module_blacklist=virtio", "initcall_blacklist=x", "mitigations=off", "nokaslr",
+        "kgdboc=ttyS0", "earlyprintk=serial", "resume=/dev/vdc", "acpi_rsdp=0x1000", "lockdown=none",
+        "mem_encrypt=off", "--",
+    ],
+)  # fmt: skip
+def test_a_word_that_would_undo_the_measured_boot_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="refused"):
+        build_cmdline(["quiet", word])
+
+
+@pytest.mark.parametrize("word", ["initrd=x", "noresume", "acpi=off", "dsx=1", "rdx", "systemd.swap=0", "breakx"])
+def test_a_word_that_only_looks_like_one_is_taken(word: str) -> None:
+    """Control for the denied words."""
+    assert build_cmdline(["quiet", word]) == f"quiet {word}"
+
+
+@given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=20), max_size=8))
+def test_a_line_that_is_made_splits_into_its_words(words: list[str]) -> None:
+    try:
+        line = build_cmdline(words)
+    except UserError:
+        return
+    assert line.isascii()
+    assert line.split() == words
+    assert not set(line) & set("\"'\\\n\t\0")
+    names = [word.partition("=")[0] for word in words]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("acpi", [True, False])
+def test_the_hardening_words_have_reasons_and_are_buildable(acpi: bool) -> None:
+    words = hardening_words(acpi=acpi)
+    line = build_cmdline(word.text for word in words)
+    assert all(word.reason for word in words)
+    assert ("acpi=off" in line.split()) is not acpi
+    needed = "panic=-1 oops=panic nohibernate noresume systemd.import_credentials=no systemd.gpt_auto=0"
+    assert set(needed.split()) <= set(line.split())
+
+
+def test_only_the_emulated_line_names_the_emulation() -> None:
+    def line(emulated: bool) -> str:
+        words = verity_words(
+            table="t", rootfs="ext4", writable="copy", tmpfs=SIZES, acpi=False, emulated=emulated
+        )
+        return build_cmdline(word.text for word in words)
+
+    assert "emulated" not in line(False)
+    assert line(True) == line(False) + " sevsnp.emulated=1"
+    assert "sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4" in line(False).split()

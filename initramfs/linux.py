@@ -14,7 +14,17 @@ _RB_AUTOBOOT = 0x01234567
 _RB_POWER_OFF = 0x4321FEDC
 _FINIT_MODULE = 313
 
+
+class Stop(Exception):
+    """Why init does not go on."""
+
+
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
+
+
+def reason(error: BaseException) -> str:
+    """An error in words; what was not foreseen with its kind."""
+    return str(error) if isinstance(error, Stop) else f"{type(error).__name__}: {error}"
 
 
 def _check(result: int, what: str) -> None:
@@ -73,7 +83,7 @@ def stop(acpi: bool) -> None:
 
 
 def run(*argv: str) -> str:
-    """Run a program of the initramfs in an empty environment and return what it printed; OSError if it fails."""
+    """Run a program of the initramfs in an empty environment and return what it printed; Stop if it fails."""
     reader, writer = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, writer, 1)]
     process = os.posix_spawn(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin"}, file_actions=actions)
@@ -82,5 +92,5 @@ def run(*argv: str) -> str:
         output = stream.read()
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     if code != 0:
-        raise OSError(0, f"{argv[0]}: exit code {code}")
+        raise Stop(f"{argv[0]}: exit code {code}")
     return output.decode(errors="replace")

@@ -8,29 +8,21 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.store.recipe import reached_sources
 from sevsnp.vm.config import Disk, File, Launch, VmConfig, read_vm_config, render_vm_config
 
-if TYPE_CHECKING:
-    # What a bundle is made of is part of its recipe, which is found by following imports.
-    import sevsnp.emulation.launch
-    import sevsnp.vm.host
-    import sevsnp.vm.snp  # noqa: F401
-
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 _PYTHON = "usr/lib/python3.*"
 _PACKAGES = "usr/lib/python3/dist-packages"
-# Where the code on the host starts: all that these import goes along.
+# Where the code on the host starts: all that these import goes along, and is part of a bundle's recipe.
 _ENTRIES = ("sevsnp.vm.host", "sevsnp.vm.snp", "sevsnp.emulation.launch")
 _RUN_PY = """\
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here))

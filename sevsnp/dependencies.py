@@ -45,6 +45,7 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         _has("newuidmap", "newgidmap"),
         needed=lambda: os.geteuid() != 0,
     ),
+    Dependency("mount", "lets mmdebstrap mount /proc for the packages that it installs", _has("mount")),
     Dependency(
         "debian-archive-keyring",
         "checks the signatures of the Debian archive, which Ubuntu's own keys cannot",

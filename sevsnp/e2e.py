@@ -80,6 +80,19 @@ def wait_for_evidence(process: "subprocess.Popen[bytes]", port: int, seconds: fl
     raise UserError(f"no evidence from the guest in {seconds:.0f} s: {last}", "its console is in the serial log")
 
 
+def wait_for_login(config: Path, seconds: float = 60.0) -> None:
+    """Until the guest's sshd answers: the agent is there before it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            ssh(config, "true", timeout=40)
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
+
+
 def ssh(config: Path, command: str, timeout: float = 60.0) -> str:
     """Run a command in the guest through the ssh configuration that attestation wrote."""
     return run(["ssh", "-F", config, "guest", command], timeout=timeout).decode()
@@ -178,6 +191,7 @@ def _verity(
             with stages.stage("refuse emulated evidence in production") as shown:
                 shown.append(_refused_in_production(config_path, attest_port, emulated_root))
         with stages.stage("log in") as shown:
+            wait_for_login(output / "ssh_config")
             found = look_inside(output / "ssh_config")
             _expect(found)
             shown.append("the attested host key; root read-only and verified; /etc /home /var /tmp writable in memory")

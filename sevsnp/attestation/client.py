@@ -43,7 +43,9 @@ def ask(host: str, port: int, nonce: bytes, timeout: float = 30.0) -> GuestAnswe
             connection.sendall(REQUEST + nonce)
             data = _receive(connection, deadline)
     except OSError as error:
-        raise UserError(f"{where}: no answer: {error}", "is the guest up, and its ATTEST_PORT forwarded?") from error
+        raise UserError(
+            f"{where}: no answer: {error.strerror or error}", "is the guest up, and its ATTEST_PORT forwarded?"
+        ) from error
     return parse_answer(data, where)
 
 
@@ -75,7 +77,7 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
         raise UserError(f"{where}: the guest offers no evidence: {message}")
     keys = document.get("host_keys")
     if not isinstance(keys, list) or not 0 < len(keys) <= _MAX_HOST_KEYS:
-        raise UserError(f"{where}: host_keys: found {str(keys)[:80]}, expected 1 to {_MAX_HOST_KEYS} keys")
+        raise UserError(f"{where}: host_keys: found {str(keys)[:80]!r}, expected 1 to {_MAX_HOST_KEYS} keys")
     for key in keys:
         if not isinstance(key, str) or not _HOST_KEY.fullmatch(key):
             raise UserError(f"{where}: host_keys: found {str(key)[:80]!r}, expected an ssh-ed25519 public key")

@@ -17,7 +17,7 @@ from sevsnp.emulation.measure import measure
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService
 from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import RunOptions, common_arguments, start, stop
+from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, start, stop
 from sevsnp.vm.qmp import Qmp
 
 PORT_NAME = "org.openend2e.psp"
@@ -40,10 +40,7 @@ def running(
         table = work / "table"
         table.write_bytes((hashes or KernelHashes.of(launch)).table())
         arguments = [
-            *("-machine", "q35,smm=off,vmport=off"),
-            *("-accel", f"{accelerator},thread=multi" if accelerator == "tcg" else accelerator),
-            *("-cpu", launch.vcpu_model),
-            *("-m", f"{options.memory >> 20}M"),
+            *emulated_arguments(launch.vcpu_model, options.memory, accelerator),
             *("-device", f"loader,file={table},addr={firmware.hash_table_address:#x},force-raw=on"),
             *common_arguments(launch, options, work / "qmp"),
             "-S",
@@ -57,7 +54,7 @@ def running(
         process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
         try:
             with contextlib.ExitStack() as stack:
-                with Qmp(work / "qmp") as qmp:
+                with Qmp(work / "qmp", alive=lambda: process.poll() is None) as qmp:
                     if launch.platform == "emulated":
                         digest = _measure(qmp, launch, work, firmware)
                         psp = EmulatedPsp.create(options.state, launch.product)

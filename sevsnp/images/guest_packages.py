@@ -211,6 +211,8 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
             "--aptopt=Acquire::http::Proxy false",
             "--dpkgopt=force-confold",
             "--dpkgopt=force-unsafe-io",
+            # Where it cannot be mounted mmdebstrap only warns, and packages are set up differently without a word.
+            '--customize-hook=test -e "$1/proc/self/status" || { echo /proc cannot be mounted for them >&2; exit 1; }',
             "pinned",
             raw,
             f"deb [trusted=yes] copy:{repository} ./",

@@ -125,6 +125,23 @@ _KINDS = {
 }
 
 
+_MAGIC = {
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"QFI\xfb": "a qcow2 disk image",
+}
+_HINTS = dict.fromkeys(("a zstd file", "an xz file", "a gzip file", "a bzip2 file"), "decompress it first")
+
+
+def _format(path: Path) -> str:
+    """What a file that is no tar seems to be, by its first bytes."""
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "something else")
+
+
 def read_tar(path: Path) -> dict[str, Entry]:
     """The entries of an uncompressed tar by name; of a name that comes twice the later one, as tar extracts it.
 
@@ -145,7 +162,8 @@ def read_tar(path: Path) -> dict[str, Entry]:
                 raise UserError(f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark")
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
-            f"{path}: not an uncompressed tar archive: {error}", "decompress it first, as with zstd -d, xz -d or gunzip"
+            f"{path}: found {_format(path)}, expected an uncompressed tar archive ({error})",
+            _HINTS.get(_format(path), ""),
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

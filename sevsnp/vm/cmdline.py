@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from sevsnp.errors import UserError
 
-# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL. A longer line would be measured whole and used cut off.
-MAX_LENGTH = 2047
+# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware puts this in front when there is an initrd. A
+# longer line would be measured whole and used cut off.
+FIRMWARE_PREFIX = "initrd=initrd "
+MAX_LENGTH = 2047 - len(FIRMWARE_PREFIX)
 
 _CONSOLE = (("console=ttyS0", "the boot log goes to the serial console, which nothing in the guest reads"),)
 
@@ -53,7 +55,7 @@ def hardening_words(*, acpi: bool) -> list[Word]:
 
 
 def build_cmdline(words: Iterable[str]) -> str:
-    """Join words into a command line: printable ASCII without quotes, at most 2,047 bytes, no name twice.
+    """Join words into a command line: printable ASCII without quotes, at most 2,033 bytes, no name twice.
 
     Raises :class:`UserError` naming the word. The result has no newline and no trailing space.
     """

@@ -13,7 +13,16 @@ from sevsnp.images.guest_disk import ROOT_WORDS
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import File, Launch
 from sevsnp.vm.platforms import BANNER, Platform, choose, running
-from sevsnp.vm.qemu import RunOptions, check_options, disk_arguments, machine_arguments, snp_arguments, start, stop
+from sevsnp.vm.qemu import (
+    RunOptions,
+    check_options,
+    disk_arguments,
+    emulated_arguments,
+    machine_arguments,
+    snp_arguments,
+    start,
+    stop,
+)
 from sevsnp.vm.run import messages
 from sevsnp.vm.snp import capabilities
 
@@ -99,13 +108,7 @@ def _from_disk(
         machine = snp_arguments(guest, options.memory, *capabilities(options.qemu, work), kernel_hashes=False)
     else:
         print(f"{BANNER} ({chosen.reason}; {chosen.accelerator})", flush=True)
-        threads = ",thread=multi" if chosen.accelerator == "tcg" else ""
-        machine = [
-            *("-machine", "q35,smm=off,vmport=off"),
-            *("-accel", chosen.accelerator + threads),
-            *("-cpu", guest.vcpu_model),
-            *("-m", f"{options.memory >> 20}M"),
-        ]
+        machine = emulated_arguments(guest.vcpu_model, options.memory, chosen.accelerator)
     arguments = [*machine, *machine_arguments(guest.vcpus, options), "-bios", str(guest.firmware.path), *disk]
     process = start(options.qemu, [*arguments, *options.extra], terminal=options.terminal, messages=options.messages)
     try:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -116,7 +116,3 @@ def running(platform: Platform, launch: Launch, options: RunOptions) -> Iterator
         print(f"{BANNER} ({platform.reason}; {platform.accelerator})", flush=True)
         with emulation.running(launch, options, platform.accelerator) as process:
             yield process
-
-
-def to_json(platform: Platform) -> dict[str, str]:
-    return asdict(platform)

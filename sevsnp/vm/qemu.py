@@ -156,6 +156,16 @@ def _temporary(role: str, node: dict[str, object]) -> str:
     return f"if=none,id={role},snapshot=on,file=json:{description.replace(',', ',,')}"
 
 
+def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[str]:
+    """The machine without SEV-SNP, on KVM or on QEMU's own emulation (tcg)."""
+    return [
+        *("-machine", "q35,smm=off,vmport=off"),
+        *("-accel", f"{accelerator},thread=multi" if accelerator == "tcg" else accelerator),
+        *("-cpu", vcpu_model),
+        *("-m", f"{memory >> 20}M"),
+    ]
+
+
 def snp_arguments(
     launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
 ) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,9 +12,9 @@ from sevsnp.errors import UserError
 
 
 class Qmp:
-    """A connected QMP session. Every wait is bounded by ``timeout`` seconds."""
+    """A connected QMP session. Every wait is bounded by ``timeout`` seconds, and ends when QEMU is not ``alive``."""
 
-    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout: float = 30.0, alive: Callable[[], bool] = lambda: True) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         deadline = time.monotonic() + timeout
         while True:
@@ -21,6 +22,8 @@ class Qmp:
                 self._socket.connect(str(path))
                 break
             except (FileNotFoundError, ConnectionRefusedError):
+                if not alive():
+                    raise UserError("QEMU ended before it started the guest") from None
                 if time.monotonic() > deadline:
                     raise UserError(f"{path}: QEMU did not open its control socket in {timeout:.0f} s") from None
                 time.sleep(0.02)

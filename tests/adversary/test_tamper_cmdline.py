@@ -40,7 +40,6 @@ def test_init_refuses_the_command_line(built: Built, tmp_path: Path, old: str, n
 
 
 @pytest.mark.full
-@pytest.mark.xfail(strict=True, reason="the firmware puts `initrd=initrd ` in front: 14 bytes fewer arrive whole")
 def test_the_longest_command_line_arrives_whole(built: Built, tmp_path: Path) -> None:
     """What is measured is what is used, to the last word. Control: the shared guest, whose line is short."""
     launch = built.config("emulated").launch

@@ -1,0 +1,45 @@
+"""What the tests of the pipeline share: copies of the built project to work in, and what a doit run said."""
+
+import re
+import shutil
+from pathlib import Path
+
+from tests.conftest import Built
+
+
+def copy_built(built: Built, target: Path) -> Built:
+    """The built project in ``target``, with the same keys. What was built is hard-linked: replace it only."""
+    run = built.build / "run"
+    for path in built.project.rglob("*"):
+        if run in (path, *path.parents):
+            continue  # a guest of another test may write its logs there
+        place = target / path.relative_to(built.project)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            place.symlink_to(path.readlink())
+        elif path.is_dir():
+            place.mkdir(exist_ok=True)
+            shutil.copystat(path, place)
+        elif path.relative_to(built.project).parts[0] == "build":
+            place.hardlink_to(path)
+        else:
+            shutil.copy2(path, place)
+    return Built(target, built.config_dir)
+
+
+def ran(output: str) -> set[str]:
+    """The tasks that a doit run executed, by the reporter's name for them."""
+    return set(re.findall(r"^▸ (.+)$", output, re.MULTILINE))
+
+
+def one_line(output: str) -> str:
+    """What a failed doit run said was wrong; fails where it shows a traceback, nothing, or two errors."""
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if line.startswith(("✗ ", "ERROR: "))]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+def leavings(directory: Path) -> list[Path]:
+    """Scratch files and directories that a run left below ``directory``."""
+    return [path for path in directory.rglob(".*") if path.name not in (".doit.db", ".gitignore", ".ci", ".cache")]

@@ -1,0 +1,287 @@
+"""The host bundle: what is in it and what is not, and that ./run needs nothing but QEMU and leaves nothing behind."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevsnp.e2e import MARKER, free_port
+from sevsnp.vm.config import read_vm_config
+from tests.conftest import Built
+
+BOOT_SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def bundle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle alone, moved to a directory with a space in its name."""
+    target = tmp_path_factory.mktemp("host") / "another place" / "the bundle"
+    target.parent.mkdir()
+    subprocess.run(["cp", "-a", "--", built.build / "host-bundle", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def path(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for PATH that has QEMU and nothing else; the packaged one starts through a script of its own."""
+    return qemu_in(tmp_path_factory.mktemp("qemu") / "path", f'PATH=/usr/bin:/bin exec "{built.qemu}" "$@"')
+
+
+def qemu_in(directory: Path, script: str) -> Path:
+    directory.mkdir()
+    qemu = directory / "qemu-system-x86_64"
+    qemu.write_text(f"#!/bin/sh\n{script}\n")
+    qemu.chmod(0o755)
+    return directory
+
+
+@contextlib.contextmanager
+def running(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> Iterator["subprocess.Popen[str]"]:
+    """./run with an environment that is empty but for PATH and a directory for temporary files."""
+    given = ["--ssh-port", str(free_port()), "--attest-port", str(free_port())] if ports else []
+    with tempfile.TemporaryDirectory() as scratch:
+        process = subprocess.Popen(
+            [bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments],
+            cwd="/",
+            env={"PATH": str(path), "TMPDIR": scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def refused(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> str:
+    """The one line with which ./run refuses, without the lines before and what follows."""
+    with running(bundle, path, *arguments, ports=ports) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode in (1, 2), output
+    assert "Traceback" not in output
+    (line,) = re.findall(r"^(?:run: |\./run: error: )(.*)$", output, re.MULTILINE)
+    return str(line)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes in the session of ``pid``, by id, with their command lines."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == pid and fields[0] != "Z":
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def qemu_of(process: "subprocess.Popen[str]", seconds: float = 60) -> int:
+    """The process id of the QEMU that ./run started, once it runs the guest."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        found = [pid for pid, line in descendants(process.pid).items() if "-netdev" in line and "qemu" in line]
+        if found:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no QEMU in {seconds:.0f} s: {descendants(process.pid)}")
+
+
+def nothing_left(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while descendants(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not descendants(pid)
+
+
+def test_no_secret_and_no_policy(built: Built, bundle: Path) -> None:
+    secrets = {
+        "private key": b"PRIVATE KEY",
+        "reference": b"[reference",
+        "launch digest": built.config("snp").require_reference().launch_digest.hex().encode(),
+        "user's key": built.keys.user_public.read_bytes().split()[1],
+        "owner's certificate": built.keys.owner_certificate.read_bytes().splitlines()[1],
+        "configuration directory": str(built.config_dir).encode(),
+        "project directory": str(built.project).encode(),
+        "home": f"{Path.home()}/".encode() if str(Path.home()) != "/" else b"\0never\0",
+    }
+    # The guest's root and its kernel come from packages and the user's own tar, not from what packs the bundle; their
+    # names say which they are.
+    opaque = {"verity.img", "hash-tree.img", "vmlinuz", "OVMF.amdsev.fd"}
+    # The sources of Python, of cryptography and of what reads VM configs have the words that they look for.
+    words, code = ("private key", "home", "reference"), ("runtime", "lib")
+    found = []
+    for file in (file for file in bundle.rglob("*") if file.is_file() and file.name not in opaque):
+        data = file.read_bytes()
+        inside = file.relative_to(bundle).parts[0]
+        for name, secret in secrets.items():
+            if secret in data and not (name in words and inside in code):
+                found.append((str(file.relative_to(bundle)), name))
+    assert found == []
+    for name in ("launch.toml", "launch.emulated.toml"):
+        assert read_vm_config(bundle / name).reference is None
+    assert built.config("snp").reference is not None  # the control arm
+
+
+def test_the_search_for_secrets_would_find_them(built: Built, tmp_path: Path) -> None:
+    owner = built.keys.owner_private.read_bytes()
+    assert b"PRIVATE KEY" in owner and b"[reference" in (built.build / "verity/vm-config-verity.toml").read_bytes()
+    for secret in (owner, b"[reference]"):
+        (tmp_path / "x").write_bytes(secret)
+        with pytest.raises(AssertionError):
+            test_no_secret_and_no_policy(built, tmp_path)
+
+
+def test_what_is_in_it(built: Built, bundle: Path) -> None:
+    assert {entry.name for entry in bundle.iterdir()} - {"state"} == {
+        "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.amdsev.fd", "vmlinuz",
+        "initramfs.cpio.zst", "initramfs.emulated.cpio.zst", "cmdline", "cmdline.emulated", "verity.img",
+        "hash-tree.img",
+    }  # fmt: skip
+    modules = {path.relative_to(bundle / "lib").as_posix() for path in (bundle / "lib").rglob("*.py")}
+    assert {"sevsnp/vm/host.py", "sevsnp/vm/snp.py", "sevsnp/emulation/launch.py"} <= modules
+    # Nothing of what an owner or a builder does.
+    for name in ("sevsnp/owner.py", "sevsnp/keys.py", "sevsnp/bundle.py", "sevsnp/emulation/verify.py"):
+        assert name not in modules
+    assert not [module for module in modules if module.startswith(("sevsnp/images", "sevsnp/packages", "tasks"))]
+
+
+def test_its_paths_do_not_leave_it(bundle: Path) -> None:
+    for name in ("launch.toml", "launch.emulated.toml"):
+        launch = read_vm_config(bundle / name).launch
+        files = [file.path for file in (launch.firmware, launch.kernel, launch.initrd, launch.cmdline)]
+        assert {path.parent for path in (*files, *(disk.path for disk in launch.disks))} == {bundle}
+    links = [path for path in bundle.rglob("*") if path.is_symlink() and not path.resolve().is_relative_to(bundle)]
+    assert links == []
+
+
+def test_help_needs_nothing(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with running(bundle, tmp_path / "empty", "--help", ports=False) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "--attest-port" in output
+
+
+def test_through_a_link(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(bundle / "run")
+    done = subprocess.run([tmp_path / "link", "--help"], env={}, capture_output=True, text=True, check=True)
+    assert "Start the guest of this bundle" in done.stdout
+
+
+def test_no_qemu(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    if not shutil.which("qemu-system-x86_64", path="/usr/bin:/bin:/usr/sbin:/sbin"):
+        assert refused(bundle, tmp_path / "empty") == "qemu-system-x86_64: no such program"
+    assert refused(bundle, tmp_path / "empty", "--qemu", "/none/qemu") == "/none/qemu: no such program"
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("QEMU emulator version 9.2.4 (Debian 1:9.2)", "found version 9.2, expected 10.0 or newer"),
+        ("QEMU emulator version 7.2", "found version 7.2, expected 10.0 or newer"),
+        ("nothing of the kind", "found b'nothing of the kind\\n', expected QEMU emulator version"),
+        ("", "found b'\\n', expected QEMU emulator version"),
+    ],
+)
+def test_an_old_qemu(bundle: Path, tmp_path: Path, version: str, words: str) -> None:
+    path = qemu_in(tmp_path / "path", f'echo "{version}"')
+    assert words in refused(bundle, path)
+
+
+@pytest.mark.full  # half a minute is waited for a control socket that never comes
+def test_a_qemu_that_fails_is_said_with_its_words(bundle: Path, tmp_path: Path) -> None:
+    script = 'case "$*" in --version) echo QEMU emulator version 10.0.2;; *) echo it broke >&2; exit 3;; esac'
+    path = qemu_in(tmp_path / "path", script)
+    with running(bundle, path) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "it broke" in output and "qemu.log" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("option", ["--ssh-port", "--attest-port"])
+def test_ports_in_use(bundle: Path, path: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        name = option.removeprefix("--").upper().replace("-", "_")
+        assert f"{name}={port}: in use on 127.0.0.1" in refused(bundle, path, option, str(port))
+
+
+BAD_ARGUMENTS = {
+    "--memory": ["1M", "x", "", "-1G"],
+    "--ssh-port": ["0", "65536", "99999", "x", "-1", "1_000", "²"],
+    "--platform": ["xen"],
+}
+
+
+@pytest.mark.parametrize("option", BAD_ARGUMENTS)
+def test_bad_arguments(bundle: Path, path: Path, option: str) -> None:
+    for value in BAD_ARGUMENTS[option]:
+        assert f"argument {option}: " in refused(bundle, path, f"{option}={value}")
+
+
+def test_more_memory_than_there_is(bundle: Path, path: Path) -> None:
+    assert "MEMORY=4096000M: this machine has" in refused(bundle, path, "--memory", "4000G")
+
+
+def test_no_hardware(bundle: Path, path: Path) -> None:
+    if Path("/dev/sev").exists():
+        pytest.skip("this host has SEV hardware")
+    assert "PLATFORM=snp: this host cannot: " in refused(bundle, path, "--platform", "snp")
+
+
+def test_a_changed_file(bundle: Path, path: Path) -> None:
+    kernel = bundle / "vmlinuz"
+    data = kernel.read_bytes()
+    try:
+        kernel.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert f"{kernel}: found SHA-256 " in refused(bundle, path)
+        kernel.unlink()
+        assert f"{kernel}: no such file" in refused(bundle, path)
+    finally:
+        kernel.write_bytes(data)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_signal_leaves_no_qemu(bundle: Path, path: Path, number: signal.Signals) -> None:
+    with running(bundle, path) as process:
+        qemu_of(process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=30)
+        assert nothing_left(process.pid), descendants(process.pid)
+        assert process.returncode == (-number if number is signal.SIGKILL else 128 + number)
+        assert "Traceback" not in output
+
+
+@pytest.mark.boot
+def test_it_boots_with_nothing_but_qemu(bundle: Path, path: Path) -> None:
+    log = bundle / "state" / "serial.log"
+    with running(bundle, path, "--memory", "1G") as process:
+        qemu_of(process)
+        deadline = time.monotonic() + BOOT_SECONDS
+        while MARKER not in (log.read_text(errors="replace") if log.exists() else ""):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+        assert nothing_left(process.pid)
+    assert "EMULATED – NOT CONFIDENTIAL" in output
+    # Of the software secure processor only certificates stay.
+    state = {entry.name: entry.read_bytes() for entry in (bundle / "state").iterdir()}
+    assert {"ark.pem", "platform.json", "qemu.log", "serial.log"} <= state.keys()
+    assert [name for name, data in state.items() if b"PRIVATE KEY" in data] == []
+    assert not list(bundle.rglob("__pycache__"))

@@ -1,0 +1,255 @@
+"""doit as a user meets it: what it lists, what it loads, what it does unasked, and how it is interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, Built, copy_project
+from tests.pipeline.copies import copy_built, leavings, ran
+
+# Each costs more to load than all of doit.
+HEAVY = ("cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation")
+CORE = (
+    "install_dependencies", "packages", "unpack_kernel", "build_tools", "initramfs", "create_new_vm", "setup_verity",
+    "run_sev_snp_verity", "attest_verity", "host_bundle", "e2e", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
+    "packages_lock", "test",
+)  # fmt: skip
+
+
+def doit(*words: str, cwd: Path = PROJECT, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "doit", *words],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with nothing built, in which nothing is lost."""
+    target = tmp_path_factory.mktemp("clone") / "project"
+    copy_project(target)
+    return target
+
+
+def test_the_list_fits_on_a_screen(clone: Path) -> None:
+    done = doit("list", cwd=clone)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and done.stderr == ""
+    assert set(CORE) <= {line.split()[0] for line in lines}
+    assert len(lines) <= 24
+    assert [line for line in lines if len(line) > 100] == []
+    # One clear line each: it says something, and ends like the others.
+    assert [line for line in lines if len(line.split(maxsplit=1)) < 2 or line.endswith(".")] == []
+    assert not [line for line in lines if line.startswith("_")]
+
+
+def test_a_list_makes_nothing(clone: Path) -> None:
+    for words in (("list",), ("help", "setup_verity"), ("list", "--all", "--private", "--deps")):
+        assert doit(*words, cwd=clone).returncode == 0
+    assert not (clone / "build").exists()
+
+
+def test_loading_the_tasks_loads_nothing_heavy(clone: Path) -> None:
+    script = f"""
+import sys
+import dodo
+from doit.loader import load_tasks
+tasks = load_tasks(vars(dodo), allow_delayed=True)
+assert len(tasks) > 20, tasks
+print(*sorted(name for name in {HEAVY!r} if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_a_list_costs_little_more_than_doit_itself(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "dodo.py").write_text("def task_nothing():\n    return {'actions': None}\n")
+
+    def seconds(directory: Path) -> float:
+        started = time.monotonic()
+        assert doit("list", cwd=directory).returncode == 0
+        return time.monotonic() - started
+
+    # The best of some, in turns: what else the machine does must not decide.
+    pairs = [(seconds(clone), seconds(tmp_path)) for _ in range(5)]
+    ours, empty = (min(column) for column in zip(*pairs, strict=True))
+    assert ours < 4 * empty, f"doit list: {ours:.3f} s, with an empty dodo.py {empty:.3f} s"
+
+
+def test_a_bare_doit_is_harmless_and_helpful(clone: Path) -> None:
+    done = doit(cwd=clone)
+    assert done.returncode == 0
+    for words in ("doit list", "doit e2e", "doit help TASK", "NAME=value"):
+        assert words in done.stdout
+    assert not (clone / "build").exists()
+
+
+@pytest.mark.parametrize("task", ["setup_verity", "run_sev_snp_verity", "test"])
+def test_help(clone: Path, task: str) -> None:
+    done = doit("help", task, cwd=clone)
+    assert done.returncode == 0 and task in done.stdout
+    line = next(line for line in doit("list", cwd=clone).stdout.splitlines() if line.split()[0] == task)
+    assert line.split(maxsplit=1)[1] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonsuch"], '"nonsuch"'),
+        (["setup_verity", "NONSUCH=1"], "unknown setting NONSUCH=1"),
+        (["list", "CPUS=many"], "CPUS=many (from the command line): expected a number of vCPUs"),
+        (["setup_verity", "CPUS=2", "ACPI=off"], "ACPI=off: found CPUS=2, expected 1"),
+        (["setup_verity", "--nonsuch"], "--nonsuch"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(clone: Path, words: list[str], said: str) -> None:
+    done = doit(*words, cwd=clone)
+    assert done.returncode == 3
+    assert said in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert not (clone / "build").exists()
+
+
+def test_a_bad_value_in_the_environment(clone: Path) -> None:
+    done = doit("list", cwd=clone, POLICY="much")
+    assert done.returncode == 3
+    assert "POLICY=much (from the environment): expected a 64-bit SNP guest policy" in done.stdout + done.stderr
+
+
+def group(leader: int) -> list[str]:
+    """The command lines of the processes that descend from ``leader``, itself included."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(entry.name)] = int(fields[1])
+        except OSError:
+            continue
+    found = {leader} & parents.keys()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in found]
+
+
+SLEEPER = """
+from pathlib import Path
+
+from sevsnp.command import run
+
+
+def make(*, source: Path, output: Path) -> None:
+    output.write_text("half")
+    # The grandchild, too, has to go; its number tells it from any other.
+    run(["sh", "-c", "sleep 4711.{number} & wait"])
+
+
+def quick(*, source: Path, output: Path) -> None:
+    output.write_text(source.read_text())
+"""
+TASKS = """
+from pathlib import Path
+
+from tasks.graph import artefact
+
+QUICK = Path("build/quick")
+
+
+def task_quick():
+    '''Quick'''
+    return artefact("sevsnp.sleeper:quick", inputs={"source": Path("README.md")}, outputs={"output": QUICK})
+
+
+def task_slow():
+    '''Slow'''
+    return artefact("sevsnp.sleeper:make", inputs={"source": QUICK}, outputs={"output": Path("build/slow")})
+"""
+
+
+def sleeping(number: int) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_text().replace("\0", " ")
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if f"sleep 4711.{number}" in line and state != "Z":
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["one", "threads"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_an_interrupted_build(tmp_path: Path, number: signal.Signals, words: list[str]) -> None:
+    project = tmp_path / "project"
+    copy_project(project)
+    mark = os.getpid() * 100 + number
+    sleeper = project / "sevsnp" / "sleeper.py"
+    sleeper.write_text(SLEEPER.format(number=mark))
+    (project / "tasks" / "sleeper.py").write_text(TASKS)
+    dodo = project / "dodo.py"
+    text = dodo.read_text()
+    dodo.write_text(
+        text.replace("from tasks import ", "from tasks import sleeper, ").replace("(setup,", "(sleeper, setup,")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "doit", "run", *words, "slow"],
+        cwd=project,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(sleeping(mark)) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output and f"interrupted by {number.name}" in output
+    assert sleeping(mark) == []
+    assert not (project / "build" / "slow").exists() and (project / "build" / "quick").exists()
+    assert leavings(project / "build") == []
+
+    # The next run completes, and does not repeat what was finished.
+    assert ran(doit("quick", cwd=project).stdout) == set()
+    sleeper.write_text(SLEEPER.format(number=mark).replace("sleep 4711", "sleep 0; : 4711"))
+    done = doit("slow", cwd=project)
+    assert done.returncode == 0, done.stdout
+    assert (project / "build" / "slow").read_text() == "half"
+
+
+@pytest.mark.full
+def test_an_interrupted_download_and_unpacking(built: Built, tmp_path: Path) -> None:
+    """The real thing, from the cache: whenever it is ended, the next run completes."""
+    copy = copy_built(built, tmp_path / "project")
+    for seconds in (1.0, 2.5, 5.0):
+        (copy.build / "snp-release" / "packages.json").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "doit", "packages"],
+            cwd=copy.project,
+            env={**os.environ, "CONFIG_DIR": str(copy.config_dir)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        process.terminate()
+        assert process.wait(30) in (0, 143)
+        assert group(process.pid) == []
+        assert leavings(copy.build) == []
+    copy.doit("packages")
+    assert (copy.build / "snp-release" / "packages.json").exists()

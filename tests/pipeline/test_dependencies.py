@@ -41,7 +41,7 @@ class Machine:
         monkeypatch.setattr(command, "_SBIN", ())
         monkeypatch.setenv("PATH", str(folder))
         monkeypatch.setattr(command, "_KEPT", (*command._KEPT, *FAKES))
-        for tool in ("sh", "env", "chmod", "true"):
+        for tool in ("sh", "env", "chmod", "true", "mount"):
             found = shutil.which(tool, path=os.defpath)
             assert found
             (folder / tool).symlink_to(found)

@@ -95,4 +95,9 @@ def serve(host_keys: "list[str]", emulated: bool, ready: "Callable[[], object]")
             print(f"agent: {error}", file=sys.stderr)
             time.sleep(0.1)
             continue
-        threading.Thread(target=one, args=(client,), daemon=True).start()
+        try:
+            threading.Thread(target=one, args=(client,), daemon=True).start()
+        except RuntimeError as error:  # no memory for one more thread
+            client.close()
+            places.release()
+            print(f"agent: {error}", file=sys.stderr)

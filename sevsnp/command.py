@@ -1,4 +1,8 @@
-"""Every external command goes through here: an argument list, an environment built from scratch, a time limit."""
+"""External commands: an argument list, an environment built from scratch, a time limit.
+
+All of them go through here but QEMU, which a host bundle starts too, where there is only the standard library
+(sevsnp.vm.qemu).
+"""
 
 import contextlib
 import os

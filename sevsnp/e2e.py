@@ -108,7 +108,6 @@ for d in etc home var tmp; do echo "${d}_writable=$(writable /$d)"; done
 echo "root=$(findmnt -no SOURCE,OPTIONS / | tr ' ' ';')"
 for d in etc home var tmp; do echo "${d}_type=$(findmnt -no FSTYPE /$d)"; done
 echo "system=$(systemctl is-system-running || true)"
-echo "cmdline=$(cat /proc/cmdline)"
 """
 
 
@@ -138,6 +137,8 @@ def e2e(
 
     The host side runs in a directory that holds only the bundle; ``output`` gets known_hosts and ssh_config.
     """
+    # A failure must not leave an earlier run's success behind.
+    results.unlink(missing_ok=True)
     stages = Stages()
     for name, seconds in timings.items():
         stages.add(name, seconds, "built")
@@ -227,6 +228,10 @@ def _refused_in_production(config_path: Path, port: int, emulated_root: Path) ->
 def _expect(found: dict[str, str]) -> None:
     wanted = {"root_writable": "no", "usr_writable": "no"}
     wanted |= {f"{name}_writable": "yes" for name in ("etc", "home", "var", "tmp")}
+    wanted |= {"tmp_type": "tmpfs", "system": "running"}
+    for name in ("etc", "home", "var"):
+        if found.get(f"{name}_type") not in ("overlay", "tmpfs"):
+            raise UserError(f"in the guest, /{name} is {found.get(f'{name}_type')!r}, expected overlay or tmpfs")
     for name, value in wanted.items():
         if found.get(name) != value:
             raise UserError(f"in the guest, {name}: found {found.get(name)!r}, expected {value!r}")

@@ -177,6 +177,6 @@ def _derived(path: Path, private: Path, data: bytes, *, significant: bytes) -> N
 
 
 def make_keys(*, config_dir: Path) -> None:
-    """What the task _keys does: the keys, made if absent, and a word about where they are."""
+    """What the task _keys does: the keys checked, made if absent, and a word about where they are."""
     paths = ensure_keys(config_dir)
     print(f"  keys in {config_dir}: log in with {paths.user_private.name}; the owner's is {paths.owner_private.name}")

@@ -103,6 +103,8 @@ def attest_guest(
     if document["trust_domain"] != "amd":
         print(BANNER)
     print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
+    for road in document["open"]:
+        print(f"open: {road}")
     print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
 
 

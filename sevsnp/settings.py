@@ -88,6 +88,16 @@ def _size(low: int, high: int) -> Parser:
     return parse
 
 
+def _policy(text: str) -> int:
+    # Reserved bits as AMD 56860 table 10 has them; a policy with debugging or migration is never accepted, so none is
+    # ever made.
+    value = _integer(0, (1 << 64) - 1)(text)
+    assert isinstance(value, int)
+    if not value >> 17 & 1 or value >> 26 or value >> 18 & 0b11:
+        raise ValueError
+    return value
+
+
 def _hex(digits: int) -> Parser:
     def parse(text: str) -> str:
         if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
@@ -127,7 +137,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("PRODUCT", _choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin"),
     Setting("CPUS", _integer(1, 255), "1", "a number of vCPUs from 1 to 255"),
     Setting("CPU_MODEL", _word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa"),
-    Setting("POLICY", _integer(0, (1 << 64) - 1), "0x30000", "a 64-bit SNP guest policy, as 0x30000"),
+    Setting("POLICY", _policy, "0x30000", "an SNP guest policy without debugging and migration, as 0x30000"),
     Setting("GUEST_FEATURES", _integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1"),
     Setting("MIN_TCB", _tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115"),
     Setting("PLATFORM_INFO_REQUIRED", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20"),

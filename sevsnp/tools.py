@@ -7,7 +7,8 @@ from pathlib import Path
 _WRAPPER = """\
 #!/bin/sh
 # {name}, in the project's environment.
-exec env PYTHONPATH={project} {python} -m {module} "$@"
+# -P: no module is taken from the directory it is called in, where a host's evidence may lie.
+exec env PYTHONPATH={project} {python} -P -m {module} "$@"
 """
 
 

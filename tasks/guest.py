@@ -25,14 +25,24 @@ LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64
 FILES = Path("guest-vm/files")
 
 
+def _keys_are_fine() -> bool:
+    """Looked at every time: whoever else may read them, or has exchanged them, is found out by the task."""
+    from sevsnp.errors import UserError
+    from sevsnp.keys import ensure_keys
+
+    try:
+        return keys().owner_private.exists() and bool(ensure_keys(settings().config_dir()))
+    except UserError:
+        return False
+
+
 def task__keys() -> Task:
     """The user's SSH key and the owner's key, made once."""
     paths = keys()
     return {
         **command("sevsnp.keys:make_keys", config_dir=settings().config_dir()),
         "targets": [str(paths.user_public), str(paths.owner_certificate)],
-        # Once made they are the user's: never made again, and clean leaves them alone.
-        "uptodate": [paths.owner_private.exists() and paths.user_private.exists()],
+        "uptodate": [_keys_are_fine],
     }
 
 
@@ -70,23 +80,23 @@ def task_create_new_vm() -> Task:
 
 def task_run_guest() -> Task:
     """Boot the plain guest without SEV-SNP [IMAGE MEMORY SSH_PORT]"""
-    return _plain("sevsnp.vm.plain:run_plain", mode="plain")
+    return _plain("plain")
 
 
 def task_run_sev_snp() -> Task:
     """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY …]"""
-    return _plain("sevsnp.vm.plain:run_plain", mode="snp")
+    return _plain("snp")
 
 
 def task_run_sev_snp_direct_boot() -> Task:
     """Boot the plain guest with SEV-SNP and a measured kernel [IMAGE MEMORY …]"""
-    return _plain("sevsnp.vm.plain:run_plain", mode="direct")
+    return _plain("direct")
 
 
-def _plain(function: str, mode: str) -> Task:
+def _plain(mode: str) -> Task:
     values = settings()
     return command(
-        function,
+        "sevsnp.vm.plain:run_plain",
         mode=mode,
         image=values.path("IMAGE", DISK),
         own_image=not values.text("IMAGE"),

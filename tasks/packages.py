@@ -47,8 +47,8 @@ def task_packages_lock() -> Task:
 
 def task_unpack_kernel() -> Task:
     """Unpack the kernel package into build/kernel [KERNEL_DEB]"""
-    other = settings().text("KERNEL_DEB")
-    inputs: dict[str, Any] = {"deb": Path(other)} if other else {}
+    values = settings()
+    inputs: dict[str, Any] = {"deb": values.path("KERNEL_DEB", Path())} if values.text("KERNEL_DEB") else {}
     return artefact(
         "sevsnp.packages.steps:make_kernel",
         inputs=inputs,

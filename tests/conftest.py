@@ -31,7 +31,12 @@ class Built:
 
     @property
     def qemu(self) -> Path:
-        return self.build / "snp-release" / "bin" / "qemu-system-x86_64"
+        return self.tools / "qemu-system-x86_64"
+
+    @property
+    def tools(self) -> Path:
+        """The pinned tools, as wrappers."""
+        return self.build / "snp-release" / "bin"
 
     @property
     def keys(self) -> Keys:
@@ -89,3 +94,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield made
     if not kept:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tools(built: Built) -> Path:
+    """The directory of the pinned tools."""
+    return built.tools

@@ -130,6 +130,11 @@ class Appraisal:
 
     report: Report
     checks: tuple[Check, ...]
+    open_roads: tuple[str, ...]
+
+
+# What a verdict must not keep quiet about.
+ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
 
 
 def appraise(evidence: Evidence, expected: Expected, now: datetime, root: TrustRoot) -> Appraisal:
@@ -152,7 +157,7 @@ def appraise(evidence: Evidence, expected: Expected, now: datetime, root: TrustR
     vcek = log.attempt(Reason.CERTIFICATES, lambda: certs.read_vcek_extensions(chain.vcek, report.product))
     _check_identity(log, report, chain, vcek, expected, root)
     _check_fields(log, report, expected)
-    return Appraisal(report, log.finish())
+    return Appraisal(report, log.finish(), (ACPI_OPEN,) if expected.reference.acpi else ())
 
 
 class _Log:
@@ -165,6 +170,9 @@ class _Log:
 
     def passed(self, reason: Reason, detail: str = "") -> None:
         self.checks[reason] = Check(reason, "passed", detail)
+
+    def not_compared(self, reason: Reason, why: str) -> None:
+        self.checks[reason] = Check(reason, "not-compared", why)
 
     def refuse(self, reason: Reason, message: str) -> NoReturn:
         """Refuse at once: what follows would not mean anything."""
@@ -183,7 +191,7 @@ class _Log:
             raise Refused(*self.first, self.domain, self._all())
 
     def finish(self) -> tuple[Check, ...]:
-        """Every check, all passed; refuses where one failed, and where one was never made."""
+        """Every check, none failed; refuses where one failed, and where one was never made."""
         self.stop_on_failure()
         for reason in Reason:
             if reason not in self.checks:
@@ -268,18 +276,24 @@ def _check_fields(log: _Log, report: Report, expected: Expected) -> None:
         for name, tcb in (("reported", reported), ("committed", committed), ("launch", report.launch_tcb))
         if not _at_most(minimum, tcb)
     ]
-    log.require(Reason.MINIMUM_TCB, not low, f"{', '.join(low)}: below the minimum {_show(minimum)}")
+    if any(_parts(minimum)):
+        log.require(Reason.MINIMUM_TCB, not low, f"{', '.join(low)}: below the minimum {_show(minimum)}")
+    else:
+        log.not_compared(Reason.MINIMUM_TCB, "the VM config states no minimum")
     # Never allowed, whatever the VM config says: the host could read the guest, or move it elsewhere.
     log.require(Reason.DEBUG_POLICY, not report.policy & snp.POLICY_DEBUG, "the guest policy allows debugging")
     log.require(
         Reason.MIGRATION_POLICY, not report.policy & snp.POLICY_MIGRATE_MA, "the guest policy allows a migration agent"
     )
     required, forbidden = reference.platform_info_required, reference.platform_info_forbidden
-    log.require(
-        Reason.PLATFORM_INFO,
-        report.platform_info & required == required and not report.platform_info & forbidden,
-        f"PLATFORM_INFO {report.platform_info:#x}, required {required:#x}, forbidden {forbidden:#x}",
-    )
+    if required or forbidden:
+        log.require(
+            Reason.PLATFORM_INFO,
+            report.platform_info & required == required and not report.platform_info & forbidden,
+            f"PLATFORM_INFO {report.platform_info:#x}, required {required:#x}, forbidden {forbidden:#x}",
+        )
+    else:
+        log.not_compared(Reason.PLATFORM_INFO, "the VM config requires and forbids no bit")
     numbers = (
         (Reason.GUEST_POLICY, report.policy, launch.guest_policy),
         (Reason.VMPL, report.vmpl, reference.vmpl),

@@ -17,7 +17,7 @@ from sevsnp.emulation.measure import measure
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService
 from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, start, stop
+from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, escaped, start, stop
 from sevsnp.vm.qmp import Qmp
 
 PORT_NAME = "org.openend2e.psp"
@@ -41,14 +41,14 @@ def running(
         table.write_bytes((hashes or KernelHashes.of(launch)).table())
         arguments = [
             *emulated_arguments(launch.vcpu_model, options.memory, accelerator),
-            *("-device", f"loader,file={table},addr={firmware.hash_table_address:#x},force-raw=on"),
+            *("-device", f"loader,file={escaped(table)},addr={firmware.hash_table_address:#x},force-raw=on"),
             *common_arguments(launch, options, work / "qmp"),
             "-S",
         ]
         if launch.platform == "emulated":
             arguments += [
                 *("-device", "virtio-serial-pci,disable-legacy=on,iommu_platform=on"),
-                *("-chardev", f"socket,id=psp,path={work}/psp,server=on,wait=off"),
+                *("-chardev", f"socket,id=psp,path={escaped(work / 'psp')},server=on,wait=off"),
                 *("-device", f"virtserialport,chardev=psp,name={PORT_NAME}"),
             ]
         process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)

@@ -25,12 +25,14 @@ class EmulatedVerdict:
 
     report: Report
     checks: tuple[Check, ...]
+    open_roads: tuple[str, ...]
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
             raise TypeError("an EmulatedVerdict comes from verify_emulated only")
         object.__setattr__(self, "report", appraisal.report)
         object.__setattr__(self, "checks", appraisal.checks)
+        object.__setattr__(self, "open_roads", appraisal.open_roads)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("EmulatedVerdict has no subclasses")
@@ -44,6 +46,7 @@ class EmulatedVerdict:
             "measurement": self.report.measurement.hex(),
             "chip_id": self.report.chip_id.hex(),
             "report_data": self.report.report_data.hex(),
+            "open": list(self.open_roads),
             "checks": [check.to_json() for check in self.checks],
         }
 

@@ -66,7 +66,13 @@ DENIED: tuple[tuple[str, tuple[str, ...]], ...] = (
         "history",
         (
             *_in_homes(
-                ".*_history", ".history", ".lesshst", ".viminfo", ".wget-hsts", ".local/share/recently-used.xbel"
+                ".*_history",
+                ".history",
+                ".lesshst",
+                ".viminfo",
+                ".wget-hsts",
+                ".local/share/recently-used.xbel",
+                ".local/share/fish/fish_history",
             ),
             *_in_homes(".sudo_as_admin_successful", ".cache/**"),
         ),
@@ -127,7 +133,7 @@ DENIED: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 # Keys lie in places no list knows; programs and their documentation under /usr are public, with their test keys.
-_SEARCHED = re.compile(r"(?:etc|root|home|var|opt|srv|boot)/.*", re.DOTALL)
+_SEARCHED = re.compile(r"(?!usr/(?!local/)).*", re.DOTALL)
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\s")
 _LARGEST_KEY = 64 << 10
 
@@ -166,6 +172,7 @@ _REWRITTEN: dict[str, tuple[str, str, Rewrite]] = {"etc/machine-id": ("machine i
 _REWRITTEN_VERITY: dict[str, tuple[str, str, Rewrite]] = {
     "etc/shadow": ("password hash", "locked", _lock_shadow),
     "etc/passwd": ("password hash", "locked", _lock_passwd),
+    "etc/group": ("password hash", "locked", _lock_passwd),
     "etc/gshadow": ("password hash", "locked", _lock_gshadow),
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import Layer, directory_entry, make_rootfs
+from sevsnp.images.rootfs import Layer, directory_entry, make_rootfs, text_entry
 from sevsnp.images.tar import Entry, Kind
 from sevsnp.images.verity import fixed_salt, make_verity
 
@@ -37,6 +37,10 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
                 seen[name] = directory_entry(name)
             elif seen[name].kind is not Kind.DIRECTORY:
                 raise UserError(f"{rootfs}: /{name}: found a {seen[name].kind.name.lower()}, expected a directory")
+        if "etc/machine-id" not in seen:
+            # Absent, it would make every boot a first one, at which systemd sets things up from presets and questions.
+            print("  added, empty: /etc/machine-id")
+            seen["etc/machine-id"] = text_entry("etc/machine-id", "")
         yield from (seen[name] for name in sorted(seen))
 
     try:

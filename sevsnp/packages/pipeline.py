@@ -11,7 +11,6 @@ from sevsnp.packages.sources import Sources, find_sources
 from sevsnp.packages.tree import export_debs, make_release
 
 TOOLS, FIRMWARE, KERNEL = "tools", "ovmf", "kernel"
-EXPORTED = ("initramfs", "guest")
 
 
 def project_sets(*, tools: Path, initramfs: Path, guest: Path) -> tuple[PackageSet, ...]:

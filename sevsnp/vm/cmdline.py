@@ -25,6 +25,7 @@ _HARDENING = (
     ("systemd.import_credentials=no", "SMBIOS and fw_cfg are the host's: no credentials from there"),
     ("systemd.gpt_auto=0", "no file system is mounted because a host's partition table says so"),
     ("systemd.swap=0", "no swap area is used because a host's disk offers one"),
+    ("fstab=no", "no disk is mounted because a label or UUID on it says so"),
     ("systemd.firstboot=no", "nothing asks questions on the console"),
     ("systemd.getty_auto=no", "no login prompt on a console that the host reads"),
     ("fsck.mode=skip", "the root is verified block by block; nothing repairs it"),
@@ -54,6 +55,11 @@ def hardening_words(*, acpi: bool) -> list[Word]:
     return [Word(*pair) for pair in pairs]
 
 
+def _normal(name: str) -> str:
+    """A name as its readers compare it: to the kernel and systemd - and _ are one, to sysctl / and . are."""
+    return name.replace("-", "_").replace("/", ".") if name.startswith("sysctl") else name.replace("-", "_")
+
+
 def build_cmdline(words: Iterable[str]) -> str:
     """Join words into a command line: printable ASCII without quotes, at most 2,033 bytes, no name twice.
 
@@ -64,9 +70,9 @@ def build_cmdline(words: Iterable[str]) -> str:
     for word in words:
         if not re.fullmatch(r"[!#-&(-\[\]-~]+", word):
             raise UserError(f"command line: {word!r}: expected printable ASCII without blanks, quotes and backslashes")
-        if _DENIED.match(word):
+        name = _normal(word.partition("=")[0])
+        if _DENIED.match(word) or _DENIED.match(_normal(word)):
             raise UserError(f"command line: {word}: refused: it would undo the measured boot")
-        name = word.partition("=")[0]
         if name in seen:
             raise UserError(f"command line: {name}: given twice")
         seen.add(name)

@@ -73,7 +73,8 @@ class Reference:
     """Reference values for the verifier (RFC 9334): what the evidence must say.
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
-    ``platform_info_forbidden`` are masks over PLATFORM_INFO.
+    ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
+    evidence shows and every verdict names.
     """
 
     launch_digest: bytes
@@ -84,6 +85,7 @@ class Reference:
     image_id: bytes
     platform_info_required: int
     platform_info_forbidden: int
+    acpi: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ class _Table:
         value = self.take(key, expected)
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise self.error(key, value, expected)
+        return value
+
+    def boolean(self, key: str) -> bool:
+        value = self.take(key, "true or false")
+        if type(value) is not bool:
+            raise self.error(key, value, "true or false")
         return value
 
     def hex(self, key: str, length: int) -> bytes:
@@ -241,6 +249,7 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         image_id=table.hex("image_id", 16),
         platform_info_required=table.integer("platform_info_required", 0, (1 << 64) - 1),
         platform_info_forbidden=table.integer("platform_info_forbidden", 0, (1 << 64) - 1),
+        acpi=table.boolean("acpi"),
     )
     tcb.end()
     table.end()

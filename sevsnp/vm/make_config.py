@@ -99,6 +99,7 @@ def make_vm_config(
         image_id=bytes.fromhex(settings["IMAGE_ID"]),
         platform_info_required=settings["PLATFORM_INFO_REQUIRED"],
         platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
+        acpi="acpi=off" not in cmdline.read_text().split(),
     )
     output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference), template))
 

@@ -104,7 +104,7 @@ def _boots(launch: Launch, qemu: Path, machine: list[str], seconds: float, other
 
 @contextlib.contextmanager
 def running(platform: Platform, launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the guest on a platform. This is the only place where production code names the emulation, by a string."""
+    """Start the guest on a platform; the emulation is named by a string, and loaded only where it is the one."""
     options.state.mkdir(parents=True, exist_ok=True)
     if platform.name == "snp":
         from sevsnp.vm import snp

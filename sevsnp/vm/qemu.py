@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import socket
@@ -97,7 +98,7 @@ def _host_memory() -> int:
     raise UserError("/proc/meminfo: no MemTotal")
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
     """A path inside a QEMU option, where a comma ends the value."""
     return str(path).replace(",", ",,")
 
@@ -106,7 +107,7 @@ def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> l
     """A measured guest, as far as it does not depend on the platform: files, disks, network card and serial port."""
     arguments = [
         *machine_arguments(launch.vcpus, options),
-        *("-qmp", f"unix:{_escaped(qmp_socket)},server=on,wait=off"),
+        *("-qmp", f"unix:{escaped(qmp_socket)},server=on,wait=off"),
         *("-bios", str(launch.firmware.path)),
         *("-kernel", str(launch.kernel.path)),
         *("-initrd", str(launch.initrd.path)),
@@ -128,7 +129,7 @@ def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
         "-no-reboot",
         *("-display", "none"),
         *("-smp", str(vcpus)),
-        *("-chardev", f"{console},logfile={_escaped(options.serial_log)},logappend=off"),
+        *("-chardev", f"{console},logfile={escaped(options.serial_log)},logappend=off"),
         *("-serial", "chardev:serial"),
         *("-netdev", f"user,id=net,restrict={'on' if options.restricted else 'off'},{forwards}"),
         *("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,iommu_platform=on"),
@@ -192,6 +193,12 @@ def read_cmdline(path: Path) -> str:
     return data.decode()
 
 
+def environment() -> dict[str, str]:
+    """What QEMU gets of our environment: where things are, and nothing that may be a secret."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "TERM") if name in os.environ}
+    return {**kept, "LC_ALL": "C.UTF-8"}
+
+
 def check_version(qemu: Path, platform: str) -> None:
     """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
     hint = "run: doit packages, or set QEMU to a QEMU of version 10 or newer"
@@ -199,7 +206,9 @@ def check_version(qemu: Path, platform: str) -> None:
     if not shutil.which(str(qemu)):
         raise UserError(f"{qemu}: no such program", hint)
     try:
-        said = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stdout
+        said = subprocess.run(
+            words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{qemu} --version: {error}", hint) from error
     match = re.match(rb"QEMU emulator version (\d+)\.(\d+)", said)
@@ -220,6 +229,7 @@ def start(qemu: Path, arguments: list[str], *, terminal: bool, messages: Path) -
     with messages.open("wb") as log:
         return subprocess.Popen(
             [setpriv, "--pdeathsig", "KILL", str(qemu), *arguments],
+            env=environment(),
             stdin=None if terminal else subprocess.DEVNULL,
             stdout=None if terminal else log,
             stderr=log,

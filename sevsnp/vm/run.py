@@ -89,6 +89,8 @@ def run_workflow(
         name = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
         vm_config = config_of(directory, workflow, name)
     config = read_vm_config(vm_config)
+    if config.launch.workflow != workflow:
+        raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
     check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
     run_guest(launch=Replaced(disks).apply(config.launch), options=options, platform=platform, answers=answers)

@@ -99,3 +99,16 @@ def test_only_the_emulated_line_names_the_emulation() -> None:
     assert "emulated" not in line(False)
     assert line(True) == line(False) + " sevsnp.emulated=1"
     assert "sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4" in line(False).split()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("systemd.import_credentials=no", "systemd.import-credentials=yes"),
+        ("sysctl.kernel.sysrq=0", "sysctl.kernel/sysrq=1"),
+    ],
+)
+def test_another_spelling_of_a_name_is_that_name(one: str, other: str) -> None:
+    assert build_cmdline([one]) == one and build_cmdline([other]) == other
+    with pytest.raises(UserError, match="given twice"):
+        build_cmdline([one, other])

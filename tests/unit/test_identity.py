@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.images.filesystem import make_ext4
-from sevsnp.images.identity import DENIED, IdentityFilter, ImageKind, summary
+from sevsnp.images.identity import DENIED, IdentityFilter, ImageKind, denied, summary
 from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Content, Entry, Kind, read_tar
 
@@ -136,3 +136,12 @@ def test_cloud_init_is_switched_off_where_there_is_one() -> None:
     names = [entry.name for entry in clean([text_entry("etc/cloud/cloud.cfg", "x")])]
     assert names == ["etc/cloud/cloud-init.disabled", "etc/cloud/cloud.cfg"]
     assert not list(IdentityFilter(ImageKind.LUKS)([]))
+
+
+@pytest.mark.parametrize("name", ["app/server.pem", "data/id", "usr/local/etc/ssl/server.pem"])
+def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"
+    assert denied(text_entry(name, key)) == "private key"
+    assert denied(text_entry(name, "no key\n")) == ""
+    # What packages ship below /usr is public.
+    assert denied(text_entry(f"usr/share/doc/{name}", key)) == ""

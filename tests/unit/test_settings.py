@@ -55,7 +55,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "PRODUCT": ("genoa", "Rome"),
     "CPUS": ("0", "256", "-1", "two", "1.5", "", " 1", "1_0", "٢", "0b1", "9" * 5000),
     "CPU_MODEL": ("", "-v4", "EPYC v4", "EPYC,+sev"),
-    "POLICY": ("0x10000000000000000", "0x", "30000h", "-0x1"),
+    "POLICY": ("0x10000000000000000", "0x", "30000h", "-0x1", "0x10000", "0xb0000", "0x70000", "0x4030000"),
     "GUEST_FEATURES": ("0x10000000000000000", "one"),
     "MIN_TCB": ("snp", "snp:256", "snp:-1", "SNP:1", "snp:1;tee:1"),
     "PLATFORM_INFO_REQUIRED": ("ecc",),

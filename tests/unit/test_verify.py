@@ -305,7 +305,7 @@ def test_verdicts_come_from_their_verifier_only() -> None:
     verdict = verify_emulated(evidence(), expected(), now(), root())
     for kind in (HardwareVerdict, EmulatedVerdict):
         with pytest.raises(TypeError):
-            kind(Appraisal(verdict.report, verdict.checks), object())
+            kind(Appraisal(verdict.report, verdict.checks, ()), object())
         with pytest.raises(TypeError):
             type("Mine", (kind,), {})
     assert not isinstance(verdict, HardwareVerdict)

@@ -27,6 +27,7 @@ def test_mount_points_that_lack_are_added(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var"):
         assert tree[name].kind is Kind.DIRECTORY
     assert tree["var"].mode == 0o711
+    assert tree["etc/machine-id"].content and tree["etc/machine-id"].content.size == 0
 
 
 def test_a_tree_without_init_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

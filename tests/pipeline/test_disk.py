@@ -23,11 +23,6 @@ from sevsnp.images.disk import (
 )
 from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
 
-TOOLS = Path(__file__).resolve().parents[2] / "build/snp-release/bin"
-needs_tools = pytest.mark.skipif(
-    not (TOOLS / "mformat").exists() or not (TOOLS / "qemu-img").exists(),
-    reason="build/snp-release/bin has no mformat and qemu-img: run `doit packages`",
-)
 MIB = 1 << 20
 
 
@@ -76,14 +71,13 @@ def inputs(tmp_path: Path) -> dict[str, Any]:
     return files
 
 
-@needs_tools
-def test_the_boot_partition_reads_back(tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_the_boot_partition_reads_back(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
     esp = tmp_path / "esp"
     files = {name: inputs[name] for name in ("loader", "kernel", "initramfs")}
-    make_esp(esp, **files, cmdline="console=ttyS0 quiet", tools=TOOLS)
+    make_esp(esp, **files, cmdline="console=ttyS0 quiet", tools=tools)
 
     def read(name: str) -> bytes:
-        return subprocess.run([TOOLS / "mtype", "-i", esp, f"::/{name}"], check=True, capture_output=True).stdout
+        return subprocess.run([tools / "mtype", "-i", esp, f"::/{name}"], check=True, capture_output=True).stdout
 
     assert read("EFI/BOOT/BOOTX64.EFI") == inputs["loader"].read_bytes()
     assert read("vmlinuz") == inputs["kernel"].read_bytes()
@@ -92,8 +86,7 @@ def test_the_boot_partition_reads_back(tmp_path: Path, inputs: dict[str, Any]) -
     assert esp.read_bytes()[82:90] == b"FAT32   "
 
 
-@needs_tools
-def test_identical_from_another_directory_umask_and_zone(tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_identical_from_another_directory_umask_and_zone(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
     images = []
     for folder, umask, zone in (("one", 0o022, "UTC"), ("another one", 0o077, "Asia/Tokyo")):
         output = tmp_path / folder / "disk.qcow2"
@@ -102,7 +95,7 @@ def test_identical_from_another_directory_umask_and_zone(tmp_path: Path, inputs:
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("TZ", zone)
-                make_disk(**inputs, cmdline="quiet", output=output, tools=TOOLS, root_size=64 * MIB)
+                make_disk(**inputs, cmdline="quiet", output=output, tools=tools, root_size=64 * MIB)
         finally:
             os.umask(old)
         assert list(output.parent.iterdir()) == [output]
@@ -113,14 +106,14 @@ def test_identical_from_another_directory_umask_and_zone(tmp_path: Path, inputs:
 
 
 @pytest.mark.parametrize("cmdline", ["", "a\nb", "ü", "a\0"])
-def test_odd_command_lines_are_refused(tmp_path: Path, inputs: dict[str, Any], cmdline: str) -> None:
+def test_odd_command_lines_are_refused(tools: Path, tmp_path: Path, inputs: dict[str, Any], cmdline: str) -> None:
     files = {name: inputs[name] for name in ("loader", "kernel", "initramfs")}
     with pytest.raises(UserError, match="expected printable ASCII"):
-        make_esp(tmp_path / "esp", **files, cmdline=cmdline, tools=TOOLS)
+        make_esp(tmp_path / "esp", **files, cmdline=cmdline, tools=tools)
 
 
-def test_a_missing_file_is_named(tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_a_missing_file_is_named(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
     inputs["kernel"].unlink()
     files = {name: inputs[name] for name in ("loader", "kernel", "initramfs")}
     with pytest.raises(UserError, match="kernel: no such file"):
-        make_esp(tmp_path / "esp", **files, cmdline="quiet", tools=TOOLS)
+        make_esp(tmp_path / "esp", **files, cmdline="quiet", tools=tools)

@@ -8,11 +8,6 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity, verify
 
-TOOLS = Path(__file__).resolve().parents[2] / "build/snp-release/bin"
-needs_tools = pytest.mark.skipif(
-    not (TOOLS / "veritysetup").exists(), reason="build/snp-release/bin has no veritysetup: run `doit packages`"
-)
-
 ROOT, SALT = "a" * 64, fixed_salt("test")
 
 
@@ -30,12 +25,11 @@ def tree(data: bytes, salt: bytes) -> tuple[bytes, bytes]:
     return digest(level), b"".join(reversed(levels))
 
 
-@needs_tools
 @pytest.mark.parametrize("blocks", [2, 128, 129, 20000])
-def test_equal_to_a_second_implementation(tmp_path: Path, blocks: int) -> None:
+def test_equal_to_a_second_implementation(tools: Path, tmp_path: Path, blocks: int) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"".join(number.to_bytes(4, "big") * 1024 for number in range(blocks)))
-    found = make_verity(image, tmp_path / "tree", tmp_path / "roothash.txt", salt=SALT, tools=TOOLS)
+    found = make_verity(image, tmp_path / "tree", tmp_path / "roothash.txt", salt=SALT, tools=tools)
     root, area = tree(image.read_bytes(), bytes.fromhex(SALT))
     assert found == VerityParameters(data_blocks=blocks, root_hash=root.hex(), salt=SALT, hash_start=0)
     assert (tmp_path / "tree").read_bytes() == area
@@ -43,32 +37,31 @@ def test_equal_to_a_second_implementation(tmp_path: Path, blocks: int) -> None:
     assert found.word() == f"1:4096:4096:{blocks}:0:sha256:{root.hex()}:{SALT}"
 
 
-@needs_tools
 @pytest.mark.parametrize("victim", ["image", "tree"])
-def test_one_changed_byte_is_noticed(tmp_path: Path, victim: str) -> None:
+def test_one_changed_byte_is_noticed(tools: Path, tmp_path: Path, victim: str) -> None:
     (tmp_path / "image").write_bytes(bytes(4096 * 300))
     files = tmp_path / "image", tmp_path / "tree"
-    parameters = make_verity(*files, tmp_path / "r", salt=SALT, tools=TOOLS)
-    verify(*files, parameters, tools=TOOLS)
+    parameters = make_verity(*files, tmp_path / "r", salt=SALT, tools=tools)
+    verify(*files, parameters, tools=tools)
     with (tmp_path / victim).open("r+b") as stream:
         stream.seek(4096 * 1 + 5)
         stream.write(b"\x01")
     with pytest.raises(UserError, match="veritysetup"):
-        verify(*files, parameters, tools=TOOLS)
+        verify(*files, parameters, tools=tools)
 
 
 @pytest.mark.parametrize("size", [0, 4095, 4097])
-def test_odd_images_are_refused(tmp_path: Path, size: int) -> None:
+def test_odd_images_are_refused(tools: Path, tmp_path: Path, size: int) -> None:
     (tmp_path / "image").write_bytes(bytes(size))
     with pytest.raises(UserError, match=f"{size} bytes, expected a positive multiple of 4096"):
-        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=SALT, tools=TOOLS)
+        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=SALT, tools=tools)
 
 
 @pytest.mark.parametrize("salt", ["", "0" * 63, "A" * 64, "-" * 64])
-def test_odd_salts_are_refused(tmp_path: Path, salt: str) -> None:
+def test_odd_salts_are_refused(tools: Path, tmp_path: Path, salt: str) -> None:
     (tmp_path / "image").write_bytes(bytes(4096))
     with pytest.raises(UserError, match="verity salt"):
-        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=salt, tools=TOOLS)
+        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=salt, tools=tools)
 
 
 def test_the_word_reads_back() -> None:

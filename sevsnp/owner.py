@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,14 +21,21 @@ from sevsnp.vm.config import VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import BANNER
 
-Verify = Callable[[Evidence, Expected, datetime], Any]
+
+class Verdict(Protocol):
+    """What both verdict types can do. They are no more alike: what releases a secret must ask for the type itself."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+Verify = Callable[[Evidence, Expected, datetime], Verdict]
 
 
 @dataclass(frozen=True)
 class Accepted:
     """Evidence that was verified: the verdict (of the type its trust root gives), and what it vouches for."""
 
-    verdict: Any
+    verdict: Verdict
     answer: GuestAnswer
 
 
@@ -38,8 +45,8 @@ def _verifier(config: VmConfig, emulated_root: Path) -> Verify:
         return verify_report
     emulation = importlib.import_module("sevsnp.emulation.verify")
 
-    def verify(evidence: Evidence, expected: Expected, now: datetime) -> Any:
-        return emulation.verify_emulated(evidence, expected, now, emulated_root)
+    def verify(evidence: Evidence, expected: Expected, now: datetime) -> Verdict:
+        return cast(Verdict, emulation.verify_emulated(evidence, expected, now, emulated_root))
 
     return verify
 

@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 from sevsnp.attestation.ovmf import PAGE, Ovmf, SectionKind, read_firmware
 from sevsnp.errors import UserError
+from sevsnp.vm.cmdline import MAX_LENGTH
 from sevsnp.vm.config import File, Launch
 
 DIGEST_SIZE = 48
 TABLE_SIZE = 176  # 168 bytes, padded to a multiple of 16 as QEMU does
-MAX_CMDLINE = 2047  # x86 COMMAND_LINE_SIZE less its NUL: the kernel cuts off what is longer, yet all of it is measured
 MAX_VCPUS = 4096
 _PIECE = 1 << 20
 
@@ -73,13 +73,13 @@ def hash_cmdline(cmdline: bytes) -> bytes:
 
 
 def read_cmdline(file: File) -> bytes:
-    """A cmdline file's bytes, which are the command line itself: no newline, no NUL, at most 2047 printable ASCII."""
+    """A cmdline file's bytes, which are the command line itself: printable ASCII, no newline, at most MAX_LENGTH."""
     try:
-        cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_CMDLINE else None
+        cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_LENGTH else None
     except OSError as error:
         raise _unreadable(file.path, "cmdline", error) from error
     if cmdline is None:
-        raise UserError(f"{file.path}: more than {MAX_CMDLINE} bytes: the kernel would cut the command line off")
+        raise UserError(f"{file.path}: more than {MAX_LENGTH} bytes: the kernel would cut the command line off")
     _compare(file, "cmdline", hashlib.sha256(cmdline).hexdigest())
     for position, byte in enumerate(cmdline):
         if not 0x20 <= byte < 0x7F:

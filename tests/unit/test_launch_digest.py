@@ -157,11 +157,11 @@ def test_files_are_compared_with_the_config(tmp_path: Path, name: str) -> None:
         launch_digest_of(launch)
 
 
-@pytest.mark.parametrize("cmdline", [b"a\n", b"a\0", b"\xc3\xa4", b"x" * 2048])
+@pytest.mark.parametrize("cmdline", [b"a\n", b"a\0", b"\xc3\xa4", b"x" * 2034])
 def test_cmdlines_that_the_kernel_would_see_differently(tmp_path: Path, cmdline: bytes) -> None:
     launch = make_launch(tmp_path)
     launch_digest_of(launch)  # control
-    longest = dataclasses.replace(launch, cmdline=write_file(tmp_path / "cmdline", b"x" * 2047))
+    longest = dataclasses.replace(launch, cmdline=write_file(tmp_path / "cmdline", b"x" * 2033))
     launch_digest_of(longest)
     with pytest.raises(UserError, match="cmdline"):
         launch_digest_of(dataclasses.replace(launch, cmdline=write_file(tmp_path / "cmdline", cmdline)))

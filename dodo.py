@@ -3,19 +3,23 @@
 import os
 
 from sevsnp.reporter import Reporter
-from tasks import e2e, guest, initramfs, packages, setup, tools, verity
+from sevsnp.store.checker import Sha256Checker
+from sevsnp.store.database import forgive
+from tasks import cache, docs, e2e, guest, initramfs, packages, setup, tools, verity
 from tasks.project import end_cleanly
 
 # What is built must not depend on who builds it.
 os.umask(0o022)
 end_cleanly()
+forgive()
 
-for _module in (setup, packages, initramfs, guest, verity, tools, e2e):
+for _module in (setup, packages, initramfs, guest, verity, tools, e2e, cache, docs):
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
 
 DOIT_CONFIG = {
     "default_tasks": ["_welcome"],
     "backend": "sqlite3",
+    "check_file_uptodate": Sha256Checker,
     "dep_file": ".doit.db",
     "par_type": "thread",
     "reporter": Reporter,

@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,10 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 # plumbum adds the environment of its machine to what a command is given; this machine's is empty.
 _BARE = LocalMachine()
 _BARE.env.clear()
+
+# The process that ends them should this one be killed, and its list of them (sevsnp.guardian).
+_guardian: list["subprocess.Popen[bytes]"] = []
+_starting = threading.Lock()
 
 # Commands that run now, so that a signal handler can end them whichever thread waits for them.
 _running: set["subprocess.Popen[bytes]"] = set()
@@ -80,11 +86,7 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            _end_group(process)
             raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from None
-        except BaseException:
-            _end_group(process)
-            raise
     if process.returncode:
         tail = err.decode(errors="replace").strip()[-2000:]
         raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
@@ -162,16 +164,56 @@ def _started(
         process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
-    if start_new_session:
-        _running.add(process)
     try:
+        if start_new_session:
+            _running.add(process)
+            _guard(f"+{process.pid}")
         yield process
     finally:
-        _running.discard(process)
+        if start_new_session:
+            if process.poll() is None:
+                _end_group(process)
+            _running.discard(process)
+            _guard(f"-{process.pid}")
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+
+@contextlib.contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """A directory in TMPDIR that is removed with all that is in it, even if this process is killed."""
+    path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    _guard(f"+{path}")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _guard(f"-{path}")
+
+
+def _guard(line: str) -> None:
+    with _starting:
+        if not _guardian or _guardian[0].poll() is not None:
+            # -S -I: it starts in milliseconds, and needs nothing of ours.
+            program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py"))]
+            _guardian[:] = [
+                subprocess.Popen(
+                    program,
+                    cwd="/",
+                    env=environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            ]
+        stream = _guardian[0].stdin
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(f"{line}\n".encode())
+            stream.flush()
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

@@ -1,14 +1,20 @@
 """Files that appear whole or not at all, and their digests."""
 
+import atexit
 import contextlib
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 1 << 20
+_SECONDS_TO_LOCK = 1.0
+_in_use: set[Path] = set()
 
 
 def sha256_file(path: Path) -> str:
@@ -22,14 +28,53 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch_directory(near: Path) -> Iterator[Path]:
-    """A temporary directory beside ``near``, on the same file system so that renames out of it are atomic."""
+    """A temporary directory beside ``near``, on the same file system so that renames out of it are atomic.
+
+    What killed processes left there of the same kind is removed first.
+    """
     near.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(near)
     path = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
-    # mkdtemp gives 0700 whatever the umask; what is built inside must not inherit either.
+    # Locked as long as this process lives, so that a directory whose maker is dead can be told.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _in_use.add(path)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # mkdtemp gives 0700 whatever the umask; what is built inside must not inherit either.
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
+        _in_use.discard(path)
+        os.close(descriptor)
+
+
+@atexit.register
+def _remove_scratch() -> None:
+    """What threads leave that end with the process and never reach the end of their block."""
+    for path in list(_in_use):
+        remove_tree(path)
+
+
+def _sweep(near: Path) -> None:
+    for path in near.parent.glob(f".{glob.escape(near.name)}.????????"):
+        with contextlib.suppress(OSError):
+            # A moment passes between the making of one and its locking.
+            if time.time() - path.stat().st_ctime < _SECONDS_TO_LOCK:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(path)
+            finally:
+                os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, read-only directories too; what resists stays."""
+    for directory, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            os.chmod(directory, 0o700)  # noqa: PTH101
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:

@@ -127,6 +127,13 @@ def _tcb(text: str) -> str:
     return text
 
 
+def _cache(text: str) -> str:
+    # What a reference must look like in all its parts is for who opens it to say.
+    if text and text != "off" and not re.fullmatch(r"oci://[^\s/]+/\S+", text):
+        raise ValueError
+    return text
+
+
 _TMPFS = _size(1 << 20, 1 << 40)
 _PORT = _integer(1, 65535)
 LEAST_MEMORY = 256 << 20
@@ -166,6 +173,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("SNAPSHOT_MIRROR", _text, "", "the URI of a Debian snapshot mirror, ending before the pool"),
     Setting("CONFIG_DIR", _text, "", "a directory for the user's keys"),
     Setting("CACHE_DIR", _text, "", "a directory for downloaded packages"),
+    Setting("SEVSNP_CACHE", _text, "", "a directory for the artefact cache"),
+    Setting("CACHE", _cache, "", "oci://host/repository, off, or nothing"),
+    Setting("CACHE_MODE", _choice("pull", "push"), "pull", "pull or push"),
+    Setting("CACHE_SIZE", _size(1 << 20, 1 << 50), "20G", "a size, as 20G"),
 )
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -205,6 +216,10 @@ class Settings:
         """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         return self.path("CONFIG_DIR", base / "openend2e-sevsnp")
+
+    def artefact_cache(self) -> Path:
+        """Where artefacts are kept: SEVSNP_CACHE, else a directory beside the downloads."""
+        return self.path("SEVSNP_CACHE", self.cache_dir() / "artefacts")
 
     def cache_dir(self) -> Path:
         """Where downloads are kept: CACHE_DIR, else the XDG cache directory."""

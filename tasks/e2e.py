@@ -23,6 +23,8 @@ def task_host_bundle() -> Task:
         watch=[IMAGE, TREE, RELEASE_MANIFEST],
         how={"release": RELEASE},
         trees={"output": (BUNDLE, ["run"])},
+        ignored=["state"],  # a guest that is run from here keeps its logs there
+        distributions=["jinja2"],
     )
 
 

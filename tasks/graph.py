@@ -3,33 +3,57 @@
 Functions are named as "module:function" and imported when they run, so that `doit list` loads none of them.
 """
 
-import errno
 import importlib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.store.recipe import Key
+from sevsnp.store.artefact import Artefact
+from sevsnp.store.checkout import Checkout
 
 Task = dict[str, Any]
 Paths = Path | Iterable[Path]
 
+CHECKOUT = Checkout(Path(".cache") / "build.lock")
+
 
 def _flat(paths: Iterable[Paths]) -> list[str]:
-    found: list[Path] = []
-    for item in paths:
-        found.extend([item] if isinstance(item, Path) else item)
-    return sorted({str(path) for path in found})
+    return sorted({str(path) for item in paths for path in _listed(item)})
+
+
+def _listed(paths: Paths) -> list[Path]:
+    return [paths] if isinstance(paths, Path) else list(paths)
 
 
 def call(function: str, /, **arguments: Any) -> Any:
     """Import and call ``module:function``; a user's error becomes doit's failure without a traceback."""
+    module, _, name = function.partition(":")
+
+    def work() -> Any:
+        CHECKOUT.release()
+        return getattr(importlib.import_module(module), name)(**arguments)
+
+    return _told(function, work)
+
+
+def make(artefact: Artefact) -> Any:
+    """Bring an artefact about; errors as :func:`call` has them."""
+
+    def work() -> None:
+        with CHECKOUT.making(say):
+            artefact.make(say, progress.remark)
+
+    return _told(artefact.function, work)
+
+
+def _told(function: str, work: Callable[[], Any]) -> Any:
     from doit.exceptions import TaskFailed
 
-    module, _, name = function.partition(":")
     try:
-        result = getattr(importlib.import_module(module), name)(**arguments)
+        result = work()
     except UserError as error:
         return TaskFailed(str(error), report=True)
     except OSError as error:
@@ -38,6 +62,11 @@ def call(function: str, /, **arguments: Any) -> Any:
         return TaskFailed(f"{error.filename or function}: {error.strerror}", report=True)
     # doit keeps what an action returns in its database in clear, so nothing is ever handed back.
     return None if result is None or result is True else TaskFailed(f"{function} failed", report=True)
+
+
+def say(message: str) -> None:
+    """A warning, or why nothing happens: a line that is not a task's result."""
+    print(f"  {message}", file=sys.stderr, flush=True)
 
 
 def action(function: str, /, **arguments: Any) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -65,65 +94,62 @@ def artefact(
     params: Mapping[str, Any] | None = None,
     how: Mapping[str, Any] | None = None,
     watch: Iterable[Path] = (),
+    programs: Iterable[str] = (),
+    distributions: Iterable[str] = (),
+    ignored: Iterable[str] = (),
     needs: Iterable[str] = (),
+    cached: bool = True,
 ) -> Task:
     """A task that makes files from files.
 
     ``function`` is called with every input, output and parameter as keyword arguments. ``how`` are parameters that do
     not change what is made, only how (a mirror, a cache, a directory of tools). Outputs are given to it under
     temporary names beside their place and renamed when it has returned, so no target is ever half-written. ``trees``
-    are directories, each with the files inside it that other tasks name (doit knows only files). The task
-    runs again when an input's content, a parameter, or the source of the function or of anything it imports changed;
-    and when a file in ``watch`` did, which the function finds by itself (a manifest that stands for a tree of tools).
+    are directories, each with the files inside it that other tasks name (doit knows only files); ``ignored`` are names
+    at their top that are not part of them.
+
+    The task runs again when an input's content, a parameter, the source of the function or of anything it imports, one
+    of the host's ``programs`` or the version of one of the Python ``distributions`` changed; when a file in ``watch``
+    did, which the function finds by itself (a manifest that stands for a tree of tools); and when an output is not as
+    it was made. What was made before of the same is copied from the artefact cache instead, unless ``cached`` is
+    false: for what is a secret, and for what names this very machine.
     """
     inputs, outputs, trees, params, how = inputs or {}, outputs or {}, trees or {}, params or {}, how or {}
     places = {**outputs, **{name: tree for name, (tree, _) in trees.items()}}
     inside = [tree / name for tree, names in trees.values() for name in names]
+    watched = list(watch)
+    made = Artefact(
+        function,
+        inputs={**{name: _listed(paths) for name, paths in inputs.items()}, "watch": watched},
+        outputs=places,
+        params=dict(params),
+        given={**inputs, **params, **how},
+        programs=tuple(programs),
+        distributions=tuple(distributions),
+        ignored=tuple(ignored),
+        cached=cached,
+    )
     return {
-        "actions": [
-            (call, ["tasks.graph:build"], {"function": function, "given": {**inputs, **params, **how}, "to": places})
-        ],
-        "file_dep": _flat([*inputs.values(), list(watch)]),
+        "actions": [(make, [made])],
+        "file_dep": _flat([*inputs.values(), watched]),
         "targets": [str(path) for path in (*outputs.values(), *inside)],
-        "uptodate": [Key(function, dict(params))],
-        "task_dep": list(needs),
+        "uptodate": [made],
+        "task_dep": ["_checkout", *needs],
         "clean": [(_clean, [list(places.values())])],
         "verbosity": 2,
     }
 
 
-def build(function: str, given: Mapping[str, Any], to: Mapping[str, Path]) -> None:
-    """Run an artefact's function into a scratch directory, then put its outputs in their places."""
-    from sevsnp.files import scratch_directory
-
-    module, _, name = function.partition(":")
-    with scratch_directory(next(iter(to.values()))) as scratch:
-        made = {key: scratch / key / path.name for key, path in to.items()}
-        for path in made.values():
-            path.parent.mkdir()
-        try:
-            getattr(importlib.import_module(module), name)(**given, **made)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            first = next(iter(to.values()))
-            raise UserError(f"{first}: cannot be written: {error.strerror}", f"see: df -h {first.parent}") from None
-        for key, path in made.items():
-            if not path.exists():
-                raise UserError(f"{function} did not make {to[key]}")
-        for key, path in made.items():
-            to[key].parent.mkdir(parents=True, exist_ok=True)
-            if to[key].is_dir():
-                # A directory cannot be replaced in one step; the old one is out of the way for an instant.
-                to[key].rename(scratch / f"{key}.old")
-            path.replace(to[key])
-
-
-def _clean(paths: list[Path]) -> None:
+def _clean(paths: list[Path], dryrun: bool) -> None:
     import shutil
 
     for path in paths:
+        if not path.exists() and not path.is_symlink():
+            continue
+        print(f"removing {path}")
+        if dryrun:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()

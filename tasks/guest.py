@@ -52,6 +52,7 @@ def task__guest_packages() -> Task:
         "sevsnp.images.guest_packages:make_packages_layer",
         how={"debs": DEBS / "guest"},
         watch=[DEBS / "guest" / "packages.json"],
+        programs=["mmdebstrap", "apt-get", "dpkg"],
         outputs={"output": PACKAGES},
     )
 

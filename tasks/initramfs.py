@@ -21,6 +21,7 @@ def task__base_layer() -> Task:
     return artefact(
         "sevsnp.images.initramfs:make_base_layer",
         inputs={"manifest": DEBS / "initramfs" / "packages.json", "files": FILES},
+        distributions=["zstandard"],
         outputs={"output": layer("base")},
     )
 
@@ -85,6 +86,7 @@ def _modules(list_name: str, name: str) -> Task:
         watch=[KERNEL / "vmlinuz"],
         outputs={"output": layer(name)},
         params={"layer": list_name},
+        distributions=["zstandard"],
     )
 
 
@@ -94,4 +96,5 @@ def _files(list_name: str, name: str) -> Task:
         inputs={"files": FILES, "sources": checked(layer_sources, FILES, list_name)},
         outputs={"output": layer(name)},
         params={"layer": list_name},
+        distributions=["zstandard"],
     )

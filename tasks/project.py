@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sevsnp.errors import UserError
 from sevsnp.key_paths import Keys
 from sevsnp.settings import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
+from sevsnp.store import session
 
 Result = TypeVar("Result")
 
@@ -34,7 +35,13 @@ EMULATED_INITRAMFS = BUILD / "initramfs.emulated.cpio.zst"
 @cache
 def settings() -> Settings:
     """The settings of this run; doit shows what is wrong with one without a traceback."""
-    return checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
+    found = checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
+    session.configure(
+        session.Options(
+            found.artefact_cache(), found.text("CACHE"), found.text("CACHE_MODE") == "push", found.number("CACHE_SIZE")
+        )
+    )
+    return found
 
 
 def checked(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -1,6 +1,6 @@
 """Tasks that set up the machine and check the project."""
 
-from tasks.graph import Task, command
+from tasks.graph import CHECKOUT, Task, command, say
 
 
 def task__welcome() -> Task:
@@ -22,6 +22,16 @@ def _nothing_missing() -> bool:
 def task__dependencies() -> Task:
     """The same for tasks that build: silent where nothing is missing."""
     return {**command("sevsnp.dependencies:install_dependencies"), "uptodate": [_nothing_missing]}
+
+
+def _checkout_is_ours() -> bool:
+    CHECKOUT.acquire(say)
+    return True
+
+
+def task__checkout() -> Task:
+    """One run at a time builds in a checkout; one that launches or attests lets others build meanwhile."""
+    return {"actions": [], "uptodate": [_checkout_is_ours]}
 
 
 def task_test() -> Task:

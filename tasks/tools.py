@@ -16,4 +16,5 @@ def task_build_tools() -> Task:
         inputs={"get_report_source": Path("initramfs/get_report.py")},
         outputs={name: BIN / name for name in ("get_report", "verify_report", "verify_report_emulated")},
         params={"project": str(Path.cwd()), "python": sys.executable},
+        cached=False,  # they name this directory
     )

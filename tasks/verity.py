@@ -161,4 +161,5 @@ def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
             "settings": {name: values[name] for name in names},
             "place": str(config(platform)),
         },
+        distributions=["jinja2"],
     )

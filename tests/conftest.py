@@ -20,7 +20,7 @@ GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
 
 @dataclass(frozen=True)
 class Built:
-    """A copy of the project in which everything was built; ``config_dir`` holds the keys it was built with."""
+    """A copy of the project in which everything was built, with the keys in ``config_dir``."""
 
     project: Path
     config_dir: Path
@@ -81,8 +81,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def artefact_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test takes anything from the user's own artefact cache, or leaves anything there."""
+    kept = request.config.getoption("--built")
+    directory = Path(kept).resolve() / "cache" if kept else tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SEVSNP_CACHE", str(directory))
+    yield directory
+    patch.undo()
+    if not kept:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, artefact_cache: Path
+) -> Iterator[Built]:
     """Everything, built once a session through doit as a user would."""
     kept = request.config.getoption("--built")
     base = Path(kept).resolve() if kept else tmp_path_factory.mktemp("built")

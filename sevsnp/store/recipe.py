@@ -3,10 +3,10 @@
 import ast
 import functools
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any
+
+from sevsnp.store.session import index
 
 PACKAGE = "sevsnp"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,13 @@ def _imports(module: str) -> frozenset[str]:
     path = _source(module)
     if path is None:
         return frozenset()
+    # Parsing all sources takes longer than everything else in a run that has nothing to do.
+    names = index().memo(f"imports:{index().file(path)}:{index().file(__file__)}", lambda: sorted(_named(path)))
+    return frozenset(name for name in names if _source(name))
+
+
+def _named(path: Path) -> set[str]:
+    """What a source file names that may be a module of this project."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -36,8 +43,7 @@ def _imports(module: str) -> frozenset[str]:
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
             found.add(node.value)
-    ours = {name for name in found if name.split(".")[0] == PACKAGE}
-    return frozenset(name for name in ours if _source(name))
+    return {name for name in found if name.split(".")[0] == PACKAGE}
 
 
 @functools.cache
@@ -59,27 +65,5 @@ def recipe_digest(module: str) -> str:
     """SHA-256 over the sources of ``module`` and of every project module it reaches by imports."""
     digest = hashlib.sha256()
     for name, path in reached_sources(module).items():
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{name}\0{index().file(path)}\n".encode())
     return digest.hexdigest()
-
-
-class Key:
-    """A doit ``uptodate`` item: false when the function, its parameters or its recipe changed since the last success.
-
-    One combined value, because two ``config_changed`` items in one task never settle.
-    """
-
-    def __init__(self, function: str, params: dict[str, Any]) -> None:
-        self.function, self.params = function, params
-
-    def digest(self) -> str:
-        document = {
-            "function": self.function,
-            "params": self.params,
-            "recipe": recipe_digest(self.function.partition(":")[0]),
-        }
-        return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
-
-    def __call__(self, task: Any, values: dict[str, Any]) -> bool:
-        task.value_savers.append(lambda: {"key": self.digest()})
-        return values.get("key") == self.digest()

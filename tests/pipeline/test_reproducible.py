@@ -89,6 +89,8 @@ def second(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
             "SOURCE_DATE_EPOCH": "1",
             "CONFIG_DIR": str(config),
             "CACHE_DIR": str(cache),
+            # One of its own, and empty: nothing is copied from the first build.
+            "SEVSNP_CACHE": str(base / "artefacts"),
             **{name: os.environ[name] for name in ("MIRROR", "SNAPSHOT_MIRROR") if name in os.environ},
         },
         stdin=subprocess.DEVNULL,

@@ -47,6 +47,10 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "SNAPSHOT_MIRROR": ("http://a.example", "http://b.example", "http://c.example"),
     "CONFIG_DIR": ("a", "b", "c"),
     "CACHE_DIR": ("a", "b", "c"),
+    "SEVSNP_CACHE": ("a", "b", "c"),
+    "CACHE": ("off", "oci://a.example/b", "oci://127.0.0.1:5000/a/b"),
+    "CACHE_MODE": ("push", "pull", "push"),
+    "CACHE_SIZE": ("1M", "2M", "3G"),
 }
 
 BAD: dict[str, tuple[str, ...]] = {
@@ -75,6 +79,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "ATTEST_PORT": ("0", "65536"),
     "PORT": ("-1", "65536"),
     "HOST": ("a\x00b",),
+    "CACHE": ("on", "http://a.example/b", "oci://", "oci://a.example", "oci://a.example/b c", "OFF"),
+    "CACHE_MODE": ("", "both"),
+    "CACHE_SIZE": ("0", "1023K", "all"),
 }
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)

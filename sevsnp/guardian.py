@@ -1,0 +1,51 @@
+"""Ends what a killed run has left behind: a process of its own, started by sevsnp.command, that outlives it.
+
+A signal handler does this for every signal but SIGKILL. The guardian is told through a pipe which process groups run
+and which temporary directories exist ("+4711", "-4711", "+/tmp/x", "-/tmp/x", a line each); the kernel closes the pipe
+when the run is gone, however it went, and what is still on the list is then ended and removed.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable
+
+# As long as sevsnp.command gives them: mmdebstrap removes its own tree, whose files belong to other users.
+GRACE = 5.0
+
+
+def watch(lines: Iterable[str]) -> None:
+    """Keep the list until the lines end, then end and remove what is on it."""
+    guarded: set[str] = set()
+    for line in lines:
+        sign, name = line[:1], line[1:].rstrip("\n")
+        (guarded.add if sign == "+" else guarded.discard)(name)
+    groups = [int(name) for name in guarded if name.isdigit()]
+    _signal(groups, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while groups and time.monotonic() < deadline:
+        groups = _signal(groups, 0)
+        time.sleep(0.05)
+    _signal(groups, signal.SIGKILL)
+    for name in guarded:
+        if name.startswith("/"):
+            shutil.rmtree(name, ignore_errors=True)
+
+
+def _signal(groups: Iterable[int], number: int) -> list[int]:
+    """Send a signal to process groups; those that were there."""
+    there = []
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+            there.append(group)
+    return there
+
+
+if __name__ == "__main__":
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    watch(sys.stdin)

@@ -1,0 +1,271 @@
+"""An artefact: what it is made from and by, whether it is as it was made, and how it comes about.
+
+It is copied from the cache where the same was made before, and made where not.
+"""
+
+import errno
+import hashlib
+import importlib
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+from sevsnp.files import scratch_directory
+from sevsnp.store import session
+from sevsnp.store.cache import Cache, cache
+from sevsnp.store.entries import MODES, SCHEMA, Blob, Entry, File, Tree, canonical
+from sevsnp.store.recipe import reached_sources, recipe_digest
+
+Say = Callable[[str], None]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """One task's part in the graph: its function with all that goes in and comes out.
+
+    ``given`` are the function's other arguments. ``ignored`` are names at the top of an output tree that are not part
+    of it. ``cached``: whether the outputs may be kept and shared; never where they hold a secret, or are of no use
+    anywhere else.
+    """
+
+    function: str
+    inputs: Mapping[str, Sequence[Path]]
+    outputs: Mapping[str, Path]
+    params: Mapping[str, Any]
+    given: Mapping[str, Any]
+    programs: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    cached: bool = True
+    # What the last run of the action made, for doit to save; and why it is not up to date, for `doit info`.
+    made: dict[str, Any] = field(default_factory=dict)
+    reason: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return ", ".join(self.reason) or f"made by {self.function}"
+
+    # What it is made from.
+
+    def parts(self) -> dict[str, str]:
+        """A digest for each kind of thing that decides what is made. Raises OSError for an input that is not there."""
+        index = session.index()
+        files = {
+            name: [[_portable(path), index.file(path)] for path in paths] for name, paths in sorted(self.inputs.items())
+        }
+        tools = {name: _program(name) for name in self.programs}
+        tools.update({f"python:{name}": _distribution(name) for name in self.distributions})
+        places = {name: _portable(path) for name, path in self.outputs.items()}
+        documents = {
+            "inputs": files,
+            "parameters": [dict(self.params), places],
+            "recipe": [SCHEMA, self.function, recipe_digest(self.function.partition(":")[0])],
+            "tools": tools,
+        }
+        return {name: hashlib.sha256(_canonical(document)).hexdigest() for name, document in documents.items()}
+
+    # Whether it is as it was made: doit's question.
+
+    def __call__(self, task: Any, values: Mapping[str, Any]) -> bool | None:
+        """A doit ``uptodate`` item: false when anything that decides changed, or an output is not as it was made."""
+        task.value_savers.append(self._save)
+        self.reason.clear()
+        saved = values.get("artefact") or {}
+        try:
+            parts = self.parts()
+        except FileNotFoundError:
+            return None  # doit says it better: which file, and of which task
+        if not saved:
+            self.reason.append("not made here yet")
+        else:
+            self.reason.extend(f"other {name}" for name, digest in parts.items() if saved["parts"].get(name) != digest)
+            self.reason.extend(f"{path}: not as it was made" for path in self._changed(saved["outputs"]))
+        return not self.reason
+
+    def _save(self) -> dict[str, Any]:
+        return {"artefact": dict(self.made)}
+
+    def _changed(self, digests: Mapping[str, str]) -> Iterator[Path]:
+        for name, path in self.outputs.items():
+            try:
+                if self._digest(path) == digests.get(name):
+                    continue
+            except (OSError, ValueError):
+                pass
+            yield path
+
+    def _lacking(self, digests: Mapping[str, str]) -> list[str]:
+        changed = set(self._changed(digests))
+        return [name for name, path in self.outputs.items() if path in changed]
+
+    def _digest(self, path: Path) -> str:
+        """The digest of an output as it is now, permissions and all."""
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            return session.index().tree(path, self.ignored)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(path)
+        return f"{session.index().file(path)} {stat.S_IMODE(status.st_mode):o}"
+
+    # How it comes about.
+
+    def make(self, say: Say, remark: Say) -> None:
+        """Bring the outputs to their places: leave what is right, copy what the cache has, make the rest.
+
+        ``say`` takes warnings; ``remark`` what happened instead of making. Raises UserError and OSError.
+        """
+        store = cache() if self.cached else None
+        parts = self.parts()
+        key = hashlib.sha256(_canonical(parts)).hexdigest()
+        if store is None:
+            self._build(key, parts, None, say)
+            return
+        with store.local.making(key, lambda: say("waiting for another run that makes the same")):
+            with store.local.in_use():
+                entry = store.find(key, say)
+                restored = entry is not None and self._restore(entry, store, say)
+            if entry and restored:
+                remark("from the cache")
+                self._note_made(parts, entry)
+                store.push(entry, say)
+            else:
+                self._build(key, parts, store, say)
+        store.prune()
+
+    def _restore(self, entry: Entry, store: Cache, say: Say) -> bool:
+        """Copy what is not there yet; all outputs are whole before the first takes its place."""
+        from sevsnp.store.local import DamagedError
+
+        if set(entry.outputs) != set(self.outputs):
+            return False
+        digests = {name: _shown(made) for name, made in entry.outputs.items()}
+        lacking = self._lacking(digests)
+        with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
+            try:
+                for name in lacking:
+                    store.local.restore(entry, name, scratch[name])
+            except DamagedError as error:
+                store.local.drop(entry.key)
+                say(f"damaged in the artefact cache: {error}")
+                return False
+            self._place(scratch, {name: entry.outputs[name] for name in lacking})
+        return True
+
+    def _build(self, key: str, parts: Mapping[str, str], store: Cache | None, say: Say) -> None:
+        module, _, name = self.function.partition(":")
+        self._check_sources(module)
+        with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
+            getattr(importlib.import_module(module), name)(**self.given, **scratch)
+            for output, path in scratch.items():
+                if not path.exists():
+                    raise UserError(f"{self.function} did not make {self.outputs[output]}")
+            self._check_sources(module)
+            if (now := self.parts()) != parts:
+                # What was made is of neither the old nor the new.
+                changed = " and ".join(name for name in now if now[name] != parts[name])
+                raise UserError(f"its {changed} changed while it was made", "run it again")
+            entry = Entry(key, self.function, {name: _read(path) for name, path in scratch.items()})
+            if store:
+                store.keep(entry, scratch, say)
+            # What came out as it was stays in its place, and is not read again by what depends on it.
+            lacking = self._lacking({name: _shown(made) for name, made in entry.outputs.items()})
+            self._place(scratch, {name: entry.outputs[name] for name in lacking})
+        self._note_made(parts, entry)
+
+    def _note_made(self, parts: Mapping[str, str], entry: Entry) -> None:
+        self.made.update(parts=dict(parts), outputs={name: _shown(made) for name, made in entry.outputs.items()})
+
+    def _check_sources(self, module: str) -> None:
+        """What runs was loaded at some time since this process started: it must be what its digest was taken of."""
+        for path in reached_sources(module).values():
+            if path.stat().st_ctime_ns > session.started_ns():
+                raise UserError(f"{path}: changed since this run started", "run it again")
+
+    @contextmanager
+    def _scratch(self) -> Iterator[dict[str, Path]]:
+        """A temporary name for every output, each in a directory of its own."""
+        with scratch_directory(next(iter(self.outputs.values()))) as scratch:
+            made = {name: scratch / name / path.name for name, path in self.outputs.items()}
+            for path in made.values():
+                path.parent.mkdir()
+            yield made
+
+    def _place(self, scratch: Mapping[str, Path], made: Mapping[str, File | Tree]) -> None:
+        index = session.index()
+        for name, output in made.items():
+            path = self.outputs[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                # A directory cannot be replaced in one step; the old one is out of the way for an instant.
+                old = path.rename(scratch[name].with_name(f"{path.name}.old"))
+                for kept in self.ignored:
+                    if (old / kept).exists():
+                        (old / kept).rename(scratch[name] / kept)
+            scratch[name].replace(path)
+            if isinstance(output, File):
+                index.note(path, output.blob.sha256)
+            else:
+                index.note_tree(path, output.sha256, self.ignored)
+
+
+def _read(path: Path) -> File | Tree:
+    from sevsnp.files import sha256_file
+    from sevsnp.store.digests import read_tree
+
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return read_tree(path)
+    return File(Blob(sha256_file(path), status.st_size), stat.S_IMODE(status.st_mode) & MODES)
+
+
+def _shown(made: File | Tree) -> str:
+    return made.sha256 if isinstance(made, Tree) else f"{made.blob.sha256} {made.mode:o}"
+
+
+def _canonical(document: Any) -> bytes:
+    return canonical(_plain(document))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it; a path by what it is called everywhere."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _portable(value) if isinstance(value, Path) else value
+
+
+def _portable(path: Path) -> str:
+    """A path as every checkout has it: relative to the project; of what is elsewhere only the name."""
+    if not path.is_absolute():
+        return path.as_posix()
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
+def _program(name: str) -> str:
+    """What a program of the host is: the digest of its file."""
+    from sevsnp.command import find
+
+    path = find(name)
+    return session.index().file(path) if path else "missing"
+
+
+def _distribution(name: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(name)
+
+
+@contextmanager
+def _full_disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f"{place}: cannot be written: {error.strerror}", f"see: df -h {place.parent}") from None

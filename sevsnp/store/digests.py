@@ -1,0 +1,204 @@
+"""Digests of files and trees, remembered as long as the file system says that nothing changed.
+
+A file is known by device, inode, size, modification time and *change* time, which no program can set back: unpackers
+and SOURCE_DATE_EPOCH tools keep modification times, and an edit that does so is still seen.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from sevsnp.files import CHUNK, sha256_file
+from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Node, Tree
+
+# A file may be written again within one tick of the kernel's clock and keep its change time. Ticks are 1 to 10 ms.
+_TICK_NS = 20_000_000
+# The longest list of what is remembered; what is forgotten is only hashed again.
+_ROWS = 200_000
+_TABLE = "CREATE TABLE IF NOT EXISTS known (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+
+
+def identity(status: os.stat_result) -> str:
+    """What names the present content of a file as long as it is not written to."""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+
+
+class Index:
+    """What is known of files by their identity, in a database at ``path``; without one, in memory.
+
+    A database that is damaged, or that cannot be opened or written, costs time and nothing else.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._fresh: dict[str, str] = {}
+        self._known: dict[str, str] = {}
+        self._database = self._open()
+
+    def file(self, path: Path | str) -> str:
+        """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError where there is none."""
+        status = os.stat(path)  # noqa: PTH116 (this is what a run without anything to do spends its time on)
+        if (known := self._get(identity(status))) is not None:
+            return known
+        if not stat.S_ISREG(status.st_mode):
+            raise IsADirectoryError(21, "not a regular file", str(path))
+        if status.st_size > CHUNK and _young(status):
+            # Worth the wait: what is too young to be remembered would be hashed again and again.
+            time.sleep(_TICK_NS / 1e9)
+        digest = sha256_file(Path(path))
+        after = os.stat(path)  # noqa: PTH116
+        if identity(status) == identity(after) and not _young(status):
+            self._put(identity(after), digest)
+        return digest
+
+    def note(self, path: Path, sha256: str) -> None:
+        """Remember the digest of a file that this process has just put in its place, with content that it knows."""
+        self._put(identity(path.stat()), sha256)
+
+    def tree(self, root: Path, ignored: Collection[str] = ()) -> str:
+        """The digest of a directory's listing (:attr:`Tree.sha256`). Raises OSError, ValueError for odd files.
+
+        ``ignored`` are names at the top that are not looked at.
+        """
+        name, newest = _fingerprint(root, ignored)
+        if (known := self._get(name)) is not None:
+            return known
+        digest = read_tree(root, ignored).sha256
+        if time.time_ns() - newest > _TICK_NS and name == _fingerprint(root, ignored)[0]:
+            self._put(name, digest)
+        return digest
+
+    def note_tree(self, root: Path, sha256: str, ignored: Collection[str] = ()) -> None:
+        """Remember the digest of a directory that this process has just put in its place, with known content."""
+        self._put(_fingerprint(root, ignored)[0], sha256)
+
+    def memo(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A JSON value that depends on ``name`` alone, computed once."""
+        if (known := self._get(f"memo:{name}")) is not None:
+            return json.loads(known)
+        value = compute()
+        self._put(f"memo:{name}", json.dumps(value))
+        return value
+
+    def close(self) -> None:
+        """Write what was learned. Losing it is no loss."""
+        with self._lock:
+            if self._database is None or not self._fresh:
+                return
+            try:
+                with self._database:
+                    self._database.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", self._fresh.items())
+                    if self._database.execute("SELECT count(*) FROM known").fetchone()[0] > _ROWS:
+                        self._database.execute("DELETE FROM known")
+            except sqlite3.Error:
+                pass
+            self._known.update(self._fresh)
+            self._fresh.clear()
+
+    def _get(self, name: str) -> str | None:
+        with self._lock:
+            if (known := self._fresh.get(name) or self._known.get(name)) is not None or self._database is None:
+                return known
+            try:
+                row = self._database.execute("SELECT value FROM known WHERE name = ?", (name,)).fetchone()
+            except sqlite3.Error:
+                return None
+            if row is None:
+                return None
+            self._known[name] = str(row[0])
+            return self._known[name]
+
+    def _put(self, name: str, value: str) -> None:
+        with self._lock:
+            self._fresh[name] = value
+            full = len(self._fresh) > 1000
+        if full:
+            self.close()
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._path is None:
+            return None
+        for _ in range(2):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                database = sqlite3.connect(self._path, timeout=5, check_same_thread=False)
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                database.execute(_TABLE)
+                return database
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    return None  # in use, not writable, or the disk is full: a damaged one is no OperationalError
+                self._path.unlink(missing_ok=True)
+            except OSError:
+                return None
+        return None
+
+
+def _young(status: os.stat_result) -> bool:
+    return time.time_ns() - status.st_ctime_ns < _TICK_NS
+
+
+def _fingerprint(root: Path, ignored: Collection[str]) -> tuple[str, int]:
+    """What names a tree's present content, and its newest change time in nanoseconds."""
+    digest = hashlib.sha256(",".join(sorted(ignored)).encode())
+    newest = 0
+    for name, status in _walk(root, ignored):
+        digest.update(f"{name}\0{status.st_mode}\0{identity(status)}\n".encode(errors="surrogateescape"))
+        newest = max(newest, status.st_ctime_ns)
+    return f"tree:{digest.hexdigest()}", newest
+
+
+def _walk(root: Path, ignored: Collection[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Every path below ``root``, relative and in sorted order within its directory, with what lstat says of it."""
+    yield "", root.lstat()
+    waiting = [("", os.fspath(root))]
+    while waiting:
+        prefix, directory = waiting.pop()
+        with os.scandir(directory) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            if not prefix and entry.name in ignored:
+                continue
+            status = entry.stat(follow_symlinks=False)
+            yield prefix + entry.name, status
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append((f"{prefix}{entry.name}/", entry.path))
+
+
+def read_tree(root: Path, ignored: Collection[str] = ()) -> Tree:
+    """List a directory with the digests of its files; the pack's digest is of their content in that order.
+
+    Raises OSError, and ValueError for a file that is neither regular, nor a directory or link, or has a set-id bit.
+    """
+    nodes: dict[str, Node] = {}
+    if not stat.S_ISDIR(root.lstat().st_mode):
+        raise NotADirectoryError(20, "not a directory", str(root))
+    for name, status in _walk(root, ignored):
+        if not name:
+            continue
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISLNK(status.st_mode):
+            nodes[name] = Link(os.fspath((root / name).readlink()))
+        elif stat.S_ISDIR(status.st_mode):
+            nodes[name] = Directory(mode & MODES)
+        elif stat.S_ISREG(status.st_mode) and not mode & ~MODES:
+            nodes[name] = File(Blob(sha256_file(root / name), status.st_size), mode)
+        else:
+            raise ValueError(f"{root / name}: found a special file or a set-id bit, which no artefact may have")
+    ordered = {name: nodes[name] for name in sorted(nodes)}
+    tree = Tree(stat.S_IMODE(root.lstat().st_mode) & MODES, ordered, Blob("0" * 64, 0))
+    digest, size = hashlib.sha256(), 0
+    for name in tree.packed():
+        data = (root / name).read_bytes()
+        digest.update(data)
+        size += len(data)
+    return Tree(tree.mode, tree.nodes, Blob(digest.hexdigest(), size))

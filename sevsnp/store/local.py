@@ -1,0 +1,302 @@
+"""The artefact cache on this machine: entries by key, and the blobs that they are made of by digest.
+
+    entries/KEY           what an artefact consists of (sevsnp.store.entries); its time is that of its last use
+    blobs/AB/ABCDEF…      content, read-only, with holes
+    locks/                one for the whole, one for each key that is being made
+
+A blob is written beside its place, checked and renamed, an entry after its blobs: whatever is interrupted leaves
+nothing that could be taken for whole. A blob that is no longer what its name says is removed, and made again.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.files import CHUNK, scratch_directory, sha256_file
+from sevsnp.store.copying import copy_file
+from sevsnp.store.digests import Index
+from sevsnp.store.entries import Blob, Directory, Entry, EntryError, File, Link, Tree
+from sevsnp.store.locks import locked, locked_if_free
+
+# Outputs that not everybody may read are somebody's secret.
+_PUBLIC = 0o044
+
+
+class DamagedError(Exception):
+    """A blob or an entry that is not there, or not what it should be."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the cache holds: the number of entries and blobs, and the bytes that these take on disk."""
+
+    entries: int
+    blobs: int
+    size: int
+
+
+class LocalStore:
+    """The cache below ``directory``; ``index`` remembers digests."""
+
+    def __init__(self, directory: Path, index: Index) -> None:
+        self.directory = directory
+        self._index = index
+        self._entries, self._blobs, self._locks = (directory / name for name in ("entries", "blobs", "locks"))
+        self._check_private()
+
+    def _check_private(self) -> None:
+        """What others can write to, they could poison: the digests in an entry are only as good as the entry."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            status = self.directory.stat()
+        except OSError as error:
+            raise UserError(
+                f"{self.directory}: the artefact cache cannot be made: {error.strerror}",
+                "set SEVSNP_CACHE, or CACHE=off to do without",
+            ) from error
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise UserError(
+                f"{self.directory}: found a directory of user {status.st_uid} with mode "
+                f"{stat.S_IMODE(status.st_mode):04o}, expected one that only you can write to",
+                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without",
+            )
+
+    # The locks. Whoever reads or adds holds the whole one shared; who removes holds it alone.
+
+    def making(self, key: str, waiting: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """Be the only one who makes ``key``, in all processes on this cache."""
+        return locked(self._locks / key, waiting=waiting)
+
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is removed meanwhile."""
+        return locked(self._locks / "all", shared=True)
+
+    # Entries.
+
+    def entry(self, key: str) -> Entry | None:
+        """What was stored under ``key``; None where there is nothing, or what is there is no entry."""
+        path = self._entries / key
+        try:
+            entry = Entry.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except EntryError:
+            path.unlink(missing_ok=True)
+            return None
+        if entry.key != key:
+            path.unlink(missing_ok=True)
+            return None
+        os.utime(path)
+        return entry
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry whose blobs are all here."""
+        self._entries.mkdir(parents=True, exist_ok=True)
+        with scratch_directory(self._entries / entry.key) as scratch:
+            new = scratch / "entry"
+            new.write_bytes(entry.to_bytes())
+            new.replace(self._entries / entry.key)
+
+    def drop(self, key: str) -> None:
+        (self._entries / key).unlink(missing_ok=True)
+
+    # Blobs.
+
+    def blob_path(self, blob: Blob) -> Path:
+        return self._blobs / blob.sha256[:2] / blob.sha256
+
+    def has(self, blob: Blob) -> bool:
+        """Whether a blob is here and whole; one that is damaged is removed."""
+        try:
+            self.check(blob)
+        except DamagedError:
+            return False
+        return True
+
+    def check(self, blob: Blob, *, thorough: bool = False) -> Path:
+        """The path of a whole blob. Raises :class:`DamagedError` for a damaged one, which it removes.
+
+        ``thorough`` reads all of it; else what the file system says has not changed since is not read again.
+        """
+        path = self.blob_path(blob)
+        try:
+            found = sha256_file(path) if thorough else self._index.file(path)
+        except OSError as error:
+            raise DamagedError(f"{path}: {error.strerror}") from None
+        if found != blob.sha256:
+            path.unlink(missing_ok=True)
+            raise DamagedError(f"{path}: found SHA-256 {found}, so it was removed")
+        return path
+
+    @contextlib.contextmanager
+    def new_blob(self, blob: Blob) -> Iterator[Path]:
+        """A path to write a blob's content to; it becomes the blob if it is what it should be."""
+        path = self.blob_path(blob)
+        with scratch_directory(path) as scratch:
+            new = scratch / "blob"
+            yield new
+            found = sha256_file(new)
+            if found != blob.sha256:
+                raise DamagedError(f"blob {blob.sha256}: found SHA-256 {found}")
+            self._place(new, blob)
+
+    def _place(self, new: Path, blob: Blob) -> None:
+        new.chmod(0o444)
+        new.replace(self.blob_path(blob))
+        self._index.note(self.blob_path(blob), blob.sha256)
+
+    # Artefacts.
+
+    def keep(self, entry: Entry, outputs: Mapping[str, Path]) -> bool:
+        """Copy the outputs into the cache. False, and nothing is kept, where one of them is not for everybody."""
+        if any(path.lstat().st_mode & _PUBLIC != _PUBLIC for path in outputs.values()):
+            return False
+        for name, made in entry.outputs.items():
+            if isinstance(made, File):
+                self._keep_file(made.blob, outputs[name])
+            else:
+                self._keep_tree(made, outputs[name])
+        self.add(entry)
+        return True
+
+    def _keep_file(self, blob: Blob, path: Path) -> None:
+        """Copy what was just hashed, in a scratch directory that nobody else writes to: once is enough."""
+        if not self.has(blob):
+            with scratch_directory(self.blob_path(blob)) as scratch:
+                copy_file(path, scratch / "blob", 0o444)
+                self._place(scratch / "blob", blob)
+
+    def _keep_tree(self, tree: Tree, root: Path) -> None:
+        packed = tree.packed()
+        for name, node in tree.nodes.items():
+            if isinstance(node, File) and name not in packed:
+                self._keep_file(node.blob, root / name)
+        if not self.has(tree.pack):
+            with self.new_blob(tree.pack) as new, new.open("wb") as pack:
+                for name in packed:
+                    with (root / name).open("rb") as stream:
+                        shutil.copyfileobj(stream, pack, CHUNK)
+
+    def restore(self, entry: Entry, name: str, target: Path) -> None:
+        """Make output ``name`` of an entry at ``target``, which must not exist. Raises :class:`DamagedError`."""
+        made = entry.outputs[name]
+        if isinstance(made, File):
+            self._restore_file(made, target)
+        else:
+            self._restore_tree(made, target)
+
+    def _restore_file(self, file: File, target: Path) -> None:
+        copy_file(self.check(file.blob), target, file.mode)
+        if target.stat().st_size != file.blob.size:
+            raise DamagedError(f"{self.blob_path(file.blob)}: changed while it was copied")
+
+    def _restore_tree(self, tree: Tree, target: Path) -> None:
+        packed = tree.packed()
+        target.mkdir(mode=0o700)
+        with self.check(tree.pack).open("rb") as pack:
+            for name, node in tree.nodes.items():
+                place = target / name
+                if isinstance(node, Directory):
+                    place.mkdir(mode=0o700)
+                elif isinstance(node, Link):
+                    place.symlink_to(node.target)
+                elif name in packed:
+                    data = pack.read(node.blob.size)
+                    if hashlib.sha256(data).hexdigest() != node.blob.sha256:
+                        raise DamagedError(f"pack {tree.pack.sha256}: {name} is not what its listing says")
+                    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, node.mode)
+                    with os.fdopen(descriptor, "wb") as stream:
+                        stream.write(data)
+                    place.chmod(node.mode)
+                else:
+                    self._restore_file(node, place)
+        # Last, and the deepest first: a directory need not be writable for its owner.
+        for name, node in reversed(list(tree.nodes.items())):
+            if isinstance(node, Directory):
+                (target / name).chmod(node.mode)
+        target.chmod(tree.mode)
+
+    # Upkeep.
+
+    def usage(self) -> Usage:
+        """How much is kept now."""
+        blobs = [status for _, status in self._listed_blobs()]
+        return Usage(len(self._listed_entries()), len(blobs), sum(status.st_blocks * 512 for status in blobs))
+
+    def prune(self, limit: int) -> Usage | None:
+        """Remove the entries that were not used for the longest time until the rest fits into ``limit`` bytes.
+
+        Also what belongs to no entry. Returns what was removed, or None where somebody uses the cache right now.
+        """
+        with locked_if_free(self._locks / "all") as alone:
+            if not alone:
+                return None
+            sizes = {path.name: status.st_blocks * 512 for path, status in self._listed_blobs()}
+            before = self.usage()
+            kept: set[str] = set()
+            total = 0
+            full = False
+            for path in reversed(self._listed_entries()):
+                try:
+                    needed = {blob.sha256 for blob in Entry.from_bytes(path.read_bytes()).blobs()}
+                except EntryError:
+                    needed, full_entry = set(), True
+                else:
+                    total += sum(sizes.get(name, 0) for name in needed - kept)
+                    full_entry = full = full or total > limit
+                if full_entry:
+                    path.unlink(missing_ok=True)
+                else:
+                    kept |= needed
+            for path, _ in self._listed_blobs():
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+            for path in self._locks.iterdir():
+                if path.name != "all":
+                    with locked_if_free(path) as free:
+                        if free:
+                            path.unlink(missing_ok=True)
+            after = self.usage()
+            return Usage(before.entries - after.entries, before.blobs - after.blobs, before.size - after.size)
+
+    def verify(self) -> list[str]:
+        """Read every blob again; what is damaged or incomplete is removed and said, a line each."""
+        said = []
+        bad: set[str] = set()
+        for path, status in self._listed_blobs():
+            try:
+                self.check(Blob(path.name, status.st_size), thorough=True)
+            except (DamagedError, EntryError) as error:
+                said.append(str(error))
+                bad.add(path.name)
+                path.unlink(missing_ok=True)
+        there = {path.name for path, _ in self._listed_blobs()}
+        for path in self._listed_entries():
+            try:
+                lacking = {blob.sha256 for blob in Entry.from_bytes(path.read_bytes()).blobs()} - there
+            except EntryError as error:
+                said.append(f"{path}: {error}, so it was removed")
+                path.unlink(missing_ok=True)
+                continue
+            if lacking:
+                said += [] if lacking & bad else [f"{path}: lacks blob {min(lacking)}, so it was removed"]
+                path.unlink(missing_ok=True)
+        return said
+
+    def _listed_entries(self) -> list[Path]:
+        """The entries, that with the oldest use first."""
+        if not self._entries.is_dir():
+            return []
+        found = [(path.stat().st_mtime_ns, path) for path in self._entries.iterdir() if not path.name.startswith(".")]
+        return [path for _, path in sorted(found)]
+
+    def _listed_blobs(self) -> list[tuple[Path, os.stat_result]]:
+        if not self._blobs.is_dir():
+            return []
+        return [(path, path.stat()) for path in sorted(self._blobs.glob("*/*")) if not path.name.startswith(".")]

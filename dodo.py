@@ -2,18 +2,20 @@
 
 import os
 
+from sevsnp.doit_commands import adopt
 from sevsnp.reporter import Reporter
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
-from tasks import cache, docs, e2e, guest, initramfs, packages, setup, tools, verity
+from tasks import bench, cache, docs, e2e, guest, initramfs, packages, release, setup, tools, verity
 from tasks.project import end_cleanly
 
 # What is built must not depend on who builds it.
 os.umask(0o022)
 end_cleanly()
 forgive()
+adopt()
 
-for _module in (setup, packages, initramfs, guest, verity, tools, e2e, cache, docs):
+for _module in (setup, packages, initramfs, guest, verity, tools, e2e, release, bench, cache, docs):
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
 
 DOIT_CONFIG = {

@@ -20,6 +20,7 @@ from typing import cast
 
 from plumbum.machines.local import LocalMachine
 
+from sevsnp import progress
 from sevsnp.errors import UserError
 
 # A command that hangs must not hang the build; what legitimately takes longer says so.
@@ -110,7 +111,7 @@ def run_attached(
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()  # what was printed before must come out before what the child prints
-    with _started(words, hint, env=environment({**terminal, **(env or {})}), cwd=cwd) as process:
+    with progress.paused(), _started(words, hint, env=environment({**terminal, **(env or {})}), cwd=cwd) as process:
         try:
             return process.wait()
         except BaseException as error:
@@ -149,6 +150,8 @@ def _started(
         if "/" in words[0] and Path(words[0]).is_file():
             raise UserError(f"{words[0]}: not executable", hint)
         raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
+    if start_new_session:
+        _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
     try:
         # Absolute, or a relative path would be looked for under cwd.
         started = _BARE[str(Path(program).absolute())].popen(

@@ -60,6 +60,10 @@ DEPENDENCIES: tuple[Dependency, ...] = (
 )
 
 
+# Only for who draws the pipeline anew.
+GRAPHVIZ = Dependency("graphviz", "lays out the picture of the pipeline", _has("dot"))
+
+
 def missing() -> list[Dependency]:
     """The packages that this user needs on this machine and that are not there."""
     return [dependency for dependency in DEPENDENCIES if dependency.needed() and not dependency.present()]
@@ -70,9 +74,9 @@ def install_command(packages: Sequence[str]) -> list[str]:
     return ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
 
 
-def install_dependencies() -> None:
+def install_dependencies(also: Sequence[Dependency] = ()) -> None:
     """Say what is missing and why, ask where somebody can answer, and install it as root or through sudo."""
-    wanted = missing()
+    wanted = [*missing(), *(one for one in also if not one.present())]
     if not wanted:
         print("install_dependencies: nothing is missing")
         return
@@ -87,7 +91,7 @@ def install_dependencies() -> None:
     if terminal and not _agreed(shlex.join([*as_root, *install_command(packages)])):
         raise UserError(f"not installed: {', '.join(packages)}", by_hand)
     _install(packages, as_root, by_hand)
-    if still := [dependency.package for dependency in missing()]:
+    if still := [dependency.package for dependency in wanted if not dependency.present()]:
         raise UserError(f"installed, and still not there: {', '.join(still)}", by_hand)
     print(f"install_dependencies: installed {', '.join(packages)}")
 

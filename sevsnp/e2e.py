@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sevsnp import progress
 from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.client import NONCE_SIZE, ask
 from sevsnp.command import environment, run
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.owner import attest, attest_guest
-from sevsnp.progress import Stages
-from sevsnp.reporter import timings
+from sevsnp.reporter import remarks, timings
+from sevsnp.stages import Stages
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.run import config_of
@@ -28,6 +29,18 @@ from sevsnp.vm.run import config_of
 BOOT_SECONDS = 300.0
 _STOP_SECONDS = 120.0
 MARKER = "Booting dm-verity filesystem.."
+# Lines of the console in the order in which a boot writes them, and how far it is with each.
+_BOOT = (
+    ("Linux version", "the kernel"),
+    ("init: mode", "init"),
+    (MARKER, "the verified root"),
+    ("init: switching", "the guest's services"),
+)
+
+
+def boot_stage(console: str) -> str:
+    """How far a guest with this console log has booted: the firmware until there is more."""
+    return next((stage for line, stage in reversed(_BOOT) if line in console), "the firmware")
 
 
 def free_port() -> int:
@@ -61,16 +74,21 @@ def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subproce
         process.wait()
 
 
-def wait_for_evidence(process: "subprocess.Popen[bytes]", port: int, seconds: float) -> None:
+def wait_for_evidence(
+    process: "subprocess.Popen[bytes]", port: int, seconds: float, console: Path | None = None
+) -> None:
     """Until the guest's agent answers at the attestation port, or the guest is gone, or time is up.
 
-    A connection alone says nothing: QEMU's user network accepts it before the guest does.
+    A connection alone says nothing: QEMU's user network accepts it before the guest does. Progress is told by the log
+    ``console``.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
             raise UserError(f"the guest ended before it answered (exit code {process.returncode})\n{message}")
+        if console and console.exists():
+            progress.step(f"boot: {boot_stage(console.read_text(errors='replace'))}")
         try:
             ask("127.0.0.1", port, os.urandom(NONCE_SIZE), timeout=3)
             return
@@ -141,7 +159,7 @@ def e2e(
     results.unlink(missing_ok=True)
     stages = Stages()
     for name, seconds in timings.items():
-        stages.add(name, seconds, "built")
+        stages.add(name, seconds, remarks.get(name, "built"))
     name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
     config_path = config_of(directory, "verity", name)
     with tempfile.TemporaryDirectory(prefix="sevsnp-host-") as host:
@@ -175,8 +193,9 @@ def _verity(
     emulated_root = bundle / "state" / "ark.pem"
     with hosted(bundle, qemu, arguments) as process:
         with stages.stage("boot with measured boot") as shown:
-            wait_for_evidence(process, attest_port, BOOT_SECONDS)
-            log = (bundle / "state" / "serial.log").read_text(errors="replace")
+            console = bundle / "state" / "serial.log"
+            wait_for_evidence(process, attest_port, BOOT_SECONDS, console)
+            log = console.read_text(errors="replace")
             if MARKER not in log:
                 raise UserError(f"the console log lacks the line {MARKER!r}")
             shown.append("the firmware accepted kernel, initramfs and command line by hash")

@@ -8,12 +8,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 1 << 20
-_SECONDS_TO_LOCK = 1.0
 _in_use: set[Path] = set()
 
 
@@ -34,17 +32,28 @@ def scratch_directory(near: Path) -> Iterator[Path]:
     """
     near.parent.mkdir(parents=True, exist_ok=True)
     _sweep(near)
-    path = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
-    # Locked as long as this process lives, so that a directory whose maker is dead can be told.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    path, descriptor = _locked_directory(near)
     _in_use.add(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         # mkdtemp gives 0700 whatever the umask; what is built inside must not inherit either.
         yield path
     finally:
         remove_tree(path)
         _in_use.discard(path)
+        os.close(descriptor)
+
+
+def _locked_directory(near: Path) -> tuple[Path, int]:
+    """A new directory, locked as long as this process lives, so that one whose maker is dead can be told."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # taken for a dead one's before it was locked
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return path, descriptor
         os.close(descriptor)
 
 
@@ -58,9 +67,6 @@ def _remove_scratch() -> None:
 def _sweep(near: Path) -> None:
     for path in near.parent.glob(f".{glob.escape(near.name)}.????????"):
         with contextlib.suppress(OSError):
-            # A moment passes between the making of one and its locking.
-            if time.time() - path.stat().st_ctime < _SECONDS_TO_LOCK:
-                continue
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

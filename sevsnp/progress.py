@@ -1,45 +1,151 @@
-"""Progress for people: a line a stage while it runs, a table at the end; plain lines where there is no terminal."""
+"""What a task is doing now, said by library code that knows neither doit nor terminals.
 
-import time
+Nobody looks unless a reporter has set up a board; then the board reads, at its own pace, what is kept here. So a call
+costs next to nothing, nothing here starts a thread, and all of it may be called from any thread. A thread that library
+code starts belongs to no task of its own: what it reports goes through the :class:`Amount` that it was given.
+
+The build's recipes reach this module, so it stays small: how progress is drawn is in sevsnp.live, which none reaches.
+"""
+
+import contextlib
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Protocol
 
 
-@dataclass
-class Stages:
-    """The stages of a run: name, seconds, and what was shown by each."""
+class Amount:
+    """Bytes of one piece of work: ``done`` of ``total`` (0: not known). Call it with how many more are done."""
 
-    rows: list[tuple[str, float, str]] = field(default_factory=list)
+    def __init__(self, what: str, total: int = 0) -> None:
+        self.what, self.total = what, total
+        self._done = 0
+        self._lock = threading.Lock()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Time a stage; what the block appends to the list it gets is what the stage has shown."""
-        from rich.console import Console
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            self._done += count
 
-        console = Console()
-        console.print(f"[bold]▸[/bold] {name} …", highlight=False)
-        shown: list[str] = []
-        started = time.monotonic()
-        try:
-            yield shown
-        except BaseException:
-            console.print(f"[red]✗[/red] {name} after {time.monotonic() - started:.1f} s", highlight=False)
-            raise
-        seconds = time.monotonic() - started
-        self.rows.append((name, seconds, "; ".join(shown)))
-        console.print(f"[green]✓[/green] {name} ({seconds:.1f} s)", highlight=False)
+    def at(self, done: int, total: int) -> None:
+        """Say where the work stands, for who counts for himself."""
+        with self._lock:
+            self._done, self.total = done, total
 
-    def add(self, name: str, seconds: float, shown: str) -> None:
-        self.rows.append((name, seconds, shown))
+    @property
+    def done(self) -> int:
+        return self._done
 
-    def table(self, title: str) -> None:
-        """Print what was done, how long it took, and what was proven."""
-        from rich.console import Console
-        from rich.table import Table
+    @property
+    def complete(self) -> bool:
+        """All done, although the block that it belongs to goes on."""
+        return 0 < self.total <= self.done
 
-        table = Table("stage", "seconds", "proven", title=title)
-        table.columns[1].justify = "right"
-        for name, seconds, shown in self.rows:
-            table.add_row(name, f"{seconds:.1f}", shown)
-        Console().print(table)
+
+class _Growing(Amount):
+    """The allocated bytes of a file that somebody else writes: of a sparse one, what is really there."""
+
+    def __init__(self, path: Path, what: str, total: int) -> None:
+        super().__init__(what, total)
+        self._path = path
+
+    @property
+    def done(self) -> int:
+        with contextlib.suppress(OSError):
+            return self._path.stat().st_blocks * 512
+        return 0
+
+    @property
+    def complete(self) -> bool:
+        return False  # the total is a guess; the writer's end is the end
+
+
+class Board(Protocol):
+    """Who shows it: see sevsnp.live."""
+
+    def step(self, task: str, text: str) -> None: ...
+    def opened(self, task: str, amount: Amount) -> None: ...
+    def closed(self, task: str, amount: Amount) -> None: ...
+    def paused(self) -> AbstractContextManager[None]: ...
+
+
+_board: Board | None = None
+_task: ContextVar[str] = ContextVar("task", default="")
+_remarks: dict[str, str] = {}
+
+
+def show_on(board: Board | None) -> None:
+    """Tell ``board`` from now on; None tells nobody."""
+    global _board
+    _board = board
+
+
+def begin(name: str) -> None:
+    """From here on this thread works for the task ``name``; empty: for none."""
+    _task.set(name)
+
+
+@contextmanager
+def task(name: str) -> Iterator[None]:
+    """What is said inside, in this thread, is said of the task ``name``."""
+    token = _task.set(name)
+    try:
+        yield
+    finally:
+        _task.reset(token)
+
+
+def current() -> str:
+    """The task that this thread works for; empty where there is none."""
+    return _task.get()
+
+
+def step(text: str) -> None:
+    """What the task does now, in a few words; until the next step or the task's end."""
+    if _board:
+        _board.step(_task.get(), text)
+
+
+@contextmanager
+def amount(what: str, total: int = 0) -> Iterator[Amount]:
+    """A piece of work of ``total`` bytes (0: not known yet); call what it gives with each number of bytes done."""
+    with _opened(Amount(what, total)) as made:
+        yield made
+
+
+@contextmanager
+def growing(path: Path, total: int, what: str = "writing") -> Iterator[None]:
+    """While a child process writes ``path``: how much of ``total`` bytes (0: not known) its blocks take so far."""
+    with _opened(_Growing(path, what, total)):
+        yield
+
+
+@contextmanager
+def _opened(made: Amount) -> Iterator[Amount]:
+    board, name = _board, _task.get()
+    if board is None:
+        yield made
+        return
+    board.opened(name, made)
+    try:
+        yield made
+    finally:
+        board.closed(name, made)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """The terminal is somebody else's: a prompt's, or that of a program which writes to it by itself."""
+    with _board.paused() if _board else contextlib.nullcontext():
+        yield
+
+
+def remark(text: str) -> None:
+    """Words for the line that says that the task is done: how it came to that ("from the cache")."""
+    _remarks[_task.get()] = text
+
+
+def take_remark(name: str) -> str:
+    """The remark on the task ``name``, once; empty where there is none."""
+    return _remarks.pop(name, "")

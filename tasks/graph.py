@@ -28,6 +28,10 @@ def _listed(paths: Paths) -> list[Path]:
     return [paths] if isinstance(paths, Path) else list(paths)
 
 
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
 def call(function: str, /, **arguments: Any) -> Any:
     """Import and call ``module:function``; a user's error becomes doit's failure without a traceback."""
     module, _, name = function.partition(":")
@@ -91,6 +95,7 @@ def artefact(
     inputs: Mapping[str, Paths] | None = None,
     outputs: Mapping[str, Path] | None = None,
     trees: Mapping[str, tuple[Path, Iterable[str]]] | None = None,
+    directories: Mapping[str, Path] | None = None,
     params: Mapping[str, Any] | None = None,
     how: Mapping[str, Any] | None = None,
     watch: Iterable[Path] = (),
@@ -106,7 +111,7 @@ def artefact(
     not change what is made, only how (a mirror, a cache, a directory of tools). Outputs are given to it under
     temporary names beside their place and renamed when it has returned, so no target is ever half-written. ``trees``
     are directories, each with the files inside it that other tasks name (doit knows only files); ``ignored`` are names
-    at their top that are not part of them.
+    at their top that are not part of them. ``directories`` are inputs too, with all that is in them.
 
     The task runs again when an input's content, a parameter, the source of the function or of anything it imports, one
     of the host's ``programs`` or the version of one of the Python ``distributions`` changed; when a file in ``watch``
@@ -121,9 +126,10 @@ def artefact(
     made = Artefact(
         function,
         inputs={**{name: _listed(paths) for name, paths in inputs.items()}, "watch": watched},
+        directories=directories or {},
         outputs=places,
         params=dict(params),
-        given={**inputs, **params, **how},
+        given={**inputs, **(directories or {}), **params, **how},
         programs=tuple(programs),
         distributions=tuple(distributions),
         ignored=tuple(ignored),
@@ -131,7 +137,8 @@ def artefact(
     )
     return {
         "actions": [(make, [made])],
-        "file_dep": _flat([*inputs.values(), watched]),
+        # doit would not take a directory; what decides is the artefact's own key.
+        "file_dep": _flat([*inputs.values(), watched, *map(_files, (directories or {}).values())]),
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],

@@ -15,7 +15,6 @@ from tasks.project import (
     keys,
     run_options,
     settings,
-    sources,
 )  # fmt: skip
 
 PACKAGES = GUEST / "packages.tar"
@@ -62,8 +61,7 @@ def task__guest_rootfs() -> Task:
     return artefact(
         "sevsnp.images.guest:make_guest_rootfs",
         inputs={"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public},
-        how={"files": FILES},
-        watch=sources(str(FILES)),
+        directories={"files": FILES},
         outputs={"output": ROOTFS},
     )
 

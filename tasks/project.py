@@ -54,15 +54,6 @@ def checked(function: Callable[..., Result], *arguments: Any) -> Result:
         raise InvalidDodoFile(str(error)) from None
 
 
-def sources(directory: str) -> list[Path]:
-    """The files below a source directory, as inputs; editors' and Python's leavings are not among them."""
-    return sorted(
-        path
-        for path in Path(directory).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(("~", ".pyc", ".swp"))
-    )
-
-
 def keys() -> Keys:
     """The paths of the user's keys; the task _keys makes them."""
     return Keys.of(settings().config_dir())

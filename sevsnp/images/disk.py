@@ -152,11 +152,12 @@ def make_disk(
     mcopy and qemu-img in ``tools``, and the size of the tree as temporary space beside ``output``.
     """
     if root_size is None:
-        root_size = ext4_size(usage(read_tar(rootfs)), spare=2048 * MIB, journal=64 * MIB)
+        entries = read_tar(rootfs).values()
+        root_size = ext4_size(usage(entries), spare=2048 * MIB, journal=64 * MIB)
     with scratch_directory(output) as scratch:
         esp, root, raw = scratch / "esp.img", scratch / "root.img", scratch / "disk.raw"
         make_esp(esp, loader=loader, kernel=kernel, initramfs=initramfs, cmdline=cmdline, tools=tools, epoch=epoch)
-        make_ext4(rootfs, root, tools=tools, label="root", size=root_size, journal=True, epoch=epoch)
+        make_ext4(rootfs, root, tools=tools, size=root_size, journal=True, epoch=epoch, entries=entries)
         write_disk(
             raw,
             [

@@ -6,9 +6,11 @@ tar it has only what the tar says.
 
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sevsnp import progress
 from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.images.rootfs import EPOCH
@@ -56,12 +58,12 @@ class Usage:
     inodes: int
 
 
-def usage(entries: dict[str, Entry]) -> Usage:
+def usage(entries: Iterable[Entry]) -> Usage:
     """Count the blocks and inodes that the tree needs in ext4."""
     blocks = inodes = 0
     seen: set[tuple[str, int]] = set()
     names: dict[str, int] = {}
-    for entry in entries.values():
+    for entry in entries:
         parent = entry.name.rpartition("/")[0]
         names[parent] = names.get(parent, 0) + 12 + len(entry.name) - len(parent)
         if entry.content is not None:
@@ -93,15 +95,16 @@ def make_ext4(
     size: int | None = None,
     journal: bool = False,
     epoch: int = EPOCH,
+    entries: Iterable[Entry] | None = None,
 ) -> None:
     """Write the tree in ``tar`` as an ext4 image and check it with e2fsck.
 
-    ``size`` in bytes, a multiple of 4,096; without one what the tree needs and 16 MiB more. No journal by default: a
-    root that is only read has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck.
-    Raises UserError for a size into which the tree does not fit.
+    ``entries`` are those of the tar, from who knows them already. ``size`` in bytes, a multiple of 4,096; without one
+    what the tree needs and 16 MiB more. No journal by default: a root that is only read has no use for one. ``tools``
+    is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises UserError for a size into which the tree does not
+    fit.
     """
-    entries = read_tar(tar)
-    need = usage(entries)
+    need = usage(read_tar(tar).values() if entries is None else entries)
     if size is None:
         size = ext4_size(need, journal=64 * MIB if journal else 0)
     least = need.blocks * BLOCK_SIZE + need.inodes * INODE_SIZE
@@ -118,33 +121,35 @@ def make_ext4(
     with image.open("wb") as stream:
         stream.truncate(size)
     try:
-        run(
-            [
-                tools / "mke2fs",
-                *("-q", "-F"),
-                *("-t", "ext4"),
-                *("-b", str(BLOCK_SIZE)),
-                *("-I", str(INODE_SIZE)),
-                *("-N", str(inodes)),
-                *("-m", "0"),
-                *("-L", label),
-                *("-U", identity),
-                *("-O", ",".join(("none", *FEATURES, *(("has_journal",) if journal else ())))),
-                *("-E", f"hash_seed={identity},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"),
-                *("-d", tar),
-                image,
-            ],
-            env={
-                "SOURCE_DATE_EPOCH": str(epoch),
-                "E2FSPROGS_FAKE_TIME": str(epoch),
-                # The host's /etc/mke2fs.conf must not have a say.
-                "MKE2FS_CONFIG": "/dev/null",
-            },
-        )
+        with progress.growing(image, need.blocks * BLOCK_SIZE, "mke2fs"):
+            run(
+                [
+                    tools / "mke2fs",
+                    *("-q", "-F"),
+                    *("-t", "ext4"),
+                    *("-b", str(BLOCK_SIZE)),
+                    *("-I", str(INODE_SIZE)),
+                    *("-N", str(inodes)),
+                    *("-m", "0"),
+                    *("-L", label),
+                    *("-U", identity),
+                    *("-O", ",".join(("none", *FEATURES, *(("has_journal",) if journal else ())))),
+                    *("-E", f"hash_seed={identity},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"),
+                    *("-d", tar),
+                    image,
+                ],
+                env={
+                    "SOURCE_DATE_EPOCH": str(epoch),
+                    "E2FSPROGS_FAKE_TIME": str(epoch),
+                    # The host's /etc/mke2fs.conf must not have a say.
+                    "MKE2FS_CONFIG": "/dev/null",
+                },
+            )
     except UserError as error:
         if re.search(r"Could not allocate|No space left|no free space|too small", error.message, re.IGNORECASE):
             raise UserError(f"{image.name}: size {size} bytes, too few for the files of {tar.name}") from error
         raise
+    progress.step("checking")
     check_ext4(image, tools=tools)
 
 
@@ -156,22 +161,24 @@ def check_ext4(image: Path, *, tools: Path) -> None:
 def make_erofs(tar: Path, image: Path, *, tools: Path, label: str = "root", epoch: int = EPOCH) -> None:
     """Write the tree in ``tar`` as a compressed, read-only EROFS image and check it with fsck.erofs."""
     image.unlink(missing_ok=True)
-    run(
-        [
-            tools / "mkfs.erofs",
-            "--quiet",
-            "--tar=f",
-            *("-b", str(BLOCK_SIZE)),
-            # lz4: what every kernel with EROFS can read, and the fastest to read.
-            *("-z", "lz4hc,level=9"),
-            *("-L", label),
-            *("-U", fixed_uuid(f"erofs:{label}")),
-            *("-T", str(epoch)),
-            "--mkfs-time",
-            # The order in which threads finish would be the order on disk.
-            "--workers=1",
-            image,
-            tar,
-        ],
-    )
+    with progress.growing(image, 0, "mkfs.erofs"):
+        run(
+            [
+                tools / "mkfs.erofs",
+                "--quiet",
+                "--tar=f",
+                *("-b", str(BLOCK_SIZE)),
+                # lz4: what every kernel with EROFS can read, and the fastest to read.
+                *("-z", "lz4hc,level=9"),
+                *("-L", label),
+                *("-U", fixed_uuid(f"erofs:{label}")),
+                *("-T", str(epoch)),
+                "--mkfs-time",
+                # The order in which threads finish would be the order on disk.
+                "--workers=1",
+                image,
+                tar,
+            ],
+        )
+    progress.step("checking")
     run([tools / "fsck.erofs", image], hint=f"{image.name} was just made: is the disk full or failing?")

@@ -10,12 +10,12 @@ import os
 import pwd
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp import progress
+from sevsnp.command import run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
@@ -174,14 +174,15 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
     packages = read_packages(files)
     mode = namespace_mode()
     # Not beside the output: the namespace's root must be able to pass through every directory above.
-    scratch = Path(tempfile.mkdtemp(prefix="guest-packages."))
-    try:
+    with temporary_directory("guest-packages.") as scratch:
         scratch.chmod(0o755)
         repository, raw = scratch / "repository", scratch / "root.tar"
         repository.mkdir()
         repository.chmod(0o755)
         write_repository(packages, repository)
+        progress.step(f"installing {len(packages)} packages")
         _install(packages, repository, raw, mode, epoch)
+        progress.step("tidying up")
 
         def settled(entries: Iterable[Entry]) -> Iterator[Entry]:
             # Only files have a time from their package; directories and links have that of the build or of a rename.
@@ -190,8 +191,6 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         layer = Layer.from_tar(raw)
         clean = Layer("cleaned", [text_entry(name, b"", mtime=epoch) for name in EMPTIED], remove=REMOVED + EMPTIED)
         make_rootfs([layer, clean], output, epoch=epoch, filters=[settled])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:

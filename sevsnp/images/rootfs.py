@@ -114,15 +114,17 @@ def make_rootfs(
     epoch: int = EPOCH,
     filters: Sequence[Filter] = (),
     ignore_attributes: Collection[str] = (),
-) -> None:
-    """Join ``layers`` into the tar ``output``: sorted, owners as numbers, times at most ``epoch``.
+) -> list[Entry]:
+    """Join ``layers`` into the tar ``output``: sorted, owners as numbers, times at most ``epoch``; what is in it.
 
     ``filters`` see the merged entries in order and may drop or replace them; attributes are checked after them.
     """
     entries: Iterable[Entry] = merge(layers).values()
     for each in filters:
         entries = each(entries)
-    write_tar(check_attributes(entries, ignore_attributes), output, epoch=epoch)
+    written = list(check_attributes(entries, ignore_attributes))
+    write_tar(written, output, epoch=epoch)
+    return written
 
 
 def text_entry(

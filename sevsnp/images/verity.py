@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sevsnp import progress
 from sevsnp.command import run
 from sevsnp.errors import UserError
 
@@ -73,12 +74,15 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
         raise UserError(f"verity salt {salt!r}: expected 64 lower-case hex digits")
     hash_tree.unlink(missing_ok=True)
     options = _options(salt, size // BLOCK_SIZE)
-    output = run([tools / "veritysetup", "format", *options, image, hash_tree]).decode()
+    # A block of digests for each 128 blocks, and the levels above.
+    with progress.growing(hash_tree, size // 127, "hashing"):
+        output = run([tools / "veritysetup", "format", *options, image, hash_tree]).decode()
     match = re.search(r"^Root hash:\s*([0-9a-f]{64})$", output, re.MULTILINE)
     if not match:
         raise UserError(f"veritysetup format printed no root hash for {image}: {output.strip()[-500:]}")
     hash_tree.chmod(0o644)  # veritysetup makes it for its user only, and it is as public as the image
     parameters = VerityParameters(data_blocks=size // BLOCK_SIZE, root_hash=match[1], salt=salt)
+    progress.step("checking")
     verify(image, hash_tree, parameters, tools=tools)
     root_hash.write_text(f"{parameters.root_hash}\n")
     return parameters

@@ -44,11 +44,13 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
         yield from (seen[name] for name in sorted(seen))
 
     try:
-        make_rootfs([Layer.from_tar(rootfs)], cleaned, filters=[identity, bootable])
+        entries = make_rootfs([Layer.from_tar(rootfs)], cleaned, filters=[identity, bootable])
         for line in summary(identity.removed):
             print(f"  {line}")
-        make = {"ext4": make_ext4, "erofs": make_erofs}[filesystem]
-        make(cleaned, output, tools=tools.resolve())
+        if filesystem == "ext4":
+            make_ext4(cleaned, output, tools=tools.resolve(), entries=entries)
+        else:
+            make_erofs(cleaned, output, tools=tools.resolve())
     finally:
         cleaned.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ It is copied from the cache where the same was made before, and made where not.
 import errno
 import hashlib
 import importlib
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.files import scratch_directory
 from sevsnp.store import session
@@ -35,6 +37,7 @@ class Artefact:
 
     function: str
     inputs: Mapping[str, Sequence[Path]]
+    directories: Mapping[str, Path]
     outputs: Mapping[str, Path]
     params: Mapping[str, Any]
     given: Mapping[str, Any]
@@ -60,8 +63,9 @@ class Artefact:
         tools = {name: _program(name) for name in self.programs}
         tools.update({f"python:{name}": _distribution(name) for name in self.distributions})
         places = {name: _portable(path) for name, path in self.outputs.items()}
+        sources = {name: _listing(path) for name, path in sorted(self.directories.items())}
         documents = {
-            "inputs": files,
+            "inputs": [files, sources],
             "parameters": [dict(self.params), places],
             "recipe": [SCHEMA, self.function, recipe_digest(self.function.partition(":")[0])],
             "tools": tools,
@@ -147,7 +151,8 @@ class Artefact:
         with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
             try:
                 for name in lacking:
-                    store.local.restore(entry, name, scratch[name])
+                    with progress.growing(scratch[name], _size(entry.outputs[name]), "copying from the cache"):
+                        store.local.restore(entry, name, scratch[name])
             except DamagedError as error:
                 store.local.drop(entry.key)
                 say(f"damaged in the artefact cache: {error}")
@@ -222,6 +227,10 @@ def _read(path: Path) -> File | Tree:
     return File(Blob(sha256_file(path), status.st_size), stat.S_IMODE(status.st_mode) & MODES)
 
 
+def _size(made: File | Tree) -> int:
+    return made.blob.size if isinstance(made, File) else 0
+
+
 def _shown(made: File | Tree) -> str:
     return made.sha256 if isinstance(made, Tree) else f"{made.blob.sha256} {made.mode:o}"
 
@@ -245,6 +254,21 @@ def _portable(path: Path) -> str:
         return path.as_posix()
     here = Path.cwd()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
+def _listing(directory: Path) -> list[list[str]]:
+    """What is in a directory of sources: names, links, content, and who may be executed; nothing that umask decides."""
+    index = session.index()
+    found = []
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            found.append([name, "link", os.fspath(path.readlink())])
+        elif path.is_dir():
+            found.append([name, "directory"])
+        else:
+            found.append([name, "program" if path.stat().st_mode & 0o100 else "file", index.file(path)])
+    return found
 
 
 def _program(name: str) -> str:

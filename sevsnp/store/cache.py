@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.store.entries import Entry, EntryError
 from sevsnp.store.local import DamagedError, LocalStore
@@ -57,6 +58,7 @@ class Cache:
         try:
             with self.local.in_use():
                 blobs = [(blob, self.local.check(blob)) for blob in entry.blobs()]
+                progress.step("pushing to the shared cache")
                 self._shared.push(entry.key, entry.to_bytes(), blobs)
         except (Unavailable, Tampered, DamagedError, OSError) as error:
             self._give_up(error, note)
@@ -84,7 +86,7 @@ class Cache:
                 raise EntryError("stored under another key")
             for blob in entry.blobs():
                 if not self.local.has(blob):
-                    with self.local.new_blob(blob) as new:
+                    with self.local.new_blob(blob) as new, progress.growing(new, blob.size, "pulling"):
                         self._shared.fetch(blob, new)
             self.local.add(entry)
             return entry

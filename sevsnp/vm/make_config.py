@@ -6,10 +6,10 @@ from typing import Any, cast
 
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.images.verity import BLOCK_SIZE, VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
 from sevsnp.settings import parse_tcb
+from sevsnp.store import session
 from sevsnp.vm.cmdline import build_cmdline, verity_words
 from sevsnp.vm.config import Disk, File, Launch, PlatformName, Product, Reference, Tcb, VmConfig, render_vm_config
 
@@ -69,11 +69,13 @@ def make_vm_config(
     (DER): it tells one owner's guests from another's.
     """
 
+    known = session.index()
+
     def file(path: Path) -> File:
-        return File(path.resolve(), sha256_file(path))
+        return File(path.resolve(), known.file(path))
 
     def disk(role: str, path: Path) -> Disk:
-        return Disk(role, path.resolve(), path.stat().st_size, sha256_file(path))
+        return Disk(role, path.resolve(), path.stat().st_size, known.file(path))
 
     launch = Launch(
         workflow=workflow,

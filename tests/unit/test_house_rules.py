@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 LONGEST_MODULE = 400
 
 # Production code that must not know of the emulation, and the modules that may load it when a user asked for it.
-PRODUCTION = ("sevsnp/attestation", "sevsnp/vm", "sevsnp/images", "sevsnp/store", "sevsnp/packages")
+PRODUCTION = ("sevsnp/attestation", "sevsnp/vm", "sevsnp/images", "sevsnp/store", "sevsnp/packages", "sevsnp/release")
 WALLED_OFF = "sevsnp.emulation"
 # By a string, and only for what says that it is emulated: launching, the owner's choice by VM config, what a bundle is
 # made of, and the emulated verifier's wrapper.

@@ -1,0 +1,1 @@
+"""Benchmarks: what a build and a boot cost, as ratios measured in one run."""

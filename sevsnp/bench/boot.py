@@ -1,0 +1,216 @@
+"""What a boot costs: seconds to init, to the verified root and to ssh, and memory, by overlay and copy, small and large
+/var.
+
+All guests get the same memory and differ in two things: the words for /var on the measured command line, and the root.
+There are two roots, the guest's own and one with 1 MiB files of incompressible bytes more below /var; each is built
+once, by the functions that build every verified root.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.bench.chart import draw_boot, show_boot, summary
+from sevsnp.bench.guest import Login, boot_once
+from sevsnp.e2e import free_port
+from sevsnp.errors import UserError
+from sevsnp.files import sha256_file, write_atomic
+from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs
+from sevsnp.images.tar import Content, Entry, Kind
+from sevsnp.images.verity_root import make_verity_image, make_verity_tree
+from sevsnp.stages import Stages
+from sevsnp.store.locks import locked_if_free
+from sevsnp.vm.config import Disk, File, VmConfig, read_vm_config, render_vm_config
+from sevsnp.vm.make_config import make_verity_cmdline
+from sevsnp.vm.platforms import Platform, choose
+from sevsnp.vm.qemu import RunOptions, check_options
+from sevsnp.vm.run import config_of
+
+GIB = 1 << 30
+FILE_SIZE = 1 << 20
+_LABEL = "bench boot"
+
+
+@dataclass(frozen=True)
+class Root:
+    """A verified root: its file system (ext4 or erofs), image, hash tree, and the file with its root hash."""
+
+    filesystem: str
+    image: Path
+    hash_tree: Path
+    root_hash: Path
+
+
+def bench_boot(
+    *,
+    rootfs: Path,
+    filesystem: str,
+    tools: Path,
+    directory: Path,
+    qemu: Path,
+    platform: str,
+    answers: Path,
+    identity: Path,
+    user: str,
+    ssh_template: Path,
+    config_template: Path,
+    chart_template: Path,
+    results: Path,
+    chart: Path,
+    runs: int = 1,
+    large: int = 2 * GIB,
+    memory: int = 6 * GIB,
+) -> None:
+    """Boot four kinds of guests ``runs`` times each; write the numbers to ``results`` (JSON), and a ``chart`` (SVG).
+
+    ``rootfs`` is a root filesystem tar; the guests are otherwise those of the VM config in ``directory``. ``large``
+    bytes (rounded down to 1 MiB) are what the large /var has more, ``memory`` is each guest's. Several GB of temporary
+    files are made beside ``results`` and removed. Raises UserError for too little disk or memory, and for a guest
+    that ends or hangs on the way.
+    """
+    if runs < 1:
+        raise UserError(f"runs: found {runs}, expected at least 1")
+    if memory < 2 * large:
+        raise UserError(
+            f"memory: found {memory >> 20}M, expected {2 * large >> 20}M: the copy of /var, and room beside it"
+        )
+    work = results.parent / "boot.work"
+    with locked_if_free(results.parent / "boot.lock") as free:
+        if not free:
+            raise UserError(f"{results}: another doit measures here", "wait for it: two would measure each other")
+        # A killed run could not tidy up; the lock says that it is gone.
+        shutil.rmtree(work, ignore_errors=True)
+        check_space(results.parent, space_needed(rootfs.stat().st_size, large))
+        work.mkdir(parents=True)
+        try:
+            base = read_vm_config(config_of(directory, "verity", "snp"))
+            chosen = choose(platform, base.launch, qemu, answers)
+            base = read_vm_config(config_of(directory, "verity", chosen.name))
+            options = RunOptions(qemu, memory, free_port(), free_port(), work / "state", restricted=True)
+            check_options(options)
+            stages = Stages()
+            guests = {}
+            for size, more in (("small", 0), ("large", large)):
+                with stages.stage(f"make the root with the {size} /var"):
+                    root = _make_root(rootfs, more, filesystem, tools, work / size)
+                for writable in ("overlay", "copy"):
+                    there = work / f"{writable}-{size}"
+                    guests[writable, size] = _make_config(base, root, writable, 2 * large, config_template, there)
+            measured = _boot_all(stages, runs, chosen, guests, options, Login(identity, user, ssh_template))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    document = {
+        "platform": chosen.name,
+        "accelerator": chosen.accelerator,
+        "vcpus": base.launch.vcpus,
+        "host_cpus": len(os.sched_getaffinity(0)),
+        "memory": memory,
+        "filesystem": filesystem,
+        "large": large // FILE_SIZE * FILE_SIZE,
+        "runs": measured,
+        **summary(measured),
+    }
+    write_atomic(results, json.dumps(document, indent=2) + "\n")
+    draw_boot(document, chart_template, chart)
+    show_boot(document)
+
+
+def _boot_all(
+    stages: Stages,
+    runs: int,
+    chosen: Platform,
+    guests: Mapping[tuple[str, str], VmConfig],
+    options: RunOptions,
+    login: Login,
+) -> list[dict[str, Any]]:
+    """Boot every guest ``runs`` times, in turns, so that what else the machine does meets all of them alike."""
+    measured = []
+    for number in range(1, runs + 1):
+        for (writable, size), config in guests.items():
+            with stages.stage(f"boot: {writable}, {size} /var, {number} of {runs}"):
+                again = replace(options, ssh_port=free_port(), attest_port=free_port())
+                numbers = boot_once(chosen, config, again, login)
+            measured.append({"writable": writable, "size": size, "run": number, **numbers})
+    return measured
+
+
+def space_needed(rootfs: int, large: int) -> int:
+    """Bytes of disk at the worst moment: the small image, and the large one beside the two tars it is made from."""
+    return 2 * rootfs + (rootfs + large) * 33 // 10
+
+
+def check_space(directory: Path, need: int) -> None:
+    """Raises UserError unless the file system of ``directory`` has ``need`` bytes free for this user."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < need:
+        found = f"found {free / GIB:.1f} GiB free, expected {need / GIB:.1f} GiB for temporary files"
+        raise UserError(f"{directory}: {found}", f"see: df -h {directory}")
+
+
+def more_files(block: Path, total: int) -> Layer:
+    """``total`` bytes as files of 1 MiB in /var/lib/bench, each a copy of the 1 MiB in the file ``block``."""
+    return Layer(
+        "bench",
+        [
+            Entry(
+                f"var/lib/bench/{number:05}",
+                Kind.FILE,
+                0o644,
+                mtime=EPOCH,
+                content=Content(size=FILE_SIZE, inode=("bench", number), path=block),
+            )
+            for number in range(total // FILE_SIZE)
+        ],
+    )
+
+
+def _make_root(rootfs: Path, more: int, filesystem: str, tools: Path, work: Path) -> Root:
+    """Make the root of the tar ``rootfs`` with ``more`` bytes in /var, below the new directory ``work``."""
+    work.mkdir()
+    root = Root(filesystem, work / "root.img", work / "hash-tree.img", work / "roothash.txt")
+    tar = rootfs
+    if more:
+        tar, block = work / "files.tar", work / "block"
+        block.write_bytes(hashlib.shake_256(_LABEL.encode()).digest(FILE_SIZE))
+        make_rootfs([Layer.from_tar(rootfs), more_files(block, more)], tar)
+    make_verity_image(rootfs=tar, filesystem=filesystem, tools=tools, output=root.image)
+    if more:
+        tar.unlink()
+    make_verity_tree(image=root.image, label=_LABEL, tools=tools, hash_tree=root.hash_tree, root_hash=root.root_hash)
+    return root
+
+
+def _make_config(base: VmConfig, root: Root, writable: str, var: int, template: Path, work: Path) -> VmConfig:
+    """The VM config ``base`` with another root and another command line, and its own launch digest.
+
+    ``var`` is the size of the tmpfs under /var in bytes; 1 GiB at least, as the others are.
+    """
+    work.mkdir()
+    cmdline = work / "cmdline"
+    make_verity_cmdline(
+        image=root.image,
+        roothash=root.root_hash,
+        label=_LABEL,
+        rootfs=root.filesystem,
+        writable=writable,
+        tmpfs={"etc": GIB, "home": GIB, "var": max(var, GIB), "tmp": GIB},
+        acpi=base.require_reference().acpi,
+        platform=base.launch.platform,
+        output=cmdline,
+    )
+    disks = tuple(
+        Disk(role, path.resolve(), path.stat().st_size, sha256_file(path))
+        for role, path in (("verity-data", root.image), ("verity-hash", root.hash_tree))
+    )
+    launch = replace(base.launch, cmdline=File(cmdline.resolve(), sha256_file(cmdline)), disks=disks)
+    reference = replace(base.require_reference(), launch_digest=launch_digest_of(launch))
+    config = VmConfig((work / "vm-config.toml").resolve(), launch, reference)
+    config.source.write_text(render_vm_config(config, template))
+    return config

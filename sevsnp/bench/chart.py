@@ -1,0 +1,110 @@
+"""What the boot benchmark shows: medians and ratios, a table, and a chart that reads on light and dark pages."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sevsnp.files import write_atomic
+
+MIB = 1 << 20
+# Time and memory with a large /var, as a multiple of those with a small one.
+GOAL = 1.1
+# Widths in pixels of the longest bars; the template knows where they begin.
+TIME_WIDTH = 360
+MEMORY_WIDTH = 130
+
+
+def summary(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """``medians`` by "overlay small" and so on, ``ratios`` large ÷ small of time to ssh and memory, and the verdict."""
+    names = ("init", "root", "ssh", "used", "var_tmpfs", "var")
+    medians: dict[str, dict[str, float]] = {}
+    for writable in ("overlay", "copy"):
+        for size in ("small", "large"):
+            those = [run for run in measured if (run["writable"], run["size"]) == (writable, size)]
+            medians[f"{writable} {size}"] = {name: statistics.median(run[name] for run in those) for name in names}
+    ratios = {
+        writable: {
+            kind: round(medians[f"{writable} large"][name] / medians[f"{writable} small"][name], 3)
+            for kind, name in (("time", "ssh"), ("memory", "used"))
+        }
+        for writable in ("overlay", "copy")
+    }
+    return {"medians": medians, "ratios": ratios, "goal": GOAL, "met": max(ratios["overlay"].values()) <= GOAL}
+
+
+def show_boot(document: dict[str, Any]) -> None:
+    """Print the medians as a table, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    where = f"{document['platform']} ({document['accelerator']}), {document['vcpus']} vCPU"
+    table = Table("guest", "init", "root", "ssh", "memory", "/var", "its tmpfs", title=f"boot, {where}: seconds, MiB")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in document["medians"].items():
+        seconds = [f"{row[key]:.1f}" for key in ("init", "root", "ssh")]
+        table.add_row(name, *seconds, *(f"{row[key] / MIB:.0f}" for key in ("used", "var", "var_tmpfs")))
+    console = Console()
+    console.print(table)
+    for writable, ratio in document["ratios"].items():
+        console.print(f"{writable}: large ÷ small /var: time to ssh {ratio['time']:.2f}, memory {ratio['memory']:.2f}")
+    console.print(f"goal: overlay ratio ≤ {document['goal']}: {'met' if document['met'] else 'MISSED'}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar: its style class, where it begins and how wide it is (pixels), and what it says."""
+
+    style: str
+    x: float
+    width: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of guest: the three phases of its start, and its memory."""
+
+    name: str
+    phases: tuple[Part, ...]
+    seconds: float
+    memory: Part
+
+
+def boot_rows(medians: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """The rows of the boot chart, in scale with each other; times in seconds, memory in bytes."""
+    longest = max(row["ssh"] for row in medians.values())
+    most = max(row["used"] for row in medians.values())
+    rows = []
+    for name, row in medians.items():
+        times = (0.0, row["init"], row["root"], row["ssh"])
+        phases = tuple(
+            Part(
+                style,
+                start / longest * TIME_WIDTH,
+                (end - start) / longest * TIME_WIDTH,
+                f"{what}: {end - start:.1f} s",
+            )
+            for style, what, start, end in zip(
+                ("init", "root", "ssh"), ("to init", "to verified root", "to ssh"), times[:-1], times[1:], strict=True
+            )
+        )
+        memory = Part("memory", 0, row["used"] / most * MEMORY_WIDTH, f"{row['used'] / MIB:.0f} MiB")
+        writable, size = name.split()
+        rows.append(Row(f"{writable}, {size} /var", phases, row["ssh"], memory))
+    return rows
+
+
+def draw_boot(document: Mapping[str, Any], template: Path, output: Path) -> None:
+    """Draw what :func:`sevsnp.bench.boot.bench_boot` measured: seconds by phase, and memory, of each kind of guest."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    text = templates.get_template(template.name).render(
+        document=document, rows=boot_rows(document["medians"]), runs=max(run["run"] for run in document["runs"])
+    )
+    write_atomic(output, text + "\n")

@@ -1,0 +1,118 @@
+"""One boot of a guest, measured: when init starts, when the verified root is open, when its owner is in; and memory."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.attestation.client import NONCE_SIZE, ask
+from sevsnp.e2e import ssh, wait_for_login
+from sevsnp.errors import UserError
+from sevsnp.owner import attest_guest
+from sevsnp.vm.config import VmConfig
+from sevsnp.vm.platforms import Platform, running
+from sevsnp.vm.qemu import RunOptions
+
+# Under emulation a copy of 2 GiB takes a minute on an idle machine, and machines are not always idle.
+BOOT_SECONDS = 1800.0
+_POLL = 0.02
+# init's first line, and its last: the root is open, what shall be writable is, and systemd gets it.
+_MARKS = (("init", "init: mode "), ("root", "init: switching to the verified root"))
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who logs in to the guests: the private key, the user, and the template of the ssh configuration."""
+
+    identity: Path
+    user: str
+    template: Path
+
+
+def boot_once(chosen: Platform, config: VmConfig, options: RunOptions, login: Login) -> dict[str, float]:
+    """Boot a guest, log in through the attested channel, and end it.
+
+    Returns the seconds from QEMU's start to ``init``, ``root`` and ``ssh``, and bytes: ``total`` and ``available``
+    memory, ``used`` (the difference), ``var_tmpfs`` (what the tmpfs under /var holds) and ``var`` (what is in /var).
+    QEMU's start is when it begins to run the guest. Under emulation it waits before that until the software secure
+    processor has made its keys, which takes a random time: ``paused``.
+    """
+    shutil.rmtree(options.state, ignore_errors=True)
+    before = time.monotonic()
+    with running(chosen, config.launch, options) as process:
+        start = time.monotonic()
+        taken = {"paused": round(start - before, 3)}
+        deadline = start + BOOT_SECONDS
+        for name, line in _MARKS:
+            wait_for_line(process, options.serial_log, line, deadline)
+            taken[name] = round(time.monotonic() - start, 3)
+        _wait_for_agent(process, options, deadline)
+        attest_guest(
+            vm_config=config.source,
+            host="127.0.0.1", port=options.attest_port, ssh_port=options.ssh_port,
+            emulated_root=options.state / "ark.pem",
+            identity=login.identity, user=login.user, template=login.template, output=options.state,
+        )  # fmt: skip
+        wait_for_login(options.state / "ssh_config")
+        taken["ssh"] = round(time.monotonic() - start, 3)
+        return {**taken, **look_inside(options.state / "ssh_config", config)}
+
+
+def wait_for_line(process: "subprocess.Popen[bytes]", log: Path, line: str, deadline: float) -> None:
+    """Until the console's ``log`` has ``line``. Raises UserError when QEMU ends or ``deadline`` (monotonic) passes."""
+    while True:
+        ended = process.poll() is not None  # before reading: its last words count
+        text = log.read_text(errors="replace") if log.exists() else ""
+        if line in text:
+            return
+        if ended:
+            raise UserError(f"the guest ended before {line!r} (exit code {process.returncode})\n{text[-2000:]}")
+        if time.monotonic() > deadline:
+            raise UserError(f"no {line!r} on the console in {BOOT_SECONDS:.0f} s\n{text[-2000:]}")
+        time.sleep(_POLL)
+
+
+def _wait_for_agent(process: "subprocess.Popen[bytes]", options: RunOptions, deadline: float) -> None:
+    """Until the agent answers, noticed within 2 % of the time that took.
+
+    QEMU's user network takes a connection before the guest has an address and then leaves it hanging for seconds, so
+    the tries are short; they grow because a slow guest may need longer for its answer.
+    """
+    start = time.monotonic()
+    while True:
+        try:
+            ask("127.0.0.1", options.attest_port, os.urandom(NONCE_SIZE), timeout=0.4 + (time.monotonic() - start) / 60)
+            return
+        except UserError as error:
+            log = options.serial_log.read_text(errors="replace")[-2000:]
+            if process.poll() is not None:
+                raise UserError(f"the guest ended before it answered (exit code {process.returncode})\n{log}") from None
+            if time.monotonic() > deadline:
+                raise UserError(f"no evidence in {BOOT_SECONDS:.0f} s: {error.message}\n{log}") from None
+        time.sleep(_POLL)
+
+
+_LOOK = r"""
+systemctl is-system-running --wait >/dev/null
+sed -n 's/^MemTotal: *\([0-9]*\) kB$/total=\1/p; s/^MemAvailable: *\([0-9]*\) kB$/available=\1/p' /proc/meminfo
+echo "var_tmpfs=$(df --block-size=1K --output=used /var | tail -n 1 | tr -d ' ')"
+echo "var=$(sudo du --summarize --apparent-size --block-size=1K /var | cut -f 1)"
+echo "type=$(findmnt -no FSTYPE /var)"
+"""
+
+
+def look_inside(ssh_config: Path, config: VmConfig) -> dict[str, float]:
+    """Memory in a guest that has finished starting, in bytes; of an overlay, df shows the tmpfs that it writes to."""
+    found = dict(re.findall(r"^([a-z_]+)=(\w+)$", ssh(ssh_config, f"sh -c '{_quoted(_LOOK)}'", 600.0), re.MULTILINE))
+    wanted = "overlay" if "sevsnp.writable=overlay" in config.launch.cmdline.path.read_text().split() else "tmpfs"
+    if found.pop("type", None) != wanted or set(found) != {"total", "available", "var_tmpfs", "var"}:
+        raise UserError(f"in the guest: found {found} and not all of its memory, or /var is no {wanted}")
+    numbers = {name: int(value) * 1024 for name, value in found.items()}
+    return {**numbers, "used": numbers["total"] - numbers["available"]}
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "'\\''")

@@ -1,0 +1,1 @@
+"""What is given away: a manifest of what was built, its signature, and a list of what it was built from."""

@@ -1,0 +1,157 @@
+"""What a VM config launches and how it measures, for the usual numbers of vCPUs; from files already looked at."""
+
+import hashlib
+import io
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sevsnp.attestation.launch_digest import KernelHashes, hash_cmdline, launch_digest
+from sevsnp.errors import UserError
+from sevsnp.release.contents import Contents, Unfit
+from sevsnp.vm.cmdline import MAX_LENGTH, hardening_words
+from sevsnp.vm.config import Launch, VmConfig, parse_vm_config
+
+USUAL_VCPUS = (1, 2, 4, 8, 16, 32, 64)
+MAX_CONFIG = 1 << 20
+MAX_FIRMWARE = 64 << 20
+
+Files = Mapping[str, Mapping[str, Any]]
+
+
+def boots_with_acpi(vcpus: int, setting: str) -> bool | None:
+    """Whether a guest of ``vcpus`` has ACPI under the setting ACPI; None where the setup tasks refuse to make it."""
+    if setting == "off":
+        return False if vcpus == 1 else None
+    return setting == "on" or vcpus > 1
+
+
+def with_acpi(cmdline: str, acpi: bool) -> str:
+    """The command line that the same settings give with or without ACPI. Raises UserError for one that is not ours."""
+    words = cmdline.split(" ")
+    for present in (False, True):  # without ACPI there is one word more, so that is the longer beginning
+        first = [word.text for word in hardening_words(acpi=present)]
+        if words[: len(first)] == first:
+            return " ".join([*(word.text for word in hardening_words(acpi=acpi)), *words[len(first) :]])
+    raise UserError("its command line does not begin with the words that every measured guest has")
+
+
+def describe_launch(contents: Contents, files: Files, config: str, acpi: str) -> dict[str, Any]:
+    """What the VM config ``config`` launches, its reference values, and its digests for the usual vCPU counts.
+
+    ``files`` are artefacts by path as they were found; what the config names must be among them. ``acpi`` is the
+    setting ACPI. Only the config, the command line and the firmware are read again, and compared with ``files``.
+    More than one vCPU means another command line, so each entry names the SHA-256 of the one it is measured with.
+    Raises Unfit where the config and the files do not go together.
+    """
+    try:
+        text = contents.read(config, files[config]["sha256"], MAX_CONFIG).decode()
+        parsed = parse_vm_config(tomllib.loads(text), contents.root / config)
+        reference = parsed.require_reference()
+        launch = parsed.launch
+        names = _named_files(contents, files, launch)
+        firmware = _read(contents, files, names["firmware"], MAX_FIRMWARE)
+        line = _read(contents, files, names["cmdline"], MAX_LENGTH).decode("ascii")
+        digests = _digests(files, names, launch, firmware, line, acpi)
+    except UserError as error:
+        raise Unfit(error.message) from None
+    except ValueError as error:  # not UTF-8, not TOML, not ASCII
+        raise Unfit(str(error)) from None
+    own = next((item for item in digests if item["vcpus"] == launch.vcpus), None)
+    if own is None or own["cmdline_sha256"] != files[names["cmdline"]]["sha256"]:
+        raise Unfit(f"its command line is not the one that ACPI={acpi} gives {launch.vcpus} vCPUs: set it up again")
+    if own["launch_digest"] != reference.launch_digest.hex():
+        raise Unfit(f"says launch digest {reference.launch_digest.hex()}, its files give {own['launch_digest']}")
+    return {
+        "workflow": launch.workflow,
+        "platform": launch.platform,
+        # A digest of the emulated platform is no proof of anything, and no verifier of a real guest may accept it.
+        "production": launch.platform == "snp",
+        "settings": _settings(launch),
+        "acpi": acpi,
+        "cmdline": line,
+        "files": names,
+        "reference": _reference(parsed),
+        "digests": digests,
+    }
+
+
+def _named_files(contents: Contents, files: Files, launch: Launch) -> dict[str, str]:
+    """The files of a launch by what they are, each an artefact with the digest that the config gives it."""
+    names = {}
+    wanted = {what: getattr(launch, what) for what in ("firmware", "kernel", "initrd", "cmdline")}
+    for what, file in {**wanted, **{disk.role: disk for disk in launch.disks}}.items():
+        name = os.path.relpath(file.path, contents.root)
+        if name not in files:
+            raise Unfit(f"its {what}, {name}, is no artefact of the manifest")
+        if files[name].get("sha256") != file.sha256:
+            raise Unfit(f"its {what}, {name}, has SHA-256 {files[name].get('sha256')}, it says {file.sha256}")
+        names[what] = name
+    return names
+
+
+def _read(contents: Contents, files: Files, name: str, limit: int) -> bytes:
+    try:
+        return contents.read(name, files[name]["sha256"], limit)
+    except Unfit as error:
+        raise Unfit(f"{name}: {error}") from None
+
+
+def _digests(
+    files: Files, names: Mapping[str, str], launch: Launch, firmware: bytes, line: str, acpi: str
+) -> list[dict[str, Any]]:
+    found = []
+    for vcpus in sorted({*USUAL_VCPUS, launch.vcpus}):
+        present = boots_with_acpi(vcpus, acpi)
+        if present is None:
+            continue
+        cmdline = with_acpi(line, present).encode()
+        hashes = KernelHashes(
+            kernel=bytes.fromhex(files[names["kernel"]]["sha256"]),
+            initrd=bytes.fromhex(files[names["initrd"]]["sha256"]),
+            cmdline=hash_cmdline(cmdline),
+        )
+        digest = launch_digest(
+            io.BytesIO(firmware),
+            len(firmware),
+            hashes,
+            vcpus=vcpus,
+            vcpu_model=launch.vcpu_model,
+            guest_features=launch.guest_features,
+            name=names["firmware"],
+        )
+        found.append(
+            {
+                "vcpus": vcpus,
+                "acpi": present,
+                "cmdline_sha256": hashlib.sha256(cmdline).hexdigest(),
+                "launch_digest": digest.hex(),
+            }
+        )
+    return found
+
+
+def _settings(launch: Launch) -> dict[str, Any]:
+    return {
+        "product": launch.product,
+        "vcpus": launch.vcpus,
+        "vcpu_model": launch.vcpu_model,
+        "guest_policy": f"{launch.guest_policy:#x}",
+        "guest_features": f"{launch.guest_features:#x}",
+        "host_data": launch.host_data.hex(),
+    }
+
+
+def _reference(config: VmConfig) -> dict[str, Any]:
+    reference = config.require_reference()
+    return {
+        "minimum_tcb": {name: value for name, value in asdict(reference.minimum_tcb).items() if value is not None},
+        "vmpl": reference.vmpl,
+        "guest_svn": reference.guest_svn,
+        "family_id": reference.family_id.hex(),
+        "image_id": reference.image_id.hex(),
+        "platform_info_required": f"{reference.platform_info_required:#x}",
+        "platform_info_forbidden": f"{reference.platform_info_forbidden:#x}",
+    }

@@ -1,0 +1,142 @@
+"""Checking a release manifest: its signature first, then everything it says against the files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+from sevsnp.release.contents import Contents, Unfit
+from sevsnp.release.launch import describe_launch
+from sevsnp.release.manifest import packages_of, parse_manifest
+
+MAX_MANIFEST = 16 << 20
+MAX_SIGNATURE = 1 << 10
+_ABSENT = "nothing"
+
+
+def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -> None:
+    """Compare the files below ``project`` with ``manifest`` and print what was found.
+
+    With ``public_key`` the manifest must be signed by it, and nothing in it is looked at before. Raises UserError
+    naming every artefact and every launch digest that differs. No path in the manifest leads out of ``project``.
+    """
+    data = _read(manifest, MAX_MANIFEST, "make one with: doit manifest")
+    said = _check_signature(data, manifest, public_key)
+    document = parse_manifest(data, manifest)
+    problems = list(differences(Contents(project), document))
+    print(f"  {manifest}: {said}")
+    if problems:
+        count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
+        raise UserError("\n".join([f"{manifest}: {count}", *(f"  {problem}" for problem in problems)]))
+    digests = sum(len(entry["digests"]) for entry in document["launch"].values())
+    print(f"  {len(document['artefacts'])} artefacts are as it says, and so are {digests} launch digests")
+    for config, entry in sorted(document["launch"].items()):
+        if not entry["production"]:
+            print(f"  {config}: emulated: its digests prove nothing, accept none of them")
+
+
+def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
+    """What is not as a checked manifest says, one line each."""
+    sbom = dict(document["sbom"])
+    listed = {**document["artefacts"], sbom.pop("path"): sbom}
+    files: dict[str, Any] = {}
+    for name, said in sorted(listed.items()):
+        try:
+            found = contents.describe(name, said.get("size"))
+        except Unfit as error:
+            yield f"{name}: {error}"
+            continue
+        if found == said:
+            files[name] = found
+        else:
+            yield f"{name}: {_compared(said, found)}"
+    for tree in document["trees"]:
+        try:
+            yield from (f"{name!a}: is not in the manifest" for name in contents.below(tree) if name not in listed)
+        except Unfit as error:
+            yield f"{tree}: {error}"
+    for config, said in sorted(document["launch"].items()):
+        yield from _launch_differences(contents, files, listed, config, said)
+    yield from _package_differences(contents, files, document)
+
+
+def _launch_differences(
+    contents: Contents, files: dict[str, Any], listed: dict[str, Any], config: str, said: dict[str, Any]
+) -> Iterator[str]:
+    named = said.get("files")
+    needed = [config, *(named.values() if isinstance(named, dict) else ())]
+    if bad := [name for name in needed if name in listed and name not in files]:
+        yield f"{config}: its launch digests cannot be checked, for {', '.join(bad)} differs"
+        return
+    try:
+        found = describe_launch(contents, files, config, said["acpi"])
+    except Unfit as error:
+        yield f"{config}: {error}"
+        return
+    for place, here, there in _unequal(said, found):
+        yield f"{config}: {place}: the manifest says {here!a:.200}, the files give {there!a:.200}"
+
+
+def _package_differences(contents: Contents, files: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
+    if any(name not in files for name in document["package_lists"]):
+        return  # said above
+    try:
+        found = packages_of(contents, files, document["package_lists"])
+    except Unfit as error:
+        yield str(error)
+        return
+    for place, here, there in _unequal(document["packages"], found):
+        yield f"packages: {place}: the manifest says {here!a:.200}, the lists say {there!a:.200}"
+
+
+def _unequal(said: Any, found: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the way there, and what either has in that place."""
+    if isinstance(said, list) and isinstance(found, list):
+        said, found = dict(enumerate(said)), dict(enumerate(found))
+    if isinstance(said, dict) and isinstance(found, dict):
+        for key in [*found, *(key for key in said if key not in found)]:
+            inner = f"{place}.{key}" if place else f"{key}"
+            yield from _unequal(said.get(key, _ABSENT), found.get(key, _ABSENT), inner)
+    elif type(said) is not type(found) or said != found:
+        yield ascii(place)[1:-1], said, found
+
+
+def _compared(said: dict[str, Any], found: dict[str, Any]) -> str:
+    if "link" in said or "link" in found:
+        kinds = [f"a symbolic link to {item['link']!a}" if "link" in item else "a file" for item in (found, said)]
+        return f"found {kinds[0]}, the manifest says {kinds[1]}"
+    if said["size"] != found["size"]:
+        return f"{found['size']} bytes, the manifest says {said['size']}"
+    return f"SHA-256 {found['sha256']}, the manifest says {said['sha256']}"
+
+
+def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> str:
+    """What is to be said about the signature. Raises UserError where a key is given that did not make it."""
+    signature = manifest.with_name(f"{manifest.name}.sig")
+    if public_key is None:
+        if signature.exists():
+            return "signature not checked: no MANIFEST_PUBLIC_KEY is given, so anybody may have written it"
+        return "not signed: anybody may have written it"
+    from sevsnp.release.signature import fingerprint, is_signed, load_public_key
+
+    key = load_public_key(public_key)
+    if not signature.exists():
+        raise UserError(
+            f"{manifest}: not signed, expected a signature by {public_key}", "sign with: doit manifest MANIFEST_KEY=…"
+        )
+    if not is_signed(key, _read(signature, MAX_SIGNATURE, ""), data):
+        raise UserError(
+            f"{signature}: is no signature of {manifest.name} by {public_key}", "nothing in it was looked at"
+        )
+    return f"signed by {public_key} (SHA-256 of the key {fingerprint(key)})"
+
+
+def _read(path: Path, limit: int, hint: str) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", hint) from None
+    if len(data) > limit:
+        raise UserError(f"{path}: more than {limit} bytes")
+    return data

@@ -1,0 +1,115 @@
+"""Logging in to a registry with what `docker login` left: a password, or a token that it is changed for.
+
+oras knows where credentials are and how tokens are asked for. What it leaves open is closed here: its requests go
+through a session that has time-outs, bounds and rules about hosts, credential helpers end in time, and nothing is
+logged.
+"""
+
+import base64
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import requests
+from oras.auth.token import TokenAuth
+from oras.logger import logger
+from oras.utils import iter_localhosts
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.store.oci_reference import Reference, Unavailable
+
+# It may have to ask a locked keyring, but nobody is there to answer.
+_HELPER_SECONDS = 20.0
+_HELPER_NAME = re.compile("[A-Za-z0-9_.-]+")
+
+
+def docker_config() -> Path:
+    """Where `docker login` keeps its logins."""
+    folder = os.environ.get("DOCKER_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+
+
+class Login(TokenAuth):  # type: ignore[misc]
+    """The credentials for one registry, and the Authorization header that they were changed for last.
+
+    ``session`` has requests' ``get`` and ``request``; passwords and tokens go wherever it lets them.
+    """
+
+    def __init__(self, reference: Reference, session: Any) -> None:
+        logger.set_level(logging.CRITICAL)  # it would print what the registry and the helpers say, as they say it
+        super().__init__()
+        self.session, self.prefix, self._tls_verify = session, reference.scheme, True
+        self._reference = reference
+        self._looked_up = False
+        self._trouble = ""
+        self.authorization = ""
+
+    def answer(self, response: requests.Response) -> None:
+        """Set :attr:`authorization` anew as a 401 asks for it. Raises :class:`Unavailable` where there is no way."""
+        challenge = response.headers.get("WWW-Authenticate", "")
+        self._look_up()
+        if re.search(r"(?:^|,)\s*bearer\s", challenge, re.IGNORECASE):
+            try:
+                headers, changed = self.authenticate_request(response, {}, refresh=True)
+            except (AttributeError, KeyError, TypeError, ValueError):  # a challenge or a token that is none
+                headers, changed = {}, False
+            authorization = headers.get("Authorization", "") if changed else ""
+        elif re.search(r"(?:^|,)\s*basic\b", challenge, re.IGNORECASE):
+            password = getattr(self, "_basic_auth", "")
+            authorization = f"Basic {password}" if password else ""
+        else:
+            authorization = ""
+        if not authorization or not authorization.isascii() or not authorization.isprintable():
+            raise self.refusal()
+        self.authorization = authorization
+
+    def refusal(self) -> Unavailable:
+        """What is said where a login is refused, or there is none."""
+        host = self._reference.host
+        known = "the login in" if hasattr(self, "_basic_auth") else "needs a login, and there is none in"
+        trouble = f" ({self._trouble})" if self._trouble else ""
+        what = "refuses " if hasattr(self, "_basic_auth") else ""
+        return Unavailable(f"{self._reference}: {what}{known} {docker_config()}{trouble}; docker login {host}")
+
+    def _look_up(self) -> None:
+        """Find the credentials, once: in the configuration, or through the helper that it names."""
+        if self._looked_up:
+            return
+        self._looked_up = True
+        path = docker_config()
+        try:
+            config = json.loads(path.read_bytes())
+            # Never empty, or oras would look for its own.
+            self._auth_config = {
+                "auths": dict(config.get("auths") or {}),
+                "credsStore": config.get("credsStore"),
+                "credHelpers": dict(config.get("credHelpers") or {}),
+            }
+            for host in iter_localhosts(self._reference.host):
+                if self._load_auth(host):
+                    break
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            self._trouble = error.strerror or "unreadable" if isinstance(error, OSError) else "not readable as JSON"
+
+    def _get_auth_from_creds_store(self, suffix: str, hostname: str) -> str | None:
+        """The user and password that a helper has, as basic authentication spells them; None where it has none."""
+        if not isinstance(suffix, str) or not _HELPER_NAME.fullmatch(suffix):
+            self._trouble = "the name of a credential helper is none"
+            return None
+        helper = f"docker-credential-{suffix}"
+        try:
+            # Helpers need the user's session: a keyring's socket, a cloud's profile.
+            answer = run([helper, "get"], stdin=hostname.encode(), env=dict(os.environ), timeout=_HELPER_SECONDS)
+            found = json.loads(answer)
+            return base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+        except UserError:
+            self._trouble = f"{helper} has none, or fails"
+        except (ValueError, KeyError, TypeError):
+            self._trouble = f"{helper} answers with something else"
+        return None

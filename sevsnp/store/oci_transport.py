@@ -1,0 +1,292 @@
+"""Requests to one registry: bounded in time and size, redirected only to where that is safe, logged in where asked."""
+
+import contextlib
+import io
+import json
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException, responses
+from http.cookiejar import DefaultCookiePolicy
+from typing import IO, Any
+from urllib.parse import urljoin
+
+import requests
+from urllib3.exceptions import HTTPError
+from urllib3.util import Url, parse_url
+
+from sevsnp.files import CHUNK
+from sevsnp.store.oci_login import Login
+from sevsnp.store.oci_reference import Reference, Tampered, Unavailable, clean, is_loopback
+from sevsnp.store.oci_watch import FLOOR, Watch, WatchedAdapter, current_watch
+
+REDIRECTS = 5
+# Bytes a second at which a registry can be expected to put away what it was sent, before it answers.
+_COMMIT = 8 << 20
+_TOKEN_LIMIT = 1 << 20
+_WORDS_LIMIT = 1 << 14
+_PASSING = (502, 503, 504)
+_LATE = "no answer in time"
+# ValueError: URLs and headers that are none.
+_TROUBLE = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError)
+
+
+class Answer:
+    """A registry's answer, the body not read yet."""
+
+    def __init__(self, response: requests.Response, watch: Watch, reference: Reference) -> None:
+        self._response, self._watch, self._reference = response, watch, reference
+        self.status = response.status_code
+        self.headers = response.headers
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """Up to ``size`` bytes as they come; none at the end. Raises :class:`Unavailable`."""
+        piece = self._read(size)
+        self._watch.earn(len(piece))
+        return piece
+
+    def document(self, limit: int) -> bytes:
+        """The whole body, at most ``limit`` bytes and ``timeout`` seconds. Raises :class:`Unavailable`, Tampered."""
+        body = bytearray()
+        while piece := self._read(CHUNK):
+            body += piece
+            if len(body) > limit:
+                raise Tampered(f"{self._reference}: an answer of more than {limit} bytes")
+        return bytes(body)
+
+    def words(self) -> str:
+        """What the registry says went wrong, if it says it as the specification asks: one clean line."""
+        try:
+            error = json.loads(self.document(_WORDS_LIMIT))["errors"][0]
+            return clean(str(error.get("message") or error.get("code") or ""))
+        except (Unavailable, Tampered, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return ""
+
+    def _read(self, size: int) -> bytes:
+        with _plainly(self._reference, self._watch):
+            piece: bytes = self._response.raw.read1(size, decode_content=False)
+            # A connection that we shut down can look like a body that came to its end.
+            if self._watch.expired:
+                raise TimeoutError
+            return piece
+
+
+class Transport:
+    """The way to the registry of ``reference``; connections are kept. Several threads may use it."""
+
+    def __init__(self, reference: Reference, timeout: float) -> None:
+        self._reference, self._timeout = reference, timeout
+        self._session = _Session()
+        self._session.mount("https://", WatchedAdapter())
+        self._session.mount("http://", WatchedAdapter())
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._login = Login(reference, _TokenSession(self))
+        self._origin = _origin(parse_url(reference.base))
+
+    @contextlib.contextmanager
+    def request(
+        self,
+        method: str,
+        url: str,
+        expected: tuple[int, ...],
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: IO[bytes] | bytes | None = None,
+        size: int = 0,
+    ) -> Iterator[Answer]:
+        """The answer to a request for ``url``, whole or below the repository; ``body`` has ``size`` bytes.
+
+        Raises :class:`Unavailable` where there is none, or one with a status that is not ``expected``.
+        """
+        with Watch(self._timeout) as watch:
+            upload = None if body is None else _Upload(body, size, watch)
+            with _plainly(self._reference, watch):
+                response = self._send(method, urljoin(f"{self._reference.base}/", url), headers or {}, upload)
+                watch.renew()
+            with contextlib.closing(response):
+                answer = Answer(response, watch, self._reference)
+                if answer.status not in expected:
+                    raise self._unexpected(method, answer)
+                if method == "HEAD" or answer.headers.get("Content-Length") == "0":
+                    answer.read(1)  # its end, so that the connection is kept
+                yield answer
+
+    def upload_url(self, answer: Answer) -> str:
+        """Where an upload goes on: on this registry, and nowhere else. Raises :class:`Unavailable`."""
+        location = answer.headers.get("Location", "")
+        with _plainly(self._reference, current_watch()):
+            url = parse_url(urljoin(f"{self._reference.base}/", location))
+        if not location or _origin(url) != self._origin or url.auth:
+            raise Unavailable(f"{self._reference}: wants uploads sent to {_where(url) if location else 'nowhere'}")
+        return url.url
+
+    def token(self, url: str, **options: Any) -> requests.Response:
+        """oras asks for a token here: only over a wire that nobody listens to, followed nowhere, and read whole."""
+        target = self._checked(parse_url(url), "its logins")
+        options.pop("verify", None)
+        with contextlib.closing(self._once("GET", target, None, **options)) as response:
+            # What oras reads of it; requests would read without a bound.
+            response._content = Answer(response, current_watch(), self._reference).document(_TOKEN_LIMIT)
+        return response
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], upload: "_Upload | None") -> requests.Response:
+        target, asked, again, hops = parse_url(url), False, method in ("GET", "HEAD"), 0
+        while True:
+            sent = {**headers}
+            ours = _origin(target) == self._origin
+            if ours and self._login.authorization:
+                sent["Authorization"] = self._login.authorization
+            try:
+                response = self._once(method, self._checked(target, "us"), upload, headers=sent)
+            except requests.ConnectionError as error:
+                if not again or isinstance(error, requests.Timeout | requests.exceptions.SSLError):
+                    raise
+                response = None
+            if again and (response is None or response.status_code in _PASSING):
+                # Once more: a connection that was kept may be closed by now, and a gateway without its registry.
+                again = False
+                time.sleep(min(0.5, self._timeout / 4))
+            elif response is None:
+                raise AssertionError
+            elif response.status_code == 401 and ours:
+                if asked:
+                    raise self._login.refusal()
+                asked = True
+                self._login.answer(response)
+            elif method in ("GET", "HEAD") and response.is_redirect:
+                hops += 1
+                if hops > REDIRECTS:
+                    raise Unavailable(f"{self._reference}: redirects more than {REDIRECTS} times")
+                target = parse_url(urljoin(target.url, response.headers["Location"]))
+            else:
+                return response
+            if response is not None:
+                response.close()
+
+    def _once(self, method: str, target: Url, upload: "_Upload | None", **options: Any) -> requests.Response:
+        headers = {"User-Agent": "openend2e-sevsnp", "Accept-Encoding": "identity", **options.pop("headers", {})}
+        patience = self._timeout
+        if upload is not None:
+            upload.rewind()
+            patience += upload.size / _COMMIT
+            headers.setdefault("Content-Type", "application/octet-stream")
+        # A proxy has no business with what stays on this machine.
+        direct: Any = dict.fromkeys(("http", "https", "all")) if is_loopback(target.host or "") else None
+        return self._session.request(
+            method,
+            target.url,
+            headers=headers,
+            data=upload,
+            stream=True,
+            allow_redirects=False,
+            timeout=(self._timeout, patience),
+            auth=_as_it_is,
+            proxies=direct,
+            **options,
+        )
+
+    def _checked(self, url: Url, what: str) -> Url:
+        """``url``, if nobody on the way can read or change what goes there. Raises :class:`Unavailable`."""
+        local = self._reference.scheme == "http" and url.scheme == "http" and is_loopback(url.host or "")
+        if not ((url.scheme == "https" and url.host) or local) or url.auth:
+            raise Unavailable(f"{self._reference}: sends {what} to {_where(url)}")
+        return url
+
+    def _unexpected(self, method: str, answer: Answer) -> Unavailable:
+        what = "uploads" if method in ("POST", "PUT") else "requests"
+        status = f"{answer.status} {responses.get(answer.status, '')}".strip()
+        words = answer.words() if method != "HEAD" else ""
+        return Unavailable(f"{self._reference}: answers {what} with {status}{f': {words}' if words else ''}")
+
+
+class _Upload:
+    """A body of known length that is read as it is sent; requests and urllib3 ask no more of it than this."""
+
+    def __init__(self, body: IO[bytes] | bytes, size: int, watch: Watch) -> None:
+        self._stream = io.BytesIO(body) if isinstance(body, bytes) else body
+        self.size, self._watch = size, watch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._stream)
+
+    def rewind(self) -> None:
+        self._stream.seek(0)
+        self._watch.renew()
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        # The last is on its way: now the registry has to put it away.
+        if piece:
+            self._watch.earn(len(piece))
+        else:
+            self._watch.renew(self.size / _COMMIT)
+        return piece
+
+
+class _TokenSession:
+    """What oras sees of the transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def get(self, url: str, **options: Any) -> requests.Response:
+        return self._transport.token(url, **options)
+
+    def request(self, method: str, url: str, **options: Any) -> requests.Response:
+        assert method == "GET", method
+        return self._transport.token(url, **options)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read the whole body of a redirect before it lets us decide about it."""
+
+
+@contextlib.contextmanager
+def _plainly(reference: Reference, watch: Watch) -> Iterator[None]:
+    """Network trouble as one line. Only what the system says goes into it: URLs can be signed, and are secrets then."""
+    try:
+        yield
+    except _TROUBLE as error:
+        if watch.expired:
+            what = f"gave up: for {watch.grace:g} s less than {FLOOR >> 10} KiB/s"
+        elif isinstance(error, requests.Timeout | TimeoutError):
+            what = _LATE
+        else:
+            what = _innermost(error)
+        raise Unavailable(f"{reference}: {what}") from None
+
+
+def _innermost(error: BaseException) -> str:
+    """What is at the bottom of a chain of exceptions, which is where the system's own words are."""
+    seen = [error]
+    while len(seen) < 20:
+        inside = [getattr(seen[-1], "reason", None), *seen[-1].args, seen[-1].__cause__, seen[-1].__context__]
+        following = next((it for it in inside if isinstance(it, BaseException) and it not in seen), None)
+        if following is None:
+            break
+        seen.append(following)
+    for found in reversed(seen):
+        if isinstance(found, TimeoutError):
+            return _LATE
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return f"certificate not accepted: {clean(found.verify_message)}"
+        if isinstance(found, OSError) and found.strerror and not isinstance(found, requests.RequestException):
+            return clean(found.strerror)
+    return f"does not speak HTTP as it should ({type(seen[-1]).__name__})"
+
+
+def _origin(url: Url) -> tuple[str | None, str | None, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme or "")
+
+
+def _where(url: Url) -> str:
+    return clean(f"{url.scheme}://{url.netloc or ''}" if url.scheme else url.netloc or "nowhere", 80)
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Instead of requests' own idea of a login, which it takes from ~/.netrc for every host on the way."""
+    return request

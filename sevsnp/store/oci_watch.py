@@ -1,0 +1,131 @@
+"""An end for transfers that trickle: a socket's own time-out starts anew with every byte, this one does not.
+
+A registry that sends a byte each few seconds would hold a build for hours, in the headers, between the chunks or in
+the middle of a file. So a thread watches, and shuts the request's connection down when its patience is at an end.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+# Bytes a second. Below that, building is faster than waiting.
+FLOOR = 128 << 10
+
+_current = threading.local()
+
+
+class Watch:
+    """Patience for one request made in this thread: ``grace`` seconds, to which bytes that come add their worth.
+
+    Never more than ``grace`` seconds are left, however fast it went before.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
+        self.expired = False
+        self._deadline = time.monotonic() + grace
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._wait, name="registry watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._before = getattr(_current, "watch", None)
+        _current.watch = self
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.watch = self._before
+        self._done.set()
+        self._thread.join()
+
+    def earn(self, count: int) -> None:
+        """``count`` bytes went over the wire."""
+        self._deadline = min(self._deadline + count / FLOOR, time.monotonic() + self.grace)
+
+    def renew(self, seconds: float = 0.0) -> None:
+        """Another step begins: the whole grace again, and ``seconds`` for what takes long by its nature."""
+        self._deadline = time.monotonic() + self.grace + seconds
+
+    def use(self, connection: "socket.socket | None") -> None:
+        """The request goes over ``connection`` from now on."""
+        with self._lock:
+            self._socket = connection
+            if self.expired:
+                self._shut()
+
+    def _wait(self) -> None:
+        while not self._done.wait(max(self._deadline - time.monotonic(), 0.001)):
+            if time.monotonic() >= self._deadline:
+                with self._lock:
+                    self.expired = True
+                    self._shut()
+                return
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # Below TLS: SSLSocket.shutdown would take the session away from the thread that reads from it.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def current_watch() -> Watch:
+    """The watch of the request that this thread makes."""
+    watch = _current.watch
+    assert isinstance(watch, Watch)
+    return watch
+
+
+def _watched(connection: Any) -> None:
+    current_watch().use(connection.sock)
+
+
+class _Http(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watched(self)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _watched(self)  # one that is used again is connected already
+        super().request(*args, **kwargs)
+
+
+class _Https(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watched(self)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _watched(self)
+        super().request(*args, **kwargs)
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _Https
+
+
+class WatchedAdapter(HTTPAdapter):
+    """requests' adapter with connections that tell the thread's watch of their sockets."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        return manager

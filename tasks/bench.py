@@ -1,0 +1,46 @@
+"""What building and booting cost, beside the bare tools."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.graph import Task, command
+from tasks.guest import ROOTFS
+from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, settings
+
+RESULTS = BUILD / "bench"
+
+
+def task_bench() -> Iterator[Task]:
+    """Measure: bench:build beside the bare tools, bench:boot for small and large /var"""
+    values = settings()
+    yield {
+        "name": "build",
+        "doc": "Measure what building costs, beside the bare tools",
+        **command(
+            "sevsnp.bench.build:bench_build",
+            needs=["setup_verity", "host_bundle", "create_new_vm", "build_tools"],
+            results=RESULTS / "build.json",
+        ),
+    }
+    yield {
+        "name": "boot",
+        "doc": "Measure boots: overlay and copy, small and large /var",
+        **command(
+            "sevsnp.bench.boot:bench_boot",
+            needs=["setup_verity", "_keys"],
+            rootfs=values.path("IMAGE", ROOTFS),
+            filesystem=values.text("VERITY_FILESYSTEM"),
+            tools=TOOLS,
+            directory=VERITY,
+            qemu=QEMU,
+            platform=values.text("PLATFORM"),
+            answers=RUN / "platform.json",
+            identity=keys().user_private,
+            user="user",
+            ssh_template=Path("templates/ssh_config.j2"),
+            config_template=Path("templates/vm-config.toml.j2"),
+            chart_template=Path("templates/bench-boot.svg.j2"),
+            results=RESULTS / "boot.json",
+            chart=RESULTS / "boot.svg",
+        ),
+    }

@@ -1,0 +1,68 @@
+"""The release manifest: what was built, by digest, and the check of it."""
+
+import os
+from pathlib import Path
+
+from tasks.e2e import BUNDLE
+from tasks.graph import Task, command
+from tasks.guest import DISK, PACKAGES, ROOTFS
+from tasks.project import (
+    BUILD,
+    DEBS,
+    EMULATED_INITRAMFS,
+    FIRMWARE,
+    INITRAMFS,
+    KERNEL,
+    LOCK,
+    PLAIN_INITRAMFS,
+    RELEASE_MANIFEST,
+    VERITY,
+    settings,
+)
+from tasks.tools import BIN
+from tasks.verity import IMAGE, ROOTHASH, TREE, config
+
+MANIFEST = BUILD / "manifest.json"
+CONFIGS = (config("snp"), config("emulated"))
+PACKAGE_LISTS = (RELEASE_MANIFEST, DEBS / "initramfs" / "packages.json", DEBS / "guest" / "packages.json")
+# The verifiers in build/bin are not among them: they name the directory of the checkout.
+ARTEFACTS = (
+    LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
+    FIRMWARE, KERNEL / "vmlinuz", KERNEL / "version",
+    INITRAMFS, EMULATED_INITRAMFS, PLAIN_INITRAMFS,
+    PACKAGES, ROOTFS, DISK,
+    IMAGE, TREE, ROOTHASH, VERITY / "cmdline", VERITY / "cmdline.emulated", *CONFIGS,
+    BIN / "get_report",
+)  # fmt: skip
+
+
+def task_manifest() -> Task:
+    """Write build/manifest.json and an SBOM, signed [MANIFEST_KEY]"""
+    values = settings()
+    # A command, not an artefact: the state of git, the Python environment and the key are no files of the project, and
+    # what a signing key makes belongs into no cache.
+    return command(
+        "sevsnp.release.manifest:make_manifest",
+        needs=["packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "build_tools"],
+        project=Path(),
+        artefacts=ARTEFACTS,
+        trees=[BUNDLE],
+        configs=CONFIGS,
+        package_lists=PACKAGE_LISTS,
+        acpi=values.text("ACPI"),
+        created=os.environ.get("SOURCE_DATE_EPOCH", ""),
+        key=values.path("MANIFEST_KEY", Path()) if values.text("MANIFEST_KEY") else None,
+        output=MANIFEST,
+        sbom=BUILD / "sbom.cdx.json",
+    )
+
+
+def task_verify_manifest() -> Task:
+    """Compare everything with the manifest [MANIFEST MANIFEST_PUBLIC_KEY]"""
+    values = settings()
+    return command(
+        "sevsnp.release.verify:verify_manifest",
+        manifest=values.path("MANIFEST", MANIFEST),
+        public_key=values.path("MANIFEST_PUBLIC_KEY", Path()) if values.text("MANIFEST_PUBLIC_KEY") else None,
+        project=Path(),
+    )

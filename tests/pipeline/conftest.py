@@ -1,0 +1,5 @@
+"""The registries that these tests share."""
+
+from tests.pipeline.registry_server import locked_registry, own_registry, registry, registry_program
+
+__all__ = ["locked_registry", "own_registry", "registry", "registry_program"]

@@ -1,0 +1,140 @@
+"""docs/pipeline.svg: current, the same for everybody, and drawn from the very tasks that doit runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.graph import current_description, describe, digest, draw, drawn_digest, read_graph
+from tests.conftest import PROJECT, copy_project
+
+PICTURE = PROJECT / "docs" / "pipeline.svg"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project under another name, with nothing built."""
+    target = tmp_path_factory.mktemp("clone") / "elsewhere"
+    copy_project(target)
+    return target
+
+
+def described(project: Path, **variables: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "sevsnp.graph"],
+        cwd=project,
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+def test_the_picture_is_current(clone: Path) -> None:
+    assert drawn_digest(PICTURE) == digest(described(clone)), "run: ./doitw graph"
+
+
+def test_a_task_more_makes_it_outdated(clone: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(clone, copy)
+    tools = copy / "tasks" / "tools.py"
+    tools.write_text(
+        f"{tools.read_text()}\n\ndef task_more() -> Task:\n"
+        '    inputs, outputs = {"x": BIN / "get_report"}, {"output": BUILD / "more"}\n'
+        '    return artefact("sevsnp.tools:more", inputs=inputs, outputs=outputs)\n'
+    )
+    text = described(copy)
+    assert '"build_tools" -> "more";' in text
+    assert digest(text) != digest(described(clone))
+
+
+def test_it_is_the_same_for_everybody(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = described(clone)
+    assert text == described(PROJECT, HOME=str(tmp_path))
+    # A setting of the user's is another graph, which the picture in the documentation is not.
+    assert text != described(clone, KERNEL_DEB="README.md")
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("KERNEL_DEB", "README.md")
+    assert current_description() == text
+    for place in (str(tmp_path), str(PROJECT), str(clone), "/home", "/root", ".config"):
+        assert place not in text
+
+
+def test_it_has_what_a_reader_looks_for(clone: Path) -> None:
+    text = described(clone)
+    nodes = dict(re.findall(r'^ +"(\S+)" \[label="([^"]+)"', text, re.MULTILINE))
+    assert {"packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "e2e"} <= set(nodes)
+    assert nodes["_verity_tree"] == "verity tree" and nodes["_keys"] == "your keys"
+    assert not {"_dependencies", "_welcome", "install_dependencies", "graph", "test"} & set(nodes)
+    assert '"_verity_image" -> "_verity_tree";' in text and '"_guest_rootfs" -> "_verity_image";' in text
+    assert '"_guest_rootfs" -> "_verity_tree"' not in text  # implied
+    shapes = dict(re.findall(r'^ +"(\S+)" \[label="[^"]+", shape="(\w+)"', text, re.MULTILINE))
+    assert {shapes[name] for name in ("e2e", "run_guest", "attest_verity")} == {"cds"}
+    assert {shapes[name] for name in ("packages", "_keys", "setup_verity")} == {"box"}
+
+
+def task(name: str, makes: str = "", needs: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> tuple[Any, str]:
+    from doit.task import dict_to_task
+
+    made = {"name": name, "targets": [makes] if makes else [], "file_dep": list(needs), "task_dep": list(after)}
+    return dict_to_task({**made, "actions": ["true"]}), "stage"
+
+
+def test_files_and_tasks_make_edges_and_implied_ones_go() -> None:
+    graph = read_graph(
+        [
+            task("first", "build/a", ("src/one", "src/two")),
+            task("second", "build/b", ("build/a", "./build/../src/one")),
+            task("third", "build/c", ("build/a", "build/b")),
+            task("run", after=("first", "third")),
+            task("_check", after=("first",)),
+            task("alone"),
+        ]
+    )
+    assert graph.edges == {
+        ("src/", "first"),
+        ("src/", "second"),
+        ("first", "second"),
+        ("second", "third"),
+        ("third", "run"),
+    }
+    assert set(graph.nodes) == {"first", "second", "third", "run"}
+    assert graph.nodes["run"].command and not graph.nodes["third"].command
+
+
+def test_the_picture_can_be_read_on_any_ground() -> None:
+    root = ElementTree.parse(PICTURE).getroot()
+    assert root.tag.endswith("svg") and "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", PICTURE.read_text())
+    # No ground of its own, and no ink that one of the two swallows outside of a filled shape.
+    assert "white" not in PICTURE.read_text() and "black" not in PICTURE.read_text()
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs graphviz, as doit graph does")
+def test_drawing(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    drawn = tmp_path / "docs" / "pipeline.svg"
+    draw(drawn)
+    assert drawn_digest(drawn) == digest(described(clone))
+    texts = {node.text for node in ElementTree.parse(drawn).iter() if node.tag.endswith("text")}
+    assert {"verity tree", "setup_verity", "packages.lock"} <= texts
+
+
+def test_without_dot_it_says_what_to_install(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr("sevsnp.command._SBIN", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"dot: command not found\n.*apt-get install.* graphviz"):
+        draw(tmp_path / "pipeline.svg")
+
+
+def test_the_description_is_in_order() -> None:
+    tasks = [task("a", "x"), task("b", "y", ("x",)), task("c", "z", ("x",))]
+    assert describe(read_graph(tasks)) == describe(read_graph(tasks[::-1]))

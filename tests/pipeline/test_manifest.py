@@ -1,0 +1,261 @@
+"""`doit manifest` on a real build: what is listed, what it measures as, and how it is signed."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.files import sha256_file
+from sevsnp.release.launch import USUAL_VCPUS
+from sevsnp.vm.config import VmConfig
+from sevsnp.vm.make_config import make_verity_cmdline
+from tests.conftest import Built
+from tests.pipeline.copies import copy_built, one_line
+from tests.pipeline.released import CONFIG, LINK, Released, release, replace
+from tests.unit.test_release_sbom import schema_errors
+from tests.unit.test_release_signature import CHECK, encrypted_key, make_key, needs_openssl, openssl, public_half
+
+pytestmark = needs_openssl
+
+
+@pytest.fixture(scope="module")
+def released(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return release(built, tmp_path_factory.mktemp("released"))
+
+
+def test_it_lists_what_was_built(released: Released) -> None:
+    document = released.document()
+    artefacts = document["artefacts"]
+    bundle = {
+        path.relative_to(released.project).as_posix()
+        for path in (released.project / "build/host-bundle").rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    assert LINK in bundle and bundle <= set(artefacts)
+    assert set(artefacts) - bundle == {
+        "packages.lock", "requirements.lock", "build/snp-release/packages.json",
+        "build/debs/initramfs/packages.json", "build/debs/guest/packages.json",
+        "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd", "build/kernel/vmlinuz", "build/kernel/version",
+        "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst", "build/initramfs.plain.cpio.zst",
+        "build/guest/packages.tar", "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2",
+        "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt",
+        "build/verity/cmdline", "build/verity/cmdline.emulated", *CONFIG.values(), "build/bin/get_report",
+    }  # fmt: skip
+    for name, facts in artefacts.items():
+        path = released.project / name
+        if "link" in facts:
+            assert facts == {"link": os.readlink(path)} and name == LINK
+        else:
+            assert facts == {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def test_it_names_no_place_and_no_secret(released: Released) -> None:
+    body = released.key.read_text().splitlines()[1].encode()
+    assert body in released.key.read_bytes()
+    left = [released.manifest, released.signature, released.project / "build/sbom.cdx.json"]
+    for path in (*left, *released.project.glob(".doit.db*")):
+        data = path.read_bytes()
+        assert body not in data, path
+        assert path.name.startswith(".doit.db") or os.fsencode(released.project) not in data, path
+    shown = released.built.doit("manifest", f"MANIFEST_KEY={released.key}").stdout
+    assert body.decode() not in shown and "signed" in shown
+
+
+def test_packages_versions_and_settings_are_in_it(released: Released) -> None:
+    document = released.document()
+    lock = tomllib.loads((released.project / "packages.lock").read_text())["sets"]
+    assert document["packages"] == {
+        name: {
+            item["name"]: {key: item[key] for key in ("version", "architecture", "sha256")}
+            for item in table["packages"]
+        }
+        for name, table in lock.items()
+    }
+    for name in ("doit", "cryptography", "zstandard"):
+        assert document["python"]["distributions"][name] == importlib.metadata.version(name)
+    entry = document["launch"][CONFIG["snp"]]
+    assert (entry["workflow"], entry["platform"], entry["production"]) == ("verity", "snp", True)
+    assert document["launch"][CONFIG["emulated"]]["production"] is False
+    launch = released.built.config("snp").launch
+    assert entry["settings"]["host_data"] == launch.host_data.hex()
+    assert int(entry["settings"]["guest_policy"], 16) == launch.guest_policy
+    assert entry["cmdline"] == launch.cmdline.path.read_text()
+    assert document["product"]["name"] == "openend2e-sevsnp"
+    assert document["source"] == {"commit": None, "clean": None}  # the copy is no checkout
+
+
+def test_it_knows_commit_and_cleanliness(released: Released) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
+    repository = released.project / ".git"
+
+    def git(*words: str) -> str:
+        argv = ["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *words]
+        return subprocess.run(argv, cwd=released.project, capture_output=True, text=True, check=True).stdout.strip()
+
+    with released.kept(released.manifest, released.signature, released.project / "new"):
+        try:
+            git("init", "-q")
+            assert state(released) == {"commit": None, "clean": None}
+            git("add", "-A")
+            git("commit", "-q", "-m", "all of it")
+            commit = git("rev-parse", "HEAD")
+            assert state(released) == {"commit": commit, "clean": True}
+            (released.project / "new").touch()
+            assert state(released) == {"commit": commit, "clean": False}
+        finally:
+            shutil.rmtree(repository)
+
+
+def state(released: Released) -> Any:
+    released.built.doit("manifest")
+    return released.document()["source"]
+
+
+def test_the_sbom_is_valid_and_named_by_digest(released: Released) -> None:
+    sbom = released.project / "build/sbom.cdx.json"
+    assert released.document()["sbom"] == {
+        "path": "build/sbom.cdx.json", "size": sbom.stat().st_size, "sha256": sha256_file(sbom)
+    }  # fmt: skip
+    document = json.loads(sbom.read_bytes())
+    assert schema_errors(document) == []
+    sets = {item["value"] for component in document["components"] for item in component["properties"]}
+    assert sets == {"tools", "firmware", "kernel", "initramfs", "guest", "python"}
+
+
+def test_the_same_build_gives_the_same_bytes(built: Built, released: Released, tmp_path: Path) -> None:
+    again = Released(copy_built(built, tmp_path / "another place"), released.key, released.public)
+    again.built.doit("manifest", f"MANIFEST_KEY={again.key}", TZ="Asia/Tokyo", LC_ALL="C", PYTHONHASHSEED="5")
+    for name in ("manifest.json", "manifest.json.sig", "sbom.cdx.json"):
+        assert (again.project / "build" / name).read_bytes() == (released.project / "build" / name).read_bytes()
+    again.built.doit("manifest", SOURCE_DATE_EPOCH="86400")
+    assert again.document() | {"created": None, "sbom": None} == released.document() | {"sbom": None}
+    assert again.document()["created"] == "1970-01-02T00:00:00Z"
+    assert b'"timestamp": "1970-01-02T00:00:00Z"' in (again.project / "build/sbom.cdx.json").read_bytes()
+    assert "SOURCE_DATE_EPOCH" in one_line(again.built.doit("manifest", check=False, SOURCE_DATE_EPOCH="now").stdout)
+
+
+def cmdline(config: VmConfig, acpi: bool, output: Path) -> str:
+    """The command line as the setup task makes it from the image and the settings, with ACPI or without."""
+    data = next(disk.path for disk in config.launch.disks if disk.role == "verity-data")
+    make_verity_cmdline(
+        image=data, roothash=data.with_name("roothash.txt"), label="verity root", rootfs="ext4", writable="overlay",
+        tmpfs={"etc": 1 << 30, "home": 8 << 30, "var": 2 << 30, "tmp": 1 << 30}, acpi=acpi,
+        platform=config.launch.platform, output=output,
+    )  # fmt: skip
+    return output.read_text()
+
+
+@pytest.mark.parametrize("platform", CONFIG)
+def test_launch_digests_are_those_of_the_other_implementation(
+    released: Released, tmp_path: Path, platform: str
+) -> None:
+    guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
+    from sevsnpmeasure.vcpu_types import CPU_SIGS
+
+    config = released.built.config(platform)
+    launch = config.launch
+    entries = released.document()["launch"][CONFIG[platform]]["digests"]
+    assert tuple(entry["vcpus"] for entry in entries) == USUAL_VCPUS
+    lines = {acpi: cmdline(config, acpi, tmp_path / "cmdline") for acpi in (True, False)}
+    for entry in entries:
+        acpi, vcpus = entry["vcpus"] > 1, entry["vcpus"]
+        assert entry["acpi"] is acpi
+        assert entry["cmdline_sha256"] == hashlib.sha256(lines[acpi].encode()).hexdigest()
+        digests = {
+            way: guest.snp_calc_launch_digest(
+                vcpus, CPU_SIGS[launch.vcpu_model], str(launch.firmware.path), str(launch.kernel.path),
+                str(launch.initrd.path), line, launch.guest_features, "",
+            ).hex()
+            for way, line in lines.items()
+        }  # fmt: skip
+        assert entry["launch_digest"] == digests[acpi] != digests[not acpi]
+    reference = config.require_reference()
+    assert entries[0]["launch_digest"] == reference.launch_digest.hex()
+
+
+def test_they_are_those_that_a_setup_with_more_vcpus_makes(built: Built, released: Released, tmp_path: Path) -> None:
+    other = Released(copy_built(built, tmp_path / "project"), released.key, released.public)
+    usual = {name: entry["digests"] for name, entry in released.document()["launch"].items()}
+    other.built.doit("setup_verity", "CPUS=4")
+    for platform, name in CONFIG.items():
+        config = other.built.config(platform)
+        assert config.launch.vcpus == 4
+        (entry,) = [item for item in usual[name] if item["vcpus"] == 4]
+        assert config.require_reference().launch_digest.hex() == entry["launch_digest"]
+        assert config.launch.cmdline.sha256 == entry["cmdline_sha256"]
+    other.built.doit("manifest", "CPUS=4")
+    assert {name: entry["digests"] for name, entry in other.document()["launch"].items()} == usual
+    other.built.doit("manifest", "CPUS=3", "ACPI=on")
+    for name, entry in other.document()["launch"].items():
+        assert [item["vcpus"] for item in entry["digests"]] == [1, 2, 3, 4, 8, 16, 32, 64]
+        assert all(item["acpi"] for item in entry["digests"])
+        digests = {item["vcpus"]: item["launch_digest"] for item in entry["digests"]}
+        assert all((digests[item["vcpus"]] == item["launch_digest"]) is item["acpi"] for item in usual[name])
+    assert other.refusal() == ""
+    other.built.doit("manifest", "ACPI=off")
+    for name, entry in other.document()["launch"].items():
+        assert entry["digests"] == usual[name][:1]
+
+
+@pytest.mark.parametrize("kind", CHECK)
+def test_stock_tools_check_the_signature(released: Released, tmp_path: Path, kind: str) -> None:
+    key = make_key(tmp_path, kind)
+    public = public_half(key)
+    with released.kept(released.manifest, released.signature):
+        released.built.doit("manifest", f"MANIFEST_KEY={key}")
+        paths = {"public": public, "data": released.manifest, "signature": released.signature}
+        assert openssl(CHECK[kind], True, **paths).returncode == 0
+        assert f"signed by {public}" in released.built.doit("verify_manifest", f"MANIFEST_PUBLIC_KEY={public}").stdout
+        replace(released.manifest, released.manifest.read_bytes() + b"\n")
+        assert openssl(CHECK[kind], False, **paths).returncode != 0
+
+
+def test_an_old_signature_does_not_stay(released: Released) -> None:
+    with released.kept(released.manifest, released.signature):
+        assert released.signature.exists()
+        released.built.doit("manifest")
+        assert not released.signature.exists()
+
+
+@pytest.mark.parametrize("fault", ["mode", "encrypted", "none", "public"])
+def test_a_key_that_cannot_sign_is_refused_before_anything_changes(
+    released: Released, tmp_path: Path, fault: str
+) -> None:
+    key = encrypted_key(tmp_path, "pkcs8") if fault == "encrypted" else make_key(tmp_path)
+    said = {
+        "mode": "mode 0644, expected 0600",
+        "encrypted": "no terminal to ask for its password",
+        "none": "cannot be read",
+        "public": "not a private key",
+    }[fault]
+    if fault == "mode":
+        key.chmod(0o644)
+    elif fault == "none":
+        key.unlink()
+    elif fault == "public":
+        public_half(key).replace(key)
+        key.chmod(0o600)
+    before = released.manifest.read_bytes(), released.signature.read_bytes()
+    result = subprocess.run(
+        [sys.executable, "-m", "doit", "manifest", f"MANIFEST_KEY={key}"],
+        cwd=released.project,
+        env={**os.environ, "CONFIG_DIR": str(released.built.config_dir)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+        start_new_session=True,  # which has no terminal, wherever the tests run
+    )
+    assert result.returncode != 0 and said in one_line(result.stdout)
+    assert (released.manifest.read_bytes(), released.signature.read_bytes()) == before

@@ -1,0 +1,217 @@
+"""`doit verify_manifest` on a real build: what is noticed, all of it by name, and who may have said it."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.files import sha256_file
+from sevsnp.release.manifest import render_manifest
+from tests.conftest import Built
+from tests.pipeline.copies import one_line
+from tests.pipeline.released import CONFIG, LINK, Released, flipped, release, replace
+from tests.unit.test_release_signature import make_key, needs_openssl, public_half
+
+pytestmark = needs_openssl
+
+
+@pytest.fixture(scope="module")
+def released(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return release(built, tmp_path_factory.mktemp("released"))
+
+
+def test_an_untouched_build_is_accepted(released: Released) -> None:
+    with released.kept(released.manifest, released.signature):
+        released.built.doit("manifest", f"MANIFEST_KEY={released.key}")
+        unchecked = released.built.doit("verify_manifest").stdout
+        assert "signature not checked" in unchecked and "14 launch digests" in unchecked
+        checked = released.built.doit("verify_manifest", f"MANIFEST_PUBLIC_KEY={released.public}").stdout
+        assert f"signed by {released.public}" in checked and "not checked" not in checked
+        elsewhere = released.manifest.with_name("elsewhere.json")
+        with released.kept(elsewhere):
+            shutil.copyfile(released.manifest, elsewhere)
+            assert "not signed" in released.built.doit("verify_manifest", f"MANIFEST={elsewhere}").stdout
+
+
+TAMPERED = (
+    "packages.lock", "build/debs/guest/packages.json", "build/kernel/vmlinuz", "build/initramfs.cpio.zst",
+    "build/initramfs.emulated.cpio.zst", "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd", "build/verity/cmdline",
+    "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt", CONFIG["snp"],
+    "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2", "build/host-bundle/run", "build/bin/get_report",
+    "build/sbom.cdx.json",
+)  # fmt: skip
+MEASURED = {"vmlinuz", "initramfs.cpio.zst", "OVMF.amdsev.fd", "cmdline", "verity.img", "hash-tree.img"}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_changed_artefact_is_named(released: Released, name: str) -> None:
+    path = released.project / name
+    with released.kept(path):
+        flipped(path)
+        said = released.refusal(released.public)
+    assert f"{name}: SHA-256 " in said
+    measured = path.name in MEASURED or name == CONFIG["snp"]
+    assert (f"{CONFIG['snp']}: its launch digests cannot be checked" in said) is measured
+
+
+def test_all_that_differs_is_named_and_not_the_first_alone(released: Released) -> None:
+    project = released.project
+    changed, missing, shorter = (
+        project / name for name in ("packages.lock", "requirements.lock", "build/bin/get_report")
+    )
+    bundle = project / "build/host-bundle"
+    linked, added, planted = bundle / "run", bundle / "lib/sitecustomize.py", bundle / "more"
+    link = project / LINK
+    with released.kept(changed, missing, shorter, linked, added, planted, link, project / CONFIG["emulated"]):
+        flipped(changed)
+        missing.unlink()
+        replace(shorter, shorter.read_bytes()[:-1])
+        linked.unlink()
+        linked.symlink_to(project / "doitw")
+        added.write_text("planted = True\n")
+        planted.symlink_to("/etc")
+        link.unlink()
+        link.symlink_to("/usr/lib")
+        flipped(project / CONFIG["emulated"])
+        result = released.built.doit("verify_manifest", f"MANIFEST_PUBLIC_KEY={released.public}", check=False)
+    assert result.returncode != 0
+    assert "9 differences" in one_line(result.stdout)
+    for said in (
+        "packages.lock: SHA-256",
+        "requirements.lock: missing",
+        "build/bin/get_report: 11083 bytes, the manifest says 11084",
+        "build/host-bundle/run: found a symbolic link to ",
+        "'build/host-bundle/lib/sitecustomize.py': is not in the manifest",
+        "'build/host-bundle/more': is not in the manifest",
+        f"{LINK}: found a symbolic link to '/usr/lib', the manifest says a symbolic link to 'usr/lib'",
+        f"{CONFIG['emulated']}: SHA-256",
+        f"{CONFIG['emulated']}: its launch digests cannot be checked, for {CONFIG['emulated']} differs",
+    ):
+        assert said in result.stdout, said
+
+
+def test_a_file_outside_is_never_taken_for_one_inside(released: Released, tmp_path: Path) -> None:
+    folder, path = released.project / "build/kernel", released.project / "build/kernel/vmlinuz"
+    place = tmp_path / "outside"
+    shutil.copytree(folder, place, symlinks=True)
+    with released.kept(path):
+        path.unlink()
+        path.symlink_to(place / "vmlinuz")
+        # To a check that only compares digests nothing has happened.
+        assert sha256_file(path) == released.document()["artefacts"]["build/kernel/vmlinuz"]["sha256"]
+        assert f"vmlinuz: found a symbolic link to '{place}/vmlinuz'" in released.refusal()
+    aside = folder.rename(folder.with_name("aside"))
+    try:
+        folder.symlink_to(place)
+        assert sha256_file(path) == released.document()["artefacts"]["build/kernel/vmlinuz"]["sha256"]
+        assert "build/kernel/vmlinuz: kernel: expected a directory, and no symbolic link" in released.refusal()
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+    assert released.refusal() == ""
+
+
+def edit_digest(document: dict[str, Any]) -> None:
+    document["launch"][CONFIG["snp"]]["digests"][3]["launch_digest"] = "00" * 48
+
+
+def edit_reference(document: dict[str, Any]) -> None:
+    document["launch"][CONFIG["snp"]]["reference"]["minimum_tcb"]["snp"] = 1
+
+
+def edit_settings(document: dict[str, Any]) -> None:
+    document["launch"][CONFIG["snp"]]["settings"]["guest_policy"] = "0x20000"
+
+
+def edit_production(document: dict[str, Any]) -> None:
+    document["launch"][CONFIG["emulated"]]["production"] = True
+
+
+def drop_digest(document: dict[str, Any]) -> None:
+    del document["launch"][CONFIG["snp"]]["digests"][6]
+
+
+def add_digest(document: dict[str, Any]) -> None:
+    entries = document["launch"][CONFIG["snp"]]["digests"]
+    entries.append({**entries[0], "launch_digest": "00" * 48})
+
+
+def edit_package(document: dict[str, Any]) -> None:
+    document["packages"]["kernel"][next(iter(document["packages"]["kernel"]))]["version"] = "0"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (edit_digest, "digests.3.launch_digest: the manifest says '0000"),
+        (edit_reference, "reference.minimum_tcb.snp: the manifest says 1, the files give 0"),
+        (edit_settings, "settings.guest_policy: the manifest says '0x20000'"),
+        (edit_production, "production: the manifest says True, the files give False"),
+        (drop_digest, "digests.6: the manifest says 'nothing'"),
+        (add_digest, "digests.7: the manifest says {"),
+        (edit_package, "packages: kernel."),
+    ],
+)
+def test_what_the_manifest_says_is_compared_with_the_files(
+    released: Released, edit: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    with released.kept(released.manifest, released.signature):
+        document = released.document()
+        released.resign(document)
+        assert released.refusal(released.public) == ""
+        edit(document)
+        released.resign(document)
+        # Even where the signature is right: a mistake of the owner is one, too.
+        found = released.refusal(released.public)
+    assert "1 difference\n" in found and said in found
+
+
+@pytest.mark.parametrize("old", ["launch_digest", "kernel", "cmdline"])
+def test_a_config_whose_files_do_not_bear_it_out_is_named(released: Released, tmp_path: Path, old: str) -> None:
+    path = released.project / CONFIG["snp"]
+    config = released.built.config("snp")
+    shutil.copyfile(config.launch.kernel.path, tmp_path / "vmlinuz")
+    edits = {
+        "launch_digest": (config.require_reference().launch_digest.hex(), "00" * 48, "says launch digest 0000"),
+        "kernel": ("../kernel/vmlinuz", str(tmp_path / "vmlinuz"), "its kernel, .*, is no artefact"),
+        "cmdline": ('path = "cmdline"', 'path = "cmdline.emulated"', "its cmdline, .*, has SHA-256"),
+    }
+    before, after, said = edits[old]
+    with released.kept(path, released.manifest, released.signature):
+        text = path.read_text()
+        assert before in text
+        replace(path, text.replace(before, after).encode())
+        document = released.document()
+        document["artefacts"][CONFIG["snp"]] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        released.resign(document)
+        assert re.search(f"vm-config-verity.toml: {said}", released.refusal(released.public))
+
+
+def test_the_signature_is_what_tells_the_owner_from_an_attacker(released: Released, tmp_path: Path) -> None:
+    changed = released.project / "build/bin/get_report"
+    (tmp_path / "keys").mkdir()
+    stranger = make_key(tmp_path / "keys")
+    with released.kept(changed, released.manifest, released.signature):
+        flipped(changed)
+        document = released.document()
+        document["artefacts"]["build/bin/get_report"]["sha256"] = sha256_file(changed)
+        document.pop("type")
+        replace(released.manifest, render_manifest(document))
+        # The attack succeeds where no key is asked for, and that is said.
+        assert released.refusal() == ""
+        assert "is no signature of manifest.json" in released.refusal(released.public)
+        # Nothing in a manifest that is not the owner's is looked at, and no word of it is shown.
+        result = released.built.doit("verify_manifest", f"MANIFEST_PUBLIC_KEY={released.public}", check=False)
+        assert result.returncode != 0 and "is no signature" in one_line(result.stdout)
+        own = Released(released.built, stranger, public_half(stranger))
+        own.resign(document)
+        assert own.refusal(own.public) == ""
+        assert "is no signature of manifest.json" in released.refusal(released.public)
+        released.signature.unlink()
+        assert "not signed, expected a signature" in released.refusal(released.public)
+        assert released.refusal() == ""
+        replace(released.signature, bytes(1 << 20))
+        assert "more than 1024 bytes" in released.refusal(released.public)

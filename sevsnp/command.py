@@ -14,14 +14,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from plumbum.machines.local import LocalMachine
 
 from sevsnp import progress
 from sevsnp.errors import UserError
+from sevsnp.files import full_disk
 
 # A command that hangs must not hang the build; what legitimately takes longer says so.
 DEFAULT_TIMEOUT = 600.0
@@ -64,10 +65,11 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: bytes | None = None,
+    feed: Callable[[IO[bytes]], object] | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     hint: str = "",
 ) -> bytes:
-    """Run ``argv`` to its end and return what it printed.
+    """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
 
     The child leads its own process group, and the whole group is ended on a time-out or when this process is
     interrupted. Raises :class:`UserError` with the pasteable command and the end of its standard error.
@@ -79,19 +81,52 @@ def run(
         hint,
         env=environment(env),
         cwd=cwd,
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if stdin is None and feed is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
+        fed = _Feeder(process, feed) if feed else None
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from None
+    if fed:
+        fed.finish()
     if process.returncode:
+        # Tools have many words for it, or none.
+        if full := full_disk([*words, environment(env).get("TMPDIR", tempfile.gettempdir())]):
+            raise UserError(f"{full}: cannot be written: the disk is full, in: {shown}", f"see: df -h {full}")
         tail = err.decode(errors="replace").strip()[-2000:]
         raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
     return out
+
+
+class _Feeder:
+    """Writes a child's input from a thread; what goes wrong there is raised by :meth:`finish`."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", feed: Callable[[IO[bytes]], object]) -> None:
+        assert process.stdin is not None
+        # Another descriptor of the same pipe: communicate() closes its own at once.
+        self._stream = os.fdopen(os.dup(process.stdin.fileno()), "wb")
+        self._feed = feed
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            with self._stream:
+                self._feed(self._stream)
+        except BrokenPipeError:
+            pass  # the child has ended, and says why
+        except BaseException as error:
+            self._error = error
+
+    def finish(self) -> None:
+        self._thread.join()
+        if self._error:
+            raise self._error
 
 
 def run_attached(

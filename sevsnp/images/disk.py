@@ -152,7 +152,7 @@ def make_disk(
     mcopy and qemu-img in ``tools``, and the size of the tree as temporary space beside ``output``.
     """
     if root_size is None:
-        entries = read_tar(rootfs).values()
+        entries = list(read_tar(rootfs).values())
         root_size = ext4_size(usage(entries), spare=2048 * MIB, journal=64 * MIB)
     with scratch_directory(output) as scratch:
         esp, root, raw = scratch / "esp.img", scratch / "root.img", scratch / "disk.raw"

@@ -6,7 +6,7 @@ tar it has only what the tar says.
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.images.rootfs import EPOCH
 from sevsnp.images.tar import Entry, Kind, read_tar
+from sevsnp.images.tar_writer import stream_tar
 
 BLOCK_SIZE = 4096
 INODE_SIZE = 256
@@ -95,14 +96,14 @@ def make_ext4(
     size: int | None = None,
     journal: bool = False,
     epoch: int = EPOCH,
-    entries: Iterable[Entry] | None = None,
+    entries: Collection[Entry] | None = None,
 ) -> None:
     """Write the tree in ``tar`` as an ext4 image and check it with e2fsck.
 
-    ``entries`` are those of the tar, from who knows them already. ``size`` in bytes, a multiple of 4,096; without one
-    what the tree needs and 16 MiB more. No journal by default: a root that is only read has no use for one. ``tools``
-    is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises UserError for a size into which the tree does not
-    fit.
+    With ``entries`` these are the tree, and ``tar`` is only what it is called: no archive need be written. ``size`` in
+    bytes, a multiple of 4,096; without one what the tree needs and 16 MiB more. No journal by default: a root that is
+    only read has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises UserError
+    for a size into which the tree does not fit.
     """
     need = usage(read_tar(tar).values() if entries is None else entries)
     if size is None:
@@ -135,9 +136,10 @@ def make_ext4(
                     *("-U", identity),
                     *("-O", ",".join(("none", *FEATURES, *(("has_journal",) if journal else ())))),
                     *("-E", f"hash_seed={identity},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"),
-                    *("-d", tar),
+                    *("-d", tar if entries is None else "-"),
                     image,
                 ],
+                feed=None if entries is None else lambda stream: stream_tar(entries, stream, epoch=epoch),
                 env={
                     "SOURCE_DATE_EPOCH": str(epoch),
                     "E2FSPROGS_FAKE_TIME": str(epoch),

@@ -114,17 +114,22 @@ def make_rootfs(
     epoch: int = EPOCH,
     filters: Sequence[Filter] = (),
     ignore_attributes: Collection[str] = (),
-) -> list[Entry]:
-    """Join ``layers`` into the tar ``output``: sorted, owners as numbers, times at most ``epoch``; what is in it.
+) -> None:
+    """Join ``layers`` into the tar ``output``: sorted, owners as numbers, times at most ``epoch``.
 
     ``filters`` see the merged entries in order and may drop or replace them; attributes are checked after them.
     """
+    write_tar(rootfs_entries(layers, filters, ignore_attributes), output, epoch=epoch)
+
+
+def rootfs_entries(
+    layers: Sequence[Layer], filters: Sequence[Filter] = (), ignore_attributes: Collection[str] = ()
+) -> list[Entry]:
+    """What :func:`make_rootfs` writes."""
     entries: Iterable[Entry] = merge(layers).values()
     for each in filters:
         entries = each(entries)
-    written = list(check_attributes(entries, ignore_attributes))
-    write_tar(written, output, epoch=epoch)
-    return written
+    return list(check_attributes(entries, ignore_attributes))
 
 
 def text_entry(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import CHUNK
+from sevsnp.images.plain_tar import Member, plain_members
 
 BLOCK = 512
 CAPABILITY = "security.capability"
@@ -149,6 +150,12 @@ def read_tar(path: Path) -> dict[str, Entry]:
     """
     entries: dict[str, Entry] = {}
     try:
+        if (members := plain_members(path)) is not None:
+            for plain in members:
+                entry = _plain_entry(plain, path, entries)
+                entries.pop(entry.name, None)
+                entries[entry.name] = entry
+            return entries
         with tarfile.open(path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
                 entry = _entry(member, path, entries)
@@ -170,6 +177,46 @@ def read_tar(path: Path) -> dict[str, Entry]:
     return entries
 
 
+def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
+    """What :func:`_entry` makes of the same member."""
+    name = normal_name(member.name, path)
+    capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
+    content = None
+    if member.kind == b"1":
+        content, kind, capability = _linked(member.name, member.link, capability, path, seen)
+    else:
+        kind = Kind(member.kind)
+    if kind is Kind.FILE and content is None:
+        content = Content(member.size, (str(path), member.offset), path, member.data)
+    _check_root(name, member.name, kind, path)
+    return Entry(
+        name=name,
+        kind=kind,
+        mode=member.mode & 0o7777,
+        uid=member.uid,
+        gid=member.gid,
+        mtime=member.mtime,
+        target=member.link if kind is Kind.SYMLINK else "",
+        device=member.device if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
+        content=content,
+        capability=capability,
+    )
+
+
+def _linked(
+    shown: str, target: str, capability: bytes, path: Path, seen: dict[str, Entry]
+) -> tuple[Content | None, Kind, bytes]:
+    linked = seen.get(normal_name(target, path))
+    if linked is None or linked.kind is not Kind.FILE:
+        raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
+    return linked.content, Kind.FILE, capability or linked.capability
+
+
+def _check_root(name: str, shown: str, kind: Kind, path: Path) -> None:
+    if not name and kind is not Kind.DIRECTORY:
+        raise UserError(f"{path}: entry {shown!r}: expected a directory as the root, found a {kind.name.lower()}")
+
+
 def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
     name = normal_name(member.name, path)
     capability = b""
@@ -183,10 +230,7 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
                 attributes.append(attribute)
     content = None
     if member.islnk():
-        linked = seen.get(normal_name(member.linkname, path))
-        if linked is None or linked.kind is not Kind.FILE:
-            raise UserError(f"{path}: entry {member.name!r}: hard link to {member.linkname!r}, not a file before it")
-        content, kind, capability = linked.content, Kind.FILE, capability or linked.capability
+        content, kind, capability = _linked(member.name, member.linkname, capability, path, seen)
     elif member.isreg():
         kind = Kind.FILE
         content = Content(
@@ -200,8 +244,7 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
         kind = _KINDS[member.type]
     else:
         raise UserError(f"{path}: entry {member.name!r}: type {member.type!r} is none a file system can hold")
-    if not name and kind is not Kind.DIRECTORY:
-        raise UserError(f"{path}: entry {member.name!r}: expected a directory as the root, found a {kind.name.lower()}")
+    _check_root(name, member.name, kind, path)
     return Entry(
         name=name,
         kind=kind,

@@ -6,7 +6,7 @@ would do, but its choice of records differs between Python versions, and these b
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from sevsnp.images.tar import BLOCK, CAPABILITY, Entry, Kind
 
@@ -58,16 +58,24 @@ def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int) -> None:
 
     The first entry of an inode carries its bytes, later ones are hard links to it.
     """
-    first: dict[tuple[str, int], Entry] = {}
     with output.open("wb") as stream:
-        for entry in entries:
-            _write_entry(stream.write, entry, first, epoch)
-        stream.write(bytes(2 * BLOCK))
-        _pad_record(stream)
+        stream_tar(entries, stream, epoch=epoch)
 
 
-def _pad_record(stream: BinaryIO) -> None:
-    stream.write(bytes(-stream.tell() % (20 * BLOCK)))
+def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int) -> None:
+    """The same to a stream, which may be a pipe."""
+    first: dict[tuple[str, int], Entry] = {}
+    size = 0
+
+    def write(data: bytes) -> int:
+        nonlocal size
+        size += len(data)
+        return stream.write(data)
+
+    for entry in entries:
+        _write_entry(write, entry, first, epoch)
+    write(bytes(2 * BLOCK))
+    write(bytes(-size % (20 * BLOCK)))
 
 
 def _write_entry(write: Callable[[bytes], int], entry: Entry, first: dict[tuple[str, int], Entry], epoch: int) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import Layer, directory_entry, make_rootfs, text_entry
+from sevsnp.images.rootfs import EPOCH, Layer, directory_entry, rootfs_entries, text_entry
 from sevsnp.images.tar import Entry, Kind
+from sevsnp.images.tar_writer import write_tar
 from sevsnp.images.verity import fixed_salt, make_verity
 
 # What init mounts something on. Nothing can be added to a verified root later.
@@ -22,7 +23,6 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
     """
     if not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar")
-    cleaned = output.with_suffix(".tar")
     identity = IdentityFilter(ImageKind.VERITY)
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -43,14 +43,16 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
             seen["etc/machine-id"] = text_entry("etc/machine-id", "")
         yield from (seen[name] for name in sorted(seen))
 
+    entries = rootfs_entries([Layer.from_tar(rootfs)], [identity, bootable])
+    for line in summary(identity.removed):
+        print(f"  {line}")
+    if filesystem == "ext4":
+        make_ext4(rootfs, output, tools=tools.resolve(), entries=entries)
+        return
+    cleaned = output.with_suffix(".tar")
     try:
-        entries = make_rootfs([Layer.from_tar(rootfs)], cleaned, filters=[identity, bootable])
-        for line in summary(identity.removed):
-            print(f"  {line}")
-        if filesystem == "ext4":
-            make_ext4(cleaned, output, tools=tools.resolve(), entries=entries)
-        else:
-            make_erofs(cleaned, output, tools=tools.resolve())
+        write_tar(entries, cleaned, epoch=EPOCH)
+        make_erofs(cleaned, output, tools=tools.resolve())
     finally:
         cleaned.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -33,6 +34,29 @@ def gone(pid: int) -> bool:
 
 def test_output_and_input() -> None:
     assert command.run(["cat"], stdin=b"\x00\xff") == b"\x00\xff"
+
+
+def test_input_that_is_written_while_the_command_runs() -> None:
+    piece = bytes(range(256)) * 4096
+
+    def feed(stream: IO[bytes]) -> None:
+        for _ in range(8):
+            stream.write(piece)
+
+    assert command.run(["cat"], feed=feed) == 8 * piece
+
+
+def test_a_command_that_reads_no_further_says_why_itself() -> None:
+    with pytest.raises(UserError, match="exit code 3"):
+        command.run(["sh", "-c", "exit 3"], feed=lambda stream: [stream.write(bytes(1 << 20)) for _ in range(8)])
+
+
+def test_what_goes_wrong_while_input_is_made_is_raised() -> None:
+    def feed(stream: IO[bytes]) -> None:
+        raise UserError("the archive ends early")
+
+    with pytest.raises(UserError, match="the archive ends early"):
+        command.run(["cat"], feed=feed)
     assert command.run(["cat"]) == b""
     assert command.run(["sh", "-c", "echo noise >&2; echo out"]) == b"out\n"
 

@@ -7,7 +7,7 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.images import verity_root
 from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
-from sevsnp.images.tar import Entry, Kind, read_tar
+from sevsnp.images.tar import Entry, Kind
 
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 
@@ -17,7 +17,11 @@ def tree_of(entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tar = tmp_path / "rootfs.tar"
     make_rootfs([Layer("test", entries)], tar)
     seen: dict[str, Entry] = {}
-    monkeypatch.setattr(verity_root, "make_ext4", lambda tar, image, tools: seen.update(read_tar(tar)))
+
+    def make(tar: Path, image: Path, tools: Path, entries: list[Entry]) -> None:
+        seen.update({entry.name: entry for entry in entries})
+
+    monkeypatch.setattr(verity_root, "make_ext4", make)
     verity_root.make_verity_image(rootfs=tar, filesystem="ext4", tools=tmp_path, output=tmp_path / "image")
     return seen
 

@@ -1,0 +1,235 @@
+"""What building costs beside the bare tools: ratios of times that were measured in turns, in one run.
+
+All of it happens in a copy of the project with an artefact cache of its own, so that nobody's work is touched and
+nothing that is to be built is found in the cache.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sevsnp.command import find, run
+from sevsnp.errors import UserError
+from sevsnp.files import remove_tree, scratch_directory, write_atomic
+from sevsnp.store.session import options
+
+GOALS = ("setup_verity", "host_bundle", "create_new_vm", "build_tools")
+_LEFT_OUT = ("build", ".git", ".venv", ".cache", ".doit.db*", ".*_cache", "__pycache__", "*.egg-info")
+_RUN_SECONDS = 1800
+_TREES = ("verity", "guest", "kernel", "layers", "snp-release", "host-bundle", "debs")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One ratio: what is timed, beside what, what to do before each, and the goal."""
+
+    name: str
+    ours: Callable[[], None]
+    bare: Callable[[], None]
+    goal: float
+    before: Callable[[], None] = lambda: None
+    before_bare: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The copy that is measured: its directory, its artefact cache, and a directory for what the bare tools make."""
+
+    project: Path
+    cache: Path
+    bare: Path
+
+    @property
+    def build(self) -> Path:
+        return self.project / "build"
+
+    def doit(self, *words: str, cache: Path | None = None) -> None:
+        # Not through sevsnp.command: its environment would lack the settings that this run was given.
+        done = subprocess.run(
+            [sys.executable, "-m", "doit", *words],
+            cwd=self.project,
+            env={**os.environ, "SEVSNP_CACHE": str((cache or self.cache).absolute())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_RUN_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise UserError(f"doit {' '.join(words)}: exit code {done.returncode}\n{done.stdout.decode()[-2000:]}")
+
+    def forget(self, *names: str) -> None:
+        """Throw away what is below build/, and all that the cache has."""
+        self.remove(*names)
+        remove_tree(self.cache / "entries")
+        remove_tree(self.cache / "blobs")
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            path = self.build / name
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def bench_build(*, results: Path, rounds: int = 5) -> None:
+    """Measure, print a table, and write ``results`` (JSON: seconds, ratio and goal of each). Needs about 4 GB."""
+    with _copied(results) as copy:
+        rows = [_measured(measure, rounds) for measure in _measures(copy)]
+    write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")
+    _show(rows)
+    print(f"not measured: a LUKS image (there is none yet); {results}: written")
+
+
+@contextlib.contextmanager
+def _copied(results: Path) -> Iterator[Copy]:
+    with scratch_directory(results.absolute()) as scratch:
+        copy = Copy(scratch / "project", scratch / "cache", scratch / "bare")
+        shutil.copytree(Path.cwd(), copy.project, symlinks=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        copy.bare.mkdir()
+        print("  making a copy of what is built")
+        copy.doit(*GOALS, cache=options().directory)
+        yield copy
+
+
+def _measures(copy: Copy) -> list[Measure]:
+    edited = copy.project / "guest-vm" / "files" / "etc" / "motd"
+    kept = copy.bare / "kept"
+    size = (copy.build / "verity" / "verity.img").stat().st_size
+    found = [
+        Measure("no-op of everything ÷ doit list", lambda: copy.doit(*GOALS), lambda: copy.doit("list"), 2),
+        Measure(
+            "setup_verity ÷ mke2fs, e2fsck, veritysetup format and verify",
+            lambda: copy.doit("setup_verity"),
+            lambda: _bare_image(copy, size),
+            1.3,
+            before=lambda: copy.forget("verity"),
+        ),
+        Measure(
+            "one file edited to the new root hash ÷ the same tools",
+            lambda: copy.doit("_verity_tree"),
+            lambda: _bare_image(copy, size),
+            1.5,
+            before=lambda: _edit(edited),
+        ),
+        Measure(
+            "restore of everything ÷ cp",
+            lambda: copy.doit(*GOALS),
+            lambda: _copy_all(kept, copy.build),
+            1.3,
+            before=lambda: copy.remove(*_TREES, "bin", *_archives(copy)),
+            before_bare=lambda: _set_aside(copy, kept),
+        ),
+    ]
+    if find("cpio") and find("zstd"):
+        content = copy.bare / "content"
+        _unpack_initramfs(copy, content)
+        found.insert(
+            2,
+            Measure(
+                "initramfs ÷ dpkg-deb, cpio | zstd",
+                lambda: copy.doit("initramfs"),
+                lambda: _bare_initramfs(copy, content),
+                1.3,
+                before=lambda: copy.forget("layers", "initramfs.cpio.zst"),
+            ),
+        )
+    else:
+        print("  initramfs is not measured: cpio and zstd are not there (apt-get install cpio zstd)")
+    return found
+
+
+def _measured(measure: Measure, rounds: int) -> dict[str, Any]:
+    print(f"  {measure.name}", flush=True)
+    ours, bare = [], []
+    for number in range(rounds + 1):
+        for before, work, seconds in (
+            (measure.before, measure.ours, ours),
+            (measure.before_bare, measure.bare, bare),
+        ):
+            before()
+            started = time.perf_counter()
+            work()
+            # The first of each warms up what a computer has been warming up for years: files in memory, byte code.
+            if number:
+                seconds.append(time.perf_counter() - started)
+    ratio = statistics.median(ours) / statistics.median(bare)
+    return {
+        "name": measure.name,
+        "ratio": round(ratio, 2),
+        "goal": measure.goal,
+        "met": ratio <= measure.goal,
+        "seconds": [round(value, 3) for value in ours],
+        "bare_seconds": [round(value, 3) for value in bare],
+    }
+
+
+def _edit(file: Path) -> None:
+    file.write_text(f"edited at {time.time_ns()}\n")
+
+
+def _bare_image(copy: Copy, size: int) -> None:
+    """An image of ``size`` bytes and its hash tree, made and checked by the same programs and nothing else."""
+    tools = copy.build / "snp-release" / "bin"
+    image, tree = copy.bare / "image", copy.bare / "tree"
+    image.unlink(missing_ok=True)
+    tree.unlink(missing_ok=True)
+    tar = copy.build / "guest" / "rootfs.tar"
+    plain = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-b", "4096", "-m", "0"]
+    run([tools / "mke2fs", *plain, "-d", tar, image, f"{size >> 10}k"])
+    run([tools / "e2fsck", "-f", "-n", image])
+    salt = "0" * 64
+    said = run([tools / "veritysetup", "format", f"--salt={salt}", "--no-superblock", image, tree]).decode()
+    root_hash = said.split("Root hash:")[1].split()[0]
+    run([tools / "veritysetup", "verify", f"--salt={salt}", "--no-superblock", image, tree, root_hash])
+
+
+def _bare_initramfs(copy: Copy, content: Path) -> None:
+    """Its packages unpacked, and a tree of the same content packed, by the stock tools."""
+    tree = copy.bare / "unpacked"
+    remove_tree(tree)
+    tree.mkdir()
+    for deb in sorted((copy.build / "debs" / "initramfs").glob("*.deb")):
+        run(["dpkg-deb", "-x", deb, tree])
+    script = "cd $1 && find . -print0 | cpio --null --quiet -o -H newc | zstd -q -9 -T1 -f -o $2"
+    run(["sh", "-c", script, "sh", content, copy.bare / "initramfs.zst"])
+
+
+def _unpack_initramfs(copy: Copy, content: Path) -> None:
+    content.mkdir()
+    script = "zstd -q -d -c $1 | { cd $2 && cpio --quiet -i -d --no-absolute-filenames; }"
+    for name in ("base", "modules", "init"):
+        run(["sh", "-c", script, "sh", copy.build / "layers" / f"{name}.cpio.zst", content])
+
+
+def _archives(copy: Copy) -> list[str]:
+    return [path.name for path in copy.build.glob("initramfs*.zst")]
+
+
+def _set_aside(copy: Copy, kept: Path) -> None:
+    if not kept.exists():
+        kept.mkdir()
+        _copy_all(copy.build, kept)
+    remove_tree(copy.build)
+    copy.build.mkdir()
+
+
+def _copy_all(source: Path, target: Path) -> None:
+    run(["cp", "-a", "--sparse=auto", f"{source}/.", target])
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measured", "ratio", "goal", "")
+    for row in rows:
+        table.add_row(row["name"], f"{row['ratio']:.2f}", f"≤ {row['goal']}", "met" if row["met"] else "missed")
+    Console().print(table)

@@ -1,0 +1,133 @@
+"""The quick way through a tar's headers, for archives of the plain form that most programs write, ours among them.
+
+tarfile takes 50 microseconds an entry, which is a third of the time that an edited file takes to a new image. What is
+not of the plain form (old formats, sparse files, long names by other means, unknown records) is left to tarfile, and so
+is saying what is wrong with an archive: this never raises for its content, it gives up.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 512
+_ZEROS = bytes(BLOCK)
+_MAGIC = b"ustar\x0000"
+_KINDS = frozenset(b"0123456")
+_RECORD = b"x"
+_LONGEST_RECORDS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a header says; ``offset`` is where it begins, with its records, and ``data`` where the content does."""
+
+    name: str
+    kind: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+    link: str
+    device: tuple[int, int]
+    records: dict[str, str]
+    offset: int
+    data: int
+
+
+class _OddError(Exception):
+    """Not of the plain form."""
+
+
+def plain_members(path: Path) -> list[Member] | None:
+    """The members of an archive in order, or None where it is not whole or not of the plain form. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return list(_members(descriptor, os.fstat(descriptor).st_size))
+        finally:
+            os.close(descriptor)
+    except (_OddError, ValueError):
+        return None
+
+
+def _members(descriptor: int, end: int) -> Iterator[Member]:
+    place = start = 0
+    records: dict[str, str] = {}
+    while (block := os.pread(descriptor, BLOCK, place)) != _ZEROS:
+        _check(block)
+        kind, size = block[156:157], _octal(block[124:136])
+        place += BLOCK
+        if kind == _RECORD:
+            if records or size > _LONGEST_RECORDS:
+                raise _OddError
+            records = _records(os.pread(descriptor, size, place))
+            place += -(-size // BLOCK) * BLOCK
+            continue
+        if block[156] not in _KINDS:
+            raise _OddError
+        size = int(records.get("size", size))
+        if kind != b"0" and size:
+            raise _OddError
+        name = records.get("path") or _text(block[0:100])
+        yield Member(
+            name=name,
+            kind=kind,
+            mode=_octal(block[100:108]),
+            uid=int(records.get("uid", _octal(block[108:116]))),
+            gid=int(records.get("gid", _octal(block[116:124]))),
+            size=size,
+            mtime=_octal(block[136:148]),
+            link=records.get("linkpath") or _text(block[157:257]),
+            device=(_octal(block[329:337]), _octal(block[337:345])),
+            records=records,
+            offset=start,
+            data=place,
+        )
+        place += -(-size // BLOCK) * BLOCK
+        start, records = place, {}
+        if place > end:
+            raise _OddError
+    if records:
+        raise _OddError
+
+
+def _check(block: bytes) -> None:
+    """Refuse what is no header, and names in two parts."""
+    if len(block) != BLOCK or block[257:265] != _MAGIC or block[345] != 0:
+        raise _OddError
+    if sum(block) - sum(block[148:156]) + 8 * 32 != _octal(block[148:156]):
+        raise _OddError
+
+
+def _octal(field: bytes) -> int:
+    digits = field.rstrip(b"\0 ")
+    if not digits.isdigit():
+        raise _OddError
+    return int(digits, 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+_KNOWN = frozenset(("path", "linkpath", "size", "uid", "gid", "SCHILY.xattr.security.capability"))
+
+
+def _records(data: bytes) -> dict[str, str]:
+    """The pax records in ``data``, all of the known ones; each is its own length, a blank, key=value, a newline."""
+    found: dict[str, str] = {}
+    while data:
+        length, blank, _ = data.partition(b" ")
+        if not blank or not length.isdigit() or not len(length) < int(length) <= len(data):
+            raise _OddError
+        record, data = data[len(length) + 1 : int(length)], data[int(length) :]
+        key, equals, value = record[:-1].partition(b"=")
+        name = key.decode("ascii")
+        if record[-1:] != b"\n" or not equals or name not in _KNOWN or name in found or not value:
+            raise _OddError
+        found[name] = value.decode("utf-8", "surrogateescape")
+        if name in ("size", "uid", "gid") and not value.isdigit():
+            raise _OddError
+    return found

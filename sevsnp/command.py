@@ -4,7 +4,10 @@ All of them go through here but QEMU, which a host bundle starts too, where ther
 (sevsnp.vm.qemu).
 """
 
+import atexit
 import contextlib
+import errno
+import functools
 import os
 import shlex
 import shutil
@@ -22,7 +25,7 @@ from plumbum.machines.local import LocalMachine
 
 from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import full_disk
+from sevsnp.files import disks
 
 # A command that hangs must not hang the build; what legitimately takes longer says so.
 DEFAULT_TIMEOUT = 600.0
@@ -39,6 +42,9 @@ _BARE.env.clear()
 # The process that ends them should this one be killed, and its list of them (sevsnp.guardian).
 _guardian: list["subprocess.Popen[bytes]"] = []
 _starting = threading.Lock()
+# Directories that end with this process.
+_temporaries = contextlib.ExitStack()
+atexit.register(_temporaries.close)
 
 # Commands that run now, so that a signal handler can end them whichever thread waits for them.
 _running: set["subprocess.Popen[bytes]"] = set()
@@ -79,7 +85,7 @@ def run(
     with _started(
         words,
         hint,
-        env=environment(env),
+        env=environment({"TMPDIR": _private_temporary(), **(env or {})}),
         cwd=cwd,
         stdin=subprocess.DEVNULL if stdin is None and feed is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -94,12 +100,22 @@ def run(
     if fed:
         fed.finish()
     if process.returncode:
-        # Tools have many words for it, or none.
-        if full := full_disk([*words, environment(env).get("TMPDIR", tempfile.gettempdir())]):
-            raise UserError(f"{full}: cannot be written: the disk is full, in: {shown}", f"see: df -h {full}")
+        _check_room([*words, environment(env).get("TMPDIR", tempfile.gettempdir())], shown, err)
         tail = err.decode(errors="replace").strip()[-2000:]
         raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
     return out
+
+
+def _check_room(words: Sequence[str], shown: str, said: bytes) -> None:
+    """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
+    found = disks(words)
+    full = [str(disk) for disk, is_full in found.items() if is_full]
+    if not full and os.strerror(errno.ENOSPC).encode() in said:
+        full = [str(disk) for disk in found]  # it has tidied up behind itself
+    if full:
+        raise UserError(
+            f"{' or '.join(full)}: cannot be written: the disk is full, in: {shown}", f"see: df -h {' '.join(full)}"
+        )
 
 
 class _Feeder:
@@ -226,9 +242,22 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
     _guard(f"+{path}")
     try:
         yield path
+    except OSError as error:
+        full = [disk for disk, is_full in disks([path]).items() if is_full]
+        if error.errno != errno.ENOSPC or not full:
+            raise
+        raise UserError(
+            f"{full[0]}: cannot be written: {error.strerror}", f"set TMPDIR, or see: df -h {full[0]}"
+        ) from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
         _guard(f"-{path}")
+
+
+@functools.cache
+def _private_temporary() -> str:
+    """Commands' TMPDIR: dpkg-deb, for one, leaves what it had there when it is ended."""
+    return _temporaries.enter_context(temporary_directory("sevsnp.")).as_posix()
 
 
 def _guard(line: str) -> None:

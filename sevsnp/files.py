@@ -6,13 +6,21 @@ import fcntl
 import glob
 import hashlib
 import os
+import secrets
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CHUNK = 1 << 20
+# A program that failed for want of room leaves less than this: it writes in pieces.
+_NO_ROOM = 256 << 10
 _in_use: set[Path] = set()
+_making = threading.Lock()
+_ended = threading.Event()
 
 
 def sha256_file(path: Path) -> str:
@@ -32,8 +40,11 @@ def scratch_directory(near: Path) -> Iterator[Path]:
     """
     near.parent.mkdir(parents=True, exist_ok=True)
     _sweep(near)
-    path, descriptor = _locked_directory(near)
-    _in_use.add(path)
+    with _making:
+        if _ended.is_set():
+            sys.exit()  # ends this thread; the process has ended but for it
+        path, descriptor = _locked_directory(near)
+        _in_use.add(path)
     try:
         # mkdtemp gives 0700 whatever the umask; what is built inside must not inherit either.
         yield path
@@ -60,8 +71,17 @@ def _locked_directory(near: Path) -> tuple[Path, int]:
 @atexit.register
 def _remove_scratch() -> None:
     """What threads leave that end with the process and never reach the end of their block."""
-    for path in list(_in_use):
-        remove_tree(path)
+    with _making:
+        _ended.set()
+    deadline = time.monotonic() + 1
+    # A thread that still works makes some of it again, until it finds the rest gone.
+    while (left := [path for path in list(_in_use) if path.exists()]) and time.monotonic() < deadline:
+        for path in left:
+            # Under another name: it would add to it while it is removed.
+            gone = path.with_name(f"{path.name[:-8]}{secrets.token_hex(4)}")
+            with contextlib.suppress(OSError):
+                path.rename(gone)
+                remove_tree(gone)
 
 
 def _sweep(near: Path) -> None:
@@ -92,3 +112,25 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
             stream.write(data.encode() if isinstance(data, str) else data)
         new.chmod(mode)
         new.replace(path)
+
+
+def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
+    """Where the disks are mounted that ``paths`` are on, or would be, and whether each is full.
+
+    What names nothing that exists is looked for in the current directory, so a whole command line may be given. What
+    is mounted read-only, or holds no data, is left out.
+    """
+    found: dict[Path, bool] = {}
+    for path in paths:
+        place = Path(path).absolute()
+        while not os.path.isdir(place):  # noqa: PTH112 (a name that is too long for a path is no error here)
+            place = place.parent
+        place = place.resolve()
+        while not place.is_mount():
+            place = place.parent
+        room = os.statvfs(place)
+        if room.f_flag & os.ST_RDONLY or not room.f_blocks:
+            continue
+        blocks = room.f_bfree if os.geteuid() == 0 else room.f_bavail
+        found[place] = blocks * room.f_frsize < _NO_ROOM or bool(room.f_files and not room.f_ffree)
+    return found

@@ -24,12 +24,13 @@ def watch(lines: Iterable[str]) -> None:
         sign, name = line[:1], line[1:].rstrip("\n")
         (guarded.add if sign == "+" else guarded.discard)(name)
     groups = [int(name) for name in guarded if name.isdigit()]
-    _signal(groups, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE
-    while groups and time.monotonic() < deadline:
-        groups = _signal(groups, 0)
-        time.sleep(0.05)
-    _signal(groups, signal.SIGKILL)
+    # After SIGKILL too they have an instant in which they still write to what is removed next.
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 1.0)):
+        deadline = time.monotonic() + seconds
+        groups = _signal(groups, number)
+        while groups and time.monotonic() < deadline:
+            time.sleep(0.05)
+            groups = _signal(groups, 0)
     for name in guarded:
         if name.startswith("/"):
             shutil.rmtree(name, ignore_errors=True)

@@ -179,6 +179,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("SEVSNP_CACHE", _text, "", "a directory for the artefact cache"),
     Setting("CACHE", _cache, "", "oci://host/repository, off, or nothing"),
     Setting("CACHE_MODE", _choice("pull", "push"), "pull", "pull or push"),
+    Setting("CACHE_KEY", _text, "", "a path to a private key in PEM"),
+    Setting("CACHE_PUBLIC_KEY", _text, "", "a path to a public key in PEM"),
     Setting("CACHE_SIZE", _size(1 << 20, 1 << 50), "20G", "a size, as 20G"),
 )
 

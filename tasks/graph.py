@@ -134,6 +134,7 @@ def artefact(
         distributions=tuple(distributions),
         ignored=tuple(ignored),
         cached=cached,
+        trees=frozenset(trees),
     )
     return {
         "actions": [(make, [made])],

@@ -38,7 +38,12 @@ def settings() -> Settings:
     found = checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
     session.configure(
         session.Options(
-            found.artefact_cache(), found.text("CACHE"), found.text("CACHE_MODE") == "push", found.number("CACHE_SIZE")
+            directory=found.artefact_cache(),
+            shared=found.text("CACHE"),
+            push=found.text("CACHE_MODE") == "push",
+            limit=found.number("CACHE_SIZE"),
+            signing=found.path("CACHE_KEY", Path()) if found.text("CACHE_KEY") else None,
+            accepted=found.path("CACHE_PUBLIC_KEY", Path()) if found.text("CACHE_PUBLIC_KEY") else None,
         )
     )
     return found

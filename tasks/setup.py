@@ -1,6 +1,7 @@
 """Tasks that set up the machine and check the project."""
 
 from tasks.graph import CHECKOUT, Task, command, say
+from tasks.project import checked
 
 
 def task__welcome() -> Task:
@@ -25,7 +26,7 @@ def task__dependencies() -> Task:
 
 
 def _checkout_is_ours() -> bool:
-    CHECKOUT.acquire(say)
+    checked(CHECKOUT.acquire, say)
     return True
 
 

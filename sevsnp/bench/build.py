@@ -148,7 +148,8 @@ def _measures(copy: Copy) -> list[Measure]:
 
 def _measured(measure: Measure, rounds: int) -> dict[str, Any]:
     print(f"  {measure.name}", flush=True)
-    ours, bare = [], []
+    ours: list[float] = []
+    bare: list[float] = []
     for number in range(rounds + 1):
         for before, work, seconds in (
             (measure.before, measure.ours, ours),

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from sevsnp import progress
 from sevsnp.command import run, temporary_directory
@@ -214,7 +215,7 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
             '--customize-hook=test -e "$1/proc/self/status" || { echo /proc cannot be mounted for them >&2; exit 1; }',
             "pinned",
             raw,
-            f"deb [trusted=yes] copy:{repository} ./",
+            f"deb [trusted=yes] copy:{quote(str(repository))} ./",  # a blank would end the address
         ],
         env={"SOURCE_DATE_EPOCH": str(epoch), "TMPDIR": str(raw.parent), "DEBIAN_FRONTEND": "noninteractive"},
         timeout=INSTALL_TIMEOUT,

@@ -1,20 +1,19 @@
 """Fetch pinned packages: cache, then mirror, then snapshot; nothing is kept that does not match the lock."""
 
 import hashlib
-import os
-import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import quote, urlsplit
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK, sha256_file
+from sevsnp.files import CHUNK, scratch_directory, sha256_file
 from sevsnp.packages import hostapt
 from sevsnp.packages.lock import REFRESH, SECURITY, Package
 from sevsnp.packages.sources import Sources, beside, clean_uri
@@ -113,39 +112,38 @@ def _stream(source: BinaryIO, target: BinaryIO, package: Package, uri: str, mete
         )
 
 
-def _new_file(target: Path) -> tuple[int, str]:
-    """A fresh file beside ``target``: another run may fetch the same package into the same cache."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise UserError(f"{target.parent}: can not be written: {error.strerror}", "set CACHE_DIR") from error
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A name for a new file beside ``target``: another run may fetch the same package into the same cache."""
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(scratch_directory(target))
+        except OSError as error:
+            raise UserError(f"{target.parent}: can not be written: {error.strerror}", "set CACHE_DIR") from error
+        yield scratch / target.name
 
 
 def _download(package: Package, uri: str, target: Path, sources: Sources, meter: _Meter) -> None:
     """Fetch ``uri`` to ``target``, which appears whole and checked or not at all."""
     for attempt in range(1, ATTEMPTS + 1):
-        descriptor, name = _new_file(target)
-        new = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as stream, _open(uri, sources) as source:
-                _stream(source, stream, package, uri, meter)
-            new.chmod(0o644)  # mkstemp gives 0600, and the umask would make it vary otherwise
-            new.replace(target)
-            return
-        except MismatchError as error:
-            if not error.short or attempt == ATTEMPTS:
-                raise
-        except (OSError, HTTPException) as error:
-            # A mirror that answers badly may answer well a moment later; one that says no will say no again.
-            final = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if final or attempt == ATTEMPTS:
-                raise UserError(
-                    f"{package.deb}: can not be fetched from {uri}: {error}",
-                    "check the network, the proxy settings or MIRROR",
-                ) from error
-        finally:
-            new.unlink(missing_ok=True)
+        with _beside(target) as new:
+            try:
+                with new.open("wb") as stream, _open(uri, sources) as source:
+                    _stream(source, stream, package, uri, meter)
+                new.chmod(0o644)  # the umask would make it vary otherwise
+                new.replace(target)
+                return
+            except MismatchError as error:
+                if not error.short or attempt == ATTEMPTS:
+                    raise
+            except (OSError, HTTPException) as error:
+                # A mirror that answers badly may answer well a moment later; one that says no will say no again.
+                final = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if final or attempt == ATTEMPTS:
+                    raise UserError(
+                        f"{package.deb}: can not be fetched from {uri}: {error}",
+                        "check the network, the proxy settings or MIRROR",
+                    ) from error
         meter.wait(attempt)
 
 

@@ -46,7 +46,7 @@ def make_manifest(
     """
     signing_key = None
     if key is not None:
-        from sevsnp.release.signature import load_signing_key, sign
+        from sevsnp.signature import load_signing_key, sign
 
         signing_key = load_signing_key(key)
     contents, moment = Contents(project), _seconds(created)

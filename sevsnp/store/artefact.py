@@ -9,7 +9,7 @@ import importlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Artefact:
     distributions: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     cached: bool = True
+    trees: frozenset[str] = frozenset()
     # What the last run of the action made, for doit to save; and why it is not up to date, for `doit info`.
     made: dict[str, Any] = field(default_factory=dict)
     reason: list[str] = field(default_factory=list)
@@ -102,6 +103,10 @@ class Artefact:
                 pass
             yield path
 
+    def _is_of_our_kind(self, entry: Entry) -> bool:
+        kinds = {name: Tree if name in self.trees else File for name in self.outputs}
+        return {name: type(made) for name, made in entry.outputs.items()} == kinds
+
     def _lacking(self, digests: Mapping[str, str]) -> list[str]:
         changed = set(self._changed(digests))
         return [name for name, path in self.outputs.items() if path in changed]
@@ -128,8 +133,17 @@ class Artefact:
         if store is None:
             self._build(key, parts, None, say)
             return
-        with store.local.making(key, lambda: say("waiting for another run that makes the same")):
-            with store.local.in_use():
+        with ExitStack() as held:
+            reading = ExitStack()
+            try:
+                waiting = "waiting for another run that makes the same"
+                held.enter_context(store.local.making(key, lambda: say(waiting)))
+                reading.enter_context(store.local.in_use())
+            except OSError as error:
+                say(f"the artefact cache cannot be used: {error}")
+                self._build(key, parts, None, say)
+                return
+            with reading:
                 entry = store.find(key, say)
                 restored = entry is not None and self._restore(entry, store, say)
             if entry and restored:
@@ -144,7 +158,8 @@ class Artefact:
         """Copy what is not there yet; all outputs are whole before the first takes its place."""
         from sevsnp.store.local import DamagedError
 
-        if set(entry.outputs) != set(self.outputs):
+        if not self._is_of_our_kind(entry):
+            say(f"refused what the cache has under {entry.key}: other outputs than {', '.join(self.outputs)}")
             return False
         digests = {name: _shown(made) for name, made in entry.outputs.items()}
         lacking = self._lacking(digests)
@@ -156,6 +171,11 @@ class Artefact:
             except DamagedError as error:
                 store.local.drop(entry.key)
                 say(f"damaged in the artefact cache: {error}")
+                return False
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise
+                say(f"the artefact cache cannot be used: {error}")
                 return False
             self._place(scratch, {name: entry.outputs[name] for name in lacking})
         return True
@@ -174,6 +194,8 @@ class Artefact:
                 changed = " and ".join(name for name in now if now[name] != parts[name])
                 raise UserError(f"its {changed} changed while it was made", "run it again")
             entry = Entry(key, self.function, {name: _read(path) for name, path in scratch.items()})
+            if not self._is_of_our_kind(entry):
+                raise UserError(f"{self.function} made a directory for a file, or a file for a directory")
             if store:
                 store.keep(entry, scratch, say)
             # What came out as it was stays in its place, and is not read again by what depends on it.
@@ -204,11 +226,12 @@ class Artefact:
         for name, output in made.items():
             path = self.outputs[name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir() and not path.is_symlink():
+            there = path.is_dir() and not path.is_symlink()
+            if there or (isinstance(output, Tree) and (path.exists() or path.is_symlink())):
                 # A directory cannot be replaced in one step; the old one is out of the way for an instant.
                 old = path.rename(scratch[name].with_name(f"{path.name}.old"))
                 for kept in self.ignored:
-                    if (old / kept).exists():
+                    if there and (old / kept).exists():
                         (old / kept).rename(scratch[name] / kept)
             scratch[name].replace(path)
             if isinstance(output, File):
@@ -263,7 +286,7 @@ def _listing(directory: Path) -> list[list[str]]:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
-            found.append([name, "link", os.fspath(path.readlink())])
+            found.append([name, "link", os.readlink(path)])  # noqa: PTH115 (Path takes a slash off the end)
         elif path.is_dir():
             found.append([name, "directory"])
         else:

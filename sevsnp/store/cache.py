@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from sevsnp import progress
 from sevsnp.errors import UserError
+from sevsnp.store.digests import Index
 from sevsnp.store.entries import Entry, EntryError
 from sevsnp.store.local import DamagedError, LocalStore
+from sevsnp.store.sealed import seal, unseal
 from sevsnp.store.session import OFF, Options, index, options
 
 if TYPE_CHECKING:
@@ -21,12 +23,16 @@ Note = Callable[[str], None]
 class Cache:
     """Entries and their blobs, wherever they are. Trouble with a cache costs a warning, and never the build."""
 
-    def __init__(self, chosen: Options) -> None:
-        self.local = LocalStore(chosen.directory, index())
+    def __init__(self, chosen: Options, known: Index) -> None:
+        self.local = LocalStore(chosen.directory, known)
         self._options = chosen
         self._shared = _registry(chosen.shared)
-        # One that failed is not asked again in this run: each question would cost its time-out.
-        self._silent = threading.Event()
+        # One that failed is not asked again in this run: each question would cost its time-out. One that takes
+        # nothing from us may still give.
+        self._silent = self._full = False
+        # Whether its last answer was a good one. If it was, the next bad one is that entry's trouble.
+        self._sound = False
+        self._deciding = threading.Lock()
 
     def find(self, key: str, note: Note) -> Entry | None:
         """The entry for ``key``, with all its blobs on this machine when it is returned."""
@@ -51,17 +57,27 @@ class Cache:
 
     def push(self, entry: Entry, note: Note) -> None:
         """Send an entry to the shared cache, if this run may."""
-        if self._shared is None or not self._options.push or self._silent.is_set():
+        if self._shared is None or not self._options.push or self._silent or self._full:
             return
-        from sevsnp.store.registry import Tampered, Unavailable
+        from sevsnp.store.registry import Refused, Tampered, Unavailable
 
         try:
             with self.local.in_use():
                 blobs = [(blob, self.local.check(blob)) for blob in entry.blobs()]
                 progress.step("pushing to the shared cache")
-                self._shared.push(entry.key, entry.to_bytes(), blobs)
-        except (Unavailable, Tampered, DamagedError, OSError) as error:
+                document = entry.to_bytes()
+                if self._options.signing:
+                    document = seal(document, self._options.signing)
+                self._shared.push(entry.key, document, blobs)
+        except Refused as error:
+            with self._deciding:
+                first, self._full = not self._full, True
+            if first:
+                note(f"nothing more is pushed to the shared cache: {error}")
+        except Unavailable as error:
             self._give_up(error, note)
+        except (Tampered, DamagedError, OSError) as error:
+            note(f"not pushed to the shared cache: {error}")
 
     def prune(self) -> None:
         """Keep to the size limit; if somebody else uses the cache now, the next run will."""
@@ -73,17 +89,21 @@ class Cache:
             return
 
     def _pull(self, key: str, note: Note) -> Entry | None:
-        if self._shared is None or self._silent.is_set():
+        if self._shared is None or self._silent:
             return None
-        from sevsnp.store.registry import Tampered, Unavailable
+        from sevsnp.store.registry import Refused, Tampered, Unavailable
 
         try:
             document = self._shared.entry(key)
+            self._sound = True
             if document is None:
                 return None
-            entry = Entry.from_bytes(document)
-            if entry.key != key:
-                raise EntryError("stored under another key")
+            try:
+                entry = Entry.from_bytes(unseal(document, self._options.accepted))
+                if entry.key != key:
+                    raise EntryError(f"is that of key {entry.key}")
+            except EntryError as error:
+                raise Tampered(f"{self._shared.reference}: entry {key}: {error}") from None
             for blob in entry.blobs():
                 if not self.local.has(blob):
                     with self.local.new_blob(blob) as new, progress.growing(new, blob.size, "pulling"):
@@ -91,14 +111,19 @@ class Cache:
             self.local.add(entry)
             return entry
         except Unavailable as error:
-            self._give_up(error, note)
-        except (Tampered, EntryError, DamagedError) as error:
+            if isinstance(error, Refused) and self._sound:
+                self._sound = False
+                note(f"not to be had from the shared cache: {error}")
+            else:
+                self._give_up(error, note)
+        except (Tampered, DamagedError) as error:
             note(f"refused what the shared cache has: {error}")
         return None
 
     def _give_up(self, error: Exception, note: Note) -> None:
-        if not self._silent.is_set():
-            self._silent.set()
+        with self._deciding:
+            first, self._silent = not self._silent, True
+        if first:
             note(f"going on without the shared cache: {error}")
 
 
@@ -110,11 +135,23 @@ def _registry(shared: str) -> "Registry | None":
     return Registry(parse_reference(shared))
 
 
+_opening = threading.Lock()
+
+
 @functools.cache
 def cache() -> Cache | None:
     """The cache of this run, or None where it is switched off. Raises UserError for one that cannot be trusted."""
     chosen = options()
-    return None if chosen.shared == OFF else Cache(chosen)
+    if chosen.shared == OFF:
+        return None
+    # Two threads come here at once, and functools lets both in: two caches would each wait for a silent registry.
+    with _opening:
+        return _opened(chosen, index())
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(chosen: Options, known: Index) -> Cache:
+    return Cache(chosen, known)
 
 
 def require_cache() -> Cache:

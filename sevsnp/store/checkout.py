@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from sevsnp.errors import UserError
 from sevsnp.store.locks import locked
 
 Say = Callable[[str], None]
@@ -20,10 +21,16 @@ class Checkout:
         self._makers = 0
 
     def acquire(self, say: Say) -> None:
+        """Wait for the lock. Raises UserError where it cannot be made."""
         with self._guard:
             if self._held is None:
                 held = locked(self._path, waiting=lambda: say("waiting for another run that builds in this checkout"))
-                held.__enter__()
+                try:
+                    held.__enter__()
+                except OSError as error:
+                    raise UserError(
+                        f"{self._path}: cannot be written: {error.strerror}", f"see: df -h {self._path.parent}"
+                    ) from None
                 self._held = held
 
     @contextmanager

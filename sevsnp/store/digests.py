@@ -53,9 +53,11 @@ class Index:
         if status.st_size > CHUNK and _young(status):
             # Worth the wait: what is too young to be remembered would be hashed again and again.
             time.sleep(_TICK_NS / 1e9)
+        # Asked before it is read: what is old only afterwards may have been written again meanwhile, within its tick.
+        young = _young(status)
         digest = sha256_file(Path(path))
         after = os.stat(path)  # noqa: PTH116
-        if identity(status) == identity(after) and not _young(status):
+        if identity(status) == identity(after) and not young:
             self._put(identity(after), digest)
         return digest
 
@@ -71,8 +73,9 @@ class Index:
         name, newest = _fingerprint(root, ignored)
         if (known := self._get(name)) is not None:
             return known
+        young = time.time_ns() - newest < _TICK_NS
         digest = read_tree(root, ignored).sha256
-        if time.time_ns() - newest > _TICK_NS and name == _fingerprint(root, ignored)[0]:
+        if not young and name == _fingerprint(root, ignored)[0]:
             self._put(name, digest)
         return digest
 
@@ -187,7 +190,7 @@ def read_tree(root: Path, ignored: Collection[str] = ()) -> Tree:
             continue
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
-            nodes[name] = Link(os.fspath((root / name).readlink()))
+            nodes[name] = Link(os.readlink(root / name))  # noqa: PTH115 (Path takes a slash off the end)
         elif stat.S_ISDIR(status.st_mode):
             nodes[name] = Directory(mode & MODES)
         elif stat.S_ISREG(status.st_mode) and not mode & ~MODES:

@@ -7,6 +7,7 @@ after the other in the order of the listing. Blobs are named by their SHA-256, s
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,8 @@ class Entry:
             if document["schema"] != SCHEMA:
                 raise EntryError(f"schema {document['schema']!r}: expected {SCHEMA}")
             Blob(document["key"], 0)
+            if not isinstance(document["function"], str):
+                raise EntryError(f"function {document['function']!r}")
             outputs = {_name(name): _output(made) for name, made in document["outputs"].items()}
             entry = cls(document["key"], document["function"], outputs)
             # One way to write it: nothing in the document goes unread, and nothing is there twice.
@@ -155,9 +158,10 @@ def _output(document: Any) -> File | Tree:
     nodes: dict[str, Node] = {}
     for path in sorted(tree["nodes"]):
         # Every parent must be a directory of this very tree: no path leads out of it, and none through a link.
-        parent, _, last = path.rpartition("/")
-        if last in ("", ".", "..") or "\0" in path or (parent and not isinstance(nodes.get(parent), Directory)):
+        parent, slash, last = path.rpartition("/")
+        if last in ("", ".", "..") or "\0" in path or (slash and not isinstance(nodes.get(parent), Directory)):
             raise EntryError(f"path {path!r}")
+        os.fsencode(path)  # a ValueError for what no file can be called
         nodes[path] = _node(tree["nodes"][path])
     found = Tree(_mode(tree["mode"]), nodes, Blob(document["pack"]["sha256"], document["pack"]["size"]))
     if sum(file.blob.size for file in found.packed().values()) != found.pack.size:
@@ -172,6 +176,7 @@ def _node(document: Any) -> Node:
         case ["d", mode]:
             return Directory(_mode(mode))
         case ["l", str(target)] if target and "\0" not in target:
+            os.fsencode(target)
             return Link(target)
     raise EntryError(f"node {document!r}")
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK, scratch_directory, sha256_file
+from sevsnp.files import CHUNK, remove_tree, scratch_directory, sha256_file
 from sevsnp.store.copying import copy_file
 from sevsnp.store.digests import Index
 from sevsnp.store.entries import Blob, Directory, Entry, EntryError, File, Link, Tree
@@ -155,7 +155,7 @@ class LocalStore:
 
     def keep(self, entry: Entry, outputs: Mapping[str, Path]) -> bool:
         """Copy the outputs into the cache. False, and nothing is kept, where one of them is not for everybody."""
-        if any(path.lstat().st_mode & _PUBLIC != _PUBLIC for path in outputs.values()):
+        if not all(map(_is_public, entry.outputs.values())):
             return False
         for name, made in entry.outputs.items():
             if isinstance(made, File):
@@ -234,9 +234,10 @@ class LocalStore:
 
         Also what belongs to no entry. Returns what was removed, or None where somebody uses the cache right now.
         """
-        with locked_if_free(self._locks / "all") as alone:
-            if not alone:
+        with locked_if_free(self._locks / "all") as free:
+            if not free:
                 return None
+            self._sweep()
             sizes = {path.name: status.st_blocks * 512 for path, status in self._listed_blobs()}
             before = self.usage()
             kept: set[str] = set()
@@ -248,8 +249,11 @@ class LocalStore:
                 except EntryError:
                     needed, full_entry = set(), True
                 else:
-                    total += sum(sizes.get(name, 0) for name in needed - kept)
-                    full_entry = full = full or total > limit
+                    # One that is larger than all there may be goes alone, and not with everything before it.
+                    alone = sum(sizes.get(name, 0) for name in needed) > limit
+                    total += 0 if alone else sum(sizes.get(name, 0) for name in needed - kept)
+                    full = full or total > limit
+                    full_entry = alone or full
                 if full_entry:
                     path.unlink(missing_ok=True)
                 else:
@@ -279,7 +283,10 @@ class LocalStore:
         there = {path.name for path, _ in self._listed_blobs()}
         for path in self._listed_entries():
             try:
-                lacking = {blob.sha256 for blob in Entry.from_bytes(path.read_bytes()).blobs()} - there
+                entry = Entry.from_bytes(path.read_bytes())
+                if entry.key != path.name:
+                    raise EntryError(f"is of key {entry.key}")
+                lacking = {blob.sha256 for blob in entry.blobs()} - there
             except EntryError as error:
                 said.append(f"{path}: {error}, so it was removed")
                 path.unlink(missing_ok=True)
@@ -288,6 +295,11 @@ class LocalStore:
                 said += [] if lacking & bad else [f"{path}: lacks blob {min(lacking)}, so it was removed"]
                 path.unlink(missing_ok=True)
         return said
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left; nobody else may be using the cache."""
+        for path in (*self._entries.glob(".*"), *self._blobs.glob("*/.*")):
+            remove_tree(path)
 
     def _listed_entries(self) -> list[Path]:
         """The entries, that with the oldest use first."""
@@ -300,3 +312,11 @@ class LocalStore:
         if not self._blobs.is_dir():
             return []
         return [(path, path.stat()) for path in sorted(self._blobs.glob("*/*")) if not path.name.startswith(".")]
+
+
+def _is_public(made: File | Tree) -> bool:
+    """Whether everybody may read it, and all that is in it."""
+    if isinstance(made, File):
+        return made.mode & _PUBLIC == _PUBLIC
+    modes = [made.mode, *(node.mode for node in made.nodes.values() if not isinstance(node, Link))]
+    return all(mode & _PUBLIC == _PUBLIC for mode in modes)

@@ -20,7 +20,7 @@ from oras.utils import iter_localhosts
 
 from sevsnp.command import run
 from sevsnp.errors import UserError
-from sevsnp.store.oci_reference import Reference, Unavailable
+from sevsnp.store.oci_reference import Reference, Refused
 
 # It may have to ask a locked keyring, but nobody is there to answer.
 _HELPER_SECONDS = 20.0
@@ -49,7 +49,7 @@ class Login(TokenAuth):  # type: ignore[misc]
         self.authorization = ""
 
     def answer(self, response: requests.Response) -> None:
-        """Set :attr:`authorization` anew as a 401 asks for it. Raises :class:`Unavailable` where there is no way."""
+        """Set :attr:`authorization` anew as a 401 asks for it. Raises :class:`Refused` where there is no way."""
         challenge = response.headers.get("WWW-Authenticate", "")
         self._look_up()
         if re.search(r"(?:^|,)\s*bearer\s", challenge, re.IGNORECASE):
@@ -67,13 +67,13 @@ class Login(TokenAuth):  # type: ignore[misc]
             raise self.refusal()
         self.authorization = authorization
 
-    def refusal(self) -> Unavailable:
+    def refusal(self) -> Refused:
         """What is said where a login is refused, or there is none."""
         host = self._reference.host
         known = "the login in" if hasattr(self, "_basic_auth") else "needs a login, and there is none in"
         trouble = f" ({self._trouble})" if self._trouble else ""
         what = "refuses " if hasattr(self, "_basic_auth") else ""
-        return Unavailable(f"{self._reference}: {what}{known} {docker_config()}{trouble}; docker login {host}")
+        return Refused(f"{self._reference}: {what}{known} {docker_config()}{trouble}; docker login {host}")
 
     def _look_up(self) -> None:
         """Find the credentials, once: in the configuration, or through the helper that it names."""

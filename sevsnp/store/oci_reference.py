@@ -1,4 +1,4 @@
-"""Where a shared cache is: ``oci://host[:port]/repository``; and the two ways in which it can fail."""
+"""Where a shared cache is: ``oci://host[:port]/repository``; and the ways in which it can fail."""
 
 import ipaddress
 import re
@@ -17,6 +17,10 @@ _WORDS = 200
 
 class Unavailable(Exception):
     """The registry can not be used now: unreachable, too slow, refuses us, or does not speak its protocol."""
+
+
+class Refused(Unavailable):
+    """The registry answers, and does not let us do this: another request may be welcome."""
 
 
 class Tampered(Exception):

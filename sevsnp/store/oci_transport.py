@@ -17,7 +17,7 @@ from urllib3.util import Url, parse_url
 
 from sevsnp.files import CHUNK
 from sevsnp.store.oci_login import Login
-from sevsnp.store.oci_reference import Reference, Tampered, Unavailable, clean, is_loopback
+from sevsnp.store.oci_reference import Reference, Refused, Tampered, Unavailable, clean, is_loopback
 from sevsnp.store.oci_watch import FLOOR, Watch, WatchedAdapter, current_watch
 
 REDIRECTS = 5
@@ -25,7 +25,10 @@ REDIRECTS = 5
 _COMMIT = 8 << 20
 _TOKEN_LIMIT = 1 << 20
 _WORDS_LIMIT = 1 << 14
-_PASSING = (502, 503, 504)
+# An answer within so many seconds is quick; what is over adds up, until it has cost a time-out.
+_QUICK = 0.5
+# 500: Debian's registry too, where somebody else is sending the same at this moment.
+_PASSING = (500, 502, 503, 504)
 _LATE = "no answer in time"
 # ValueError: URLs and headers that are none.
 _TROUBLE = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError)
@@ -82,6 +85,7 @@ class Transport:
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._login = Login(reference, _TokenSession(self))
         self._origin = _origin(parse_url(reference.base))
+        self._waited = 0.0
 
     @contextlib.contextmanager
     def request(
@@ -96,13 +100,16 @@ class Transport:
     ) -> Iterator[Answer]:
         """The answer to a request for ``url``, whole or below the repository; ``body`` has ``size`` bytes.
 
-        Raises :class:`Unavailable` where there is none, or one with a status that is not ``expected``.
+        Raises :class:`Unavailable` where there is none, and Refused for one with a status that is not ``expected``.
         """
         with Watch(self._timeout) as watch:
             upload = None if body is None else _Upload(body, size, watch)
+            started = time.monotonic()
             with _plainly(self._reference, watch):
                 response = self._send(method, urljoin(f"{self._reference.base}/", url), headers or {}, upload)
                 watch.renew()
+            if upload is None:
+                self._be_patient(time.monotonic() - started, response)
             with contextlib.closing(response):
                 answer = Answer(response, watch, self._reference)
                 if answer.status not in expected:
@@ -110,6 +117,13 @@ class Transport:
                 if method == "HEAD" or answer.headers.get("Content-Length") == "0":
                     answer.read(1)  # its end, so that the connection is kept
                 yield answer
+
+    def _be_patient(self, seconds: float, response: requests.Response) -> None:
+        """One slow answer is borne; one for each of a build's tasks would cost as many minutes as there are tasks."""
+        self._waited += max(0.0, seconds - _QUICK)
+        if self._waited > self._timeout:
+            response.close()
+            raise Unavailable(f"{self._reference}: too slow: {self._waited:.0f} s spent on waiting for its answers")
 
     def upload_url(self, answer: Answer) -> str:
         """Where an upload goes on: on this registry, and nowhere else. Raises :class:`Unavailable`."""
@@ -192,11 +206,11 @@ class Transport:
             raise Unavailable(f"{self._reference}: sends {what} to {_where(url)}")
         return url
 
-    def _unexpected(self, method: str, answer: Answer) -> Unavailable:
+    def _unexpected(self, method: str, answer: Answer) -> Refused:
         what = "uploads" if method in ("POST", "PUT") else "requests"
         status = f"{answer.status} {responses.get(answer.status, '')}".strip()
         words = answer.words() if method != "HEAD" else ""
-        return Unavailable(f"{self._reference}: answers {what} with {status}{f': {words}' if words else ''}")
+        return Refused(f"{self._reference}: answers {what} with {status}{f': {words}' if words else ''}")
 
 
 class _Upload:

@@ -34,7 +34,11 @@ def _imports(module: str) -> frozenset[str]:
 def _named(path: Path) -> set[str]:
     """What a source file names that may be a module of this project."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    try:
+        parsed = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return found  # its own digest counts; who imports it says what is wrong
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

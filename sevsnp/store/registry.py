@@ -9,18 +9,19 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sevsnp.store.entries import Blob, EntryError, canonical
 from sevsnp.store.oci_blob import Layer, compressed, largest_layer, restore
-from sevsnp.store.oci_reference import Reference, Tampered, Unavailable, parse_reference
+from sevsnp.store.oci_reference import Reference, Refused, Tampered, Unavailable, parse_reference
 
 if TYPE_CHECKING:
     from sevsnp.store.oci_transport import Transport
 
-__all__ = ["Reference", "Registry", "Tampered", "Unavailable", "parse_reference"]
+__all__ = ["Reference", "Refused", "Registry", "Tampered", "Unavailable", "parse_reference"]
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ENTRY_TYPE = "application/vnd.openend2e-sevsnp.entry.v1+json"
@@ -31,6 +32,8 @@ BLOB_SHA256, BLOB_SIZE = "openend2e-sevsnp.blob.sha256", "openend2e-sevsnp.blob.
 # Bytes. Registries refuse larger manifests themselves; an entry names each file of a tree in about a hundred bytes.
 MANIFEST_LIMIT = 4 << 20
 DOCUMENT_LIMIT = 16 << 20
+# Seconds.
+_PAUSES = (0.1, 0.5)
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -46,20 +49,16 @@ class Registry:
         self._layers: dict[Blob, Layer] = {}
         # A registry keeps what it has under a digest, whatever is sent under it again: a push must go around it.
         self._damaged: set[str] = set()
+        # Keys whose manifests it cannot even send.
+        self._unreadable: set[str] = set()
         self._opened: Transport | None = None
         self._opening = threading.Lock()
 
     def entry(self, key: str) -> bytes | None:
         """The document under ``key`` (64 hex digits); None where the registry has none."""
-        with self._transport.request(
-            "GET", f"manifests/{_checked_key(key)}", (200, 404), headers={"Accept": MANIFEST_TYPE}
-        ) as answer:
-            if answer.status == 404:
-                return None
-            data = answer.document(MANIFEST_LIMIT)
-            said = answer.headers.get("Docker-Content-Digest", _digest(data))
-        if said != _digest(data):
-            raise Tampered(f"{self.reference}: manifest {key}: is not what the registry says it is")
+        data = self._manifest(_checked_key(key))
+        if data is None:
+            return None
         try:
             config, layers = parse_manifest(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -71,9 +70,29 @@ class Registry:
                 return None  # half of it was deleted: a push makes it whole
             document = answer.document(config.size)
         if len(document) != config.size or _digest(document) != config.digest:
+            self._damaged.add(config.digest)
             raise Tampered(f"{self.reference}: entry {key}: its document does not have the manifest's digest")
         self._layers.update(layers)
-        return document
+        return document.rstrip(b"\n")
+
+    def _manifest(self, key: str) -> bytes | None:
+        try:
+            with self._transport.request(
+                "GET", f"manifests/{key}", (200, 404), headers={"Accept": MANIFEST_TYPE}
+            ) as answer:
+                if answer.status == 404:
+                    return None
+                if answer.headers.get("Content-Type", "").startswith("text/html"):
+                    raise Unavailable(f"{self.reference}: answers with a web page, as no registry does")
+                data = answer.document(MANIFEST_LIMIT)
+                said = answer.headers.get("Docker-Content-Digest", _digest(data))
+        except Refused:
+            self._unreadable.add(key)
+            raise
+        if said != _digest(data):
+            self._damaged.add(said)
+            raise Tampered(f"{self.reference}: manifest {key}: is not what the registry says it is")
+        return data
 
     def fetch(self, blob: Blob, target: Path) -> None:
         """Write ``blob``, which an entry read before must have, to ``target``; nothing is there after an error."""
@@ -90,8 +109,8 @@ class Registry:
     def push(self, key: str, document: bytes, blobs: Sequence[tuple[Blob, Path]]) -> None:
         """Store an entry: the blobs that the registry lacks, the document, and last the manifest that names them.
 
-        Compressed files are made beside the blobs' own, without names. A blob that :meth:`fetch` found tampered with
-        goes there once more, as another layer.
+        Compressed files are made beside the blobs' own, without names. What :meth:`entry` and :meth:`fetch` found
+        tampered with goes there once more, as other bytes that mean the same.
         """
         _checked_key(key)
         if len(document) > DOCUMENT_LIMIT:
@@ -107,16 +126,37 @@ class Registry:
                 if not self._has_layer(layer.digest):
                     self._upload(layer, stream)
             layers[blob] = layer
+        document = self._undamaged(document)
         config = Layer(_digest(document), len(document))
         if not self._has_layer(config.digest):
             self._upload(config, document)
         manifest = make_manifest(key, config, layers)
+        if key in self._unreadable:
+            self._damaged.add(_digest(manifest))
+        manifest = self._undamaged(manifest)
+        # The registry's own files are not written at one stroke: where two send the same at once, it can find the
+        # blobs half there.
+        for pause in _PAUSES:
+            try:
+                self._tag(key, manifest)
+                return
+            except Refused:
+                time.sleep(pause)
+        self._tag(key, manifest)
+
+    def _tag(self, key: str, manifest: bytes) -> None:
         with self._transport.request(
             "PUT", f"manifests/{key}", (200, 201, 202), headers={"Content-Type": MANIFEST_TYPE},
             body=manifest, size=len(manifest),
         ) as answer:  # fmt: skip
             if answer.headers.get("Docker-Content-Digest", _digest(manifest)) != _digest(manifest):
                 raise Tampered(f"{self.reference}: manifest {key}: the registry keeps another than was sent")
+
+    def _undamaged(self, data: bytes) -> bytes:
+        """A JSON document with a digest under which the registry has nothing that was tampered with."""
+        while _digest(data) in self._damaged:
+            data += b"\n"
+        return data
 
     @property
     def _transport(self) -> "Transport":
@@ -135,6 +175,10 @@ class Registry:
                 return False
         except Tampered:
             return False  # to be replaced
+        except Refused:
+            if key in self._unreadable:
+                return False
+            raise
         layers = [self._layers.get(blob) for blob in blobs]
         good = [layer.digest for layer in layers if layer is not None and layer.digest not in self._damaged]
         return len(good) == len(layers) and all(map(self._has_layer, good))

@@ -14,12 +14,18 @@ OFF = "off"
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of the artefact cache: its directory, ``off`` or where the shared one is, and its limit in bytes."""
+    """The settings of the artefact cache: its directory, ``off`` or where the shared one is, and its limit in bytes.
+
+    ``signing`` is the private key that signs what is pushed, ``accepted`` the public key that must have signed what is
+    taken from the shared cache.
+    """
 
     directory: Path
     shared: str = ""
     push: bool = False
     limit: int = 20 << 30
+    signing: Path | None = None
+    accepted: Path | None = None
 
 
 _options: list[Options] = []

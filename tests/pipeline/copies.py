@@ -32,6 +32,16 @@ def ran(output: str) -> set[str]:
     return set(re.findall(r"^▸ (.+)$", output, re.MULTILINE))
 
 
+def made(output: str) -> set[str]:
+    """Those of them that did their work and took nothing from the cache."""
+    return set(re.findall(r"^✓ (.+) \([0-9.]+ s\)$", output, re.MULTILINE))
+
+
+def restored(output: str) -> set[str]:
+    """Those of them whose outputs came from the artefact cache."""
+    return set(re.findall(r"^✓ (.+) \([0-9.]+ s, from the cache\)$", output, re.MULTILINE))
+
+
 def one_line(output: str) -> str:
     """What a failed doit run said was wrong; fails where it shows a traceback, nothing, or two errors."""
     assert "Traceback" not in output, output
@@ -42,4 +52,5 @@ def one_line(output: str) -> str:
 
 def leavings(directory: Path) -> list[Path]:
     """Scratch files and directories that a run left below ``directory``."""
-    return [path for path in directory.rglob(".*") if path.name not in (".doit.db", ".gitignore", ".ci", ".cache")]
+    kept = (".doit.db", ".cache", ".gitignore", ".ci", ".github", ".gitlab-ci.yml")
+    return [path for path in directory.rglob(".*") if path.name not in kept]

@@ -14,7 +14,7 @@ from sevsnp.release.manifest import render_manifest
 from sevsnp.release.verify import verify_manifest
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
-from tests.unit.test_release_signature import make_key, public_half
+from tests.unit.test_signature import make_key, public_half
 
 CONFIG = {platform: f"build/verity/vm-config-verity{suffix}.toml" for platform, suffix in
           (("snp", ""), ("emulated", ".emulated"))}  # fmt: skip
@@ -54,7 +54,7 @@ class Released:
 
     def resign(self, document: dict[str, Any]) -> None:
         """Write a manifest and the owner's signature of it: what no attacker can."""
-        from sevsnp.release.signature import load_signing_key, sign
+        from sevsnp.signature import load_signing_key, sign
 
         document.pop("type", None)
         replace(self.manifest, render_manifest(document))

@@ -21,7 +21,7 @@ from tests.conftest import Built
 from tests.pipeline.copies import copy_built, one_line
 from tests.pipeline.released import CONFIG, LINK, Released, release, replace
 from tests.unit.test_release_sbom import schema_errors
-from tests.unit.test_release_signature import CHECK, encrypted_key, make_key, needs_openssl, openssl, public_half
+from tests.unit.test_signature import CHECK, encrypted_key, make_key, needs_openssl, openssl, public_half
 
 pytestmark = needs_openssl
 

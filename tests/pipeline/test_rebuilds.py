@@ -1,14 +1,19 @@
-"""What an edit rebuilds, and what it leaves alone: a table from edit to tasks."""
+"""What an edit rebuilds, and what it leaves alone, down to the end of the pipeline: tables from edit to tasks.
+
+What each edit makes outdated by itself, for every input of every task, is in test_matrix.py.
+"""
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sevsnp.files import sha256_file
 from tests.conftest import GOALS, Built
-from tests.pipeline.copies import copy_built, leavings, one_line, ran
+from tests.pipeline.copies import copy_built, leavings, made, one_line, ran, restored
 
 CMDLINES = {"verity cmdline", "verity cmdline emulated"}
 CONFIGS = {"verity config", "verity config emulated"}
@@ -16,7 +21,7 @@ MODULES = {"modules layer", "emulated modules layer"}
 # All that comes after both VM configs changed.
 MEASURED = CONFIGS | {"host_bundle"}
 
-Edit = Callable[[Path], None]
+Edit = Callable[[Path], object]
 
 
 def append(name: str, text: str = "\n# a remark\n") -> Edit:
@@ -53,6 +58,24 @@ def delete(name: str) -> Edit:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     return edit
+
+
+def rewrite(name: str, change: Callable[[Path], object]) -> Edit:
+    """Edit a copy in its place, and keep its time: what is built is a hard link to what others need."""
+
+    def edit(project: Path) -> None:
+        path, new = project / name, project / "edited"
+        shutil.copy2(path, new)
+        change(new)
+        os.utime(new, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        new.replace(path)
+
+    return edit
+
+
+def damage(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(bytes(byte ^ 1 for byte in path.read_bytes()[:16]))
 
 
 def touch(name: str) -> Edit:
@@ -109,14 +132,29 @@ LIBRARY: dict[str, set[str]] = {
     "README.md": set(),
 }
 
-# The bytes come back as they were, so nothing that follows runs.
-DELETED: dict[str, set[str]] = {
-    "build/initramfs.cpio.zst": {"initramfs"},
-    "build/layers/init.cpio.zst": {"init layer"},
-    "build/verity/roothash.txt": {"verity tree"},
-    "build/verity/vm-config-verity.emulated.toml": {"verity config emulated"},
-    "build/host-bundle": {"host_bundle"},
-    "build/bin/get_report": {"build_tools"},
+# The bytes come back as they were, so nothing that follows runs. What each does alone is in the matrix.
+HURT: dict[str, dict[str, Edit]] = {
+    "deleted": {
+        "initramfs": delete("build/initramfs.cpio.zst"),
+        "init layer": delete("build/layers/init.cpio.zst"),
+        "verity tree": delete("build/verity/roothash.txt"),  # one output of two
+        "verity config emulated": delete("build/verity/vm-config-verity.emulated.toml"),
+        "host_bundle": delete("build/host-bundle"),
+        "build_tools": delete("build/bin/get_report"),
+    },
+    "edited, size and time kept": {
+        "verity config": rewrite("build/verity/vm-config-verity.toml", damage),
+        "verity image": rewrite("build/verity/verity.img", damage),
+        "build_tools": rewrite("build/bin/get_report", damage),
+        "host_bundle": rewrite("build/host-bundle/vmlinuz", damage),
+        "packages": rewrite("build/snp-release/bin/qemu-system-x86_64", damage),
+        "unpack_kernel": rewrite("build/kernel/vmlinuz", damage),
+    },
+    "with another mode, or something planted": {
+        "build_tools": rewrite("build/bin/get_report", lambda path: path.chmod(0o600)),
+        "init layer": rewrite("build/layers/init.cpio.zst", lambda path: path.chmod(0o666)),
+        "host_bundle": lambda project: (project / "build/host-bundle/evil").write_bytes(b""),
+    },
 }
 
 SETTINGS: dict[str, set[str]] = {
@@ -175,13 +213,72 @@ def test_library(settled: Built) -> None:
     assert found == LIBRARY
 
 
-def test_deleted_targets(settled: Built) -> None:
-    found = {}
-    for name in DELETED:
-        delete(name)(settled.project)
-        found[name] = ran(settled.doit(*GOALS).stdout)
-        assert (settled.project / name).exists()
-    assert found == DELETED
+@pytest.mark.parametrize("how", HURT)
+def test_outputs_heal(settled: Built, how: str) -> None:
+    good = built_files(settled)
+    for edit in HURT[how].values():
+        before = built_files(settled, digests=False)
+        edit(settled.project)
+        assert built_files(settled, digests=False) != before
+    out = settled.doit(*GOALS).stdout
+    assert ran(out) == set(HURT[how])
+    # Only what names this very directory is not in the cache.
+    assert made(out) == {"build_tools"}
+    assert built_files(settled) == good
+
+
+def built_files(copy: Built, *, digests: bool = True) -> dict[str, tuple[int, int, int | str]]:
+    """What is built: modes and sizes, with the digests of what is small or damaged here, or else with inodes."""
+    found: dict[str, tuple[int, int, int | str]] = {}
+    for path in copy.build.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            status = path.stat()
+            read = status.st_size < 1 << 20 or path.name in ("vmlinuz", "verity.img")
+            content = (sha256_file(path) if read else "") if digests else status.st_ino
+            found[str(path)] = (status.st_mode, status.st_size, content)
+    return found
+
+
+def test_a_revert_comes_from_the_cache(settled: Built) -> None:
+    name = settled.project / "initramfs/init"
+    before = name.read_bytes()
+    append("initramfs/init", f"\n# {uuid.uuid4()}\n")(settled.project)
+    expected = SOURCES["init"][1]
+    there = settled.doit(*GOALS).stdout
+    assert made(there) == ran(there) == expected
+    name.write_bytes(before)
+    back = settled.doit(*GOALS).stdout
+    assert restored(back) == ran(back) == expected
+
+
+def test_so_does_what_a_setting_was_before(settled: Built) -> None:
+    settled.doit(*GOALS, "MIN_TCB=snp:7")
+    for words in ((), ("MIN_TCB=snp:7",)):
+        out = settled.doit(*GOALS, *words).stdout
+        assert restored(out) == ran(out) == MEASURED
+
+
+def test_other_bytes_that_make_the_same_end_there(settled: Built) -> None:
+    """Early cut-off: the remark is new every time, so its layers are made, and nothing else is even looked at."""
+    append("initramfs/modules.yaml", f"\n# {uuid.uuid4()}\n")(settled.project)
+    out = settled.doit(*GOALS).stdout
+    assert made(out) == ran(out) == MODULES
+
+
+def test_modes_of_the_checkout_are_in_no_artefact(settled: Built) -> None:
+    """What a umask decides: nothing runs for it, and what is made anew has the same bytes."""
+    tasks = {"init layer", "emulated layer", "plain layer", "guest rootfs", "host_bundle"} | CONFIGS
+    called = sorted(f"_{name.replace(' ', '_')}" if " " in name else name for name in tasks)
+    before = built_files(settled)
+    for folder in ("initramfs", "guest-vm", "templates", "sevsnp/attestation"):
+        for path in (settled.project / folder, *(settled.project / folder).rglob("*")):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode & 0o700)
+    assert ran(settled.doit(*GOALS).stdout) == set()
+    settled.doit("forget", *called)
+    assert made(settled.doit(*called, CACHE="off").stdout) == tasks
+    assert built_files(settled) == before
+    assert ran(settled.doit(*GOALS).stdout) == set()
 
 
 @pytest.mark.parametrize("word", SETTINGS)

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sevsnp.files import remove_tree
 from tests.conftest import BUILD_SECONDS, GOALS, Built
 
 CHUNK = 1 << 20
@@ -55,55 +57,152 @@ def differences(one: Path, other: Path, names: tuple[str, ...]) -> list[str]:
     return list(filter(None, (difference(one / name, other / name) for name in names)))
 
 
+# Read by every Python of the second build: what lists a directory gives it in the reverse order of the names.
+REVERSED = """
+import os
+
+_listdir, _scandir = os.listdir, os.scandir
+
+
+class Reversed:
+    def __init__(self, *arguments):
+        with _scandir(*arguments) as found:
+            self._found = iter(sorted(found, key=lambda entry: entry.name, reverse=True))
+
+    def __iter__(self):
+        return self._found
+
+    def __next__(self):
+        return next(self._found)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *arguments):
+        self.close()
+
+    def close(self):
+        pass
+
+
+os.listdir = lambda *arguments: sorted(_listdir(*arguments), reverse=True)
+os.scandir = Reversed
+"""
+USER = 4711
+# Root becomes another user, who has subordinate ids, as far as this process and its children can see: all of it is
+# mounted for them alone. Python may be where only root can go; it is shown in a new directory of the same name.
+AS_USER = """
+set -e
+asked=$(umask)
+umask 022
+base=$1 hidden=$2
+for name in passwd group subuid subgid; do mount --bind "$base/etc/$name" "/etc/$name"; done
+if [ -n "$hidden" ]; then
+    for number in 3 4; do
+        eval "shown=\\${$number}"
+        mkdir -p "$base/shown/$number"
+        mount --bind "$shown" "$base/shown/$number"
+    done
+    mount -t tmpfs -o mode=755 none "$hidden"
+    for number in 3 4; do
+        eval "shown=\\${$number}"
+        [ -e "$shown" ] || { mkdir -p "$shown"; mount --bind "$base/shown/$number" "$shown"; }
+    done
+fi
+shift 4
+umask "$asked"
+exec setpriv --reuid 4711 --regid 4711 --clear-groups -- "$@"
+"""
+
+
+def as_another_user(base: Path, home: Path) -> list[str]:
+    """The words before a command that run it as another user. Root is one that can become another."""
+    (base / "etc").mkdir()
+    for name, line in (
+        ("passwd", f"odd:x:{USER}:{USER}:Odd:{home}:/bin/sh"),
+        ("group", f"odd:x:{USER}:"),
+        ("subuid", "odd:1000000:65536"),
+        ("subgid", "odd:1000000:65536"),
+    ):
+        there = Path("/etc", name)
+        (base / "etc" / name).write_text(f"{there.read_text() if there.exists() else ''}{line}\n")
+        (base / "etc" / name).chmod(0o644)
+    shown = (Path(sys.prefix), Path(sys.base_prefix))
+    hidden = sorted({str(folder) for path in shown for folder in path.parents if not folder.stat().st_mode & 0o001})
+    assert not base.is_relative_to(hidden[0] if hidden else "/nowhere")
+    words = [base, hidden[0] if hidden else "", *shown]
+    return ["unshare", "--mount", "--", "sh", "-c", AS_USER, "sh", *map(str, words)]
+
+
 @pytest.fixture(scope="module")
-def second(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The project built once more from its own directory, with the keys given and everything else different."""
-    base = tmp_path_factory.mktemp("a second, longer directory name")
-    project, config, home = base / "my project", base / "configuration", base / "home"
-    for folder in (project, home):
-        folder.mkdir()
-    # The same sources, whatever is edited here meanwhile.
-    shutil.copytree(built.project, project, dirs_exist_ok=True, symlinks=True, ignore=_outputs)
-    shutil.copytree(built.config_dir, config)
-    # Names that a directory would list in another order, made before the others and removed: another inode order.
-    for path in sorted((project / "guest-vm").rglob("*"), reverse=True):
-        if path.is_file():
-            data, mode = path.read_bytes(), path.stat().st_mode
-            path.unlink()
-            path.write_bytes(data)
-            path.chmod(mode & 0o700)
-            os.utime(path, (1_000_000_000, 1_000_000_000))
-    # CACHE_DIR has the packages; where the first build found them.
-    cache = Path(os.environ.get("CACHE_DIR") or _cache_home() / "openend2e-sevsnp")
-    done = subprocess.run(
-        [sys.executable, "-m", "doit", *GOALS],
-        cwd=project,
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "TZ": "Pacific/Kiritimati",
-            "LC_ALL": "tr_TR.UTF-8",
-            "LANG": "de_DE.UTF-8",
-            "USER": "somebody",
-            "PYTHONHASHSEED": "7",
-            "SOURCE_DATE_EPOCH": "1",
-            "CONFIG_DIR": str(config),
-            "CACHE_DIR": str(cache),
-            # One of its own, and empty: nothing is copied from the first build.
-            "SEVSNP_CACHE": str(base / "artefacts"),
-            **{name: os.environ[name] for name in ("MIRROR", "SNAPSHOT_MIRROR") if name in os.environ},
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        umask=0o077,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    yield Built(project, config)
-    shutil.rmtree(base)
+def second(built: Built) -> Iterator[Built]:
+    """The project built once more from its own directory, with the keys given and everything else different.
+
+    As root by another user too: pytest's own directories are closed to others, so it is not among them.
+    """
+    base = Path(tempfile.mkdtemp(prefix="a second, longer directory name "))
+    base.chmod(0o755)
+    try:
+        project, config, home = base / "my project", base / "configuration", base / "home"
+        for folder in (project, home, base / "tmp", base / "site"):
+            folder.mkdir()
+        (base / "site" / "sitecustomize.py").write_text(REVERSED)
+        # The same sources, whatever is edited here meanwhile.
+        shutil.copytree(built.project, project, dirs_exist_ok=True, symlinks=True, ignore=_outputs)
+        shutil.copytree(built.config_dir, config)
+        # Names that a directory would list in another order, made before the others and removed: another inode order.
+        for path in sorted((project / "guest-vm").rglob("*"), reverse=True):
+            if path.is_file():
+                data, mode = path.read_bytes(), path.stat().st_mode
+                path.unlink()
+                path.write_bytes(data)
+                path.chmod(mode & 0o700)
+                os.utime(path, (1_000_000_000, 1_000_000_000))
+        # The downloads, where the first build found them.
+        cache = Path(os.environ.get("CACHE_DIR") or _cache_home() / "openend2e-sevsnp")
+        prefix = []
+        if os.geteuid() == 0:
+            shutil.copytree(cache / "debs", base / "downloads" / "debs")
+            cache = base / "downloads"
+            prefix = as_another_user(base, home)
+            for path in (base, *base.rglob("*")):
+                if path.parent != base / "etc":
+                    os.lchown(path, USER, USER)
+        done = subprocess.run(
+            [*prefix, sys.executable, "-m", "doit", "-n", "2", *GOALS],
+            cwd=project,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "TMPDIR": str(base / "tmp"),
+                "TZ": "Pacific/Kiritimati",
+                "LC_ALL": "tr_TR.UTF-8",
+                "LANG": "de_DE.UTF-8",
+                "USER": "somebody",
+                "PYTHONHASHSEED": "7",
+                "PYTHONPATH": str(base / "site"),
+                "SOURCE_DATE_EPOCH": "1",
+                "CONFIG_DIR": str(config),
+                "CACHE_DIR": str(cache),
+                # One of its own, and empty: nothing is copied from the first build.
+                "SEVSNP_CACHE": str(base / "artefacts"),
+                **{name: os.environ[name] for name in ("MIRROR", "SNAPSHOT_MIRROR") if name in os.environ},
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            umask=0o077,
+            timeout=BUILD_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert "from the cache" not in done.stdout
+        if prefix:
+            assert (project / "build" / "verity" / "verity.img").stat().st_uid == USER
+        yield Built(project, config)
+    finally:
+        remove_tree(base)
 
 
 def _outputs(directory: str, names: list[str]) -> set[str]:

@@ -13,7 +13,7 @@ from sevsnp.release.manifest import render_manifest
 from tests.conftest import Built
 from tests.pipeline.copies import one_line
 from tests.pipeline.released import CONFIG, LINK, Released, flipped, release, replace
-from tests.unit.test_release_signature import make_key, needs_openssl, public_half
+from tests.unit.test_signature import make_key, needs_openssl, public_half
 
 pytestmark = needs_openssl
 

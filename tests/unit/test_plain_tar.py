@@ -65,7 +65,7 @@ def test_archives_of_other_programs(tmp_path: Path, form: str) -> None:
     (tree / "link").symlink_to("file")
     (tree / "hard").hardlink_to(tree / "file")
     archive = tmp_path / "other.tar"
-    words = ["tar", f"--format={form}", "-C", tree, "-cf", archive, "."]
+    words = ["tar", f"--format={form}", "-C", str(tree), "-cf", str(archive), "."]
     done = subprocess.run(words, capture_output=True, check=False)
     if done.returncode and b"cannot" not in done.stderr and b"too long" not in done.stderr:
         pytest.fail(done.stderr.decode())

@@ -53,6 +53,8 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "SEVSNP_CACHE": ("a", "b", "c"),
     "CACHE": ("off", "oci://a.example/b", "oci://127.0.0.1:5000/a/b"),
     "CACHE_MODE": ("push", "pull", "push"),
+    "CACHE_KEY": ("a.pem", "b.pem", "c.pem"),
+    "CACHE_PUBLIC_KEY": ("a.pem", "b.pem", "c.pem"),
     "CACHE_SIZE": ("1M", "2M", "3G"),
 }
 

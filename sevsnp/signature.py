@@ -1,4 +1,4 @@
-"""The manifest's detached signature, in the forms that stock tools check.
+"""Detached signatures of what is given away, in the forms that stock tools check.
 
 An Ed25519 key signs the file itself (RFC 8032), 64 bytes:
 
@@ -9,7 +9,7 @@ An ECDSA key signs its SHA-256 (P-256) or SHA-384 (P-384), as DER, with the nonc
     openssl dgst -sha256 -verify key.pub.pem -signature manifest.json.sig manifest.json
 
 `openssl pkey -in key.pem -pubout` gives the public key. What keeps a signature made for something else from counting
-here, and one made here from counting elsewhere, is in the signed bytes: a manifest begins with its type.
+here, and one made here from counting elsewhere, is in the signed bytes: they begin with their type.
 """
 
 import getpass
@@ -107,11 +107,11 @@ def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "MANIFEST_KEY names a private key") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "expected a private key in PEM") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise UserError(f"{path}: expected a file", "MANIFEST_KEY names a private key")
+        raise UserError(f"{path}: expected a file", "expected a private key in PEM")
     with os.fdopen(descriptor, "rb") as stream:
         if os.geteuid() not in (0, status.st_uid):
             raise UserError(f"{path}: belongs to uid {status.st_uid}, expected {os.geteuid()}")

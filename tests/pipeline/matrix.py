@@ -1,0 +1,280 @@
+"""What every task is made from, by hand: the table behind the matrix of edits, and what each edit must make outdated.
+
+Paths are relative to the project; those with ``~/`` to the directory of the user's keys.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
+RELEASE = "build/snp-release/packages.json"
+VMLINUZ = "build/kernel/vmlinuz"
+IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
+TEMPLATE = "templates/vm-config.toml.j2"
+MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task: the files that it reads and makes, in trees those that are edited here, and the tools it runs by."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    trees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    directories: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+
+    def makes(self, path: str) -> bool:
+        return path in self.outputs or any(path.startswith(f"{tree}/") for tree in self.trees)
+
+    def reads(self, path: str) -> bool:
+        return path in self.inputs or any(path.startswith(f"{directory}/") for directory in self.directories)
+
+
+def layer(name: str) -> str:
+    return f"build/layers/{name}.cpio.zst"
+
+
+def joined(*layers: str, to: str) -> Row:
+    return Row(layers, (to,))
+
+
+def config(initrd: str, suffix: str) -> Row:
+    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"build/verity/cmdline{suffix}", IMAGE, TREE)
+    return Row(
+        (*inputs, "~/owner_certificate.pem"),
+        (f"build/verity/vm-config-verity{suffix}.toml",),
+        distributions=("jinja2",),
+    )
+
+
+def files(name: str, *sources: str) -> Row:
+    return Row(("initramfs/files.yaml", *sources), (layer(name),), distributions=("zstandard",))
+
+
+def modules(name: str) -> Row:
+    return Row(MODULES, (layer(name),), distributions=("zstandard",))
+
+
+ROWS: dict[str, Row] = {
+    "packages": Row(
+        ("packages.lock", "tasks/packages.yaml", "initramfs/packages.yaml", "guest-vm/packages.yaml"),
+        trees={
+            "build/snp-release": (RELEASE, FIRMWARE, "build/snp-release/bin/qemu-system-x86_64"),
+            "build/debs/initramfs": ("build/debs/initramfs/packages.json",),
+            "build/debs/guest": ("build/debs/guest/packages.json",),
+        },
+    ),
+    "unpack_kernel": Row((RELEASE,), trees={"build/kernel": (VMLINUZ, "build/kernel/version", "build/kernel/config")}),
+    "_base_layer": Row(
+        ("initramfs/files.yaml", "build/debs/initramfs/packages.json"), (layer("base"),), distributions=("zstandard",)
+    ),
+    "_modules_layer": modules("modules"),
+    "_emulated_modules_layer": modules("emulated-modules"),
+    "_init_layer": files(
+        "init",
+        "initramfs/init",
+        "initramfs/linux.py",
+        "initramfs/boot_words.py",
+        "initramfs/agent.py",
+        "initramfs/get_report.py",
+        "initramfs/passwd",
+        "sevsnp/attestation/report_data.py",
+    ),
+    "_emulated_layer": files("emulated", "initramfs/emulated/emulated_provider.py"),
+    "_plain_layer": files("plain", "initramfs/plain-init", "initramfs/linux.py"),
+    "initramfs": joined(layer("base"), layer("modules"), layer("init"), to="build/initramfs.cpio.zst"),
+    "_plain_initramfs": joined(layer("base"), layer("modules"), layer("plain"), to="build/initramfs.plain.cpio.zst"),
+    "_emulated_initramfs": joined(
+        "build/initramfs.cpio.zst",
+        layer("emulated-modules"),
+        layer("emulated"),
+        to="build/initramfs.emulated.cpio.zst",
+    ),
+    "_guest_packages": Row(
+        ("build/debs/guest/packages.json",),
+        ("build/guest/packages.tar",),
+        programs=("mmdebstrap", "apt-get", "dpkg"),
+    ),
+    "_guest_rootfs": Row(
+        ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub"),
+        ("build/guest/rootfs.tar",),
+        directories=("guest-vm/files",),
+    ),
+    "create_new_vm": Row(
+        ("build/guest/rootfs.tar", VMLINUZ, "build/initramfs.plain.cpio.zst", RELEASE),
+        ("build/guest/sevsnptest.qcow2",),
+    ),
+    "_verity_image": Row(("build/guest/rootfs.tar", RELEASE), (IMAGE,)),
+    "_verity_tree": Row((IMAGE, RELEASE), (TREE, ROOTHASH)),
+    "_verity_cmdline": Row((IMAGE, ROOTHASH), ("build/verity/cmdline",)),
+    "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH), ("build/verity/cmdline.emulated",)),
+    "_verity_config": config("build/initramfs.cpio.zst", ""),
+    "_verity_config_emulated": config("build/initramfs.emulated.cpio.zst", ".emulated"),
+    "host_bundle": Row(
+        (
+            "build/verity/vm-config-verity.toml",
+            "build/verity/vm-config-verity.emulated.toml",
+            TEMPLATE,
+            "templates/bundle-run",
+            IMAGE,
+            TREE,
+            RELEASE,
+        ),
+        trees={"build/host-bundle": ("build/host-bundle/run", "build/host-bundle/launch.toml")},
+        distributions=("jinja2",),
+    ),
+    "build_tools": Row(
+        ("initramfs/get_report.py",),
+        ("build/bin/get_report", "build/bin/verify_report", "build/bin/verify_report_emulated"),
+    ),
+}
+
+PACKED = frozenset({"_base_layer", "_modules_layer", "_emulated_modules_layer", "_init_layer", "_emulated_layer",
+                    "_plain_layer", "initramfs", "_plain_initramfs", "_emulated_initramfs"})  # fmt: skip
+CMDLINES = frozenset({"_verity_cmdline", "_verity_cmdline_emulated"})
+CONFIGS = frozenset({"_verity_config", "_verity_config_emulated"})
+VERITY = frozenset({"_verity_image", "_verity_tree"})
+FROM_TARS = frozenset({"_guest_packages", "_guest_rootfs", "create_new_vm"})
+NONE: frozenset[str] = frozenset()
+
+# One line in a module, and who is made by it: for each function one that as few others reach as possible.
+RECIPES: dict[str, frozenset[str]] = {
+    "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
+    "sevsnp/images/initramfs.py": PACKED,
+    "sevsnp/images/guest_packages.py": frozenset({"_guest_packages"}),
+    "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}),
+    "sevsnp/images/disk.py": frozenset({"create_new_vm"}),
+    "sevsnp/images/identity.py": VERITY,
+    "sevsnp/vm/make_config.py": CMDLINES | CONFIGS,
+    "sevsnp/vm/host.py": frozenset({"host_bundle"}),
+    "sevsnp/tools.py": frozenset({"build_tools"}),
+    # An input of a layer as well.
+    "sevsnp/attestation/report_data.py": frozenset({"build_tools"}),
+    "sevsnp/emulation/verify.py": frozenset({"build_tools"}),
+    # Reached by many.
+    "sevsnp/images/tar.py": PACKED | VERITY | FROM_TARS,
+    "sevsnp/vm/cmdline.py": CMDLINES | CONFIGS | {"host_bundle", "build_tools"},
+    "sevsnp/errors.py": frozenset(ROWS),
+    # Nothing is made by these.
+    "sevsnp/e2e.py": NONE,
+    "sevsnp/reporter.py": NONE,
+    "sevsnp/store/local.py": NONE,
+    "sevsnp/store/artefact.py": NONE,
+    "tasks/verity.py": NONE,
+    "tasks/graph.py": NONE,
+    "dodo.py": NONE,
+    "config.yaml": NONE,
+    "README.md": NONE,
+}
+
+# Each setting with another value, and who is made from it. {tmp} is a directory for this.
+SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
+    "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_image"}),
+    "WRITABLE": ("copy", CMDLINES),
+    **{f"TMPFS_{name}": ("3G", CMDLINES) for name in ("ETC", "HOME", "VAR", "TMP")},
+    "ACPI": ("on", CMDLINES),
+    # More than one needs ACPI.
+    "CPUS": ("2", CMDLINES | CONFIGS),
+    "PRODUCT": ("Milan", CONFIGS),
+    "CPU_MODEL": ("EPYC-Genoa", CONFIGS),
+    "POLICY": ("0x20000", CONFIGS),
+    "GUEST_FEATURES": ("0x21", CONFIGS),
+    "MIN_TCB": ("snp:1", CONFIGS),
+    "FAMILY_ID": ("1" * 32, CONFIGS),
+    "IMAGE_ID": ("1" * 32, CONFIGS),
+    "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS),
+    "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS),
+    "IMAGE": ("README.md", frozenset({"_verity_image"})),
+    "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
+    "PLATFORM": ("emulated", NONE),
+    "MEMORY": ("4G", NONE),
+    "SSH_PORT": ("2223", NONE),
+    "ATTEST_PORT": ("8089", NONE),
+    "GUEST_NETWORK": ("restricted", NONE),
+    "HOST": ("192.0.2.1", NONE),
+    "PORT": ("1", NONE),
+    "VERITY_IMAGE": ("x", NONE),
+    "VERITY_HASH_TREE": ("x", NONE),
+    "VM_CONFIG": ("x", NONE),
+    "EMULATED_ROOT": ("x", NONE),
+    "MIRROR": ("http://192.0.2.1/", NONE),
+    "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
+    # The same keys in another place: looked at again, and then copied from the cache.
+    "CONFIG_DIR": ("{tmp}/keys", CONFIGS | {"_guest_rootfs"}),
+    "CACHE_DIR": ("{tmp}/downloads", NONE),
+    "SEVSNP_CACHE": ("{tmp}/cache", NONE),
+    "CACHE": ("off", NONE),
+    "CACHE_MODE": ("push", NONE),
+    "CACHE_SIZE": ("1G", NONE),
+    "CACHE_KEY": ("{tmp}/key.pem", NONE),
+    "CACHE_PUBLIC_KEY": ("{tmp}/key.pub.pem", NONE),
+    "MANIFEST": ("x", NONE),
+    "MANIFEST_KEY": ("x", NONE),
+    "MANIFEST_PUBLIC_KEY": ("x", NONE),
+}
+# A task's parameters by name, and the setting that each comes from; none where it stands in the task itself.
+PARAMETERS: dict[str, str] = {
+    "filesystem": "VERITY_FILESYSTEM", "rootfs": "VERITY_FILESYSTEM", "writable": "WRITABLE", "acpi": "ACPI",
+    **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
+    **{f"settings.{name}": name for name in (
+        "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
+        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+    )},
+    "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
+    "place": "", "project": "", "python": "",
+}  # fmt: skip
+
+
+def readers(path: str) -> frozenset[str]:
+    return frozenset(name for name, row in ROWS.items() if row.reads(path)) | RECIPES.get(path, NONE)
+
+
+def makers(path: str) -> frozenset[str]:
+    return frozenset(name for name, row in ROWS.items() if row.makes(path))
+
+
+def runners(tool: str) -> frozenset[str]:
+    return frozenset(name for name, row in ROWS.items() if tool in (*row.programs, *row.distributions))
+
+
+def tools(kind: str) -> list[str]:
+    return sorted({tool for row in ROWS.values() for tool in getattr(row, kind)})
+
+
+def _unique(paths: Iterable[str]) -> list[str]:
+    return sorted(set(paths))
+
+
+def cells() -> dict[tuple[str, str], frozenset[str]]:
+    """Each kind of edit of each thing, and the tasks that it makes outdated by itself."""
+    found: dict[tuple[str, str], frozenset[str]] = {("nothing", ""): NONE}
+    made = _unique(
+        path for row in ROWS.values() for path in (*row.outputs, *(p for t in row.trees.values() for p in t))
+    )
+    listed = ["guest-vm/files/etc/fstab"]
+    read = _unique(path for row in ROWS.values() for path in row.inputs if path not in made)
+    for path in (*read, *listed, *made):
+        for kind in ("content", "content, time and size kept"):
+            found[kind, path] = readers(path) | makers(path)
+        # Not taken from the checkout; of what was made it is a part.
+        found["mode", path] = makers(path)
+        found["touched", path] = NONE
+    for path in RECIPES:
+        found["a line more", path] = readers(path)
+    for path in made:
+        found["deleted", path] = readers(path) | makers(path)
+    for tree in _unique(tree for row in ROWS.values() for tree in row.trees):
+        owner = frozenset(name for name, row in ROWS.items() if tree in row.trees)
+        found["a file planted", tree] = found["a directory planted", tree] = found["mode", tree] = owner
+    found["a directory planted", "build/host-bundle/state"] = NONE  # what a guest that runs there leaves
+    for directory in _unique(path for row in ROWS.values() for path in row.directories):
+        found["a file planted", directory] = found["a directory planted", directory] = readers(f"{directory}/x")
+        found["mode", directory] = NONE
+    found["executable", listed[0]] = readers(listed[0])
+    for program in (*tools("programs"), "mke2fs"):
+        found["another program", program] = runners(program)
+    for distribution in (*tools("distributions"), "rich"):
+        found["another version", distribution] = runners(distribution)
+    return found

@@ -1,0 +1,103 @@
+"""The matrix of edits: every input, parameter, recipe, tool and output of every task, and what doit would run again.
+
+Nothing is built here but the copy to begin with; what follows from an edit downstream is in test_rebuilds.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.settings import SETTINGS as KNOWN
+from tests.conftest import GOALS, Built
+from tests.pipeline.copies import copy_built, ran
+from tests.pipeline.matrix import PARAMETERS, RECIPES, ROWS, SETTINGS, cells
+
+
+@pytest.fixture(scope="module")
+def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    directory = tmp_path_factory.mktemp("matrix")
+    shutil.copytree(built.config_dir, directory / "config")
+    copied = Built(copy_built(built, directory / "project").project, directory / "config")
+    copied.doit(*GOALS)
+    assert ran(copied.doit(*GOALS).stdout) == set()
+    yield copied
+    shutil.rmtree(directory)
+
+
+def ask(copy: Built, *words: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.edits", *words],
+        cwd=copy.project,
+        env={**os.environ, "CONFIG_DIR": str(copy.config_dir), "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(copy: Built) -> Any:
+    return ask(copy)
+
+
+def test_the_table_has_every_task_and_all_that_it_is_made_from(copy: Built, found: Any) -> None:
+    def portable(paths: list[str]) -> set[str]:
+        return {path.replace(f"{copy.config_dir}/", "~/") for path in paths}
+
+    assert set(found["tasks"]) == set(ROWS)
+    for name, task in found["tasks"].items():
+        row = ROWS[name]
+        assert portable(task["inputs"]) == set(row.inputs), name
+        assert set(task["outputs"]) == {*row.outputs, *row.trees}, name
+        assert set(task["directories"]) == set(row.directories), name
+        assert set(task["programs"]) == set(row.programs), name
+        assert set(task["distributions"]) == set(row.distributions), name
+        for parameter in task["parameters"]:
+            setting = PARAMETERS[parameter]
+            assert not setting or name in SETTINGS[setting][1], f"{name}: {parameter}"
+
+
+def test_the_table_has_a_recipe_for_every_task_and_a_value_for_every_setting() -> None:
+    # Of its own: one that changes everything would do for none of them.
+    assert set().union(*(tasks for tasks in RECIPES.values() if len(tasks) < len(ROWS) / 2)) == set(ROWS)
+    assert {setting.name for setting in KNOWN} == set(SETTINGS)
+
+
+def test_every_edit_makes_outdated_what_the_table_says_and_nothing_else(found: Any) -> None:
+    outdated = {(kind, name): tasks for kind, name, tasks in found["cells"]}
+    expected = cells()
+    assert outdated.keys() == expected.keys()
+    wrong = {
+        cell: {
+            "more": {name: tasks[name] for name in tasks.keys() - expected[cell]},
+            "less": expected[cell] - set(tasks),
+        }
+        for cell, tasks in outdated.items()
+        if set(tasks) != expected[cell]
+    }
+    assert wrong == {}
+    assert sum(bool(tasks) for tasks in outdated.values()) > 100
+    assert found["afterwards"] == {}, "edits that are taken back leave nothing to do"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    # An empty cache: all that was built is hashed again.
+    [pytest.param(name, marks=pytest.mark.full) if name == "SEVSNP_CACHE" else name for name in SETTINGS],
+)
+def test_settings(copy: Built, tmp_path: Path, setting: str) -> None:
+    value, expected = SETTINGS[setting]
+    if setting == "CONFIG_DIR":
+        shutil.copytree(copy.config_dir, tmp_path / "keys")
+    (tmp_path / "cache").mkdir()
+    assert set(ask(copy, f"{setting}={value.format(tmp=tmp_path)}")) == expected

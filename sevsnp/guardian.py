@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 # As long as sevsnp.command gives them: mmdebstrap removes its own tree, whose files belong to other users.
 GRACE = 5.0
@@ -20,20 +21,37 @@ GRACE = 5.0
 def watch(lines: Iterable[str]) -> None:
     """Keep the list until the lines end, then end and remove what is on it."""
     guarded: set[str] = set()
+    places: set[str] = set()
     for line in lines:
         sign, name = line[:1], line[1:].rstrip("\n")
         (guarded.add if sign == "+" else guarded.discard)(name)
+        if sign == "+" and name.startswith("/"):
+            places.add(name)  # kept: a run that ends in order removes its own before a stray is seen
+    time.sleep(0.1)  # a child that was just forked is not what it will be yet
     groups = [int(name) for name in guarded if name.isdigit()]
     # After SIGKILL too they have an instant in which they still write to what is removed next.
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 1.0)):
         deadline = time.monotonic() + seconds
-        groups = _signal(groups, number)
+        groups = _signal({*groups, *_strays(places)}, number)
         while groups and time.monotonic() < deadline:
             time.sleep(0.05)
             groups = _signal(groups, 0)
     for name in guarded:
         if name.startswith("/"):
             shutil.rmtree(name, ignore_errors=True)
+
+
+def _strays(places: Iterable[str]) -> list[int]:
+    """The groups of commands that were started and not on the list yet when the run ended: their TMPDIR is ours."""
+    wanted = {b"TMPDIR=" + os.fsencode(place) for place in places}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            group = os.getpgid(int(process.name))
+            # Each leads a session of its own; what does not is not one of them.
+            if group == os.getsid(int(process.name)):
+                found += [group] * (not wanted.isdisjoint((process / "environ").read_bytes().split(b"\0")))
+    return found
 
 
 def _signal(groups: Iterable[int], number: int) -> list[int]:

@@ -11,13 +11,14 @@ RESULTS = BUILD / "bench"
 
 
 def task_bench() -> Iterator[Task]:
-    """Measure: bench:build beside the bare tools, bench:boot for small and large /var"""
+    """Measure what building and booting cost: bench:build, bench:boot"""
     values = settings()
     yield {
         "name": "build",
         "doc": "Measure what building costs, beside the bare tools",
         **command(
             "sevsnp.bench.build:bench_build",
+            alone=True,
             needs=["setup_verity", "host_bundle", "create_new_vm", "build_tools"],
             results=RESULTS / "build.json",
         ),

@@ -25,6 +25,7 @@ def task_host_bundle() -> Task:
         trees={"output": (BUNDLE, ["run"])},
         ignored=["state"],  # a guest that is run from here keeps its logs there
         distributions=["jinja2"],
+        cached=not settings().text("IMAGE"),
     )
 
 

@@ -32,11 +32,17 @@ def _files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def call(function: str, /, **arguments: Any) -> Any:
-    """Import and call ``module:function``; a user's error becomes doit's failure without a traceback."""
+def call(function: str, /, *, alone: bool = False, **arguments: Any) -> Any:
+    """Import and call ``module:function``; a user's error becomes doit's failure without a traceback.
+
+    ``alone``: nobody else builds in this checkout meanwhile. Else they may: a guest runs for hours.
+    """
     module, _, name = function.partition(":")
 
     def work() -> Any:
+        if alone:
+            with CHECKOUT.making(say):
+                return getattr(importlib.import_module(module), name)(**arguments)
         CHECKOUT.release()
         return getattr(importlib.import_module(module), name)(**arguments)
 
@@ -78,10 +84,13 @@ def action(function: str, /, **arguments: Any) -> tuple[Any, list[Any], dict[str
     return (call, [function], arguments)
 
 
-def command(function: str, /, *, needs: Iterable[str] = (), **arguments: Any) -> Task:
-    """A task that always runs when asked for: it launches, attests or reports, and leaves no artefact."""
+def command(function: str, /, *, needs: Iterable[str] = (), alone: bool = False, **arguments: Any) -> Task:
+    """A task that always runs when asked for: it launches, attests or reports, and leaves no artefact.
+
+    ``alone`` for what reads or changes what was built, and must not see it change.
+    """
     return {
-        "actions": [action(function, **arguments)],
+        "actions": [action(function, alone=alone, **arguments)],
         "task_dep": list(needs),
         "uptodate": [False],
         "verbosity": 2,
@@ -151,6 +160,8 @@ def artefact(
 def _clean(paths: list[Path], dryrun: bool) -> None:
     import shutil
 
+    if not dryrun:
+        CHECKOUT.acquire(say)
     for path in paths:
         if not path.exists() and not path.is_symlink():
             continue

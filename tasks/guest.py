@@ -39,7 +39,7 @@ def task__keys() -> Task:
     """The user's SSH key and the owner's key, made once."""
     paths = keys()
     return {
-        **command("sevsnp.keys:make_keys", config_dir=settings().config_dir()),
+        **command("sevsnp.keys:make_keys", alone=True, config_dir=settings().config_dir()),
         "targets": [str(paths.user_public), str(paths.owner_certificate)],
         "uptodate": [_keys_are_fine],
     }

@@ -43,6 +43,7 @@ def task_manifest() -> Task:
     # what a signing key makes belongs into no cache.
     return command(
         "sevsnp.release.manifest:make_manifest",
+        alone=True,
         needs=["packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "build_tools"],
         project=Path(),
         artefacts=ARTEFACTS,
@@ -62,6 +63,7 @@ def task_verify_manifest() -> Task:
     values = settings()
     return command(
         "sevsnp.release.verify:verify_manifest",
+        alone=True,
         manifest=values.path("MANIFEST", MANIFEST),
         public_key=values.path("MANIFEST_PUBLIC_KEY", Path()) if values.text("MANIFEST_PUBLIC_KEY") else None,
         project=Path(),

@@ -6,7 +6,7 @@ from tasks.project import checked
 
 def task__welcome() -> Task:
     """Say what there is to do."""
-    return {**command("sevsnp.welcome:welcome"), "uptodate": [False]}
+    return command("sevsnp.welcome:welcome")
 
 
 def task_install_dependencies() -> Task:
@@ -22,7 +22,7 @@ def _nothing_missing() -> bool:
 
 def task__dependencies() -> Task:
     """The same for tasks that build: silent where nothing is missing."""
-    return {**command("sevsnp.dependencies:install_dependencies"), "uptodate": [_nothing_missing]}
+    return {**command("sevsnp.dependencies:install_dependencies", alone=True), "uptodate": [_nothing_missing]}
 
 
 def _checkout_is_ours() -> bool:

@@ -40,6 +40,7 @@ def task__verity_image() -> Task:
         outputs={"output": IMAGE},
         params={"filesystem": settings().text("VERITY_FILESYSTEM")},
         how={"tools": TOOLS},
+        cached=not settings().text("IMAGE"),  # a user's own file system is for nobody else
     )
 
 

@@ -151,8 +151,8 @@ def make_disk(
     partition is ``PARTUUID=`` :data:`ROOT_PARTUUID`; ``cmdline`` should name it. Needs mke2fs, e2fsck, mformat, mmd,
     mcopy and qemu-img in ``tools``, and the size of the tree as temporary space beside ``output``.
     """
+    entries = list(read_tar(rootfs).values())
     if root_size is None:
-        entries = list(read_tar(rootfs).values())
         root_size = ext4_size(usage(entries), spare=2048 * MIB, journal=64 * MIB)
     with scratch_directory(output) as scratch:
         esp, root, raw = scratch / "esp.img", scratch / "root.img", scratch / "disk.raw"

@@ -84,6 +84,9 @@ class Artefact:
             parts = self.parts()
         except FileNotFoundError:
             return None  # doit says it better: which file, and of which task
+        except OSError as error:
+            self.reason.append(f"{error.filename}: {error.strerror}")
+            return False  # the task says it, as its own failure
         if not saved:
             self.reason.append("not made here yet")
         else:

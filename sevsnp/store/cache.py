@@ -11,7 +11,7 @@ from sevsnp.errors import UserError
 from sevsnp.store.digests import Index
 from sevsnp.store.entries import Entry, EntryError
 from sevsnp.store.local import DamagedError, LocalStore
-from sevsnp.store.sealed import seal, unseal
+from sevsnp.store.sealed import seal, signing_key, unseal
 from sevsnp.store.session import OFF, Options, index, options
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ class Cache:
     """Entries and their blobs, wherever they are. Trouble with a cache costs a warning, and never the build."""
 
     def __init__(self, chosen: Options, known: Index) -> None:
+        if chosen.signing and chosen.push:
+            if chosen.accepted is None:
+                # What was taken unchecked would be sent back with our signature.
+                raise UserError(
+                    f"CACHE_KEY={chosen.signing} without CACHE_PUBLIC_KEY, expected both",
+                    "make the public one: openssl pkey -in KEY -pubout",
+                )
+            signing_key(chosen.signing)  # asked for now, and not after ten minutes of building
         self.local = LocalStore(chosen.directory, known)
         self._options = chosen
         self._shared = _registry(chosen.shared)
@@ -37,7 +45,8 @@ class Cache:
     def find(self, key: str, note: Note) -> Entry | None:
         """The entry for ``key``, with all its blobs on this machine when it is returned."""
         try:
-            if (entry := self.local.entry(key)) and all(self.local.has(blob) for blob in entry.blobs()):
+            entry = self.local.entry(key, vouched=self._checked)
+            if entry and all(self.local.has(blob) for blob in entry.blobs()):
                 return entry
             return self._pull(key, note)
         except OSError as error:
@@ -79,6 +88,11 @@ class Cache:
         except (Tampered, DamagedError, OSError) as error:
             note(f"not pushed to the shared cache: {error}")
 
+    @property
+    def _checked(self) -> bool:
+        """Whether only what is signed is taken from the registry."""
+        return self._options.accepted is not None
+
     def prune(self) -> None:
         """Keep to the size limit; if somebody else uses the cache now, the next run will."""
         limit = self._options.limit
@@ -108,7 +122,7 @@ class Cache:
                 if not self.local.has(blob):
                     with self.local.new_blob(blob) as new, progress.growing(new, blob.size, "pulling"):
                         self._shared.fetch(blob, new)
-            self.local.add(entry)
+            self.local.add(entry, vouched=self._checked)
             return entry
         except Unavailable as error:
             if isinstance(error, Refused) and self._sound:

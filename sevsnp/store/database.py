@@ -29,9 +29,9 @@ def _forgiving_open(self: Any, name: str) -> Any:
             if isinstance(error.__context__ or error, sqlite3.OperationalError):
                 name = ":memory:"  # in use by another run, or not to be written: not damaged
                 continue
-            for path in Path(name).parent.glob(f"{Path(name).name}*"):
+            for suffix in ("", "-wal", "-shm", "-journal"):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    Path(f"{name}{suffix}").unlink()
     raise AssertionError("SQLite in memory")
 
 

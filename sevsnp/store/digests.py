@@ -22,6 +22,7 @@ from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Node, Tree
 _TICK_NS = 20_000_000
 # The longest list of what is remembered; what is forgotten is only hashed again.
 _ROWS = 200_000
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TABLE = "CREATE TABLE IF NOT EXISTS known (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
@@ -100,7 +101,7 @@ class Index:
                 with self._database:
                     self._database.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", self._fresh.items())
                     if self._database.execute("SELECT count(*) FROM known").fetchone()[0] > _ROWS:
-                        self._database.execute("DELETE FROM known")
+                        self._database.execute("DELETE FROM known WHERE name <> 'boot'")
             except sqlite3.Error:
                 pass
             self._known.update(self._fresh)
@@ -131,11 +132,12 @@ class Index:
             return None
         for _ in range(2):
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 database = sqlite3.connect(self._path, timeout=5, check_same_thread=False)
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=NORMAL")
                 database.execute(_TABLE)
+                _forget_before_boot(database)
                 return database
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
@@ -144,6 +146,21 @@ class Index:
             except OSError:
                 return None
         return None
+
+
+def is_private(directory: Path) -> bool:
+    """Whether only this user can write to a directory."""
+    status = directory.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _forget_before_boot(database: sqlite3.Connection) -> None:
+    """What was remembered before a power cut may be of content that never reached the disk."""
+    boot = _BOOT_ID.read_text().strip()
+    if database.execute("SELECT value FROM known WHERE name = 'boot'").fetchone() != (boot,):
+        with database:
+            database.execute("DELETE FROM known")
+            database.execute("INSERT INTO known VALUES ('boot', ?)", (boot,))
 
 
 def _young(status: os.stat_result) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.files import CHUNK, remove_tree, scratch_directory, sha256_file
 from sevsnp.store.copying import copy_file
-from sevsnp.store.digests import Index
+from sevsnp.store.digests import Index, is_private
 from sevsnp.store.entries import Blob, Directory, Entry, EntryError, File, Link, Tree
 from sevsnp.store.locks import locked, locked_if_free
 
@@ -53,14 +53,14 @@ class LocalStore:
     def _check_private(self) -> None:
         """What others can write to, they could poison: the digests in an entry are only as good as the entry."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
         except OSError as error:
             raise UserError(
                 f"{self.directory}: the artefact cache cannot be made: {error.strerror}",
                 "set SEVSNP_CACHE, or CACHE=off to do without",
             ) from error
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        if not is_private(self.directory):
             raise UserError(
                 f"{self.directory}: found a directory of user {status.st_uid} with mode "
                 f"{stat.S_IMODE(status.st_mode):04o}, expected one that only you can write to",
@@ -79,8 +79,11 @@ class LocalStore:
 
     # Entries.
 
-    def entry(self, key: str) -> Entry | None:
-        """What was stored under ``key``; None where there is nothing, or what is there is no entry."""
+    def entry(self, key: str, *, vouched: bool = False) -> Entry | None:
+        """What was stored under ``key``; None where there is nothing, or what is there is no entry.
+
+        With ``vouched`` only what was made here, or signed by a key that was asked for when it was taken.
+        """
         path = self._entries / key
         try:
             entry = Entry.from_bytes(path.read_bytes())
@@ -92,15 +95,18 @@ class LocalStore:
         if entry.key != key:
             path.unlink(missing_ok=True)
             return None
+        if vouched and path.stat().st_mode & 0o200:
+            return None
         os.utime(path)
         return entry
 
-    def add(self, entry: Entry) -> None:
-        """Keep an entry whose blobs are all here."""
+    def add(self, entry: Entry, *, vouched: bool = True) -> None:
+        """Keep an entry whose blobs are all here; one that nobody vouches for is told by its mode."""
         self._entries.mkdir(parents=True, exist_ok=True)
         with scratch_directory(self._entries / entry.key) as scratch:
             new = scratch / "entry"
             new.write_bytes(entry.to_bytes())
+            new.chmod(0o444 if vouched else 0o644)
             new.replace(self._entries / entry.key)
 
     def drop(self, key: str) -> None:

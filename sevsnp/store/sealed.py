@@ -21,11 +21,19 @@ _FIELD = "signature"
 _TYPE = b"openend2e-sevsnp artefact cache entry\n"
 
 
+@functools.cache
+def signing_key(path: Path) -> "SigningKey":
+    """Read once in a run: an encrypted one asks for its password."""
+    from sevsnp.signature import load_signing_key
+
+    return load_signing_key(path)
+
+
 def seal(document: bytes, key: Path) -> bytes:
     """An entry's document with a signature by the private key in ``key``. Raises UserError for a key that is none."""
     from sevsnp.signature import sign
 
-    value = base64.b64encode(sign(_signing_key(key), _TYPE + document)).decode()
+    value = base64.b64encode(sign(signing_key(key), _TYPE + document)).decode()
     return canonical({**json.loads(document), _FIELD: value})
 
 
@@ -53,11 +61,3 @@ def unseal(document: bytes, key: Path | None) -> bytes:
         if not is_signed(load_public_key(key), value, _TYPE + plain):
             raise EntryError(f"is not signed by CACHE_PUBLIC_KEY={key}")
     return document if signature is None else plain
-
-
-@functools.cache
-def _signing_key(path: Path) -> "SigningKey":
-    """Read once in a run: an encrypted one asks for its password."""
-    from sevsnp.signature import load_signing_key
-
-    return load_signing_key(path)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.store.digests import Index
+from sevsnp.store.digests import Index, is_private
 
 OFF = "off"
 
@@ -43,7 +43,10 @@ def options() -> Options:
 @functools.cache
 def index() -> Index:
     """The digest index. It goes without its database where that cannot be used, which only costs time."""
-    found = Index(options().directory / "digests.db" if _options else None)
+    place = options().directory if _options else None
+    # Whoever else may write there would decide what has changed.
+    usable = place is not None and (is_private(place) if place.exists() else True)
+    found = Index(place / "digests.db" if place and usable else None)
     atexit.register(found.close)
     return found
 

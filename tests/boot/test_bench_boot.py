@@ -28,6 +28,7 @@ def once(built: Built, config: VmConfig, state: Path) -> dict[str, float]:
     return boot_once(EMULATED, config, options, login)
 
 
+@pytest.mark.full
 def test_a_boot_in_numbers(built: Built, tmp_path: Path) -> None:
     found = once(built, built.config("emulated"), tmp_path / "state")
     assert 0 < found["init"] < found["root"] < found["ssh"] < 600
@@ -49,6 +50,7 @@ def test_what_is_written_to_var_is_counted(guest: Attested, copied: Attested) ->
         look_inside(copied.ssh_config, guest.running.config)
 
 
+@pytest.mark.full
 def test_a_guest_that_does_not_come_up_is_an_error_with_its_last_words(built: Built, tmp_path: Path) -> None:
     """The control is the boot above."""
     config = variant(built, tmp_path, words={" sevsnp.rootfs=ext4": ""})

@@ -121,6 +121,7 @@ def test_the_agent_needs_nothing_from_the_root(small: Attested, guest: Attested)
     assert accepted(small.running)
 
 
+@pytest.mark.full
 def test_an_erofs_root_boots(small: Attested) -> None:
     assert small.ssh("findmnt -no FSTYPE /").strip() == "erofs"
     check_writable(small, "overlay")

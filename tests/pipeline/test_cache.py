@@ -77,6 +77,7 @@ def test_elsewhere_it_begins_empty(copy: Built, small: str) -> None:
     assert len(list(Path(small, "entries").iterdir())) == len(blobs(small)) == 2
 
 
+@pytest.mark.full
 def test_switched_off_it_neither_gives_nor_takes(copy: Built, small: str) -> None:
     assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "base layer"}
     assert not Path(small, "entries").exists()

@@ -182,6 +182,7 @@ def test_launch_digests_are_those_of_the_other_implementation(
     assert entries[0]["launch_digest"] == reference.launch_digest.hex()
 
 
+@pytest.mark.full
 def test_they_are_those_that_a_setup_with_more_vcpus_makes(built: Built, released: Released, tmp_path: Path) -> None:
     other = Released(copy_built(built, tmp_path / "project"), released.key, released.public)
     usual = {name: entry["digests"] for name, entry in released.document()["launch"].items()}

@@ -302,7 +302,7 @@ INPUTS: dict[str, tuple[str, str]] = {
         "init.cpio.zst: found a zstd file, expected an uncompressed tar",
         IMAGE,
     ),
-    "setup_verity IMAGE=build": ("IMAGE=build: no such file, expected a root filesystem tar", IMAGE),
+    "setup_verity IMAGE=build": ("✗ verity image: build: not a regular file", IMAGE),
     "unpack_kernel KERNEL_DEB=nonsuch.deb": ("nonsuch.deb: no such file", "build/kernel/vmlinuz"),
     "unpack_kernel KERNEL_DEB=config.yaml": ("config.yaml: not a Debian package", "build/kernel/vmlinuz"),
 }

@@ -84,7 +84,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "ATTEST_PORT": ("0", "65536"),
     "PORT": ("-1", "65536"),
     "HOST": ("a\x00b",),
-    "CACHE": ("on", "http://a.example/b", "oci://", "oci://a.example", "oci://a.example/b c", "OFF"),
+    "CACHE": ("on", "a.example/b", "OFF"),
     "CACHE_MODE": ("", "both"),
     "CACHE_SIZE": ("0", "1023K", "all"),
 }

@@ -79,7 +79,7 @@ class Copy:
             remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def bench_build(*, results: Path, rounds: int = 5) -> None:
+def bench_build(*, results: Path, rounds: int = 3) -> None:
     """Measure, print a table, and write ``results`` (JSON: seconds, ratio and goal of each). Needs about 4 GB."""
     with _copied(results) as copy:
         rows = [_measured(measure, rounds) for measure in _measures(copy)]

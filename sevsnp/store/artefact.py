@@ -16,10 +16,12 @@ from typing import Any
 
 from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory
+from sevsnp.files import scratch_directory, sha256_file
 from sevsnp.store import session
 from sevsnp.store.cache import Cache, cache
+from sevsnp.store.digests import read_tree
 from sevsnp.store.entries import MODES, SCHEMA, Blob, Entry, File, Tree, canonical
+from sevsnp.store.local import DamagedError
 from sevsnp.store.recipe import reached_sources, recipe_digest
 
 Say = Callable[[str], None]
@@ -91,28 +93,25 @@ class Artefact:
             self.reason.append("not made here yet")
         else:
             self.reason.extend(f"other {name}" for name, digest in parts.items() if saved["parts"].get(name) != digest)
-            self.reason.extend(f"{path}: not as it was made" for path in self._changed(saved["outputs"]))
+            self.reason.extend(f"{self.outputs[name]}: not as it was made" for name in self._lacking(saved["outputs"]))
         return not self.reason
 
     def _save(self) -> dict[str, Any]:
         return {"artefact": dict(self.made)}
 
-    def _changed(self, digests: Mapping[str, str]) -> Iterator[Path]:
+    def _lacking(self, digests: Mapping[str, str]) -> Iterator[str]:
+        """The outputs that are not there as ``digests`` has them."""
         for name, path in self.outputs.items():
             try:
                 if self._digest(path) == digests.get(name):
                     continue
             except (OSError, ValueError):
                 pass
-            yield path
+            yield name
 
     def _is_of_our_kind(self, entry: Entry) -> bool:
         kinds = {name: Tree if name in self.trees else File for name in self.outputs}
         return {name: type(made) for name, made in entry.outputs.items()} == kinds
-
-    def _lacking(self, digests: Mapping[str, str]) -> list[str]:
-        changed = set(self._changed(digests))
-        return [name for name, path in self.outputs.items() if path in changed]
 
     def _digest(self, path: Path) -> str:
         """The digest of an output as it is now, permissions and all."""
@@ -159,13 +158,11 @@ class Artefact:
 
     def _restore(self, entry: Entry, store: Cache, say: Say) -> bool:
         """Copy what is not there yet; all outputs are whole before the first takes its place."""
-        from sevsnp.store.local import DamagedError
-
         if not self._is_of_our_kind(entry):
             say(f"refused what the cache has under {entry.key}: other outputs than {', '.join(self.outputs)}")
             return False
         digests = {name: _shown(made) for name, made in entry.outputs.items()}
-        lacking = self._lacking(digests)
+        lacking = list(self._lacking(digests))
         with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
             try:
                 for name in lacking:
@@ -202,7 +199,7 @@ class Artefact:
             if store:
                 store.keep(entry, scratch, say)
             # What came out as it was stays in its place, and is not read again by what depends on it.
-            lacking = self._lacking({name: _shown(made) for name, made in entry.outputs.items()})
+            lacking = list(self._lacking({name: _shown(made) for name, made in entry.outputs.items()}))
             self._place(scratch, {name: entry.outputs[name] for name in lacking})
         self._note_made(parts, entry)
 
@@ -244,9 +241,6 @@ class Artefact:
 
 
 def _read(path: Path) -> File | Tree:
-    from sevsnp.files import sha256_file
-    from sevsnp.store.digests import read_tree
-
     status = path.lstat()
     if stat.S_ISDIR(status.st_mode):
         return read_tree(path)

@@ -56,11 +56,16 @@ def task__guest_packages() -> Task:
     )
 
 
+def guest_inputs() -> dict[str, Path]:
+    """The files that the guest's root file system is made of, beside the directory FILES."""
+    return {"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public}
+
+
 def task__guest_rootfs() -> Task:
     """The guest's root filesystem tar: packages, our files and units, the user's public key."""
     return artefact(
         "sevsnp.images.guest:make_guest_rootfs",
-        inputs={"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public},
+        inputs=guest_inputs(),
         directories={"files": FILES},
         outputs={"output": ROOTFS},
     )

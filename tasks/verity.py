@@ -1,13 +1,14 @@
 """The integrity workflow: a verified root, the VM configs, launch and attestation."""
 
 from pathlib import Path
+from typing import Any
 
 from tasks.graph import Task, artefact, command
+from tasks.guest import FILES, guest_inputs
 from tasks.project import (
     BUILD,
     EMULATED_INITRAMFS,
     FIRMWARE,
-    GUEST,
     INITRAMFS,
     KERNEL,
     RELEASE_MANIFEST,
@@ -31,28 +32,20 @@ def config(platform: str) -> Path:
     return VERITY / f"vm-config-verity{'.emulated' if platform == 'emulated' else ''}.toml"
 
 
-def task__verity_image() -> Task:
-    """The verified root's file system image, without identity and secrets."""
+def task__verity_root() -> Task:
+    """The verified root's image, without identity and secrets; its hash tree and root hash."""
+    own = settings().text("IMAGE")
+    # The guest's parts and not its rootfs.tar: an edit of a file need not write that first.
+    tree: dict[str, Any] = {"rootfs": Path(own).expanduser()} if own else guest_inputs()
     return artefact(
-        "sevsnp.images.verity_root:make_verity_image",
-        inputs={"rootfs": settings().path("IMAGE", GUEST / "rootfs.tar")},
+        "sevsnp.images.verity_root:make_verity_root",
+        inputs=tree,
+        directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
-        outputs={"output": IMAGE},
-        params={"filesystem": settings().text("VERITY_FILESYSTEM")},
+        outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
+        params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL},
         how={"tools": TOOLS},
-        cached=not settings().text("IMAGE"),  # a user's own file system is for nobody else
-    )
-
-
-def task__verity_tree() -> Task:
-    """The hash tree and the root hash."""
-    return artefact(
-        "sevsnp.images.verity_root:make_verity_tree",
-        inputs={"image": IMAGE},
-        watch=[RELEASE_MANIFEST],
-        outputs={"hash_tree": TREE, "root_hash": ROOTHASH},
-        params={"label": SALT_LABEL},
-        how={"tools": TOOLS},
+        cached=not own,  # a user's own file system is for nobody else
     )
 
 

@@ -1,10 +1,11 @@
 """From a root filesystem tar to a verified root: identity removed, an image, and its hash tree."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_erofs, make_ext4
+from sevsnp.images.guest import guest_entries
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
 from sevsnp.images.rootfs import EPOCH, Layer, directory_entry, rootfs_entries, text_entry
 from sevsnp.images.tar import Entry, Kind
@@ -16,13 +17,34 @@ _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _INITS = ("sbin/init", "usr/sbin/init")
 
 
-def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Path) -> None:
-    """Write the image (ext4 or erofs) of the tree in the tar ``rootfs``, and print what was removed or added.
+def make_verity_root(
+    *,
+    filesystem: str,
+    label: str,
+    tools: Path,
+    image: Path,
+    hash_tree: Path,
+    root_hash: Path,
+    rootfs: Path | None = None,
+    **guest: Path,
+) -> Iterator[str]:
+    """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
-    Raises UserError for a tree without an init.
+    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`), of
+    which no tar is written first. Yields "image" as soon as that is whole. Raises UserError for a tree without an init.
     """
-    if not rootfs.is_file():
+    if rootfs is None:
+        make_verity_image(guest_entries(**guest), Path("guest"), filesystem, tools, image)
+    elif rootfs.is_file():
+        make_verity_image(Layer.from_tar(rootfs).entries, rootfs, filesystem, tools, image)
+    else:
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar")
+    yield "image"
+    make_verity(image, hash_tree, root_hash, salt=fixed_salt(label), tools=tools.resolve())
+
+
+def make_verity_image(tree: Sequence[Entry], rootfs: Path, filesystem: str, tools: Path, output: Path) -> None:
+    """Write the image of ``tree``, less its identity; ``rootfs`` is what errors call it."""
     identity = IdentityFilter(ImageKind.VERITY)
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -43,7 +65,7 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
             seen["etc/machine-id"] = text_entry("etc/machine-id", "")
         yield from (seen[name] for name in sorted(seen))
 
-    entries = rootfs_entries([Layer.from_tar(rootfs)], [identity, bootable])
+    entries = rootfs_entries([Layer(str(rootfs), tree)], [identity, bootable])
     for line in summary(identity.removed):
         print(f"  {line}")
     if filesystem == "ext4":
@@ -55,8 +77,3 @@ def make_verity_image(*, rootfs: Path, filesystem: str, tools: Path, output: Pat
         make_erofs(cleaned, output, tools=tools.resolve())
     finally:
         cleaned.unlink(missing_ok=True)
-
-
-def make_verity_tree(*, image: Path, label: str, tools: Path, hash_tree: Path, root_hash: Path) -> None:
-    """Write the hash tree of ``image`` and its root hash."""
-    make_verity(image, hash_tree, root_hash, salt=fixed_salt(label), tools=tools.resolve())

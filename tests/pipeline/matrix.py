@@ -10,6 +10,7 @@ FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
 RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
+GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
 TEMPLATE = "templates/vm-config.toml.j2"
 MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
 
@@ -98,7 +99,7 @@ ROWS: dict[str, Row] = {
         programs=("mmdebstrap", "apt-get", "dpkg"),
     ),
     "_guest_rootfs": Row(
-        ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub"),
+        GUEST,
         ("build/guest/rootfs.tar",),
         directories=("guest-vm/files",),
     ),
@@ -106,8 +107,7 @@ ROWS: dict[str, Row] = {
         ("build/guest/rootfs.tar", VMLINUZ, "build/initramfs.plain.cpio.zst", RELEASE),
         ("build/guest/sevsnptest.qcow2",),
     ),
-    "_verity_image": Row(("build/guest/rootfs.tar", RELEASE), (IMAGE,)),
-    "_verity_tree": Row((IMAGE, RELEASE), (TREE, ROOTHASH)),
+    "_verity_root": Row((*GUEST, RELEASE), (IMAGE, TREE, ROOTHASH), directories=("guest-vm/files",)),
     "_verity_cmdline": Row((IMAGE, ROOTHASH), ("build/verity/cmdline",)),
     "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH), ("build/verity/cmdline.emulated",)),
     "_verity_config": config("build/initramfs.cpio.zst", ""),
@@ -135,7 +135,7 @@ PACKED = frozenset({"_base_layer", "_modules_layer", "_emulated_modules_layer", 
                     "_plain_layer", "initramfs", "_plain_initramfs", "_emulated_initramfs"})  # fmt: skip
 CMDLINES = frozenset({"_verity_cmdline", "_verity_cmdline_emulated"})
 CONFIGS = frozenset({"_verity_config", "_verity_config_emulated"})
-VERITY = frozenset({"_verity_image", "_verity_tree"})
+VERITY = frozenset({"_verity_root"})
 FROM_TARS = frozenset({"_guest_packages", "_guest_rootfs", "create_new_vm"})
 NONE: frozenset[str] = frozenset()
 
@@ -144,7 +144,7 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
     "sevsnp/images/initramfs.py": PACKED,
     "sevsnp/images/guest_packages.py": frozenset({"_guest_packages"}),
-    "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}),
+    "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}) | VERITY,
     "sevsnp/images/disk.py": frozenset({"create_new_vm"}),
     "sevsnp/images/identity.py": VERITY,
     "sevsnp/vm/make_config.py": CMDLINES | CONFIGS,
@@ -171,7 +171,7 @@ RECIPES: dict[str, frozenset[str]] = {
 
 # Each setting with another value, and who is made from it. {tmp} is a directory for this.
 SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
-    "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_image"}),
+    "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_root"}),
     "WRITABLE": ("copy", CMDLINES),
     **{f"TMPFS_{name}": ("3G", CMDLINES) for name in ("ETC", "HOME", "VAR", "TMP")},
     "ACPI": ("on", CMDLINES),
@@ -186,7 +186,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "IMAGE_ID": ("1" * 32, CONFIGS),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS),
     "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS),
-    "IMAGE": ("README.md", frozenset({"_verity_image"})),
+    "IMAGE": ("README.md", frozenset({"_verity_root"})),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     "PLATFORM": ("emulated", NONE),
     "MEMORY": ("4G", NONE),

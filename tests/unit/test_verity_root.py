@@ -22,7 +22,7 @@ def tree_of(entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         seen.update({entry.name: entry for entry in entries})
 
     monkeypatch.setattr(verity_root, "make_ext4", make)
-    verity_root.make_verity_image(rootfs=tar, filesystem="ext4", tools=tmp_path, output=tmp_path / "image")
+    verity_root.make_verity_image(Layer.from_tar(tar).entries, tar, "ext4", tmp_path, tmp_path / "image")
     return seen
 
 

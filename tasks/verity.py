@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.guest import FILES, guest_inputs
+from tasks.guest import FILES, guest_inputs, own_rootfs
 from tasks.project import (
     BUILD,
     EMULATED_INITRAMFS,
-    FIRMWARE,
     INITRAMFS,
-    KERNEL,
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
@@ -21,6 +19,7 @@ from tasks.project import (
     run_options,
     settings,
 )  # fmt: skip
+from tasks.vm_config import vm_config
 
 IMAGE = VERITY / "verity.img"
 TREE = VERITY / "hash-tree.img"
@@ -34,9 +33,9 @@ def config(platform: str) -> Path:
 
 def task__verity_root() -> Task:
     """The verified root's image, without identity and secrets; its hash tree and root hash."""
-    own = settings().text("IMAGE")
+    own = own_rootfs()
     # The guest's parts and not its rootfs.tar: an edit of a file need not write that first.
-    tree: dict[str, Any] = {"rootfs": Path(own).expanduser()} if own else guest_inputs()
+    tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
     return artefact(
         "sevsnp.images.verity_root:make_verity_root",
         inputs=tree,
@@ -130,30 +129,5 @@ def _cmdline(platform: str, output: Path) -> Task:
 
 
 def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
-    values = settings()
-    names = (
-        "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
-    )  # fmt: skip
-    return artefact(
-        "sevsnp.vm.make_config:make_vm_config",
-        inputs={
-            "template": Path("templates/vm-config.toml.j2"),
-            "firmware": FIRMWARE,
-            "kernel": KERNEL / "vmlinuz",
-            "initrd": initrd,
-            "cmdline": cmdline,
-            "image": IMAGE,
-            "hash_tree": TREE,
-            "owner_certificate": keys().owner_certificate,
-        },
-        outputs={"output": config(platform)},
-        params={
-            "workflow": "verity",
-            "platform": platform,
-            "disks": {"verity-data": "image", "verity-hash": "hash_tree"},
-            "settings": {name: values[name] for name in names},
-            "place": str(config(platform)),
-        },
-        distributions=["jinja2"],
-    )
+    disks = {"verity-data": ("image", IMAGE), "verity-hash": ("hash_tree", TREE)}
+    return vm_config("verity", platform, initrd=initrd, cmdline=cmdline, disks=disks, output=config(platform))

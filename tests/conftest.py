@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # What tests share that boot for half a minute each; whoever uses one runs in the same process.
-SHARED_GUESTS = {"guest", "impostor", "copied"}
+SHARED_GUESTS = {"guest", "impostor", "copied", "luks_guest"}
 
 
 @pytest.hookimpl(tryfirst=True)

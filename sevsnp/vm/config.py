@@ -101,7 +101,8 @@ class VmConfig:
         if self.reference is None:
             raise UserError(
                 f"{self.source}: no [reference]: this is a host bundle's launch file, expected the owner's VM config",
-                "give the file that setup_verity wrote: VM_CONFIG=build/verity/vm-config-verity.toml",
+                f"give the file that setup_{self.launch.workflow} wrote: "
+                f"VM_CONFIG=build/{self.launch.workflow}/vm-config-{self.launch.workflow}.toml",
             )
         return self.reference
 
@@ -170,7 +171,8 @@ def read_vm_config(source: Path) -> VmConfig:
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{source}: no such VM config", "make one with: doit setup_verity") from None
+        workflow = "luks" if "luks" in source.name else "verity"
+        raise UserError(f"{source}: no such VM config", f"make one with: doit setup_{workflow}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error
     return parse_vm_config(document, source)

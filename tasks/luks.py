@@ -59,6 +59,7 @@ def task__luks_image() -> Task:
             "answers": RUN / "platform.json",
             "config_dir": values.config_dir(),
             "key_file": values.text("LUKS_KEY_FILE"),
+            "working": RUN / "luks" / "luks.img",
         },
         cached=False,  # no two are alike, and what one holds is for its key's owner
     )

@@ -89,6 +89,7 @@ def make_luks_image(
     answers: Path,
     config_dir: Path,
     key_file: str,
+    working: Path,
     image: Path,
     header: Path,
     header_digest: Path,
@@ -99,8 +100,14 @@ def make_luks_image(
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`).
     ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each. The key is the one given
-    for this run, else a new one in ``config_dir``. Raises UserError.
+    for this run, else a new one in ``config_dir``. Raises UserError, also where ``working`` is: the copy of the volume
+    to be replaced that a guest writes to.
     """
+    if working.exists():
+        raise UserError(
+            f"{working}: a guest has written to this volume, and a new one would leave it without header and VM config",
+            f"let it go: rm {working} — or keep it: move it away together with build/luks",
+        )
     key = given(key_file, twice=True)
     identity = str(uuid.uuid4())
     entries = bootable_entries(rootfs, ImageKind.LUKS, **guest)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.e2e import wait_for_login
 from tests.adversary.luks_arms import Check, without
 from tests.adversary.test_tamper_root import FATAL
+from tests.boot.harness import BOOT_SECONDS
 from tests.boot.luks import (
     Unlocked,
     booted,
@@ -20,7 +22,7 @@ from tests.boot.luks import (
     unlock,
     wait_for_key,
 )
-from tests.boot.shared import Attested, refusal, wait_for_sshd
+from tests.boot.shared import Attested, refusal
 from tests.conftest import Built
 
 pytestmark = pytest.mark.boot
@@ -72,7 +74,7 @@ def test_known_limit_a_disk_as_of_the_last_recorded_boot(luks_guest: Unlocked, t
         running = stack.enter_context(booted(built, luks_config(built), old, tmp_path))
         wait_for_key(running)
         unlock(running, owner, tmp_path / "attested")
-        wait_for_sshd(running)
+        wait_for_login(tmp_path / "attested" / "ssh_config", BOOT_SECONDS)
         assert Attested(running, tmp_path / "attested").ssh("test -e /var/tmp/late || echo gone") == "gone\n"
         assert owner.record.generation == 2
     assert luks_guest.ssh("cat /var/tmp/late; rm /var/tmp/late") == "late\n"

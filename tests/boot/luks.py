@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.e2e import wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2
 from sevsnp.key_paths import Keys
@@ -20,8 +21,8 @@ from sevsnp.luks_key import Record, read_made_key, read_record, write_record
 from sevsnp.luks_owner import attest_luks
 from sevsnp.store.copying import copy_file
 from sevsnp.vm.config import VmConfig, read_vm_config
-from tests.boot.harness import with_disk
-from tests.boot.shared import Attested, Running, shared, started, wait_for_sshd
+from tests.boot.harness import BOOT_SECONDS, with_disk
+from tests.boot.shared import Attested, Running, shared, started
 from tests.conftest import Built
 from tests.unit.luks_volume import synthetic
 
@@ -172,7 +173,8 @@ def _unlock_shared(running: Running, owner: Owner, disk: Path) -> Unlocked:
     with disk.open("rb") as stream:
         at_release = stream.read(HEADER_SIZE)
     put(disk, 0, genuine)
-    wait_for_sshd(running)
+    # Not by looking for sshd's banner: who does that too often is locked out by it for a while.
+    wait_for_login(directory / "ssh_config", BOOT_SECONDS)
     return Unlocked(running, directory, owner, disk, strangers, at_release)
 
 

@@ -219,3 +219,19 @@ def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
     # The verified root's entry is found in this way.
     entries = [path for path in (artefact_cache / "entries").rglob("*") if path.is_file()]
     assert any(b"make_verity_root" in path.read_bytes() for path in entries)
+
+
+def test_a_volume_that_a_guest_has_written_to_is_not_replaced(made: Built) -> None:
+    before = luks(made, "luks.img").stat().st_ino
+    working = made.build / "run" / "luks" / "luks.img"
+    working.parent.mkdir(parents=True, exist_ok=True)
+    working.touch()
+    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False)
+    assert done.returncode != 0 and "a guest has written to this volume" in done.stdout, done.stdout
+    assert luks(made, "luks.img").stat().st_ino == before
+    assert ran(setup(made)) == set()  # what is there is as good as ever
+    working.unlink()
+
+
+def test_control_without_a_working_copy_it_is(made: Built) -> None:
+    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}").stdout)

@@ -73,8 +73,10 @@ class Content:
         # Only tarfile knows the three sparse formats of GNU tar; it finds the member by its header.
         assert self.path is not None
         with tarfile.open(self.path, "r:") as archive:
-            archive.offset = self.inode[1]
-            member = archive.next()
+            member = archive.next()  # the first, which opening has read already
+            if self.inode[1]:
+                archive.offset = self.inode[1]
+                member = archive.next()
             assert member is not None
             stream = archive.extractfile(member)
             assert stream is not None

@@ -14,7 +14,7 @@ from sevsnp.images.verity import fixed_salt, make_verity
 
 # What init mounts something on. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
-_INITS = ("sbin/init", "usr/sbin/init")
+_INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
 def make_verity_root(
@@ -54,7 +54,7 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, **guest: Path) -> lis
     a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
-        raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar")
+        raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
     layer = Layer.from_tar(rootfs) if rootfs else Layer("guest-vm", guest_entries(**guest))
     identity = IdentityFilter(kind)
 

@@ -44,6 +44,7 @@ PROGRAMS: Mapping[str, Program] = {
     "veritysetup": Program("usr/sbin/veritysetup", variables=_OPENSSL),
     "cryptsetup": Program("usr/sbin/cryptsetup", variables=_OPENSSL),
     "dmsetup": Program("usr/sbin/dmsetup"),
+    "depmod": Program("usr/sbin/depmod"),
     "mkfs.erofs": Program("usr/bin/mkfs.erofs"),
     "fsck.erofs": Program("usr/bin/fsck.erofs"),
     "dump.erofs": Program("usr/bin/dump.erofs"),

@@ -151,7 +151,7 @@ class Unlocked(Attested):
     """A guest whose root its owner has opened.
 
     ``strangers`` is what became of those who came before the owner, with the volume's own key. ``header_at_release``
-    was on the disk when the owner came: another one than the guest had read, which lies there again since.
+    lay on the disk when the owner came, in the place of the header that the guest had read, which is there again.
     """
 
     owner: Owner
@@ -201,6 +201,7 @@ def luks_guest(request: pytest.FixtureRequest, built: Built) -> Unlocked:
         return replace(config, launch=with_disk(config.launch, ROLE, disks[0]))
 
     running = shared(request, "luks_guest", make)
+    assert owners, "its owner could not open it when it was first asked for"
     request.config.stash[_UNLOCKED] = unlocked = _unlock_shared(running, owners[0], disks[0])
     return unlocked
 

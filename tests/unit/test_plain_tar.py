@@ -73,6 +73,19 @@ def test_archives_of_other_programs(tmp_path: Path, form: str) -> None:
     assert read_tar(archive) == slowly(archive)
 
 
+def test_the_content_of_sparse_files_wherever_they_stand(tmp_path: Path) -> None:
+    for number in range(3):
+        with (tmp_path / f"sparse{number}").open("wb") as stream:
+            stream.truncate(1 << 20)
+            stream.seek(number << 18)
+            stream.write(b"data %d" % number)
+    names = [f"sparse{number}" for number in range(3)]
+    subprocess.run(["tar", "--format=pax", "-S", "-C", tmp_path, "-cf", tmp_path / "s.tar", *names], check=True)
+    for name, entry in read_tar(tmp_path / "s.tar").items():
+        assert entry.content is not None
+        assert b"".join(entry.content.pieces()) == (tmp_path / name).read_bytes()
+
+
 def test_sparse_files_are_left_to_tarfile(tmp_path: Path) -> None:
     (tmp_path / "sparse").open("wb").truncate(1 << 20)
     subprocess.run(["tar", "--format=pax", "-S", "-C", tmp_path, "-cf", tmp_path / "s.tar", "sparse"], check=True)

@@ -111,8 +111,9 @@ def test_known_limit_an_old_sector_is_read_as_if_it_were_new(luks_guest: Unlocke
 
     def write(text: str) -> int:
         luks_guest.ssh(f"yes '{text}' | head -c {BLOCK} | dd of={file} conv=notrunc,fsync status=none")
-        # What was written is read from dm-integrity's journal until that is half full (3 MiB).
-        luks_guest.ssh("head -c 16M /dev/zero | dd of=/var/tmp/filler bs=1M conv=fsync status=none; rm /var/tmp/filler")
+        # What was written is read from dm-integrity's journal until that is half full (1/256 of the disk).
+        filler = "/var/tmp/filler"
+        luks_guest.ssh(f"head -c 8M /dev/zero | sudo dd of={filler} bs=1M conv=fsync status=none; sudo rm {filler}")
         (number,) = block_numbers(luks_guest, file, 0)
         return number
 

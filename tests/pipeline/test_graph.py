@@ -124,7 +124,7 @@ def test_drawing(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     draw(drawn)
     assert drawn_digest(drawn) == digest(described(clone))
     texts = {node.text for node in ElementTree.parse(drawn).iter() if node.tag.endswith("text")}
-    assert {"verity tree", "setup_verity", "packages.lock"} <= texts
+    assert {"verity root", "setup_verity", "packages.lock"} <= texts
 
 
 def test_without_dot_it_says_what_to_install(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

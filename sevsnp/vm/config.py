@@ -74,7 +74,7 @@ class Reference:
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
     ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
-    evidence shows and every verdict names.
+    evidence shows and every verdict names. The key digests (48 bytes) are those of its ID block, zero without one.
     """
 
     launch_digest: bytes
@@ -86,15 +86,18 @@ class Reference:
     platform_info_required: int
     platform_info_forbidden: int
     acpi: bool = False
+    id_key_digest: bytes = bytes(48)
+    author_key_digest: bytes = bytes(48)
 
 
 @dataclass(frozen=True)
 class VmConfig:
-    """A whole VM config; ``reference`` is None in a host bundle."""
+    """A whole VM config; ``reference`` is None in a host bundle. ``policy`` is its table of that name as it stands."""
 
     source: Path
     launch: Launch
     reference: Reference | None = field(repr=False)
+    policy: Mapping[str, Any] = field(default_factory=lambda: {"profile": "default"}, repr=False)
 
     def require_reference(self) -> Reference:
         """The reference values, or a clear error for a host bundle's file."""
@@ -182,8 +185,9 @@ def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
     top.integer("format", FORMAT, FORMAT)
     launch = _read_launch(top)
     reference = _read_reference(top.table("reference"), launch.product) if "reference" in top.values else None
+    policy = dict(top.table("policy").values) if "policy" in top.values else {"profile": "default"}
     top.end()
-    return VmConfig(source, launch, reference)
+    return VmConfig(source, launch, reference, policy)
 
 
 def _read_launch(top: _Table) -> Launch:
@@ -250,6 +254,8 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         platform_info_required=table.integer("platform_info_required", 0, (1 << 64) - 1),
         platform_info_forbidden=table.integer("platform_info_forbidden", 0, (1 << 64) - 1),
         acpi=table.boolean("acpi"),
+        id_key_digest=table.hex("id_key_digest", 48) if "id_key_digest" in table.values else bytes(48),
+        author_key_digest=table.hex("author_key_digest", 48) if "author_key_digest" in table.values else bytes(48),
     )
     tcb.end()
     table.end()

@@ -4,6 +4,7 @@ Evidence that cannot be read is refused like evidence that is wrong, and comes o
 left for what the verifier itself was given wrongly.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -148,7 +149,7 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
     tcbs = (report.reported_tcb, report.committed_tcb, report.current_tcb)
     log.require(
         Reason.TCB_ORDER,
-        all(at_most(low, high) for low, high in zip(tcbs, tcbs[1:], strict=False)),
+        all(at_most(low, high) for low, high in itertools.pairwise(tcbs)),
         expected=" ≤ ".join(_RISING),
         found=", ".join(f"{name} {show(tcb)}" for name, tcb in zip(_RISING, tcbs, strict=True)),
     )
@@ -157,7 +158,8 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
         (Reason.DEBUG_POLICY, POLICY_DEBUG, "DEBUG"),
         (Reason.MIGRATION_POLICY, POLICY_MIGRATE_MA, "MIGRATE_MA"),
     ):
-        log.require(reason, not report.policy & mask, expected=f"{name} 0", found=f"{name} {int(report.policy & mask > 0)}")
+        bit = int(report.policy & mask > 0)
+        log.require(reason, not bit, expected=f"{name} 0", found=f"{name} {bit}")
     for reason, rule, value in FIELDS:
         log.rule(reason, rule(policy), value(found))
     for prefix, reason, bits, number in BITS:

@@ -43,7 +43,9 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The options that both verifiers have."""
-    parser = Parser(prog=name, description=description, epilog="exit: 0 accepted, 2 refused, 3 undecided, 64 usage")
+    usage = f"{name} --input FILE --vm_definition FILE [--report-data HEX | --nonce HEX --host-key FILE] …"
+    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 usage"
+    parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
     add_input(parser)
     parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config")
     parser.add_argument("--policy", metavar="FILE", type=Path, help="in place of the VM config's [policy]")

@@ -1,20 +1,20 @@
 """The SNP launch digest that the secure processor computes over what QEMU loads.
 
-Sources: AMD 56860 §8.17.2 (PAGE_INFO), AMD APM volume 2 table B-4 (VMSA); QEMU target/i386/sev.c (kernel-hashes table,
-order of sections), target/i386/cpu.c (CPU models). The VMSA is that of hosts with
-Linux >= 6.9, which also set MXCSR and FCW.
+Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections). What a vCPU
+starts with is in vmsa.py.
 """
 
 import hashlib
 import io
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sevsnp.attestation.ovmf import PAGE, Ovmf, SectionKind, read_firmware
+from sevsnp.attestation.vmsa import BSP_EIP, DEFAULT_LAYOUT, vcpu_signature, vmsa
 from sevsnp.errors import UserError
 from sevsnp.vm.cmdline import MAX_LENGTH
 from sevsnp.vm.config import File, Launch
@@ -97,13 +97,13 @@ def launch_digest_of(launch: Launch) -> bytes:
         with path.open("rb") as stream:
             digest, sha256 = _digest(
                 stream, stream.seek(0, io.SEEK_END), str(path), hashes,
-                launch.vcpus, launch.vcpu_model, launch.guest_features,
+                [launch.vcpus], vcpu_signature(launch.vcpu_model), launch.guest_features, launch.vmsa,
             )  # fmt: skip
     except OSError as error:
         raise _unreadable(path, "firmware", error) from error
     # The bytes measured are the bytes compared: the firmware is read once for both.
     _compare(launch.firmware, "firmware", sha256)
-    return digest
+    return digest[launch.vcpus]
 
 
 def launch_digest(
@@ -115,13 +115,31 @@ def launch_digest(
     vcpu_model: str,
     guest_features: int,
     name: str = "firmware image",
+    layout: str = DEFAULT_LAYOUT,
 ) -> bytes:
     """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
 
     ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory.
-    ``guest_features`` is SEV_FEATURES of the VMSA (64 bits). ``name`` names the firmware in errors.
+    ``guest_features`` is SEV_FEATURES of the VMSA (64 bits). ``name`` names the firmware in errors, ``layout`` the
+    host's kind of VMSA.
     """
-    return _digest(firmware, size, name, hashes, vcpus, vcpu_model, guest_features)[0]
+    signature = vcpu_signature(vcpu_model)
+    return _digest(firmware, size, name, hashes, [vcpus], signature, guest_features, layout)[0][vcpus]
+
+
+def launch_digests(
+    firmware: BinaryIO,
+    size: int,
+    hashes: KernelHashes,
+    *,
+    vcpus: Sequence[int],
+    signature: int,
+    guest_features: int,
+    name: str,
+    layout: str = DEFAULT_LAYOUT,
+) -> dict[int, bytes]:
+    """As :func:`launch_digest`, for several numbers of vCPUs at once and a CPUID signature (vmsa.py)."""
+    return _digest(firmware, size, name, hashes, vcpus, signature, guest_features, layout)[0]
 
 
 def _digest(
@@ -129,14 +147,15 @@ def _digest(
     size: int,
     name: str,
     hashes: KernelHashes | bytes,
-    vcpus: int,
-    vcpu_model: str,
+    vcpus: Sequence[int],
+    signature: int,
     guest_features: int,
-) -> tuple[bytes, str]:
-    """The launch digest, and the SHA-256 of the firmware that went into it (64 hex digits)."""
-    if not 1 <= vcpus <= MAX_VCPUS:
-        raise UserError(f"vcpus: found {vcpus}, expected 1 to {MAX_VCPUS}")
-    signature = vcpu_signature(vcpu_model)
+    layout: str,
+) -> tuple[dict[int, bytes], str]:
+    """The launch digests, and the SHA-256 of the firmware that went into them (64 hex digits)."""
+    for number in vcpus:
+        if not 1 <= number <= MAX_VCPUS:
+            raise UserError(f"vcpus: found {number}, expected 1 to {MAX_VCPUS}")
     if not guest_features & 1 or guest_features >> 64:
         raise UserError(f"guest_features: found {guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
     info = read_firmware(stream, size, name)
@@ -151,9 +170,15 @@ def _digest(
         sha256.update(content)
         context.data(_NORMAL, address, content)
     _add_sections(context, info, page)
-    for number in range(vcpus):
-        context.data(_VMSA, _VMSA_ADDRESS, vmsa(info.reset_eip if number else _BSP_EIP, signature, guest_features))
-    return context.digest, sha256.hexdigest()
+    first, other = (
+        hashlib.sha384(vmsa(eip, signature, guest_features, layout)).digest() for eip in (BSP_EIP, info.reset_eip)
+    )
+    digests: dict[int, bytes] = {}
+    for number in range(max(vcpus)):
+        context.add(_VMSA, _VMSA_ADDRESS, other if number else first)
+        if number + 1 in vcpus:
+            digests[number + 1] = context.digest
+    return digests, sha256.hexdigest()
 
 
 def _pages(stream: BinaryIO, info: Ovmf, name: str) -> Iterator[tuple[int, bytes]]:
@@ -197,70 +222,6 @@ class _Context:
 
     def data(self, kind: int, address: int, page: bytes) -> None:
         self.add(kind, address, hashlib.sha384(page).digest())
-
-
-_BSP_EIP = 0xFFFFFFF0
-
-
-def vmsa(eip: int, signature: int, guest_features: int) -> bytes:
-    """A vCPU's first save area (4096 bytes) as KVM and QEMU set it up, starting at ``eip``."""
-    page = bytearray(PAGE)
-
-    def put(offset: int, layout: str, *values: int) -> None:
-        struct.pack_into("<" + layout, page, offset, *values)
-
-    # Segments, 16 bytes each: selector, attributes, limit, base.
-    for offset, attributes in ((0x00, 0x93), (0x20, 0x93), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
-                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, 0x8B)):  # fmt: skip
-        put(offset, "HHIQ", 0, attributes, 0xFFFF, 0)
-    put(0x10, "HHIQ", 0xF000, 0x9B, 0xFFFF, eip & 0xFFFF0000)
-    for offset, value in (
-        (0xD0, 0x1000),  # EFER: SVME
-        (0x148, 0x40),  # CR4: MCE
-        (0x158, 0x10),  # CR0: ET
-        (0x160, 0x400),  # DR7
-        (0x168, 0xFFFF0FF0),  # DR6
-        (0x170, 0x2),  # RFLAGS
-        (0x178, eip & 0xFFFF),  # RIP
-        (0x268, 0x0007040600070406),  # PAT
-        (0x310, signature),  # RDX: CPUID Fn1 EAX
-        (0x3B0, guest_features),  # SEV_FEATURES
-        (0x3E8, 0x1),  # XCR0
-    ):
-        put(offset, "Q", value)
-    put(0x408, "I", 0x1F80)  # MXCSR
-    put(0x410, "H", 0x37F)  # x87 FCW
-    return bytes(page)
-
-
-# Family, model, stepping and the highest version of each model in QEMU's builtin_x86_defs.
-_MODELS = {
-    "EPYC": (0x17, 0x01, 2, 5),
-    "EPYC-Rome": (0x17, 0x31, 0, 5),
-    "EPYC-Milan": (0x19, 0x01, 1, 3),
-    "EPYC-Genoa": (0x19, 0x11, 0, 2),
-    "EPYC-Turin": (0x1A, 0x00, 0, 2),
-}
-
-
-def _signatures() -> dict[str, int]:
-    signatures = {}
-    for name, (family, model, stepping, versions) in _MODELS.items():
-        # AMD 25481, CPUID Fn0000_0001_EAX.
-        signature = (family - 0xF) << 20 | model >> 4 << 16 | 0xF << 8 | (model & 0xF) << 4 | stepping
-        signatures[name] = signature
-        signatures.update({f"{name}-v{version}": signature for version in range(1, versions + 1)})
-    return {**signatures, "EPYC-IBPB": signatures["EPYC"]}
-
-
-VCPU_SIGNATURES = _signatures()
-
-
-def vcpu_signature(model: str) -> int:
-    """The CPUID signature (32 bits) that a guest of this QEMU CPU model starts with in RDX."""
-    if model not in VCPU_SIGNATURES:
-        raise UserError(f"vcpu_model: found {model!r}, expected one of {', '.join(sorted(VCPU_SIGNATURES))}")
-    return VCPU_SIGNATURES[model]
 
 
 def _hash_file(file: File, what: str) -> bytes:

@@ -249,10 +249,11 @@ class _Reader:
             rule = self.rule("report_data", self.hex(REPORT_DATA_SIZE))
         else:
             if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):
-                raise UserError(f"{self.source}: policy: report_data: it is given for this verification too, expected once")
+                raise UserError(f"{self.source}: policy: report_data: it is given for this verification, too")
             rule = OneOf((self.report_data,))
         # A report that the host itself asks for has REPORT_DATA zero: expecting that would bind nothing.
-        if isinstance(rule, OneOf) and not all(isinstance(one, bytes) and len(one) == 64 and any(one) for one in rule.values):
+        values = rule.values if isinstance(rule, OneOf) else ()
+        if not all(isinstance(one, bytes) and len(one) == REPORT_DATA_SIZE and any(one) for one in values):
             raise UserError("expected REPORT_DATA: 64 bytes, not all zero")
         return rule
 

@@ -25,7 +25,7 @@ POLICY_DEBUG = 1 << 19
 _POLICY_RESERVED_ONE = 1 << 17
 _POLICY_KNOWN = (1 << 26) - 1
 
-# Bits by their names in AMD 56860 table 10 (guest policy) and table 23 (PLATFORM_INFO), in lower case.
+# Bits by their names in AMD 56860 (guest policy, PLATFORM_INFO), in lower case.
 GUEST_POLICY_BITS = {
     "smt": 16, "migrate_ma": 18, "debug": 19, "single_socket": 20, "cxl_allow": 21, "mem_aes_256_xts": 22,
     "rapl_dis": 23, "ciphertext_hiding_dram": 24, "page_swap_disable": 25,

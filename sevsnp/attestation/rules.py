@@ -60,8 +60,7 @@ def holds(rule: Rule, value: Value | Tcb | None) -> bool:
         case Anything(), _:
             return True
         case OneOf(values), bytes():
-            # Every value is looked at, each in constant time.
-            return any([isinstance(one, bytes) and hmac.compare_digest(one, value) for one in values])
+            return any(isinstance(one, bytes) and hmac.compare_digest(one, value) for one in values)
         case OneOf(values), int() | str() | tuple():
             return value in values
         case AtLeast(int(floor)), int():

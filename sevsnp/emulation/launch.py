@@ -14,7 +14,7 @@ from pathlib import Path
 from sevsnp.attestation.launch_digest import KernelHashes
 from sevsnp.attestation.ovmf import Ovmf
 from sevsnp.emulation.measure import measure
-from sevsnp.emulation.psp import EmulatedPsp
+from sevsnp.emulation.psp import EmulatedPsp, launch_finish
 from sevsnp.emulation.service import PspService
 from sevsnp.vm.config import Launch
 from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, escaped, start, stop
@@ -57,6 +57,8 @@ def running(
                 with Qmp(work / "qmp", alive=lambda: process.poll() is None) as qmp:
                     if launch.platform == "emulated":
                         digest = _measure(qmp, launch, work, firmware)
+                        if launch.id_block:
+                            launch_finish(launch, digest)  # refuses the launch, as the secure processor would
                         psp = EmulatedPsp.create(options.state, launch.product)
                         (options.state / "launch-digest.txt").write_text(digest.hex() + "\n")
                         stack.enter_context(PspService(psp, launch, digest, work / "psp"))
@@ -78,4 +80,5 @@ def _measure(qmp: Qmp, launch: Launch, work: Path, firmware: Ovmf) -> bytes:
         vcpus=len(cpus),
         vcpu_model=launch.vcpu_model,
         guest_features=launch.guest_features,
+        layout=launch.vmsa,
     )

@@ -9,6 +9,7 @@ import struct
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from sevsnp.attestation.id_block import IdAuth, check_launch, decode_block
 from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
@@ -91,6 +93,15 @@ class EmulatedPsp:
         """What a report says about a guest launched with ``launch`` and measured as ``measurement`` (48 bytes)."""
         if launch.product != self.product:
             raise UserError(f"software secure processor of {self.product}: the launch is for {launch.product}")
+        signed: dict[str, Any] = {}
+        if launch.id_block:
+            digests = launch_finish(launch, measurement)
+            block = decode_block(launch.id_block)
+            signed = {
+                "family_id": block.family_id, "image_id": block.image_id, "guest_svn": block.guest_svn,
+                "id_key_digest": digests.id_key_digest, "author_key_digest": digests.author_key_digest,
+                "author_key": True,
+            }  # fmt: skip
         return ReportFields(
             product=self.product,
             cpuid=_CPUID[self.product],
@@ -105,6 +116,7 @@ class EmulatedPsp:
             current_tcb=self.tcb,
             launch_tcb=self.tcb,
             platform_info=_PLATFORM_INFO,
+            **signed,
         )
 
     def report(self, report_data: bytes, *, launch: Launch, measurement: bytes) -> bytes:
@@ -125,6 +137,14 @@ class EmulatedPsp:
             offset += len(blob)
         table = header + bytes(24) + b"".join(blobs)
         return table.ljust(-(-len(table) // 4096) * 4096, b"\0")
+
+
+def launch_finish(launch: Launch, measurement: bytes) -> IdAuth:
+    """Compare a launch's ID block with what was measured (48 bytes), as SNP_LAUNCH_FINISH does.
+
+    Raises :class:`UserError` with the firmware's word for what is wrong, and for a launch that has none.
+    """
+    return check_launch(launch.id_block, launch.id_auth, measurement, launch.guest_policy)
 
 
 def hwid(product: Product) -> bytes:

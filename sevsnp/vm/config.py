@@ -4,6 +4,7 @@
 verifier compares evidence with and never leaves the owner. A host bundle carries a file without ``[reference]``.
 """
 
+import base64
 import os
 import re
 import tomllib
@@ -40,7 +41,11 @@ class Disk:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest and the disks."""
+    """What the host is told: the inputs of the launch digest and the disks.
+
+    ``vmsa`` is the layout of the vCPUs' save areas by the host's kernel (sevsnp.attestation.vmsa). ``id_block`` (96
+    bytes) and ``id_auth`` (4096 bytes) are the signed ID block, both or neither.
+    """
 
     workflow: str
     platform: PlatformName
@@ -55,6 +60,9 @@ class Launch:
     initrd: File
     cmdline: File
     disks: tuple[Disk, ...]
+    vmsa: str = "linux-6.9"
+    id_block: bytes = b""
+    id_auth: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,16 @@ class _Table:
             self.text(key, f"[0-9a-f]{{{2 * length}}}", f"{2 * length} lower-case hex digits ({length} bytes)")
         )
 
+    def base64(self, key: str, length: int) -> bytes:
+        expected = f"{length} bytes in base64"
+        try:
+            value = base64.b64decode(self.text(key, "[A-Za-z0-9+/=]+", expected), validate=True)
+        except ValueError:
+            value = b""
+        if len(value) != length:
+            raise self.error(key, f"{len(value)} bytes", expected)
+        return value
+
     def path(self, key: str) -> Path:
         value = self.text(key, r"[^\x00-\x1f\x7f]+", "a path without control characters")
         return (self.source.parent / value).resolve()
@@ -207,7 +225,12 @@ def _read_launch(top: _Table) -> Launch:
         initrd=_read_file(files, "initrd"),
         cmdline=_read_file(files, "cmdline"),
         disks=_read_disks(top),
+        vmsa=table.text("vmsa", r"[a-z][a-z0-9.-]*", "a VMSA layout") if "vmsa" in table.values else "linux-6.9",
+        id_block=table.base64("id_block", 96) if "id_block" in table.values else b"",
+        id_auth=table.base64("id_auth", 4096) if "id_auth" in table.values else b"",
     )
+    if bool(launch.id_block) != bool(launch.id_auth):
+        raise table.error("id_block", "one without the other", "id_block and id_auth, or neither")
     table.end()
     files.end()
     return launch
@@ -267,6 +290,7 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
 
     What could not be read back is refused here, by the same words as on reading.
     """
+    import toml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Not HTML: escaping is the template's own, by tojson, whose strings are TOML's too as long as it writes UTF-8 and
@@ -283,6 +307,9 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
         launch=config.launch,
         reference=config.reference,
         relative=lambda path: os.path.relpath(path, base),
+        policy=config.policy if config.reference else {},
+        base64=lambda data: base64.b64encode(data).decode(),
+        toml=toml.dumps,
     )
     try:
         text.encode()  # a path need not be UTF-8, a TOML file must

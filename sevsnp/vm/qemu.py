@@ -173,6 +173,10 @@ def snp_arguments(
     """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
     host_data = base64.b64encode(launch.host_data).decode()
     hashes = "on" if kernel_hashes else "off"
+    signed = ""
+    if launch.id_block:
+        block, auth = (base64.b64encode(data).decode() for data in (launch.id_block, launch.id_auth))
+        signed = f",id-block={block},id-auth={auth},author-key-enabled=on"
     return [
         *("-machine", "q35,smm=off,vmport=off,confidential-guest-support=snp,memory-backend=ram,kernel-irqchip=split"),
         *("-accel", "kvm"),
@@ -181,7 +185,7 @@ def snp_arguments(
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
         "-object",
         f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
-        f"kernel-hashes={hashes},host-data={host_data}",
+        f"kernel-hashes={hashes},host-data={host_data}{signed}",
     ]
 
 

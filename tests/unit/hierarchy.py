@@ -1,4 +1,4 @@
-"""A throw-away hierarchy under AMD's names, pinned by a trust root of its own: everything that AMD's has, to forge with.
+"""A throw-away hierarchy under AMD's names, pinned by a trust root of its own: all that AMD's has, to forge with.
 
 RSA-4096 keys take seconds to make, so the keys are made once a session; certificates are made as a test wants them.
 """
@@ -28,6 +28,7 @@ from tests.unit.evidence import MEASUREMENT, REPORT_DATA
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 SERIALS = {"Milan": 0x10000, "Genoa": 0x20000, "Turin": 0x30000}
 CPUIDS = {"Milan": Cpuid(0x19, 0x01, 1), "Genoa": Cpuid(0x19, 0x11, 1), "Turin": Cpuid(0x1A, 0x02, 1)}
+LEVEL = Tcb(10, 0, 23, 200)
 CHIP = bytes(range(1, 65))
 PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 
@@ -53,12 +54,12 @@ def amd_name(common: str) -> x509.Name:
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchy:
-    """Certificates and keys of one product; ``vlek`` for the provider's side of it. ``keys`` tells hierarchies apart."""
+    """Certificates and keys of one product; ``vlek`` for the provider's side of it. ``keys`` tells them apart."""
 
     product: Product = "Genoa"
     vlek: bool = False
     keys: str = ""
-    tcb: Tcb = Tcb(10, 0, 23, 200)
+    tcb: Tcb = LEVEL
     chip: bytes = CHIP
     leaf: str = "leaf"
     leaf_rsa: bool = False

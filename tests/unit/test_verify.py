@@ -11,21 +11,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from sevsnp.attestation import appraisal, verify
+from sevsnp.attestation import appraisal, authentication, verify
 from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
-from sevsnp.attestation import authentication
 from sevsnp.attestation.extensions import LeafExtensions
 from sevsnp.attestation.report import EMULATED_CHIP_ID, SigningKey, parse_report
 from sevsnp.attestation.verify import HardwareVerdict, verify_report
 from sevsnp.emulation import psp as soft
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm.config import Product, Tcb, VmConfig
 from tests.unit.evidence import (
     MEASUREMENT,
     REPORT_DATA,
     ROOT,
     VECTORS,
+    config,
     evidence,
     expected,
     needs_vectors,
@@ -263,7 +263,7 @@ def test_no_opt_in(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(root()))
     assert production(one).reason == "unknown-root"
     with pytest.raises(TypeError):
-        verify_report(one, expected(), now(), root())  # type: ignore[call-arg]
+        verify_report(one, expected(), now(), root())  # type: ignore[arg-type,call-arg]
     with pytest.raises(TypeError):
         verify_report(one, expected(), now(), root=root())  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -317,7 +317,9 @@ def test_verdicts_come_from_their_verifier_only() -> None:
 
 
 def test_production_does_not_import_the_emulation() -> None:
-    script = "import sys, sevsnp.attestation.cli, sevsnp.attestation.verify, sevsnp.attestation.launch_digest; print(*sys.modules)"
+    names = ("cli", "verify", "launch_digest", "kds", "inspect_cli", "measure_cli", "idblock_cli", "host_features")
+    lines = [f"import sevsnp.attestation.{name}" for name in names]
+    script = "; ".join(["import sys", *lines, "print(*sys.modules)"])
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "sevsnp.attestation.verify" in loaded and "sevsnp.emulation" not in loaded
     for path in (ROOT / "sevsnp" / "attestation").glob("*.py"):
@@ -334,18 +336,22 @@ REAL: list[tuple[str, str, str, Product, str]] = [
 
 
 def real(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidence, Expected]:
+    one, wanted, report_data = real_config(report, vcek, bundle, product)
+    return one, Expected.of(wanted, report_data)
+
+
+def real_config(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidence, VmConfig, bytes]:
     """A real report, and a config that agrees with whatever it says."""
     raw = read_vector(VECTORS / report)
     chain = (VECTORS / vcek).read_bytes(), (VECTORS / "amd-chains" / bundle).read_bytes()
     found = parse_report(raw, product)
-    wanted = expected(
+    wanted = config(
         product=product, platform="snp", guest_policy=found.policy, host_data=found.host_data, vmpl=found.vmpl,
         launch_digest=found.measurement, guest_svn=found.guest_svn, family_id=found.family_id, image_id=found.image_id,
         minimum_tcb=found.reported_tcb, platform_info_required=0, platform_info_forbidden=0,
-        report_data=found.report_data if any(found.report_data) else b"x" * 64,
         policy={"profile": "legacy-milan" if product == "Milan" else "default"},
     )  # fmt: skip
-    return Evidence(raw, certificates=chain), wanted
+    return Evidence(raw, certificates=chain), wanted, found.report_data if any(found.report_data) else b"x" * 64
 
 
 @needs_vectors

@@ -111,7 +111,7 @@ class SevGuest:
         return os.path.exists(self.device)
 
     def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
-        """The report (1184 bytes), for VMPL 0 where none is asked for, and the certificate table, b"" where the host gives none."""
+        """The report (1184 bytes), of VMPL 0 where none is asked for, and the certificate table, b"" without one."""
         # struct snp_report_req: user_data[64], vmpl, rsvd[28]
         request = array.array("B", report_data + struct.pack("<I28x", vmpl or 0))
         certificates = array.array("B", bytes(self._CERTIFICATES))

@@ -103,7 +103,8 @@ def make_vm_config(
         platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
         acpi="acpi=off" not in cmdline.read_text().split(),
     )
-    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference), template))
+    policy = {"profile": "legacy-milan" if launch.product == "Milan" else "default"}
+    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference, policy), template))
 
 
 def _minimum_tcb(text: str, product: str) -> Tcb:

@@ -130,12 +130,20 @@ def test_profiles_differ_only_towards_less() -> None:
 
 def test_the_documentation_has_every_field_and_bit() -> None:
     text = (ROOT / "docs" / "policy.md").read_text()
-    rows = set(re.findall(r"^\| `([a-z_.]+)`", text, re.MULTILINE))
+    rows = set(re.findall(r"^\| `([a-z0-9_.]+)`", text, re.MULTILINE))
     fields = {field.name for field in dataclasses.fields(Policy)} - {"profile", "guest_policy_bits", "platform_info"}
     bits = {f"guest_policy_bits.{name}" for name in GUEST_POLICY_BITS} | {
         f"platform_info.{name}" for name in PLATFORM_INFO_BITS
     }
     assert rows == fields | bits
+    # And what it says of each bit is what the profiles say.
+    shown = {True: "1", False: "0"}
+    for name in bits:
+        group, bit = name.split(".")
+        (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", text, re.MULTILINE)
+        cells = [cell.strip() for cell in row.split("|")][:3]
+        said = [PROFILES[profile][group][bit] for profile in ("strict", "default", "legacy-milan")]
+        assert cells == ["–" if isinstance(one, dict) else shown[one] for one in said], name
 
 
 def test_own_rules_over_a_profile_are_named() -> None:

@@ -37,7 +37,8 @@ def test_every_form_gives_the_same_bytes(form: str, number: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"{}", b"[]", b'{"report": 1}', b'{"report": "!"}', b"{" * 100_000, RAW[:-1], RAW + b"\0",
-     RAW.hex().encode()[:-1], base64.b64encode(RAW[:-1]), struct.pack("<II24x", 0x16, len(RAW)) + RAW, struct.pack("<II24x", 0, 1) + RAW,
+     RAW.hex().encode()[:-1],
+     base64.b64encode(RAW[:-1]), struct.pack("<II24x", 0x16, len(RAW)) + RAW, struct.pack("<II24x", 0, 1) + RAW,
      RESPONSE.ljust(3999, b"\0") + b"\1", RESPONSE + bytes(4000), b"HCLA" + RAW, b"<html>", bytes(1 << 21)],
 )  # fmt: skip
 def test_what_is_no_report_is_refused_by_name(data: bytes) -> None:

@@ -117,8 +117,12 @@ def authorities_problem(
     return ""
 
 
+@lru_cache(maxsize=16)
 def verify_signature(leaf: x509.Certificate, r: int, s: int, signed: bytes) -> bool:
-    """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``."""
+    """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``.
+
+    Remembered for a moment: the leaf is chosen by it, and then verified.
+    """
     key = public_key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         return False

@@ -1,8 +1,8 @@
 """measure: layouts of the VMSA by host, several vCPU counts, and an independent computation beside it."""
 
+import dataclasses
 import hashlib
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -82,8 +82,6 @@ def test_a_vm_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     made = config()
     source = tmp_path / "vm.toml"
     for layout in ("linux-6.9", "linux-6.5"):
-        import dataclasses
-
         one = dataclasses.replace(made, source=source, launch=dataclasses.replace(launch, vmsa=layout))
         source.write_text(render_vm_config(one))
         assert read_vm_config(source).launch.vmsa == layout
@@ -107,18 +105,17 @@ def test_a_large_initramfs_costs_little_more_than_hashing_it(files: list[str], t
     with large.open("wb") as stream:
         stream.truncate(200 << 20)
     script = (
-        "import resource, sys; from sevsnp.attestation import measure_cli; assert measure_cli.main(sys.argv[1:]) == 0;"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "import sys; from sevsnp.attestation import measure_cli; assert measure_cli.main(sys.argv[1:]) == 0;"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *files], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    assert int(done.stderr) < 80 << 10  # KiB, with Python and what it loads: none of the file is kept
+    assert int(done.stderr) < 60 << 10  # KiB, with Python and what it loads: none of the file is kept
     start = time.process_time()
     with large.open("rb") as stream:
         hashlib.file_digest(stream, "sha256")
     hashing = time.process_time() - start
     start = time.process_time()
     assert measure_cli.main(files) == 0
-    assert time.process_time() - start < 1.5 * hashing + 0.2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert time.process_time() - start < 1.5 * hashing + 0.3

@@ -2,7 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from sevsnp.attestation.verify import HardwareVerdict, verify_report
 from sevsnp.emulation import psp as soft
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb, VmConfig
+from sevsnp.vm.config import Product, Tcb
 from tests.unit.evidence import (
     MEASUREMENT,
     REPORT_DATA,
     ROOT,
     VECTORS,
-    config,
     evidence,
     expected,
     needs_vectors,
@@ -33,7 +32,6 @@ from tests.unit.evidence import (
     psp,
     root,
 )
-from tests.unit.test_report import read_vector
 
 
 def refusal(one: Evidence, wanted: Expected | None = None, at: datetime | None = None) -> Refused:
@@ -324,73 +322,6 @@ def test_production_does_not_import_the_emulation() -> None:
     assert "sevsnp.attestation.verify" in loaded and "sevsnp.emulation" not in loaded
     for path in (ROOT / "sevsnp" / "attestation").glob("*.py"):
         assert "sevsnp.emulation" not in path.read_text(), path
-
-
-# Real reports.
-
-REAL: list[tuple[str, str, str, Product, str]] = [
-    ("milan-v2/report.hex", "milan-v2/vcek.der", "ask_ark_milan.pem", "Milan", ""),
-    ("genoa-v3/report.bin", "genoa-v3/vcek.pem", "ask_ark_genoa.pem", "Genoa", "id-key-digest"),
-    ("milan-v2-debug/report.bin", "milan-v2-debug/vcek.der", "ask_ark_milan.pem", "Milan", "debug-policy"),
-]
-
-
-def real(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidence, Expected]:
-    one, wanted, report_data = real_config(report, vcek, bundle, product)
-    return one, Expected.of(wanted, report_data)
-
-
-def real_config(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidence, VmConfig, bytes]:
-    """A real report, and a config that agrees with whatever it says."""
-    raw = read_vector(VECTORS / report)
-    chain = (VECTORS / vcek).read_bytes(), (VECTORS / "amd-chains" / bundle).read_bytes()
-    found = parse_report(raw, product)
-    wanted = config(
-        product=product, platform="snp", guest_policy=found.policy, host_data=found.host_data, vmpl=found.vmpl,
-        launch_digest=found.measurement, guest_svn=found.guest_svn, family_id=found.family_id, image_id=found.image_id,
-        minimum_tcb=found.reported_tcb, platform_info_required=0, platform_info_forbidden=0,
-        policy={"profile": "legacy-milan" if product == "Milan" else "default"},
-    )  # fmt: skip
-    return Evidence(raw, certificates=chain), wanted, found.report_data if any(found.report_data) else b"x" * 64
-
-
-@needs_vectors
-@pytest.mark.parametrize(("report", "vcek", "bundle", "product", "reason"), REAL)
-def test_real_reports(report: str, vcek: str, bundle: str, product: Product, reason: str) -> None:
-    one, wanted = real(report, vcek, bundle, product)
-    at = datetime(2026, 6, 1, tzinfo=UTC)
-    if reason:
-        with pytest.raises(Refused) as caught:
-            verify_report(one, wanted, at)
-        assert caught.value.reason == reason
-        outcomes = {check.name: check.outcome for check in caught.value.checks}
-        assert {outcomes[name] for name in ("signature", "chip-id", "tcb", "unknown-root")} == {"passed"}
-    else:
-        verdict = verify_report(one, wanted, at)
-        assert verdict.to_json()["trust_domain"] == "amd" and verdict.to_json()["accepted"] is True
-    with pytest.raises(Refused) as caught:
-        verify_emulated(one, wanted, at, root())
-    assert (caught.value.reason, caught.value.trust_domain) == ("unknown-root", "emulated")
-    for bit in range(0, 0x2A0 * 8, 409):
-        with pytest.raises(Refused):
-            verify_report(flipped(one, bit), wanted, at)
-
-
-@needs_vectors
-@pytest.mark.full
-def test_real_report_every_bit() -> None:
-    one, wanted = real(*REAL[0][:4])
-    at = datetime(2026, 6, 1, tzinfo=UTC)
-    verify_report(one, wanted, at)  # control
-    for bit in range(1184 * 8):
-        with pytest.raises(Refused):
-            verify_report(flipped(one, bit), wanted, at)
-
-
-@needs_vectors
-def test_amds_root_is_no_emulated_root() -> None:
-    with pytest.raises(UserError, match="emulation's mark"):
-        verify_emulated(evidence(), expected(), now(), VECTORS / "amd-chains" / "ask_ark_genoa.pem")
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])

@@ -12,7 +12,7 @@ from sevsnp.emulation import cli as emulated_cli
 from sevsnp.vm.config import render_vm_config
 from tests.unit.evidence import REPORT_DATA, VECTORS, evidence, needs_vectors, psp, root
 from tests.unit.evidence import config as vm_config
-from tests.unit.test_verify import REAL, real_config
+from tests.unit.test_real_reports import REAL, real_config
 
 
 @pytest.fixture

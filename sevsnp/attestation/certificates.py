@@ -7,6 +7,7 @@ import re
 import struct
 import uuid
 import warnings
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.utils import CryptographyDeprecationWarning
@@ -27,6 +28,11 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", r
 
 def load_certificates(data: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM bundle, or the one of a DER file. Raises :class:`UserError`."""
+    return list(_load(data))
+
+
+@lru_cache(maxsize=64)
+def _load(data: bytes) -> tuple[x509.Certificate, ...]:
     if len(data) > _MAX_BYTES:
         raise UserError(f"certificates: {len(data)} bytes, expected at most {_MAX_BYTES}")
     blocks = _PEM.findall(data)
@@ -37,8 +43,8 @@ def load_certificates(data: bytes) -> list[x509.Certificate]:
             # Every VCEK has serial number 0, which RFC 5280 forbids and cryptography announces to refuse one day.
             warnings.filterwarnings("ignore", ".*serial number", CryptographyDeprecationWarning)
             if blocks:
-                return [x509.load_pem_x509_certificate(block) for block in blocks]
-            return [x509.load_der_x509_certificate(data)]
+                return tuple(x509.load_pem_x509_certificate(block) for block in blocks)
+            return (x509.load_der_x509_certificate(data),)
     except PARSER_ERRORS as error:
         raise UserError(f"certificates: neither PEM nor DER: {str(error).splitlines()[0][:200]}") from error
 

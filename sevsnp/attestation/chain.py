@@ -48,8 +48,7 @@ class TrustRoot:
     vendor: bool = False
 
     def is_pinned(self, certificate: x509.Certificate) -> bool:
-        fingerprint = certificate.fingerprint(hashes.SHA256())
-        return any(pin == fingerprint for pin, _ in self.pins)
+        return any(pin == fingerprint(certificate) for pin, _ in self.pins)
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,11 @@ def issuer_among(
 
 def root_product(chain: Chain, root: TrustRoot) -> Product | None:
     """The product of the pinned root that the chain's ARK is. Raises ChainError ``unknown-root`` where it is none."""
-    fingerprint = chain.ark.fingerprint(hashes.SHA256())
+    found = fingerprint(chain.ark)
     for pin, product in root.pins:
-        if pin == fingerprint:
+        if pin == found:
             return product
-    raise ChainError("unknown-root", f"the ARK ({fingerprint.hex()}) is not a trusted root of {root.domain}")
+    raise ChainError("unknown-root", f"the ARK ({found.hex()}) is not a trusted root of {root.domain}")
 
 
 def verify_chain(chain: Chain, root: TrustRoot, now: datetime, signer: Signer = "VCEK") -> None:
@@ -146,6 +145,12 @@ def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> boo
 
 
 @lru_cache(maxsize=256)
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of its DER, 32 bytes."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+@lru_cache(maxsize=256)
 def public_key(certificate: x509.Certificate) -> object:
     """Its key, or None where it has none that can be read."""
     try:
@@ -203,6 +208,7 @@ def _link_problem(
     return problem
 
 
+@lru_cache(maxsize=256)
 def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     return issuer.subject.public_bytes() == subject.issuer.public_bytes()
 

@@ -13,6 +13,9 @@ from sevsnp.vm.config import Tcb
 T = TypeVar("T")
 
 
+_NAMES = frozenset(str(reason) for reason in Reason)
+
+
 class Unreachable(Exception):
     """What AMD says of a chip could not be had; says nothing about the evidence."""
 
@@ -103,4 +106,4 @@ class Checklist:
         """Every check in the order of Reason, those of single bits behind the rest."""
         made = [self._checks.get(reason, Check(reason, "not-reached", reason="an earlier check ended it"))
                 for reason in Reason]  # fmt: skip
-        return (*made, *(check for name, check in self._checks.items() if name not in Reason.__members__.values()))
+        return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

@@ -5,6 +5,7 @@ does not belong there is refused.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from cryptography import x509
@@ -49,6 +50,7 @@ class LeafExtensions:
         return self.product_name.split("-")[0]
 
 
+@lru_cache(maxsize=64)
 def read_extensions(leaf: x509.Certificate, product: Product) -> LeafExtensions:
     """AMD's extensions of a VCEK or VLEK of ``product``. Raises :class:`ExtensionError`."""
     try:

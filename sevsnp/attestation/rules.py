@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sevsnp.vm.config import Tcb
 
@@ -100,6 +101,7 @@ def show(value: Value | Tcb | None) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=256)
 def show_rule(rule: Rule) -> str:
     """What a rule expects, in words."""
     match rule:

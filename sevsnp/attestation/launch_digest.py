@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sevsnp.attestation.ovmf import PAGE, Ovmf, SectionKind, read_firmware
-from sevsnp.attestation.vmsa import BSP_EIP, DEFAULT_LAYOUT, vcpu_signature, vmsa
+from sevsnp.attestation.vmsa import BSP_EIP, DEFAULT_LAYOUT, find_layout, vcpu_signature, vmsa
 from sevsnp.errors import UserError
 from sevsnp.vm.cmdline import MAX_LENGTH
 from sevsnp.vm.config import File, Launch
@@ -130,7 +130,7 @@ def launch_digest(
 def launch_digests(
     firmware: BinaryIO,
     size: int,
-    hashes: KernelHashes,
+    hashes: KernelHashes | None,
     *,
     vcpus: Sequence[int],
     signature: int,
@@ -138,7 +138,10 @@ def launch_digests(
     name: str,
     layout: str = DEFAULT_LAYOUT,
 ) -> dict[int, bytes]:
-    """As :func:`launch_digest`, for several numbers of vCPUs at once and a CPUID signature (vmsa.py)."""
+    """As :func:`launch_digest`, for several numbers of vCPUs at once and a CPUID signature (vmsa.py).
+
+    ``hashes`` is None for a guest whose firmware finds its kernel by itself; nothing of that kernel is measured then.
+    """
     return _digest(firmware, size, name, hashes, vcpus, signature, guest_features, layout)[0]
 
 
@@ -146,7 +149,7 @@ def _digest(
     stream: BinaryIO,
     size: int,
     name: str,
-    hashes: KernelHashes | bytes,
+    hashes: KernelHashes | bytes | None,
     vcpus: Sequence[int],
     signature: int,
     guest_features: int,
@@ -158,18 +161,18 @@ def _digest(
             raise UserError(f"vcpus: found {number}, expected 1 to {MAX_VCPUS}")
     if not guest_features & 1 or guest_features >> 64:
         raise UserError(f"guest_features: found {guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
-    info = read_firmware(stream, size, name)
-    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else bytes(hashes)
-    if len(page) != PAGE:
+    info = read_firmware(stream, size, name, kernel_hashes=hashes is not None)
+    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else hashes
+    if page is not None and len(page) != PAGE:
         raise UserError(f"kernel-hashes page: found {len(page)} bytes, expected {PAGE}")
-    if info.hash_table_size < TABLE_SIZE:
+    if page is not None and info.hash_table_size < TABLE_SIZE:
         raise UserError(f"{name}: room for {info.hash_table_size} bytes of kernel hashes, expected {TABLE_SIZE}")
     context = _Context()
     sha256 = hashlib.sha256()
     for address, content in _pages(stream, info, name):
         sha256.update(content)
         context.data(_NORMAL, address, content)
-    _add_sections(context, info, page)
+    _add_sections(context, info, page, cpuid_last=find_layout(layout).cpuid_last)
     first, other = (
         hashlib.sha384(vmsa(eip, signature, guest_features, layout)).digest() for eip in (BSP_EIP, info.reset_eip)
     )
@@ -190,17 +193,20 @@ def _pages(stream: BinaryIO, info: Ovmf, name: str) -> Iterator[tuple[int, bytes
         yield info.address + offset, content
 
 
-def _add_sections(context: "_Context", info: Ovmf, hash_page: bytes) -> None:
-    for section in info.sections:
+def _add_sections(context: "_Context", info: Ovmf, hash_page: bytes | None, *, cpuid_last: bool) -> None:
+    sections = info.sections
+    if cpuid_last:
+        sections = tuple(sorted(sections, key=lambda section: section.kind == SectionKind.CPUID))
+    for section in sections:
         for address in range(section.address, section.address + section.size, PAGE):
             match section.kind:
-                case SectionKind.SNP_KERNEL_HASHES:
+                case SectionKind.SNP_KERNEL_HASHES if hash_page is not None:
                     context.data(_NORMAL, address, hash_page)
                 case SectionKind.SNP_SECRETS:
                     context.add(_SECRETS, address)
                 case SectionKind.CPUID:
                     context.add(_CPUID, address)
-                case SectionKind.SNP_SEC_MEM | SectionKind.SVSM_CAA:
+                case SectionKind.SNP_SEC_MEM | SectionKind.SVSM_CAA | SectionKind.SNP_KERNEL_HASHES:
                     context.add(_ZERO, address)
 
 

@@ -18,7 +18,8 @@ from sevsnp.vm.config import read_vm_config
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="measure", description="Compute the SNP launch digest of a QEMU direct boot.")
     parser.add_argument("--vm_definition", "--vm-definition", metavar="FILE", type=Path, help="a VM config, or:")
-    for name, text in (("firmware", "OVMF, AmdSev build"), ("kernel", ""), ("initrd", "none: as QEMU without one")):
+    texts = {"firmware": "OVMF, AmdSev build", "kernel": "none: not measured", "initrd": "none: as QEMU without one"}
+    for name, text in texts.items():
         parser.add_argument(f"--{name}", metavar="FILE", type=Path, help=text)
     parser.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line; default empty")
     parser.add_argument("--vcpus", metavar="N[,N…]", type=_numbers, help="several at once: 1,2,4; default 1")
@@ -44,8 +45,7 @@ def _measure(options: argparse.Namespace) -> int:
         document = {
             "launch_digests": {str(number): digest.hex() for number, digest in sorted(digests.items())},
             "layout": layout, "guest_features": f"{features:#x}", "vcpu_signature": f"{signature:#x}",
-            "kernel_sha256": hashes.kernel.hex(), "initrd_sha256": hashes.initrd.hex(),
-            "cmdline_sha256": hashes.cmdline.hex(),
+            **({f"{name}_sha256": digest.hex() for name, digest in vars(hashes).items()} if hashes else {}),
         }  # fmt: skip
         print(json.dumps(document, indent=2))
     elif len(digests) == 1:
@@ -56,7 +56,7 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inputs(options: argparse.Namespace) -> tuple[Path, KernelHashes, list[int], int, int, str]:
+def _inputs(options: argparse.Namespace) -> tuple[Path, KernelHashes | None, list[int], int, int, str]:
     files = [options.firmware, options.kernel]
     if options.vm_definition:
         if any([*files, options.initrd, options.cmdline is not None]):
@@ -69,15 +69,19 @@ def _inputs(options: argparse.Namespace) -> tuple[Path, KernelHashes, list[int],
         numbers = options.vcpus or [launch.vcpus]
         signature = _signature(options.vcpu_model or launch.vcpu_model)
         return launch.firmware.path, KernelHashes.of(launch), numbers, signature, features, layout
-    if not all(files):
-        raise UserError("expected --vm_definition, or --firmware and --kernel")
+    if not options.firmware:
+        raise UserError("expected --vm_definition, or --firmware")
+    if not options.kernel and (options.initrd or options.cmdline is not None):
+        raise UserError("--initrd, --cmdline: are measured with a --kernel only")
     layout = options.layout or "linux-6.9"
     features = find_layout(layout).guest_features if options.guest_features is None else options.guest_features
-    hashes = KernelHashes(
-        _sha256(options.kernel),
-        _sha256(options.initrd) if options.initrd else NO_INITRD,
-        hash_cmdline((options.cmdline or "").encode()),
-    )
+    hashes = None
+    if options.kernel:
+        hashes = KernelHashes(
+            _sha256(options.kernel),
+            _sha256(options.initrd) if options.initrd else NO_INITRD,
+            hash_cmdline((options.cmdline or "").encode()),
+        )
     signature = _signature(options.vcpu_model or "EPYC-v4")
     return options.firmware, hashes, options.vcpus or [1], signature, features, layout
 

@@ -89,10 +89,13 @@ class Ovmf:
         return self.hash_table_address & (PAGE - 1)
 
 
-def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image") -> Ovmf:
+def read_firmware(
+    stream: BinaryIO, size: int, name: str = "firmware image", *, kernel_hashes: bool = True
+) -> Ovmf:
     """The tables of the ``size`` bytes of firmware in a seekable ``stream``, which ``name`` names in errors.
 
-    Raises :class:`UserError` for anything but a whole, consistent AmdSev build with SNP kernel hashes.
+    Raises :class:`UserError` for anything but a whole, consistent build for SEV-SNP, with room for kernel hashes unless
+    ``kernel_hashes`` is false: for guests whose firmware finds their kernel by itself.
     """
     if size <= 0 or size % PAGE or size > MAX_SIZE:
         raise UserError(f"{name}: found {size} bytes, expected a multiple of {PAGE} up to {MAX_SIZE}", _AMDSEV)
@@ -102,12 +105,14 @@ def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image") -> 
         raise image.error("no SEV metadata: not an AmdSev build of OVMF")
     sections = _read_sections(image, table[_METADATA], FOUR_GIB - size)
     hash_pages = [section for section in sections if section.kind == SectionKind.SNP_KERNEL_HASHES]
-    if not hash_pages or _HASH_TABLE not in table:
+    if kernel_hashes and (not hash_pages or _HASH_TABLE not in table):
         raise image.error("no SNP kernel-hashes section: not an AmdSev build of OVMF")
-    base, room = struct.unpack("<II", _exactly(image, table[_HASH_TABLE], 8, "hash table area"))
-    page = hash_pages[0]
-    if len(hash_pages) > 1 or page.size != PAGE or not page.address <= base < base + room <= page.address + PAGE:
-        raise image.error(f"hash table area {base:#x}+{room:#x} is not inside one kernel-hashes page")
+    base = room = 0
+    if kernel_hashes:
+        base, room = struct.unpack("<II", _exactly(image, table[_HASH_TABLE], 8, "hash table area"))
+        page = hash_pages[0]
+        if len(hash_pages) > 1 or page.size != PAGE or not page.address <= base < base + room <= page.address + PAGE:
+            raise image.error(f"hash table area {base:#x}+{room:#x} is not inside one kernel-hashes page")
     if _RESET_BLOCK not in table:
         raise image.error("no SEV-ES reset block")
     (reset,) = struct.unpack("<I", _exactly(image, table[_RESET_BLOCK], 4, "SEV-ES reset block"))

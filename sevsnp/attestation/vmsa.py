@@ -15,11 +15,20 @@ BSP_EIP = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of VMSA: whether it has MXCSR and FCW set, and the SEV_FEATURES that such hosts launch with."""
+    """A kind of VMSA: whether it has MXCSR and FCW set, and the SEV_FEATURES that such hosts launch with.
+
+    ``cs`` (of the first vCPU), ``ss`` and ``tr`` are segment attributes, ``rdx`` what stands in RDX where it is not the
+    CPUID signature. ``cpuid_last`` is a launch that adds the CPUID page after all others.
+    """
 
     floating_point: bool
     guest_features: int
     hosts: str
+    cs: int = 0x9B
+    ss: int = 0x93
+    tr: int = 0x8B
+    rdx: int | None = None
+    cpuid_last: bool = False
 
 
 LAYOUTS = {
@@ -27,6 +36,8 @@ LAYOUTS = {
     "linux-6.6": Layout(False, 0x21, "Linux 6.6 to 6.8, with debug swapping"),
     "linux-6.9": Layout(True, 0x1, "Linux 6.9 and later"),
     "secure-tsc": Layout(True, 0x201, "Linux 6.18 and later, guests with Secure TSC"),
+    # As sev-snp-measure has it; virtee/sev computes another digest, and no report was at hand to decide.
+    "ec2": Layout(False, 0x1, "Amazon EC2", cs=0x9A, ss=0x92, tr=0x83, rdx=0x600, cpuid_last=True),
 }
 
 
@@ -47,11 +58,12 @@ def vmsa(eip: int, signature: int, guest_features: int, layout: str = DEFAULT_LA
     def put(offset: int, layout: str, *values: int) -> None:
         struct.pack_into("<" + layout, page, offset, *values)
 
+    host = find_layout(layout)
     # Segments, 16 bytes each: selector, attributes, limit, base.
-    for offset, attributes in ((0x00, 0x93), (0x20, 0x93), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
-                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, 0x8B)):  # fmt: skip
+    for offset, attributes in ((0x00, 0x93), (0x20, host.ss), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
+                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, host.tr)):  # fmt: skip
         put(offset, "HHIQ", 0, attributes, 0xFFFF, 0)
-    put(0x10, "HHIQ", 0xF000, 0x9B, 0xFFFF, eip & 0xFFFF0000)
+    put(0x10, "HHIQ", 0xF000, host.cs if eip == BSP_EIP else 0x9B, 0xFFFF, eip & 0xFFFF0000)
     for offset, value in (
         (0xD0, 0x1000),  # EFER: SVME
         (0x148, 0x40),  # CR4: MCE
@@ -61,12 +73,12 @@ def vmsa(eip: int, signature: int, guest_features: int, layout: str = DEFAULT_LA
         (0x170, 0x2),  # RFLAGS
         (0x178, eip & 0xFFFF),  # RIP
         (0x268, 0x0007040600070406),  # PAT
-        (0x310, signature),  # RDX: CPUID Fn1 EAX
+        (0x310, signature if host.rdx is None else host.rdx),  # RDX: CPUID Fn1 EAX
         (0x3B0, guest_features),  # SEV_FEATURES
         (0x3E8, 0x1),  # XCR0
     ):
         put(offset, "Q", value)
-    if find_layout(layout).floating_point:
+    if host.floating_point:
         put(0x408, "I", 0x1F80)  # MXCSR
         put(0x410, "H", 0x37F)  # x87 FCW
     return bytes(page)

@@ -44,6 +44,8 @@ def test_layouts(layout: str, files: list[str], capsys: pytest.CaptureFixture[st
     page = theirs.VMSA.build_save_area(0xFFFFFFF0, features, 0x800F12)
     if layout in ("linux-6.5", "linux-6.6"):
         page.mxcsr = page.x87_fcw = 0
+    if layout == "ec2":
+        page = theirs.VMSA.build_save_area(0xFFFFFFF0, features, 0x800F12, theirs.VMMType.ec2)
     assert bytes(page) == vmsa(0xFFFFFFF0, 0x800F12, features, layout)
     if LAYOUTS[layout].floating_point:
         for number, digest in found["launch_digests"].items():
@@ -53,9 +55,31 @@ def test_layouts(layout: str, files: list[str], capsys: pytest.CaptureFixture[st
             assert other.hex() == digest
 
 
+@pytest.mark.parametrize("layout", ["linux-6.9", "ec2"])
+@pytest.mark.parametrize("image", ["AmdSev", "OvmfX64", "synthetic"])
+def test_a_guest_whose_kernel_is_not_measured(
+    layout: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
+    from sevsnpmeasure.vmm_types import VMMType
+
+    path = VECTORS / "idblock" / f"ovmf_{image}_suffix.bin"
+    if image == "synthetic":
+        path = tmp_path / "firmware"
+        path.write_bytes(firmware())
+    elif not path.exists():
+        pytest.skip("../shared/vectors is absent")
+    found = measured(["--firmware", str(path), "--layout", layout, "--vcpus", "1,4"], capsys)
+    kind = VMMType.ec2 if layout == "ec2" else VMMType.QEMU
+    for number, digest in found["launch_digests"].items():
+        other = guest.snp_calc_launch_digest(int(number), 0x800F12, str(path), "", "", "", 1, "", kind)
+        assert other.hex() == digest
+    assert measure_cli.main(["--firmware", str(path), "--cmdline", "x"]) == 64
+
+
 def test_layouts_differ() -> None:
     pages = {vmsa(0xFFFFFFF0, 1, 0x1, layout) for layout in LAYOUTS}
-    assert len(pages) == 2  # with and without MXCSR and FCW; the rest is SEV_FEATURES
+    assert len(pages) == 3  # EC2's, and with and without MXCSR and FCW; the rest is SEV_FEATURES
     assert struct.unpack_from("<I", vmsa(0, 1, 1, "linux-6.9"), 0x408) == (0x1F80,)
     with pytest.raises(UserError, match=r"expected one of linux-6\.5"):
         vmsa(0, 1, 1, "linux-7")

@@ -168,13 +168,22 @@ def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[s
 
 
 def snp_arguments(
-    launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
+    launch: Launch,
+    memory: int,
+    cbitpos: int,
+    reduced_phys_bits: int,
+    *,
+    kernel_hashes: bool = True,
+    id_block: bool = False,
 ) -> list[str]:
-    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
+    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest.
+
+    ``id_block`` hands over the launch's ID block, if it has one; with it the secure processor starts nothing else.
+    """
     host_data = base64.b64encode(launch.host_data).decode()
     hashes = "on" if kernel_hashes else "off"
     signed = ""
-    if launch.id_block:
+    if id_block and launch.id_block:
         block, auth = (base64.b64encode(data).decode() for data in (launch.id_block, launch.id_auth))
         signed = f",id-block={block},id-auth={auth},author-key-enabled=on"
     return [

@@ -142,8 +142,10 @@ def signed(tmp_path: Path) -> VmConfig:
 def test_a_launch_with_an_id_block_from_end_to_end(signed: VmConfig, tmp_path: Path) -> None:
     block, auth = ((tmp_path / name).read_text().strip() for name in (idblock_cli.BLOCK_FILE, idblock_cli.AUTH_FILE))
     assert (base64.b64decode(block), base64.b64decode(auth)) == (signed.launch.id_block, signed.launch.id_auth)
-    arguments = " ".join(snp_arguments(signed.launch, 1 << 30, 51, 1))
+    arguments = " ".join(snp_arguments(signed.launch, 1 << 30, 51, 1, id_block=True))
     assert f"id-block={block},id-auth={auth},author-key-enabled=on" in arguments
+    # A probe of the host starts something else: under this block the secure processor would refuse it.
+    assert "id-block" not in " ".join(snp_arguments(signed.launch, 1 << 30, 51, 1))
     report = psp().report(REPORT_DATA, launch=signed.launch, measurement=MEASUREMENT)
     one = Evidence(report, psp().certificate_table())
     verdict = verify_emulated(one, Expected.of(signed, REPORT_DATA), now(), root())

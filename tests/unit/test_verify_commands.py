@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +14,9 @@ from sevsnp.attestation import cli
 from sevsnp.attestation.report_data import read_public_key, ssh_report_data
 from sevsnp.emulation import cli as emulated_cli
 from sevsnp.vm.config import render_vm_config
-from tests.unit.evidence import REPORT_DATA, VECTORS, evidence, needs_vectors, psp, root
+from tests.unit.evidence import REPORT_DATA, ROOT, VECTORS, evidence, needs_vectors, psp, root
 from tests.unit.evidence import config as vm_config
+from tests.unit.fake_kds import FakeKds, pour, serving
 from tests.unit.test_real_reports import REAL, real_config
 
 
@@ -89,3 +94,69 @@ def test_nonce_and_host_keys(words: list[str], tmp_path: Path) -> None:
     assert emulated_cli.main(options) == 64
     (tmp_path / "key.pub").write_text("ssh-ed25519 nonsense")
     assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 64
+
+
+@pytest.fixture
+def real_words(tmp_path: Path) -> list[str]:
+    """A real report without certificates, and a VM config that agrees with it."""
+    one, wanted, report_data = real_config(*REAL[0][:4])
+    (tmp_path / "report").write_bytes(one.report)
+    written = dataclasses.replace(wanted, source=tmp_path / "vm.toml")
+    written.source.write_text(render_vm_config(written))
+    return [
+        *("--input", f"{tmp_path}/report", "--vm_definition", str(written.source)),
+        *("--report-data", report_data.hex(), "--at", "2026-06-01T00:00Z"),
+    ]
+
+
+def kds_of_vectors() -> FakeKds:
+    return FakeKds({
+        "/vcek/v1/Milan/cert_chain": (VECTORS / "amd-chains" / "ask_ark_milan.pem").read_bytes(),
+        "/vcek/v1/Milan/crl": 404,
+        "/vcek/v1/Milan/": (VECTORS / "milan-v2" / "vcek.der").read_bytes(),
+    })  # fmt: skip
+
+
+@needs_vectors
+def test_certificates_from_a_service_a_cache_and_a_directory(
+    real_words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert cli.main([*real_words, "--offline"]) == 3
+    assert "UNDECIDED" in capsys.readouterr().out
+    with serving(kds_of_vectors()) as fake:
+        assert cli.main([*real_words, "--kds", fake.url, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["accepted"], document["product"], document["signer"]) == (True, "Milan", "VCEK")
+        hwid = document["chip_id"]
+        assert f"/vcek/v1/Milan/{hwid}?blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=115" in fake.asked
+    assert cli.main([*real_words, "--offline"]) == 0  # from the cache
+    wrong = [*real_words[:5], "ab" * 64, *real_words[6:]]
+    assert cli.main([*wrong, "--offline"]) == 2
+    # A stricter policy in a file: no revocation list can be had, so nothing is decided.
+    (tmp_path / "policy.toml").write_text('profile = "legacy-milan"\nrevocation = "required"\n')
+    assert cli.main([*real_words, "--offline", "--policy", f"{tmp_path}/policy.toml"]) == 3
+    (tmp_path / "policy.toml").write_text('profile = "default"\n')
+    assert cli.main([*real_words, "--offline", "--policy", f"{tmp_path}/policy.toml"]) == 2
+    page = tmp_path / "page.html"
+    assert cli.main([*real_words, "--offline", "--html", str(page)]) == 0 and "Accepted" in page.read_text()
+
+
+@needs_vectors
+@pytest.mark.parametrize("answer", [b"<html>", 429, 404, b"\x30\x82", pour])
+def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], tmp_path: Path) -> None:
+    """The whole command, as a user starts it."""
+    with serving(kds_of_vectors()) as fake:
+        fake.answers["/vcek/v1/Milan/"] = answer
+        script = (
+            "import sys; from sevsnp.attestation import cli, kds; kds._LONGEST_WAIT = kds._FIRST_WAIT = 0.1;"
+            "kds.Limits.__init__.__defaults__ = (2.0, 1.0); sys.exit(cli.main(sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, *real_words, "--kds", fake.url],
+            cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "fresh"), "NO_PROXY": "127.0.0.1"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr and "UNDECIDED (certificates)" in done.stdout
+    assert not list((tmp_path / "fresh").rglob("vcek-*.der"))

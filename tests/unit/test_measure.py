@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,16 @@ def test_a_large_initramfs_costs_little_more_than_hashing_it(files: list[str], t
         [sys.executable, "-c", script, *files], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
     assert int(done.stderr) < 60 << 10  # KiB, with Python and what it loads: none of the file is kept
-    start = time.process_time()
-    with large.open("rb") as stream:
-        hashlib.file_digest(stream, "sha256")
-    hashing = time.process_time() - start
-    start = time.process_time()
-    assert measure_cli.main(files) == 0
-    assert time.process_time() - start < 1.5 * hashing + 0.3
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    def hashing() -> None:
+        with large.open("rb") as stream:
+            hashlib.file_digest(stream, "sha256")
+
+    # The best of a few: other processes take of the same cores.
+    bare = min(seconds(hashing) for _ in range(3))
+    assert min(seconds(lambda: measure_cli.main(files)) for _ in range(3)) < 1.5 * bare + 0.1

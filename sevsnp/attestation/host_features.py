@@ -107,8 +107,11 @@ def policy_section(product: str, status: Status) -> str:
 
 def collect(device: Path, cpuinfo: Path, parameters: Path, release: str) -> dict[str, Any]:
     """Everything that is known of this host, for programs; ``problem`` where SEV-SNP is not there."""
-    cpuid = read_cpuid(cpuinfo)
-    product = product_of(cpuid)
+    try:
+        cpuid = read_cpuid(cpuinfo)
+        product = product_of(cpuid)
+    except UserError as error:
+        return {"product": "", "kernel": release, "status": None, "policy": "", "problem": str(error)}
     switches = {name: _parameter(parameters / name) for name in ("sev", "sev_es", "sev_snp", "debug_swap")}
     layout = layout_of(release, switches["debug_swap"] == "Y")
     found: dict[str, Any] = {

@@ -3,7 +3,6 @@
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from sevsnp.vm.config import Tcb
 
@@ -91,6 +90,8 @@ def show(value: Value | Tcb | None) -> str:
             return "nothing"
         case bool():
             return "yes" if value else "no"
+        case int():
+            return f"{value:#x}" if value > 0xFFFF else str(value)
         case bytes():
             return value.hex() if any(value) else f"zero ({len(value)} bytes)"
         case tuple():
@@ -101,7 +102,6 @@ def show(value: Value | Tcb | None) -> str:
     return str(value)
 
 
-@lru_cache(maxsize=256)
 def show_rule(rule: Rule) -> str:
     """What a rule expects, in words."""
     match rule:

@@ -56,13 +56,12 @@ def test_a_host(host: dict[str, Any]) -> None:
     assert made.profile.startswith("default") and "masks its chip key" in found["policy"]
 
 
-def test_no_secure_processor(host: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secure_processor(host: dict[str, Any]) -> None:
     host["device"].unlink()
     found = host_features.collect(**host, release="6.1.0")
     assert "no secure processor" in found["problem"] and found["status"] is None and found["vmsa"] == "linux-6.5"
     host["cpuinfo"].write_text(CPUINFO.replace("AuthenticAMD", "GenuineIntel"))
-    with pytest.raises(UserError, match="not an AMD"):
-        host_features.collect(**host, release="6.1.0")
+    assert "not an AMD" in host_features.collect(**host, release="6.1.0")["problem"]
 
 
 def test_decoding() -> None:

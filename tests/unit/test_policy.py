@@ -189,3 +189,5 @@ def test_rules() -> None:
     for rule, value, wanted in cases:
         assert holds(rule, value) is wanted, (rule, value)
         assert show_rule(rule) and show(value)
+    # Equal to Python, and not to people.
+    assert [show_rule(OneOf((one,))) for one in (0, False, 1, True, 0x30000)] == ["0", "no", "1", "yes", "0x30000"]

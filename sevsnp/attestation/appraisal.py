@@ -43,7 +43,7 @@ class Expected:
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
 _VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
-_WEAKER = "profile {}: weaker than strict; what it does not compare is among the checks, with the reason"
+_WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
 
 
 def appraise(
@@ -72,7 +72,9 @@ def appraise(
 
 
 def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
-    notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile)]
+    # What an owner changed in strict, or wrote himself, may as well be stricter.
+    perhaps = "perhaps " if policy.profile.startswith(("strict", "own")) else ""
+    notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile, perhaps)]
     if report and report.product == "Milan":
         notes.append(_MILAN)
     if report and report.signing_key == SigningKey.VLEK:

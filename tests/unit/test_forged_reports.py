@@ -236,6 +236,9 @@ def test_strict() -> None:
     one = GENOA.evidence(policy=0x3D20000)
     found = outcome(one, endorser=WithList(GENOA.crl()), **STRICT)
     assert (found.decision, found.notes) == ("accepted", ())
+    changed = {**STRICT, "policy": {**STRICT["policy"], "vmpl": [0, 1]}}
+    (note,) = outcome(one, endorser=WithList(GENOA.crl()), **changed).notes
+    assert "strict, with its own vmpl: perhaps weaker" in note
     assert outcome(one, **STRICT).decision == "undecided"  # no revocation list
     for bit in (16, 20, 22, 23, 24, 25):
         policy = 0x3D20000 ^ 1 << bit

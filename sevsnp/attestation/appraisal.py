@@ -141,6 +141,7 @@ BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]
     ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),
     ("platform-info", Reason.PLATFORM_INFO, lambda p: p.platform_info, lambda r: r.platform_info),
 )
+_BIT = (OneOf((0,)), OneOf((1,)))
 # The chip's own steps up; LAUNCH_TCB is not among them, since a guest may have come from another machine.
 _RISING = ("reported", "committed", "current")
 
@@ -168,7 +169,7 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
         for name, (position, wanted) in bits(policy).rules.items():
             if prefix == "guest-policy" and name in NEVER:
                 continue  # above
-            one = wanted if isinstance(wanted, Anything) else OneOf((int(wanted),))
+            one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
             log.rule(reason, one, number(report) >> position & 1, f"{prefix}.{name.replace('_', '-')}")
     unknown = report.platform_info & ~sum(1 << position for position, _ in policy.platform_info.rules.values())
     shown = f"; bits without a name: {unknown:#x}" if unknown else ""

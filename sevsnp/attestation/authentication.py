@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography import x509
@@ -96,9 +97,13 @@ def authenticate(
 ) -> Authentic:
     """Verify chain, signature and what the chain is for. Raises Stop, with the reason in ``log``."""
     signer: Signer = "VLEK" if report.signing_key == SigningKey.VLEK else "VCEK"
-    candidates = [*sent, *endorser.known()]
-    leaf = _leaf(log, report, signer, candidates, now, endorser)
-    chain = _chain(log, report, signer, leaf, candidates, root, now, endorser)
+    known = endorser.known()
+    chain = None if known else _whole_chain(evidence.certificate_table, evidence.certificates, root)
+    # What brings exactly its chain needs no choosing; if it does not fit, another VCEK is looked for as always.
+    if not chain or not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
+        candidates = [*sent, *known]
+        leaf = _leaf(log, report, signer, candidates, now, endorser)
+        chain = _chain(log, report, signer, leaf, candidates, root, now, endorser)
     # The root comes first: evidence of another trust domain is refused for that and for nothing that it says.
     log.attempt(Reason.CERTIFICATES, lambda: chains.verify_chain(chain, root, now, signer))
     log.passed(Reason.UNKNOWN_ROOT, f"ARK is a pinned root of {root.domain}")
@@ -125,6 +130,16 @@ def _named(evidence: Evidence) -> Product | None:
 def _load(evidence: Evidence) -> list[Certificate]:
     found = certificates_of_table(evidence.certificate_table)
     return found + [one for data in evidence.certificates for one in load_certificates(data)]
+
+
+@lru_cache(maxsize=64)
+def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot) -> Chain | None:
+    """The chain in evidence that has one leaf and its issuers, else None; it is remembered for other reports."""
+    found = _load(Evidence(b"", table, certificates))
+    leaf = chains.leaves(found)
+    ask = chains.issuer_among(leaf[0], found, root) if len(leaf) == 1 else None
+    ark = chains.issuer_among(ask, found, root) if ask else None
+    return Chain(leaf[0], ask, ark) if ask and ark else None
 
 
 def _leaf(

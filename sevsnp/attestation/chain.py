@@ -7,7 +7,7 @@ them: the steps are checked here by hand. Which ARK is trusted is decided by SHA
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from cryptography import x509
@@ -59,6 +59,14 @@ class Chain:
     ask: x509.Certificate
     ark: x509.Certificate
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.leaf, self.ask, self.ark))
+
+    def __hash__(self) -> int:
+        # A certificate's own hash is computed from all of it each time.
+        return self._hash
+
 
 def leaves(candidates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
     """Those with an elliptic-curve key, each once: what may be a VCEK or VLEK."""
@@ -78,6 +86,7 @@ def issuer_among(
     return named[0] if named else None
 
 
+@lru_cache(maxsize=64)
 def root_product(chain: Chain, root: TrustRoot) -> Product | None:
     """The product of the pinned root that the chain's ARK is. Raises ChainError ``unknown-root`` where it is none."""
     found = fingerprint(chain.ark)

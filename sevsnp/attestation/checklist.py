@@ -104,6 +104,8 @@ class Checklist:
 
     def checks(self) -> tuple[Check, ...]:
         """Every check in the order of Reason, those of single bits behind the rest."""
-        made = [self._checks.get(reason, Check(reason, "not-reached", reason="an earlier check ended it"))
-                for reason in Reason]  # fmt: skip
+        made = [
+            self._checks.get(reason) or Check(reason, "not-reached", reason="an earlier check ended it")
+            for reason in Reason
+        ]
         return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tasks.graph import Task, artefact, command
-from tasks.project import BUILD, QEMU, RELEASE, RELEASE_MANIFEST, RUN, VERITY, keys, settings
-from tasks.verity import IMAGE, TREE, config
+from tasks.project import BUILD, QEMU, RELEASE, RELEASE_MANIFEST, RUN, keys, settings
+from tasks.verity import IMAGE, TREE, launched
 
 BUNDLE = BUILD / "host-bundle"
 
@@ -14,8 +14,8 @@ def task_host_bundle() -> Task:
     return artefact(
         "sevsnp.bundle:make_bundle",
         inputs={
-            "production": config("snp"),
-            "emulated": config("emulated"),
+            "production": launched("snp"),
+            "emulated": launched("emulated"),
             "template": Path("templates/vm-config.toml.j2"),
             "run_script": Path("templates/bundle-run"),
         },
@@ -36,7 +36,7 @@ def task_e2e() -> Task:
         "sevsnp.e2e:e2e",
         needs=["host_bundle", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
-        directory=VERITY,
+        directory=launched("snp").parent,
         qemu=QEMU,
         platform=values.text("PLATFORM"),
         memory=values.number("MEMORY"),

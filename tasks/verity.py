@@ -32,6 +32,12 @@ def config(platform: str) -> Path:
     return VERITY / f"vm-config-verity{'.emulated' if platform == 'emulated' else ''}.toml"
 
 
+def launched(platform: str) -> Path:
+    """The VM config that is launched and verified against: with an ID block where there is a key for one."""
+    plain = config(platform)
+    return plain.parent / "idblock" / plain.name if settings().text("ID_KEY") else plain
+
+
 def task__verity_root() -> Task:
     """The verified root's image, without identity and secrets; its hash tree and root hash."""
     own = settings().text("IMAGE")
@@ -83,7 +89,7 @@ def task_run_sev_snp_verity() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
-        directory=VERITY,
+        directory=launched("snp").parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
@@ -99,7 +105,7 @@ def task_attest_verity() -> Task:
     return command(
         "sevsnp.owner:attest_guest",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        vm_config=values.path("VM_CONFIG", launched(values.text("PLATFORM"))),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
@@ -133,7 +139,7 @@ def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
     values = settings()
     names = (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
     )  # fmt: skip
     return artefact(
         "sevsnp.vm.make_config:make_vm_config",

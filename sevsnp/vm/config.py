@@ -40,7 +40,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest and the disks."""
+    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication."""
 
     workflow: str
     platform: PlatformName
@@ -55,6 +55,8 @@ class Launch:
     initrd: File
     cmdline: File
     disks: tuple[Disk, ...]
+    id_block: File | None = None
+    id_auth: File | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Reference:
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
     ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
-    evidence shows and every verdict names.
+    evidence shows and every verdict names. The key digests (48 bytes) are those of its ID block, zero without one.
     """
 
     launch_digest: bytes
@@ -86,6 +88,8 @@ class Reference:
     platform_info_required: int
     platform_info_forbidden: int
     acpi: bool = False
+    id_key_digest: bytes = bytes(48)
+    author_key_digest: bytes = bytes(48)
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,10 @@ def _read_launch(top: _Table) -> Launch:
         initrd=_read_file(files, "initrd"),
         cmdline=_read_file(files, "cmdline"),
         disks=_read_disks(top),
+        **{key: _read_file(files, key) for key in ("id_block", "id_auth") if key in files.values},
     )
+    if (launch.id_block is None) != (launch.id_auth is None):
+        raise files.error("id_block and id_auth", "one of them", "both or neither")
     table.end()
     files.end()
     return launch
@@ -250,6 +257,8 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         platform_info_required=table.integer("platform_info_required", 0, (1 << 64) - 1),
         platform_info_forbidden=table.integer("platform_info_forbidden", 0, (1 << 64) - 1),
         acpi=table.boolean("acpi"),
+        id_key_digest=table.hex("id_key_digest", 48) if "id_key_digest" in table.values else bytes(48),
+        author_key_digest=table.hex("author_key_digest", 48) if "author_key_digest" in table.values else bytes(48),
     )
     tcb.end()
     table.end()

@@ -96,7 +96,7 @@ def make_vm_config(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
         vmpl=0,
-        guest_svn=0,
+        guest_svn=settings["GUEST_SVN"],
         family_id=bytes.fromhex(settings["FAMILY_ID"]),
         image_id=bytes.fromhex(settings["IMAGE_ID"]),
         platform_info_required=settings["PLATFORM_INFO_REQUIRED"],

@@ -127,7 +127,11 @@ ROWS: dict[str, Row] = {
     ),
     "build_tools": Row(
         ("initramfs/get_report.py",),
-        ("build/bin/get_report", "build/bin/verify_report", "build/bin/verify_report_emulated"),
+        tuple(
+            f"build/bin/{name}"
+            for name in ("get_report", "verify_report", "verify_report_emulated", "measure", "idblock-generator",
+                         "sev-feature-info")
+        ),
     ),
 }
 
@@ -184,6 +188,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MIN_TCB": ("snp:1", CONFIGS),
     "FAMILY_ID": ("1" * 32, CONFIGS),
     "IMAGE_ID": ("1" * 32, CONFIGS),
+    "GUEST_SVN": ("1", CONFIGS),
+    # The bundle then has the VM configs with an ID block.
+    "ID_KEY": ("x", frozenset({"host_bundle"})),
+    "AUTHOR_KEY": ("x", NONE),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS),
     "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS),
     "IMAGE": ("README.md", frozenset({"_verity_root"})),
@@ -220,7 +228,7 @@ PARAMETERS: dict[str, str] = {
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
     )},
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
     "place": "", "project": "", "python": "",

@@ -11,12 +11,12 @@ import pytest
 
 from sevsnp.attestation.launch_digest import (
     NO_INITRD,
-    VCPU_SIGNATURES,
     KernelHashes,
     hash_cmdline,
     launch_digest,
     launch_digest_of,
 )
+from sevsnp.attestation.vmsa import VCPU_SIGNATURES
 from sevsnp.emulation.measure import measure
 from sevsnp.errors import UserError
 from tests.unit.evidence import REAL_FIRMWARE, ROOT, SECTIONS, VECTORS, firmware, make_launch, needs_vectors, write_file

@@ -10,7 +10,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.id_block import read_identity
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.vm.config import Disk, File, Launch
@@ -191,6 +190,8 @@ def _identity(launch: Launch) -> str:
     """The ID block and its authentication as properties of sev-snp-guest; QEMU takes both or neither."""
     if not launch.id_block or not launch.id_auth:
         return ""
+    from sevsnp.attestation.id_block import read_identity  # doit loads this module for every command
+
     identity = read_identity(launch.id_block.path, launch.id_auth.path)
     block, auth = (base64.b64encode(part.encode()).decode() for part in (identity.block, identity.auth))
     return f",id-block={block},id-auth={auth},author-key-enabled={'on' if identity.auth.has_author else 'off'}"

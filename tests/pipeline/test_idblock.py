@@ -59,7 +59,8 @@ def doit(copy: Built, keys: dict[str, str], task: str, **more: str) -> "subproce
 
 def qemu_takes(qemu: Path, properties: str) -> "subprocess.CompletedProcess[bytes]":
     """Whether QEMU makes such a sev-snp-guest; nothing is started."""
-    argv = [qemu, "-machine", "none", "-nodefaults", "-display", "none", "-monitor", "stdio", "-object", properties]
+    none = ["-machine", "none", "-nodefaults", "-display", "none", "-monitor", "stdio"]
+    argv: list[str | Path] = [qemu, *none, "-object", properties]
     return subprocess.run(argv, input=b"quit\n", capture_output=True, timeout=60, check=False)
 
 

@@ -25,7 +25,9 @@ _ECDSA_P384_SHA384, _CURVE_P384 = 1, 2
 _BLOCK = struct.Struct("<48s16s16sIIQ")
 _AUTH = struct.Struct(f"<II56x{SIGNATURE_SIZE}s{KEY_SIZE}s60x{SIGNATURE_SIZE}s{KEY_SIZE}s892x")
 _NO_KEY, _NO_SIGNATURE = bytes(KEY_SIZE), bytes(SIGNATURE_SIZE)
-_EXPECTED = "expected a P-384 key: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem"
+CURVE = "secp384r1"
+_PUBLIC = "expected a P-384 key: openssl pkey -in key.pem -pubout"
+_MAX_KEY = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -178,35 +180,27 @@ def write_identity(identity: Identity, block: Path, auth: Path) -> None:
         path.write_bytes(base64.b64encode(data) + b"\n")
 
 
-def load_key(path: Path) -> "ec.EllipticCurvePrivateKey":
-    """The P-384 private key in ``path``, PEM of PKCS#8 or SEC1; an encrypted one asks for its password.
-
-    Raises :class:`UserError` for another kind, and for one that others may read.
-    """
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from sevsnp.signature import load_signing_key
-
-    key = load_signing_key(path)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
-        raise UserError(f"{path}: found {_kind(key)}", _EXPECTED)
-    return key
-
-
 def key_digest_of(path: Path) -> bytes:
     """:func:`key_digest` of a public key in PEM (SubjectPublicKeyInfo), as a policy names trusted keys."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    from sevsnp.signature import load_public_key
-
-    key = load_public_key(path)
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise UserError(f"{path}: found {_kind(key)}", "expected a P-384 key: openssl pkey -in key.pem -pubout")
+    try:
+        with path.open("rb") as stream:
+            key = load_pem_public_key(stream.read(_MAX_KEY))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", _PUBLIC) from error
+    except (ValueError, UnsupportedAlgorithm):
+        raise UserError(f"{path}: not a public key", _PUBLIC) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != CURVE:
+        raise UserError(f"{path}: found {kind_of(key)}", _PUBLIC)
     return key_digest(key)
 
 
-def _kind(key: object) -> str:
-    return getattr(getattr(key, "curve", None), "name", "") or "an Ed25519 key"
+def kind_of(key: object) -> str:
+    """What kind of key a library's object is, for an error."""
+    return str(getattr(getattr(key, "curve", None), "name", "")) or "a key of another kind"
 
 
 def encode_public_key(key: "ec.EllipticCurvePublicKey") -> bytes:

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sevsnp.attestation.id_block import load_key, make_identity, write_identity
+from sevsnp.attestation.id_block import make_identity, write_identity
 from sevsnp.attestation.measure_cli import DONE, USAGE, Parser
 from sevsnp.errors import UserError
 from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.signed_config import block_of
+from sevsnp.vm.signed_config import block_of, load_key
 
 BLOCK, AUTH = "id-block.base64", "auth-block.base64"
 

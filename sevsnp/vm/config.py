@@ -174,7 +174,8 @@ def read_vm_config(source: Path) -> VmConfig:
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{source}: no such VM config", "make one with: doit setup_verity") from None
+        task = "idblock" if source.parent.name == "idblock" else "setup_verity"
+        raise UserError(f"{source}: no such VM config", f"make one with: doit {task}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error
     return parse_vm_config(document, source)

@@ -5,10 +5,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sevsnp.attestation.id_block import IdBlock, Identity, load_key, make_identity, write_identity
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sevsnp.attestation.id_block import CURVE, IdBlock, Identity, kind_of, make_identity, write_identity
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
+from sevsnp.signature import load_signing_key
 from sevsnp.vm.config import File, VmConfig, read_vm_config, render_vm_config
+
+_MAKE = "umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem"
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The P-384 private key in ``path``, PEM of PKCS#8 or SEC1; an encrypted one asks for its password.
+
+    Raises :class:`UserError` for another kind, and for one that others may read.
+    """
+    key = load_signing_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != CURVE:
+        raise UserError(f"{path}: found {kind_of(key)}, expected a P-384 key", f"make one: {_MAKE}")
+    return key
 
 
 def block_of(config: VmConfig) -> IdBlock:
@@ -34,7 +50,7 @@ def sign_configs(
         if path is None:
             raise UserError(
                 f"{name}: not set, expected a P-384 private key",
-                "make one: umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem",
+                f"make one: {_MAKE}",
             )
     assert id_key and author_key
     keys = load_key(id_key), load_key(author_key)

@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.guest import FILES, guest_inputs
+from tasks.guest import FILES, guest_inputs, own_rootfs
 from tasks.project import (
     BUILD,
     EMULATED_INITRAMFS,
-    FIRMWARE,
     INITRAMFS,
-    KERNEL,
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
@@ -21,6 +19,7 @@ from tasks.project import (
     run_options,
     settings,
 )  # fmt: skip
+from tasks.vm_config import launched, vm_config
 
 IMAGE = VERITY / "verity.img"
 TREE = VERITY / "hash-tree.img"
@@ -32,17 +31,11 @@ def config(platform: str) -> Path:
     return VERITY / f"vm-config-verity{'.emulated' if platform == 'emulated' else ''}.toml"
 
 
-def launched(platform: str) -> Path:
-    """The VM config that is launched and verified against: with an ID block where there is a key for one."""
-    plain = config(platform)
-    return plain.parent / "idblock" / plain.name if settings().text("ID_KEY") else plain
-
-
 def task__verity_root() -> Task:
     """The verified root's image, without identity and secrets; its hash tree and root hash."""
-    own = settings().text("IMAGE")
+    own = own_rootfs()
     # The guest's parts and not its rootfs.tar: an edit of a file need not write that first.
-    tree: dict[str, Any] = {"rootfs": Path(own).expanduser()} if own else guest_inputs()
+    tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
     return artefact(
         "sevsnp.images.verity_root:make_verity_root",
         inputs=tree,
@@ -89,7 +82,7 @@ def task_run_sev_snp_verity() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
-        directory=launched("snp").parent,
+        directory=launched(config("snp")).parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
@@ -105,7 +98,7 @@ def task_attest_verity() -> Task:
     return command(
         "sevsnp.owner:attest_guest",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", launched(values.text("PLATFORM"))),
+        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
@@ -136,30 +129,5 @@ def _cmdline(platform: str, output: Path) -> Task:
 
 
 def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
-    values = settings()
-    names = (
-        "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
-    )  # fmt: skip
-    return artefact(
-        "sevsnp.vm.make_config:make_vm_config",
-        inputs={
-            "template": Path("templates/vm-config.toml.j2"),
-            "firmware": FIRMWARE,
-            "kernel": KERNEL / "vmlinuz",
-            "initrd": initrd,
-            "cmdline": cmdline,
-            "image": IMAGE,
-            "hash_tree": TREE,
-            "owner_certificate": keys().owner_certificate,
-        },
-        outputs={"output": config(platform)},
-        params={
-            "workflow": "verity",
-            "platform": platform,
-            "disks": {"verity-data": "image", "verity-hash": "hash_tree"},
-            "settings": {name: values[name] for name in names},
-            "place": str(config(platform)),
-        },
-        distributions=["jinja2"],
-    )
+    disks = {"verity-data": ("image", IMAGE), "verity-hash": ("hash_tree", TREE)}
+    return vm_config("verity", platform, initrd=initrd, cmdline=cmdline, disks=disks, output=config(platform))

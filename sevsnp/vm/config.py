@@ -105,7 +105,8 @@ class VmConfig:
         if self.reference is None:
             raise UserError(
                 f"{self.source}: no [reference]: this is a host bundle's launch file, expected the owner's VM config",
-                "give the file that setup_verity wrote: VM_CONFIG=build/verity/vm-config-verity.toml",
+                f"give the file that setup_{self.launch.workflow} wrote: "
+                f"VM_CONFIG=build/{self.launch.workflow}/vm-config-{self.launch.workflow}.toml",
             )
         return self.reference
 
@@ -174,7 +175,8 @@ def read_vm_config(source: Path) -> VmConfig:
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        task = "idblock" if source.parent.name == "idblock" else "setup_verity"
+        workflow = "luks" if "luks" in source.name else "verity"
+        task = "idblock" if source.parent.name == "idblock" else f"setup_{workflow}"
         raise UserError(f"{source}: no such VM config", f"make one with: doit {task}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error

@@ -50,15 +50,15 @@ class RunOptions:
         return self.state / "qemu.log"
 
 
-def check_files(launch: Launch) -> None:
-    """Refuse files that are missing or no longer what the VM config says, by name."""
+def check_files(launch: Launch, *, disks: bool = True) -> None:
+    """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
     files: list[tuple[str, File | Disk]] = [
         ("firmware", launch.firmware),
         ("kernel", launch.kernel),
         ("initrd", launch.initrd),
         ("cmdline", launch.cmdline),
         *((name, file) for name, file in (("id_block", launch.id_block), ("id_auth", launch.id_auth)) if file),
-        *((disk.role, disk) for disk in launch.disks),
+        *((disk.role, disk) for disk in launch.disks if disks),
     ]
     for name, file in files:
         hint = f"make it again with: doit setup_{launch.workflow}"

@@ -65,22 +65,22 @@ def qemu_takes(qemu: Path, properties: str) -> "subprocess.CompletedProcess[byte
 
 
 def test_without_keys_it_says_how_to_make_one(copy: Built) -> None:
-    done = copy.doit("idblock", check=False)
+    done = copy.doit("idblock:verity", check=False)
     assert done.returncode and "ID_KEY: not set" in done.stdout and "openssl genpkey" in done.stdout
     assert "Traceback" not in done.stdout
 
 
 def test_it_signs_both_configs_once(copy: Built, keys: dict[str, str]) -> None:
     copy.doit("setup_verity")
-    assert "idblock:verity" in ran(doit(copy, keys, "idblock").stdout)
+    assert "idblock:verity" in ran(doit(copy, keys, "idblock:verity").stdout)
     for name in CONFIGS:
         signed(copy, name)
-    assert ran(doit(copy, keys, "idblock").stdout) == set()
+    assert ran(doit(copy, keys, "idblock:verity").stdout) == set()
     other = make_key(Path(keys["ID_KEY"]).with_name("other.pem"))
     before = (copy.build / "verity" / "idblock" / CONFIGS[0]).read_text()
-    assert "idblock:verity" in ran(doit(copy, keys, "idblock", ID_KEY=str(other)).stdout)
+    assert "idblock:verity" in ran(doit(copy, keys, "idblock:verity", ID_KEY=str(other)).stdout)
     assert (copy.build / "verity" / "idblock" / CONFIGS[0]).read_text() != before
-    changed = doit(copy, keys, "idblock", GUEST_SVN="3")
+    changed = doit(copy, keys, "idblock:verity", GUEST_SVN="3")
     assert "idblock:verity" in ran(changed.stdout)
     launch = signed(copy, CONFIGS[0])
     assert launch.id_block and launch.id_auth
@@ -101,7 +101,7 @@ def test_a_bundle_has_it_where_there_is_a_key(copy: Built, keys: dict[str, str])
 
 
 def test_qemu_takes_the_properties(copy: Built, keys: dict[str, str]) -> None:
-    doit(copy, keys, "idblock")
+    doit(copy, keys, "idblock:verity")
     launch = signed(copy, CONFIGS[0])
     properties = snp_arguments(launch, 1 << 30, 51, 1)[-1]
     done = qemu_takes(copy.qemu, properties)

@@ -58,17 +58,8 @@ def answer(client: socket.socket, host_keys: "list[str]", provider_lock: threadi
     client.shutdown(socket.SHUT_WR)
 
 
-def serve(host_keys: "list[str]", emulated: bool, ready: "Callable[[], object]") -> None:
-    """Answer for ever. ``ready`` is called once the port is open.
-
-    ``emulated`` is the measured word, and its provider a layer of its own: one without the other is a mistake.
-    """
-    if emulated:
-        import emulated_provider
-
-        emulated_provider.register()
-    elif os.path.exists("/usr/lib/sevsnp/emulated_provider.py"):
-        raise RuntimeError("the emulated layer is here without its word on the command line")
+def serve(host_keys: "list[str]", ready: "Callable[[], object]") -> None:
+    """Answer for ever. ``ready`` is called once the port is open."""
     os.setsid()
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
         stream.write("-1000")

@@ -4,16 +4,24 @@ The kernel command line is the only configuration there is. What is missing, dou
 a default would be a boot mode that the owner did not ask for.
 """
 
+import base64
+import binascii
 import re
 
 PREFIX = "sevsnp."
-_REQUIRED = {"mode", "verity", "rootfs", "writable", "tmpfs"}
+# Each mode's words, all of them exactly once, and those that either may have.
+_MODES = {
+    "verity": {"verity", "rootfs", "writable", "tmpfs"},
+    "luks": {"luks", "rootfs", "owner"},
+}
 _OPTIONAL = {"emulated"}
 _DIRECTORIES = ("etc", "home", "var", "tmp")
 _VERITY = re.compile(
     r"1:(?P<data_block>4096):(?P<hash_block>4096):(?P<blocks>[1-9][0-9]{0,11}):(?P<hash_start>0|[1-9][0-9]{0,11})"
     r":(?P<algorithm>sha256):(?P<root>[0-9a-f]{64}):(?P<salt>[0-9a-f]{64})"
 )
+_LUKS = re.compile(r"1:(?P<header_bytes>[1-9][0-9]{3,7}):(?P<header>[0-9a-f]{64}):(?P<tables>[0-9a-f]{64})")
+_OWNER = 268
 
 
 class BadCommandLine(Exception):
@@ -21,15 +29,29 @@ class BadCommandLine(Exception):
 
 
 class Words:
-    """What the command line says: the verity table's parameters, file system, and writable directories in bytes."""
+    """What the command line says: ``mode``, ``rootfs``, ``emulated`` and ``acpi``, and what the mode needs.
+
+    verity: the table's parameters, how directories become writable, and their sizes in bytes. luks: the header's
+    length in bytes, its SHA-256 and that of the dm tables (lower-case hex), and the owner's certificate (DER).
+    """
 
     def __init__(self, text: str) -> None:
         words = _own_words(text)
-        self.mode = _match(words, "mode", "verity")
-        self.verity = _verity(words)
-        self.rootfs = _match(words, "rootfs", "ext4|erofs")
-        self.writable = _match(words, "writable", "overlay|copy")
-        self.tmpfs = _sizes(words)
+        self.mode = _match(words, "mode", "|".join(_MODES))
+        _check_names(words, self.mode)
+        self.verity: dict[str, str] = {}
+        self.tmpfs: dict[str, int] = {}
+        self.luks: dict[str, str] = {}
+        self.writable, self.owner = "", b""
+        if self.mode == "verity":
+            self.rootfs = _match(words, "rootfs", "ext4|erofs")
+            self.verity = _table(words, "verity", _VERITY)
+            self.writable = _match(words, "writable", "overlay|copy")
+            self.tmpfs = _sizes(words)
+        else:
+            self.rootfs = _match(words, "rootfs", "ext4")
+            self.luks = _table(words, "luks", _LUKS)
+            self.owner = _certificate(words)
         self.emulated = "emulated" in words and _match(words, "emulated", "1") == "1"
         self.acpi = "acpi=off" not in text.split()
 
@@ -37,20 +59,28 @@ class Words:
 def _own_words(text: str) -> "dict[str, str]":
     if not text.isascii() or any(character in text for character in "\"'\\\0"):
         raise BadCommandLine("found a quote, backslash or non-ASCII character")
+    known = {"mode", *_OPTIONAL}.union(*_MODES.values())
     found: dict[str, str] = {}
     for word in text.split():
         if word == "--":
             raise BadCommandLine("found the word --")
         if word.startswith(PREFIX):
             name, equals, value = word[len(PREFIX) :].partition("=")
-            if name not in _REQUIRED | _OPTIONAL or not equals:
+            if name not in known or not equals:
                 raise BadCommandLine(f"unknown word {word}")
             if name in found:
                 raise BadCommandLine(f"{PREFIX}{name} given twice")
             found[name] = value
-    for name in sorted(_REQUIRED - found.keys()):
-        raise BadCommandLine(f"{PREFIX}{name} is missing")
+    if "mode" not in found:
+        raise BadCommandLine(f"{PREFIX}mode is missing")
     return found
+
+
+def _check_names(words: "dict[str, str]", mode: str) -> None:
+    for name in sorted(words.keys() - _MODES[mode] - _OPTIONAL - {"mode"}):
+        raise BadCommandLine(f"{PREFIX}{name} is no word of {PREFIX}mode={mode}")
+    for name in sorted(_MODES[mode] - words.keys()):
+        raise BadCommandLine(f"{PREFIX}{name} is missing")
 
 
 def _match(words: "dict[str, str]", name: str, pattern: str) -> str:
@@ -59,11 +89,22 @@ def _match(words: "dict[str, str]", name: str, pattern: str) -> str:
     return words[name]
 
 
-def _verity(words: "dict[str, str]") -> "dict[str, str]":
-    match = _VERITY.fullmatch(words["verity"])
+def _table(words: "dict[str, str]", name: str, pattern: "re.Pattern[str]") -> "dict[str, str]":
+    match = pattern.fullmatch(words[name])
     if not match:
-        raise BadCommandLine(f"{PREFIX}verity: found {words['verity']}, expected a verity table")
+        raise BadCommandLine(f"{PREFIX}{name}: found {words[name]}, expected {pattern.pattern}")
     return match.groupdict()
+
+
+def _certificate(words: "dict[str, str]") -> bytes:
+    # The standard alphabet, canonical, of the one length there is.
+    try:
+        der = base64.b64decode(words["owner"], validate=True)
+    except (ValueError, binascii.Error):
+        der = b""
+    if len(words["owner"]) != _OWNER or base64.b64encode(der).decode() != words["owner"]:
+        raise BadCommandLine(f"{PREFIX}owner: expected a certificate of {_OWNER} base64 characters")
+    return der
 
 
 def _sizes(words: "dict[str, str]") -> "dict[str, int]":

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import time
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -53,15 +54,47 @@ def load_module(path: str) -> None:
         os.close(descriptor)
 
 
-def module_paths() -> "list[str]":
-    """The modules of the initramfs, in the order in which the build resolved their dependencies."""
+def module_paths(*lists: str) -> "list[str]":
+    """The modules of these lists of the initramfs (all there are, without a name), in the order to load them in."""
     directory = "/usr/lib/sevsnp/modules"
-    paths: list[str] = []
-    for name in sorted(os.listdir(directory)):
-        if name.endswith(".list"):
-            with open(f"{directory}/{name}", encoding="ascii") as stream:
-                paths += stream.read().split()
-    return paths
+    paths: dict[str, None] = {}
+    for name in lists or sorted(name[: -len(".list")] for name in os.listdir(directory) if name.endswith(".list")):
+        with open(f"{directory}/{name}.list", encoding="ascii") as stream:
+            paths.update(dict.fromkeys(stream.read().split()))
+    return list(paths)
+
+
+def read(path: str) -> str:
+    """A small file of the kernel's, as text."""
+    with open(path, encoding="ascii", errors="replace") as stream:
+        return stream.read()
+
+
+def find_disks(*roles: str, seconds: float = 30.0) -> "list[str]":
+    """The device of each role, by virtio serial number. A serial only selects; a digest decides what is right."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found: dict[str, list[str]] = {role: [] for role in roles}
+        for name in sorted(os.listdir("/sys/block")):
+            if name.startswith("vd"):
+                serial = read(f"/sys/block/{name}/serial").strip()
+                if serial in found:
+                    found[serial].append(f"/dev/{name}")
+        for role, devices in found.items():
+            if len(devices) > 1:
+                raise Stop(f"found {len(devices)} disks with the serial {role}, expected one")
+        if all(found.values()):
+            return [found[role][0] for role in roles]
+        if time.monotonic() > deadline:
+            missing = ", ".join(role for role in roles if not found[role])
+            raise Stop(f"no disk with the serial {missing}")
+        time.sleep(0.05)
+
+
+def device_number(path: str) -> str:
+    """A block device as the kernel's own tables name it."""
+    number = os.stat(path).st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
 
 
 def switch_root(newroot: str) -> None:
@@ -82,12 +115,21 @@ def stop(acpi: bool) -> None:
     _libc.reboot(_RB_AUTOBOOT)
 
 
-def run(*argv: str) -> str:
-    """Run a program of the initramfs in an empty environment and return what it printed; Stop if it fails."""
+def run(*argv: str, secret: "bytes | bytearray" = b"") -> str:
+    """Run a program of the initramfs in an empty environment and return what it printed; Stop if it fails.
+
+    Its input is ``secret`` (at most 4096 bytes) and then ends.
+    """
+    # No udev here: without this word libdevmapper would wait for one.
+    environment = {"PATH": "/usr/sbin:/usr/bin", "DM_DISABLE_UDEV": "1"}
     reader, writer = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, writer, 1)]
-    process = os.posix_spawn(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin"}, file_actions=actions)
+    source, feed = os.pipe()
+    os.write(feed, secret)  # a pipe holds that much, whoever reads it when
+    os.close(feed)
+    actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, source, 0)]
+    process = os.posix_spawn(argv[0], argv, environment, file_actions=actions)
     os.close(writer)
+    os.close(source)
     with os.fdopen(reader, "rb") as stream:
         output = stream.read()
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

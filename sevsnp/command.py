@@ -7,6 +7,7 @@ All of them go through here but QEMU, which a host bundle starts too, where ther
 import atexit
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import shlex
@@ -125,6 +126,8 @@ class _Feeder:
         assert process.stdin is not None
         # Another descriptor of the same pipe: communicate() closes its own at once.
         self._stream = os.fdopen(os.dup(process.stdin.fileno()), "wb")
+        with contextlib.suppress(OSError):  # only faster: the two take turns less often
+            fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._feed = feed
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sevsnp import command
 from sevsnp.errors import UserError
-from sevsnp.packages.sources import KEYRING
+from sevsnp.packages import KEYRING
 
 # unattended-upgrades may hold dpkg's lock on a machine that has just booted.
 _APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")

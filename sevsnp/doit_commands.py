@@ -120,9 +120,18 @@ class Forget(cmd_forget.Forget):  # type: ignore[misc]
 
 
 class List(cmd_list.List):  # type: ignore[misc]
-    """`doit list`"""
+    """`doit list`
+
+    A task whose ``meta`` says ``unlisted`` (another name for a task, or one that few need) is shown with --all only.
+    """
+
+    def _execute(self, subtasks: bool, *arguments: Any, **options: Any) -> Any:
+        self._everything = subtasks
+        return super()._execute(subtasks, *arguments, **options)
 
     def _print_task(self, template: str, task: Any, status: bool, list_deps: bool, tasks: Mapping[str, Any]) -> None:
+        if (task.meta or {}).get("unlisted") and not self._everything:
+            return
         letter = ""
         if status:
             if not hasattr(self, "_tasks"):

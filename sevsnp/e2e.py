@@ -1,4 +1,4 @@
-"""The whole integrity workflow, unattended: host and owner as two machines would do it, and what each step proved."""
+"""Both workflows, unattended: host and owner as two machines would do it, and what each step proved."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ _BOOT = (
     ("Linux version", "the kernel"),
     ("init: mode", "init"),
     (MARKER, "the verified root"),
+    ("init: waiting for the disk key", "the disk key"),
     ("init: switching", "the guest's services"),
 )
 
@@ -98,7 +100,7 @@ def wait_for_evidence(
     raise UserError(f"no evidence from the guest in {seconds:.0f} s: {last}", "its console is in the serial log")
 
 
-def wait_for_login(config: Path, seconds: float = 60.0) -> None:
+def wait_for_login(config: Path, seconds: float = BOOT_SECONDS) -> None:
     """Until the guest's sshd answers: the agent is there before it."""
     deadline = time.monotonic() + seconds
     while True:
@@ -137,10 +139,62 @@ def look_inside(config: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z_]+)=(.*)$", output, re.MULTILINE))
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What a workflow is run with: the host's copy of its bundle, the owner's VM config, and who logs in.
+
+    ``output`` gets known_hosts and ssh_config; ``memory`` is in bytes.
+    """
+
+    stages: Stages
+    bundle: Path
+    config_path: Path
+    qemu: Path
+    platform: str
+    memory: int
+    identity: Path
+    user: str
+    template: Path
+    output: Path
+
+    @property
+    def console(self) -> Path:
+        """The guest's serial console, as the host keeps it."""
+        return self.bundle / "state" / "serial.log"
+
+    @property
+    def emulated_root(self) -> Path:
+        """The certificate of the software secure processor, where there is one."""
+        return self.bundle / "state" / "ark.pem"
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.output / "ssh_config"
+
+    @contextmanager
+    def running(self) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
+        """The host's ./run, and the ports of sshd and of the agent at 127.0.0.1."""
+        ssh_port, attest_port = free_port(), free_port()
+        arguments = ["--platform", self.platform, "--memory", f"{self.memory >> 20}M", "--restricted"]
+        arguments += ["--ssh-port", str(ssh_port), "--attest-port", str(attest_port)]
+        with hosted(self.bundle, self.qemu, arguments) as process:
+            yield process, ssh_port, attest_port
+
+    def shut_down(self, process: "subprocess.Popen[bytes]") -> None:
+        """The guest's own poweroff must end QEMU, and the host's ./run with it."""
+        with self.stages.stage(f"{read_vm_config(self.config_path).launch.workflow}: shut down") as shown:
+            ssh(self.ssh_config, "sudo systemctl poweroff || true")
+            if process.wait(timeout=_STOP_SECONDS):
+                raise UserError(f"the host's ./run ended with exit code {process.returncode}")
+            shown.append("the guest's own poweroff ended QEMU")
+
+
 def e2e(
     *,
     bundle: Path,
+    luks_bundle: Path,
     directory: Path,
+    luks_directory: Path,
     qemu: Path,
     platform: str,
     memory: int,
@@ -150,85 +204,77 @@ def e2e(
     template: Path,
     output: Path,
     results: Path,
+    luks: Mapping[str, Any],
 ) -> None:
-    """Run the integrity workflow end to end and write what was shown to ``results`` (JSON).
+    """Run both workflows end to end and write what was shown to ``results`` (JSON).
 
-    The host side runs in a directory that holds only the bundle; ``output`` gets known_hosts and ssh_config.
+    The host side runs in a directory that holds only a bundle; ``output`` gets known_hosts and ssh_config. ``luks`` is
+    what else the release of a key needs (:func:`sevsnp.e2e_luks.run_luks`).
     """
+    from sevsnp.e2e_luks import run_luks
+
     # A failure must not leave an earlier run's success behind.
     results.unlink(missing_ok=True)
     stages = Stages()
     for name, seconds in timings.items():
         stages.add(name, seconds, remarks.get(name, "built"))
     name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
-    config_path = config_of(directory, "verity", name)
-    with tempfile.TemporaryDirectory(prefix="sevsnp-host-") as host:
-        there = Path(host) / "bundle"
-        with stages.stage("hand the bundle to the host") as shown:
-            run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", bundle, there])
-            shown.append("no key and no policy in it")
-        verity = _verity(stages, there, config_path, qemu, name, memory, identity, user, template, output)
+    workflows: dict[str, dict[str, Any]] = {}
+    for workflow, source, configs in (("luks", luks_bundle, luks_directory), ("verity", bundle, directory)):
+        with tempfile.TemporaryDirectory(prefix="sevsnp-host-") as host:
+            there = Path(host) / "bundle"
+            with stages.stage(f"{workflow}: hand the bundle to the host") as shown:
+                run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", source, there])
+                shown.append("no key and no policy in it")
+            config_path = config_of(configs, workflow, name)
+            attempt = Attempt(stages, there, config_path, qemu, name, memory, identity, user, template, output)
+            workflows[workflow] = _verity(attempt) if workflow == "verity" else run_luks(attempt, **luks)
     taken = {stage: round(seconds, 3) for stage, seconds, _ in stages.rows}
-    document = {"platform": name, "workflows": {"verity": verity}, "timings": taken}
+    document = {"platform": name, "workflows": workflows, "timings": taken}
     write_atomic(results, json.dumps(document, indent=2) + "\n")
     stages.table(f"end to end, platform {name}" + (" (EMULATED – NOT CONFIDENTIAL)" if name == "emulated" else ""))
 
 
-def _verity(
-    stages: Stages,
-    bundle: Path,
-    config_path: Path,
-    qemu: Path,
-    platform: str,
-    memory: int,
-    identity: Path,
-    user: str,
-    template: Path,
-    output: Path,
-) -> dict[str, Any]:
-    ssh_port, attest_port = free_port(), free_port()
-    config = read_vm_config(config_path)
-    arguments = ["--platform", platform, "--memory", f"{memory >> 20}M", "--restricted"]
-    arguments += ["--ssh-port", str(ssh_port), "--attest-port", str(attest_port)]
-    emulated_root = bundle / "state" / "ark.pem"
-    with hosted(bundle, qemu, arguments) as process:
-        with stages.stage("boot with measured boot") as shown:
-            console = bundle / "state" / "serial.log"
-            wait_for_evidence(process, attest_port, BOOT_SECONDS, console)
-            log = console.read_text(errors="replace")
+def _verity(attempt: Attempt) -> dict[str, Any]:
+    stages, config = attempt.stages, read_vm_config(attempt.config_path)
+    with attempt.running() as (process, ssh_port, attest_port):
+        with stages.stage("verity: boot with measured boot") as shown:
+            wait_for_evidence(process, attest_port, BOOT_SECONDS, attempt.console)
+            log = attempt.console.read_text(errors="replace")
             if MARKER not in log:
                 raise UserError(f"the console log lacks the line {MARKER!r}")
             shown.append("the firmware accepted kernel, initramfs and command line by hash")
-        with stages.stage("attest") as shown:
+        with stages.stage("verity: attest") as shown:
             attest_guest(
-                vm_config=config_path,
-                host="127.0.0.1", port=attest_port, ssh_port=ssh_port,
-                emulated_root=emulated_root, identity=identity, user=user, template=template, output=output,
+                vm_config=attempt.config_path,
+                host="127.0.0.1", port=attest_port, ssh_port=ssh_port, emulated_root=attempt.emulated_root,
+                identity=attempt.identity, user=attempt.user, template=attempt.template, output=attempt.output,
             )  # fmt: skip
-            verdict = json.loads((output / "verdict.json").read_text())
+            verdict = json.loads((attempt.output / "verdict.json").read_text())
             shown.append("evidence for a fresh nonce, launch digest as computed from the files")
-        if platform == "emulated":
-            with stages.stage("refuse emulated evidence in production") as shown:
-                shown.append(_refused_in_production(config_path, attest_port, emulated_root))
-        with stages.stage("log in") as shown:
-            wait_for_login(output / "ssh_config")
-            found = look_inside(output / "ssh_config")
+        if attempt.platform == "emulated":
+            with stages.stage("verity: refuse emulated evidence in production") as shown:
+                shown.append(_refused_in_production(attempt.config_path, attest_port, attempt.emulated_root))
+        with stages.stage("verity: log in") as shown:
+            wait_for_login(attempt.ssh_config)
+            found = look_inside(attempt.ssh_config)
             _expect(found)
             shown.append("the attested host key; root read-only and verified; /etc /home /var /tmp writable in memory")
-        with stages.stage("shut down") as shown:
-            ssh(output / "ssh_config", "sudo systemctl poweroff || true")
-            if process.wait(timeout=_STOP_SECONDS):
-                raise UserError(f"the host's ./run ended with exit code {process.returncode}")
-            shown.append("the guest's own poweroff ended QEMU")
+        attempt.shut_down(process)
     reference = config.require_reference()
     return {
         "measured_boot": verdict["measurement"] == reference.launch_digest.hex(),
         "launch_digest": verdict["measurement"],
-        "verdict": "accepted" if verdict["trust_domain"] == "amd" else "accepted as emulated",
+        "verdict": accepted_as(verdict),
         "ssh_login": True,
         "tmpfs_writable": True,
         "root_read_only": True,
     }
+
+
+def accepted_as(verdict: Mapping[str, Any]) -> str:
+    """A verdict in the words of the results."""
+    return "accepted" if verdict["trust_domain"] == "amd" else "accepted as emulated"
 
 
 def _refused_in_production(config_path: Path, port: int, emulated_root: Path) -> str:

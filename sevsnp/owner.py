@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
 from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
 from sevsnp.attestation.report_data import ssh_report_data
-from sevsnp.attestation.verify import verify_report
+from sevsnp.attestation.verify import HardwareVerdict, verify_report
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.vm.config import VmConfig, read_vm_config
@@ -39,7 +39,7 @@ class Accepted:
     answer: GuestAnswer
 
 
-def _verifier(config: VmConfig, emulated_root: Path) -> Verify:
+def verifier(config: VmConfig, emulated_root: Path) -> Verify:
     """The verifier that a VM config asks for. The evidence has no say in it."""
     if config.launch.platform == "snp":
         return verify_report
@@ -51,13 +51,25 @@ def _verifier(config: VmConfig, emulated_root: Path) -> Verify:
     return verify
 
 
+def trust_domain(verdict: object) -> Literal["amd", "emulated"]:
+    """Under which trust a verdict was given, by its very type: neither can be made elsewhere, nor has subclasses.
+
+    Raises TypeError for what is no verdict.
+    """
+    if type(verdict) is HardwareVerdict:
+        return "amd"
+    if type(verdict) is importlib.import_module("sevsnp.emulation.verify").EmulatedVerdict:
+        return "emulated"
+    raise TypeError(f"found {type(verdict).__name__}, expected a verdict")
+
+
 def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout: float = 30.0) -> Accepted:
     """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it.
 
     Raises :class:`Refused` with its reason, or :class:`UserError` where there is no evidence at all.
     """
     config.require_reference()
-    verify = _verifier(config, emulated_root)
+    verify = verifier(config, emulated_root)
     nonce = os.urandom(NONCE_SIZE)
     answer = ask(host, port, nonce, timeout)
     expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()))
@@ -83,36 +95,70 @@ def attest_guest(
     ``asked`` are the settings given for this run, which must not contradict the VM config. What an earlier guest left
     in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust.
     """
-    known_hosts, ssh_config, verdict = output / "known_hosts", output / "ssh_config", output / "verdict.json"
-    for stale in (known_hosts, ssh_config, verdict):
-        stale.unlink(missing_ok=True)
+    login = Login(host, ssh_port, identity, user, template, output)
+    login.forget()
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     try:
         accepted = attest(config, host, port, emulated_root)
     except Refused as refused:
-        hint = ""
-        if config.launch.platform == "snp":
-            hint = (
-                "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
-            )
-        raise UserError(f"{host}:{port}: REFUSED ({refused.reason}): {refused}", hint) from None
-    write_atomic(known_hosts, known_hosts_lines(host, ssh_port, accepted.answer.host_keys))
-    write_atomic(
-        ssh_config,
-        Environment(loader=FileSystemLoader(template.parent), undefined=StrictUndefined, autoescape=False)  # noqa: S701
-        .get_template(template.name)
-        .render(host=host, port=ssh_port, user=user, identity=identity.resolve(), known_hosts=known_hosts.resolve())
-        + "\n",
-    )
-    document = accepted.verdict.to_json()
-    write_atomic(verdict, json.dumps({**document, "vm_config": str(vm_config)}, indent=2) + "\n")
-    if document["trust_domain"] != "amd":
-        print(BANNER)
-    print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
-    for road in document["open"]:
-        print(f"open: {road}")
-    print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
+        raise refusal(refused, config, f"{host}:{port}") from None
+    login.allow(accepted.verdict, config, accepted.answer.host_keys)
+
+
+def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
+    """A refusal in words for the user, with what helps against it."""
+    hint = ""
+    if config.launch.platform == "snp":
+        hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
+    return UserError(f"{where}: REFUSED ({refused.reason}): {refused}", hint)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where a guest's sshd is, as whom to log in, and the directory ``output`` that attestation writes to."""
+
+    host: str
+    ssh_port: int
+    identity: Path
+    user: str
+    template: Path
+    output: Path
+
+    @property
+    def _files(self) -> tuple[Path, Path, Path]:
+        return self.output / "known_hosts", self.output / "ssh_config", self.output / "verdict.json"
+
+    def forget(self) -> None:
+        """Remove what an earlier guest left, so that a refusal leaves nothing that ssh would trust."""
+        for stale in self._files:
+            stale.unlink(missing_ok=True)
+
+    def allow(self, verdict: Verdict, config: VmConfig, host_keys: tuple[str, ...]) -> None:
+        """Let ssh know the host keys that ``verdict`` vouches for, and say so."""
+        known_hosts, ssh_config, result = self._files
+        write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, host_keys))
+        templates = Environment(
+            loader=FileSystemLoader(self.template.parent),
+            undefined=StrictUndefined,
+            autoescape=False,  # noqa: S701 - not HTML
+        )
+        text = templates.get_template(self.template.name).render(
+            host=self.host,
+            port=self.ssh_port,
+            user=self.user,
+            identity=self.identity.resolve(),
+            known_hosts=known_hosts.resolve(),
+        )
+        write_atomic(ssh_config, text + "\n")
+        document = verdict.to_json()
+        write_atomic(result, json.dumps({**document, "vm_config": str(config.source)}, indent=2) + "\n")
+        if document["trust_domain"] != "amd":
+            print(BANNER)
+        print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
+        for road in document["open"]:
+            print(f"open: {road}")
+        print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
 
 
 def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:

@@ -16,6 +16,9 @@ PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 Value = str | int
 Parser = Callable[[str], Value]
 
+# Never taken as a word of the command line, and shown nowhere.
+SECRETS = ("LUKS_KEY",)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -139,7 +142,8 @@ _PORT = _integer(1, 65535)
 LEAST_MEMORY = 256 << 20
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("IMAGE", _text, "", "a path: a root filesystem tar for setup_*, a disk image for run_guest"),
+    Setting("IMAGE", _text, "", "a path: a root filesystem tar (for setup_*) or a disk image"),
+    Setting("ROOT_DEVICE", _text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME"),
     Setting("PLATFORM", _choice("auto", "snp", "emulated"), "auto", "auto, snp or emulated"),
     Setting("PRODUCT", _choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin"),
     Setting("CPUS", _integer(1, 255), "1", "a number of vCPUs from 1 to 255"),
@@ -151,6 +155,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("PLATFORM_INFO_FORBIDDEN", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1"),
     Setting("FAMILY_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
     Setting("IMAGE_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
+    Setting("GUEST_SVN", _integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295"),
+    Setting("ID_KEY", _text, "", "a path to a P-384 private key in PEM"),
+    Setting("AUTHOR_KEY", _text, "", "a path to a P-384 private key in PEM"),
     Setting("ACPI", _choice("auto", "on", "off"), "auto", "auto, on or off"),
     Setting("WRITABLE", _choice("overlay", "copy"), "overlay", "overlay or copy"),
     Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G"),
@@ -158,6 +165,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("TMPFS_VAR", _TMPFS, "2G", "a size, as 512M or 1G"),
     Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G"),
     Setting("VERITY_FILESYSTEM", _choice("ext4", "erofs"), "ext4", "ext4 or erofs"),
+    Setting("LUKS_FREE", _size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G"),
+    Setting("LUKS_KEY_FILE", _text, "", "a path to a key file, or - to be asked"),
     Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
     Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),
     Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535"),
@@ -275,6 +284,11 @@ def read_config(file: Path) -> dict[str, str]:
 def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], file: Path) -> Settings:
     """Every setting from its strongest source. Unknown names and bad values are refused by name."""
     for name in command_line:
+        if name in SECRETS:
+            raise UserError(
+                f"{name}=… on the command line: every process on this machine can read it there",
+                f"that key is no secret any more; give another in the environment ({name}=… ./doitw …), or a file",
+            )
         if name not in _BY_NAME:
             raise UserError(f"unknown setting {name}={command_line[name]}", f"known: {', '.join(_BY_NAME)}")
     configured = read_config(file)

@@ -16,7 +16,9 @@ _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIR
 
 def run_tests(full: bool = False, select: str = "") -> None:
     """Run pytest: without the slow sweeps unless ``full``, and only the tests that ``select`` (pytest's -k) names."""
-    argv = [sys.executable, "-m", "pytest"]
+    # A guest keeps one core busy; more than four of them at once would make time-outs of tests that measure time.
+    argv = [sys.executable, "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
+    argv += ["--dist", "loadgroup", "--no-loadscope-reorder"]
     if not full:
         argv += ["-m", "not full"]
     if select:

@@ -2,30 +2,41 @@
 
 from pathlib import Path
 
+from tasks import luks, verity
 from tasks.graph import Task, artefact, command
-from tasks.project import BUILD, QEMU, RELEASE, RELEASE_MANIFEST, RUN, VERITY, keys, settings
-from tasks.verity import IMAGE, TREE, config
+from tasks.project import BUILD, LUKS, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
+from tasks.vm_config import launched
 
-BUNDLE = BUILD / "host-bundle"
+BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
 
 
 def task_host_bundle() -> Task:
     """Pack what an untrusted host needs to run the guest into build/host-bundle"""
+    disks = [verity.IMAGE, verity.TREE]
+    return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not settings().text("IMAGE"))
+
+
+def task_host_bundle_luks() -> Task:
+    """The same for the encrypted guest, in build/host-bundle-luks"""
+    return _bundle(LUKS_BUNDLE, luks.config("snp"), luks.config("emulated"), [luks.IMAGE], cached=False)
+
+
+def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *, cached: bool) -> Task:
     return artefact(
         "sevsnp.bundle:make_bundle",
         inputs={
-            "production": config("snp"),
-            "emulated": config("emulated"),
+            "production": launched(production),
+            "emulated": launched(emulated),
             "template": Path("templates/vm-config.toml.j2"),
             "run_script": Path("templates/bundle-run"),
         },
         # What the VM configs name; they change with the digests in them.
-        watch=[IMAGE, TREE, RELEASE_MANIFEST],
+        watch=[*disks, RELEASE_MANIFEST],
         how={"release": RELEASE},
-        trees={"output": (BUNDLE, ["run"])},
-        ignored=["state"],  # a guest that is run from here keeps its logs there
+        trees={"output": (output, ["run"])},
+        ignored=["state"],  # a guest that is run from here keeps its logs and its disk there
         distributions=["jinja2"],
-        cached=not settings().text("IMAGE"),
+        cached=cached,
     )
 
 
@@ -34,9 +45,11 @@ def task_e2e() -> Task:
     values = settings()
     return command(
         "sevsnp.e2e:e2e",
-        needs=["host_bundle", "create_new_vm", "build_tools", "_keys"],
+        needs=["host_bundle", "host_bundle_luks", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
-        directory=VERITY,
+        luks_bundle=LUKS_BUNDLE,
+        directory=launched(verity.config("snp")).parent,
+        luks_directory=launched(luks.config("snp")).parent,
         qemu=QEMU,
         platform=values.text("PLATFORM"),
         memory=values.number("MEMORY"),
@@ -46,4 +59,11 @@ def task_e2e() -> Task:
         template=Path("templates/ssh_config.j2"),
         output=BUILD,
         results=BUILD / "e2e.json",
+        luks={
+            "header": luks.HEADER,
+            "config_dir": values.config_dir(),
+            "key_file": values.text("LUKS_KEY_FILE"),
+            "report": LUKS / "attestation_report.bin",
+            "asked": asked(),
+        },
     )

@@ -17,6 +17,8 @@ from sevsnp.store.checkout import Checkout
 Task = dict[str, Any]
 Paths = Path | Iterable[Path]
 
+# A task's ``meta`` where `doit list` shows it with --all only.
+UNLISTED = {"unlisted": True}
 CHECKOUT = Checkout(Path(".cache") / "build.lock")
 
 
@@ -152,12 +154,12 @@ def artefact(
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],
-        "clean": [(_clean, [list(places.values())])],
+        "clean": [(_clean, [list(places.values()), tuple(ignored)])],
         "verbosity": 2,
     }
 
 
-def _clean(paths: list[Path], dryrun: bool) -> None:
+def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
     import shutil
 
     if not dryrun:
@@ -169,6 +171,14 @@ def _clean(paths: list[Path], dryrun: bool) -> None:
         if dryrun:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            # What was not made here, as the disk of a guest that ran from a bundle, is not ours to remove.
+            kept = [name for name in ignored if (path / name).exists()]
+            for each in path.iterdir() if kept else []:
+                if each.name not in kept:
+                    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+            if kept:
+                print(f"left: {', '.join(str(path / name) for name in kept)}")
+            else:
+                shutil.rmtree(path)
         else:
             path.unlink()

@@ -1,13 +1,16 @@
-"""The guest's root file system, and the plain guest that boots from its own disk."""
+"""The guest's root file system, or that of a user's own image, and the plain guest that boots from its own disk."""
 
+from functools import cache
 from pathlib import Path
 
 from tasks.graph import Task, artefact, command
 from tasks.project import (
+    APPLIANCE_INITRAMFS,
     DEBS,
     GUEST,
     KERNEL,
     PLAIN_INITRAMFS,
+    QEMU,
     RELEASE,
     RELEASE_MANIFEST,
     RUN,
@@ -22,6 +25,8 @@ ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
+IMPORTED = GUEST / "image-imported.tar"
+IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
 
 
 def _keys_are_fine() -> bool:
@@ -56,13 +61,72 @@ def task__guest_packages() -> Task:
     )
 
 
+def guest_inputs() -> dict[str, Path]:
+    """The files that the guest's root file system is made of, beside the directory FILES."""
+    return {"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public}
+
+
 def task__guest_rootfs() -> Task:
     """The guest's root filesystem tar: packages, our files and units, the user's public key."""
     return artefact(
         "sevsnp.images.guest:make_guest_rootfs",
-        inputs={"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public},
+        inputs=guest_inputs(),
         directories={"files": FILES},
         outputs={"output": ROOTFS},
+    )
+
+
+@cache
+def _disk_image() -> Path | None:
+    """IMAGE where it is a disk image, and no tar."""
+    if not settings().text("IMAGE"):
+        return None
+    from sevsnp.images.disk_format import is_disk_image
+
+    image = settings().path("IMAGE", Path())
+    return image if is_disk_image(image) else None
+
+
+def own_rootfs() -> Path | None:
+    """The root filesystem tar of the user's IMAGE, which a disk image becomes first; None without an IMAGE."""
+    if _disk_image():
+        return IMAGE_ROOTFS
+    return settings().path("IMAGE", Path()) if settings().text("IMAGE") else None
+
+
+def task__image_import() -> Task:
+    """The root file system of IMAGE, a disk image, as a tar: the slow step, in the appliance."""
+    image = _disk_image()
+    if image is None:
+        return {"actions": None}
+    return artefact(
+        "sevsnp.images.foreign:import_image",
+        inputs={"image": image, "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
+        watch=[RELEASE_MANIFEST],
+        outputs={"output": IMPORTED},
+        params={"root_device": settings().text("ROOT_DEVICE")},
+        how={"qemu": QEMU, "answers": RUN / "platform.json"},
+        cached=False,  # a user's own file system is for nobody else
+    )
+
+
+def task__image_rootfs() -> Task:
+    """The same as one that starts as a guest: nothing in it takes orders from the host."""
+    if _disk_image() is None:
+        return {"actions": None}
+    return artefact(
+        "sevsnp.images.adopt:make_image_rootfs",
+        inputs={
+            "imported": IMPORTED,
+            "authorized_key": keys().user_public,
+            "no_shell": FILES / "etc" / "systemd" / "system" / "emergency.service.d" / "10-guest.conf",
+            "version": KERNEL / "version",
+        },
+        # Two builds of one version have different modules; the kernel image tells them apart.
+        watch=[KERNEL / "vmlinuz", RELEASE_MANIFEST],
+        how={"tools": TOOLS},
+        outputs={"output": IMAGE_ROOTFS},
+        cached=False,
     )
 
 

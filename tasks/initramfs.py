@@ -4,7 +4,16 @@ from pathlib import Path
 
 from sevsnp.images.lists import layer_sources
 from tasks.graph import Task, artefact
-from tasks.project import BUILD, DEBS, EMULATED_INITRAMFS, INITRAMFS, KERNEL, PLAIN_INITRAMFS, checked
+from tasks.project import (
+    APPLIANCE_INITRAMFS,
+    BUILD,
+    DEBS,
+    EMULATED_INITRAMFS,
+    INITRAMFS,
+    KERNEL,
+    PLAIN_INITRAMFS,
+    checked,
+)
 
 LAYERS = BUILD / "layers"
 FILES = Path("initramfs/files.yaml")
@@ -18,17 +27,12 @@ def layer(name: str) -> Path:
 
 def task__base_layer() -> Task:
     """The initramfs's base packages as a cpio layer."""
-    return artefact(
-        "sevsnp.images.initramfs:make_base_layer",
-        inputs={"manifest": DEBS / "initramfs" / "packages.json", "files": FILES},
-        distributions=["zstandard"],
-        outputs={"output": layer("base")},
-    )
+    return _packages("initramfs", "base")
 
 
 def task__modules_layer() -> Task:
     """The initramfs's kernel modules as a cpio layer."""
-    return _modules("base", "modules")
+    return _modules("modules", "base", "luks")
 
 
 def task__init_layer() -> Task:
@@ -38,7 +42,7 @@ def task__init_layer() -> Task:
 
 def task__emulated_modules_layer() -> Task:
     """The modules that only emulated VM configs have, as a cpio layer."""
-    return _modules("emulated", "emulated-modules")
+    return _modules("emulated-modules", "emulated")
 
 
 def task__emulated_layer() -> Task:
@@ -60,6 +64,31 @@ def task__plain_initramfs() -> Task:
     )
 
 
+def task__appliance_packages_layer() -> Task:
+    """The packages that only the appliance has, as a cpio layer."""
+    return _packages("appliance", "appliance-packages")
+
+
+def task__appliance_modules_layer() -> Task:
+    """The modules that only the appliance has, as a cpio layer."""
+    return _modules("appliance-modules", "appliance")
+
+
+def task__appliance_layer() -> Task:
+    """The appliance's init and jobs as a cpio layer."""
+    return _files("appliance", "appliance")
+
+
+def task__appliance_initramfs() -> Task:
+    """The initramfs of the appliance, the throw-away VM that does what needs a kernel of its own."""
+    names = ("base", "modules", "appliance-packages", "appliance-modules", "appliance")
+    return artefact(
+        "sevsnp.images.initramfs:join_layers",
+        inputs={"layers": [layer(name) for name in names]},
+        outputs={"output": APPLIANCE_INITRAMFS},
+    )
+
+
 def task_initramfs() -> Task:
     """Assemble build/initramfs.cpio.zst from its layers"""
     return artefact(
@@ -78,14 +107,23 @@ def task__emulated_initramfs() -> Task:
     )
 
 
-def _modules(list_name: str, name: str) -> Task:
+def _packages(set_name: str, name: str) -> Task:
+    return artefact(
+        "sevsnp.images.initramfs:make_packages_layer",
+        inputs={"manifest": DEBS / set_name / "packages.json", "files": FILES},
+        distributions=["zstandard"],
+        outputs={"output": layer(name)},
+    )
+
+
+def _modules(name: str, *lists: str) -> Task:
     return artefact(
         "sevsnp.images.initramfs:make_modules_layer",
         inputs={"version": VERSION, "modules": MODULES},
         # Two builds of one version have different modules; the kernel image tells them apart.
         watch=[KERNEL / "vmlinuz"],
         outputs={"output": layer(name)},
-        params={"layer": list_name},
+        params={"lists": lists},
         distributions=["zstandard"],
     )
 

@@ -10,6 +10,7 @@ LISTS = {
     "tools": Path("tasks/packages.yaml"),
     "initramfs": Path("initramfs/packages.yaml"),
     "guest": Path("guest-vm/packages.yaml"),
+    "appliance": Path("initramfs/appliance/packages.yaml"),
 }
 
 
@@ -24,6 +25,7 @@ def task_packages() -> Task:
             "release": (RELEASE, [path.relative_to(RELEASE).as_posix() for path in (RELEASE_MANIFEST, FIRMWARE)]),
             "initramfs_debs": (DEBS / "initramfs", ["packages.json"]),
             "guest_debs": (DEBS / "guest", ["packages.json"]),
+            "appliance_debs": (DEBS / "appliance", ["packages.json"]),
         },
         how={
             "cache_dir": str(values.cache_dir()),
@@ -42,6 +44,7 @@ def task_packages_lock() -> Task:
         tools=LISTS["tools"],
         initramfs=LISTS["initramfs"],
         guest=LISTS["guest"],
+        appliance=LISTS["appliance"],
     )
 
 

@@ -24,11 +24,13 @@ DEBS = BUILD / "debs"
 KERNEL = BUILD / "kernel"
 GUEST = BUILD / "guest"
 VERITY = BUILD / "verity"
+LUKS = BUILD / "luks"
 RUN = BUILD / "run"
 FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 LOCK = Path("packages.lock")
 INITRAMFS = BUILD / "initramfs.cpio.zst"
 PLAIN_INITRAMFS = BUILD / "initramfs.plain.cpio.zst"
+APPLIANCE_INITRAMFS = BUILD / "initramfs.appliance.cpio.zst"
 EMULATED_INITRAMFS = BUILD / "initramfs.emulated.cpio.zst"
 
 

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+from tasks import luks
 from tasks.e2e import BUNDLE
 from tasks.graph import Task, command
 from tasks.guest import DISK, PACKAGES, ROOTFS
 from tasks.project import (
+    APPLIANCE_INITRAMFS,
     BUILD,
     DEBS,
     EMULATED_INITRAMFS,
@@ -24,31 +26,46 @@ from tasks.verity import IMAGE, ROOTHASH, TREE, config
 
 MANIFEST = BUILD / "manifest.json"
 CONFIGS = (config("snp"), config("emulated"))
-PACKAGE_LISTS = (RELEASE_MANIFEST, DEBS / "initramfs" / "packages.json", DEBS / "guest" / "packages.json")
+PACKAGE_LISTS = (RELEASE_MANIFEST, *(DEBS / name / "packages.json" for name in ("initramfs", "guest", "appliance")))
 # The verifiers in build/bin are not among them: they name the directory of the checkout.
 ARTEFACTS = (
     LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
     FIRMWARE, KERNEL / "vmlinuz", KERNEL / "version",
-    INITRAMFS, EMULATED_INITRAMFS, PLAIN_INITRAMFS,
+    INITRAMFS, EMULATED_INITRAMFS, PLAIN_INITRAMFS, APPLIANCE_INITRAMFS,
     PACKAGES, ROOTFS, DISK,
     IMAGE, TREE, ROOTHASH, VERITY / "cmdline", VERITY / "cmdline.emulated", *CONFIGS,
     BIN / "get_report",
+)  # fmt: skip
+# One owner's volume: listed where there is one, and never made for a release, since each is another one.
+ENCRYPTED_CONFIGS = (luks.config("snp"), luks.config("emulated"))
+ENCRYPTED = (
+    luks.IMAGE, luks.HEADER, luks.HEADER_DIGEST, luks.TABLES_DIGEST,
+    luks.cmdline("snp"), luks.cmdline("emulated"), *ENCRYPTED_CONFIGS,
 )  # fmt: skip
 
 
 def task_manifest() -> Task:
     """Write build/manifest.json and an SBOM, signed [MANIFEST_KEY]"""
     values = settings()
+    encrypted = all(path.exists() for path in ENCRYPTED)
     # A command, not an artefact: the state of git, the Python environment and the key are no files of the project, and
     # what a signing key makes belongs into no cache.
     return command(
         "sevsnp.release.manifest:make_manifest",
         alone=True,
-        needs=["packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "build_tools"],
+        needs=[
+            "packages",
+            "initramfs",
+            "_appliance_initramfs",
+            "create_new_vm",
+            "setup_verity",
+            "host_bundle",
+            "build_tools",
+        ],
         project=Path(),
-        artefacts=ARTEFACTS,
+        artefacts=(*ARTEFACTS, *(ENCRYPTED if encrypted else ())),
         trees=[BUNDLE],
-        configs=CONFIGS,
+        configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
         package_lists=PACKAGE_LISTS,
         acpi=values.text("ACPI"),
         created=os.environ.get("SOURCE_DATE_EPOCH", ""),

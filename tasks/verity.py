@@ -1,15 +1,14 @@
 """The integrity workflow: a verified root, the VM configs, launch and attestation."""
 
 from pathlib import Path
+from typing import Any
 
 from tasks.graph import Task, artefact, command
+from tasks.guest import FILES, guest_inputs, own_rootfs
 from tasks.project import (
     BUILD,
     EMULATED_INITRAMFS,
-    FIRMWARE,
-    GUEST,
     INITRAMFS,
-    KERNEL,
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
@@ -20,6 +19,7 @@ from tasks.project import (
     run_options,
     settings,
 )  # fmt: skip
+from tasks.vm_config import launched, vm_config
 
 IMAGE = VERITY / "verity.img"
 TREE = VERITY / "hash-tree.img"
@@ -31,28 +31,20 @@ def config(platform: str) -> Path:
     return VERITY / f"vm-config-verity{'.emulated' if platform == 'emulated' else ''}.toml"
 
 
-def task__verity_image() -> Task:
-    """The verified root's file system image, without identity and secrets."""
+def task__verity_root() -> Task:
+    """The verified root's image, without identity and secrets; its hash tree and root hash."""
+    own = own_rootfs()
+    # The guest's parts and not its rootfs.tar: an edit of a file need not write that first.
+    tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
     return artefact(
-        "sevsnp.images.verity_root:make_verity_image",
-        inputs={"rootfs": settings().path("IMAGE", GUEST / "rootfs.tar")},
+        "sevsnp.images.verity_root:make_verity_root",
+        inputs=tree,
+        directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
-        outputs={"output": IMAGE},
-        params={"filesystem": settings().text("VERITY_FILESYSTEM")},
+        outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
+        params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL},
         how={"tools": TOOLS},
-        cached=not settings().text("IMAGE"),  # a user's own file system is for nobody else
-    )
-
-
-def task__verity_tree() -> Task:
-    """The hash tree and the root hash."""
-    return artefact(
-        "sevsnp.images.verity_root:make_verity_tree",
-        inputs={"image": IMAGE},
-        watch=[RELEASE_MANIFEST],
-        outputs={"hash_tree": TREE, "root_hash": ROOTHASH},
-        params={"label": SALT_LABEL},
-        how={"tools": TOOLS},
+        cached=not own,  # a user's own file system is for nobody else
     )
 
 
@@ -90,7 +82,7 @@ def task_run_sev_snp_verity() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
-        directory=VERITY,
+        directory=launched(config("snp")).parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
@@ -106,7 +98,7 @@ def task_attest_verity() -> Task:
     return command(
         "sevsnp.owner:attest_guest",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
@@ -137,30 +129,5 @@ def _cmdline(platform: str, output: Path) -> Task:
 
 
 def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
-    values = settings()
-    names = (
-        "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
-    )  # fmt: skip
-    return artefact(
-        "sevsnp.vm.make_config:make_vm_config",
-        inputs={
-            "template": Path("templates/vm-config.toml.j2"),
-            "firmware": FIRMWARE,
-            "kernel": KERNEL / "vmlinuz",
-            "initrd": initrd,
-            "cmdline": cmdline,
-            "image": IMAGE,
-            "hash_tree": TREE,
-            "owner_certificate": keys().owner_certificate,
-        },
-        outputs={"output": config(platform)},
-        params={
-            "workflow": "verity",
-            "platform": platform,
-            "disks": {"verity-data": "image", "verity-hash": "hash_tree"},
-            "settings": {name: values[name] for name in names},
-            "place": str(config(platform)),
-        },
-        distributions=["jinja2"],
-    )
+    disks = {"verity-data": ("image", IMAGE), "verity-hash": ("hash_tree", TREE)}
+    return vm_config("verity", platform, initrd=initrd, cmdline=cmdline, disks=disks, output=config(platform))

@@ -1,5 +1,6 @@
 """What the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,7 +16,11 @@ from sevsnp.vm.config import VmConfig, read_vm_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
+# In this order, so that what takes longest does not begin last.
+PARTS = ("boot", "adversary", "pipeline", "unit")
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
+# No two of these are alike, so no cache has them.
+LUKS_GOALS = ("setup_luks", "host_bundle_luks")
 
 
 @dataclass(frozen=True)
@@ -81,34 +86,62 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
 
 
+# What tests share that boot for half a minute each; whoever uses one runs in the same process.
+SHARED_GUESTS = {"guest", "impostor", "copied", "luks_guest"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Split the tests among processes: users of the shared guests in one, else file by file; the slow ones first."""
+    for item in items:
+        uses_guest = SHARED_GUESTS & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("guests" if uses_guest else item.path.stem))
+    items.sort(key=lambda item: PARTS.index(item.path.parent.name))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what all processes have shared, at the end of the last."""
+    if not hasattr(session.config, "workerinput") and not session.config.getoption("--built"):
+        shutil.rmtree(_common(session.config), ignore_errors=True)
+
+
+def _common(config: pytest.Config) -> Path:
+    """The directory for what all test processes share: --built, or one that ends with the run."""
+    if kept := config.getoption("--built"):
+        return Path(kept).resolve()
+    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
+    base = factory.getbasetemp()
+    return (base.parent if hasattr(config, "workerinput") else base) / "common"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def artefact_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def artefact_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
     """No test takes anything from the user's own artefact cache, or leaves anything there."""
-    kept = request.config.getoption("--built")
-    directory = Path(kept).resolve() / "cache" if kept else tmp_path_factory.mktemp("cache")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SEVSNP_CACHE", str(directory))
-    yield directory
-    patch.undo()
-    if not kept:
-        shutil.rmtree(directory, ignore_errors=True)
+    directory = _common(request.config) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEVSNP_CACHE", str(directory))
+        yield directory
 
 
 @pytest.fixture(scope="session")
-def built(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, artefact_cache: Path
-) -> Iterator[Built]:
-    """Everything, built once a session through doit as a user would."""
-    kept = request.config.getoption("--built")
-    base = Path(kept).resolve() if kept else tmp_path_factory.mktemp("built")
+def built(request: pytest.FixtureRequest, artefact_cache: Path) -> Built:
+    """Everything, built once a run through doit as a user would; the other test processes wait for it."""
+    base = _common(request.config)
     made = Built(base / "project", base / "config")
     made.project.mkdir(parents=True, exist_ok=True)
-    copy_project(made.project)
-    result = made.doit(*GOALS, check=False)
-    assert result.returncode == 0, result.stdout[-4000:]
-    yield made
-    if not kept:
-        shutil.rmtree(base, ignore_errors=True)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
+    with (base / "built").open("a+") as done:
+        fcntl.flock(done, fcntl.LOCK_EX)
+        done.seek(0)
+        if done.read() != run:
+            copy_project(made.project)
+            settings = made.project / "config.yaml"
+            settings.write_text(settings.read_text().replace("luks_free: 512M", "luks_free: 16M "))
+            result = made.doit(*GOALS, *LUKS_GOALS, check=False)
+            assert result.returncode == 0, result.stdout[-4000:]
+            done.truncate(0)
+            done.write(run)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -66,15 +66,33 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
 
 def parse_answer(data: bytes, where: str) -> GuestAnswer:
     """Check the form of an answer; keys that are not there, not text or not base64 are refused by name."""
+    document = parse_object(data, where)
+    if "error" in document:
+        raise UserError(f"{where}: the guest offers no evidence: {printable(document['error'])}")
+    keys = read_host_keys(document, where)
+    return GuestAnswer(
+        read_base64(document, "report", where), read_base64(document, "certificates", where, optional=True), keys
+    )
+
+
+def parse_object(data: bytes, where: str) -> dict[str, object]:
+    """The JSON object that a guest sent."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
         raise UserError(f"{where}: found {len(data)} bytes that are not JSON, expected a guest's answer") from None
     if not isinstance(document, dict):
         raise UserError(f"{where}: found {type(document).__name__}, expected a JSON object")
-    if "error" in document:
-        message = re.sub(r"[^ -~]", "?", str(document["error"]))[:300]
-        raise UserError(f"{where}: the guest offers no evidence: {message}")
+    return document
+
+
+def printable(value: object) -> str:
+    """What a guest says, for the terminal: printable ASCII, and not too much of it."""
+    return re.sub(r"[^ -~]", "?", str(value))[:300]
+
+
+def read_host_keys(document: dict[str, object], where: str) -> tuple[str, ...]:
+    """``host_keys`` of an answer: 1 to 8 ssh-ed25519 public keys, each once."""
     keys = document.get("host_keys")
     if not isinstance(keys, list) or not 0 < len(keys) <= _MAX_HOST_KEYS:
         raise UserError(f"{where}: host_keys: found {str(keys)[:80]!r}, expected 1 to {_MAX_HOST_KEYS} keys")
@@ -83,12 +101,11 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
             raise UserError(f"{where}: host_keys: found {str(key)[:80]!r}, expected an ssh-ed25519 public key")
     if len(set(keys)) != len(keys):
         raise UserError(f"{where}: host_keys: found a key twice, expected each once")
-    return GuestAnswer(
-        _base64(document, "report", where), _base64(document, "certificates", where, optional=True), tuple(keys)
-    )
+    return tuple(keys)
 
 
-def _base64(document: dict[str, object], key: str, where: str, *, optional: bool = False) -> bytes:
+def read_base64(document: dict[str, object], key: str, where: str, *, optional: bool = False) -> bytes:
+    """The bytes that an answer has under ``key``; none where it is ``optional`` and absent."""
     value = document.get(key)
     if value is None and optional:
         return b""

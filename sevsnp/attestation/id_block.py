@@ -1,38 +1,38 @@
-"""The ID block: which digest, ids, SVN and policy a guest's owner has signed, which the secure processor compares.
+"""The ID block: what the owner signs so that the secure processor starts only this guest, and names it in its reports.
 
-Source: AMD 56860 (SNP_LAUNCH_FINISH: ID_BLOCK and ID_AUTH; the formats of public keys and signatures). Integers are
-little-endian. The ID key signs the block and the author key signs the ID key; older firmware refuses a block without an
-author key with INVALID_PARAM, so both are always made.
+Sources: AMD 56860, SNP_LAUNCH_FINISH (ID block, ID authentication information structure) and its formats of ECDSA P-384
+keys and signatures. Integers are little-endian, r, s and the coordinates of a key too, in 72 bytes each.
 """
 
 import base64
+import binascii
 import hashlib
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from typing import TYPE_CHECKING
 
 from sevsnp.errors import UserError
 
-BLOCK_SIZE, AUTH_SIZE, KEY_SIZE, SIGNATURE_SIZE = 96, 4096, 0x404, 0x200
-_BLOCK = struct.Struct("<48s16s16sIIQ")  # launch digest, family, image, version, guest SVN, policy
-_AUTH = struct.Struct(f"<II56x{SIGNATURE_SIZE}s{KEY_SIZE}s60x{SIGNATURE_SIZE}s{KEY_SIZE}s892x")
-_VERSION, _ECDSA_P384_SHA384, _CURVE_P384, _NUMBER = 1, 1, 2, 72
-_MAX_KEY_FILE = 1 << 16
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-Ask = Callable[[str], str]
-PrivateKey = ec.EllipticCurvePrivateKey
-PublicKey = ec.EllipticCurvePublicKey
+BLOCK_SIZE, AUTH_SIZE = 96, 4096
+KEY_SIZE, SIGNATURE_SIZE, DIGEST_SIZE = 0x404, 0x200, 48
+_NUMBER = 72
+_VERSION = 1
+_ECDSA_P384_SHA384, _CURVE_P384 = 1, 2
+_BLOCK = struct.Struct("<48s16s16sIIQ")
+_AUTH = struct.Struct(f"<II56x{SIGNATURE_SIZE}s{KEY_SIZE}s60x{SIGNATURE_SIZE}s{KEY_SIZE}s892x")
+_NO_KEY, _NO_SIGNATURE = bytes(KEY_SIZE), bytes(SIGNATURE_SIZE)
+CURVE = "secp384r1"
+_PUBLIC = "expected a P-384 key: openssl pkey -in key.pem -pubout"
+_MAX_KEY = 1 << 16
 
 
 @dataclass(frozen=True)
 class IdBlock:
-    """What is signed: the launch digest (48 bytes), ids (16 bytes each), guest SVN (u32) and guest policy (u64)."""
+    """What is signed: the launch digest (48 bytes), family and image (16 each), SVN (32 bits), guest policy (64)."""
 
     launch_digest: bytes
     family_id: bytes
@@ -40,162 +40,204 @@ class IdBlock:
     guest_svn: int
     policy: int
 
+    def __post_init__(self) -> None:
+        for name, size in (("launch_digest", DIGEST_SIZE), ("family_id", 16), ("image_id", 16)):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"ID block: {name}: {len(getattr(self, name))} bytes, expected {size}")
+
     def encode(self) -> bytes:
-        """The 96 bytes of ID_BLOCK."""
-        for name, value, length in (
-            ("launch_digest", self.launch_digest, 48),
-            ("family_id", self.family_id, 16),
-            ("image_id", self.image_id, 16),
-        ):
-            if len(value) != length:
-                raise ValueError(f"{name}: {len(value)} bytes, expected {length}")
-        return _BLOCK.pack(
-            self.launch_digest, self.family_id, self.image_id, _VERSION, self.guest_svn, self.policy
-        )
+        """The 96 bytes that the secure processor takes."""
+        return _BLOCK.pack(self.launch_digest, self.family_id, self.image_id, _VERSION, self.guest_svn, self.policy)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "IdBlock":
+        """Raises :class:`UserError` for other than 96 bytes and another version."""
+        if len(data) != BLOCK_SIZE:
+            raise UserError(f"ID block: found {len(data)} bytes, expected {BLOCK_SIZE}")
+        digest, family, image, version, svn, policy = _BLOCK.unpack(data)
+        if version != _VERSION:
+            raise UserError(f"ID block: found version {version}, expected {_VERSION}")
+        return cls(digest, family, image, svn, policy)
 
 
 @dataclass(frozen=True)
 class IdAuth:
-    """Who signed: digests (48 bytes) of the two public keys, as reports carry them."""
+    """Who signed it: signatures (512 bytes) and public keys (1028 bytes) as the secure processor has them.
 
-    id_key_digest: bytes
-    author_key_digest: bytes
+    ``id_key`` signed the block and ``author_key`` signed ``id_key``; both fields of the author are zero without one.
+    """
+
+    block_signature: bytes
+    id_key: bytes
+    id_key_signature: bytes = _NO_SIGNATURE
+    author_key: bytes = _NO_KEY
+
+    @property
+    def has_author(self) -> bool:
+        """Whether the launch must say AUTHOR_KEY_EN."""
+        return any(self.author_key)
+
+    def encode(self) -> bytes:
+        """The 4096 bytes that the secure processor takes."""
+        author = _ECDSA_P384_SHA384 if self.has_author else 0
+        return _AUTH.pack(
+            _ECDSA_P384_SHA384, author, self.block_signature, self.id_key, self.id_key_signature, self.author_key
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> "IdAuth":
+        """Raises :class:`UserError` for another length or algorithm, and reserved bytes that are not zero."""
+        if len(data) != AUTH_SIZE:
+            raise UserError(f"ID authentication block: found {len(data)} bytes, expected {AUTH_SIZE}")
+        algorithm, author_algorithm, *fields = _AUTH.unpack(data)
+        found = cls(*fields)
+        if found.encode() != data:
+            raise UserError(
+                f"ID authentication block: algorithms {algorithm} and {author_algorithm}, or bytes between its fields",
+                "expected ECDSA P-384 with SHA-384 (1), an author's only with an author key, and zeros",
+            )
+        return found
 
 
-def decode_block(data: bytes) -> IdBlock:
-    """An ID_BLOCK of 96 bytes. Raises :class:`UserError`."""
-    if len(data) != BLOCK_SIZE:
-        raise UserError(f"ID block: found {len(data)} bytes, expected {BLOCK_SIZE}")
-    digest, family, image, version, svn, policy = _BLOCK.unpack(data)
-    if version != _VERSION:
-        raise UserError(f"ID block: found version {version}, expected {_VERSION}")
-    return IdBlock(digest, family, image, svn, policy)
+@dataclass(frozen=True)
+class Identity:
+    """An ID block with its authentication, as a launch takes them."""
+
+    block: IdBlock
+    auth: IdAuth
+
+    @property
+    def id_key_digest(self) -> bytes:
+        """ID_KEY_DIGEST of the guest's reports: SHA-384 (48 bytes) of the key in the secure processor's format."""
+        return hashlib.sha384(self.auth.id_key).digest()
+
+    @property
+    def author_key_digest(self) -> bytes:
+        """AUTHOR_KEY_DIGEST of the guest's reports, 48 bytes; zero without an author."""
+        return hashlib.sha384(self.auth.author_key).digest() if self.auth.has_author else bytes(DIGEST_SIZE)
 
 
-def make_auth(block: bytes, id_key: PrivateKey, author_key: PrivateKey) -> bytes:
-    """The 4096 bytes of ID_AUTH for an ID_BLOCK (96 bytes)."""
-    return assemble_auth(
-        _sign(id_key, block), id_key.public_key(), _sign(author_key, encode_key(id_key.public_key())),
-        author_key.public_key(),
-    )  # fmt: skip
+def make_identity(
+    block: IdBlock, id_key: "ec.EllipticCurvePrivateKey", author_key: "ec.EllipticCurvePrivateKey | None"
+) -> Identity:
+    """Sign ``block``. Without an author key some firmware of the secure processor refuses it (INVALID_PARAM).
+
+    The same bytes for the same input: nonces are those of RFC 6979.
+    """
+    public = encode_public_key(id_key.public_key())
+    auth = IdAuth(_sign(id_key, block.encode()), public)
+    if author_key:
+        author = encode_public_key(author_key.public_key())
+        auth = IdAuth(auth.block_signature, public, _sign(author_key, public), author)
+    return Identity(block, auth)
 
 
-def assemble_auth(block_signature: bytes, id_key: PublicKey, key_signature: bytes, author_key: PublicKey) -> bytes:
-    """ID_AUTH from signatures (512 bytes each, as the secure processor has them) that were made elsewhere."""
-    algorithm = _ECDSA_P384_SHA384
-    return _AUTH.pack(
-        algorithm, algorithm, block_signature, encode_key(id_key), key_signature, encode_key(author_key)
+def check_identity(identity: Identity, launch_digest: bytes, policy: int) -> None:
+    """What SNP_LAUNCH_FINISH checks; raises :class:`UserError` with the status that the secure processor would give.
+
+    ``launch_digest`` (48 bytes) and ``policy`` are those of the guest as it was launched.
+    """
+    block, auth = identity.block, identity.auth
+    if not _is_signed(auth.id_key, auth.block_signature, block.encode()):
+        raise _refusal("BAD_SIGNATURE", 0xA, "the ID block is not signed by the ID key beside it")
+    if auth.has_author and not _is_signed(auth.author_key, auth.id_key_signature, auth.id_key):
+        raise _refusal("BAD_SIGNATURE", 0xA, "the ID key is not signed by the author key beside it")
+    if block.launch_digest != launch_digest:
+        found = f"the guest measures as {launch_digest.hex()}, its ID block is for {block.launch_digest.hex()}"
+        raise _refusal("BAD_MEASUREMENT", 0xB, found)
+    if block.policy != policy:
+        raise _refusal("POLICY_FAILURE", 0x7, f"the guest policy is {policy:#x}, its ID block is for {block.policy:#x}")
+
+
+def _refusal(status: str, number: int, why: str) -> UserError:
+    return UserError(
+        f"ID block: SNP_LAUNCH_FINISH: {status} ({number:#x}): {why}", "make a new one for this VM config: doit idblock"
     )
 
 
-def verify_auth(block: bytes, auth: bytes) -> IdAuth:
-    """Check both signatures as the secure processor does. Raises :class:`UserError`."""
-    if len(auth) != AUTH_SIZE:
-        raise UserError(f"ID authentication block: found {len(auth)} bytes, expected {AUTH_SIZE}")
-    id_algorithm, author_algorithm, block_signature, id_key, key_signature, author_key = _AUTH.unpack(auth)
-    known = _AUTH.pack(id_algorithm, author_algorithm, block_signature, id_key, key_signature, author_key)
-    if known != auth or (id_algorithm, author_algorithm) != (_ECDSA_P384_SHA384, _ECDSA_P384_SHA384):
-        raise UserError("ID authentication block: an unknown algorithm, or reserved bytes that are not zero")
-    if not _signed(id_key, block_signature, block):
-        raise UserError("ID authentication block: the block is not signed by the ID key (BAD_SIGNATURE)")
-    if not _signed(author_key, key_signature, id_key):
-        raise UserError("ID authentication block: the ID key is not signed by the author key (BAD_SIGNATURE)")
-    return IdAuth(hashlib.sha384(id_key).digest(), hashlib.sha384(author_key).digest())
+def read_identity(block: Path, auth: Path) -> Identity:
+    """An ID block and its authentication from two files in base64, not yet checked against anything."""
+    return Identity(IdBlock.decode(_read(block, BLOCK_SIZE)), IdAuth.decode(_read(auth, AUTH_SIZE)))
 
 
-def check_launch(block: bytes, auth: bytes, launch_digest: bytes, policy: int) -> IdAuth:
-    """What SNP_LAUNCH_FINISH checks; raises :class:`UserError` with the firmware's word for what is wrong."""
-    said = decode_block(block)
-    digests = verify_auth(block, auth)
-    hint = "make the ID block anew: doit idblock"
-    if said.launch_digest != launch_digest:
-        raise UserError(
-            f"ID block: for launch digest {said.launch_digest.hex()}, and this guest's is {launch_digest.hex()} "
-            "(BAD_MEASUREMENT)", hint,
-        )  # fmt: skip
-    if said.policy != policy:
-        raise UserError(f"ID block: for guest policy {said.policy:#x}, found {policy:#x} (POLICY_FAILURE)", hint)
-    return digests
+def _read(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(2 * size)
+        data = base64.b64decode(text.strip(), validate=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "make it with: doit idblock") from error
+    except binascii.Error:
+        data = b""
+    if len(data) != size:
+        raise UserError(f"{path}: found other than {size} bytes in base64", "make it with: doit idblock")
+    return data
 
 
-def encode_key(key: PublicKey) -> bytes:
-    """A P-384 public key in the secure processor's form: curve, x and y little-endian, 0x404 bytes."""
-    numbers = key.public_numbers()
-    x, y = (number.to_bytes(_NUMBER, "little") for number in (numbers.x, numbers.y))
-    return (struct.pack("<I", _CURVE_P384) + x + y).ljust(KEY_SIZE, b"\0")
-
-
-def key_digest(key: PublicKey) -> bytes:
-    """SHA-384 of :func:`encode_key`: ID_KEY_DIGEST and AUTHOR_KEY_DIGEST in reports, 48 bytes."""
-    return hashlib.sha384(encode_key(key)).digest()
+def write_identity(identity: Identity, block: Path, auth: Path) -> None:
+    """Write both in base64, one line each, as :func:`read_identity` and QEMU take them."""
+    for path, data in ((block, identity.block.encode()), (auth, identity.auth.encode())):
+        path.write_bytes(base64.b64encode(data) + b"\n")
 
 
 def key_digest_of(path: Path) -> bytes:
-    """The digest of the public key in a PEM file, or of a private key's. Raises :class:`UserError`."""
-    data = _read(path)
-    if b"PRIVATE KEY" in data:
-        return key_digest(load_private_key(path).public_key())
-    try:
-        key = serialization.load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{path}: not a public key in PEM") from error
-    return key_digest(_p384(path, key))
+    """:func:`key_digest` of a public key in PEM (SubjectPublicKeyInfo), as a policy names trusted keys."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-
-def load_private_key(path: Path, ask: Ask | None = None) -> PrivateKey:
-    """A P-384 key in PKCS#8 or SEC1 PEM; ``ask`` is called with a prompt for the passphrase of an encrypted one.
-
-    Raises :class:`UserError` for another key, another curve, a wrong passphrase.
-    """
-    data = _read(path)
-    encrypted = b"ENCRYPTED" in data
-    if encrypted and ask is None:
-        raise UserError(f"{path}: the key is encrypted, and there is nobody to ask for its passphrase")
-    password = ask(f"passphrase of {path}: ").encode() if encrypted and ask else None
-    try:
-        key = serialization.load_pem_private_key(data, password)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        what = "wrong passphrase, or not a private key in PEM" if encrypted else "not a private key in PEM"
-        hint = "make one: openssl ecparam -genkey -name secp384r1 -noout -out KEY"
-        raise UserError(f"{path}: {what}", hint) from error
-    if not isinstance(key, PrivateKey):
-        raise UserError(f"{path}: not an elliptic-curve key, expected P-384")
-    _p384(path, key.public_key())
-    return key
-
-
-def to_base64(data: bytes) -> str:
-    """As QEMU's id-block and id-auth take it, on one line."""
-    return base64.b64encode(data).decode()
-
-
-def _p384(path: Path, key: object) -> PublicKey:
-    if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise UserError(f"{path}: expected a key on P-384, the only curve that the secure processor takes")
-    return key
-
-
-def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(_MAX_KEY_FILE)
+            key = load_pem_public_key(stream.read(_MAX_KEY))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the key: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}", _PUBLIC) from error
+    except (ValueError, UnsupportedAlgorithm):
+        raise UserError(f"{path}: not a public key", _PUBLIC) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != CURVE:
+        raise UserError(f"{path}: found {kind_of(key)}", _PUBLIC)
+    return key_digest(key)
 
 
-def _sign(key: PrivateKey, data: bytes) -> bytes:
-    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA384())))
-    return (r.to_bytes(_NUMBER, "little") + s.to_bytes(_NUMBER, "little")).ljust(SIGNATURE_SIZE, b"\0")
+def kind_of(key: object) -> str:
+    """What kind of key a library's object is, for an error."""
+    return str(getattr(getattr(key, "curve", None), "name", "")) or "a key of another kind"
 
 
-def _signed(encoded: bytes, signature: bytes, data: bytes) -> bool:
-    curve, x, y = struct.unpack_from(f"<I{_NUMBER}s{_NUMBER}s", encoded)
-    numbers = [int.from_bytes(part, "little") for part in (x, y, signature[:_NUMBER], signature[_NUMBER : 2 * _NUMBER])]
-    if curve != _CURVE_P384 or any(encoded[4 + 2 * _NUMBER :]) or any(signature[2 * _NUMBER :]):
-        return False
+def encode_public_key(key: "ec.EllipticCurvePublicKey") -> bytes:
+    """A P-384 public key in the secure processor's format, 1028 bytes."""
+    numbers = key.public_numbers()
+    coordinates = b"".join(number.to_bytes(_NUMBER, "little") for number in (numbers.x, numbers.y))
+    return (_CURVE_P384.to_bytes(4, "little") + coordinates).ljust(KEY_SIZE, b"\0")
+
+
+def key_digest(key: "ec.EllipticCurvePublicKey") -> bytes:
+    """The digest (48 bytes) by which a report names an ID key or an author key."""
+    return hashlib.sha384(encode_public_key(key)).digest()
+
+
+def _sign(key: "ec.EllipticCurvePrivateKey", data: bytes) -> bytes:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+    signature = key.sign(data, ec.ECDSA(hashes.SHA384(), deterministic_signing=True))
+    numbers = (number.to_bytes(_NUMBER, "little") for number in decode_dss_signature(signature))
+    return b"".join(numbers).ljust(SIGNATURE_SIZE, b"\0")
+
+
+def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    r, s = (int.from_bytes(signature[at : at + _NUMBER], "little") for at in (0, _NUMBER))
+    x, y = (int.from_bytes(public[4 + at : 4 + at + _NUMBER], "little") for at in (0, _NUMBER))
     try:
-        key = ec.EllipticCurvePublicNumbers(numbers[0], numbers[1], ec.SECP384R1()).public_key()
-        key.verify(encode_dss_signature(numbers[2], numbers[3]), data, ec.ECDSA(hashes.SHA384()))
+        key = ec.EllipticCurvePublicNumbers(x, y, ec.SECP384R1()).public_key()
+        if encode_public_key(key) != public or any(signature[2 * _NUMBER :]):
+            return False
+        key.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA384()))
     except (InvalidSignature, ValueError):
-        return False
+        return False  # ValueError: no point of the curve
     return True

@@ -1,97 +1,52 @@
-"""idblock-generator: the signed ID block of a VM config's guest. Exit 0, or 64 with what is wrong."""
+"""idblock-generator: sign an ID block for a VM config's guest. Exit 0 done, 64 usage or unusable input."""
 
-import dataclasses
-import getpass
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sevsnp.attestation.cli import Parser, guarded
-from sevsnp.attestation.id_block import (
-    IdBlock,
-    PrivateKey,
-    check_launch,
-    key_digest,
-    load_private_key,
-    make_auth,
-    to_base64,
-)
+from sevsnp.attestation.id_block import make_identity, write_identity
+from sevsnp.attestation.measure_cli import DONE, USAGE, Parser
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
-from sevsnp.vm.config import VmConfig, read_vm_config, render_vm_config
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.signed_config import block_of, load_key
 
-BLOCK_FILE, AUTH_FILE = "id-block.base64", "auth-block.base64"
+BLOCK, AUTH = "id-block.base64", "auth-block.base64"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="idblock-generator", description="Sign the ID block of a VM config's guest.")
-    parser.add_argument("--vm-definition", "--vm_definition", metavar="FILE", type=Path, required=True)
-    parser.add_argument("--id-key-path", metavar="PEM", type=Path, required=True, help="signs the block; P-384")
-    parser.add_argument("--auth-key-path", metavar="PEM", type=Path, required=True, help="signs the ID key; P-384")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help=f"for {BLOCK_FILE}, {AUTH_FILE}")
-    parser.add_argument("--vm-config-output", metavar="FILE", type=Path, help="the VM config with both in it")
-    options = parser.parse_args(arguments)
-
-    def work() -> int:
-        with_block = signed_config(options.vm_definition, *_load(options.id_key_path, options.auth_key_path))
-        block, auth = with_block.launch.id_block, with_block.launch.id_auth
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.output / BLOCK_FILE, to_base64(block) + "\n")
-        write_atomic(options.output / AUTH_FILE, to_base64(auth) + "\n")
-        if options.vm_config_output:
-            target = options.vm_config_output.resolve()
-            write_atomic(target, render_vm_config(dataclasses.replace(with_block, source=target)))
-        reference = with_block.require_reference()
-        print(f"ID key digest {reference.id_key_digest.hex()}\nauthor key digest {reference.author_key_digest.hex()}")
-        return 0
-
-    return guarded(work)
+    options = _parser().parse_args(arguments)
+    try:
+        block = block_of(read_vm_config(options.vm_config))
+        id_key, author_key = load_key(options.id_key_path), load_key(options.auth_key_path)
+        identity = make_identity(block, id_key, author_key)
+        write_identity(identity, options.output / BLOCK, options.output / AUTH)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"{error.filename or options.output}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    print(f'id_key_digest = "{identity.id_key_digest.hex()}"')
+    print(f'author_key_digest = "{identity.author_key_digest.hex()}"')
+    return DONE
 
 
-def make_id_blocks(*, vm_configs: Sequence[Path], id_key: Path, author_key: Path, output: Path) -> None:
-    """`doit idblock`: for each VM config both blocks in base64, and beside it NAME.id.toml, the VM config with them."""
-    keys = _load(id_key, author_key)
-    for path in vm_configs:
-        name = path.name.removesuffix(".toml")
-        middle = ".emulated" if name.endswith(".emulated") else ""
-        with_block = signed_config(path, *keys)
-        launch = with_block.launch
-        write_atomic(output / f"id-block{middle}.base64", to_base64(launch.id_block) + "\n")
-        write_atomic(output / f"auth-block{middle}.base64", to_base64(launch.id_auth) + "\n")
-        target = (output / f"{name}.id.toml").resolve()
-        write_atomic(target, render_vm_config(dataclasses.replace(with_block, source=target)))
-        print(f"{target.name}: launch and attest it with VM_CONFIG={output / target.name}")
-
-
-def _load(id_key: Path, author_key: Path) -> tuple[PrivateKey, PrivateKey]:
-    """Both keys; encrypted ones are asked for their passphrase at the terminal. Raises :class:`UserError`."""
-    if id_key.resolve() == author_key.resolve():
-        raise UserError(f"{id_key}: ID key and author key are one file, expected two keys")
-    return load_private_key(id_key, getpass.getpass), load_private_key(author_key, getpass.getpass)
-
-
-def signed_config(vm_config: Path, id_key: PrivateKey, author_key: PrivateKey) -> VmConfig:
-    """The VM config with the ID block of its guest, and the key digests among its reference values."""
-    config = read_vm_config(vm_config)
-    reference, launch = config.require_reference(), config.launch
-    block = IdBlock(
-        launch_digest=reference.launch_digest,
-        family_id=reference.family_id,
-        image_id=reference.image_id,
-        guest_svn=reference.guest_svn,
-        policy=launch.guest_policy,
-    ).encode()
-    auth = make_auth(block, id_key, author_key)
-    check_launch(block, auth, reference.launch_digest, launch.guest_policy)
-    return dataclasses.replace(
-        config,
-        launch=dataclasses.replace(launch, id_block=block, id_auth=auth),
-        reference=dataclasses.replace(
-            reference,
-            id_key_digest=key_digest(id_key.public_key()),
-            author_key_digest=key_digest(author_key.public_key()),
-        ),
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="idblock-generator",
+        description=f"Write {BLOCK} and {AUTH}: launch digest, family, image and SVN from the VM config's [reference], "
+        "the guest policy from its [launch]. The digests that it prints are those that reports will have.",
     )
+    parser.add_argument(
+        "--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config"
+    )
+    parser.add_argument("--id-key-path", metavar="FILE", type=Path, required=True, help="P-384, PKCS#8 or SEC1 in PEM")
+    parser.add_argument(
+        "--auth-key-path", metavar="FILE", type=Path, required=True, help="likewise; some firmware insists on it"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="(default: here)")
+    return parser
 
 
 if __name__ == "__main__":

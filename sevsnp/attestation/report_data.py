@@ -11,6 +11,8 @@ from typing import Sequence  # noqa: UP035 - the guest's Python may be 3.8, wher
 SIZE = 64
 NONCE_SIZE = 32
 SSH_LABEL = "openend2e-sevsnp ssh host keys v1"
+LUKS_LABEL = "openend2e-sevsnp luks key v1"
+DIGEST_SIZE = 32
 
 
 def report_data(label: str, parts: Sequence[bytes]) -> bytes:
@@ -34,6 +36,22 @@ def ssh_report_data(nonce: bytes, host_keys: Sequence[bytes]) -> bytes:
     if not host_keys or not all(host_keys) or len(set(host_keys)) != len(host_keys):
         raise ValueError("host keys: expected at least one, none empty, each once")
     return report_data(SSH_LABEL, [nonce, *sorted(host_keys)])
+
+
+def luks_report_data(nonce: bytes, tls_key: bytes, header: bytes) -> bytes:
+    """REPORT_DATA (64 bytes) for the owner's nonce, the guest's TLS key and the header of its volume.
+
+    ``tls_key`` is the SHA-256 of the DER SubjectPublicKeyInfo (RFC 5280 §4.1) of the guest's certificate, ``header``
+    that of the LUKS header; both and the nonce have 32 bytes. Raises ValueError for other lengths.
+    """
+    for name, part, size in (
+        ("nonce", nonce, NONCE_SIZE),
+        ("key", tls_key, DIGEST_SIZE),
+        ("header", header, DIGEST_SIZE),
+    ):
+        if len(part) != size:
+            raise ValueError(f"{name}: found {len(part)} bytes, expected {size}")
+    return report_data(LUKS_LABEL, [nonce, tls_key, header])
 
 
 def read_public_key(line: str) -> bytes:

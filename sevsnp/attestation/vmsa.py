@@ -1,69 +1,116 @@
-"""What a vCPU starts with: the VMSA that the launch digest ends with, by the host's kernel, and QEMU's CPU models.
+"""A vCPU's first save area (VMSA), which the launch digest covers: by CPU model, host kernel and VM monitor.
 
-Sources: AMD APM volume 2 table B-4 (VMSA), QEMU target/i386/cpu.c (CPU models). Linux 6.9 began to set MXCSR and FCW;
-6.6 to 6.8 switched debug swapping on (SEV_FEATURES bit 5); Secure TSC is bit 9.
+Sources: AMD APM volume 2 table B-4 (layout), AMD 25481 (CPUID Fn0000_0001_EAX); Linux arch/x86/kvm/svm/sev.c
+(sev_es_sync_vmsa: which registers go in), QEMU target/i386/cpu.c (CPU models).
 """
 
+import re
 import struct
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sevsnp.errors import UserError
 
-DEFAULT_LAYOUT = "linux-6.9"
+SIZE = 4096
 BSP_EIP = 0xFFFFFFF0
+SNP_ACTIVE, DEBUG_SWAP, SECURE_TSC = 1 << 0, 1 << 5, 1 << 9
+
+
+class Vmm(StrEnum):
+    """Who sets up the first state: QEMU (on KVM), Amazon EC2 or Google Compute Engine."""
+
+    QEMU = "qemu"
+    EC2 = "ec2"
+    GCE = "gce"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A kind of VMSA: whether it has MXCSR and FCW set, and the SEV_FEATURES that such hosts launch with.
+class HostKernel:
+    """What KVM of a generation puts into the VMSA: SEV_FEATURES where nothing else is asked for, MXCSR and FCW."""
 
-    ``cs`` (of the first vCPU), ``ss`` and ``tr`` are segment attributes, ``rdx`` what stands in RDX where it is not the
-    CPUID signature. ``cpuid_last`` is a launch that adds the CPUID page after all others.
-    """
-
-    floating_point: bool
     guest_features: int
-    hosts: str
-    cs: int = 0x9B
-    ss: int = 0x93
-    tr: int = 0x8B
-    rdx: int | None = None
-    cpuid_last: bool = False
+    mxcsr: int
+    fcw: int
+    what: str
 
 
-LAYOUTS = {
-    "linux-6.5": Layout(False, 0x1, "hosts before Linux 6.6"),
-    "linux-6.6": Layout(False, 0x21, "Linux 6.6 to 6.8, with debug swapping"),
-    "linux-6.9": Layout(True, 0x1, "Linux 6.9 and later"),
-    "secure-tsc": Layout(True, 0x201, "Linux 6.18 and later, guests with Secure TSC"),
-    # As sev-snp-measure has it; virtee/sev computes another digest, and no report was at hand to decide.
-    "ec2": Layout(False, 0x1, "Amazon EC2", cs=0x9A, ss=0x92, tr=0x83, rdx=0x600, cpuid_last=True),
+DEFAULT_KERNEL = "6.9"
+HOST_KERNELS = {
+    "before-6.6": HostKernel(SNP_ACTIVE, 0, 0, "Linux before 6.6"),
+    "6.6": HostKernel(SNP_ACTIVE | DEBUG_SWAP, 0, 0, "Linux 6.6 to 6.8, which swap debug registers unasked"),
+    DEFAULT_KERNEL: HostKernel(SNP_ACTIVE, 0x1F80, 0x37F, "Linux 6.9 and newer, which set MXCSR and FCW"),
+    "secure-tsc": HostKernel(SNP_ACTIVE | SECURE_TSC, 0x1F80, 0x37F, "the same with Secure TSC"),
 }
 
 
-def find_layout(name: str) -> Layout:
-    """The layout of that name. Raises :class:`UserError`."""
-    if name not in LAYOUTS:
-        raise UserError(f"VMSA layout: found {name!r}, expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+def host_kernel(name: str) -> HostKernel:
+    """The generation of a host kernel by its name in HOST_KERNELS."""
+    if name not in HOST_KERNELS:
+        raise UserError(f"host kernel: found {name!r}, expected one of {', '.join(HOST_KERNELS)}")
+    return HOST_KERNELS[name]
 
 
-def vmsa(eip: int, signature: int, guest_features: int, layout: str = DEFAULT_LAYOUT) -> bytes:
-    """A vCPU's first save area (4096 bytes) as KVM and QEMU set it up, starting at ``eip``.
+# Segments as (offset, selector, attributes, limit); the code segment apart.
+_FLAT = ((0x00, 0, 0x93, 0xFFFF), (0x20, 0, 0x93, 0xFFFF), (0x30, 0, 0x93, 0xFFFF), (0x40, 0, 0x93, 0xFFFF),
+         (0x50, 0, 0x93, 0xFFFF), (0x60, 0, 0, 0xFFFF), (0x70, 0, 0x82, 0xFFFF), (0x80, 0, 0, 0xFFFF),
+         (0x90, 0, 0x8B, 0xFFFF))  # fmt: skip
+_EC2 = {0x20: 0x92, 0x90: 0x83}
+# In 32-bit protected mode, where an SVSM starts.
+_PROTECTED = ((0x00, 0x10, 0xC93, 0xFFFFFFFF), (0x20, 0x10, 0xC93, 0xFFFFFFFF), (0x30, 0x10, 0xC93, 0xFFFFFFFF),
+              (0x40, 0x10, 0xC93, 0xFFFFFFFF), *_FLAT[4:])  # fmt: skip
+_NO_CPU = 0x600  # RDX after a reset where the monitor does not set it to the CPU's signature
 
-    ``signature`` is CPUID Fn1 EAX (32 bits), ``guest_features`` SEV_FEATURES (64 bits).
+
+def vmsa(
+    eip: int,
+    signature: int,
+    guest_features: int,
+    kernel: HostKernel = HOST_KERNELS[DEFAULT_KERNEL],
+    vmm: Vmm = Vmm.QEMU,
+) -> bytes:
+    """The save area (4096 bytes) of a vCPU that starts in real mode at ``eip`` (32 bits).
+
+    ``signature`` is CPUID Fn0000_0001_EAX of the CPU model, which EC2 and GCE do not show; nor do they set MXCSR and
+    FCW, whatever the kernel.
     """
-    page = bytearray(4096)
+    segments = [(offset, selector, _EC2.get(offset, attributes) if vmm is Vmm.EC2 else attributes, limit)
+                for offset, selector, attributes, limit in _FLAT]  # fmt: skip
+    code = 0x9A if vmm is Vmm.EC2 and eip == BSP_EIP else 0x9B
+    page = _page(segments, (0xF000, code, 0xFFFF, eip & 0xFFFF0000), eip & 0xFFFF, guest_features)
+    _put(page, 0x268, "Q", 0x00070106 if vmm is Vmm.GCE else _PAT)
+    _put(page, 0x310, "Q", signature if vmm is Vmm.QEMU else _NO_CPU)
+    if vmm is Vmm.QEMU:
+        _put(page, 0x408, "I", kernel.mxcsr)
+        _put(page, 0x410, "H", kernel.fcw)
+    return bytes(page)
 
-    def put(offset: int, layout: str, *values: int) -> None:
-        struct.pack_into("<" + layout, page, offset, *values)
 
-    host = find_layout(layout)
-    # Segments, 16 bytes each: selector, attributes, limit, base.
-    for offset, attributes in ((0x00, 0x93), (0x20, host.ss), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
-                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, host.tr)):  # fmt: skip
-        put(offset, "HHIQ", 0, attributes, 0xFFFF, 0)
-    put(0x10, "HHIQ", 0xF000, host.cs if eip == BSP_EIP else 0x9B, 0xFFFF, eip & 0xFFFF0000)
+def svsm_vmsa(eip: int, signature: int) -> bytes:
+    """The save area (4096 bytes) of every vCPU of a guest that starts in an SVSM at ``eip``, as QEMU sets it up.
+
+    FCW is zero here while MXCSR is not: what sev-snp-measure computes, the only other source of these digests.
+    """
+    page = _page(_PROTECTED, (0x08, 0xC9B, 0xFFFFFFFF, 0), eip, SNP_ACTIVE)
+    _put(page, 0x158, "Q", 0x11)  # CR0: PE, ET
+    _put(page, 0x268, "Q", _PAT)
+    _put(page, 0x310, "Q", signature)
+    _put(page, 0x408, "I", 0x1F80)
+    return bytes(page)
+
+
+_PAT = 0x0007040600070406
+
+
+def _page(
+    segments: "tuple[tuple[int, int, int, int], ...] | list[tuple[int, int, int, int]]",
+    code: tuple[int, int, int, int],
+    rip: int,
+    guest_features: int,
+) -> bytearray:
+    page = bytearray(SIZE)
+    for offset, selector, attributes, limit in segments:
+        _put(page, offset, "HHIQ", selector, attributes, limit, 0)
+    _put(page, 0x10, "HHIQ", *code)
     for offset, value in (
         (0xD0, 0x1000),  # EFER: SVME
         (0x148, 0x40),  # CR4: MCE
@@ -71,17 +118,24 @@ def vmsa(eip: int, signature: int, guest_features: int, layout: str = DEFAULT_LA
         (0x160, 0x400),  # DR7
         (0x168, 0xFFFF0FF0),  # DR6
         (0x170, 0x2),  # RFLAGS
-        (0x178, eip & 0xFFFF),  # RIP
-        (0x268, 0x0007040600070406),  # PAT
-        (0x310, signature if host.rdx is None else host.rdx),  # RDX: CPUID Fn1 EAX
+        (0x178, rip),
         (0x3B0, guest_features),  # SEV_FEATURES
         (0x3E8, 0x1),  # XCR0
     ):
-        put(offset, "Q", value)
-    if host.floating_point:
-        put(0x408, "I", 0x1F80)  # MXCSR
-        put(0x410, "H", 0x37F)  # x87 FCW
-    return bytes(page)
+        _put(page, offset, "Q", value)
+    return page
+
+
+def _put(page: bytearray, offset: int, layout: str, *values: int) -> None:
+    struct.pack_into("<" + layout, page, offset, *values)
+
+
+def cpu_signature(family: int, model: int, stepping: int) -> int:
+    """CPUID Fn0000_0001_EAX (32 bits) of a processor by its whole family and model, as /proc/cpuinfo has them."""
+    base, extended = min(family, 0xF), max(family - 0xF, 0)
+    if not (0 <= family <= 0xF + 0xFF and 0 <= model <= 0xFF and 0 <= stepping <= 0xF):
+        raise UserError(f"CPU {family}/{model}/{stepping}: no such family, model and stepping")
+    return extended << 20 | model >> 4 << 16 | base << 8 | (model & 0xF) << 4 | stepping
 
 
 # Family, model, stepping and the highest version of each model in QEMU's builtin_x86_defs.
@@ -94,26 +148,26 @@ _MODELS = {
 }
 
 
-def signature_of(family: int, model: int, stepping: int) -> int:
-    """The CPUID signature (32 bits) of a processor. Source: AMD 25481, CPUID Fn0000_0001_EAX."""
-    if not (0xF <= family <= 0x10E and 0 <= model <= 0xFF and 0 <= stepping <= 0xF):
-        raise UserError(f"vCPU family {family}, model {model}, stepping {stepping}: not of an AMD processor with SNP")
-    return (family - 0xF) << 20 | model >> 4 << 16 | 0xF << 8 | (model & 0xF) << 4 | stepping
-
-
 def _signatures() -> dict[str, int]:
     signatures = {}
     for name, (family, model, stepping, versions) in _MODELS.items():
-        signatures[name] = signature_of(family, model, stepping)
+        signatures[name] = cpu_signature(family, model, stepping)
         signatures.update({f"{name}-v{version}": signatures[name] for version in range(1, versions + 1)})
     return {**signatures, "EPYC-IBPB": signatures["EPYC"]}
 
 
 VCPU_SIGNATURES = _signatures()
+_NUMBERS = re.compile(r"(0x[0-9a-f]{1,3}|[0-9]{1,3})/(0x[0-9a-f]{1,2}|[0-9]{1,3})/(0x[0-9a-f]|[0-9]{1,2})")
 
 
 def vcpu_signature(model: str) -> int:
-    """The CPUID signature (32 bits) that a guest of this QEMU CPU model starts with in RDX."""
+    """The CPUID signature (32 bits) that a guest of this CPU starts with in RDX.
+
+    ``model`` is QEMU's name of it, or family/model/stepping, each decimal or as 0x19.
+    """
+    if numbers := _NUMBERS.fullmatch(model.lower()):
+        return cpu_signature(*(int(number, 0) for number in numbers.groups()))
     if model not in VCPU_SIGNATURES:
-        raise UserError(f"vcpu_model: found {model!r}, expected one of {', '.join(sorted(VCPU_SIGNATURES))}")
+        known = ", ".join(sorted(VCPU_SIGNATURES))
+        raise UserError(f"vcpu_model: found {model!r}, expected family/model/stepping, or one of {known}")
     return VCPU_SIGNATURES[model]

@@ -23,7 +23,7 @@ from sevsnp.errors import UserError
 from sevsnp.files import sha256_file, write_atomic
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs
 from sevsnp.images.tar import Content, Entry, Kind
-from sevsnp.images.verity_root import make_verity_image, make_verity_tree
+from sevsnp.images.verity_root import make_verity_root
 from sevsnp.stages import Stages
 from sevsnp.store.locks import locked_if_free
 from sevsnp.vm.config import Disk, File, VmConfig, read_vm_config, render_vm_config
@@ -180,10 +180,10 @@ def _make_root(rootfs: Path, more: int, filesystem: str, tools: Path, work: Path
         tar, block = work / "files.tar", work / "block"
         block.write_bytes(hashlib.shake_256(_LABEL.encode()).digest(FILE_SIZE))
         make_rootfs([Layer.from_tar(rootfs), more_files(block, more)], tar)
-    make_verity_image(rootfs=tar, filesystem=filesystem, tools=tools, output=root.image)
-    if more:
-        tar.unlink()
-    make_verity_tree(image=root.image, label=_LABEL, tools=tools, hash_tree=root.hash_tree, root_hash=root.root_hash)
+    files = {"image": root.image, "hash_tree": root.hash_tree, "root_hash": root.root_hash}
+    for _ in make_verity_root(rootfs=tar, filesystem=filesystem, label=_LABEL, tools=tools, **files):
+        if more:
+            tar.unlink()
     return root
 
 

@@ -5,6 +5,7 @@ nothing that is to be built is found in the cache.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sevsnp.bench.luks import bare_luks_image
 from sevsnp.command import find, run
 from sevsnp.errors import UserError
 from sevsnp.files import remove_tree, scratch_directory, write_atomic
@@ -25,6 +27,7 @@ from sevsnp.store.session import options
 GOALS = ("setup_verity", "host_bundle", "create_new_vm", "build_tools")
 _LEFT_OUT = ("build", ".git", ".venv", ".cache", ".doit.db*", ".*_cache", "__pycache__", "*.egg-info")
 _RUN_SECONDS = 1800
+_LUKS_FREE = 512 << 20
 _TREES = ("verity", "guest", "kernel", "layers", "snp-release", "host-bundle", "debs")
 
 
@@ -38,6 +41,7 @@ class Measure:
     goal: float
     before: Callable[[], None] = lambda: None
     before_bare: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def bench_build(*, results: Path, rounds: int = 3) -> None:
     with _copied(results) as copy:
         rows = [_measured(measure, rounds) for measure in _measures(copy)]
     write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")
-    _show(rows)
-    print(f"not measured: a LUKS image (there is none yet); {results}: written")
+    show(rows)
+    print(f"{results}: written")
 
 
 @contextlib.contextmanager
@@ -101,23 +105,39 @@ def _copied(results: Path) -> Iterator[Copy]:
 
 def _measures(copy: Copy) -> list[Measure]:
     edited = copy.project / "guest-vm" / "files" / "etc" / "motd"
+    large = copy.project / "guest-vm" / "files" / "opt" / "large"
     kept = copy.bare / "kept"
-    size = (copy.build / "verity" / "verity.img").stat().st_size
     found = [
         Measure("no-op of everything ÷ doit list", lambda: copy.doit(*GOALS), lambda: copy.doit("list"), 2),
         Measure(
             "setup_verity ÷ mke2fs, e2fsck, veritysetup format and verify",
             lambda: copy.doit("setup_verity"),
-            lambda: _bare_image(copy, size),
+            lambda: _bare_image(copy),
             1.3,
             before=lambda: copy.forget("verity"),
         ),
         Measure(
+            "the same with 2 GiB more in the root ÷ the same tools",
+            lambda: copy.doit("setup_verity"),
+            lambda: _bare_image(copy),
+            1.3,
+            before=lambda: _enlarge(copy, large),
+            after=lambda: remove_tree(large),
+        ),
+        Measure(
             "one file edited to the new root hash ÷ the same tools",
-            lambda: copy.doit("_verity_tree"),
-            lambda: _bare_image(copy, size),
+            lambda: copy.doit("_verity_root"),
+            lambda: _bare_image(copy),
             1.5,
             before=lambda: _edit(edited),
+        ),
+        Measure(
+            "setup_luks ÷ mke2fs, e2fsck, luksFormat and dd in the same appliance",
+            # Keys of its own: no volume that will never be started is left among the user's.
+            lambda: copy.doit("setup_luks", f"CONFIG_DIR={copy.bare / 'keys'}", f"LUKS_FREE={_LUKS_FREE}"),
+            lambda: bare_luks_image(copy.build, copy.bare, _LUKS_FREE),
+            1.3,
+            before=lambda: copy.remove("luks"),
         ),
         Measure(
             "restore of everything ÷ cp",
@@ -161,6 +181,7 @@ def _measured(measure: Measure, rounds: int) -> dict[str, Any]:
             # The first of each warms up what a computer has been warming up for years: files in memory, byte code.
             if number:
                 seconds.append(time.perf_counter() - started)
+    measure.after()
     ratio = statistics.median(ours) / statistics.median(bare)
     return {
         "name": measure.name,
@@ -176,8 +197,19 @@ def _edit(file: Path) -> None:
     file.write_text(f"edited at {time.time_ns()}\n")
 
 
-def _bare_image(copy: Copy, size: int) -> None:
-    """An image of ``size`` bytes and its hash tree, made and checked by the same programs and nothing else."""
+def _enlarge(copy: Copy, directory: Path) -> None:
+    """Forget the verified root, and let the guest have 2 GiB more of what no two files have in common."""
+    copy.forget("verity")
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        for number in range(2048):
+            (directory / f"{number}").write_bytes(hashlib.shake_256(b"%d" % number).digest(1 << 20))
+        copy.doit("_guest_rootfs")  # what the bare tools are given
+
+
+def _bare_image(copy: Copy) -> None:
+    """An image like ours and its hash tree, made and checked by the same programs and nothing else."""
+    size = (copy.build / "verity" / "verity.img").stat().st_size
     tools = copy.build / "snp-release" / "bin"
     image, tree = copy.bare / "image", copy.bare / "tree"
     image.unlink(missing_ok=True)
@@ -226,7 +258,8 @@ def _copy_all(source: Path, target: Path) -> None:
     run(["cp", "-a", "--sparse=auto", f"{source}/.", target])
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the ratios as a table."""
     from rich.console import Console
     from rich.table import Table
 

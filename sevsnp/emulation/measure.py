@@ -3,12 +3,9 @@
 import io
 
 from sevsnp.attestation.launch_digest import launch_digest
-from sevsnp.attestation.vmsa import DEFAULT_LAYOUT
 
 
-def measure(
-    firmware: bytes, hash_page: bytes, *, vcpus: int, vcpu_model: str, guest_features: int, layout: str = DEFAULT_LAYOUT
-) -> bytes:
+def measure(firmware: bytes, hash_page: bytes, *, vcpus: int, vcpu_model: str, guest_features: int) -> bytes:
     """The launch digest (48 bytes) of a firmware image and a kernel-hashes page (4096 bytes) read back from memory."""
     return launch_digest(
         io.BytesIO(firmware),
@@ -18,5 +15,4 @@ def measure(
         vcpu_model=vcpu_model,
         guest_features=guest_features,
         name="firmware in guest memory",
-        layout=layout,
     )

@@ -1,7 +1,7 @@
 """Our own layer of the guest: users, host name, enabled and masked units, and the tree guest-vm/files."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from sevsnp.errors import UserError
 from sevsnp.images.guest_config import Guest, User, read_guest
 from sevsnp.images.rootfs import (
     EPOCH,
-    Filter,
     Layer,
     directory_entries,
     directory_entry,
     link_entry,
-    make_rootfs,
+    rootfs_entries,
     text_entry,
 )
 from sevsnp.images.tar import Entry, Kind, read_tar
+from sevsnp.images.tar_writer import write_tar
 
 UNITS = "etc/systemd/system"
 GENERATORS = "etc/systemd/system-generators"
@@ -148,11 +148,17 @@ def make_guest_rootfs(
     files: Path,
     authorized_key: Path,
     output: Path,
-    extra: Sequence[Path] = (),
-    filters: Sequence[Filter] = (),
 ) -> None:
-    """Write the guest's root filesystem tar ``output``: the packages layer, ``extra`` tars, our own layer on top."""
+    """Write the guest's root filesystem tar ``output``."""
+    write_tar(guest_entries(packages, guest, files, authorized_key), output, epoch=EPOCH)
+
+
+def guest_entries(packages: Path, guest: Path, files: Path, authorized_key: Path) -> list[Entry]:
+    """The guest's root file system: the packages layer, and our own layer on top.
+
+    ``packages`` is its tar, ``guest`` is guest.yaml, ``files`` a directory, ``authorized_key`` an OpenSSH public key.
+    """
     key = read_public_key(authorized_key)
     entries = read_tar(packages)
-    layers = [Layer(str(packages), list(entries.values())), *(Layer.from_tar(path) for path in extra)]
-    make_rootfs([*layers, guest_layer(read_guest(guest), files, entries, key)], output, filters=filters)
+    own = guest_layer(read_guest(guest), files, entries, key)
+    return rootfs_entries([Layer(str(packages), list(entries.values())), own])

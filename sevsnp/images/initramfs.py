@@ -23,11 +23,13 @@ from sevsnp.images.tar import Entry, read_tar
 
 # Higher levels take many times longer and save next to nothing.
 _LEVEL = 9
+MEASURED = ("base", "luks")
+MODULE_LISTS = (*MEASURED, "appliance", "emulated")
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
-def make_base_layer(*, manifest: Path, files: Path, output: Path) -> None:
-    """The files of the base packages, unpacked only (no maintainer script runs), less what ``exclude`` matches.
+def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
+    """The files of a set of packages, unpacked only (no maintainer script runs), less what ``exclude`` matches.
 
     ``manifest`` lies beside the packages; ``files`` is files.yaml.
     """
@@ -53,27 +55,34 @@ def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
     return found
 
 
-def make_modules_layer(*, version: Path, modules: Path, layer: str, output: Path) -> None:
-    """The modules that ``modules`` lists under ``layer``, with their dependencies, decompressed, and the order to load.
+def make_modules_layer(*, version: Path, modules: Path, lists: Sequence[str], output: Path) -> None:
+    """The modules that ``modules`` has under each of ``lists``, with their dependencies, decompressed.
 
-    ``version`` is the file in the unpacked kernel that names its release; the modules are beside it.
+    The order in which to load each is in NAME.list. What the measured layer (``base`` and ``luks``) has is not packed
+    into another one again. ``version`` is the file in the unpacked kernel that names its release; the modules are
+    beside it.
     """
     release = version.read_text().strip()
     tree = ModuleTree(version.parent / "lib" / "modules" / release)
-    lists = read_names(modules, "base", "emulated")
-    found = tree.closure(lists["base"], f"{modules}: base")
-    if layer != "base":
-        found = {k: v for k, v in tree.closure(lists[layer], f"{modules}: {layer}").items() if k not in found}
+    listed = read_names(modules, *MODULE_LISTS)
     place = "usr/lib/sevsnp/modules"
-    entries = [text_entry(f"{place}/{name}.ko", image) for name, image in found.items()]
-    order = "".join(f"/{place}/{name}.ko\n" for name in found)
-    entries.append(text_entry(f"{place}/{layer}.list", order))
+    base = tree.closure(listed["base"], f"{modules}: base")
+    entries: list[Entry] = []
+    packed: set[str] = set()
+    for name in dict.fromkeys((*MEASURED, *lists)):
+        images = tree.closure(listed[name], f"{modules}: {name}")
+        # Every list is loaded after that of the base, and perhaps no other.
+        own = [module for module in images if name == "base" or module not in base]
+        if name in lists:
+            entries += [text_entry(f"{place}/{module}.ko", images[module]) for module in own if module not in packed]
+            entries.append(text_entry(f"{place}/{name}.list", "".join(f"/{place}/{module}.ko\n" for module in own)))
+        packed |= images.keys()
     _write_layer(with_parents(entries), output)
 
 
 def make_files_layer(*, files: Path, sources: Sequence[Path], layer: str, output: Path) -> None:
     """Our own files, as ``files`` (files.yaml) lists them under ``layer``; ``sources`` are those files, in order."""
-    directories = read_files_list(files)["directories"] if layer in ("init", "plain") else []
+    directories = read_files_list(files)["directories"] if layer in ("init", "plain", "appliance") else []
     entries = [directory_entry(name) for name in directories]
     for item, source in zip(layer_files(files, layer), sources, strict=True):
         entries.append(text_entry(item["path"], source.read_bytes(), int(item.get("mode", "0644"), 8)))

@@ -8,7 +8,7 @@ from typing import Any
 from sevsnp.errors import UserError
 
 _NAMES = ("exclude", "directories")
-_FILES = ("init", "emulated", "plain")
+_FILES = ("init", "emulated", "plain", "appliance")
 _EXPECTED = {
     "path": "a path in the guest",
     "source": "a path to a file here",

@@ -62,6 +62,8 @@ def _members(descriptor: int, end: int) -> Iterator[Member]:
         if kind == _RECORD:
             if records or size > _LONGEST_RECORDS:
                 raise _OddError
+            for first, last in _NUMBERS:
+                _octal(block[first:last])
             records = _records(os.pread(descriptor, size, place))
             place += -(-size // BLOCK) * BLOCK
             continue
@@ -91,6 +93,10 @@ def _members(descriptor: int, end: int) -> Iterator[Member]:
             raise _OddError
     if records:
         raise _OddError
+
+
+# Mode, owner, group, time and device numbers, which mean nothing in the header of records, and are there all the same.
+_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 
 
 def _check(block: bytes) -> None:

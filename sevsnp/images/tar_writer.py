@@ -4,11 +4,16 @@ POSIX pax: numeric owners without names, whole-second times, records only where 
 would do, but its choice of records differs between Python versions, and these bytes are measured.
 """
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from sevsnp.images.tar import BLOCK, CAPABILITY, Entry, Kind
+from sevsnp.errors import UserError
+from sevsnp.images.tar import BLOCK, CAPABILITY, Content, Entry, Kind
+
+# Above this a system call of its own costs less than copying.
+_LARGE = 1 << 16
 
 
 def _bytes(text: str) -> bytes:
@@ -63,22 +68,58 @@ def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int) -> None:
 
 
 def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int) -> None:
-    """The same to a stream, which may be a pipe."""
+    """The same to a buffered stream on a file or pipe."""
     first: dict[tuple[str, int], Entry] = {}
-    size = 0
-
-    def write(data: bytes) -> int:
-        nonlocal size
-        size += len(data)
-        return stream.write(data)
-
-    for entry in entries:
-        _write_entry(write, entry, first, epoch)
-    write(bytes(2 * BLOCK))
-    write(bytes(-size % (20 * BLOCK)))
+    with _Output(stream) as output:
+        for entry in entries:
+            _write_entry(output, entry, first, epoch)
+        output.write(bytes(2 * BLOCK))
+        output.write(bytes(-output.size % (20 * BLOCK)))
 
 
-def _write_entry(write: Callable[[bytes], int], entry: Entry, first: dict[tuple[str, int], Entry], epoch: int) -> None:
+class _Output:
+    """A stream that counts, and takes the content of files without passing it through Python."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._sources: dict[Path, int] = {}
+        self.size = 0
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._sources.values():
+            os.close(descriptor)
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        self._stream.write(data)
+
+    def send(self, content: Content) -> None:
+        """The content's bytes. Raises UserError when an archive ends early."""
+        if content.path is None or content.sparse:
+            for piece in content.pieces():
+                self.write(piece)
+            return
+        source = self._sources.get(content.path)
+        if source is None:
+            source = self._sources[content.path] = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size += content.size
+        if content.size > _LARGE:
+            self._stream.flush()
+        place, end = content.offset, content.offset + content.size
+        while place < end:
+            if content.size > _LARGE:
+                sent = os.sendfile(self._stream.fileno(), source, place, end - place)
+            else:
+                sent = self._stream.write(os.pread(source, end - place, place))
+            if not sent:
+                raise UserError(f"{content.path}: ends early: {end - place} bytes of {content.inode} are missing")
+            place += sent
+
+
+def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Entry], epoch: int) -> None:
     name = _bytes(f"./{entry.name}" + ("/" if entry.kind is Kind.DIRECTORY and entry.name else ""))
     kind, link, size, content = entry.kind.value, _bytes(entry.target), 0, entry.content
     if content is not None:
@@ -102,9 +143,8 @@ def _write_entry(write: Callable[[bytes], int], entry: Entry, first: dict[tuple[
     mtime = min(entry.mtime, epoch)
     if records:
         plain = Entry(name="", kind=Kind.FILE, mode=0o644)
-        write(_header(b"././@PaxHeader", b"x", plain, len(records), 0) + records + _padding(len(records)))
-    write(_header(name, kind, entry, size, mtime, link))
+        output.write(_header(b"././@PaxHeader", b"x", plain, len(records), 0) + records + _padding(len(records)))
+    output.write(_header(name, kind, entry, size, mtime, link))
     if content is not None:
-        for piece in content.pieces():
-            write(piece)
-        write(_padding(size))
+        output.send(content)
+        output.write(_padding(size))

@@ -13,9 +13,9 @@ from sevsnp.packages.tree import export_debs, make_release
 TOOLS, FIRMWARE, KERNEL = "tools", "ovmf", "kernel"
 
 
-def project_sets(*, tools: Path, initramfs: Path, guest: Path) -> tuple[PackageSet, ...]:
-    """Every set the project has: those of tasks/packages.yaml, and the lists of the initramfs and of the guest."""
-    return (*read_sets(tools), read_set(initramfs, "initramfs"), read_set(guest, "guest"))
+def project_sets(*, tools: Path, **lists: Path) -> tuple[PackageSet, ...]:
+    """Every set the project has: those of tasks/packages.yaml, and one list each of initramfs, guest and appliance."""
+    return (*read_sets(tools), *(read_set(path, name) for name, path in lists.items()))
 
 
 def checked_lock(path: Path, sets: Iterable[PackageSet]) -> Lock:
@@ -47,9 +47,9 @@ def packages(
 ) -> None:
     """Fetch every locked package; build ``release`` (build/snp-release) and one directory for each set in ``debs``.
 
-    ``debs`` maps ``initramfs`` and ``guest`` to their directories (build/debs/SET). ``mirror`` and ``snapshot`` are the
-    settings MIRROR and SNAPSHOT_MIRROR; the network is used only for what the cache lacks. Raises :class:`UserError`
-    before anything is replaced.
+    ``debs`` maps ``initramfs``, ``guest`` and ``appliance`` to their directories (build/debs/SET). ``mirror`` and
+    ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; the network is used only for what the cache lacks. Raises
+    :class:`UserError` before anything is replaced.
     """
     pinned = checked_lock(lock, sets)
     wanted = {name: pinned.packages(name) for name in (TOOLS, FIRMWARE, KERNEL, *debs)}

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from sevsnp.command import run
 from sevsnp.errors import UserError
-from sevsnp.packages import hostapt
+from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.lock import SECURITY
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SCHEMES = ("http", "https", "file", "copy")
 
 

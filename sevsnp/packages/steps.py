@@ -14,21 +14,23 @@ def make_packages(
     tools: Path,
     initramfs: Path,
     guest: Path,
+    appliance: Path,
     cache_dir: str,
     mirror: str,
     snapshot: str,
     release: Path,
     initramfs_debs: Path,
     guest_debs: Path,
+    appliance_debs: Path,
 ) -> None:
-    """Fetch everything ``lock`` pins for the three lists; write the release tree and the package directories."""
+    """Fetch everything ``lock`` pins for the four lists; write the release tree and the package directories."""
     progress.step("unpacking")  # shown once all is fetched
     with progress.amount("fetching") as fetched:
         packages(
             lock=lock,
-            sets=project_sets(tools=tools, initramfs=initramfs, guest=guest),
+            sets=project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance),
             release=release,
-            debs={"initramfs": initramfs_debs, "guest": guest_debs},
+            debs={"initramfs": initramfs_debs, "guest": guest_debs, "appliance": appliance_debs},
             cache_dir=Path(cache_dir),
             mirror=mirror,
             snapshot=snapshot,
@@ -36,9 +38,10 @@ def make_packages(
         )
 
 
-def update_lock(*, tools: Path, initramfs: Path, guest: Path, mirror: str, output: Path) -> None:
-    """Resolve the three lists anew and write ``output``."""
-    refresh_lock(sets=project_sets(tools=tools, initramfs=initramfs, guest=guest), mirror=mirror, output=output)
+def update_lock(*, tools: Path, initramfs: Path, guest: Path, appliance: Path, mirror: str, output: Path) -> None:
+    """Resolve the four lists anew and write ``output``."""
+    sets = project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance)
+    refresh_lock(sets=sets, mirror=mirror, output=output)
 
 
 def make_kernel(*, release: Path, output: Path, deb: Path | None = None) -> None:

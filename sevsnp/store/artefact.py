@@ -8,11 +8,11 @@ import hashlib
 import importlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sevsnp import progress
 from sevsnp.errors import UserError
@@ -23,6 +23,9 @@ from sevsnp.store.digests import read_tree
 from sevsnp.store.entries import MODES, SCHEMA, Blob, Entry, File, Tree, canonical
 from sevsnp.store.local import DamagedError
 from sevsnp.store.recipe import reached_sources, recipe_digest
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Say = Callable[[str], None]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -184,16 +187,18 @@ class Artefact:
         module, _, name = self.function.partition(":")
         self._check_sources(module)
         with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
-            getattr(importlib.import_module(module), name)(**self.given, **scratch)
-            for output, path in scratch.items():
-                if not path.exists():
-                    raise UserError(f"{self.function} did not make {self.outputs[output]}")
+            with _Reader(scratch, store) as reader:
+                reader.follow(getattr(importlib.import_module(module), name)(**self.given, **scratch))
+                for output, path in scratch.items():
+                    if not path.exists():
+                        raise UserError(f"{self.function} did not make {self.outputs[output]}")
+                outputs = {name: reader.made(name) for name in scratch}
             self._check_sources(module)
             if (now := self.parts()) != parts:
                 # What was made is of neither the old nor the new.
                 changed = " and ".join(name for name in now if now[name] != parts[name])
                 raise UserError(f"its {changed} changed while it was made", "run it again")
-            entry = Entry(key, self.function, {name: _read(path) for name, path in scratch.items()})
+            entry = Entry(key, self.function, outputs)
             if not self._is_of_our_kind(entry):
                 raise UserError(f"{self.function} made a directory for a file, or a file for a directory")
             if store:
@@ -238,6 +243,39 @@ class Artefact:
                 index.note(path, output.blob.sha256)
             else:
                 index.note_tree(path, output.sha256, self.ignored)
+
+
+class _Reader:
+    """Takes the digests of outputs, of those that are finished early while the function goes on with the others."""
+
+    def __init__(self, scratch: Mapping[str, Path], store: Cache | None) -> None:
+        self._scratch, self._store = scratch, store
+        self._pool: ThreadPoolExecutor | None = None
+        self._early: dict[str, Future[File | Tree]] = {}
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def follow(self, finished: Iterable[str] | None) -> None:
+        """Run the rest of a function that yields the name of each output to which it will not write any more."""
+        for name in finished or ():
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._early[name] = self._pool.submit(self._take, name)
+
+    def _take(self, name: str) -> File | Tree:
+        made = _read(self._scratch[name])
+        if self._store and isinstance(made, File):
+            self._store.keep_early(made, self._scratch[name])
+        return made
+
+    def made(self, name: str) -> File | Tree:
+        return self._early[name].result() if name in self._early else _read(self._scratch[name])
 
 
 def _read(path: Path) -> File | Tree:

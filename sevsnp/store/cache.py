@@ -1,5 +1,6 @@
 """The artefact cache of a run: this machine's directory first, then the registry that several machines share."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.store.digests import Index
-from sevsnp.store.entries import Entry, EntryError
+from sevsnp.store.entries import Entry, EntryError, File
 from sevsnp.store.local import DamagedError, LocalStore
 from sevsnp.store.sealed import seal, signing_key, unseal
 from sevsnp.store.session import OFF, Options, index, options
@@ -63,6 +64,11 @@ class Cache:
             return
         if kept:
             self.push(entry, note)
+
+    def keep_early(self, made: File, path: Path) -> None:
+        """Store one file before the rest of its artefact is there; trouble is told when that is kept."""
+        with contextlib.suppress(OSError, DamagedError), self.local.in_use():
+            self.local.keep_file(made, path)
 
     def push(self, entry: Entry, note: Note) -> None:
         """Send an entry to the shared cache, if this run may."""

@@ -171,6 +171,11 @@ class LocalStore:
         self.add(entry)
         return True
 
+    def keep_file(self, made: File, path: Path) -> None:
+        """Copy one output that is finished before the others; not one that is not for everybody."""
+        if _is_public(made):
+            self._keep_file(made.blob, path)
+
     def _keep_file(self, blob: Blob, path: Path) -> None:
         """Copy what was just hashed, in a scratch directory that nobody else writes to: once is enough."""
         if not self.has(blob):

@@ -96,6 +96,24 @@ def verity_words(
         Word(f"sevsnp.writable={writable}", "how /etc, /home and /var become writable"),
         Word(f"sevsnp.tmpfs={sizes}", "their sizes in bytes"),
     ]
-    if emulated:
-        words.append(Word("sevsnp.emulated=1", "evidence comes from the software secure processor"))
-    return words
+    return [*words, *_emulation(emulated)]
+
+
+def luks_words(*, header: str, tables: str, owner: str, acpi: bool, emulated: bool) -> list[Word]:
+    """The whole command line of the encrypted workflow, word by word.
+
+    ``header`` is SIZE:SHA-256 of the volume's header, ``tables`` the SHA-256 of its active device-mapper tables,
+    ``owner`` the owner's certificate (DER) in base64.
+    """
+    return [
+        *hardening_words(acpi=acpi),
+        Word("sevsnp.mode=luks", "the one boot mode"),
+        Word(f"sevsnp.luks=1:{header}:{tables}", "this volume and no other: no two of them measure alike"),
+        Word("sevsnp.rootfs=ext4", "the file system of the encrypted root"),
+        Word(f"sevsnp.owner={owner}", "who alone may hand over the key: a host has no root of its own to offer"),
+        *_emulation(emulated),
+    ]
+
+
+def _emulation(emulated: bool) -> list[Word]:
+    return [Word("sevsnp.emulated=1", "evidence comes from the software secure processor")] if emulated else []

@@ -4,7 +4,6 @@
 verifier compares evidence with and never leaves the owner. A host bundle carries a file without ``[reference]``.
 """
 
-import base64
 import os
 import re
 import tomllib
@@ -41,11 +40,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest and the disks.
-
-    ``vmsa`` is the layout of the vCPUs' save areas by the host's kernel (sevsnp.attestation.vmsa). ``id_block`` (96
-    bytes) and ``id_auth`` (4096 bytes) are the signed ID block, both or neither.
-    """
+    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication."""
 
     workflow: str
     platform: PlatformName
@@ -60,9 +55,8 @@ class Launch:
     initrd: File
     cmdline: File
     disks: tuple[Disk, ...]
-    vmsa: str = "linux-6.9"
-    id_block: bytes = b""
-    id_auth: bytes = b""
+    id_block: File | None = None
+    id_auth: File | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,8 @@ class VmConfig:
         if self.reference is None:
             raise UserError(
                 f"{self.source}: no [reference]: this is a host bundle's launch file, expected the owner's VM config",
-                "give the file that setup_verity wrote: VM_CONFIG=build/verity/vm-config-verity.toml",
+                f"give the file that setup_{self.launch.workflow} wrote: "
+                f"VM_CONFIG=build/{self.launch.workflow}/vm-config-{self.launch.workflow}.toml",
             )
         return self.reference
 
@@ -164,16 +159,6 @@ class _Table:
             self.text(key, f"[0-9a-f]{{{2 * length}}}", f"{2 * length} lower-case hex digits ({length} bytes)")
         )
 
-    def base64(self, key: str, length: int) -> bytes:
-        expected = f"{length} bytes in base64"
-        try:
-            value = base64.b64decode(self.text(key, "[A-Za-z0-9+/=]+", expected), validate=True)
-        except ValueError:
-            value = b""
-        if len(value) != length:
-            raise self.error(key, f"{len(value)} bytes", expected)
-        return value
-
     def path(self, key: str) -> Path:
         value = self.text(key, r"[^\x00-\x1f\x7f]+", "a path without control characters")
         return (self.source.parent / value).resolve()
@@ -191,7 +176,9 @@ def read_vm_config(source: Path) -> VmConfig:
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{source}: no such VM config", "make one with: doit setup_verity") from None
+        workflow = "luks" if "luks" in source.name else "verity"
+        task = "idblock" if source.parent.name == "idblock" else f"setup_{workflow}"
+        raise UserError(f"{source}: no such VM config", f"make one with: doit {task}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error
     return parse_vm_config(document, source)
@@ -225,12 +212,10 @@ def _read_launch(top: _Table) -> Launch:
         initrd=_read_file(files, "initrd"),
         cmdline=_read_file(files, "cmdline"),
         disks=_read_disks(top),
-        vmsa=table.text("vmsa", r"[a-z][a-z0-9.-]*", "a VMSA layout") if "vmsa" in table.values else "linux-6.9",
-        id_block=table.base64("id_block", 96) if "id_block" in table.values else b"",
-        id_auth=table.base64("id_auth", 4096) if "id_auth" in table.values else b"",
+        **{key: _read_file(files, key) for key in ("id_block", "id_auth") if key in files.values},
     )
-    if bool(launch.id_block) != bool(launch.id_auth):
-        raise table.error("id_block", "one without the other", "id_block and id_auth, or neither")
+    if (launch.id_block is None) != (launch.id_auth is None):
+        raise files.error("id_block and id_auth", "one of them", "both or neither")
     table.end()
     files.end()
     return launch
@@ -308,7 +293,6 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
         reference=config.reference,
         relative=lambda path: os.path.relpath(path, base),
         policy=config.policy if config.reference else {},
-        base64=lambda data: base64.b64encode(data).decode(),
         toml=toml.dumps,
     )
     try:

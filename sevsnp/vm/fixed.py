@@ -19,7 +19,7 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
     """
     fixed = _of_launch(config.launch)
     # Read only if needed: who just verifies may have the VM config and not the guest's files.
-    if set(asked) & set(_CMDLINE):
+    if set(asked) & set(_CMDLINE[config.launch.workflow]):
         fixed |= _of_cmdline(config.launch)
     if config.reference:
         fixed |= _of_reference(config.reference)
@@ -57,6 +57,7 @@ def _of_reference(reference: Reference) -> dict[str, Value]:
         "MIN_TCB": _tcb_text(reference.minimum_tcb),
         "FAMILY_ID": reference.family_id.hex(),
         "IMAGE_ID": reference.image_id.hex(),
+        "GUEST_SVN": reference.guest_svn,
         "PLATFORM_INFO_REQUIRED": reference.platform_info_required,
         "PLATFORM_INFO_FORBIDDEN": reference.platform_info_forbidden,
     }
@@ -67,8 +68,9 @@ def _tcb_text(tcb: Tcb) -> str:
 
 
 # How each setting stands on the measured command line.
-_CMDLINE: Mapping[str, Callable[[str], Value]] = {
-    "ACPI": lambda line: "off" if "acpi=off" in line.split() else "on",
+_Readers = Mapping[str, Callable[[str], Value]]
+_ANY: _Readers = {"ACPI": lambda line: "off" if "acpi=off" in line.split() else "on"}
+_VERITY: _Readers = {
     "WRITABLE": lambda line: _word(line, r"sevsnp\.writable=(\w+)"),
     "VERITY_FILESYSTEM": lambda line: _word(line, r"sevsnp\.rootfs=(\w+)"),
     **{
@@ -76,11 +78,12 @@ _CMDLINE: Mapping[str, Callable[[str], Value]] = {
         for name in ("etc", "home", "var", "tmp")
     },
 }
+_CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": _ANY}
 
 
 def _of_cmdline(launch: Launch) -> dict[str, Value]:
     line = read_cmdline(launch.cmdline.path)
-    return {name: read(line) for name, read in _CMDLINE.items()}
+    return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
 
 
 def _word(line: str, pattern: str) -> str:

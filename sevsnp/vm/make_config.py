@@ -1,5 +1,6 @@
 """Making a VM config: the command line, the launch digest, and the TOML file that says them."""
 
+import base64
 import hashlib
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from sevsnp.images.verity import BLOCK_SIZE, VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
 from sevsnp.settings import parse_tcb
 from sevsnp.store import session
-from sevsnp.vm.cmdline import build_cmdline, verity_words
+from sevsnp.vm.cmdline import build_cmdline, luks_words, verity_words
 from sevsnp.vm.config import Disk, File, Launch, PlatformName, Product, Reference, Tcb, VmConfig, render_vm_config
 
 
@@ -40,6 +41,27 @@ def make_verity_cmdline(
         rootfs=rootfs,
         writable=writable,
         tmpfs=tmpfs,
+        acpi=acpi,
+        emulated=platform == "emulated",
+    )
+    output.write_text(build_cmdline(word.text for word in words))
+
+
+def make_luks_cmdline(
+    *,
+    header: Path,
+    header_digest: Path,
+    tables_digest: Path,
+    owner_certificate: Path,
+    acpi: bool,
+    platform: str,
+    output: Path,
+) -> None:
+    """Write the measured command line of the encrypted workflow, one line without a newline."""
+    words = luks_words(
+        header=f"{header.stat().st_size}:{header_digest.read_text().strip()}",
+        tables=tables_digest.read_text().strip(),
+        owner=base64.b64encode(certificate_der(owner_certificate)).decode(),
         acpi=acpi,
         emulated=platform == "emulated",
     )
@@ -96,7 +118,7 @@ def make_vm_config(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
         vmpl=0,
-        guest_svn=0,
+        guest_svn=settings["GUEST_SVN"],
         family_id=bytes.fromhex(settings["FAMILY_ID"]),
         image_id=bytes.fromhex(settings["IMAGE_ID"]),
         platform_info_required=settings["PLATFORM_INFO_REQUIRED"],

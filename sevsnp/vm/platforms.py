@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -45,8 +45,13 @@ def choose(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platfor
     return platform
 
 
+def accelerator(kernel: Path, qemu: Path, answers: Path) -> str:
+    """``kvm`` where it boots ``kernel``, else ``tcg``, QEMU's own emulation; for what is no measured guest."""
+    return "tcg" if _remembered(answers, "kvm", qemu, lambda: _kvm_boots(kernel, qemu)) else "kvm"
+
+
 def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
-    kvm = _remembered(answers, "kvm", qemu, lambda: _kvm_boots(launch, qemu))
+    kvm = _remembered(answers, "kvm", qemu, lambda: _kvm_boots(launch.kernel.path, qemu))
     if requested != "emulated":
         snp = _remembered(answers, "snp", qemu, lambda: _snp_boots(launch, qemu)) if kvm == "" else kvm
         if snp == "":
@@ -71,13 +76,13 @@ def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], st
     return known[asked]
 
 
-def _kvm_boots(launch: Launch, qemu: Path) -> str:
+def _kvm_boots(kernel: Path, qemu: Path) -> str:
     if not _KVM.exists():
         return "no /dev/kvm"
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return "/dev/kvm is not open to this user"
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
-    return _boots(launch, qemu, machine, _KVM_SECONDS, "a test kernel did not boot with KVM")
+    return _boots(kernel, qemu, machine, _KVM_SECONDS, "a test kernel did not boot with KVM")
 
 
 def _snp_boots(launch: Launch, qemu: Path) -> str:
@@ -86,13 +91,14 @@ def _snp_boots(launch: Launch, qemu: Path) -> str:
             return f"{_SNP_PARAMETER} says no"
     except OSError:
         return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
-    machine = [*snp_arguments(launch, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
-    return _boots(launch, qemu, machine, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
+    probe = replace(launch, id_block=None, id_auth=None)  # it is another guest, with another launch digest
+    machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
+    return _boots(launch.kernel.path, qemu, machine, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
 
 
-def _boots(launch: Launch, qemu: Path, machine: list[str], seconds: float, otherwise: str) -> str:
+def _boots(kernel: Path, qemu: Path, machine: list[str], seconds: float, otherwise: str) -> str:
     """Boot a kernel with no root: it panics and, told so on its command line, resets, which ends QEMU."""
-    arguments = [*machine, "-nodefaults", "-no-reboot", "-display", "none", "-kernel", str(launch.kernel.path)]
+    arguments = [*machine, "-nodefaults", "-no-reboot", "-display", "none", "-kernel", str(kernel)]
     process = start(qemu, [*arguments, "-append", "panic=-1"], terminal=False, messages=Path(os.devnull))
     try:
         return "" if process.wait(timeout=seconds) == 0 else otherwise

@@ -50,14 +50,15 @@ class RunOptions:
         return self.state / "qemu.log"
 
 
-def check_files(launch: Launch) -> None:
-    """Refuse files that are missing or no longer what the VM config says, by name."""
+def check_files(launch: Launch, *, disks: bool = True) -> None:
+    """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
     files: list[tuple[str, File | Disk]] = [
         ("firmware", launch.firmware),
         ("kernel", launch.kernel),
         ("initrd", launch.initrd),
         ("cmdline", launch.cmdline),
-        *((disk.role, disk) for disk in launch.disks),
+        *((name, file) for name, file in (("id_block", launch.id_block), ("id_auth", launch.id_auth)) if file),
+        *((disk.role, disk) for disk in launch.disks if disks),
     ]
     for name, file in files:
         hint = f"make it again with: doit setup_{launch.workflow}"
@@ -168,24 +169,11 @@ def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[s
 
 
 def snp_arguments(
-    launch: Launch,
-    memory: int,
-    cbitpos: int,
-    reduced_phys_bits: int,
-    *,
-    kernel_hashes: bool = True,
-    id_block: bool = False,
+    launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
 ) -> list[str]:
-    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest.
-
-    ``id_block`` hands over the launch's ID block, if it has one; with it the secure processor starts nothing else.
-    """
+    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
     host_data = base64.b64encode(launch.host_data).decode()
     hashes = "on" if kernel_hashes else "off"
-    signed = ""
-    if id_block and launch.id_block:
-        block, auth = (base64.b64encode(data).decode() for data in (launch.id_block, launch.id_auth))
-        signed = f",id-block={block},id-auth={auth},author-key-enabled=on"
     return [
         *("-machine", "q35,smm=off,vmport=off,confidential-guest-support=snp,memory-backend=ram,kernel-irqchip=split"),
         *("-accel", "kvm"),
@@ -194,8 +182,19 @@ def snp_arguments(
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
         "-object",
         f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
-        f"kernel-hashes={hashes},host-data={host_data}{signed}",
+        f"kernel-hashes={hashes},host-data={host_data}{_identity(launch)}",
     ]
+
+
+def _identity(launch: Launch) -> str:
+    """The ID block and its authentication as properties of sev-snp-guest; QEMU takes both or neither."""
+    if not launch.id_block or not launch.id_auth:
+        return ""
+    from sevsnp.attestation.id_block import read_identity  # doit loads this module for every command
+
+    identity = read_identity(launch.id_block.path, launch.id_auth.path)
+    block, auth = (base64.b64encode(part.encode()).decode() for part in (identity.block, identity.auth))
+    return f",id-block={block},id-auth={auth},author-key-enabled={'on' if identity.auth.has_author else 'off'}"
 
 
 def read_cmdline(path: Path) -> str:

@@ -12,6 +12,7 @@ from sevsnp.vm.config import Disk, Launch, read_vm_config
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
+from sevsnp.vm.volume import on_copy
 
 _NOISE = re.compile(r"warning: TCG doesn't support requested feature")
 
@@ -39,17 +40,24 @@ def config_of(directory: Path, workflow: str, platform: str) -> Path:
 def run_guest(
     *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
 ) -> None:
-    """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass."""
-    if check:
+    """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
+
+    A volume that the guest writes to is copied into ``options.state`` before, and stays there.
+    """
+    if check and launch.workflow != "luks":
         check_files(launch)
     check_options(options)
+    if launch.workflow == "luks":
+        options.state.mkdir(parents=True, exist_ok=True)
+        launch = on_copy(launch, options.state)
     chosen = choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
             "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"
         )
     print(f"platform {chosen.name}: {chosen.reason}", flush=True)
-    print(f"ssh at 127.0.0.1:{options.ssh_port}, evidence at 127.0.0.1:{options.attest_port}", flush=True)
+    offers = "it waits for its disk key" if launch.workflow == "luks" else "evidence"
+    print(f"ssh at 127.0.0.1:{options.ssh_port}, {offers} at 127.0.0.1:{options.attest_port}", flush=True)
     print(f"serial console in {options.serial_log}", flush=True)
     started = time.monotonic()
     all_of_it = f"all of it: {options.messages}"

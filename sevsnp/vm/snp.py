@@ -26,7 +26,7 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
         cbitpos, reduced = capabilities(options.qemu, Path(work))
         arguments = [
-            *snp_arguments(launch, options.memory, cbitpos, reduced, id_block=True),
+            *snp_arguments(launch, options.memory, cbitpos, reduced),
             *common_arguments(launch, options, Path(work) / "qmp"),
         ]
         process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)

@@ -114,7 +114,7 @@ def _make_initramfs(built: Built, scratch: Path) -> None:
     lists = yaml.safe_load((built.project / "initramfs" / "modules.yaml").read_text())
     modules, layer = scratch / "modules.yaml", scratch / "modules.cpio.zst"
     modules.write_text(yaml.safe_dump({**lists, "emulated": [*lists["emulated"], *MODULES]}))
-    make_modules_layer(version=built.build / "kernel" / "version", modules=modules, layer="emulated", output=layer)
+    make_modules_layer(version=built.build / "kernel" / "version", modules=modules, lists=["emulated"], output=layer)
     layers = [built.build / "initramfs.cpio.zst", layer, built.build / "layers" / "emulated.cpio.zst"]
     join_layers(layers=layers, output=scratch / "initramfs")
 

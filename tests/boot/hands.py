@@ -80,6 +80,15 @@ class Hands:
                 return address
         raise AssertionError(f"no dead loop in {seconds:.0f} s, last instructions at {[hex(one) for one in seen[-9:]]}")
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The machine stands still meanwhile, and its disks with it."""
+        self._qmp.command("stop")
+        try:
+            yield
+        finally:
+            self._qmp.command("cont")
+
     def close(self) -> None:
         self._qmp.__exit__(None, None, None)
         with contextlib.suppress(OSError):

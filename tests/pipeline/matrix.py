@@ -10,6 +10,9 @@ FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
 RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
+GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
+VOLUME = "build/luks/luks.img"
+LUKS_HEADER = ("build/luks/header.bin", "build/luks/header.sha256", "build/luks/tables.sha256")
 TEMPLATE = "templates/vm-config.toml.j2"
 MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
 
@@ -40,11 +43,20 @@ def joined(*layers: str, to: str) -> Row:
     return Row(layers, (to,))
 
 
-def config(initrd: str, suffix: str) -> Row:
-    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"build/verity/cmdline{suffix}", IMAGE, TREE)
+def config(workflow: str, initrd: str, suffix: str, *disks: str) -> Row:
+    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"build/{workflow}/cmdline{suffix}", *disks)
     return Row(
         (*inputs, "~/owner_certificate.pem"),
-        (f"build/verity/vm-config-verity{suffix}.toml",),
+        (f"build/{workflow}/vm-config-{workflow}{suffix}.toml",),
+        distributions=("jinja2",),
+    )
+
+
+def bundle(workflow: str, directory: str, *disks: str) -> Row:
+    configs = (f"build/{workflow}/vm-config-{workflow}{suffix}.toml" for suffix in ("", ".emulated"))
+    return Row(
+        (*configs, TEMPLATE, "templates/bundle-run", *disks, RELEASE),
+        trees={directory: (f"{directory}/run", f"{directory}/launch.toml")},
         distributions=("jinja2",),
     )
 
@@ -53,37 +65,74 @@ def files(name: str, *sources: str) -> Row:
     return Row(("initramfs/files.yaml", *sources), (layer(name),), distributions=("zstandard",))
 
 
+def packages(set_name: str, name: str) -> Row:
+    inputs = ("initramfs/files.yaml", f"build/debs/{set_name}/packages.json")
+    return Row(inputs, (layer(name),), distributions=("zstandard",))
+
+
 def modules(name: str) -> Row:
     return Row(MODULES, (layer(name),), distributions=("zstandard",))
 
 
 ROWS: dict[str, Row] = {
     "packages": Row(
-        ("packages.lock", "tasks/packages.yaml", "initramfs/packages.yaml", "guest-vm/packages.yaml"),
+        (
+            "packages.lock",
+            "tasks/packages.yaml",
+            "initramfs/packages.yaml",
+            "guest-vm/packages.yaml",
+            "initramfs/appliance/packages.yaml",
+        ),
         trees={
             "build/snp-release": (RELEASE, FIRMWARE, "build/snp-release/bin/qemu-system-x86_64"),
             "build/debs/initramfs": ("build/debs/initramfs/packages.json",),
             "build/debs/guest": ("build/debs/guest/packages.json",),
+            "build/debs/appliance": ("build/debs/appliance/packages.json",),
         },
     ),
     "unpack_kernel": Row((RELEASE,), trees={"build/kernel": (VMLINUZ, "build/kernel/version", "build/kernel/config")}),
-    "_base_layer": Row(
-        ("initramfs/files.yaml", "build/debs/initramfs/packages.json"), (layer("base"),), distributions=("zstandard",)
-    ),
+    "_base_layer": packages("initramfs", "base"),
+    "_appliance_packages_layer": packages("appliance", "appliance-packages"),
     "_modules_layer": modules("modules"),
+    "_appliance_modules_layer": modules("appliance-modules"),
     "_emulated_modules_layer": modules("emulated-modules"),
     "_init_layer": files(
         "init",
         "initramfs/init",
         "initramfs/linux.py",
         "initramfs/boot_words.py",
+        "initramfs/dm_tables.py",
+        "initramfs/verity_root.py",
+        "initramfs/luks_root.py",
         "initramfs/agent.py",
+        "initramfs/key_agent.py",
+        "initramfs/network.py",
+        "initramfs/lease",
         "initramfs/get_report.py",
         "initramfs/passwd",
         "sevsnp/attestation/report_data.py",
     ),
     "_emulated_layer": files("emulated", "initramfs/emulated/emulated_provider.py"),
     "_plain_layer": files("plain", "initramfs/plain-init", "initramfs/linux.py"),
+    "_appliance_layer": files(
+        "appliance",
+        "initramfs/appliance/init",
+        "initramfs/linux.py",
+        "initramfs/dm_tables.py",
+        "initramfs/appliance/luks.py",
+        "initramfs/appliance/import_image.py",
+        "initramfs/appliance/volumes.py",
+        "initramfs/appliance/fstab.py",
+        "initramfs/appliance/tree_tar.py",
+    ),
+    "_appliance_initramfs": joined(
+        layer("base"),
+        layer("modules"),
+        layer("appliance-packages"),
+        layer("appliance-modules"),
+        layer("appliance"),
+        to="build/initramfs.appliance.cpio.zst",
+    ),
     "initramfs": joined(layer("base"), layer("modules"), layer("init"), to="build/initramfs.cpio.zst"),
     "_plain_initramfs": joined(layer("base"), layer("modules"), layer("plain"), to="build/initramfs.plain.cpio.zst"),
     "_emulated_initramfs": joined(
@@ -98,7 +147,7 @@ ROWS: dict[str, Row] = {
         programs=("mmdebstrap", "apt-get", "dpkg"),
     ),
     "_guest_rootfs": Row(
-        ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub"),
+        GUEST,
         ("build/guest/rootfs.tar",),
         directories=("guest-vm/files",),
     ),
@@ -106,36 +155,42 @@ ROWS: dict[str, Row] = {
         ("build/guest/rootfs.tar", VMLINUZ, "build/initramfs.plain.cpio.zst", RELEASE),
         ("build/guest/sevsnptest.qcow2",),
     ),
-    "_verity_image": Row(("build/guest/rootfs.tar", RELEASE), (IMAGE,)),
-    "_verity_tree": Row((IMAGE, RELEASE), (TREE, ROOTHASH)),
+    "_verity_root": Row((*GUEST, RELEASE), (IMAGE, TREE, ROOTHASH), directories=("guest-vm/files",)),
     "_verity_cmdline": Row((IMAGE, ROOTHASH), ("build/verity/cmdline",)),
     "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH), ("build/verity/cmdline.emulated",)),
-    "_verity_config": config("build/initramfs.cpio.zst", ""),
-    "_verity_config_emulated": config("build/initramfs.emulated.cpio.zst", ".emulated"),
-    "host_bundle": Row(
-        (
-            "build/verity/vm-config-verity.toml",
-            "build/verity/vm-config-verity.emulated.toml",
-            TEMPLATE,
-            "templates/bundle-run",
-            IMAGE,
-            TREE,
-            RELEASE,
-        ),
-        trees={"build/host-bundle": ("build/host-bundle/run", "build/host-bundle/launch.toml")},
-        distributions=("jinja2",),
+    "_verity_config": config("verity", "build/initramfs.cpio.zst", "", IMAGE, TREE),
+    "_verity_config_emulated": config("verity", "build/initramfs.emulated.cpio.zst", ".emulated", IMAGE, TREE),
+    "_luks_image": Row(
+        (*GUEST, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
+        (VOLUME, *LUKS_HEADER),
+        directories=("guest-vm/files",),
     ),
+    "_luks_cmdline": Row((*LUKS_HEADER, "~/owner_certificate.pem"), ("build/luks/cmdline",)),
+    "_luks_cmdline_emulated": Row((*LUKS_HEADER, "~/owner_certificate.pem"), ("build/luks/cmdline.emulated",)),
+    "_luks_config": config("luks", "build/initramfs.cpio.zst", "", VOLUME),
+    "_luks_config_emulated": config("luks", "build/initramfs.emulated.cpio.zst", ".emulated", VOLUME),
+    "host_bundle": bundle("verity", "build/host-bundle", IMAGE, TREE),
+    "host_bundle_luks": bundle("luks", "build/host-bundle-luks", VOLUME),
     "build_tools": Row(
         ("initramfs/get_report.py",),
-        ("build/bin/get_report", "build/bin/verify_report", "build/bin/verify_report_emulated"),
+        tuple(
+            f"build/bin/{name}"
+            for name in ("get_report", "verify_report", "verify_report_emulated", "measure", "idblock-generator",
+                         "sev-feature-info")
+        ),
     ),
 }
 
 PACKED = frozenset({"_base_layer", "_modules_layer", "_emulated_modules_layer", "_init_layer", "_emulated_layer",
-                    "_plain_layer", "initramfs", "_plain_initramfs", "_emulated_initramfs"})  # fmt: skip
+                    "_plain_layer", "_appliance_layer", "_appliance_packages_layer", "_appliance_modules_layer",
+                    "_appliance_initramfs", "initramfs", "_plain_initramfs", "_emulated_initramfs"})  # fmt: skip
 CMDLINES = frozenset({"_verity_cmdline", "_verity_cmdline_emulated"})
 CONFIGS = frozenset({"_verity_config", "_verity_config_emulated"})
-VERITY = frozenset({"_verity_image", "_verity_tree"})
+VERITY = frozenset({"_verity_root"})
+LUKS_CMDLINES = frozenset({"_luks_cmdline", "_luks_cmdline_emulated"})
+LUKS_CONFIGS = frozenset({"_luks_config", "_luks_config_emulated"})
+LUKS = frozenset({"_luks_image"})
+BUNDLES = frozenset({"host_bundle", "host_bundle_luks"})
 FROM_TARS = frozenset({"_guest_packages", "_guest_rootfs", "create_new_vm"})
 NONE: frozenset[str] = frozenset()
 
@@ -144,18 +199,21 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
     "sevsnp/images/initramfs.py": PACKED,
     "sevsnp/images/guest_packages.py": frozenset({"_guest_packages"}),
-    "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}),
+    "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}) | VERITY | LUKS,
     "sevsnp/images/disk.py": frozenset({"create_new_vm"}),
-    "sevsnp/images/identity.py": VERITY,
-    "sevsnp/vm/make_config.py": CMDLINES | CONFIGS,
-    "sevsnp/vm/host.py": frozenset({"host_bundle"}),
+    "sevsnp/images/identity.py": VERITY | LUKS,
+    "sevsnp/appliance/vm.py": LUKS,
+    "sevsnp/images/luks2.py": LUKS,
+    "sevsnp/luks_key.py": LUKS,
+    "sevsnp/vm/make_config.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS,
+    "sevsnp/vm/host.py": BUNDLES,
     "sevsnp/tools.py": frozenset({"build_tools"}),
     # An input of a layer as well.
     "sevsnp/attestation/report_data.py": frozenset({"build_tools"}),
     "sevsnp/emulation/verify.py": frozenset({"build_tools"}),
     # Reached by many.
-    "sevsnp/images/tar.py": PACKED | VERITY | FROM_TARS,
-    "sevsnp/vm/cmdline.py": CMDLINES | CONFIGS | {"host_bundle", "build_tools"},
+    "sevsnp/images/tar.py": PACKED | VERITY | LUKS | FROM_TARS,
+    "sevsnp/vm/cmdline.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | BUNDLES | {"build_tools"},
     "sevsnp/errors.py": frozenset(ROWS),
     # Nothing is made by these.
     "sevsnp/e2e.py": NONE,
@@ -171,22 +229,29 @@ RECIPES: dict[str, frozenset[str]] = {
 
 # Each setting with another value, and who is made from it. {tmp} is a directory for this.
 SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
-    "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_image"}),
+    "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_root"}),
     "WRITABLE": ("copy", CMDLINES),
     **{f"TMPFS_{name}": ("3G", CMDLINES) for name in ("ETC", "HOME", "VAR", "TMP")},
-    "ACPI": ("on", CMDLINES),
+    "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
     # More than one needs ACPI.
-    "CPUS": ("2", CMDLINES | CONFIGS),
-    "PRODUCT": ("Milan", CONFIGS),
-    "CPU_MODEL": ("EPYC-Genoa", CONFIGS),
-    "POLICY": ("0x20000", CONFIGS),
-    "GUEST_FEATURES": ("0x21", CONFIGS),
-    "MIN_TCB": ("snp:1", CONFIGS),
-    "FAMILY_ID": ("1" * 32, CONFIGS),
-    "IMAGE_ID": ("1" * 32, CONFIGS),
-    "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS),
-    "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS),
-    "IMAGE": ("README.md", frozenset({"_verity_image"})),
+    "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
+    "LUKS_FREE": ("17M", LUKS),
+    "LUKS_KEY_FILE": ("{tmp}/no-such-key", LUKS),
+    "PRODUCT": ("Milan", CONFIGS | LUKS_CONFIGS),
+    "CPU_MODEL": ("EPYC-Genoa", CONFIGS | LUKS_CONFIGS),
+    "POLICY": ("0x20000", CONFIGS | LUKS_CONFIGS),
+    "GUEST_FEATURES": ("0x21", CONFIGS | LUKS_CONFIGS),
+    "MIN_TCB": ("snp:1", CONFIGS | LUKS_CONFIGS),
+    "FAMILY_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
+    "IMAGE_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
+    "GUEST_SVN": ("1", CONFIGS | LUKS_CONFIGS),
+    # The bundles then have the VM configs with an ID block.
+    "ID_KEY": ("x", frozenset({"host_bundle", "host_bundle_luks"})),
+    "AUTHOR_KEY": ("x", NONE),
+    "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS | LUKS_CONFIGS),
+    "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS | LUKS_CONFIGS),
+    "IMAGE": ("README.md", VERITY | LUKS),
+    "ROOT_DEVICE": ("/dev/vda2", NONE),  # of a disk image only
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     "PLATFORM": ("emulated", NONE),
     "MEMORY": ("4G", NONE),
@@ -202,7 +267,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: looked at again, and then copied from the cache.
-    "CONFIG_DIR": ("{tmp}/keys", CONFIGS | {"_guest_rootfs"}),
+    "CONFIG_DIR": ("{tmp}/keys", CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"_guest_rootfs"}),
     "CACHE_DIR": ("{tmp}/downloads", NONE),
     "SEVSNP_CACHE": ("{tmp}/cache", NONE),
     "CACHE": ("off", NONE),
@@ -220,8 +285,9 @@ PARAMETERS: dict[str, str] = {
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
     )},
+    "free": "LUKS_FREE", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
     "place": "", "project": "", "python": "",
 }  # fmt: skip

@@ -16,7 +16,8 @@ from tests.pipeline.copies import copy_built, leavings, ran
 HEAVY = ("cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation")
 CORE = (
     "install_dependencies", "packages", "unpack_kernel", "build_tools", "initramfs", "create_new_vm", "setup_verity",
-    "run_sev_snp_verity", "attest_verity", "host_bundle", "e2e", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
+    "run_sev_snp_verity", "attest_verity", "setup_luks", "run_sev_snp_luks", "attest_luks", "host_bundle",
+    "host_bundle_luks", "e2e", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
     "packages_lock", "test",
 )  # fmt: skip
 

@@ -304,7 +304,7 @@ def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
     runs = [bench.start(copy.project, "run", "-n", "2", *GOALS, **variables) for _ in range(2)]
     said = [ended(run, 300) for run in runs]
     made = Counter(name for text in said for name in built_here(text))
-    assert made["verity image"] == made["verity tree"] == made["unpack_kernel"] == made["initramfs"] == 1
+    assert made["verity root"] == made["unpack_kernel"] == made["initramfs"] == 1
     assert set(made.values()) == {1}, made
     assert sum(CHECKOUT_WAIT in text for text in said) == 1
     assert {path: sha256_file(path) for path in sorted((copy.build / "verity").iterdir())} == expected

@@ -30,8 +30,11 @@ STAGES = {
     "create_new_vm": ("sevsnp.images.guest_disk:make_guest_disk", ("guest/sevsnptest.qcow2",), 6.0),
     "base layer": ("sevsnp.images.initramfs:make_base_layer", ("layers/base.cpio.zst",), 3.0),
     "initramfs": ("sevsnp.images.initramfs:join_layers", ("initramfs.cpio.zst",), 0.3),
-    "verity image": ("sevsnp.images.verity_root:make_verity_image", ("verity/verity.img",), 4.0),
-    "verity tree": ("sevsnp.images.verity_root:make_verity_tree", ("verity/hash-tree.img", "verity/roothash.txt"), 2.0),
+    "verity root": (
+        "sevsnp.images.verity_root:make_verity_root",
+        ("verity/verity.img", "verity/hash-tree.img", "verity/roothash.txt"),
+        4.0,
+    ),
     "host_bundle": ("sevsnp.bundle:make_bundle", ("host-bundle",), 2.0),
     "build_tools": ("", ("bin",), 0.2),
 }
@@ -276,7 +279,7 @@ def kill_often(ground: Ground, times: int, stages: list[str], seed: int, *, ever
 
 
 def test_three_kills(ground: Ground) -> None:
-    kill_often(ground, 3, ["unpack_kernel", "verity image", "verity tree"], seed=3)
+    kill_often(ground, 3, ["unpack_kernel", "verity root"], seed=3)
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
 
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,23 @@ from doit import get_var
 def task_hello():
     \"\"\"Say hello.\"\"\"
     return {"actions": [f"echo hello {get_var('NAME', 'you')}"], "verbosity": 2}
+
+def task_key():
+    '''Show where a disk key is.'''
+    def show():
+        import json, os
+        number = int(os.environ.get("SEVSNP_LUKS_KEY_FD", "-1"))
+        found = {"key": None if number < 0 else os.read(number, 10000).decode("latin-1")}
+        pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+        for name in ("environ", "cmdline"):
+            found[name] = 0
+            for pid in pids:
+                try:
+                    found[name] += b"canary-7c1" in open(f"/proc/{pid}/{name}", "rb").read()
+                except OSError:
+                    continue
+        print(json.dumps(found))
+    return {"actions": [show], "verbosity": 2}
 
 def task_fail():
     \"\"\"Fail.\"\"\"
@@ -311,3 +329,72 @@ def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools]
     done = doitw(program=program, env=tools.env)
     assert done.returncode == 1
     assert done.stderr == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}\n"
+
+
+KEY = "canary-7c1 \t'\"$(id)`id`\\ \xe9\nand a second line\n"
+
+
+@pytest.mark.parametrize("shell", [(), ("dash",), ("bash",), ("bash", "--posix")], ids=" ".join)
+def test_a_disk_key_in_the_environment_goes_through_a_pipe(program: Path, shell: tuple[str, ...]) -> None:
+    """As it is, to its last byte; while doit runs, no process has it in its environment or its arguments."""
+    if shell and not shutil.which(shell[0]):
+        pytest.skip(f"no {shell[0]}")
+    done = subprocess.run(
+        [*shell, program, "key"],
+        cwd=program.parent,
+        env={**os.environb, b"LUKS_KEY": KEY.encode("latin-1")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"key": KEY, "environ": 0, "cmdline": 0}
+    assert b"canary-7c1" not in done.stderr
+
+
+def test_the_canary_is_found_where_a_key_is_left(program: Path) -> None:
+    """Control arm of the one before."""
+    found = json.loads(greeting(doitw("key", "X=canary-7c1", program=program, env={"ANOTHER": "canary-7c1"}).stdout))
+    assert found["key"] is None and found["environ"] and found["cmdline"]
+
+
+def test_nothing_that_doitw_executes_has_the_key(bare: tuple[Path, Tools]) -> None:
+    """Neither its variable nor its pipe: all that is executed on the way to a refusal writes down what it has."""
+    program, tools = bare
+    log = tools.folder / "log"
+    look = f"{{ cat /proc/self/environ; ls /proc/$$/fd; }} >>{log} 2>&1"
+    tools.add("ls", f'PATH={os.defpath} exec ls "$@"')
+    for name in ("readlink", "dirname", "sha256sum", "mkdir"):
+        tools.add(name, f'{look}\nexec {os.readlink(tools.folder / name)} "$@"')
+    tools.add("python3", f'{look}\ncase "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac')
+    tools.add("id", "echo 1000")
+    tools.add("apt-get", "exit 1")
+    done = doitw(program=program, env={**tools.env, "LUKS_KEY": "canary-7c1", "OTHER": "control-7c1"})
+    assert done.returncode == 1 and "python3-venv is missing" in done.stderr
+    written = log.read_bytes()
+    assert written.count(b"control-7c1") >= 4
+    assert b"canary-7c1" not in written
+    assert b"\n8\n" not in written and b"1\n" in written
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("", "LUKS_KEY is empty, expected a key"), ("k" * 4097, "LUKS_KEY: found 4097 bytes, expected at most 4096")],
+)
+def test_a_disk_key_of_no_possible_length(program: Path, key: str, words: str) -> None:
+    done = doitw("key", program=program, env={"LUKS_KEY": key})
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"doitw: {words}\n")
+
+
+def test_a_shell_that_keeps_here_documents_in_files_is_not_used(program: Path, tmp_path: Path) -> None:
+    """Its pipe's place taken by a file: what such a shell would do."""
+    text = program.read_text()
+    assert text.count("exec 8<<PIPE\n\nPIPE\n") == 1
+    (tmp_path / "here").write_text("\n")
+    old = program.with_name("doitw-old")
+    old.write_text(text.replace("exec 8<<PIPE\n\nPIPE\n", f"exec 8<>'{tmp_path / 'here'}'\n"))
+    old.chmod(0o755)
+    done = doitw("key", program=old, env={"LUKS_KEY": "canary-7c1"})
+    assert done.returncode == 1 and "this sh has no pipe for LUKS_KEY" in done.stderr
+    assert (tmp_path / "here").read_text() == "\n"

@@ -72,10 +72,10 @@ def test_it_has_what_a_reader_looks_for(clone: Path) -> None:
     text = described(clone)
     nodes = dict(re.findall(r'^ +"(\S+)" \[label="([^"]+)"', text, re.MULTILINE))
     assert {"packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "e2e"} <= set(nodes)
-    assert nodes["_verity_tree"] == "verity tree" and nodes["_keys"] == "your keys"
+    assert nodes["_verity_root"] == "verity root" and nodes["_keys"] == "your keys"
     assert not {"_dependencies", "_welcome", "install_dependencies", "graph", "test"} & set(nodes)
-    assert '"_verity_image" -> "_verity_tree";' in text and '"_guest_rootfs" -> "_verity_image";' in text
-    assert '"_guest_rootfs" -> "_verity_tree"' not in text  # implied
+    assert '"_verity_root" -> "_verity_cmdline";' in text and '"_guest_packages" -> "_verity_root";' in text
+    assert '"_guest_packages" -> "_verity_cmdline"' not in text  # implied
     shapes = dict(re.findall(r'^ +"(\S+)" \[label="[^"]+", shape="(\w+)"', text, re.MULTILINE))
     assert {shapes[name] for name in ("e2e", "run_guest", "attest_verity")} == {"cds"}
     assert {shapes[name] for name in ("packages", "_keys", "setup_verity")} == {"box"}

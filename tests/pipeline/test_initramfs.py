@@ -3,6 +3,8 @@
 import stat
 from pathlib import Path
 
+import pytest
+
 from sevsnp.images.kernel_modules import ModuleTree, modinfo
 from tests.conftest import Built
 from tests.unit.newc import Member, read_joined
@@ -18,9 +20,18 @@ def unpacked(path: Path) -> dict[str, Member]:
 def test_layers(built: Built) -> None:
     counts = {
         name: len(read_joined((built.build / f"{name}.cpio.zst").read_bytes()))
-        for name in ("initramfs", "initramfs.emulated", "initramfs.plain")
+        for name in ("initramfs", "initramfs.emulated", "initramfs.plain", "initramfs.appliance")
     }
-    assert counts == {"initramfs": 3, "initramfs.emulated": 5, "initramfs.plain": 3}
+    assert counts == {"initramfs": 3, "initramfs.emulated": 5, "initramfs.plain": 3, "initramfs.appliance": 5}
+
+
+def test_the_appliance_has_nothing_of_the_guest_s(built: Built) -> None:
+    """Neither is the other's: a job that writes volumes has no place in a guest, an agent none in the appliance."""
+    guest, appliance = (unpacked(built.build / f"{name}.cpio.zst") for name in ("initramfs", "initramfs.appliance"))
+    assert not [name for name in guest if "appliance" in name or name.endswith("/lvm")]
+    assert "usr/sbin/lvm" in appliance
+    assert not [name for name in appliance if name.endswith(("agent.py", "boot_words.py", "bare_luks.py"))]
+    assert appliance["init"].data == (built.project / "initramfs" / "appliance" / "init").read_bytes()
 
 
 def test_the_emulated_attester_is_in_the_emulated_one_only(built: Built) -> None:
@@ -33,11 +44,21 @@ def test_the_emulated_attester_is_in_the_emulated_one_only(built: Built) -> None
     assert all(emulated[name] == member for name, member in production.items() if stat.S_ISREG(member.mode))
 
 
-def test_every_module_comes_after_what_it_depends_on(built: Built) -> None:
-    files = unpacked(built.build / "initramfs.emulated.cpio.zst")
+@pytest.mark.parametrize(
+    ("initramfs", "further"),
+    [
+        ("initramfs", "luks"),
+        ("initramfs.emulated", "emulated"),
+        ("initramfs.appliance", "luks"),
+        ("initramfs.appliance", "appliance"),
+    ],
+)
+def test_every_module_comes_after_what_it_depends_on(built: Built, initramfs: str, further: str) -> None:
+    """In the list of the base and in one further, which are loaded one after the other."""
+    files = unpacked(built.build / f"{initramfs}.cpio.zst")
     release = (built.build / "kernel" / "version").read_text().strip()
     tree = ModuleTree(built.build / "kernel" / "lib" / "modules" / release)
-    lists = (files[f"{PLACE}/{name}.list"].data.decode() for name in ("base", "emulated"))
+    lists = (files[f"{PLACE}/{name}.list"].data.decode() for name in ("base", further))
     order = [line.removeprefix("/") for text in lists for line in text.split()]
     assert len(order) == len(set(order)) > 10
     loaded: set[str] = set()
@@ -48,6 +69,8 @@ def test_every_module_comes_after_what_it_depends_on(built: Built) -> None:
         assert not missing, path
         loaded.add(Path(path).stem)
     assert {"dm_verity", "virtio_blk", "overlay"} <= loaded | tree.builtin
+    wanted = {"luks": {"dm_crypt", "dm_integrity", "xts", "authenc"}, "appliance": {"xfs", "btrfs", "dm_mirror"}}
+    assert wanted.get(further, set()) <= loaded | tree.builtin
 
 
 def test_who_owns_what(built: Built) -> None:

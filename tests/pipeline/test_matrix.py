@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sevsnp.settings import SETTINGS as KNOWN
-from tests.conftest import GOALS, Built
+from tests.conftest import GOALS, LUKS_GOALS, Built
 from tests.pipeline.copies import copy_built, ran
 from tests.pipeline.matrix import PARAMETERS, RECIPES, ROWS, SETTINGS, cells
 
@@ -25,8 +25,8 @@ def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bui
     directory = tmp_path_factory.mktemp("matrix")
     shutil.copytree(built.config_dir, directory / "config")
     copied = Built(copy_built(built, directory / "project").project, directory / "config")
-    copied.doit(*GOALS)
-    assert ran(copied.doit(*GOALS).stdout) == set()
+    copied.doit(*GOALS, *LUKS_GOALS)
+    assert ran(copied.doit(*GOALS, *LUKS_GOALS).stdout) == set()
     yield copied
     shutil.rmtree(directory)
 

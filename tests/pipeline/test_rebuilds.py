@@ -100,7 +100,7 @@ SOURCES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "one file more in the guest": (
         append("guest-vm/files/etc/motd", "hello\n"),
-        {"guest rootfs", "create_new_vm", "verity image", "verity tree"} | CMDLINES | MEASURED,
+        {"guest rootfs", "create_new_vm", "verity root"} | CMDLINES | MEASURED,
     ),
     "template of the VM configs": (append("templates/vm-config.toml.j2"), MEASURED),
     "the bundle's script": (append("templates/bundle-run"), {"host_bundle"}),
@@ -137,14 +137,14 @@ HURT: dict[str, dict[str, Edit]] = {
     "deleted": {
         "initramfs": delete("build/initramfs.cpio.zst"),
         "init layer": delete("build/layers/init.cpio.zst"),
-        "verity tree": delete("build/verity/roothash.txt"),  # one output of two
+        "verity root": delete("build/verity/roothash.txt"),  # one output of three
         "verity config emulated": delete("build/verity/vm-config-verity.emulated.toml"),
         "host_bundle": delete("build/host-bundle"),
         "build_tools": delete("build/bin/get_report"),
     },
     "edited, size and time kept": {
         "verity config": rewrite("build/verity/vm-config-verity.toml", damage),
-        "verity image": rewrite("build/verity/verity.img", damage),
+        "verity root": rewrite("build/verity/verity.img", damage),
         "build_tools": rewrite("build/bin/get_report", damage),
         "host_bundle": rewrite("build/host-bundle/vmlinuz", damage),
         "packages": rewrite("build/snp-release/bin/qemu-system-x86_64", damage),

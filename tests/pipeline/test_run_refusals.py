@@ -266,7 +266,7 @@ def test_a_plain_guest_without_its_disk(copy: Built, task: str) -> None:
     ("target", "task", "limit", "said"),
     [
         ("build/initramfs.cpio.zst", "initramfs", 10 << 20, "build/initramfs.cpio.zst: cannot be written: "),
-        (IMAGE, "_verity_image", 100 << 20, f"{IMAGE}: cannot be written: File too large"),
+        (IMAGE, "_verity_root", 100 << 20, f"{IMAGE}: cannot be written: File too large"),
     ],
     ids=["initramfs", "image"],
 )

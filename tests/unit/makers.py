@@ -69,6 +69,21 @@ def grow(*, source: Path, output: Path) -> None:
     (output / "large").write_bytes(source.read_bytes().ljust(1 << 20, b"."))
 
 
+def shout_twice(*, source: Path, output: Path, echo: Path) -> Iterator[str]:
+    """Two outputs, the first whole before the second is begun; between the two it waits for the file ``later``."""
+    calls.append("shout_twice")
+    output.write_bytes(source.read_bytes().upper())
+    yield "output"
+    deadline = time.monotonic() + 10
+    while Path("later").exists() and time.monotonic() < deadline:
+        if any(Path("cache/blobs").glob("*/*")):
+            Path("later").unlink()
+        time.sleep(0.01)
+    echo.write_bytes(source.read_bytes())
+    if Path("broken").exists():
+        raise RuntimeError("half-way")
+
+
 def fail(*, source: Path, output: Path) -> None:
     output.write_bytes(source.read_bytes())
     raise RuntimeError("half-way")

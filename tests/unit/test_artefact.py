@@ -1,5 +1,6 @@
 """An artefact: when it is made again, when it comes from the cache, and how it heals."""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -235,3 +236,29 @@ def test_what_is_ignored_in_a_tree_outlives_it() -> None:
         (Path("build/output") / "run").unlink()
         assert not Seen(artefact("grow", ignored=("state",))).built
         assert (state / "log").read_bytes() == b"kept"
+
+
+def two_outputs() -> Artefact:
+    made = artefact("shout_twice")
+    return dataclasses.replace(made, outputs={**made.outputs, "echo": Path("build/echo")})
+
+
+def test_an_output_that_is_finished_early_is_kept_while_the_rest_is_made() -> None:
+    Path("later").touch()
+    with run():
+        assert Seen(two_outputs()).built
+        assert not Path("later").exists(), "the first was in the cache before the second was begun"
+    shutil.rmtree("build")
+    with run():
+        assert not Seen(two_outputs()).built
+    assert Path("build/output").read_bytes() == b"TEXT" and Path("build/echo").read_bytes() == b"text"
+
+
+def test_an_early_output_of_a_failure_is_no_artefact() -> None:
+    Path("broken").touch()
+    with run(), pytest.raises(RuntimeError, match="half-way"):
+        Seen(two_outputs())
+    assert not Path("build/output").exists() and not list(Path("cache").glob("entries/*"))
+    Path("broken").unlink()
+    with run():
+        assert Seen(two_outputs()).built  # the control, and nothing of the failure is in the way

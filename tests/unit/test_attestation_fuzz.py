@@ -15,7 +15,7 @@ from sevsnp.attestation import certificates as certs
 from sevsnp.attestation.appraisal import Evidence, appraise
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.extensions import ExtensionError, named_product, read_extensions
-from sevsnp.attestation.id_block import check_launch, decode_block
+from sevsnp.attestation.id_block import IdAuth, IdBlock, Identity, check_identity
 from sevsnp.attestation.inspection import inspect
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.revocation import CrlError, load_crl
@@ -84,8 +84,13 @@ def test_revocation_lists(data: bytes) -> None:
 @fuzz
 @given(damaged(bytes(96)), damaged(bytes(4096)))
 def test_id_blocks(block: bytes, auth: bytes) -> None:
-    only(UserError, lambda: decode_block(block))
-    only(UserError, lambda: check_launch(block, auth, bytes(48), 0x30000))
+    only(UserError, lambda: IdBlock.decode(block))
+    only(UserError, lambda: IdAuth.decode(auth))
+
+    def whole() -> None:
+        check_identity(Identity(IdBlock.decode(block), IdAuth.decode(auth)), bytes(48), 0x30000)
+
+    only(UserError, whole)
 
 
 WANTED = expected(platform="snp", platform_info_required=0, platform_info_forbidden=0)

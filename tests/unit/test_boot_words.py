@@ -1,5 +1,6 @@
 """The guest's reading of its command line: what the owner's tools write is read, anything else ends the machine."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sevsnp.vm.cmdline import build_cmdline, verity_words
+from sevsnp.vm.cmdline import build_cmdline, luks_words, verity_words
 from tests.unit.evidence import load_script
 
 boot_words = load_script(Path(__file__).parents[2] / "initramfs" / "boot_words.py")
@@ -173,3 +174,99 @@ def test_words_in_any_order_need_each_once(chosen: list[str]) -> None:
     else:
         with pytest.raises(boot_words.BadCommandLine):
             words(" ".join(chosen))
+
+
+OWNER = base64.b64encode(bytes(range(201))).decode()
+DIGEST, TABLES = "ab" * 32, "cd" * 32
+LUKS = f"sevsnp.luks=1:1048576:{DIGEST}:{TABLES}"
+LUKS_OWN = ["sevsnp.mode=luks", LUKS, "sevsnp.rootfs=ext4", f"sevsnp.owner={OWNER}"]
+LUKS_LINE = " ".join(["console=ttyS0", "acpi=off", *LUKS_OWN])
+
+
+def test_the_encrypted_root_s_line_is_accepted() -> None:
+    """Control for everything below, which changes this line."""
+    found = words(LUKS_LINE)
+    assert (found.mode, found.rootfs, found.emulated, found.acpi) == ("luks", "ext4", False, False)
+    assert found.luks == {"header_bytes": "1048576", "header": DIGEST, "tables": TABLES}
+    assert found.owner == bytes(range(201))
+    assert (found.verity, found.tmpfs, found.writable) == ({}, {}, "")
+    assert words(f"{LUKS_LINE} sevsnp.emulated=1").emulated
+
+
+@pytest.mark.parametrize("acpi", [True, False])
+@pytest.mark.parametrize("emulated", [True, False])
+def test_what_the_builder_writes_for_it_is_what_init_reads(acpi: bool, emulated: bool) -> None:
+    header = f"1048576:{DIGEST}"
+    made = luks_words(header=header, tables=TABLES, owner=OWNER, acpi=acpi, emulated=emulated)
+    line = build_cmdline(word.text for word in made)
+    found = words(f"{line} initrd=initrd\n")
+    assert (found.mode, found.luks["header"], found.owner) == ("luks", DIGEST, bytes(range(201)))
+    assert (found.acpi, found.emulated) == (acpi, emulated)
+
+
+@pytest.mark.parametrize("missing", LUKS_OWN)
+def test_a_missing_word_of_the_encrypted_root(missing: str) -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=rf"{missing.partition('=')[0]} is missing"):
+        words(LUKS_LINE.replace(f" {missing}", ""))
+
+
+@pytest.mark.parametrize("doubled", LUKS_OWN)
+def test_a_doubled_word_of_the_encrypted_root(doubled: str) -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=f"{doubled.partition('=')[0]} given twice"):
+        words(f"{LUKS_LINE} {doubled}")
+
+
+@pytest.mark.parametrize("other", [VERITY, "sevsnp.writable=overlay", TMPFS])
+def test_no_word_of_the_verified_root_beside_the_encrypted_one(other: str) -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=rf"{other.partition('=')[0]} is no word of sevsnp.mode=luks"):
+        words(f"{LUKS_LINE} {other}")
+
+
+@pytest.mark.parametrize("other", [LUKS, f"sevsnp.owner={OWNER}"])
+def test_no_word_of_the_encrypted_root_beside_the_verified_one(other: str) -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=rf"{other.partition('=')[0]} is no word of sevsnp.mode=verity"):
+        words(f"{LINE} {other}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("mode=luks", "mode=verity"),
+        ("mode=luks", "mode=luks|verity"),
+        ("mode=luks", "mode=LUKS"),
+        ("rootfs=ext4", "rootfs=erofs"),
+        ("rootfs=ext4", "rootfs=xfs"),
+        ("luks=1:", "luks=0:"),
+        ("luks=1:", "luks=2:"),
+        (":1048576:", ":0:"),
+        (":1048576:", ":512:"),
+        (":1048576:", ":01048576:"),
+        (":1048576:", ":999999999:"),
+        (":1048576:", ":-1048576:"),
+        (":1048576:", ":1M:"),
+        (DIGEST, DIGEST.upper()),
+        (DIGEST, DIGEST[:-1]),
+        (DIGEST, ""),
+        (TABLES, TABLES + "0"),
+        (f":{TABLES}", ""),
+        (f":{TABLES}", f":{TABLES}:x"),
+        (OWNER, OWNER[:-4]),
+        (OWNER, OWNER + "AAAA"),
+        (OWNER, ""),
+        (OWNER, "=" + OWNER[1:]),
+        (OWNER, OWNER[:-1] + "="),
+        (OWNER, "-" + OWNER[1:]),
+        (OWNER, "." + OWNER[1:]),
+    ],
+)
+def test_a_changed_word_of_the_encrypted_root(old: str, new: str) -> None:
+    assert LUKS_LINE.count(old) == 1
+    with pytest.raises(boot_words.BadCommandLine) as refused:
+        words(LUKS_LINE.replace(old, new))
+    assert str(refused.value)
+
+
+@given(st.data())
+def test_a_line_of_the_encrypted_root_cut_off_anywhere(data: st.DataObject) -> None:
+    with pytest.raises(boot_words.BadCommandLine):
+        words(LUKS_LINE[: data.draw(st.integers(0, len(LUKS_LINE) - 1))])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
-from sevsnp.vm.cmdline import FIRMWARE_PREFIX, MAX_LENGTH, build_cmdline, hardening_words, verity_words
+from sevsnp.vm.cmdline import FIRMWARE_PREFIX, MAX_LENGTH, build_cmdline, hardening_words, luks_words, verity_words
 
 SIZES = {"etc": 1, "home": 2, "var": 3, "tmp": 4}
 
@@ -98,6 +98,21 @@ def test_only_the_emulated_line_names_the_emulation() -> None:
     assert "emulated" not in line(False)
     assert line(True) == line(False) + " sevsnp.emulated=1"
     assert "sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4" in line(False).split()
+
+
+@pytest.mark.parametrize("acpi", [True, False])
+def test_the_line_of_an_encrypted_root_fits_and_says_whose_and_which_it_is(acpi: bool) -> None:
+    def line(emulated: bool) -> str:
+        words = luks_words(header=header, tables="b" * 64, owner=owner, acpi=acpi, emulated=emulated)
+        assert all(word.reason for word in words)
+        return build_cmdline(word.text for word in words)
+
+    header, owner = f"1048576:{'a' * 64}", "+/" * 134
+    assert line(True) == line(False) + " sevsnp.emulated=1"
+    words = [word for word in line(False).split() if word.startswith("sevsnp.")]
+    assert words == [
+        "sevsnp.mode=luks", f"sevsnp.luks=1:{header}:{'b' * 64}", "sevsnp.rootfs=ext4", f"sevsnp.owner={owner}"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,13 @@ def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
     check_fixed(replace(config, reference=None), {"MIN_TCB": "snp:9"})
     with pytest.raises(UserError, match="CPUS=2"):
         check_fixed(replace(config, reference=None), {"CPUS": 2})
+
+
+def test_an_encrypted_root_fixes_nothing_of_the_verified_one(config: VmConfig) -> None:
+    config.launch.cmdline.path.write_text("console=ttyS0 acpi=off sevsnp.mode=luks")
+    encrypted = replace(config, launch=replace(config.launch, workflow="luks"))
+    check_fixed(encrypted, {"WRITABLE": "copy", "VERITY_FILESYSTEM": "erofs", "TMPFS_VAR": 9, "ACPI": "off", "CPUS": 1})
+    for name in ("ACPI", "CPUS"):
+        with pytest.raises(UserError, match=f"{name}=") as refused:
+            check_fixed(encrypted, {name: OTHER[name]})
+        assert f"doit setup_luks {name}=" in refused.value.hint

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from sevsnp.errors import UserError
-from sevsnp.images.initramfs import join_layers, make_base_layer, make_files_layer, make_modules_layer
+from sevsnp.images.initramfs import join_layers, make_files_layer, make_modules_layer, make_packages_layer
 from sevsnp.images.lists import layer_files, layer_sources, read_files_list, read_list
 from tests.unit.newc import Member, read_joined
 from tests.unit.test_kernel_modules import RELEASE, tree
@@ -53,7 +53,7 @@ def package(tmp_path: Path, name: str, files: dict[str, str]) -> Path:
 def base_layer(tmp_path: Path, manifest: Path, lists: str = "") -> dict[str, Member]:
     files = tmp_path / "files.yaml"
     files.write_text(lists or "directories: []\n")
-    make_base_layer(manifest=manifest, files=files, output=tmp_path / "base.cpio.zst")
+    make_packages_layer(manifest=manifest, files=files, output=tmp_path / "base.cpio.zst")
     assert not list(tmp_path.glob("*.spool"))
     return members(tmp_path / "base.cpio.zst")
 
@@ -97,13 +97,28 @@ def test_modules_layers_share_nothing_and_say_the_order(tmp_path: Path) -> None:
     lists.write_text("base: [a]\nemulated: [console]\n")
     made = {}
     for layer in ("base", "emulated"):
-        make_modules_layer(version=version, modules=lists, layer=layer, output=tmp_path / layer)
+        make_modules_layer(version=version, modules=lists, lists=[layer], output=tmp_path / layer)
         made[layer] = members(tmp_path / layer)
     assert made["base"][f"{PLACE}/base.list"].data == f"/{PLACE}/shared.ko\n/{PLACE}/a.ko\n".encode()
     assert made["emulated"][f"{PLACE}/emulated.list"].data == f"/{PLACE}/ring.ko\n/{PLACE}/console.ko\n".encode()
     images = {layer: {name for name in found if name.endswith(".ko")} for layer, found in made.items()}
     assert images["base"] == {f"{PLACE}/a.ko", f"{PLACE}/shared.ko"}
     assert images["emulated"] == {f"{PLACE}/ring.ko", f"{PLACE}/console.ko"}
+
+
+def test_one_layer_may_have_several_lists_each_loaded_by_itself(tmp_path: Path) -> None:
+    version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
+    lists.write_text("base: [a]\nluks: [ring, shared]\nappliance: [console]\n")
+    make_modules_layer(version=version, modules=lists, lists=["base", "luks"], output=tmp_path / "measured")
+    found = members(tmp_path / "measured")
+    assert found[f"{PLACE}/base.list"].data == f"/{PLACE}/shared.ko\n/{PLACE}/a.ko\n".encode()
+    assert found[f"{PLACE}/luks.list"].data == f"/{PLACE}/ring.ko\n".encode()
+    assert {f"{PLACE}/{name}.ko" for name in ("a", "shared", "ring")} < found.keys()
+    # What the measured layer has is not packed again, but it is loaded: this list may be the only one beside the base.
+    make_modules_layer(version=version, modules=lists, lists=["appliance"], output=tmp_path / "appliance")
+    found = members(tmp_path / "appliance")
+    assert found[f"{PLACE}/appliance.list"].data == f"/{PLACE}/ring.ko\n/{PLACE}/console.ko\n".encode()
+    assert {name for name in found if name.endswith(".ko")} == {f"{PLACE}/console.ko"}
 
 
 def files_yaml(tmp_path: Path, text: str) -> Path:
@@ -176,7 +191,7 @@ def test_bad_lists_of_modules_are_refused_by_name(tmp_path: Path, text: str, wor
     version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
     lists.write_text(text)
     with pytest.raises(UserError) as caught:
-        make_modules_layer(version=version, modules=lists, layer="emulated", output=tmp_path / "o")
+        make_modules_layer(version=version, modules=lists, lists=["emulated"], output=tmp_path / "o")
     assert "modules.yaml: " in caught.value.message and words in caught.value.message
     assert not (tmp_path / "o").exists()
 

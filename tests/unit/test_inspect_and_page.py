@@ -142,9 +142,10 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 
 
 def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    from sevsnp.attestation import host_features, idblock_cli, measure_cli
+    from sevsnp.attestation import idblock_cli, measure_cli
+    from sevsnp.vm import feature_info
 
-    for main in (cli.main, inspect_cli.main, measure_cli.main, idblock_cli.main, host_features.main):
+    for main in (cli.main, inspect_cli.main, measure_cli.main, idblock_cli.main, feature_info.main):
         with pytest.raises(SystemExit):
             main(["--help"])
         text = capsys.readouterr().out

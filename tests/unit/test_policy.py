@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,13 @@ def test_rules() -> None:
         assert show_rule(rule) and show(value)
     # Equal to Python, and not to people.
     assert [show_rule(OneOf((one,))) for one in (0, False, 1, True, 0x30000)] == ["0", "no", "1", "yes", "0x30000"]
+
+
+def test_the_section_that_a_host_prints_is_a_policy() -> None:
+    from sevsnp.vm.feature_info import parse_status, policy_section
+
+    tcb = bytes((10, 0, 0, 0, 0, 0, 23, 84))
+    status = parse_status(bytes((1, 55, 1, 1, 40, 0, 0, 0)) + bytes(8) + tcb + tcb, "Genoa")
+    document = tomllib.loads(policy_section(status))["policy"]
+    made = policy(document)
+    assert made.reported_tcb == TcbFloor(Tcb(10, 0, 23, 84)) and made.firmware == AtLeast((1, 55, 40))

@@ -14,6 +14,7 @@ PROJECT = Path(__file__).parents[2]
 # For every setting three texts that it takes, each with another value than the others and the default.
 OTHERS: dict[str, tuple[str, str, str]] = {
     "IMAGE": ("a.tar", "b.tar", "c.tar"),
+    "ROOT_DEVICE": ("/dev/vda1", "UUID=x", "/dev/a/b"),
     "PLATFORM": ("snp", "emulated", "snp"),
     "PRODUCT": ("Milan", "Turin", "Milan"),
     "CPUS": ("2", "3", "4"),
@@ -25,6 +26,9 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "PLATFORM_INFO_FORBIDDEN": ("0x1", "0x2", "0x3"),
     "FAMILY_ID": ("1" * 32, "2" * 32, "a" * 32),
     "IMAGE_ID": ("1" * 32, "2" * 32, "a" * 32),
+    "GUEST_SVN": ("1", "2", "0xffffffff"),
+    "ID_KEY": ("a.pem", "b.pem", "c.pem"),
+    "AUTHOR_KEY": ("a.pem", "b.pem", "c.pem"),
     "GUEST_NETWORK": ("restricted", "open", "restricted"),
     "EMULATED_ROOT": ("a.pem", "b.pem", "c.pem"),
     "ACPI": ("on", "off", "on"),
@@ -34,6 +38,8 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "TMPFS_VAR": ("3M", "4M", "5M"),
     "TMPFS_TMP": ("2M", "3M", "4M"),
     "VERITY_FILESYSTEM": ("erofs", "ext4", "erofs"),
+    "LUKS_FREE": ("16M", "20G", "1G"),
+    "LUKS_KEY_FILE": ("a.key", "-", "b.key"),
     "MEMORY": ("512M", "768M", "4G"),
     "SSH_PORT": ("1001", "1002", "1003"),
     "ATTEST_PORT": ("1001", "1002", "1003"),
@@ -60,6 +66,7 @@ OTHERS: dict[str, tuple[str, str, str]] = {
 
 BAD: dict[str, tuple[str, ...]] = {
     "IMAGE": ("a\nb", "a\x7f"),
+    "ROOT_DEVICE": ("a\nb", "a\x7f"),
     "PLATFORM": ("", "SNP", "sev"),
     "PRODUCT": ("genoa", "Rome"),
     "CPUS": ("0", "256", "-1", "two", "1.5", "", " 1", "1_0", "٢", "0b1", "9" * 5000),
@@ -71,6 +78,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "PLATFORM_INFO_FORBIDDEN": ("0x10000000000000000",),
     "FAMILY_ID": ("", "0" * 31, "G" * 32, "A" * 32),
     "IMAGE_ID": ("", "0" * 33),
+    "GUEST_SVN": ("", "-1", "0x100000000"),
     "GUEST_NETWORK": ("none",),
     "ACPI": ("yes", "ON", ""),
     "WRITABLE": ("none", ""),
@@ -80,6 +88,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "TMPFS_VAR": ("1025G",),
     "TMPFS_TMP": ("1x",),
     "VERITY_FILESYSTEM": ("xfs",),
+    "LUKS_FREE": ("", "0", "15M", "5000G", "-1M", "1.5G"),
+    "LUKS_KEY_FILE": ("a\nb", "a\x7f"),
     "SSH_PORT": ("0", "65536", "ssh"),
     "ATTEST_PORT": ("0", "65536"),
     "PORT": ("-1", "65536"),
@@ -144,6 +154,14 @@ def test_a_bad_value_in_the_file_names_the_file(tmp_path: Path) -> None:
 
 def test_a_bad_value_that_a_stronger_source_covers_does_not_matter(tmp_path: Path) -> None:
     assert resolve({"CPUS": "2"}, {"CPUS": "many"}, write(tmp_path, "cpus: none\n"))["CPUS"] == 2
+
+
+def test_a_key_as_a_word_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LUKS_KEY=… on the command line") as refused:
+        resolve({"LUKS_KEY": "canary"}, {}, tmp_path / "none.yaml")
+    assert "canary" not in str(refused.value)
+    # In the environment it is no setting, and taken by another way.
+    assert "LUKS_KEY" not in resolve({}, {"LUKS_KEY": "canary"}, tmp_path / "none.yaml").values
 
 
 def test_an_unknown_word_is_refused_by_name(tmp_path: Path) -> None:

@@ -5,46 +5,40 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images import verity_root
+from sevsnp.images.identity import ImageKind
 from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
 from sevsnp.images.tar import Entry, Kind
+from sevsnp.images.verity_root import bootable_entries
 
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 
 
-def tree_of(entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Entry]:
-    """The tree that would become the image, without the tools that make one."""
+def tree_of(entries: list[Entry], tmp_path: Path) -> dict[str, Entry]:
+    """The tree that would become the image."""
     tar = tmp_path / "rootfs.tar"
     make_rootfs([Layer("test", entries)], tar)
-    seen: dict[str, Entry] = {}
-
-    def make(tar: Path, image: Path, tools: Path, entries: list[Entry]) -> None:
-        seen.update({entry.name: entry for entry in entries})
-
-    monkeypatch.setattr(verity_root, "make_ext4", make)
-    verity_root.make_verity_image(rootfs=tar, filesystem="ext4", tools=tmp_path, output=tmp_path / "image")
-    return seen
+    return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY)}
 
 
-def test_mount_points_that_lack_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = tree_of([*INIT, directory_entry("var", 0o711)], tmp_path, monkeypatch)
+def test_mount_points_that_lack_are_added(tmp_path: Path) -> None:
+    tree = tree_of([*INIT, directory_entry("var", 0o711)], tmp_path)
     for name in ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var"):
         assert tree[name].kind is Kind.DIRECTORY
     assert tree["var"].mode == 0o711
     assert tree["etc/machine-id"].content and tree["etc/machine-id"].content.size == 0
 
 
-def test_a_tree_without_init_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_without_init_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no /sbin/init"):
-        tree_of([text_entry("hello", "x")], tmp_path, monkeypatch)
+        tree_of([text_entry("hello", "x")], tmp_path)
 
 
-def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_point_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="/home: found a symlink, expected a directory"):
-        tree_of([*INIT, link_entry("home", "var/home")], tmp_path, monkeypatch)
+        tree_of([*INIT, link_entry("home", "var/home")], tmp_path)
 
 
-def test_nothing_is_left_of_a_refused_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_of_a_refused_tree(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        tree_of([text_entry("hello", "x")], tmp_path, monkeypatch)
+        tree_of([text_entry("hello", "x")], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["rootfs.tar"]

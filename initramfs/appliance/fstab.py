@@ -1,0 +1,115 @@
+"""An image's own fstab, and paths inside a root that is mounted somewhere else."""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+_LONGEST = 1 << 20
+_LINKS = 40
+_KERNEL = ("/dev", "/proc", "/sys", "/run", "/tmp")
+_NO_DISK = re.compile(
+    r"(tmpfs|proc|sysfs|devpts|devtmpfs|nfs4?|cifs|smb3|9p|virtiofs|fuse\..*|overlay|none|debugfs|tracefs|cgroup2?"
+    r"|configfs|hugetlbfs|mqueue|efivarfs|bpf|securityfs|autofs|ceph|sshfs|iso9660|udf)"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of fstab: what, where, and how."""
+
+    device: str
+    place: str
+    kind: str
+    options: tuple[str, ...]
+
+    @property
+    def subvolume(self) -> str:
+        """The btrfs subvolume that is asked for, without the leading slash; empty for the default one."""
+        return next((o.partition("=")[2].strip("/") for o in self.options if o.startswith("subvol=")), "")
+
+    @property
+    def selector(self) -> str:
+        """The mount option that selects the btrfs subvolume, or nothing."""
+        if self.subvolume:
+            return f"subvol=/{self.subvolume}"
+        return next((option for option in self.options if option.startswith("subvolid=")), "")
+
+    @property
+    def optional(self) -> bool:
+        return "nofail" in self.options
+
+    def no_disk(self) -> str:
+        """Why this is no file system of a disk's to take over, or nothing."""
+        if _NO_DISK.fullmatch(self.kind):
+            return self.kind
+        if "bind" in self.options or "rbind" in self.options:
+            return f"a bind mount of {self.device}"
+        if "noauto" in self.options and "x-systemd.automount" not in self.options:
+            return "noauto"
+        if any(self.place == name or self.place.startswith(f"{name}/") for name in _KERNEL):
+            return "made anew at each boot"
+        if self.place == "/.snapshots" or self.place.startswith("/.snapshots/"):
+            return "snapshots"
+        return ""
+
+
+def read_fstab(root: str) -> "list[Line]":
+    """The lines of /etc/fstab below ``root``, of places within it; none where there is no such file."""
+    path = real_path(root, "etc/fstab")
+    if not path:
+        return []
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        text = stream.read(_LONGEST)
+    return parse_fstab(text)
+
+
+def parse_fstab(text: str) -> "list[Line]":
+    """fstab(5); the last line of a place wins, as it does when all are mounted."""
+    found: dict[str, Line] = {}
+    for each in text.splitlines():
+        fields = [_unescaped(field) for field in each.split()]
+        if len(fields) < 3 or fields[0].startswith("#"):
+            continue
+        options = tuple(fields[3].split(",")) if len(fields) > 3 else ()
+        place = os.path.normpath(fields[1]) if fields[1].startswith("/") else fields[1]
+        place = "/" if place == "//" else place
+        if fields[2] == "swap" or place.startswith("/"):
+            found.pop(place, None)
+            found[place if place.startswith("/") else fields[0]] = Line(fields[0], place, fields[2], options)
+    return list(found.values())
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def real_path(root: str, name: str) -> str:
+    """The regular file that ``name`` is once ``root`` is the root, symbolic links followed; empty for anything else."""
+    left = name.split("/")[::-1]
+    place: list[str] = []
+    links = 0
+    while left:
+        part = left.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            place = place[:-1]
+            continue
+        here = "/".join((root, *place, part))
+        try:
+            status = os.lstat(here)
+        except OSError:
+            return ""
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            target = os.readlink(here)
+            if links > _LINKS:
+                return ""
+            place = [] if target.startswith("/") else place
+            left += target.split("/")[::-1]
+            continue
+        place.append(part)
+        if not left:
+            return here if stat.S_ISREG(status.st_mode) else ""
+    return ""

@@ -1,0 +1,197 @@
+"""Where a guest with an encrypted root waits for its key: TLS 1.3 with the owner, who is told first who is asking.
+
+Both ends are authenticated. The client's certificate is the owner's own, which stands on the measured command line; the
+guest's is made at each boot, and its key is what REPORT_DATA binds, with the owner's nonce and the digest of this very
+volume's header. In order, after the handshake:
+
+1. owner → guest: the line ``openend2e-sevsnp/1 luks`` and a nonce (32 bytes);
+2. guest → owner: a frame, JSON with ``report`` and ``certificates`` in base64;
+3. owner → guest: a frame, the header's SHA-256 (32 bytes), the last generation that the owner knows of (u64
+   big-endian), and the key (1 to 4096 bytes);
+4. guest → owner: a frame, JSON with ``generation`` and ``host_keys``, or with ``error``.
+
+A frame is its length (u32 big-endian) and so many bytes. Who is not the owner is dropped and changes nothing; what goes
+wrong with the owner ends the machine. Standard library only.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+import linux
+from report_data import DIGEST_SIZE, NONCE_SIZE, luks_report_data
+
+PORT = 8088
+REQUEST = b"openend2e-sevsnp/1 luks\n"
+MAX_KEY = 4096
+# For a handshake, for each message of the owner's but the key, and for taking an answer.
+SECONDS = 10.0
+# For the key: the owner verifies the evidence in between.
+KEY_SECONDS = 60.0
+MAX_CLIENTS = 16
+_ANSWER = struct.Struct(">I")
+_HEAD = struct.Struct(f">{DIGEST_SIZE}sQ")
+# DER of an Ed25519 SubjectPublicKeyInfo (RFC 8410 §4), up to the key's 32 bytes.
+_ED25519 = bytes.fromhex("302a300506032b6570032100")
+
+Report = Callable[[bytes], "dict[str, object]"]
+Unlock = Callable[["bytearray", int], "dict[str, object]"]
+
+
+def make_certificate(directory: str) -> "tuple[str, str]":
+    """A fresh Ed25519 key and a certificate of it, in ``directory`` (for us alone); returns the two files' paths."""
+    os.makedirs(directory, 0o700, exist_ok=True)
+    certificate, key = f"{directory}/certificate.pem", f"{directory}/key.pem"
+    linux.run(
+        "/usr/bin/openssl",
+        *("req", "-x509", "-newkey", "ed25519", "-noenc", "-batch"),
+        *("-config", "/dev/null"),
+        *("-subj", "/CN=guest"),
+        *("-keyout", key),
+        *("-out", certificate),
+    )
+    return certificate, key
+
+
+def key_digest(certificate: str) -> bytes:
+    """SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of an Ed25519 certificate in PEM, one that we made."""
+    with open(certificate, encoding="ascii") as stream:
+        der = ssl.PEM_cert_to_DER_cert(stream.read())
+    start = der.index(_ED25519)
+    return hashlib.sha256(der[start : start + len(_ED25519) + 32]).digest()
+
+
+def server_context(certificate: str, key: str, owner: bytes) -> ssl.SSLContext:
+    """TLS 1.3 that takes no client but one with a certificate under ``owner`` (DER), and resumes no session."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    context.load_cert_chain(certificate, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=owner)
+    return context
+
+
+def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes) -> ssl.SSLSocket:
+    """The first connection whose client has proven to be the owner, whoever else connects meanwhile."""
+    found: queue.Queue[ssl.SSLSocket] = queue.Queue()
+    places = threading.Semaphore(MAX_CLIENTS)
+    claimed = threading.Lock()
+
+    def one(client: socket.socket) -> None:
+        try:
+            with client:
+                client.settimeout(SECONDS)
+                connection = context.wrap_socket(client, server_side=True)
+                # The anchor is the owner's certificate; what it might have signed is not the owner.
+                if connection.getpeercert(binary_form=True) == owner and claimed.acquire(blocking=False):
+                    found.put(connection)
+                else:
+                    connection.close()
+        except OSError:  # ssl.SSLError among them
+            pass
+        finally:
+            places.release()
+
+    def accept() -> None:
+        while True:
+            places.acquire()
+            try:
+                client, _ = listener.accept()
+            except OSError as error:  # Linux hands a connection's early network error to accept(2)
+                places.release()
+                if listener.fileno() < 0:
+                    return
+                print(f"init: key agent: {error}", flush=True)
+                time.sleep(0.1)
+                continue
+            try:
+                threading.Thread(target=one, args=(client,), daemon=True).start()
+            except RuntimeError:  # no memory for one more thread
+                client.close()
+                places.release()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return found.get()
+
+
+def serve_owner(connection: ssl.SSLSocket, key_digest: bytes, header: bytes, report: Report, unlock: Unlock) -> None:
+    """The protocol with the owner, from the nonce to the answer.
+
+    ``report`` gives evidence for REPORT_DATA (64 bytes); ``unlock`` opens the root with the key and the generation, and
+    gives the answer. Whatever either raises is said to the owner and raised; Stop where the owner goes away.
+    """
+    try:
+        request = bytes(receive(connection, len(REQUEST) + NONCE_SIZE, SECONDS))
+        if not request.startswith(REQUEST):
+            raise linux.Stop("the owner speaks another protocol")
+        found = report(luks_report_data(request[len(REQUEST) :], key_digest, header))
+        send(connection, {"report": found["report"], "certificates": found["certificates"]})
+        (size,) = _ANSWER.unpack(receive(connection, _ANSWER.size, KEY_SECONDS))
+        if not _HEAD.size < size <= _HEAD.size + MAX_KEY:
+            raise linux.Stop(f"a message of {size} bytes, expected header digest, generation and key")
+        body = receive(connection, size, SECONDS)
+        digest, generation = _HEAD.unpack_from(body)
+        key = body[_HEAD.size :]
+        try:
+            if digest != header:
+                raise linux.Stop("the owner's key is for another volume")
+            answer = unlock(key, generation)
+        finally:
+            key[:] = bytes(len(key))
+            body[:] = bytes(len(body))
+    except BaseException as error:
+        finish(connection, {"error": linux.reason(error)})
+        raise
+    finish(connection, answer)
+
+
+def receive(connection: socket.socket, size: int, seconds: float) -> bytearray:
+    """Exactly ``size`` bytes within ``seconds``, however slowly they trickle in. Stop where the owner goes away."""
+    deadline = time.monotonic() + seconds
+    data = bytearray(size)
+    place = 0
+    with memoryview(data) as view:
+        while place < size:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                count = connection.recv_into(view[place:])
+            except OSError as error:
+                raise linux.Stop(f"the owner's connection: {error}") from None
+            if not count:
+                raise linux.Stop("the owner closed the connection")
+            place += count
+    return data
+
+
+def send(connection: socket.socket, document: "dict[str, object]") -> None:
+    """One frame with ``document`` as JSON."""
+    body = json.dumps(document).encode()
+    connection.settimeout(SECONDS)
+    try:
+        connection.sendall(_ANSWER.pack(len(body)) + body)
+    except OSError as error:
+        raise linux.Stop(f"the owner's connection: {error}") from None
+
+
+def finish(connection: socket.socket, document: "dict[str, object]") -> None:
+    """Send the last frame and wait until the owner has it, which is when it closes the connection.
+
+    A failure to do so changes nothing: the disk is open by then, or the reason is on the console.
+    """
+    try:
+        send(connection, document)
+        connection.settimeout(SECONDS)
+        connection.recv(1)
+    except (OSError, linux.Stop) as error:
+        print(f"init: key agent: {error}", flush=True)
+    finally:
+        connection.close()

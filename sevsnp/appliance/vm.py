@@ -1,0 +1,241 @@
+"""Running one job in the appliance: a VM on QEMU's own firmware, with our kernel and initramfs and no network.
+
+It runs where the host's kernel will not: opening device-mapper volumes and foreign file systems needs root, and a file
+system that somebody else made may attack the kernel that mounts it. What can go wrong there ends with the VM.
+"""
+
+import contextlib
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sevsnp import progress
+from sevsnp.command import temporary_directory
+from sevsnp.errors import UserError
+from sevsnp.files import disks as full_disks
+from sevsnp.vm.platforms import accelerator
+from sevsnp.vm.qemu import escaped, start, stop
+
+PORT_NAME = "org.openend2e.appliance"
+Format = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc"]
+MEMORY = 1 << 30
+_CPUS = 2
+_TAIL = 2000
+_LINE = 1 << 20
+_ENDING = 30.0
+# No journal of the host's disk is waited for: what is half-written when the host fails has not got its name yet.
+_CACHE = {"no-flush": True}
+# QEMU would stop the machine on a full disk, and wait for somebody who makes room.
+_REPORT = "werror=report,rerror=report"
+
+
+@dataclass(frozen=True)
+class ApplianceDisk:
+    """A disk of the appliance: ``role`` is its serial number; ``format`` is said, never found out by QEMU."""
+
+    role: str
+    path: Path
+    format: Format = "raw"
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """What it is made of. ``answers`` is where it is remembered whether KVM boots here."""
+
+    qemu: Path
+    kernel: Path
+    initrd: Path
+    answers: Path
+
+
+def run_job(
+    appliance: Appliance,
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    disks: Sequence[ApplianceDisk],
+    secret: bytes = b"",
+    seconds: float = 1800.0,
+    memory: int = MEMORY,
+) -> dict[str, Any]:
+    """Do the job initramfs/appliance/NAME.py and return its result.
+
+    ``arguments`` is JSON; ``secret`` goes the same way, over a socket that only this user can reach, and nowhere else.
+    Raises UserError with what the job says, or with the end of the console where it says nothing, or after ``seconds``.
+    """
+    for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, needed for the appliance")
+    with temporary_directory("sevsnp-") as work:
+        place = work / "port"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            listener.listen(1)
+            process = start(
+                appliance.qemu,
+                _arguments(appliance, disks, place, work / "console", memory),
+                terminal=False,
+                messages=work / "qemu.log",
+            )
+            try:
+                job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
+                answer = _talk(process, listener, job, secret, seconds)
+                code = process.wait(_ENDING) if answer else None
+            except (OSError, subprocess.TimeoutExpired, _NoEnd) as error:
+                raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
+            finally:
+                stop(process)
+        if code != 0 or answer is None or "error" in answer:
+            _check_room([disk.path for disk in disks if not disk.read_only])
+        if answer is None:
+            raise UserError(f"the appliance ended in its job {name}\n{_said(work)}")
+        if "error" in answer:
+            raise UserError(f"the appliance's job {name}: {_printable(answer['error'])}")
+        if code:
+            raise UserError(f"the appliance's QEMU ended with exit code {code}\n{_said(work)}")
+        return dict(answer["result"])
+
+
+class _NoEnd(Exception):
+    """A limit was reached, or an answer is none."""
+
+
+def _arguments(
+    appliance: Appliance, disks: Sequence[ApplianceDisk], place: Path, console: Path, memory: int
+) -> list[str]:
+    kind = accelerator(appliance.kernel, appliance.qemu, appliance.answers)
+    arguments = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        *("-display", "none"),
+        *("-machine", "q35,smm=off,vmport=off"),
+        *("-accel", f"{kind},thread=multi" if kind == "tcg" else kind),
+        *("-cpu", "max"),
+        *("-smp", str(_CPUS)),
+        *("-m", f"{memory >> 20}M"),
+        *("-kernel", str(appliance.kernel)),
+        *("-initrd", str(appliance.initrd)),
+        # no_timer_check: on a busy machine a virtual CPU is not run often enough for the kernel's test of its timer.
+        *("-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_check"),
+        *("-chardev", f"file,id=console,path={escaped(console)}"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,disable-legacy=on"),
+        *("-chardev", f"socket,id=port,path={escaped(place)}"),
+        *("-device", f"virtserialport,chardev=port,name={PORT_NAME}"),
+    ]
+    for disk in disks:
+        arguments += _disk(disk)
+    return arguments
+
+
+def _disk(disk: ApplianceDisk) -> list[str]:
+    """A virtio disk. No other file than the one named is ever opened for it: backing files are off."""
+    node: dict[str, object] = {
+        "driver": disk.format,
+        "node-name": disk.role,
+        "read-only": disk.read_only,
+        "cache": _CACHE,
+        "file": {"driver": "file", "filename": str(disk.path.resolve()), "read-only": disk.read_only, "cache": _CACHE},
+    }
+    if disk.format == "qcow2":
+        node["backing"] = None
+    return [
+        *("-blockdev", json.dumps(node)),
+        *("-device", f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,{_REPORT}"),
+    ]
+
+
+def _talk(
+    process: "subprocess.Popen[bytes]", listener: socket.socket, job: bytes, secret: bytes, seconds: float
+) -> dict[str, Any] | None:
+    """Hand over the job and follow it to its end; None where the appliance ended without an answer."""
+    deadline = time.monotonic() + seconds
+    listener.settimeout(0.2)
+    while True:
+        try:
+            port, _ = listener.accept()
+            break
+        except TimeoutError:
+            if process.poll() is not None:
+                return None
+            _check(deadline, seconds)
+    with port, progress.amount("starting the appliance") as amount:
+        port.settimeout(seconds)
+        # QEMU's end, whatever it ended of, closes the port.
+        with contextlib.suppress(ConnectionError):
+            port.sendall(len(job).to_bytes(4, "big") + job + secret)
+            for line in _lines(port, deadline, seconds):
+                said = _parse(line)
+                if "result" in said or "error" in said:
+                    return said
+                if "done" in said:
+                    amount.at(said["done"], said["total"])
+                if "step" in said:
+                    amount.what = _printable(said["step"])[:60]
+    return None
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """What the appliance said, as far as its form goes: what it mounts may have made its kernel somebody else's."""
+    try:
+        said = json.loads(line)
+        if not isinstance(said, dict):
+            raise ValueError("no object")
+        for name, kind in (("result", dict), ("error", str), ("step", str), ("done", int), ("total", int)):
+            if name in said and not isinstance(said[name], kind):
+                raise ValueError(name)
+        if "done" in said and "total" not in said:
+            raise ValueError("total")
+        return said
+    except (ValueError, TypeError, RecursionError):
+        raise _NoEnd("an answer that makes no sense") from None
+
+
+def _printable(text: str) -> str:
+    """Nothing in it moves a terminal's cursor, or is a colour."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[bytes]:
+    buffer = b""
+    while True:
+        port.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            piece = port.recv(1 << 16)
+        except TimeoutError:
+            raise _NoEnd(f"no end after {seconds:.0f} s") from None
+        if not piece:
+            return
+        buffer += piece
+        *whole, buffer = buffer.split(b"\n")
+        yield from whole
+        if len(buffer) > _LINE:
+            raise _NoEnd("a line without end")
+
+
+def _check(deadline: float, seconds: float) -> None:
+    if time.monotonic() > deadline:
+        raise _NoEnd(f"no end after {seconds:.0f} s")
+
+
+def _check_room(paths: Sequence[Path]) -> None:
+    """Raises UserError where a disk of the appliance is on a disk of this machine that is full."""
+    full = [str(place) for place, is_full in full_disks(paths).items() if is_full]
+    if full:
+        raise UserError(f"{' or '.join(full)}: cannot be written: the disk is full", f"see: df -h {' '.join(full)}")
+
+
+def _said(work: Path) -> str:
+    """The end of what its console and QEMU have said."""
+    texts = []
+    for name in ("console", "qemu.log"):
+        with contextlib.suppress(OSError):
+            texts.append((work / name).read_bytes()[-_TAIL:].decode(errors="replace").replace("\r\n", "\n").strip())
+    return _printable("\n".join(filter(None, texts)))

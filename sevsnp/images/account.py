@@ -1,0 +1,88 @@
+"""The account of a foreign image that the owner's key opens: `user`, as attestation's ssh_config has it."""
+
+from collections.abc import Iterator
+
+from sevsnp.images.rootfs import EPOCH
+from sevsnp.images.tree import Tree
+
+ACCOUNT = "user"
+_NO_LOGIN = ("nologin", "false", "sync", "shutdown", "halt")
+_FIRST, _LAST = 1000, 60000
+_SERVERS = ("usr/sbin/sshd", "usr/bin/sshd", "sbin/sshd", "usr/sbin/dropbear", "sbin/dropbear")
+_UNITS = ("ssh.service", "sshd.service")
+_UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+
+
+def let_in(tree: Tree, authorized_key: str) -> Iterator[str]:
+    """Let ``authorized_key`` log in as `user`, and say what that took; the account is made where there is none."""
+    rows = [line.split(":") for line in tree.text("etc/passwd").splitlines()]
+    found = next((row for row in rows if row[0] == ACCOUNT and len(row) >= 7), None)
+    if found is None:
+        found = _add_account(tree, rows)
+        yield f"added: account {ACCOUNT} (uid {found[2]}), without a password, since the owner logs in under this name"
+        if tree.has("usr/bin/sudo"):
+            tree.write(f"etc/sudoers.d/{ACCOUNT}", f"{ACCOUNT} ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440)
+            yield f"added: /etc/sudoers.d/{ACCOUNT}: it becomes root without a password"
+        else:
+            yield f"no sudo in the image: account {ACCOUNT} cannot become root"
+    elif found[6].rpartition("/")[2] in _NO_LOGIN:
+        yield f"warning: account {ACCOUNT} has no login shell ({found[6]}): nobody can log in"
+    home, uid, gid = found[5].strip("/"), int(found[2]), int(found[3])
+    tree.directory(home, 0o700, uid, gid)
+    tree.directory(f"{home}/.ssh", 0o700, uid, gid)
+    keys = tree.text(f"{home}/.ssh/authorized_keys")
+    if authorized_key not in keys:
+        if keys and not keys.endswith("\n"):
+            keys += "\n"
+        tree.write(f"{home}/.ssh/authorized_keys", f"{keys}{authorized_key}\n", 0o600, uid, gid)
+        yield f"added: your public key in /{home}/.ssh/authorized_keys"
+    yield from _start_server(tree)
+
+
+def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
+    groups = [line.split(":") for line in tree.text("etc/group").splitlines()]
+    taken = {row[index] for table in (rows, groups) for row in table for index in (2, 3) if len(row) > index}
+    number = str(next(uid for uid in range(_FIRST, _LAST) if str(uid) not in taken))
+    shell = "/bin/bash" if tree.find("bin/bash") else "/bin/sh"
+    row = [ACCOUNT, "x", number, number, "", f"/home/{ACCOUNT}", shell]
+    _append(tree, "etc/passwd", ":".join(row))
+    # A group of that name may be there without the account; then the account has none of its own.
+    if any(group[0] == ACCOUNT for group in groups):
+        row[3] = next(group[2] for group in groups if group[0] == ACCOUNT)
+        tree.write("etc/passwd", tree.text("etc/passwd").replace(f":{number}:{number}:", f":{number}:{row[3]}:"))
+    else:
+        _append(tree, "etc/group", f"{ACCOUNT}:x:{number}:")
+        if tree.has("etc/gshadow"):
+            _append(tree, "etc/gshadow", f"{ACCOUNT}:!::")
+    # `*`, not `!`: to sshd an account locked with `!` is locked for keys as well.
+    _append(tree, "etc/shadow", f"{ACCOUNT}:*:{EPOCH // 86400}:0:99999:7:::", 0o600)
+    return row
+
+
+def _append(tree: Tree, path: str, line: str, mode: int = 0o644) -> None:
+    text = tree.text(path)
+    if text and not text.endswith("\n"):
+        text += "\n"
+    tree.write(path, f"{text}{line}\n", mode)
+
+
+def _start_server(tree: Tree) -> Iterator[str]:
+    if not any(tree.has(path) for path in _SERVERS):
+        yield "warning: no SSH server in the image: nobody can log in"
+        return
+    wanted = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket", "dropbear.service")
+    folders = [folder for folder in _UNIT_FOLDERS if tree.find(folder)]
+    if not folders:
+        return  # no systemd: what starts is for its own init to say
+    for folder in folders:
+        for target in tree.names(folder):
+            if target.endswith((".wants", ".requires")) and set(tree.names(f"{folder}/{target}")) & set(wanted):
+                return
+    for folder in folders:
+        for unit in _UNITS:
+            entry = tree.find(f"{folder}/{unit}")
+            if entry is not None and entry.content is not None:
+                tree.link(f"etc/systemd/system/multi-user.target.wants/{unit}", f"/{entry.name}")
+                yield f"switched on: {unit}"
+                return
+    yield "warning: no unit starts the SSH server: nobody can log in"

@@ -1,0 +1,297 @@
+"""What a foreign image needs to run as a guest of this project, as a filter over its entries; all of it is printed.
+
+The host gives such a guest its disks, its console, and whatever answers on its network: nothing in the image may take
+orders from there. Passwords and identity are for the workflow to remove (sevsnp.images.identity), which knows who will
+be able to read the image.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sevsnp import progress
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.files import scratch_directory
+from sevsnp.images.account import let_in
+from sevsnp.images.disk_format import printable
+from sevsnp.images.guest import read_public_key
+from sevsnp.images.rootfs import Layer, directory_entries, make_rootfs
+from sevsnp.images.tar import Entry, Kind
+from sevsnp.images.tree import Tree
+
+_UNITS = "etc/systemd/system"
+_UNIT_FOLDERS = (_UNITS, "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+_GENERATORS = "etc/systemd/system-generators"
+_GENERATOR_FOLDERS = ("usr/lib/systemd/system-generators", "lib/systemd/system-generators", _GENERATORS)
+
+# (why, units): shell patterns of those that can never start.
+SWITCHED_OFF: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "the host reads the console and types on it",
+        (
+            "*getty@.service",
+            "getty-static.service",
+            "console-getty.service",
+            "autovt@.service",
+            "debug-shell.service",
+            "systemd-ask-password-console.*",
+            "systemd-bsod.service",
+            "systemd-firstboot.service",
+            "initial-setup*.service",
+        ),
+    ),
+    (
+        "a swap area would be on a disk of the host's",
+        ("swap.target", "*.swap", "dphys-swapfile.service", "systemd-hibernate*.service", "hibernate.target"),
+    ),
+    (
+        "the guest is not started by its own boot loader",
+        (
+            "boot.mount",
+            "boot.automount",
+            "boot-efi.*",
+            "efi.mount",
+            "efi.automount",
+            "systemd-boot-update.service",
+            "systemd-boot-random-seed.service",
+            "systemd-bless-boot.service",
+            "grub-common.service",
+            "grub-initrd-fallback.service",
+            "systemd-growfs*.service",
+            "systemd-repart.service",
+        ),
+    ),
+    ("multipathd takes any disk of the host's", ("multipathd.*", "multipath-tools.service")),
+    (
+        "cloud-init takes orders from the host",
+        ("cloud-init*", "cloud-config.*", "cloud-final.service", "ignition-*.service", "afterburn*.service"),
+    ),
+    (
+        "guest agents take orders from the host",
+        (
+            "qemu-guest-agent.service",
+            "qemu-ga.service",
+            "walinuxagent*.service",
+            "waagent*.service",
+            "google-*.service",
+            "google-*.timer",
+            "gce-*.service",
+            "amazon-ssm-agent.service",
+            "snap.amazon-ssm-agent.*",
+            "ec2-*.service",
+            "hibinit-agent.service",
+            "oracle-cloud-agent*.service",
+            "vmtoolsd.service",
+            "open-vm-tools.service",
+            "vgauth*.service",
+            "hv-*-daemon.service",
+            "hyperv-daemons*.service",
+            "hypervkvpd.service",
+            "hypervvssd.service",
+            "hypervfcopyd.service",
+            "spice-vdagentd.*",
+            "virtualbox-guest-utils.service",
+            "vboxadd*.service",
+            "vboxservice.service",
+            "xe-daemon.service",
+            "xe-linux-distribution.service",
+            "xenstored.service",
+            "droplet-agent.service",
+        ),
+    ),
+)
+# Generators make units from the kernel command line, credentials and partition tables.
+_SILENT = (
+    "cloud-init-generator",
+    "systemd-debug-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-import-generator",
+    "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-tpm2-generator",
+)
+_CLOUD_NETWORK = ("etc/netplan", "etc/systemd/network", "etc/network/interfaces.d")
+_FALLBACK = "etc/systemd/network/99-ethernet.network"
+# What another file of the image claims keeps its settings: networkd takes the first that matches.
+_FALLBACK_TEXT = """\
+# For a network card that nothing else in this image claims: its address comes from DHCP.
+[Match]
+Type=ether
+Kind=!*
+
+[Network]
+DHCP=ipv4
+"""
+_DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
+_NO_SHELL = ("emergency", "rescue")
+_MODULES = "lib/modules"
+_LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
+# Attributes that images do not keep, and that systemd-tmpfiles sets anew at every boot.
+_LOST = ("var/log/journal",)
+
+
+def make_image_rootfs(
+    *, imported: Path, authorized_key: Path, no_shell: Path, version: Path, tools: Path, output: Path
+) -> None:
+    """Write the tar ``imported``, the root of a foreign image, as one that starts as a guest, and print every change.
+
+    ``no_shell`` is the drop-in with which a failed boot ends the guest. ``version`` is the file in the unpacked kernel
+    that names its release; its modules are beside it and are put in. ``tools`` is the directory with depmod.
+    """
+    changes: list[str] = []
+    key = read_public_key(authorized_key)
+    with scratch_directory(output) as scratch:
+        modules = kernel_modules(version, tools, scratch)
+
+        def adopted(entries: Iterable[Entry]) -> Iterable[Entry]:
+            tree = Tree(entries)
+            changes.extend(adopt(tree, key, no_shell.read_text()))
+            release = version.read_text().strip()
+            if not any(tree.has(path) for path in _LOADERS):
+                # They would only wake units that then fail for want of it.
+                changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
+                return tree.ordered()
+            tree.clear(f"{_MODULES}/{release}")
+            for entry in modules:
+                tree.add(entry)
+            changes.append(f"added: the modules of the guest's kernel, {release}")
+            return tree.ordered()
+
+        progress.step("writing")
+        # Times stay as they are, later ones than the epoch of the project's own files too.
+        make_rootfs([Layer.from_tar(imported)], output, epoch=(1 << 33) - 1, filters=[adopted])
+    for line in changes:
+        print(f"  {printable(line)}")
+
+
+def adopt(tree: Tree, authorized_key: str, no_shell: str) -> Iterator[str]:
+    """Change ``tree`` and say what is changed, a line for each."""
+    for name in ("etc/fstab", "etc/crypttab"):
+        if any(line.strip() and not line.lstrip().startswith("#") for line in tree.text(name).splitlines()):
+            yield f"emptied: /{name}"
+            tree.write(name, _DEVICES)
+    yield from _switch_off(tree)
+    yield from _no_console(tree, no_shell)
+    yield from _network(tree)
+    yield from _keys_from_the_host(tree)
+    yield from _lost_attributes(tree)
+    yield from let_in(tree, authorized_key)
+
+
+def _switch_off(tree: Tree) -> Iterator[str]:
+    units = {unit for folder in _UNIT_FOLDERS for unit in tree.names(folder)}
+    for why, patterns in SWITCHED_OFF:
+        found = sorted(
+            unit
+            for unit in units
+            if not unit.endswith((".wants", ".requires", ".d"))
+            and any(fnmatchcase(unit, text) for text in patterns)
+            and not _is_masked(tree, f"{_UNITS}/{unit}")
+        )
+        for unit in found:
+            tree.link(f"{_UNITS}/{unit}", "/dev/null")
+        if found:
+            yield f"switched off, since {why}: {', '.join(found)}"
+    generators = {name for folder in _GENERATOR_FOLDERS for name in tree.names(folder)} & set(_SILENT)
+    silent = sorted(name for name in generators if not _is_masked(tree, f"{_GENERATORS}/{name}"))
+    for name in silent:
+        tree.link(f"{_GENERATORS}/{name}", "/dev/null")
+    if silent:
+        yield f"switched off, since they make units from what the host says: {', '.join(silent)}"
+    if tree.has("etc/cloud") and not tree.has("etc/cloud/cloud-init.disabled"):
+        tree.write("etc/cloud/cloud-init.disabled", "")
+        yield "added: /etc/cloud/cloud-init.disabled"
+
+
+def _is_masked(tree: Tree, name: str) -> bool:
+    entry = tree.entries.get(name)
+    return entry is not None and entry.kind is Kind.SYMLINK and entry.target == "/dev/null"
+
+
+def _no_console(tree: Tree, no_shell: str) -> Iterator[str]:
+    for name in _NO_SHELL:
+        if any(tree.has(f"{folder}/{name}.service") for folder in _UNIT_FOLDERS):
+            folder = f"{_UNITS}/{name}.service.d"
+            if not any(tree.text(f"{folder}/{each}") == no_shell for each in tree.names(folder)):
+                tree.write(f"{folder}/99-guest.conf", no_shell)
+                yield f"added: {name}.service ends the guest, and opens no shell on the console"
+    lines = tree.text("etc/inittab").splitlines()
+    logins = [
+        line for line in lines if not line.startswith("#") and any(w in line for w in ("getty", "sulogin", "login"))
+    ]
+    if logins:
+        tree.write("etc/inittab", "".join(f"# {line}\n" if line in logins else f"{line}\n" for line in lines))
+        yield f"switched off in /etc/inittab, since the host reads the console: {len(logins)} lines"
+
+
+def _network(tree: Tree) -> Iterator[str]:
+    made = [f"{folder}/{name}" for folder in _CLOUD_NETWORK for name in tree.names(folder) if "cloud-init" in name]
+    for name in made:
+        tree.remove(name)
+    if made:
+        yield f"removed, since cloud-init made it for another machine: {', '.join(f'/{name}' for name in made)}"
+    manager = f"{_UNITS}/multi-user.target.wants/NetworkManager.service"
+    unit = next(
+        (f"{f}/systemd-networkd.service" for f in _UNIT_FOLDERS if tree.has(f"{f}/systemd-networkd.service")), ""
+    )
+    if tree.has(manager) or not unit:
+        return  # NetworkManager takes any card by DHCP; an init of another kind has its own ways
+    wants = f"{_UNITS}/multi-user.target.wants/systemd-networkd.service"
+    if not tree.has(wants):
+        tree.link(wants, f"/{unit}")
+        yield "switched on: systemd-networkd.service"
+    if not tree.has(_FALLBACK):
+        tree.write(_FALLBACK, _FALLBACK_TEXT)
+        yield f"added: /{_FALLBACK}: DHCP for a network card that nothing else claims"
+
+
+def _keys_from_the_host(tree: Tree) -> Iterator[str]:
+    """Cloud images ask a metadata service, which is the host's, whose keys may log in."""
+    files = ["etc/ssh/sshd_config", *(f"etc/ssh/sshd_config.d/{name}" for name in tree.names("etc/ssh/sshd_config.d"))]
+    for name in files:
+        lines = tree.text(name).splitlines()
+        asking = [line for line in lines if line.strip().lower().startswith("authorizedkeyscommand")]
+        if asking:
+            tree.write(name, "".join(f"# {line}\n" if line in asking else f"{line}\n" for line in lines))
+            yield f"switched off in /{name}: {asking[0].strip()}"
+    for folder in _UNIT_FOLDERS:
+        for unit in ("ssh.service.d", "sshd.service.d"):
+            for name in tree.names(f"{folder}/{unit}"):
+                if "authorizedkeyscommand" in tree.text(f"{folder}/{unit}/{name}").lower():
+                    tree.link(f"{_UNITS}/{unit}/{name}", "/dev/null")
+                    yield f"switched off: {unit}/{name}, which asks the host whose keys may log in"
+
+
+def _lost_attributes(tree: Tree) -> Iterator[str]:
+    for name, entry in tree.entries.items():
+        if entry.attributes and any(name == place or name.startswith(f"{place}/") for place in _LOST):
+            tree.entries[name] = replace(entry, attributes=())
+            yield f"left out: /{name}: {', '.join(entry.attributes)} (systemd-tmpfiles sets it at boot)"
+
+
+def kernel_modules(version: Path, tools: Path, scratch: Path) -> list[Entry]:
+    """The modules of the unpacked kernel as entries below lib/modules, with the indexes that modprobe needs."""
+    release = version.read_text().strip()
+    source = version.parent / "lib" / "modules" / release
+    if not source.is_dir():
+        raise UserError(f"{source}: no kernel modules here", "run: doit unpack_kernel")
+    progress.step("depmod")
+    run(
+        [
+            tools.resolve() / "depmod",
+            *("-b", version.parent.resolve()),
+            *("-o", scratch.resolve()),
+            *("-C", "/dev/null"),
+            release,
+        ]
+    )
+    found: dict[str, Entry] = {}
+    for root in (source, scratch / "lib" / "modules" / release):
+        for entry in directory_entries(root):
+            mode = 0o755 if entry.kind is Kind.DIRECTORY else 0o644
+            found[entry.name] = replace(entry, name=f"{_MODULES}/{release}/{entry.name}", mode=mode)
+    return list(found.values())

@@ -1,0 +1,179 @@
+"""Which kind of disk image a file is, by its content, and whether it is whole in itself.
+
+QEMU is told the format and never finds it out: a raw disk whose guest has written a qcow2 header into its first sector
+would else be opened as one, and such a header names other files of this machine to be read.
+"""
+
+import os
+import struct
+from enum import Enum
+from pathlib import Path
+
+from sevsnp.errors import UserError
+
+_START = 0x11000
+_CONVERT = "convert it: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+_FLATTEN = "make it whole where its other files are: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+# qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file.
+_QCOW2_DATA_FILE = 1 << 2
+# [MS-VHDX] 2.2.3.2: the regions' table, where the metadata are, and the item that says whether there is a parent.
+_VHDX_REGIONS = 192 << 10
+_VHDX_METADATA = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
+_VHDX_PARAMETERS = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
+_LARGEST_TABLE = 1 << 20
+
+
+class DiskFormat(Enum):
+    """A format that is taken; the value is QEMU's name of it."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VHDX = "vhdx"
+    VHD = "vpc"
+
+
+_OTHERS = (
+    (0, b"COWD", "an old VMDK (COWD)"),
+    (0, b"# Disk DescriptorFile", "a VMDK descriptor, whose data are in other files"),
+    (0x40, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)"),
+    (0, b"Withou", "a Parallels disk"),
+    (0, b"QED\0", "a QED disk"),
+    (0x8001, b"CD001", "a CD image (ISO 9660)"),
+)
+# A disk as it is, with a partition table or a file system from its first sector on.
+_RAW = (
+    (512, b"EFI PART"),
+    (4096, b"EFI PART"),
+    (0, b"XFSB"),
+    (0x10040, b"_BHRfS_M"),
+    (0, b"LUKS\xba\xbe"),
+    (3, b"-FVE-FS-"),
+    (510, b"\x55\xaa"),
+    *((sector * 512 + 24, b"LVM2 001") for sector in range(4)),
+)
+
+
+def printable(text: str) -> str:
+    """Text that is the image's, as labels and names of files, so that nothing in it moves the cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def is_disk_image(path: Path) -> bool:
+    """Whether a file is a disk image of whatever format, and no archive. False for what cannot be read."""
+    try:
+        start, end = _ends(path)
+    except OSError:
+        return False
+    return _seen(start, end) is not None
+
+
+def disk_format(path: Path) -> DiskFormat:
+    """The format of a disk image. Raises UserError for one that is not taken, or that leads to another file."""
+    try:
+        start, end = _ends(path)
+        found = _seen(start, end)
+        if isinstance(found, DiskFormat):
+            if check := _CHECKS.get(found):
+                check(path, end if found is DiskFormat.VHD else start)
+            return found
+    except OSError as error:
+        raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
+    except struct.error:
+        raise UserError(f"IMAGE={path}: ends within its own header") from None
+    expected = "expected qcow2, raw, VMDK, VHDX or VHD"
+    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", _CONVERT if found else "")
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
+        return start, stream.read(512)
+
+
+def _seen(start: bytes, end: bytes) -> DiskFormat | str | None:
+    """The format, the name of one that is not taken, or None for no disk image."""
+    if start[:4] == b"QFI\xfb":
+        return DiskFormat.QCOW2
+    if start[:4] == b"KDMV":
+        return DiskFormat.VMDK
+    if start[:8] == b"vhdxfile":
+        return DiskFormat.VHDX
+    if end[:8] == b"conectix":
+        return DiskFormat.VHD
+    for place, magic, name in _OTHERS:
+        if start[place : place + len(magic)] == magic:
+            return name
+    if start[257:262] == b"ustar":
+        return None
+    if any(start[place : place + len(magic)] == magic for place, magic in _RAW) or _is_ext(start):
+        return DiskFormat.RAW
+    return None
+
+
+def _is_ext(start: bytes) -> bool:
+    """An ext superblock: its magic is two bytes only, so its block size (1 KiB << at most 6) has to be one, too."""
+    return start[0x438:0x43A] == b"\x53\xef" and int.from_bytes(start[0x418:0x41C], "little") <= 6
+
+
+def _check_qcow2(path: Path, start: bytes) -> None:
+    version, backing, _, _, _, encrypted = struct.unpack_from(">IQIIQI", start, 4)
+    if version not in (2, 3):
+        raise UserError(f"IMAGE={path}: qcow2: found version {version}, expected 2 or 3", _CONVERT)
+    if backing:
+        raise UserError(f"IMAGE={path}: qcow2 with a backing file: only half of the disk is in it", _FLATTEN)
+    if encrypted:
+        raise UserError(f"IMAGE={path}: qcow2: encrypted", _FLATTEN)
+    if version == 3 and struct.unpack_from(">Q", start, 72)[0] & _QCOW2_DATA_FILE:
+        raise UserError(f"IMAGE={path}: qcow2 whose data are in another file", _FLATTEN)
+
+
+def _check_vmdk(path: Path, start: bytes) -> None:
+    capacity, _, at, sectors = struct.unpack_from("<QQQQ", start, 12)
+    if not capacity:
+        raise UserError(f"IMAGE={path}: VMDK: a descriptor, whose data are in other files", _FLATTEN)
+    if not at:
+        return
+    with path.open("rb") as stream:
+        stream.seek(at * 512)
+        text = stream.read(min(sectors * 512, _LARGEST_TABLE)).decode(errors="replace").lower()
+    parent = [line.partition("=")[2].strip() for line in text.splitlines() if line.startswith("parentcid=")]
+    if parent not in ([], ["ffffffff"]) or "parentfilenamehint" in text:
+        raise UserError(f"IMAGE={path}: VMDK with a parent: only half of the disk is in it", _FLATTEN)
+
+
+def _check_vhdx(path: Path, _: bytes) -> None:
+    with path.open("rb") as stream:
+
+        def table(place: int, form: str, count_at: int, header: int, size: int) -> list[bytes]:
+            stream.seek(place)
+            data = stream.read(_LARGEST_TABLE)
+            (count,) = struct.unpack_from(form, data, count_at)
+            return [data[header + size * i : header + size * (i + 1)] for i in range(min(count, 2047))]
+
+        for region in table(_VHDX_REGIONS, "<I", 8, 16, 32):
+            if region[:16] != _VHDX_METADATA:
+                continue
+            (place,) = struct.unpack_from("<Q", region, 16)
+            for item in table(place, "<H", 10, 32, 32):
+                if item[:16] == _VHDX_PARAMETERS:
+                    stream.seek(place + struct.unpack_from("<I", item, 16)[0])
+                    if struct.unpack("<II", stream.read(8))[1] & 2:
+                        raise UserError(f"IMAGE={path}: VHDX with a parent: only half of the disk is in it", _FLATTEN)
+                    return
+    raise UserError(f"IMAGE={path}: VHDX without metadata: damaged")
+
+
+def _check_vhd(path: Path, end: bytes) -> None:
+    (kind,) = struct.unpack_from(">I", end, 60)
+    if kind not in (2, 3):  # fixed, dynamic; 4 is differencing
+        raise UserError(f"IMAGE={path}: VHD with a parent: only half of the disk is in it", _FLATTEN)
+
+
+_CHECKS = {
+    DiskFormat.QCOW2: _check_qcow2,
+    DiskFormat.VMDK: _check_vmdk,
+    DiskFormat.VHDX: _check_vhdx,
+    DiskFormat.VHD: _check_vhd,
+}

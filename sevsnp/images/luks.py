@@ -1,0 +1,149 @@
+"""From a root filesystem tar to an encrypted root: a LUKS2 image with integrity, written by the appliance."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
+from sevsnp.errors import UserError
+from sevsnp.images.filesystem import ext4_size, make_ext4, usage
+from sevsnp.images.identity import ImageKind
+from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
+from sevsnp.images.tar import Entry
+from sevsnp.images.verity_root import bootable_entries
+from sevsnp.luks_key import Kind, Record, given, make_key, write_record
+
+MIB = 1 << 20
+SECTOR = 512
+# What mke2fs takes for the journal of a file system up to that size (lib/ext2fs/mkjournal.c).
+_JOURNALS = (
+    (4 * MIB, 128 * MIB),
+    (16 * MIB, 1 << 30),
+    (32 * MIB, 2 << 30),
+    (64 * MIB, 16 << 30),
+    (1 << 30, 1 << 60),
+)
+# What the kernel keeps back of every ext4, 1/50 of it and at most this much (fs/ext4/super.c, ext4_calculate_resv).
+_MOST_RESERVED = 16 * MIB
+# dm-integrity's own defaults, which cryptsetup leaves: 16 MiB of data after each run of their tags, a journal of 1/128
+# of the disk and at most 64 MiB. A tag is the HMAC (32 bytes) and the IV (16), one for every 4,096 bytes.
+_AREA = 16 * MIB
+_TAGS = _AREA // 4096 * 48
+_SUPERBLOCK = 4096
+_MOST_JOURNAL = 64 * MIB
+
+_LAYOUT = (
+    "--type=luks2",
+    f"--offset={HEADER_SIZE // SECTOR}",
+    "--luks2-metadata-size=16k",
+    # 768 bits of key in 4,000 stripes: room for one keyslot and no other.
+    "--luks2-keyslots-size=376k",
+    "--cipher=aes-xts-random",
+    "--key-size=512",
+    "--integrity=hmac-sha256",
+    # The appliance writes every sector itself, once.
+    "--integrity-no-wipe",
+    "--sector-size=4096",
+    "--hash=sha256",
+)
+_DERIVATIONS: Mapping[Kind, Sequence[str]] = {
+    # No derivation makes 256 random bits any harder to guess.
+    "made": ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"),
+    # It has to run in a guest of 1 GiB, and under emulation.
+    "given": ("--pbkdf=argon2id", "--pbkdf-force-iterations=4", "--pbkdf-memory=131072", "--pbkdf-parallel=1"),
+}
+
+
+def image_size(data: int) -> int:
+    """The size in bytes, whole MiB, of an image whose mapping has ``data`` bytes or a little more.
+
+    Drivers/md/dm-integrity.c, calculate_device_limits: superblock, journal, and for each 16 MiB begun a run of tags.
+    """
+    inside = _SUPERBLOCK + data + -(-data // _AREA) * _TAGS
+    journal = min(-(-inside // 127), _MOST_JOURNAL)
+    return -(-(inside + journal + HEADER_SIZE) // MIB) * MIB + MIB
+
+
+def root_size(entries: Iterable[Entry], free: int) -> int:
+    """The bytes of a file system for ``entries`` with ``free`` bytes to spare, journal and more inodes included."""
+    size = ext4_size(usage(entries), spare=free + free // 64)
+    size += next(journal for journal, most in _JOURNALS if size <= most)
+    return size + -(-min(size // 49, _MOST_RESERVED) // MIB) * MIB
+
+
+def format_options(identity: str, key: Kind) -> list[str]:
+    """What luksFormat is told for a volume with this UUID and a key of this kind."""
+    return [*_LAYOUT, f"--uuid={identity}", *_DERIVATIONS[key]]
+
+
+def make_luks_image(
+    *,
+    rootfs: Path | None = None,
+    kernel: Path,
+    initrd: Path,
+    free: int,
+    tools: Path,
+    qemu: Path,
+    answers: Path,
+    config_dir: Path,
+    key_file: str,
+    working: Path,
+    image: Path,
+    header: Path,
+    header_digest: Path,
+    tables_digest: Path,
+    **guest: Path,
+) -> None:
+    """Write the encrypted image of a root file system with ``free`` bytes to spare, and what names it.
+
+    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`).
+    ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each. The key is the one given
+    for this run, else a new one in ``config_dir``. Raises UserError, also where ``working`` is: the copy of the volume
+    to be replaced that a guest writes to.
+    """
+    if working.exists():
+        raise UserError(
+            f"{working}: a guest has written to this volume, and a new one would leave it without header and VM config",
+            f"let it go: rm {working} — or keep it: move it away together with build/luks",
+        )
+    key = given(key_file, twice=True)
+    identity = str(uuid.uuid4())
+    entries = bootable_entries(rootfs, ImageKind.LUKS, **guest)
+    size = root_size(entries, free)
+    plain = image.with_suffix(".ext4")
+    try:
+        make_ext4(rootfs or Path("guest"), plain, tools=tools.resolve(), entries=entries, size=size, journal=True)
+        allocate(image, image_size(size))
+        record = Record("given" if key else "made")
+        key = key or make_key(config_dir, identity)
+        write_record(config_dir, identity, record)
+        made = run_job(
+            Appliance(qemu.resolve(), kernel, initrd, answers),
+            "luks",
+            {"format": format_options(identity, record.key), "size": size},
+            disks=[ApplianceDisk("source", plain, read_only=True), ApplianceDisk("luks", image)],
+            secret=key.data,
+        )
+    finally:
+        plain.unlink(missing_ok=True)
+    found = Luks2.read(image)
+    if found.uuid != identity or not opens(found.data, key.data):
+        raise UserError(f"{image.name}: was just made, but its key does not open it", "is the disk failing?")
+    header.write_bytes(found.data)
+    header_digest.write_text(hashlib.sha256(found.data).hexdigest() + "\n")
+    tables_digest.write_text(made["tables"] + "\n")
+    print(f"  volume {identity}, {made['mapping'] >> 20} MiB; key: {key.source}")
+
+
+def key_opens(header: Path, key_file: str) -> bool:
+    """Whether the image whose ``header`` this is was made with the key given for this run; true where none is given."""
+    key = given(key_file)
+    return key is None or not header.exists() or opens(Luks2.read(header).data, key.data)
+
+
+def allocate(path: Path, size: int) -> None:
+    """A file that has all its blocks, so that a full disk is found out now and not by the appliance."""
+    with path.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size)

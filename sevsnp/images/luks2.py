@@ -1,0 +1,133 @@
+"""Reading a LUKS2 header, and whether a key opens it: without the kernel, without device-mapper.
+
+LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's (LUKS On-Disk Format Specification
+1.2.3, section 2.4). Only what our own headers have: AES-XTS keyslots, PBKDF2 or Argon2id.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+
+# Where our images' data begin, so all in front of it is the header: two copies of it, and the keyslots.
+HEADER_SIZE = 1 << 20
+_MAGIC = b"LUKS\xba\xbe"
+_SECTOR = 512
+# More memory than any key derivation of ours takes; a header may not have this machine swap.
+_MOST_MEMORY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Luks2:
+    """A header: ``uuid`` names the volume, ``metadata`` is its JSON area, ``data`` all of its bytes."""
+
+    uuid: str
+    metadata: Mapping[str, Any]
+    data: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Luks2":
+        """Raises UserError for what is no LUKS2 header (its checksum is checked)."""
+        try:
+            magic, version, size = struct.unpack_from(">6sHQ", data)
+            if magic != _MAGIC or version != 2 or not 4096 < size <= len(data):
+                raise ValueError("no LUKS2 header")
+            (uuid,) = struct.unpack_from("40s", data, 168)
+            digest = hashlib.sha256(data[:448] + bytes(64) + data[512:size]).digest()
+            if data[72:104].rstrip(b"\0") != b"sha256" or data[448:480] != digest:
+                raise ValueError("its checksum is wrong")
+            metadata = json.loads(data[4096:size].rstrip(b"\0"))
+            return cls(_text(uuid), metadata, data)
+        except (ValueError, struct.error) as error:
+            raise UserError(f"not a LUKS2 header: {error}", "make the image again: doit setup_luks") from None
+
+    @classmethod
+    def read(cls, path: Path) -> "Luks2":
+        """The header at the beginning of an image, or a file that is one."""
+        with path.open("rb") as stream:
+            return cls.parse(stream.read(HEADER_SIZE))
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("ascii")
+
+
+def opens(header: bytes, key: bytes) -> bool:
+    """Whether ``key`` opens one of the keyslots of ``header`` (its bytes, keyslots included).
+
+    Takes as long as the key derivation does. Raises UserError for a header of another kind than ours.
+    """
+    luks = Luks2.parse(header)
+    try:
+        return any(_opens(luks, number, slot, key) for number, slot in luks.metadata["keyslots"].items())
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise UserError(f"LUKS2 header {luks.uuid}: not one of ours: {type(error).__name__}: {error}") from None
+
+
+def _opens(luks: Luks2, number: str, slot: Mapping[str, Any], key: bytes) -> bool:
+    area, splitter = slot["area"], slot["af"]
+    if area["encryption"] != "aes-xts-plain64" or splitter["type"] != "luks1":
+        raise ValueError(f"keyslot {number} is encrypted by {area['encryption']}")
+    length, stripes = slot["key_size"], splitter["stripes"]
+    offset, size = int(area["offset"]), -(-length * stripes // _SECTOR) * _SECTOR
+    material = luks.data[offset : offset + size]
+    if len(material) != size or size > int(area["size"]):
+        raise ValueError(f"keyslot {number} is cut off")
+    derived = _derive(slot["kdf"], key, area["key_size"])
+    volume_key = _merge(_decrypt(derived, material)[: length * stripes], length, stripes, splitter["hash"])
+    for digest in luks.metadata["digests"].values():
+        if number in digest["keyslots"]:
+            expected = base64.b64decode(digest["digest"])
+            salt = base64.b64decode(digest["salt"])
+            found = hashlib.pbkdf2_hmac(digest["hash"], volume_key, salt, digest["iterations"], len(expected))
+            return found == expected
+    raise ValueError(f"keyslot {number} has no digest")
+
+
+def _derive(kdf: Mapping[str, Any], key: bytes, length: int) -> bytes:
+    salt = base64.b64decode(kdf["salt"])
+    if kdf["type"] == "pbkdf2":
+        return hashlib.pbkdf2_hmac(kdf["hash"], key, salt, kdf["iterations"], length)
+    if kdf["type"] != "argon2id" or kdf["memory"] > _MOST_MEMORY:
+        raise ValueError(f"key derivation {kdf['type']}")
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    argon = Argon2id(salt=salt, length=length, iterations=kdf["time"], lanes=kdf["cpus"], memory_cost=kdf["memory"])
+    return argon.derive(key)
+
+
+def _decrypt(key: bytes, data: bytes) -> bytes:
+    """AES-XTS by sectors of 512 bytes, each with its number from 0 on as little-endian tweak (plain64)."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    pieces = []
+    for number in range(len(data) // _SECTOR):
+        cipher = Cipher(algorithms.AES(key), modes.XTS(number.to_bytes(16, "little"))).decryptor()
+        pieces.append(cipher.update(data[number * _SECTOR : (number + 1) * _SECTOR]) + cipher.finalize())
+    return b"".join(pieces)
+
+
+def _merge(material: bytes, length: int, stripes: int, name: str) -> bytes:
+    """The anti-forensic splitter's inverse: every stripe is needed for any bit of the key."""
+    block = 0
+    for number in range(stripes):
+        block ^= int.from_bytes(material[number * length : (number + 1) * length], "big")
+        if number < stripes - 1:
+            block = int.from_bytes(_diffuse(block.to_bytes(length, "big"), name), "big")
+    return block.to_bytes(length, "big")
+
+
+def _diffuse(block: bytes, name: str) -> bytes:
+    step = hashlib.new(name).digest_size
+    pieces = [block[start : start + step] for start in range(0, len(block), step)]
+    return b"".join(
+        hashlib.new(name, number.to_bytes(4, "big") + piece).digest()[: len(piece)]
+        for number, piece in enumerate(pieces)
+    )

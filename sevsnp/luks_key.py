@@ -1,0 +1,224 @@
+"""Disk keys on the owner's machine: where one comes from, where made ones are kept, and what is known of each volume.
+
+A key is bytes in this process's memory, a file of the user's own, or a file in CONFIG_DIR/volumes. It is never a word
+of a command line, a variable that a process started from here has, a line of a log, or a value that doit keeps.
+"""
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import secrets
+import stat
+import sys
+import threading
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sevsnp import progress
+from sevsnp.errors import UserError
+
+# The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
+DESCRIPTOR_VARIABLE = "SEVSNP_LUKS_KEY_FD"
+PROMPT = "-"
+MADE_BYTES = 32
+MOST_BYTES = 4096
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+Kind = Literal["made", "given"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, and where it came from in words; it is not shown when this is."""
+
+    data: bytes = field(repr=False)
+    source: str
+
+
+_known: dict[str, Key] = {}
+_reading = threading.Lock()
+
+
+def was_given() -> bool:
+    """Whether LUKS_KEY was handed to this run; nothing is read."""
+    return DESCRIPTOR_VARIABLE in os.environ or "LUKS_KEY" in _known
+
+
+def given(key_file: str, *, twice: bool = False) -> Key | None:
+    """The key that the user gave for this run: LUKS_KEY, else the setting LUKS_KEY_FILE (``-`` asks); None without one.
+
+    ``twice``: a typed key is asked for once more, since a mistake in a new volume's would lock its owner out. What was
+    read or typed is remembered for as long as this process lives. Raises UserError.
+    """
+    with _reading:
+        if descriptor := os.environ.pop(DESCRIPTOR_VARIABLE, None):
+            _known["LUKS_KEY"] = Key(_from_descriptor(descriptor), "LUKS_KEY")
+        if "LUKS_KEY" in _known:
+            return _known["LUKS_KEY"]
+        if key_file != PROMPT:
+            return Key(read_key_file(Path(key_file).expanduser()), key_file) if key_file else None
+        name = "typed twice" if twice else "typed"
+        if "typed twice" not in _known and name not in _known:
+            _known[name] = Key(_typed(twice=twice, before=_known.get("typed")), "the key typed here")
+        return _known.get("typed twice") or _known["typed"]
+
+
+def _from_descriptor(text: str) -> bytes:
+    if not text.isdecimal():
+        raise UserError(f"{DESCRIPTOR_VARIABLE}={text}: expected the number of a file descriptor", "run ./doitw")
+    try:
+        with os.fdopen(int(text), "rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{DESCRIPTOR_VARIABLE}={text}: {error.strerror}", "run ./doitw, which gives it") from None
+    return _checked(data, "LUKS_KEY")
+
+
+def read_key_file(path: Path) -> bytes:
+    """All bytes of a key file. Raises UserError unless it is a file of this user that nobody else may read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(f"{path}: a symbolic link, expected a key file", "name the file itself") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "LUKS_KEY_FILE=… names the key file") from None
+    # What is open is what is checked, so it cannot be exchanged in between.
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: expected a file with a key in it")
+        if os.geteuid() not in (0, status.st_uid):
+            raise UserError(f"{path}: belongs to uid {status.st_uid}, expected {os.geteuid()}")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise UserError(f"{path}: mode {mode:04o}, expected 0600: others may read it", f"run: chmod 600 {path}")
+        with open(descriptor, "rb", closefd=False) as stream:
+            return _checked(stream.read(MOST_BYTES + 1), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def _typed(*, twice: bool, before: Key | None) -> bytes:
+    if not sys.stdin.isatty():
+        raise UserError("LUKS_KEY_FILE=-: there is no terminal to ask on", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…")
+    with progress.paused():
+        first = before.data if before else getpass.getpass("disk key: ").encode()
+        if twice and getpass.getpass("the same once more: ").encode() != first:
+            raise UserError("disk key: the two are not the same", "run it again")
+    return _checked(first, "the key typed here")
+
+
+def _checked(data: bytes, source: str) -> bytes:
+    if not data:
+        raise UserError(f"{source}: empty, expected a key of 1 to {MOST_BYTES} bytes")
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{source}: longer than {MOST_BYTES} bytes, the most that a key may have")
+    return data
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a volume: whether its key was ``made`` here or ``given`` by its user, the ``generation`` of the
+    last boot that its owner saw, and whether a guest without a secure processor was handed the key.
+    """
+
+    key: Kind
+    generation: int = 0
+    exposed: bool = False
+
+
+def key_path(config_dir: Path, uuid: str) -> Path:
+    """Where the made key of the volume with this LUKS UUID is."""
+    return _place(config_dir, uuid, "key")
+
+
+def read_made_key(config_dir: Path, uuid: str) -> Key:
+    """The key that was made for a volume. Raises UserError where it is not here."""
+    path = key_path(config_dir, uuid)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such file: the key that was made for this volume is not here",
+            "set CONFIG_DIR to where it was made, or make a new volume: doit setup_luks",
+        )
+    return Key(read_key_file(path), str(path))
+
+
+def make_key(config_dir: Path, uuid: str) -> Key:
+    """Make 32 random bytes for a new volume; on the disk, whole, before this returns. Never overwrites one."""
+    path = key_path(config_dir, uuid)
+    _private_directory(path.parent)
+    data = secrets.token_bytes(MADE_BYTES)
+    _write(path, data, new=True)
+    return Key(data, str(path))
+
+
+def write_record(config_dir: Path, uuid: str, record: Record) -> None:
+    """Keep what is known of a volume; the old content or the new is there, never a part, whatever is killed when."""
+    path = _place(config_dir, uuid, "json")
+    _private_directory(path.parent)
+    _write(path, json.dumps({"format": 1, **asdict(record)}).encode() + b"\n", new=False)
+
+
+def read_record(config_dir: Path, uuid: str) -> Record:
+    """What is known of a volume. Raises UserError where nothing is, or it is damaged."""
+    path = _place(config_dir, uuid, "json")
+    try:
+        document: Any = json.loads(path.read_bytes())
+        if not isinstance(document, dict) or document.pop("format", None) != 1:
+            raise ValueError("expected format 1")
+        record = Record(**document)
+        if record.key not in ("made", "given") or type(record.exposed) is not bool:
+            raise ValueError("expected a key that is made or given, and whether it was exposed")
+        if type(record.generation) is not int or not 0 <= record.generation < 1 << 64:
+            raise ValueError("expected a generation of 64 bits")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file: this volume was not made here", "set CONFIG_DIR to where it was: CONFIG_DIR=…"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the record of a volume: {error}") from None
+    return record
+
+
+def update_record(config_dir: Path, uuid: str, **changes: Any) -> Record:
+    """Change fields of a volume's record, and return it as it now is."""
+    record = replace(read_record(config_dir, uuid), **changes)
+    write_record(config_dir, uuid, record)
+    return record
+
+
+def _place(config_dir: Path, uuid: str, suffix: str) -> Path:
+    if not _UUID.fullmatch(uuid):
+        raise UserError(f"volume {uuid!r}: expected a UUID in lower case")
+    return config_dir / "volumes" / f"{uuid}.{suffix}"
+
+
+def _private_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"{path}: open to others, expected 0700: it holds disk keys", f"run: chmod 700 {path}")
+
+
+def _write(path: Path, data: bytes, *, new: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if new:
+            os.link(temporary, path)  # a rename would overwrite
+        else:
+            temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

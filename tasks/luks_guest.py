@@ -1,0 +1,50 @@
+"""The encrypted workflow's guest: launch, and the release of its key."""
+
+from pathlib import Path
+
+from tasks.graph import UNLISTED, Task, command
+from tasks.luks import HEADER, config
+from tasks.project import BUILD, LUKS, RUN, asked, run_options, settings
+from tasks.vm_config import launched
+
+
+def task_run_sev_snp_luks() -> Task:
+    """Boot the encrypted guest, which waits for attest_luks [MEMORY VM_CONFIG …]"""
+    text = settings().text
+    return command(
+        "sevsnp.vm.run:run_workflow",
+        directory=launched(config("snp")).parent,
+        workflow="luks",
+        vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
+        disks={},
+        asked=asked(),
+        platform=text("PLATFORM"),
+        options=run_options(RUN / "luks"),
+    )
+
+
+def task_attest_luks() -> Task:
+    """Verify the waiting guest, then send it its disk key [HOST PORT VM_CONFIG]"""
+    values = settings()
+    return command(
+        "sevsnp.luks_owner:attest_luks",
+        needs=["_keys"],
+        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
+        header=HEADER,
+        config_dir=values.config_dir(),
+        key_file=values.text("LUKS_KEY_FILE"),
+        asked=asked(),
+        host=values.text("HOST"),
+        port=values.number("PORT") or values.number("ATTEST_PORT"),
+        ssh_port=values.number("SSH_PORT"),
+        emulated_root=values.path("EMULATED_ROOT", RUN / "luks" / "ark.pem"),
+        user="user",
+        template=Path("templates/ssh_config.j2"),
+        output=BUILD,
+        report=LUKS / "attestation_report.bin",
+    )
+
+
+def task_attest_luks_vm() -> Task:
+    """The same as attest_luks, under its first name"""
+    return {"actions": None, "task_dep": ["attest_luks"], "meta": UNLISTED}

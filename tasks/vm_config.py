@@ -1,0 +1,46 @@
+"""The VM config of a workflow, as a task."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasks.graph import Task, artefact
+from tasks.project import FIRMWARE, KERNEL, keys, settings
+
+# What is fixed in a VM config.
+SETTINGS = (
+    "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
+    "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+)  # fmt: skip
+
+
+def launched(plain: Path) -> Path:
+    """The VM config that is launched and verified against: that with an ID block where there is a key for one."""
+    return plain.parent / "idblock" / plain.name if settings().text("ID_KEY") else plain
+
+
+def vm_config(
+    workflow: str, platform: str, *, initrd: Path, cmdline: Path, disks: Mapping[str, tuple[str, Path]], output: Path
+) -> Task:
+    """The task that writes ``output``; ``disks`` has for each role the name of the input, and the image."""
+    return artefact(
+        "sevsnp.vm.make_config:make_vm_config",
+        inputs={
+            "template": Path("templates/vm-config.toml.j2"),
+            "firmware": FIRMWARE,
+            "kernel": KERNEL / "vmlinuz",
+            "initrd": initrd,
+            "cmdline": cmdline,
+            **dict(disks.values()),
+            "owner_certificate": keys().owner_certificate,
+        },
+        outputs={"output": output},
+        params={
+            "workflow": workflow,
+            "platform": platform,
+            "disks": {role: argument for role, (argument, _) in disks.items()},
+            "settings": {name: settings()[name] for name in SETTINGS},
+            "place": str(output),
+        },
+        distributions=["jinja2"],
+        cached=workflow == "verity",
+    )

@@ -1,0 +1,119 @@
+"""A job for the tests' own appliance: what a volume gives when its disk was changed in one way after another.
+
+Each change is made, the volume opened as the guest opens it, some of its blocks read, and all put back as it was.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import linux
+from appliance.luks import INTEGRITY, MAPPING, NAME, cryptsetup, table
+from dm_tables import tables_digest
+
+MODULES = ("luks",)
+BLOCK = 4096
+# A volume without integrity, with its data behind one MiB.
+_PLAIN = (
+    "--type=luks2", "--cipher=aes-xts-plain64", "--key-size=512", "--sector-size=4096", "--offset=2048",
+    "--luks2-metadata-size=16k", "--luks2-keyslots-size=512k", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000",
+)  # fmt: skip
+
+
+def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
+    """``cases``: by name, changes as offset, hex, and how often that; ``blocks``: the numbers of those that are read.
+
+    ``kept``: offset and size of what the kernel may write when it opens a volume. The answer has for each case what
+    :func:`outcome` says.
+    """
+    disk, plain = linux.find_disks("luks", "plain")
+    with _opened(disk, secret):
+        tables = tables_digest(table(NAME), table(INTEGRITY))
+        good = [read_block(number) for number in job["blocks"]]
+    assert None not in good
+    found = {"nothing": outcome(disk, secret, tables, job["blocks"], good)}
+    for name, changes in job["cases"].items():
+        say(step=name)
+        with changed(disk, [(offset, bytes.fromhex(data) * count) for offset, data, count in changes], job["kept"]):
+            found[name] = outcome(disk, secret, tables, job["blocks"], good)
+    found["nothing, at the end"] = outcome(disk, secret, tables, job["blocks"], good)
+    return {"cases": found, "plain": without_integrity(plain, secret)}
+
+
+def outcome(disk: str, secret: bytes, tables: str, blocks: "list[int]", good: "list[bytes | None]") -> str:
+    """``refused``, ``other tables``, or of the blocks that were read: ``same``, ``errors``, or ``ALTERED``."""
+    try:
+        with _opened(disk, secret):
+            if tables_digest(table(NAME), table(INTEGRITY)) != tables:
+                return "other tables"
+            read = [read_block(number) for number in blocks]
+    except linux.Stop as error:
+        return f"refused: {error}"
+    if any(one not in (None, wanted) for one, wanted in zip(read, good, strict=True)):
+        return "ALTERED"
+    return "errors" if None in read else "same"
+
+
+def without_integrity(disk: str, secret: bytes) -> str:
+    """What a flipped bit gives where there are no tags."""
+    cryptsetup("luksFormat", *_PLAIN, "--key-file=-", disk, secret=secret)
+    with _opened(disk, secret):
+        with open(MAPPING, "r+b", buffering=0) as stream:
+            stream.write(b"\1" * BLOCK)
+            os.fsync(stream.fileno())
+        good = read_block(0)
+    with changed(disk, [(1 << 20, bytes([read(disk, 1 << 20, 1)[0] ^ 1]))], [0, BLOCK]), _opened(disk, secret):
+        found = read_block(0)
+    return "error" if found is None else "same" if found == good else "ALTERED"
+
+
+@contextmanager
+def _opened(disk: str, secret: bytes) -> Iterator[None]:
+    try:
+        cryptsetup("open", "--key-file=-", disk, NAME, secret=secret)
+        yield
+    finally:
+        # Where opening fails half-way, cryptsetup leaves a part behind.
+        for name in (NAME, INTEGRITY):
+            if os.path.exists(f"/dev/mapper/{name}"):
+                linux.run("/usr/sbin/dmsetup", "remove", "--retry", name)
+
+
+def read_block(number: int) -> "bytes | None":
+    """A block of the mapping, past the page cache; None where it cannot be read."""
+    descriptor = os.open(MAPPING, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, BLOCK) as buffer:
+            return bytes(buffer) if os.preadv(descriptor, [buffer], number * BLOCK) == BLOCK else None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def read(disk: str, offset: int, size: int) -> bytes:
+    with open(disk, "rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def write(disk: str, offset: int, data: bytes) -> None:
+    with open(disk, "r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def changed(disk: str, changes: "list[tuple[int, bytes]]", kept: "list[int]") -> Iterator[None]:
+    before = [(kept[0], read(disk, *kept)), *((offset, read(disk, offset, len(data))) for offset, data in changes)]
+    for offset, data in changes:
+        write(disk, offset, data)
+    try:
+        yield
+    finally:
+        for offset, data in before:
+            write(disk, offset, data)

@@ -1,0 +1,216 @@
+"""What a host changes on the disk of the encrypted root: an error or the end, never other data, never a new volume.
+
+Where the running guest is the target its disk is a file here. Every change is taken back, and what could not be read
+reads as before: so it was the change. That the same flips do give other data where there are no tags, and what becomes
+of changed superblocks, is in test_luks_sweep.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from tests.adversary.luks_disk import (
+    BLOCK,
+    DIRTY_BITMAP,
+    RECALCULATING,
+    SUPERBLOCK,
+    TAG,
+    Places,
+    changed,
+    field,
+    flip,
+    packed,
+    swapped,
+)
+from tests.adversary.test_tamper_root import FATAL
+from tests.boot.luks import (
+    Owner,
+    Unlocked,
+    booted,
+    image_copy,
+    luks_config,
+    make_owner,
+    put,
+    read_disk,
+    unlock,
+    wait_for_key,
+)
+from tests.conftest import Built
+
+pytestmark = pytest.mark.boot
+
+# A program that nothing runs meanwhile: it came with the image.
+VICTIM = "/usr/bin/perl"
+ERROR = "INTEGRITY AEAD ERROR"
+
+# FIBMAP: the number of a file's block in the file system, which is that in the mapping.
+_BLOCKS = """\
+import fcntl, struct, sys
+with open(sys.argv[1], "rb") as file:
+    for number in sys.argv[2:]:
+        print(*struct.unpack("i", fcntl.ioctl(file, 1, struct.pack("i", int(number)))))
+"""
+
+
+def block_numbers(guest: Unlocked, file: str, *numbers: int) -> list[int]:
+    """Where these blocks of a file are in the mapping."""
+    words = " ".join(str(number) for number in numbers)
+    return [int(word) for word in guest.ssh(f"sudo python3 - {file} {words} <<'END'\n{_BLOCKS}END").split()]
+
+
+def read_blocks(guest: Unlocked, file: str, number: int, count: int) -> str:
+    """The SHA-256 of blocks of a file as the disk has them now, past all caches, or what is wrong."""
+    options = f"iflag=direct bs={count * BLOCK} skip={number // count} count=1 status=none"
+    return guest.ssh(f"dd if={file} {options} of=/dev/shm/read 2>&1 && sha256sum </dev/shm/read || true").strip()
+
+
+def test_a_changed_disk_under_the_running_guest(luks_guest: Unlocked) -> None:
+    """Data, authentication, IV, two blocks swapped with and without their tags, and one in the place of another."""
+    disk, places = luks_guest.disk, Places.of(luks_guest.disk)
+    one, two = block_numbers(luks_guest, VICTIM, 100, 101)
+    assert one != two
+    data, tags = (
+        swapped(disk, place(one), place(two), size) for place, size in ((places.data, BLOCK), (places.tag, TAG))
+    )
+    changes = {
+        "a bit of the data": [flip(disk, places.data(one) + 1234)],
+        "a bit of the authentication": [flip(disk, places.tag(one))],
+        "a bit of the IV": [flip(disk, places.tag(one) + 40)],
+        "two blocks swapped": data,
+        "two blocks swapped with their tags": [*data, *tags],
+        "a block in the place of another": [data[0], tags[0]],
+        "a block of zeros": [(places.data(one), bytes(BLOCK)), (places.tag(one), bytes(TAG))],
+    }
+    genuine = read_blocks(luks_guest, VICTIM, 100, 2)
+    assert genuine.endswith("  -"), genuine
+    errors = luks_guest.running.guest.log().count(ERROR)
+    for name, change in changes.items():
+        with changed(disk, *change):
+            assert read_blocks(luks_guest, VICTIM, 100, 2).startswith(f"dd: error reading '{VICTIM}': "), name
+    assert luks_guest.running.guest.log().count(ERROR) > errors  # the kernel does not say it every time
+    assert read_blocks(luks_guest, VICTIM, 100, 2) == genuine
+    # As a program would read it, through the page cache.
+    read = f"echo 1 | sudo tee /proc/sys/vm/drop_caches >/dev/null; sha256sum {VICTIM} 2>&1 || true"
+    with changed(disk, *changes["a bit of the data"]):
+        assert luks_guest.ssh(read).endswith(f"sha256sum: {VICTIM}: Input/output error\n")
+    assert luks_guest.ssh(read).endswith(f"  {VICTIM}\n")
+
+
+def test_known_limit_an_old_sector_is_read_as_if_it_were_new(luks_guest: Unlocked) -> None:
+    """dm-integrity has no memory: a block put back with its tag, both as they once were, is a good block."""
+    disk, places, file = luks_guest.disk, Places.of(luks_guest.disk), "/var/tmp/replayed"
+
+    def write(text: str) -> int:
+        luks_guest.ssh(f"yes '{text}' | head -c {BLOCK} | dd of={file} conv=notrunc,fsync status=none")
+        # What was written is read from dm-integrity's journal until that is half full (3 MiB).
+        luks_guest.ssh("head -c 16M /dev/zero | dd of=/var/tmp/filler bs=1M conv=fsync status=none; rm /var/tmp/filler")
+        (number,) = block_numbers(luks_guest, file, 0)
+        return number
+
+    block = write("old")
+    old = [
+        (offset, read_disk(disk, offset, size))
+        for offset, size in ((places.data(block), BLOCK), (places.tag(block), TAG))
+    ]
+    assert write("new") == block
+    new, was = (hashlib.sha256(f"{text}\n".encode() * (BLOCK // 4)).hexdigest() for text in ("new", "old"))
+    assert read_blocks(luks_guest, file, 0, 1) == f"{new}  -"
+    with changed(disk, *old):
+        assert read_blocks(luks_guest, file, 0, 1) == f"{was}  -"
+    # Control: without its tag it is none.
+    with changed(disk, old[0]):
+        assert read_blocks(luks_guest, file, 0, 1).startswith(f"dd: error reading '{file}': ")
+    assert read_blocks(luks_guest, file, 0, 1) == f"{new}  -"
+
+
+def no_superblock(image: Path) -> tuple[int, bytes]:
+    return SUPERBLOCK, bytes(BLOCK)
+
+
+def shorter_journal(image: Path) -> tuple[int, bytes]:
+    return packed("journal_sections", field(image, "journal_sections") - 1)
+
+
+def recalculating(image: Path) -> tuple[int, bytes]:
+    return packed("flags", field(image, "flags") | RECALCULATING)
+
+
+def dirty_bitmap(image: Path) -> tuple[int, bytes]:
+    """The kernel oopses over it, and an oops is a panic."""
+    return packed("flags", field(image, "flags") | DIRTY_BITMAP)
+
+
+def a_bit_of_the_file_system(image: Path) -> tuple[int, bytes]:
+    """In ext4's superblock, the mapping's first block."""
+    return flip(image, Places.of(image).data(0) + 1024 + 0x78)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "change", [no_superblock, shorter_journal, recalculating, dirty_bitmap, a_bit_of_the_file_system]
+)
+def test_a_changed_disk_before_the_boot(
+    built: Built, tmp_path: Path, change: Callable[[Path], tuple[int, bytes]]
+) -> None:
+    """It ends, and nothing is made anew: with superblock and journal put back the same disk opens.
+
+    All of both, because the kernel writes to a superblock what follows from it, when it opens a disk.
+    """
+    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
+    with image_copy(genuine, tmp_path) as disk:
+        place, data = change(disk)
+        kept = read_disk(disk, SUPERBLOCK, Places.of(disk).first - SUPERBLOCK)
+        before = put(disk, place, data)
+        log = refused(built, disk, owner, tmp_path / "first")
+        assert "init: the root is open" not in log
+        if change is no_superblock:
+            assert read_disk(disk, place, len(data)) == data
+        put(disk, place, before)
+        put(disk, SUPERBLOCK, kept)
+        with booted(built, luks_config(built), disk, tmp_path / "second") as running:
+            wait_for_key(running)
+            unlock(running, owner, tmp_path / "second" / "attested")
+            assert "init: the root is open, generation 1" in running.guest.wait_for("init: switching")
+
+
+@pytest.mark.full
+def test_a_truncated_disk(built: Built, tmp_path: Path) -> None:
+    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
+    with image_copy(genuine, tmp_path) as disk:
+        os.truncate(disk, disk.stat().st_size // 2)
+        size = disk.stat().st_size
+        log = refused(built, disk, owner, tmp_path)
+        assert "init: the root is open" not in log
+        assert disk.stat().st_size == size
+
+
+@pytest.mark.full
+def test_a_changed_bit_in_the_program_that_is_started_first(luks_guest: Unlocked, tmp_path: Path) -> None:
+    """The root opens, and what is to run cannot be read. Control: the shared guest, which started from that block."""
+    built = luks_guest.running.built
+    (block,) = block_numbers(luks_guest, "/usr/lib/systemd/systemd", 0)
+    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
+    with image_copy(genuine, tmp_path) as disk:
+        put(disk, *flip(disk, Places.of(disk).data(block) + 0x200))
+        with booted(built, luks_config(built), disk, tmp_path) as running:
+            wait_for_key(running)
+            unlock(running, owner, tmp_path / "attested")
+            log = running.guest.wait_end()
+    assert "init: the root is open" in log
+    assert ERROR in log
+    assert f"{FATAL}: OSError: " in log
+
+
+def refused(built: Built, disk: Path, owner: Owner, place: Path) -> str:
+    """The console of a guest that its owner hands the key, and that ends over its disk."""
+    with booted(built, luks_config(built), disk, place) as running:
+        wait_for_key(running)
+        with pytest.raises(UserError, match=r"the guest (refuses, and powers off|ended the conversation)"):
+            unlock(running, owner, place / "attested")
+        log = running.guest.wait_end()
+    assert FATAL in log or "Kernel panic - not syncing" in log
+    return log

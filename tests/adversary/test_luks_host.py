@@ -1,0 +1,279 @@
+"""A host with its own disk, its own key, or another header before the guest that waits for its owner's key.
+
+What the host hopes for: that the genuine guest, with its genuine launch digest, runs the host's root, takes the host's
+key, or writes plaintext for the owner's. The control of every refusal is a guest whose init lacks the check, in which
+the host gets it (see luks_arms), or the shared guest, which is unlocked in the same way.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sevsnp import key_release
+from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.errors import UserError
+from sevsnp.files import sha256_file
+from sevsnp.luks_key import Record, key_path, write_record
+from sevsnp.luks_owner import Volume
+from sevsnp.owner import Verdict, verifier
+from sevsnp.vm.config import File, VmConfig
+from tests.adversary.luks_arms import MARK, NULL_CIPHER, Check, HostDisk, make_host_disk, mutated, without
+from tests.adversary.test_tamper_root import FATAL
+from tests.boot.luks import (
+    WAITING,
+    Owner,
+    Unlocked,
+    booted,
+    image_copy,
+    luks_config,
+    make_owner,
+    offer_key,
+    put,
+    stranger,
+    unlock,
+    wait_for_key,
+)
+from tests.boot.shared import refusal
+from tests.conftest import Built
+from tests.unit.luks_volume import synthetic
+
+pytestmark = pytest.mark.boot
+
+OPEN = "init: the root is open"
+SWITCHING = "init: switching"
+
+
+@pytest.fixture
+def host_disk(built: Built, tmp_path: Path) -> Iterator[HostDisk]:
+    disk = make_host_disk(built, tmp_path / "host.img")
+    yield disk
+    disk.path.unlink()
+
+
+@pytest.fixture
+def owner(built: Built, tmp_path: Path) -> Owner:
+    return make_owner(built, tmp_path)
+
+
+@pytest.fixture
+def image(built: Built, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the genuine disk."""
+    with image_copy(luks_config(built).launch.disks[0].path, tmp_path) as copy:
+        yield copy
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def test_a_host_s_own_disk_is_refused(built: Built, tmp_path: Path, host_disk: HostDisk) -> None:
+    """Before anything else: the guest never comes to wait for a key."""
+    with booted(built, luks_config(built), host_disk.path, tmp_path) as running:
+        log = running.guest.wait_end()
+    assert f"{FATAL}: the disk's LUKS header has the SHA-256 {sha256(host_disk.header).hex()}, expected" in log
+    assert WAITING not in log
+    assert MARK not in log
+
+
+def test_control_a_host_s_own_disk_and_key(built: Built, tmp_path: Path, host_disk: HostDisk) -> None:
+    """Without the comparisons of owner, header and tables the host hands over its own key, and runs its own root.
+
+    Its kernel has the null cipher then, which spares the host the encryption of its disk.
+    """
+    config = without(built, tmp_path, Check.OWNER, Check.HEADER, Check.TABLES, Check.CIPHERS)
+    with booted(built, config, host_disk.path, tmp_path) as running:
+        wait_for_key(running)
+        became = offer_key(running.port, stranger(tmp_path / "host"), sha256(host_disk.header), host_disk.key)
+        log = running.guest.wait_end()
+    assert became == "generation 1"
+    assert MARK in log
+
+
+def test_nobody_else_s_key_is_taken(luks_guest: Unlocked) -> None:
+    """With the volume's own key in hand: no client certificate, and another owner's. Control: the owner was let in."""
+    assert sorted(luks_guest.strangers) == ["another", "none"]
+    for became in luks_guest.strangers.values():
+        assert "the guest ended the conversation" in became
+    log = luks_guest.running.guest.log()
+    assert log.count("init: the owner is here") == log.count(OPEN) == 1
+    assert FATAL not in log
+    assert luks_guest.ssh("echo here").strip() == "here"
+
+
+def test_a_header_that_is_switched_after_it_was_read(luks_guest: Unlocked) -> None:
+    """The owner's key came when another header lay on the disk; the guest used what it had compared."""
+    genuine = luks_guest.owner.header.read_bytes()
+    assert sha256(luks_guest.header_at_release) != sha256(genuine)
+    said = luks_guest.ssh("cat /sys/block/dm-*/dm/uuid; findmnt -no SOURCE /")
+    name = luks_guest.owner.uuid.replace("-", "")
+    assert said.split() == [f"CRYPT-INTEGRITY-{name}-root_dif", f"CRYPT-LUKS2-{name}-root", "/dev/mapper/root"] or (
+        said.split() == [f"CRYPT-LUKS2-{name}-root", f"CRYPT-INTEGRITY-{name}-root_dif", "/dev/mapper/root"]
+    )
+
+
+def another_volume(built: Built, owner: Owner, directory: Path) -> tuple[Owner, VmConfig]:
+    """Volume B of the same owner, with a key made for it, and its VM config: it differs in the header's digest only."""
+    key = bytes(range(32))
+    other = Owner(owner.config_dir, directory / "other.bin")
+    other.header.write_bytes(synthetic(key, seed=5).header)
+    key_path(owner.config_dir, other.uuid).write_bytes(key)
+    key_path(owner.config_dir, other.uuid).chmod(0o600)
+    write_record(owner.config_dir, other.uuid, Record("made"))
+    config = luks_config(built)
+    line = config.launch.cmdline.path.read_text()
+    ours, others = (sha256(one.header.read_bytes()).hex() for one in (owner, other))
+    assert line.count(ours) == 1
+    cmdline = directory / "cmdline"
+    cmdline.write_text(line.replace(ours, others))
+    launch = type(config.launch)(**{**vars(config.launch), "cmdline": File(cmdline, sha256_file(cmdline))})
+    reference = config.require_reference()
+    reference = type(reference)(**{**vars(reference), "launch_digest": launch_digest_of(launch)})
+    return other, VmConfig(directory / "other.toml", launch, reference)
+
+
+def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: Owner, image: Path) -> None:
+    """The owner of two volumes is led to the guest of the other one: the launch digest and REPORT_DATA both say so.
+
+    Control: without the verifier's word the very same guest is handed the key, which it has no use for.
+    """
+    other, config = another_volume(built, owner, tmp_path)
+    with booted(built, luks_config(built), image, tmp_path) as running:
+        wait_for_key(running)
+        verify = verifier(config, running.guest.root)
+        volume = Volume(other.header, other.config_dir, "")
+        context = key_release.owner_context(owner.keys.owner_certificate, owner.keys.owner_private)
+
+        def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
+            return verify(evidence, Expected.of(config, report_data), datetime.now(UTC))
+
+        with key_release.connect("127.0.0.1", running.port, context) as connection:
+            with pytest.raises(Refused) as refused:
+                key_release.release(
+                    connection,
+                    volume.digest,
+                    "guest",
+                    appraise=appraise,
+                    decide=lambda verdict: volume.secret_for(verdict, emulated_asked=True),
+                )
+            failed = {check.name for check in refused.value.checks if check.outcome == "failed"}
+            assert failed == {Reason.MEASUREMENT, Reason.REPORT_DATA}
+            assert not other.record.exposed
+            secret = key_release.Secret(volume.digest, 0, other.key)
+            refusal(lambda: key_release.send_key(connection, secret, "guest"), "the owner's key is for another volume")
+        log = running.guest.wait_end()
+    assert f"{FATAL}: the owner's key is for another volume" in log
+    assert OPEN not in log
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        NULL_CIPHER,
+        "second keyslot, the host's",
+        "older, before the key was changed",
+        "derivation of 4 GiB",
+        "another volume's",
+        "a bit after the keyslots",
+    ],
+)
+def test_another_header_before_the_genuine_data(
+    built: Built, tmp_path: Path, owner: Owner, image: Path, mutation: str
+) -> None:
+    """Control: the shared guest, and the arms below."""
+    put(image, 0, mutated(owner.header.read_bytes(), owner.key, mutation))
+    with booted(built, luks_config(built), image, tmp_path) as running:
+        log = running.guest.wait_end()
+    assert f"{FATAL}: the disk's LUKS header has the SHA-256 " in log
+    assert WAITING not in log
+
+
+def attest_and_watch(built: Built, config: VmConfig, disk: Path, owner: Owner, place: Path, switch: bytes = b"") -> str:
+    """What the owner is told who attests a guest, and its console; ``switch`` is written to the disk before."""
+    with booted(built, config, disk, place) as running:
+        wait_for_key(running)
+        if switch:
+            put(disk, 0, switch)
+        told = ""
+        try:
+            unlock(running, owner, place / "attested")
+        except UserError as error:
+            told = str(error)
+        return f"{told}\n{running.guest.wait_end()}"
+
+
+# Why the guest ends over a root without integrity: there is one table less.
+NO_TABLE = f"{FATAL}: /usr/sbin/dmsetup: exit code 1"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("removed", "says"),
+    [
+        ((Check.HEADER,), "REFUSED (report-data)"),
+        ((Check.HEADER, Check.CLAIM), NO_TABLE),
+        ((Check.HEADER, Check.CLAIM, Check.TABLES), MARK),
+    ],
+    ids=["bound", "tables-compared", "neither"],
+)
+def test_control_a_null_data_cipher(
+    built: Built, tmp_path: Path, owner: Owner, host_disk: HostDisk, removed: tuple[Check, ...], says: str
+) -> None:
+    """The owner's keyslot over the host's plaintext: REPORT_DATA gives it away, then the tables; then nothing does."""
+    put(host_disk.path, 0, mutated(owner.header.read_bytes(), owner.key, NULL_CIPHER))
+    config = without(built, tmp_path, *removed, Check.CIPHERS)
+    log = attest_and_watch(built, config, host_disk.path, owner, tmp_path)
+    assert says in log
+    assert (MARK in log) == (says == MARK)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("removed", "says"),
+    [((Check.MEMORY,), NO_TABLE), ((Check.MEMORY, Check.TABLES), MARK)],
+    ids=["tables-compared", "neither"],
+)
+def test_control_a_header_that_is_read_twice(
+    built: Built,
+    tmp_path: Path,
+    owner: Owner,
+    image: Path,
+    host_disk: HostDisk,
+    removed: tuple[Check, ...],
+    says: str,
+) -> None:
+    """The genuine header for the comparison, another one and the host's plaintext for cryptsetup."""
+    second = mutated(owner.header.read_bytes(), owner.key, NULL_CIPHER) + host_disk.path.read_bytes()[1 << 20 :]
+    config = without(built, tmp_path, *removed, Check.CIPHERS)
+    log = attest_and_watch(built, config, image, owner, tmp_path, second)
+    assert says in log
+    assert (MARK in log) == (says == MARK)
+
+
+@pytest.mark.full
+def test_a_disk_that_is_switched_after_its_header_was_read(
+    built: Built, tmp_path: Path, owner: Owner, image: Path, host_disk: HostDisk
+) -> None:
+    """The same switch, and the genuine guest: what it opens with the header in memory is no data of the owner's."""
+    second = mutated(owner.header.read_bytes(), owner.key, NULL_CIPHER) + host_disk.path.read_bytes()[1 << 20 :]
+    log = attest_and_watch(built, luks_config(built), image, owner, tmp_path, second)
+    assert FATAL in log
+    assert MARK not in log
+    assert OPEN not in log
+
+
+@pytest.mark.full
+def test_control_a_stranger_s_key(built: Built, tmp_path: Path, image: Path) -> None:
+    """Without the comparison of the owner a stranger is heard, and the machine ends for what he says."""
+    config = without(built, tmp_path, Check.OWNER)
+    with booted(built, config, image, tmp_path) as running:
+        wait_for_key(running)
+        header = sha256((built.build / "luks" / "header.bin").read_bytes())
+        became = offer_key(running.port, stranger(tmp_path / "host"), header, b"the host's own key")
+        log = running.guest.wait_end()
+    assert "the disk cannot be opened with this key" in became
+    assert f"{FATAL}: the disk cannot be opened with this key" in log

@@ -1,0 +1,268 @@
+"""Existing disk images as the root of a guest: made here by other tools, converted without root, booted to ssh."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sevsnp.command import run
+from sevsnp.files import sha256_file
+from sevsnp.images.adopt import make_image_rootfs
+from sevsnp.images.filesystem import make_ext4
+from sevsnp.images.foreign import import_image
+from sevsnp.images.rootfs import Layer, check_attributes, directory_entry, make_rootfs, text_entry
+from sevsnp.images.tar import Content, Entry, Kind, read_tar
+from tests.boot.foreign_disks import (
+    MIB,
+    SPARSE,
+    Maker,
+    btrfs_with_subvolumes,
+    empty,
+    installed_on_lvm,
+    make_maker,
+    mbr,
+    small_root,
+)
+from tests.boot.shared import attested, refusal, started
+from tests.conftest import Built
+from tests.pipeline.copies import copy_built
+
+pytestmark = pytest.mark.boot
+
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw=ep
+# POSIX ACL, version 2: the owner, user 1000, the group, the mask, others.
+ACL = "0200000001000600ffffffff0200060 0e803000004000400ffffffff10000600ffffffff20000400ffffffff".replace(" ", "")
+
+
+def special() -> list[Entry]:
+    """What a careless copy loses."""
+    shared = Content.literal("linked", b"one file, two names\n")
+    return [
+        directory_entry("srv", 0o1777, 12, 34),
+        Entry("srv/one", Kind.FILE, 0o640, 3_000_000, 7, content=shared),
+        Entry("srv/two", Kind.FILE, 0o640, 3_000_000, 7, content=shared),
+        Entry("srv/ping", Kind.FILE, 0o4755, capability=CAPABILITY, content=Content.literal("ping", b"ping\n")),
+        Entry("srv/null", Kind.CHARACTER, 0o666, device=(1, 3)),
+        Entry("srv/pipe", Kind.FIFO, 0o600),
+        Entry("srv/link", Kind.SYMLINK, 0o777, target="y" * 150),
+        text_entry("srv/" + "n" * 200, "long\n"),
+        text_entry("srv/Főtanúsítvány", "utf-8\n"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("foreign")
+    yield path
+    shutil.rmtree(path)  # gigabytes
+
+
+@pytest.fixture(scope="module")
+def maker(built: Built, directory: Path) -> Maker:
+    built.doit("_appliance_initramfs", "create_new_vm")
+    return make_maker(built, directory)
+
+
+@pytest.fixture(scope="module")
+def lvm(built: Built, maker: Maker, directory: Path) -> Path:
+    return installed_on_lvm(maker, built.build / "guest" / "rootfs.tar", directory, special())
+
+
+@pytest.fixture(scope="module")
+def btrfs(built: Built, maker: Maker, directory: Path) -> Path:
+    return btrfs_with_subvolumes(maker, built.build / "guest" / "rootfs.tar", directory, special())
+
+
+def imported(maker: Maker, built: Built, image: Path, output: Path, root_device: str = "") -> dict[str, Entry]:
+    """What the appliance of the product makes of an image."""
+    import_image(
+        image=image,
+        root_device=root_device,
+        qemu=maker.appliance.qemu,
+        kernel=maker.appliance.kernel,
+        initrd=built.build / "initramfs.appliance.cpio.zst",
+        answers=maker.appliance.answers,
+        output=output,
+    )
+    return read_tar(output)
+
+
+def facts(entry: Entry) -> tuple[object, ...]:
+    return (replace(entry, content=None, mtime=0), entry.content and b"".join(entry.content.pieces()))
+
+
+def check_special(found: dict[str, Entry]) -> None:
+    for entry in special():
+        if entry.kind is not Kind.DIRECTORY:
+            assert facts(found[entry.name]) == facts(entry), entry.name
+    one, two = found["srv/one"].content, found["srv/two"].content
+    assert one and two and one.inode == two.inode
+    assert (found["srv"].mode, found["srv"].uid, found["srv"].gid) == (0o1777, 12, 34)
+
+
+def boots_to_ssh(built: Built, image: Path, directory: Path, *words: str) -> str:
+    """Convert an image by the command that users have, boot it, verify it and log in; what the conversion said."""
+    copy = copy_built(built, directory / "project")
+    said = copy.doit("setup_verity", f"IMAGE={image}", *words).stdout
+    with started(copy, copy.config("emulated"), directory / "state") as running:
+        guest = attested(running)
+        assert guest.ssh("id -un").strip() == "user"
+        assert guest.ssh("findmnt -no FSTYPE,OPTIONS /").split()[0] == "ext4"
+        assert guest.ssh("systemctl is-system-running --wait || true").strip() == "running"
+        assert guest.ssh("cat /proc/swaps").count("\n") == 1
+        for unit in ("serial-getty@ttyS0.service", "swap.target", "systemd-growfs@.service"):
+            assert guest.ssh(f"systemctl is-enabled {unit} || true").strip() == "masked"
+        assert guest.ssh("stat -c '%a %u' /srv/ping /srv/one").split() == ["4755", "0", "640", "3000000"]
+    return said
+
+
+def test_an_installed_system_on_lvm(lvm: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
+    """GPT, LVM2, ext4, an xfs /home: everything is there, and it boots verified."""
+    said = boots_to_ssh(built, lvm, tmp_path)
+    for line in (
+        "root file system: /dev/some-group/root (ext4)",
+        "folded in: /home from LABEL=home",
+        "left out: /boot/efi",
+        "left out: /mnt (nfs)",
+        "emptied: /etc/fstab",
+    ):
+        assert line in said, said
+    project = tmp_path / "project"
+    found = read_tar(project / "build" / "guest" / "image-imported.tar")
+    check_special(found)
+    sparse = found["home/user/sparse"].content
+    assert sparse and sparse.sparse and sparse.size == SPARSE
+    assert b"".join(sparse.pieces()) == b"begin" + bytes(SPARSE - 5)
+    # Holes stay holes: the archive has not grown by them, and the image has none of it on the disk.
+    assert (project / "build" / "guest" / "image-imported.tar").stat().st_size < 300 * MIB
+    shutil.rmtree(project)
+
+
+def test_btrfs_subvolumes(btrfs: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
+    """The root is the subvolume that its own fstab names, not its snapshot; @home and nested ones are folded in."""
+    said = boots_to_ssh(built, btrfs, tmp_path)
+    assert "root file system: /dev/vda2:@ (btrfs)" in said and "folded in: /home from LABEL=disk" in said, said
+    found = read_tar(tmp_path / "project" / "build" / "guest" / "image-imported.tar")
+    check_special(found)
+    nested = found["srv/nested/file"].content
+    assert nested and nested.read() == b"nested\n"
+    assert "home/user" in found and "before" not in found
+    shutil.rmtree(tmp_path / "project")
+
+
+def ext4(maker: Maker, path: Path, entries: list[Entry], journal: bool = False) -> Path:
+    tar = path.with_suffix(".tar")
+    make_rootfs([Layer("test", entries)], tar)
+    make_ext4(tar, path, tools=maker.tools, journal=journal)
+    return path
+
+
+def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """Two roots on an MBR disk are listed, and ROOT_DEVICE says which. Control: with one of them nothing is asked."""
+    roots = [ext4(maker, tmp_path / f"{mark}.img", small_root(mark)) for mark in ("one", "two")]
+    data = ext4(maker, tmp_path / "data.img", [text_entry("file", "data")])
+    output = tmp_path / "out.tar"
+    both = mbr(tmp_path / "both.raw", data, *roots)
+    refusal(lambda: imported(maker, built, both, output), "/dev/vda2, /dev/vda3", "ROOT_DEVICE=/dev/vda2")
+    for device, mark in (("/dev/sda2", b"one\n"), ("/dev/nvme0n1p3", b"two\n")):
+        content = imported(maker, built, both, output, device)["etc/mark"].content
+        assert content and content.read() == mark
+    refusal(lambda: imported(maker, built, both, output, "/dev/vda1"), "ROOT_DEVICE=/dev/vda1", "no root file system")
+    refusal(lambda: imported(maker, built, both, output, "/dev/vda7"), "no such partition", "/dev/vda3 (ext4)")
+    only = mbr(tmp_path / "only.raw", data, roots[1])
+    content = imported(maker, built, only, output)["etc/mark"].content
+    assert content and content.read() == b"two\n"
+    nothing = mbr(tmp_path / "nothing.raw", data)
+    refusal(lambda: imported(maker, built, nothing, output), "no root file system", "/dev/vda1 (ext4)")
+
+
+def test_an_encrypted_root_is_refused(built: Built, maker: Maker, tmp_path: Path) -> None:
+    volume = empty(tmp_path / "luks.img", 32 * MIB)
+    options = ["--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--batch-mode"]
+    run([maker.tools / "cryptsetup", "luksFormat", *options, "--key-file=-", volume], stdin=b"key")
+    boot = ext4(maker, tmp_path / "boot.img", [text_entry("vmlinuz", "")])
+    disk = mbr(tmp_path / "disk.raw", boot, volume)
+    refusal(lambda: imported(maker, built, disk, tmp_path / "out.tar"), "encrypted", "/dev/vda2 (LUKS)")
+    refusal(lambda: imported(maker, built, disk, tmp_path / "out.tar", "/dev/vda2"), "encrypted (LUKS)")
+
+
+def test_attributes_survive_or_the_image_is_refused(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """ACLs and user attributes come out of the appliance, and are refused by name before a file system drops them."""
+    disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("etc/kept", ""), text_entry("srv/file", "x")])
+    maker.script(
+        f"""
+        mkdir /run/disk
+        mount -t ext4 $disk /run/disk
+        setxattr user.note 6869 /run/disk/srv/file
+        setxattr system.posix_acl_access {ACL} /run/disk/etc/kept
+        umount /run/disk
+        """,
+        disk=disk,
+    )
+    found = imported(maker, built, disk, tmp_path / "out.tar")
+    assert found["srv/file"].attributes == ("user.note",)
+    assert found["etc/kept"].attributes == ("system.posix_acl_access",)
+    refusal(lambda: list(check_attributes([found["srv/file"]])), "/srv/file", "user.note")
+    assert list(check_attributes([found["etc/mark"]]))
+
+
+def test_a_disk_that_was_not_shut_down(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """The journal has the last file. Control: without it, as noload would have it, the file is not there."""
+    disk = ext4(maker, tmp_path / "disk.raw", small_root(), journal=True)
+    maker.script(
+        """
+        mkdir /run/disk
+        mount -t ext4 $disk /run/disk
+        echo late > /run/disk/etc/late
+        sync
+        """,
+        disk=disk,
+    )
+    before = disk.read_bytes()
+    shown = run([maker.tools / "dumpe2fs", "-h", disk])
+    assert b"needs_recovery" in shown
+    content = imported(maker, built, disk, tmp_path / "out.tar")["etc/late"].content
+    assert content and content.read() == b"late\n"
+    assert disk.read_bytes() == before
+
+
+def test_what_fstab_wants_and_the_image_lacks(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """A /var that is elsewhere: refused. Control: with nofail the guest does without, and that is said."""
+    missing = "UUID=00000000-1111-2222-3333-444444444444"
+    for options, passes in (("defaults", False), ("defaults,nofail", True)):
+        entries = [*small_root(), text_entry("etc/fstab", f"{missing} /var ext4 {options} 0 2\n")]
+        disk = ext4(maker, tmp_path / "disk.raw", entries)
+        if passes:
+            assert "etc/mark" in imported(maker, built, disk, tmp_path / "out.tar")
+        else:
+            refusal(lambda: imported(maker, built, disk, tmp_path / "out.tar"), missing, "/var", "nofail")  # noqa: B023
+
+
+def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker, tmp_path: Path) -> None:
+    found = imported(maker, built, built.build / "guest" / "sevsnptest.qcow2", tmp_path / "out.tar")
+    original = read_tar(built.build / "guest" / "rootfs.tar")
+    assert found.keys() == original.keys()
+    assert [name for name in found if facts(found[name]) != facts(original[name])] == []
+
+
+def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """The same bytes from the same image, whoever looks: what was made of it can be reproduced."""
+    disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("usr/sbin/modprobe", "", 0o755)])
+    digests = set()
+    for number in range(2):
+        imported(maker, built, disk, tmp_path / f"{number}.tar")
+        output = tmp_path / f"adopted{number}.tar"
+        make_image_rootfs(
+            imported=tmp_path / f"{number}.tar",
+            authorized_key=built.keys.user_public,
+            no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
+            version=built.build / "kernel" / "version",
+            tools=maker.tools,
+            output=output,
+        )
+        digests.add(sha256_file(output))
+        release = (built.build / "kernel" / "version").read_text().strip()
+        assert f"lib/modules/{release}/modules.dep.bin" in read_tar(output)
+    assert len(digests) == 1

@@ -1,0 +1,129 @@
+"""The appliance: a job goes in and a result comes out, and whatever goes wrong in it ends it and is said."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
+from sevsnp.errors import UserError
+from tests.conftest import PROJECT, Built
+from tests.pipeline.appliance_of_tests import appliance_with_probe
+
+CANARY = b"\0the\ncanary\xff"
+
+
+@pytest.fixture(scope="module")
+def appliance(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Appliance:
+    return appliance_with_probe(built, tmp_path_factory.mktemp("appliance"))
+
+
+def test_a_job_and_a_secret_go_in_and_a_result_comes_out(appliance: Appliance) -> None:
+    arguments = {"what": "echo", "text": "ü" * 5000, "number": 1 << 40}
+    answer = run_job(appliance, "probe", arguments, disks=[], secret=CANARY, seconds=200)
+    assert answer["job"] == {name: value for name, value in arguments.items() if name != "what"}
+    assert bytes.fromhex(answer["secret"]) == CANARY
+    assert answer["network"] == ["lo"]
+    assert "canary" not in answer["cmdline"]
+
+
+def test_what_a_job_says_is_what_the_user_sees(appliance: Appliance) -> None:
+    with pytest.raises(UserError, match="job probe: no room for a unicorn"):
+        run_job(appliance, "probe", {"what": "fail", "words": "no room for a unicorn"}, disks=[], seconds=200)
+
+
+@pytest.mark.full
+def test_one_that_ends_without_a_word_is_told_by_its_console(appliance: Appliance) -> None:
+    with pytest.raises(UserError, match=r"ended in its job probe\n[\s\S]*a last word"):
+        run_job(appliance, "probe", {"what": "end"}, disks=[], seconds=200)
+
+
+def test_one_that_does_not_start_is_told_by_its_console(appliance: Appliance, tmp_path: Path) -> None:
+    broken = tmp_path / "initrd"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"ended in its job probe\n[\s\S]*Kernel panic"):
+        run_job(replace(appliance, initrd=broken), "probe", {}, disks=[], seconds=200)
+
+
+def test_what_qemu_says_is_shown(appliance: Appliance, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    with pytest.raises(UserError, match="not in qcow2 format"):
+        run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "disk", "qcow2")], seconds=200)
+    with pytest.raises(UserError, match="none: no such file"):
+        run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "none")], seconds=200)
+
+
+_SLEEP = """
+import sys
+from pathlib import Path
+from sevsnp.appliance.vm import Appliance, run_job
+run_job(Appliance(*map(Path, sys.argv[1:5])), "probe", {"what": "sleep"}, disks=[], seconds=float(sys.argv[5]))
+"""
+
+
+def asleep(appliance: Appliance, seconds: float, tmp_path: Path) -> "subprocess.Popen[bytes]":
+    paths = (appliance.qemu, appliance.kernel, appliance.initrd, appliance.answers)
+    return subprocess.Popen(
+        [sys.executable, "-c", _SLEEP, *map(str, paths), str(seconds)],
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def qemus(initrd: Path) -> list[int]:
+    """The processes that have the appliance's initramfs on their command line."""
+    found: list[int] = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and int(path.name) != os.getpid():
+            try:
+                words = (path / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"-initrd" in words and str(initrd).encode() in words:
+                found.append(int(path.name))
+    return found
+
+
+def test_one_that_takes_too_long_is_ended(appliance: Appliance, tmp_path: Path) -> None:
+    process = asleep(appliance, 5, tmp_path)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and b"no end after 5 s" in said
+    assert qemus(appliance.initrd) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -> None:
+    process = asleep(appliance, 300, tmp_path)
+    deadline = time.monotonic() + 60
+    while not qemus(appliance.initrd) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert qemus(appliance.initrd), "it was there"
+    assert [oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_dir()] == ["0o700"]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    while (qemus(appliance.initrd) or any(tmp_path.iterdir())) and time.monotonic() < deadline + 30:
+        time.sleep(0.1)
+    assert qemus(appliance.initrd) == []
+    assert list(tmp_path.iterdir()) == [], "what it had in its temporary directory is gone, too"
+
+
+def test_a_backing_file_is_not_followed(built: Built, appliance: Appliance, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"S" * (1 << 20))
+    image = tmp_path / "image.qcow2"
+    create = ["create", "-q", "-f", "qcow2", "-b", str(secret), "-F", "raw", str(image)]
+    subprocess.run([built.tools / "qemu-img", *create], check=True)
+    # What QEMU does with it as it stands.
+    convert = ["convert", "-f", "qcow2", "-O", "raw", str(image), str(tmp_path / "followed")]
+    subprocess.run([built.tools / "qemu-img", *convert], check=True)
+    assert (tmp_path / "followed").read_bytes() == secret.read_bytes()
+    disk = ApplianceDisk("x", image, "qcow2", read_only=True)
+    answer = run_job(appliance, "probe", {"what": "first", "role": "x"}, disks=[disk], seconds=200)
+    assert answer == {"first": "00" * 16}

@@ -1,0 +1,237 @@
+"""The encrypted image: what setup_luks makes, when it makes it anew, and that the appliance's own kernel reads it."""
+
+import base64
+import hashlib
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevsnp import luks_key
+from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
+from sevsnp.errors import UserError
+from sevsnp.images.luks import format_options, image_size
+from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
+from sevsnp.images.tar import read_tar
+from sevsnp.keys import certificate_der
+from sevsnp.vm.config import read_vm_config
+from tests.conftest import Built
+from tests.pipeline.appliance_of_tests import appliance_with_probe
+from tests.pipeline.copies import copy_built, ran
+
+MIB = 1 << 20
+FREE = 20 * MIB
+ALL = {"luks image", "luks cmdline", "luks cmdline emulated", "luks config", "luks config emulated"}
+FILES = ("usr/lib/os-release", "etc/passwd", "usr/bin/sudo")
+
+
+@pytest.fixture(scope="module")
+def made(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """A copy of the project with an encrypted image of its own, whose key was made."""
+    directory = tmp_path_factory.mktemp("luks")
+    shutil.copytree(built.config_dir, directory / "config")
+    copy = Built(copy_built(built, directory / "project").project, directory / "config")
+    shutil.rmtree(copy.build / "luks", ignore_errors=True)
+    setup(copy)
+    yield copy
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def setup(copy: Built, *words: str) -> str:
+    return copy.doit("setup_luks", f"LUKS_FREE={FREE}", *words).stdout
+
+
+@pytest.fixture(scope="module")
+def appliance(made: Built, tmp_path_factory: pytest.TempPathFactory) -> Appliance:
+    return appliance_with_probe(made, tmp_path_factory.mktemp("appliance"))
+
+
+def luks(made: Built, name: str) -> Path:
+    return made.build / "luks" / name
+
+
+def made_key(made: Built) -> bytes:
+    return luks_key.read_made_key(made.config_dir, Luks2.read(luks(made, "luks.img")).uuid).data
+
+
+def test_what_names_it_is_of_this_image(made: Built) -> None:
+    header = luks(made, "header.bin").read_bytes()
+    with luks(made, "luks.img").open("rb") as image:
+        assert image.read(HEADER_SIZE) == header
+    assert len(header) == HEADER_SIZE
+    digest = luks(made, "header.sha256").read_text()
+    tables = luks(made, "tables.sha256").read_text()
+    assert digest == hashlib.sha256(header).hexdigest() + "\n"
+    owner = base64.b64encode(certificate_der(made.keys.owner_certificate)).decode()
+    for platform in ("", ".emulated"):
+        line = luks(made, f"cmdline{platform}").read_text().split(" ")
+        own = [word for word in line if word.startswith("sevsnp.")]
+        assert own[:4] == [
+            "sevsnp.mode=luks",
+            f"sevsnp.luks=1:{HEADER_SIZE}:{digest.strip()}:{tables.strip()}",
+            "sevsnp.rootfs=ext4",
+            f"sevsnp.owner={owner}",
+        ]
+        assert own[4:] == ["sevsnp.emulated=1"] * bool(platform)
+        config = read_vm_config(luks(made, f"vm-config-luks{platform}.toml"))
+        assert config.launch.workflow == "luks"
+        assert [disk.role for disk in config.launch.disks] == ["luks"]
+        assert config.launch.cmdline.sha256 == hashlib.sha256(luks(made, f"cmdline{platform}").read_bytes()).hexdigest()
+
+
+def test_its_header_is_the_one_that_was_asked_for(made: Built) -> None:
+    """Every field that decides what protects the data, so that no other version of cryptsetup changes one unseen."""
+    metadata = Luks2.read(luks(made, "luks.img")).metadata
+    (slot,), (segment,), (digest,) = (metadata[name].values() for name in ("keyslots", "segments", "digests"))
+    assert (slot["key_size"], slot["af"]["stripes"], slot["kdf"]["type"]) == (96, 4000, "pbkdf2")
+    assert (slot["area"]["encryption"], slot["area"]["key_size"]) == ("aes-xts-plain64", 64)
+    assert {name: segment[name] for name in ("type", "offset", "encryption", "sector_size")} == {
+        "type": "crypt",
+        "offset": str(HEADER_SIZE),
+        "encryption": "aes-xts-random",
+        "sector_size": 4096,
+    }
+    assert segment["integrity"]["type"] == "hmac(sha256)"
+    assert metadata["tokens"] == {} and "flags" not in metadata["config"] and "requirements" not in metadata["config"]
+    assert digest["keyslots"] == ["0"] and digest["segments"] == ["0"]
+
+
+def test_a_made_key_is_private_and_opens_it(made: Built) -> None:
+    header = luks(made, "header.bin").read_bytes()
+    volume = Luks2.parse(header).uuid
+    key = made_key(made)
+    assert len(key) == 32 and opens(header, key) and not opens(header, bytes(32))
+    assert luks_key.read_record(made.config_dir, volume) == luks_key.Record("made", 0, False)
+    for path in (made.config_dir / "volumes").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nothing_of_the_root_can_be_read_from_it(made: Built) -> None:
+    needles = [b"/bin/bash", b"systemd", b"root:x:0:0", b"\x7fELF\x02\x01\x01"]
+    plain, image = made.build / "verity" / "verity.img", luks(made, "luks.img")
+    found = {}
+    for path in (plain, image):
+        data = path.read_bytes()
+        found[path] = [needle for needle in needles if needle in data]
+    assert found[plain] == needles, "they are there to be found"
+    # Four bytes of ELF may come up by chance in a hundred megabytes; seven and more do not.
+    assert found[image] == []
+
+
+def test_the_guest_s_kernel_reads_all_of_it_with_the_room_that_was_asked_for(
+    made: Built, appliance: Appliance, tmp_path: Path
+) -> None:
+    copy = tmp_path / "luks.img"
+    shutil.copyfile(luks(made, "luks.img"), copy)
+    arguments = {"what": "open", "files": list(FILES), "wrong": "00" * 32}
+    found = run_job(appliance, "probe", arguments, disks=[ApplianceDisk("luks", copy)], secret=made_key(made))
+    assert found["tables"] + "\n" == luks(made, "tables.sha256").read_text()
+    assert 0 < copy.stat().st_size - found["read"] < found["read"] * 4 // 100 + 4 * MIB
+    assert FREE <= found["free"] <= FREE + 16 * MIB
+    tree = read_tar(made.build / "guest" / "rootfs.tar")
+    for name in FILES:
+        content = tree[name].content
+        assert content is not None
+        assert found[name] == hashlib.sha256(b"".join(content.pieces())).hexdigest()
+    # The root is written to from then on, and opened again; by no other key.
+    assert found["written"] == hashlib.sha256(bytes(MIB)).hexdigest()
+    assert "exit code 2: No key available with this passphrase" in found["wrong key"]
+
+
+def test_an_altered_sector_is_an_error(made: Built, appliance: Appliance, tmp_path: Path) -> None:
+    copy = tmp_path / "luks.img"
+    shutil.copyfile(luks(made, "luks.img"), copy)
+    arguments = {"what": "open", "files": [], "wrong": ""}
+    disks = [ApplianceDisk("luks", copy)]
+    with copy.open("r+b") as stream:
+        # In the data of the first area: behind header, superblock, journal and the first run of tags.
+        stream.seek(copy.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, 1)
+        stream.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(UserError, match=r"OSError|Input/output error"):
+        run_job(appliance, "probe", arguments, disks=disks, secret=made_key(made))
+
+
+@pytest.mark.full
+def test_the_size_that_is_computed_is_enough_and_hardly_more(appliance: Appliance, tmp_path: Path) -> None:
+    sizes = {"small": 8 * MIB, "area": 16 * MIB, "odd": 777 * MIB + 4096, "large": 65 * 1024 * MIB}
+    disks = []
+    for role, size in sizes.items():
+        with (tmp_path / role).open("wb") as stream:
+            stream.truncate(image_size(size))
+        disks.append(ApplianceDisk(role, tmp_path / role))
+    options = format_options(str(uuid.uuid4()), "made")
+    arguments = {"what": "rooms", "roles": list(sizes), "options": options}
+    found = run_job(appliance, "probe", arguments, disks=disks, secret=bytes(32))
+    for role, size in sizes.items():
+        assert size <= found[role] <= size + 2 * MIB + size // 1000, role
+
+
+def test_it_is_made_again_when_the_key_of_the_run_does_not_open_it_and_only_then(made: Built, tmp_path: Path) -> None:
+    assert ran(setup(made)) == set()
+    key = tmp_path / "key"
+    key.write_bytes(b"\0a key of\nthe user's own\xff")
+    key.chmod(0o600)
+    before = Luks2.read(luks(made, "luks.img")).uuid
+    assert ran(setup(made, f"LUKS_KEY_FILE={key}")) == ALL
+    after = Luks2.read(luks(made, "luks.img"))
+    assert after.uuid != before and opens(after.data, key.read_bytes())
+    assert after.metadata["keyslots"]["0"]["kdf"]["type"] == "argon2id"
+    assert luks_key.read_record(made.config_dir, after.uuid).key == "given"
+    assert not luks_key.key_path(made.config_dir, after.uuid).exists()
+    assert luks_key.key_path(made.config_dir, before).exists(), "a made key is never thrown away"
+    # The same key, and none at all: nothing to do.
+    assert ran(setup(made, f"LUKS_KEY_FILE={key}")) == set()
+    assert ran(setup(made)) == set()
+
+
+def test_a_key_file_that_others_may_read_and_none_are_refused_before_anything_is_made(
+    made: Built, tmp_path: Path
+) -> None:
+    image = luks(made, "luks.img").stat()
+    key = tmp_path / "key"
+    key.write_bytes(b"key")
+    key.chmod(0o644)
+    for path, said in ((key, "chmod 600"), (tmp_path / "none", "No such file")):
+        done = made.doit("setup_luks", f"LUKS_FREE={FREE}", f"LUKS_KEY_FILE={path}", check=False)
+        assert done.returncode != 0 and said in done.stdout and "Traceback" not in done.stdout
+    assert luks(made, "luks.img").stat() == image
+
+
+def test_the_key_as_a_word_of_the_command_line_is_refused_and_not_repeated(made: Built) -> None:
+    done = made.doit("setup_luks", "LUKS_KEY=canary", check=False)
+    assert done.returncode != 0 and "command line" in done.stdout
+    assert "canary" not in done.stdout
+
+
+def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
+    volume = Luks2.read(luks(made, "luks.img")).uuid
+    image = hashlib.sha256(luks(made, "luks.img").read_bytes()).hexdigest()
+    found = [path for path in artefact_cache.rglob("*") if image in path.name or volume in path.name]
+    for path in (artefact_cache / "entries").rglob("*"):
+        if path.is_file() and any(text in path.read_bytes() for text in (b"make_luks", image.encode(), b"luks.img")):
+            found.append(path)
+    assert found == []
+    # The verified root's entry is found in this way.
+    entries = [path for path in (artefact_cache / "entries").rglob("*") if path.is_file()]
+    assert any(b"make_verity_root" in path.read_bytes() for path in entries)
+
+
+def test_a_volume_that_a_guest_has_written_to_is_not_replaced(made: Built) -> None:
+    before = luks(made, "luks.img").stat().st_ino
+    working = made.build / "run" / "luks" / "luks.img"
+    working.parent.mkdir(parents=True, exist_ok=True)
+    working.touch()
+    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False)
+    assert done.returncode != 0 and "a guest has written to this volume" in done.stdout, done.stdout
+    assert luks(made, "luks.img").stat().st_ino == before
+    assert ran(setup(made)) == set()  # what is there is as good as ever
+    working.unlink()
+
+
+def test_control_without_a_working_copy_it_is(made: Built) -> None:
+    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}").stdout)

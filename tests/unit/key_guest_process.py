@@ -1,0 +1,76 @@
+"""The guest's end of a key release as a process of its own, with nothing but the initramfs's modules and Python's own.
+
+    python -I -S -B key_guest_process.py INITRAMFS ATTESTATION DIRECTORY
+
+It reads one line of JSON, ``{"owner": base64, "header": hex, "clock": seconds or null}``, and writes lines of JSON:
+``port`` when it waits, ``report_data`` where it wants evidence (a line of JSON, read), ``received`` and ``generation``
+when it has the key, and at last ``ended``, which is why, or empty.
+"""
+
+import base64
+import ctypes
+import json
+import os
+import socket
+import ssl
+import sys
+from typing import Any
+
+sys.path.insert(0, sys.argv[1])
+sys.path.insert(1, sys.argv[2])
+
+import key_agent
+import linux
+
+
+def tell(**said: object) -> None:
+    print(json.dumps(said), flush=True)
+
+
+def set_clock(context: ssl.SSLContext, seconds: int) -> None:
+    """Have OpenSSL verify certificates as of ``seconds`` since 1970, as it does where the clock says so.
+
+    That is a parameter of the context which the module ssl does not show; the context follows the object's header.
+    """
+    import _ssl
+
+    library = ctypes.CDLL(_ssl.__file__)
+    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
+    library.SSL_CTX_get0_param.restype = ctypes.c_void_p
+    library.SSL_CTX_get0_param.argtypes = [ctypes.c_void_p]
+    library.X509_VERIFY_PARAM_set_time.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.X509_VERIFY_PARAM_set_time(library.SSL_CTX_get0_param(pointer), seconds)
+
+
+def main() -> None:
+    told: dict[str, Any] = json.loads(sys.stdin.readline())
+    owner = base64.b64decode(told["owner"])
+    certificate, key = key_agent.make_certificate(sys.argv[3])
+    context = key_agent.server_context(certificate, key, owner)
+    if told["clock"] is not None:
+        set_clock(context, told["clock"])
+    listener = socket.create_server(("127.0.0.1", 0), backlog=key_agent.MAX_CLIENTS)
+
+    def report(report_data: bytes) -> "dict[str, object]":
+        tell(report_data=report_data.hex())
+        answer: dict[str, object] = json.loads(sys.stdin.readline())
+        return answer
+
+    def unlock(secret: bytearray, generation: int) -> "dict[str, object]":
+        tell(received=secret.hex(), generation=generation)
+        return {"generation": generation + 1, "host_keys": told["host_keys"]}
+
+    tell(port=listener.getsockname()[1])
+    try:
+        connection = key_agent.accept_owner(listener, context, owner)
+        key_agent.serve_owner(
+            connection, key_agent.key_digest(certificate), bytes.fromhex(told["header"]), report, unlock
+        )
+        tell(ended="")
+    except BaseException as error:
+        tell(ended=linux.reason(error))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

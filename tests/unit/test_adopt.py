@@ -1,0 +1,212 @@
+"""What a foreign root filesystem is changed by: each change is said, and what need not change stays as it is."""
+
+from dataclasses import replace
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.images.adopt import adopt
+from sevsnp.images.identity import IdentityFilter, ImageKind
+from sevsnp.images.rootfs import Layer, directory_entry, link_entry, merge, text_entry
+from sevsnp.images.tar import Entry, Kind
+from sevsnp.images.tree import Tree
+
+KEY = "ssh-ed25519 AAAAowner"
+NO_SHELL = "[Service]\nExecStart=/usr/bin/systemctl poweroff\n"
+UNITS = "usr/lib/systemd/system"
+ETC = "etc/systemd/system"
+
+OFF = (
+    "serial-getty@.service",
+    "debug-shell.service",
+    "swap.target",
+    "boot-efi.mount",
+    "multipathd.service",
+    "multipathd.socket",
+    "cloud-init.service",
+    "cloud-init-local.service",
+    "cloud-final.service",
+    "qemu-guest-agent.service",
+    "google-guest-agent.service",
+    "walinuxagent.service",
+    "hv-kvp-daemon.service",
+)
+ON = ("ssh.service", "cron.service", "systemd-networkd.service", "nginx.service", "getty.target")
+
+
+def image(*more: Entry) -> Tree:
+    """A cloud image, more or less."""
+    entries = [
+        text_entry(
+            "etc/passwd",
+            "root:x:0:0::/root:/bin/bash\nuucp:x:10:10:::/usr/sbin/nologin\nalice:x:1000:1000::/home/alice:/bin/bash\n",
+        ),
+        replace(
+            text_entry("etc/shadow", "root:$y$hash:1::::::\nuucp:*:1::::::\nalice:$y$other:1::::::\n"),
+            mode=0o640,
+            gid=42,
+        ),
+        text_entry("etc/group", "root:x:0:\nuucp:x:10:\nalice:x:1000:\n"),
+        text_entry("etc/gshadow", "root:*::\nalice:!::\n"),
+        text_entry("etc/fstab", "# old\nUUID=1 / ext4 defaults 0 1\n"),
+        text_entry("bin/bash", "", 0o755),
+        text_entry("usr/bin/sudo", "", 0o4755),
+        text_entry("usr/sbin/sshd", "", 0o755),
+        text_entry("etc/ssh/sshd_config", "Port 22\n  AuthorizedKeysCommand /usr/bin/ask-the-cloud %u\n"),
+        text_entry("etc/cloud/cloud.cfg", ""),
+        text_entry("etc/netplan/50-cloud-init.yaml", "network: {}\n"),
+        text_entry("usr/lib/systemd/system-generators/systemd-gpt-auto-generator", "", 0o755),
+        *(text_entry(f"{UNITS}/{name}", "[Unit]\n") for name in (*OFF, *ON, "emergency.service")),
+        link_entry(f"{ETC}/multi-user.target.wants/ssh.service", f"/{UNITS}/ssh.service"),
+    ]
+    # What a package or an installer has there wins over the packages.
+    return Tree(merge([Layer("image", [*entries, *more])]).values())
+
+
+def changed(tree: Tree) -> list[str]:
+    return list(adopt(tree, KEY, NO_SHELL))
+
+
+def test_what_takes_orders_from_the_host_is_off_and_the_rest_is_not() -> None:
+    tree = image()
+    before = dict(tree.entries)
+    said = "\n".join(changed(tree))
+    for name in OFF:
+        entry = tree.entries[f"{ETC}/{name}"]
+        assert entry.kind is Kind.SYMLINK and entry.target == "/dev/null" and name in said
+    for name in ON:
+        assert f"{ETC}/{name}" not in tree.entries
+    assert tree.entries["etc/systemd/system-generators/systemd-gpt-auto-generator"].target == "/dev/null"
+    assert tree.has("etc/cloud/cloud-init.disabled")
+    assert "UUID" not in tree.text("etc/fstab") and "emptied: /etc/fstab" in said
+    assert not tree.has("etc/netplan/50-cloud-init.yaml")
+    assert tree.text("etc/ssh/sshd_config").splitlines()[1].startswith("#")
+    assert tree.text(f"{ETC}/emergency.service.d/99-guest.conf") == NO_SHELL
+    # All that is different is said, by its name or by that of what it belongs to.
+    different = {name for name in tree.entries.keys() | before.keys() if tree.entries.get(name) != before.get(name)}
+    unsaid = {
+        name
+        for name in different
+        if name not in said
+        and name.rpartition("/")[2] not in said
+        and (name not in tree.entries or tree.entries[name].kind is not Kind.DIRECTORY)
+    }
+    assert unsaid == {
+        "etc/passwd",
+        "etc/shadow",
+        "etc/group",
+        "etc/gshadow",
+        f"{ETC}/emergency.service.d/99-guest.conf",
+    }
+
+
+def test_what_is_off_already_is_not_said_again() -> None:
+    tree = image()
+    assert changed(tree) != []
+    assert changed(tree) == []
+
+
+def test_the_owner_s_account() -> None:
+    """Made where there is none; the accounts that are there keep what they have."""
+    tree = image()
+    said = "\n".join(changed(tree))
+    assert "account user (uid 1001)" in said and "public key" in said and "becomes root" in said
+    assert tree.text("etc/passwd").endswith("user:x:1001:1001::/home/user:/bin/bash\n")
+    assert "alice:$y$other:" in tree.text("etc/shadow") and "\nuser:*:" in tree.text("etc/shadow")
+    shadow = tree.entries["etc/shadow"]
+    assert (shadow.mode, shadow.gid) == (0o640, 42)
+    home, keys = tree.entries["home/user"], tree.entries["home/user/.ssh/authorized_keys"]
+    assert (home.mode, home.uid, keys.mode, keys.uid, keys.gid) == (0o700, 1001, 0o600, 1001, 1001)
+    assert tree.text("home/user/.ssh/authorized_keys") == f"{KEY}\n"
+    # Passwords are the workflow's to lock: a verified root is readable by the host, an encrypted one is not.
+    for kind, hashes in ((ImageKind.VERITY, False), (ImageKind.LUKS, True)):
+        kept = Tree(IdentityFilter(kind)(tree.ordered()))
+        assert ("$y$" in kept.text("etc/shadow")) is hashes
+        assert kept.text("home/user/.ssh/authorized_keys") == f"{KEY}\n"
+
+
+def test_an_account_of_that_name_gets_the_key_and_no_rights() -> None:
+    tree = image()
+    tree.write("etc/passwd", "root:x:0:0::/root:/bin/bash\nuser:x:500:500::/srv/me:/bin/sh\n")
+    tree.write("srv/me/.ssh/authorized_keys", "ssh-ed25519 AAAAother", 0o600, 500, 500)
+    said = "\n".join(changed(tree))
+    assert tree.text("srv/me/.ssh/authorized_keys") == f"ssh-ed25519 AAAAother\n{KEY}\n"
+    assert "account" not in said and not tree.has("etc/sudoers.d/user") and "/srv/me/.ssh/authorized_keys" in said
+
+
+def test_a_group_of_that_name_is_joined() -> None:
+    tree = image()
+    tree.write("etc/group", "root:x:0:\nuser:x:1001:\n")
+    changed(tree)
+    assert tree.text("etc/passwd").splitlines()[-1] == "user:x:1002:1001::/home/user:/bin/bash"
+    assert tree.text("etc/group") == "root:x:0:\nuser:x:1001:\n"
+
+
+def test_an_ssh_server_that_nothing_starts() -> None:
+    tree = image()
+    tree.remove(f"{ETC}/multi-user.target.wants/ssh.service")
+    assert "switched on: ssh.service" in changed(tree)
+    assert tree.entries[f"{ETC}/multi-user.target.wants/ssh.service"].target == f"/{UNITS}/ssh.service"
+    tree = image()
+    tree.remove("usr/sbin/sshd")
+    assert "warning: no SSH server in the image: nobody can log in" in changed(tree)
+
+
+def test_the_network() -> None:
+    """DHCP for a card that nothing claims; NetworkManager does that by itself."""
+    tree = image()
+    said = "\n".join(changed(tree))
+    assert "switched on: systemd-networkd.service" in said and "99-ethernet.network" in said
+    tree = image(link_entry(f"{ETC}/multi-user.target.wants/NetworkManager.service", "/x"))
+    assert "networkd" not in "\n".join(changed(tree))
+
+
+def test_another_init_s_console_logins() -> None:
+    tree = image(text_entry("etc/inittab", "::sysinit:/sbin/openrc sysinit\nttyS0::respawn:/sbin/getty -L 0 ttyS0\n"))
+    assert any("/etc/inittab" in line for line in changed(tree))
+    assert tree.text("etc/inittab").splitlines() == [
+        "::sysinit:/sbin/openrc sysinit",
+        "# ttyS0::respawn:/sbin/getty -L 0 ttyS0",
+    ]
+
+
+def test_the_journal_s_acl_is_left_out_and_no_other() -> None:
+    attributes = ("system.posix_acl_access",)
+    tree = image(
+        replace(directory_entry("var/log/journal"), attributes=attributes),
+        replace(directory_entry("srv/shared"), attributes=attributes),
+    )
+    said = "\n".join(changed(tree))
+    assert tree.entries["var/log/journal"].attributes == () and "/var/log/journal" in said
+    assert tree.entries["srv/shared"].attributes == attributes
+
+
+def test_paths_are_followed_as_the_guest_does() -> None:
+    tree = Tree(
+        [
+            directory_entry(""),
+            link_entry("lib", "usr/lib"),
+            directory_entry("usr/lib"),
+            link_entry("etc", "/private/etc"),
+            text_entry("file", "x"),
+            link_entry("circle", "circle"),
+        ]
+    )
+    tree.write("lib/modules/1/a", "a")
+    tree.write("etc/fstab", "f")
+    assert "usr/lib/modules/1/a" in tree.entries and "private/etc/fstab" in tree.entries
+    assert [entry.name for entry in tree.ordered()].index("usr/lib/modules") < len(tree.entries)
+    assert tree.names("lib/modules") == ["1"] and tree.text("etc/fstab") == "f"
+    with pytest.raises(UserError, match="/file: found a file"):
+        tree.write("file/below", "")
+    with pytest.raises(UserError, match="circle"):
+        tree.write("circle/below", "")
+    tree.clear("lib/modules")
+    assert not tree.has("usr/lib/modules/1")
+
+
+def test_a_hard_link_s_other_name_keeps_its_content() -> None:
+    one = text_entry("etc/fstab", "UUID=1 / ext4\n")
+    tree = image(one, replace(one, name="root/fstab.backup"))
+    changed(tree)
+    assert tree.text("root/fstab.backup") == "UUID=1 / ext4\n" and "UUID" not in tree.text("etc/fstab")

@@ -1,0 +1,86 @@
+"""How the appliance is started: formats are said, no other file is opened, and nothing of it reaches a network."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sevsnp.appliance import vm
+from sevsnp.appliance.vm import Appliance, ApplianceDisk
+from sevsnp.images.luks import format_options, image_size, root_size
+
+MIB = 1 << 20
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, *disks: ApplianceDisk) -> list[str]:
+    # Whether this machine has KVM is another test's.
+    monkeypatch.setattr(vm, "accelerator", lambda *_: "tcg")
+    appliance = Appliance(Path("qemu"), Path("kernel"), Path("initrd"), Path("answers"))
+    return vm._arguments(appliance, disks, Path("/t/port"), Path("/t/console"), 1 << 30)
+
+
+def test_it_has_no_network_and_no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = arguments(monkeypatch)
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
+    assert not any("net" in word.split(",")[0] for word in words)
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vmdk", "vhdx", "vpc"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_disk_is_opened_as_what_it_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, kind: vm.Format, read_only: bool
+) -> None:
+    words = arguments(monkeypatch, ApplianceDisk("disk", Path("/a,b"), kind, read_only))
+    node = json.loads(words[words.index("-blockdev") + 1])
+    assert (node["driver"], node["read-only"]) == (kind, read_only)
+    assert node["file"] == {
+        "driver": "file", "filename": "/a,b", "read-only": read_only, "cache": {"no-flush": True}
+    }  # fmt: skip
+    assert ("backing" in node) == (kind == "qcow2") and node.get("backing") is None
+    assert any("serial=disk" in word for word in words)
+
+
+@pytest.mark.parametrize("data", [4096, 16 * MIB - 4096, 16 * MIB, 806 * MIB, 9 << 30, 1 << 40])
+def test_an_image_has_room_for_tags_and_journal_and_hardly_more(data: int) -> None:
+    size = image_size(data)
+    assert size % MIB == 0
+    # 48 bytes of tag for each 4,096, a journal of at most 1/128 and 64 MiB, and what is rounded.
+    least = data + data // 4096 * 48 + MIB
+    assert least < size <= least + min(data // 126, 64 * MIB) + 3 * MIB
+
+
+def test_a_root_has_its_journal_beside_the_room_that_is_asked_for() -> None:
+    small, large = root_size([], 20 * MIB), root_size([], 20 << 30)
+    assert 20 * MIB + 4 * MIB <= small <= 20 * MIB + 16 * MIB
+    assert (20 << 30) + (1 << 30) <= large < 22 << 30
+
+
+def test_a_key_that_was_made_needs_no_slow_derivation_and_a_given_one_has_a_bounded_one() -> None:
+    identity = "0f2a6c1e-5b1f-4f0c-9d3c-6a7b8c9d0e1f"
+    made, given = format_options(identity, "made"), format_options(identity, "given")
+    assert {f"--uuid={identity}", "--integrity=hmac-sha256", "--cipher=aes-xts-random"} <= set(made) & set(given)
+    assert "--pbkdf=pbkdf2" in made
+    assert {"--pbkdf=argon2id", "--pbkdf-memory=131072", "--pbkdf-parallel=1"} <= set(given)
+    assert len({word.split("=")[0] for word in given}) == len(given), "no option twice"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"x", b"[]", b"7", b'"error"', b"null", b"\xff", b"[" * 100_000, b'{"result": 7}', b'{"error": {}}',
+        b'{"done": "1", "total": 2}', b'{"done": 1}', b'{"step": 1}',
+    ],
+    ids=lambda line: repr(line[:20]),
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense_is_none(line: bytes) -> None:
+    with pytest.raises(vm._NoEnd):
+        vm._parse(line)
+
+
+@pytest.mark.parametrize("said", [{"result": {"a": 1}}, {"error": "x"}, {"done": 1, "total": 2, "step": "s"}, {}])
+def test_one_that_does_is_taken(said: dict[str, object]) -> None:
+    assert vm._parse(json.dumps(said).encode()) == said
+
+
+def test_what_it_says_moves_no_cursor() -> None:
+    assert vm._printable("a\x1b[2Jb\r\nü\x9b") == "a?[2Jb?\nü?"

@@ -13,7 +13,22 @@ from sevsnp.doit_commands import adopt
 from sevsnp.reporter import Reporter
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
-from tasks import bench, cache, docs, e2e, guest, initramfs, luks, luks_guest, packages, release, setup, tools, verity
+from tasks import (
+    bench,
+    cache,
+    docs,
+    e2e,
+    guest,
+    idblock,
+    initramfs,
+    luks,
+    luks_guest,
+    packages,
+    release,
+    setup,
+    tools,
+    verity,
+)
 from tasks.project import end_cleanly
 
 # What is built must not depend on who builds it.
@@ -22,7 +37,9 @@ end_cleanly()
 forgive()
 adopt()
 
-for _module in (setup, packages, initramfs, guest, verity, luks, luks_guest, tools, e2e, release, bench, cache, docs):
+for _module in (
+    setup, packages, initramfs, guest, verity, luks, luks_guest, idblock, tools, e2e, release, bench, cache, docs,
+):  # fmt: skip
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
 
 DOIT_CONFIG = {

@@ -5,7 +5,8 @@ One file, standard library only, Python 3.8 or later, in any SNP guest:
 
     get_report --report-data HEX128                     report and certificates as JSON
     get_report --nonce HEX64 --host-key FILE.pub ...    bind a verifier's nonce and the SSH host keys
-    get_report --report-data HEX128 --format raw -o report.bin
+    get_report --report-data HEX128 --format raw -o report.bin --certificates table.bin
+    get_report --nonce HEX64 --vmpl 1                   as software below an SVSM has to ask
 
 Sources: Linux Documentation/ABI/testing/configfs-tsm-report and include/uapi/linux/sev-guest.h. The ioctl interface
 serves kernels before 6.7, which have no configfs-tsm.
@@ -55,7 +56,7 @@ class ConfigfsTsm:
     def available(self) -> bool:
         return os.path.isdir(self.root)
 
-    def fetch(self, report_data: bytes) -> tuple[bytes, bytes]:
+    def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
         """The report (1184 bytes) and the certificate table, b"" where the host gives none."""
         entry = f"{self.root}/get-report-{os.getpid()}-{os.urandom(8).hex()}"
         try:
@@ -65,24 +66,31 @@ class ConfigfsTsm:
             hint = ": this is not an SNP guest" if error.errno == errno.ENXIO else ""
             raise ReportError(f"{self.root}: {error.strerror}{hint}") from error
         try:
-            return self._fetch(entry, report_data)
+            return self._fetch(entry, report_data, vmpl)
         finally:
             os.rmdir(entry)
 
-    def _fetch(self, entry: str, report_data: bytes) -> tuple[bytes, bytes]:
+    def _fetch(self, entry: str, report_data: bytes, vmpl: int | None) -> tuple[bytes, bytes]:
         provider = _read(entry + "/provider").decode("ascii", "replace").strip()
         if provider != "sev_guest":
             raise ReportError(f"{self.root}: provider {provider}, expected sev_guest")
         with open(entry + "/inblob", "wb", buffering=0) as stream:
             stream.write(report_data)
-        # Every write to the entry counts `generation` up. Ours was the first: another number is someone else's doing.
+        if vmpl is not None:
+            try:
+                with open(entry + "/privlevel", "wb", buffering=0) as stream:
+                    stream.write(b"%d" % vmpl)
+            except OSError as error:
+                raise ReportError(f"{self.root}: VMPL {vmpl}: {error.strerror}") from error
+        # Every write to the entry counts `generation` up. Ours were the first: another number is someone else's doing.
+        writes = 1 if vmpl is None else 2
         expected = _generation(entry)
         report = _read(entry + "/outblob")
         try:
             certificates = _read(entry + "/auxblob")
         except OSError:
             certificates = b""
-        if expected != 1 or _generation(entry) != expected:
+        if expected != writes or _generation(entry) != expected:
             raise ReportError(f"{self.root}: the entry was changed by another process")
         return report, certificates
 
@@ -102,10 +110,10 @@ class SevGuest:
     def available(self) -> bool:
         return os.path.exists(self.device)
 
-    def fetch(self, report_data: bytes) -> tuple[bytes, bytes]:
-        """The report (1184 bytes) for VMPL 0 and the certificate table, b"" where the host gives none."""
+    def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
+        """The report (1184 bytes), of VMPL 0 where none is asked for, and the certificate table, b"" without one."""
         # struct snp_report_req: user_data[64], vmpl, rsvd[28]
-        request = array.array("B", report_data + bytes(32))
+        request = array.array("B", report_data + struct.pack("<I28x", vmpl or 0))
         certificates = array.array("B", bytes(self._CERTIFICATES))
         # struct snp_ext_report_req: snp_report_req, certs_address, certs_len, padding
         tail = struct.pack("<QI4x", certificates.buffer_info()[0], len(certificates))
@@ -154,11 +162,12 @@ class SevGuest:
         raise AssertionError("the last attempt returns or raises")
 
 
-# In the order in which they are asked. Another layer may append its own: name, available() and fetch(report_data).
+# In the order in which they are asked. Another layer may append its own: name, available() and fetch(report_data), with
+# the VMPL behind it where one is asked for.
 PROVIDERS: list[Any] = [ConfigfsTsm(), SevGuest()]
 
 
-def get_report(report_data: bytes) -> Evidence:
+def get_report(report_data: bytes, vmpl: int | None = None) -> Evidence:
     """Evidence for REPORT_DATA (64 bytes): ``report`` and ``certificates`` in base64, ``provider``, ``vmpl``.
 
     Raises ReportError with the reason of every provider that was asked.
@@ -170,10 +179,12 @@ def get_report(report_data: bytes) -> Evidence:
         if not provider.available():
             continue
         try:
-            report, certificates = provider.fetch(report_data)
+            report, certificates = provider.fetch(report_data, *([] if vmpl is None else [vmpl]))
             if len(report) != REPORT_SIZE or report[0x50:0x90] != report_data:
                 raise ReportError(f"{provider.name}: a report that does not carry the report data")
-        except (ReportError, OSError, ValueError, KeyError) as error:
+            if vmpl is not None and struct.unpack_from("<I", report, 0x30)[0] != vmpl:
+                raise ReportError(f"{provider.name}: a report of another VMPL than {vmpl}")
+        except (ReportError, OSError, ValueError, KeyError, TypeError) as error:
             problems.append(str(error) or type(error).__name__)
             continue
         return {
@@ -236,6 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     help_text = f"an SSH host public key that --nonce binds; default: all {HOST_KEYS}"
     parser.add_argument("--host-key", metavar="FILE", action="append", default=[], help=help_text)
     parser.add_argument("--format", choices=("json", "raw"), default="json")
+    parser.add_argument("--vmpl", type=int, choices=range(4), help="privilege level to ask for; default: the kernel's")
+    parser.add_argument("--certificates", metavar="FILE", help="write the host's certificate table there")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     options = parser.parse_args(arguments)
     try:
@@ -243,7 +256,10 @@ def main(arguments: list[str] | None = None) -> int:
             report_data = ssh_report_data(options.nonce, _host_keys(options.host_key))
         else:
             report_data = options.report_data
-        evidence = get_report(report_data)
+        evidence = get_report(report_data, options.vmpl)
+        if options.certificates:
+            with open(options.certificates, "wb") as stream:
+                stream.write(base64.b64decode(str(evidence["certificates"])))
         output = (json.dumps(evidence, indent=2) + "\n").encode()
         if options.format == "raw":
             output = base64.b64decode(str(evidence["report"]))

@@ -70,7 +70,10 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
             ("kernel", launch.kernel),
             ("initrd", launch.initrd),
             ("cmdline", launch.cmdline),
+            ("id_block", launch.id_block),
+            ("id_auth", launch.id_auth),
         )
+        if file
     }
     disks = tuple(Disk(disk.role, copy(disk.path), disk.size, disk.sha256) for disk in launch.disks)
     return Launch(**{**vars(launch), **files, "disks": disks})

@@ -10,24 +10,21 @@ _WRAPPER = """\
 # -P: no module is taken from the directory it is called in, where a host's evidence may lie.
 exec env PYTHONPATH={project} {python} -P -m {module} "$@"
 """
+_MODULES = {
+    "verify_report": "sevsnp.attestation.cli",
+    "verify_report_emulated": "sevsnp.emulation.cli",
+    "inspect_report": "sevsnp.attestation.inspect_cli",
+    "measure": "sevsnp.attestation.measure_cli",
+    "idblock_generator": "sevsnp.attestation.idblock_cli",
+    "sev_feature_info": "sevsnp.vm.feature_info",
+}
 
 
-def make_tools(
-    *,
-    get_report_source: Path,
-    project: str,
-    python: str,
-    get_report: Path,
-    verify_report: Path,
-    verify_report_emulated: Path,
-) -> None:
-    """Write the tools: get_report is one file for a bare python3; the verifiers run in this project's environment."""
+def make_tools(*, get_report_source: Path, project: str, python: str, get_report: Path, **commands: Path) -> None:
+    """Write the tools: get_report is one file for a bare python3; the others run in this project's environment."""
     shutil.copyfile(get_report_source, get_report)
-    for target, module in (
-        (verify_report, "sevsnp.attestation.cli"),
-        (verify_report_emulated, "sevsnp.emulation.cli"),
-    ):
+    for name, target in commands.items():
         words = {"name": target.name, "project": shlex.quote(project), "python": shlex.quote(python)}
-        target.write_text(_WRAPPER.format(module=module, **words))
-    for target in (get_report, verify_report, verify_report_emulated):
+        target.write_text(_WRAPPER.format(module=_MODULES[name], **words))
+    for target in (get_report, *commands.values()):
         target.chmod(0o755)

@@ -1,17 +1,17 @@
-"""What building and booting cost, beside the bare tools."""
+"""What building, booting and measuring cost, beside the bare tools."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.graph import Task, command
 from tasks.guest import ROOTFS
-from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, settings
+from tasks.project import BUILD, FIRMWARE, QEMU, RUN, TOOLS, VERITY, keys, settings
 
 RESULTS = BUILD / "bench"
 
 
 def task_bench() -> Iterator[Task]:
-    """Measure what building and booting cost: bench:build, bench:boot"""
+    """Measure what it costs: bench:build, bench:boot, bench:attestation"""
     values = settings()
     yield {
         "name": "build",
@@ -43,5 +43,15 @@ def task_bench() -> Iterator[Task]:
             chart_template=Path("templates/bench-boot.svg.j2"),
             results=RESULTS / "boot.json",
             chart=RESULTS / "boot.svg",
+        ),
+    }
+    yield {
+        "name": "attestation",
+        "doc": "Measure launch digests, beside sev-snp-measure",
+        **command(
+            "sevsnp.bench.attestation:bench_attestation",
+            needs=["packages"],
+            firmware=FIRMWARE,
+            results=RESULTS / "attestation.json",
         ),
     }

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tasks import luks, verity
 from tasks.graph import Task, artefact, command
-from tasks.project import BUILD, LUKS, QEMU, RELEASE, RELEASE_MANIFEST, RUN, VERITY, asked, keys, settings
+from tasks.project import BUILD, LUKS, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
+from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
 
@@ -24,8 +25,8 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
     return artefact(
         "sevsnp.bundle:make_bundle",
         inputs={
-            "production": production,
-            "emulated": emulated,
+            "production": launched(production),
+            "emulated": launched(emulated),
             "template": Path("templates/vm-config.toml.j2"),
             "run_script": Path("templates/bundle-run"),
         },
@@ -47,8 +48,8 @@ def task_e2e() -> Task:
         needs=["host_bundle", "host_bundle_luks", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
         luks_bundle=LUKS_BUNDLE,
-        directory=VERITY,
-        luks_directory=LUKS,
+        directory=launched(verity.config("snp")).parent,
+        luks_directory=launched(luks.config("snp")).parent,
         qemu=QEMU,
         platform=values.text("PLATFORM"),
         memory=values.number("MEMORY"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from tasks.graph import UNLISTED, Task, command
 from tasks.luks import HEADER, config
 from tasks.project import BUILD, LUKS, RUN, asked, run_options, settings
+from tasks.vm_config import launched
 
 
 def task_run_sev_snp_luks() -> Task:
@@ -12,7 +13,7 @@ def task_run_sev_snp_luks() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
-        directory=LUKS,
+        directory=launched(config("snp")).parent,
         workflow="luks",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={},
@@ -28,7 +29,7 @@ def task_attest_luks() -> Task:
     return command(
         "sevsnp.luks_owner:attest_luks",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         header=HEADER,
         config_dir=values.config_dir(),
         key_file=values.text("LUKS_KEY_FILE"),

@@ -1,4 +1,4 @@
-"""The command-line tools: the guest's get_report, and the verifiers."""
+"""The command-line tools: the guest's get_report, the verifiers, and what computes and signs reference values."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,18 @@ from tasks.graph import Task, artefact
 from tasks.project import BUILD
 
 BIN = BUILD / "bin"
+_NAMES = (
+    "get_report", "verify_report", "verify_report_emulated", "inspect_report", "measure", "idblock-generator",
+    "sev-feature-info",
+)  # fmt: skip
 
 
 def task_build_tools() -> Task:
-    """Make build/bin: get_report for any guest, and the verifiers"""
+    """Make build/bin: get_report, the verifiers, measure, idblock-generator"""
     return artefact(
         "sevsnp.tools:make_tools",
         inputs={"get_report_source": Path("initramfs/get_report.py")},
-        outputs={name: BIN / name for name in ("get_report", "verify_report", "verify_report_emulated")},
+        outputs={name.replace("-", "_"): BIN / name for name in _NAMES},
         params={"project": str(Path.cwd()), "python": sys.executable},
         cached=False,  # they name this directory
     )

@@ -19,7 +19,7 @@ from tasks.project import (
     run_options,
     settings,
 )  # fmt: skip
-from tasks.vm_config import vm_config
+from tasks.vm_config import launched, vm_config
 
 IMAGE = VERITY / "verity.img"
 TREE = VERITY / "hash-tree.img"
@@ -82,7 +82,7 @@ def task_run_sev_snp_verity() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
-        directory=VERITY,
+        directory=launched(config("snp")).parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
@@ -98,7 +98,7 @@ def task_attest_verity() -> Task:
     return command(
         "sevsnp.owner:attest_guest",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", config(values.text("PLATFORM"))),
+        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),

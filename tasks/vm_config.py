@@ -9,8 +9,13 @@ from tasks.project import FIRMWARE, KERNEL, keys, settings
 # What is fixed in a VM config.
 SETTINGS = (
     "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-    "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+    "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
 )  # fmt: skip
+
+
+def launched(plain: Path) -> Path:
+    """The VM config that is launched and verified against: that with an ID block where there is a key for one."""
+    return plain.parent / "idblock" / plain.name if settings().text("ID_KEY") else plain
 
 
 def vm_config(

@@ -1,335 +1,181 @@
-"""The appraisal of evidence: one order of checks for every trust root, each check named, none optional.
+"""The appraisal of evidence: authenticate, then compare every field with the policy. No check is optional.
 
-Evidence that cannot be read is refused like evidence that is wrong; a :class:`UserError` is left for what the verifier
-itself was given wrongly. A report's field is either compared or listed with the reason why it is not.
+Evidence that cannot be read is refused like evidence that is wrong, and comes out as an object; a :class:`UserError` is
+left for what the verifier itself was given wrongly.
 """
 
-import hmac
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Literal, NoReturn, TypeVar
+from pathlib import Path
 
-from cryptography import x509
+from sevsnp.attestation.authentication import Authentic, Endorser, Evidence, Nobody, authenticate, read_report
+from sevsnp.attestation.chain import TrustRoot
+from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
+from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
+from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
+from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show
+from sevsnp.vm.config import Launch, Tcb, VmConfig
 
-from sevsnp.attestation import certificates as certs
-from sevsnp.attestation import report as snp
-from sevsnp.attestation.certificates import Chain, ChainError, TrustDomain, TrustRoot, VcekExtensions
-from sevsnp.attestation.report import Report, SigningKey
-from sevsnp.errors import UserError
-from sevsnp.vm.config import Launch, Reference, Tcb, VmConfig
-
-T = TypeVar("T")
-Outcome = Literal["passed", "failed", "not-compared", "not-reached"]
-
-
-class Reason(StrEnum):
-    """Why evidence is refused; also the names of the checks."""
-
-    REPORT_FORMAT = "report-format"
-    CERTIFICATES = "certificates"
-    UNKNOWN_ROOT = "unknown-root"
-    VALIDITY = "validity"
-    SIGNATURE = "signature"
-    PRODUCT = "product"
-    PLATFORM = "platform"
-    SIGNING_KEY = "signing-key"
-    MASK_CHIP_KEY = "mask-chip-key"
-    CHIP_ID = "chip-id"
-    TCB = "tcb"
-    TCB_ORDER = "tcb-order"
-    MINIMUM_TCB = "minimum-tcb"
-    DEBUG_POLICY = "debug-policy"
-    MIGRATION_POLICY = "migration-policy"
-    GUEST_POLICY = "guest-policy"
-    PLATFORM_INFO = "platform-info"
-    VMPL = "vmpl"
-    GUEST_SVN = "guest-svn"
-    FAMILY_ID = "family-id"
-    IMAGE_ID = "image-id"
-    HOST_DATA = "host-data"
-    ID_KEY = "id-key-digest"
-    AUTHOR_KEY = "author-key-digest"
-    MIGRATION_AGENT = "report-id-ma"
-    MEASUREMENT = "measurement"
-    REPORT_DATA = "report-data"
-
-
-# Fields that no check looks at. A field is here for a reason, or it has a check above.
-NOT_COMPARED = {
-    "report-id": "random for each start of a guest; freshness comes from REPORT_DATA",
-    "cpuid-stepping": "the VCEK already names the chip",
-    "current-version, committed-version": "the TCB versions compared above are what AMD counts up for security fixes",
-    "launch-mitigations, current-mitigations": "only in version 5; the VM config states no minimum",
-}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a guest hands over: the report, the host's certificate table, and further PEM or DER certificates.
-
-    All of it is untrusted; certificates are transport only.
-    """
-
-    report: bytes
-    certificate_table: bytes = b""
-    certificates: tuple[bytes, ...] = ()
+__all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the evidence must say: the VM config's launch and reference values, and REPORT_DATA (64 bytes)."""
+    """What the evidence must say: the policy, and the launch of the guest it is about."""
 
+    policy: Policy
     launch: Launch
-    reference: Reference
-    report_data: bytes
-
-    def __post_init__(self) -> None:
-        # A report that the host itself asks for has REPORT_DATA zero: expecting that would bind nothing.
-        if len(self.report_data) != 64 or not any(self.report_data):
-            raise UserError("expected REPORT_DATA: 64 bytes, not all zero")
+    acpi: bool
 
     @classmethod
-    def of(cls, config: VmConfig, report_data: bytes) -> "Expected":
-        return cls(config.launch, config.require_reference(), report_data)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check and how it came out; ``detail`` says what was found, or why nothing was compared."""
-
-    name: str
-    outcome: Outcome
-    detail: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        return {"name": self.name, "outcome": self.outcome, "detail": self.detail}
-
-
-class Refused(Exception):
-    """The evidence is refused: ``reason`` for programs, the message for people, ``checks`` with every outcome."""
-
-    def __init__(self, reason: Reason, message: str, trust_domain: TrustDomain, checks: tuple[Check, ...]) -> None:
-        super().__init__(message)
-        self.reason, self.message, self.trust_domain, self.checks = reason, message, trust_domain, checks
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "trust_domain": self.trust_domain,
-            "accepted": False,
-            "reason": str(self.reason),
-            "message": self.message,
-            "checks": [check.to_json() for check in self.checks],
-        }
-
-
-@dataclass(frozen=True)
-class Appraisal:
-    """All checks passed under some trust root. It is not a verdict: what makes one is the root it was made with."""
-
-    report: Report
-    checks: tuple[Check, ...]
-    open_roads: tuple[str, ...]
+    def of(cls, config: VmConfig, report_data: bytes | None, policy: Path | None = None) -> "Expected":
+        """From a VM config: its own policy, or that of the file ``policy``. ``report_data`` (64 bytes) is what the
+        verifier asked for; None where the policy itself says it. Raises :class:`UserError`."""
+        document, source = (read_policy(policy), policy) if policy else (config.policy, config.source)
+        made = make_policy(document, source, config, report_data)
+        return cls(made, config.launch, config.require_reference().acpi)
 
 
 # What a verdict must not keep quiet about.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
+_MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
+_VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
+_WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
 
 
-def appraise(evidence: Evidence, expected: Expected, now: datetime, root: TrustRoot) -> Appraisal:
-    """Compare ``evidence`` with ``expected`` under ``root`` at the time ``now`` (aware). Raises :class:`Refused`."""
+def appraise(
+    evidence: Evidence, expected: Expected, now: datetime, root: TrustRoot, endorser: Endorser | None = None
+) -> Appraisal:
+    """Compare ``evidence`` with ``expected`` under ``root`` at the time ``now`` (aware). Never raises for evidence."""
     if now.tzinfo is None:
         raise ValueError("now: expected an aware datetime")
-    log = _Log(root.domain)
-    report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, expected.launch.product))
-    candidates = log.attempt(Reason.CERTIFICATES, lambda: _load(evidence))
-    log.passed(Reason.REPORT_FORMAT, f"version {report.version}, every reserved byte zero")
-    chain = log.attempt(Reason.CERTIFICATES, lambda: certs.find_chain(candidates))
-    # The root comes first: evidence of another trust domain is refused for that and for nothing that it says.
-    log.attempt(Reason.CERTIFICATES, lambda: certs.verify_chain(chain, root, now))
-    log.passed(Reason.UNKNOWN_ROOT, f"ARK is a pinned root of {root.domain}")
-    log.passed(Reason.CERTIFICATES, "ARK, ASK and VCEK are signed, named and constrained as they must be")
-    log.passed(Reason.VALIDITY, f"all three are valid at {now:%Y-%m-%dT%H:%M:%SZ}")
-    if not certs.verify_signature(chain.vcek, report.signature_r, report.signature_s, report.signed):
-        log.refuse(Reason.SIGNATURE, "the report is not signed by the VCEK")
-    log.passed(Reason.SIGNATURE, "ECDSA P-384 with SHA-384 over the raw report")
-    vcek = log.attempt(Reason.CERTIFICATES, lambda: certs.read_vcek_extensions(chain.vcek, report.product))
-    _check_identity(log, report, chain, vcek, expected, root)
-    _check_fields(log, report, expected)
-    return Appraisal(report, log.finish(), (ACPI_OPEN,) if expected.reference.acpi else ())
+    log, policy = Checklist(root.domain), expected.policy
+    report: Report | None = None
+    try:
+        report, sent = read_report(log, evidence, expected.launch.product)
+        if report.signing_key == SigningKey.NONE:
+            log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
+        found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), policy.revocation)
+        _check_launch(log, found, expected, root)
+        check_fields(log, found, policy)
+    except Stop:
+        pass
+    decision, reason, message = log.decide()
+    signer = report.signing_key.name if report else ""
+    return Appraisal(
+        decision, root.domain, policy.profile, report, signer, log.checks(), reason, message,
+        (ACPI_OPEN,) if expected.acpi else (), _notes(policy, report),
+    )  # fmt: skip
 
 
-class _Log:
-    """The outcomes so far. ``require`` goes on after a failure, so that a refusal lists all that is wrong."""
-
-    def __init__(self, domain: TrustDomain) -> None:
-        self.domain = domain
-        self.checks: dict[Reason, Check] = {}
-        self.first: tuple[Reason, str] | None = None
-
-    def passed(self, reason: Reason, detail: str = "") -> None:
-        self.checks[reason] = Check(reason, "passed", detail)
-
-    def not_compared(self, reason: Reason, why: str) -> None:
-        self.checks[reason] = Check(reason, "not-compared", why)
-
-    def refuse(self, reason: Reason, message: str) -> NoReturn:
-        """Refuse at once: what follows would not mean anything."""
-        self.checks[reason] = Check(reason, "failed", message)
-        raise Refused(reason, message, self.domain, self._all())
-
-    def require(self, reason: Reason, holds: bool, message: str) -> None:
-        if holds:
-            self.passed(reason)
-        else:
-            self.checks[reason] = Check(reason, "failed", message)
-            self.first = self.first or (reason, message)
-
-    def stop_on_failure(self) -> None:
-        if self.first:
-            raise Refused(*self.first, self.domain, self._all())
-
-    def finish(self) -> tuple[Check, ...]:
-        """Every check, none failed; refuses where one failed, and where one was never made."""
-        self.stop_on_failure()
-        for reason in Reason:
-            if reason not in self.checks:
-                self.refuse(reason, f"{reason}: never checked")
-        return self._all()
-
-    def attempt(self, reason: Reason, step: Callable[[], T]) -> T:
-        """A step that reads or verifies evidence; its error refuses the evidence."""
-        try:
-            return step()
-        except UserError as error:
-            self.refuse(reason, error.message)
-        except ChainError as error:
-            self.refuse(Reason(error.reason), str(error))
-
-    def _all(self) -> tuple[Check, ...]:
-        made = [self.checks.get(reason, Check(reason, "not-reached")) for reason in Reason]
-        return (*made, *(Check(name, "not-compared", why) for name, why in NOT_COMPARED.items()))
+def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
+    # What an owner changed in strict, or wrote himself, may as well be stricter.
+    perhaps = "perhaps " if policy.profile.startswith(("strict", "own")) else ""
+    notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile, perhaps)]
+    if report and report.product == "Milan":
+        notes.append(_MILAN)
+    if report and report.signing_key == SigningKey.VLEK:
+        notes.append(_VLEK)
+    return tuple(notes)
 
 
-def _load(evidence: Evidence) -> list[x509.Certificate]:
-    found = certs.certificates_of_table(evidence.certificate_table)
-    return found + [one for data in evidence.certificates for one in certs.load_certificates(data)]
-
-
-def _check_identity(
-    log: _Log, report: Report, chain: Chain, vcek: VcekExtensions, expected: Expected, root: TrustRoot
-) -> None:
-    """Whose report it is: the platform, product and chip that the VCEK is certified for."""
-    product, launch = expected.launch.product, expected.launch
-    certified = certs.root_product(chain, root) or product
-    named = vcek.product_name.split("-")[0]  # "Milan-B0" carries its stepping
-    log.require(
-        Reason.PRODUCT,
-        report.product == product == certified == named,
-        f"report {report.product}, VCEK {vcek.product_name}, root {certified}, expected {product}",
-    )
+def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: TrustRoot) -> None:
+    """Whether the VM config is about this product and this kind of platform at all."""
+    launch, report = expected.launch, found.report
+    if report.product != launch.product:
+        log.failed(Reason.PRODUCT, "", expected=f"{launch.product}, as the VM config says", found=report.product)
     log.require(
         Reason.PLATFORM,
         launch.platform == root.platform,
-        f"the VM config is for platform {launch.platform}, this verifier for {root.platform}",
+        expected=f"a VM config for platform {root.platform}",
+        found=f"one for {launch.platform}",
     )
-    log.stop_on_failure()  # the TCB layout depends on the product
-    log.require(
-        Reason.SIGNING_KEY,
-        report.signing_key == SigningKey.VCEK,
-        f"the report names {report.signing_key.name} as its signing key, expected VCEK",
-    )
-    log.require(Reason.MASK_CHIP_KEY, not report.mask_chip_key, "the platform masks its chip key")
-    problem = _chip_id_problem(report, vcek, root)
-    log.require(Reason.CHIP_ID, not problem, problem)
-    log.require(
-        Reason.TCB,
-        vcek.tcb == report.reported_tcb,
-        f"REPORTED_TCB {_show(report.reported_tcb)}, the VCEK is for {_show(vcek.tcb)}",
-    )
+    log.stop_on_failure()
 
 
-def _chip_id_problem(report: Report, vcek: VcekExtensions, root: TrustRoot) -> str:
-    if report.chip_id != vcek.hwid.ljust(64, b"\0"):  # Turin's id has 8 bytes; the report pads it
-        return f"CHIP_ID {report.chip_id.hex()}, the VCEK is for {vcek.hwid.hex()}"
-    if not any(report.chip_id):
-        return "CHIP_ID is masked (all zero)"
-    # Depth only: what keeps emulated evidence out is the trust root.
-    if root.domain == "amd" and report.chip_id.startswith(snp.EMULATED_CHIP_ID[:8]):
-        return "CHIP_ID is the software secure processor's"
-    return ""
+def _author_key(report: Report) -> bytes | None:
+    # AUTHOR_KEY_EN says whether the digest is one: where the two disagree there is nothing to believe.
+    return report.author_key_digest if report.author_key == any(report.author_key_digest) else None
 
 
-def _check_fields(log: _Log, report: Report, expected: Expected) -> None:
-    """What runs there: every remaining field of the report against the VM config."""
-    launch, reference = expected.launch, expected.reference
-    reported, committed, current = report.reported_tcb, report.committed_tcb, report.current_tcb
+Field = tuple[Reason, Callable[[Policy], Rule], Callable[[Authentic], Value | Tcb | None]]
+
+
+def _firmware(report: Report) -> tuple[int, ...]:
+    """The lower of the current and the committed firmware."""
+    return min((one.major, one.minor, one.build) for one in (report.current_version, report.committed_version))
+
+
+# Every field of the policy, what it is compared with, and the name of the check.
+FIELDS: tuple[Field, ...] = (
+    (Reason.REPORT_VERSION, lambda p: p.report_version, lambda a: a.report.version),
+    (Reason.ALLOWED_PRODUCT, lambda p: p.product, lambda a: a.report.product),
+    (Reason.ALLOWED_SIGNER, lambda p: p.signer, lambda a: a.signer),
+    (Reason.CSP, lambda p: p.csp, lambda a: a.leaf.csp),
+    (Reason.MASK_CHIP_KEY, lambda p: p.mask_chip_key, lambda a: a.report.mask_chip_key),
+    (Reason.ALLOWED_CHIP, lambda p: p.chip_id, lambda a: a.report.chip_id),
+    (Reason.REPORTED_TCB, lambda p: p.reported_tcb, lambda a: a.report.reported_tcb),
+    (Reason.COMMITTED_TCB, lambda p: p.committed_tcb, lambda a: a.report.committed_tcb),
+    (Reason.LAUNCH_TCB, lambda p: p.launch_tcb, lambda a: a.report.launch_tcb),
+    (Reason.PROVISIONAL, lambda p: p.provisional_firmware, lambda a: _provisional(a.report)),
+    (Reason.FIRMWARE, lambda p: p.firmware, lambda a: _firmware(a.report)),
+    (Reason.MITIGATIONS, lambda p: p.launch_mitigations, lambda a: a.report.launch_mitigations),
+    (Reason.GUEST_POLICY, lambda p: p.guest_policy, lambda a: a.report.policy),
+    (Reason.GUEST_ABI, lambda p: p.guest_abi, lambda a: a.report.guest_abi),
+    (Reason.VMPL, lambda p: p.vmpl, lambda a: a.report.vmpl),
+    (Reason.GUEST_SVN, lambda p: p.guest_svn, lambda a: a.report.guest_svn),
+    (Reason.FAMILY_ID, lambda p: p.family_id, lambda a: a.report.family_id),
+    (Reason.IMAGE_ID, lambda p: p.image_id, lambda a: a.report.image_id),
+    (Reason.HOST_DATA, lambda p: p.host_data, lambda a: a.report.host_data),
+    (Reason.ID_KEY, lambda p: p.id_key, lambda a: a.report.id_key_digest),
+    (Reason.AUTHOR_KEY, lambda p: p.author_key, lambda a: _author_key(a.report)),
+    (Reason.REPORT_ID, lambda p: p.report_id, lambda a: a.report.report_id),
+    (Reason.MIGRATION_AGENT, lambda p: p.migration_agent, lambda a: a.report.report_id_ma),
+    (Reason.MEASUREMENT, lambda p: p.measurement, lambda a: a.report.measurement),
+    (Reason.REPORT_DATA, lambda p: p.report_data, lambda a: a.report.report_data),
+)
+BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]], ...] = (
+    ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),
+    ("platform-info", Reason.PLATFORM_INFO, lambda p: p.platform_info, lambda r: r.platform_info),
+)
+_BIT = (OneOf((0,)), OneOf((1,)))
+# The chip's own steps up; LAUNCH_TCB is not among them, since a guest may have come from another machine.
+_RISING = ("reported", "committed", "current")
+
+
+def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
+    """What runs there: every remaining field of the report against the policy."""
+    report = found.report
+    tcbs = (report.reported_tcb, report.committed_tcb, report.current_tcb)
     log.require(
         Reason.TCB_ORDER,
-        _at_most(reported, committed) and _at_most(committed, current),
-        f"reported {_show(reported)}, committed {_show(committed)}, current {_show(current)}: expected to rise",
+        all(at_most(low, high) for low, high in itertools.pairwise(tcbs)),
+        expected=" ≤ ".join(_RISING),
+        found=", ".join(f"{name} {show(tcb)}" for name, tcb in zip(_RISING, tcbs, strict=True)),
     )
-    minimum = reference.minimum_tcb
-    low = [
-        f"{name} {_show(tcb)}"
-        for name, tcb in (("reported", reported), ("committed", committed), ("launch", report.launch_tcb))
-        if not _at_most(minimum, tcb)
-    ]
-    if any(_parts(minimum)):
-        log.require(Reason.MINIMUM_TCB, not low, f"{', '.join(low)}: below the minimum {_show(minimum)}")
-    else:
-        log.not_compared(Reason.MINIMUM_TCB, "the VM config states no minimum")
-    # Never allowed, whatever the VM config says: the host could read the guest, or move it elsewhere.
-    log.require(Reason.DEBUG_POLICY, not report.policy & snp.POLICY_DEBUG, "the guest policy allows debugging")
-    log.require(
-        Reason.MIGRATION_POLICY, not report.policy & snp.POLICY_MIGRATE_MA, "the guest policy allows a migration agent"
-    )
-    required, forbidden = reference.platform_info_required, reference.platform_info_forbidden
-    if required or forbidden:
-        log.require(
-            Reason.PLATFORM_INFO,
-            report.platform_info & required == required and not report.platform_info & forbidden,
-            f"PLATFORM_INFO {report.platform_info:#x}, required {required:#x}, forbidden {forbidden:#x}",
-        )
-    else:
-        log.not_compared(Reason.PLATFORM_INFO, "the VM config requires and forbids no bit")
-    numbers = (
-        (Reason.GUEST_POLICY, report.policy, launch.guest_policy),
-        (Reason.VMPL, report.vmpl, reference.vmpl),
-        (Reason.GUEST_SVN, report.guest_svn, reference.guest_svn),
-        (Reason.AUTHOR_KEY, int(report.author_key), 0),
-    )
-    values = (
-        (Reason.FAMILY_ID, report.family_id, reference.family_id),
-        (Reason.IMAGE_ID, report.image_id, reference.image_id),
-        (Reason.HOST_DATA, report.host_data, launch.host_data),
-        (Reason.ID_KEY, report.id_key_digest, bytes(48)),
-        (Reason.AUTHOR_KEY, report.author_key_digest, bytes(48)),
-        (Reason.MIGRATION_AGENT, report.report_id_ma, snp.NO_MIGRATION_AGENT),
-        (Reason.MEASUREMENT, report.measurement, reference.launch_digest),
-        (Reason.REPORT_DATA, report.report_data, expected.report_data),
-    )
-    for reason, number, wanted in numbers:
-        log.require(reason, number == wanted, f"found {number:#x}, expected {wanted:#x}")
-    for reason, value, wanted_bytes in values:
-        if log.checks.get(reason, _NOT_YET).outcome != "failed":
-            same = hmac.compare_digest(value, wanted_bytes)
-            log.require(reason, same, f"found {value.hex()}, expected {wanted_bytes.hex()}")
+    # Never allowed, whatever anybody says: the host could read the guest, or move it elsewhere.
+    for reason, mask, name in (
+        (Reason.DEBUG_POLICY, POLICY_DEBUG, "DEBUG"),
+        (Reason.MIGRATION_POLICY, POLICY_MIGRATE_MA, "MIGRATE_MA"),
+    ):
+        bit = int(report.policy & mask > 0)
+        log.require(reason, not bit, expected=f"{name} 0", found=f"{name} {bit}")
+    for reason, rule, value in FIELDS:
+        log.rule(reason, rule(policy), value(found))
+    for prefix, reason, bits, number in BITS:
+        for name, (position, wanted) in bits(policy).rules.items():
+            if prefix == "guest-policy" and name in NEVER:
+                continue  # above
+            one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
+            log.rule(reason, one, number(report) >> position & 1, f"{prefix}.{name.replace('_', '-')}")
+    unknown = report.platform_info & ~sum(1 << position for position, _ in policy.platform_info.rules.values())
+    shown = f"; bits without a name: {unknown:#x}" if unknown else ""
+    log.not_compared(Reason.PLATFORM_INFO, "each bit has a check of its own", f"{report.platform_info:#x}{shown}")
 
 
-_NOT_YET = Check("", "not-reached")
-
-
-def _parts(tcb: Tcb) -> tuple[int, ...]:
-    return (tcb.fmc or 0, tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode)
-
-
-def _at_most(low: Tcb, high: Tcb) -> bool:
-    """Whether no component of ``low`` is above ``high``'s: a TCB version is not ordered as one number."""
-    return all(a <= b for a, b in zip(_parts(low), _parts(high), strict=True))
-
-
-def _show(tcb: Tcb) -> str:
-    fmc = "" if tcb.fmc is None else f"fmc {tcb.fmc} "
-    return f"({fmc}bootloader {tcb.bootloader} tee {tcb.tee} snp {tcb.snp} microcode {tcb.microcode})"
+def _provisional(report: Report) -> bool:
+    """Whether newer firmware runs than the host has committed itself to."""
+    return report.current_tcb != report.committed_tcb or report.current_version != report.committed_version

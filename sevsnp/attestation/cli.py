@@ -1,122 +1,174 @@
-"""verify_report: appraise evidence of AMD hardware from files. Exit 0 accepted, 2 refused, 3 unusable input."""
+"""verify_report: appraise evidence of AMD hardware. Exit 0 accepted, 2 refused, 3 undecided, 64 usage."""
 
 import argparse
-import base64
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.appraisal import Check, Evidence, Expected, Refused
-from sevsnp.attestation.report import REPORT_SIZE
+from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
+from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
-from sevsnp.attestation.verify import verify_report
+from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
 from sevsnp.vm.config import read_vm_config
 
-ACCEPTED, REFUSED, UNUSABLE = 0, 2, 3
+ACCEPTED, REFUSED, UNDECIDED, USAGE = 0, 2, 3, 64
 _MAX_FILE = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = make_parser("verify_report", "Verify an SNP attestation report against a VM config.").parse_args(
-        arguments
-    )
-    try:
-        verdict = verify_report(read_evidence(options), read_expected(options), datetime.now(UTC))
-    except Refused as refused:
-        return show_refusal(refused, options.json)
-    except UserError as error:
-        return show_unusable(error)
-    show(verdict.to_json(), verdict.checks, options.json, "ACCEPTED: AMD hardware runs the guest of this VM config")
-    return ACCEPTED
+    parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config.")
+    add_sources(parser)
+    return guarded(lambda: _verify(parser.parse_args(arguments)))
 
 
-class _Parser(argparse.ArgumentParser):
+def _verify(options: argparse.Namespace) -> int:
+    from sevsnp.attestation.verify import amd_service, appraise_report
+
+    evidence, expected = read_evidence(options), read_expected(options)
+    appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
+    return show(appraisal, options, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
+
     def error(self, message: str) -> Any:
-        # argparse would exit with 2, which here says that evidence was refused.
         self.print_usage(sys.stderr)
-        self.exit(UNUSABLE, f"{self.prog}: {message}\n")
+        self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The options that both verifiers have. A wrong command line exits with 3."""
-    parser = _Parser(prog=name, description=description)
-    parser.add_argument("--report", metavar="FILE", type=Path, required=True, help="raw report, or get_report's JSON")
-    parser.add_argument(
-        "--certificates", metavar="FILE", type=Path, action="append", default=[],
-        help="PEM, DER, or a certificate table; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--vm-config", metavar="FILE", type=Path, required=True)
-    bound = parser.add_mutually_exclusive_group(required=True)
-    bound.add_argument("--report-data", metavar="HEX128", help="the expected REPORT_DATA")
-    bound.add_argument("--nonce", metavar="HEX64", help="the nonce sent to the guest, with --host-key")
-    parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="may be repeated")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    """The options that both verifiers have."""
+    usage = f"{name} --input FILE --vm_definition FILE [--report-data HEX | --nonce HEX --host-key FILE] …"
+    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 usage"
+    parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
+    add_input(parser)
+    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config")
+    parser.add_argument("--policy", metavar="FILE", type=Path, help="in place of the VM config's [policy]")
+    bound = parser.add_mutually_exclusive_group()
+    bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
+    bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
+    parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="repeatable")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
     return parser
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Which report, with which certificates, as of when, and how the result is shown."""
+    parser.add_argument("--input", "--report", metavar="FILE", type=Path, required=True, dest="report",
+                        help="a report in any form, - for standard input")  # fmt: skip
+    parser.add_argument("--certificates", metavar="FILE", type=Path, action="append", default=[],
+                        help="PEM, DER or a certificate table, repeatable")  # fmt: skip
+    parser.add_argument("--at", metavar="TIME", type=_time, default=datetime.now(UTC), help="as 2026-05-31T12:00Z")
+    parser.add_argument("--json", action="store_true")
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Where certificates come from that the evidence does not bring along."""
+    parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
+    parser.add_argument("--offline", action="store_true", help="ask nobody; what is in the cache is used")
+    parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service; a transport, trusted with nothing")
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a command; what the user gave wrongly is one line on standard error."""
+    try:
+        return work()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USAGE
+
+
+def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], Endorser]) -> Endorser:
+    """The sources that the options name."""
+    from sevsnp.attestation.sources import Directory
+
+    behind = service(options.kds, options.offline)
+    return Directory.read(options.certs, behind) if options.certs else behind
+
 
 
 def read_evidence(options: argparse.Namespace) -> Evidence:
     """The evidence in the files of the command line."""
-    report, table, certificates = _read(options.report), b"", []
-    if len(report) != REPORT_SIZE and report.lstrip()[:1] == b"{":
-        report, table = _read_json(report, options.report)
+    found = read_input(read_file(options.report), str(options.report))
+    table, certificates = found.certificate_table, []
     for path in options.certificates:
-        data = _read(path)
+        data = read_file(path)
         if b"-----BEGIN CERTIFICATE-----" in data or data[:2] == b"\x30\x82":
             certificates.append(data)
         elif not table:
             table = data
         else:
             raise UserError(f"{path}: a second certificate table")
-    return Evidence(report, table, tuple(certificates))
+    return Evidence(found.report, table, tuple(certificates))
 
 
 def read_expected(options: argparse.Namespace) -> Expected:
-    """The expected values from the VM config, and REPORT_DATA from the command line."""
-    config = read_vm_config(options.vm_config)
+    """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
+    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy)
+
+
+def _report_data(options: argparse.Namespace) -> bytes | None:
+    if options.host_key and options.nonce is None:
+        raise UserError("--host-key: goes with --nonce")
     if options.report_data is not None:
-        if options.host_key:
-            raise UserError("--host-key: goes with --nonce, not with --report-data")
-        return Expected.of(config, _hex(options.report_data, SIZE, "--report-data"))
+        return _hex(options.report_data, SIZE, "--report-data")
+    if options.nonce is None:
+        return None  # for the policy to say
     keys = []
     for path in options.host_key:
         try:
-            keys += [read_public_key(line) for line in _read(path).decode("ascii").splitlines() if line.strip()]
+            keys += [read_public_key(line) for line in read_file(path).decode("ascii").splitlines() if line.strip()]
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
     try:
-        return Expected.of(config, ssh_report_data(_hex(options.nonce, NONCE_SIZE, "--nonce"), keys))
+        return ssh_report_data(_hex(options.nonce, NONCE_SIZE, "--nonce"), keys)
     except ValueError as error:
         raise UserError(str(error), "give every host key of the guest: --host-key FILE") from error
 
 
-def show(document: dict[str, Any], checks: tuple[Check, ...], as_json: bool, headline: str) -> None:
-    """Print a result: JSON, or a line a check and the headline."""
-    if as_json:
+def show(appraisal: Appraisal, options: argparse.Namespace, headline: str, accepted: int) -> int:
+    """Print a result, JSON or a line a check and the headline, write the page, and give the exit code."""
+    document = appraisal.to_json()
+    if appraisal.trust_domain != "amd":
+        document["accepted_as_emulated"] = appraisal.accepted
+    if options.html:
+        from sevsnp.attestation.page import write_page
+
+        write_page(appraisal, options.at, options.html)
+    if options.json:
         print(json.dumps(document, indent=2))
-        return
-    for check in checks:
+    else:
+        _table(appraisal, headline)
+    return {"accepted": accepted, "refused": REFUSED, "undecided": UNDECIDED}[appraisal.decision]
+
+
+def _table(appraisal: Appraisal, headline: str) -> None:
+    for check in appraisal.checks:
         print(f"{check.outcome:>12}  {check.name}{': ' if check.detail else ''}{check.detail}")
-    print(headline)
+    for remark in (*appraisal.notes, *appraisal.open_roads):
+        print(f"{'note':>12}  {remark}")
+    if appraisal.accepted:
+        print(f"{headline} (policy: {appraisal.profile})")
+    else:
+        print(f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}")
 
 
-def show_refusal(refused: Refused, as_json: bool) -> int:
-    show(refused.to_json(), refused.checks, as_json, f"REFUSED ({refused.reason}): {refused.message}")
-    return REFUSED
-
-
-def show_unusable(error: UserError) -> int:
-    print(error, file=sys.stderr)
-    return UNUSABLE
-
-
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file of at most 1 MiB, or standard input for "-". Raises :class:`UserError`."""
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_FILE + 1)
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(_MAX_FILE + 1)
+        else:
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_FILE + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
@@ -124,15 +176,12 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _read_json(data: bytes, path: Path) -> tuple[bytes, bytes]:
+def _time(text: str) -> datetime:
     try:
-        document = json.loads(data)
-        return (
-            base64.b64decode(document["report"], validate=True),
-            base64.b64decode(document["certificates"], validate=True),
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: neither a report of {REPORT_SIZE} bytes nor get_report's JSON") from error
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a time as 2026-05-31T12:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _hex(text: str, size: int, option: str) -> bytes:

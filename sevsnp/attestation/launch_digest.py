@@ -1,20 +1,30 @@
 """The SNP launch digest that the secure processor computes over what QEMU loads.
 
-Sources: AMD 56860 §8.17.2 (PAGE_INFO), AMD APM volume 2 table B-4 (VMSA); QEMU target/i386/sev.c (kernel-hashes table,
-order of sections), target/i386/cpu.c (CPU models). The VMSA is that of hosts with
-Linux >= 6.9, which also set MXCSR and FCW.
+Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections). What is not
+QEMU's (EC2, GCE, an SVSM beside an OVMF) is as sev-snp-measure 0.0.13 computes it. Each vCPU's part is in
+sevsnp.attestation.vmsa. Files are read in pieces and never held whole.
 """
 
 import hashlib
 import io
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.attestation.ovmf import PAGE, Ovmf, SectionKind, read_firmware
+from sevsnp.attestation.ovmf import FOUR_GIB, PAGE, Section, SectionKind, check_size, read_firmware, read_svsm
+from sevsnp.attestation.vmsa import (
+    BSP_EIP,
+    DEFAULT_KERNEL,
+    HOST_KERNELS,
+    HostKernel,
+    Vmm,
+    svsm_vmsa,
+    vcpu_signature,
+    vmsa,
+)
 from sevsnp.errors import UserError
 from sevsnp.vm.cmdline import MAX_LENGTH
 from sevsnp.vm.config import File, Launch
@@ -22,7 +32,6 @@ from sevsnp.vm.config import File, Launch
 DIGEST_SIZE = 48
 TABLE_SIZE = 176  # 168 bytes, padded to a multiple of 16 as QEMU does
 MAX_VCPUS = 4096
-_PIECE = 1 << 20
 
 _HEADER = uuid.UUID("9438d606-4f22-4cc9-b479-a793d411fd21").bytes_le
 _CMDLINE = uuid.UUID("97d02dd8-bd20-4c94-aa78-e7714d36ab2a").bytes_le
@@ -91,25 +100,73 @@ def read_cmdline(file: File) -> bytes:
 
 def launch_digest_of(launch: Launch) -> bytes:
     """The launch digest (48 bytes) of a VM config's files. Raises :class:`UserError` where a file is another."""
+    return launch_digests_of(launch, [launch.vcpus])[launch.vcpus]
+
+
+def launch_digests_of(launch: Launch, vcpus: Iterable[int], machine: "Machine | None" = None) -> dict[int, bytes]:
+    """The launch digests of a VM config's files by number of vCPUs; ``machine`` is in place of the config's own."""
     hashes = KernelHashes.of(launch)
-    path = launch.firmware.path
-    try:
-        with path.open("rb") as stream:
-            digest, sha256 = _digest(
-                stream, stream.seek(0, io.SEEK_END), str(path), hashes,
-                launch.vcpus, launch.vcpu_model, launch.guest_features,
-            )  # fmt: skip
-    except OSError as error:
-        raise _unreadable(path, "firmware", error) from error
+    machine = machine or Machine(launch.vcpu_model, launch.guest_features)
+    digests, sha256 = measure_firmware(launch.firmware.path, hashes, vcpus, machine)
     # The bytes measured are the bytes compared: the firmware is read once for both.
     _compare(launch.firmware, "firmware", sha256)
-    return digest
+    return digests
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides on each vCPU's first state. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits)."""
+
+    vcpu_model: str
+    guest_features: int
+    kernel: HostKernel = HOST_KERNELS[DEFAULT_KERNEL]
+    vmm: Vmm = Vmm.QEMU
+
+    def __post_init__(self) -> None:
+        if not self.guest_features & 1 or self.guest_features >> 64:
+            raise UserError(f"guest_features: found {self.guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
+
+    @property
+    def signature(self) -> int:
+        # Other monitors than QEMU show the guest no signature, so that there need not be a model.
+        return vcpu_signature(self.vcpu_model) if self.vmm is Vmm.QEMU else 0
+
+
+def measure_firmware(
+    path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine
+) -> tuple[dict[int, bytes], str]:
+    """The launch digests of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits)."""
+    try:
+        with path.open("rb") as stream:
+            return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine)
+    except OSError as error:
+        raise _unreadable(path, "firmware", error) from error
+
+
+def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int], vcpu_model: str) -> dict[int, bytes]:
+    """The launch digests, by number of vCPUs, of an SVSM that lies ``variables`` bytes below an OVMF."""
+    context = _Context()
+    try:
+        with firmware.open("rb") as stream, svsm.open("rb") as other:
+            size = stream.seek(0, io.SEEK_END)
+            check_size(size, str(firmware))
+            end = FOUR_GIB - size - variables
+            info = read_svsm(other, other.seek(0, io.SEEK_END), end, str(svsm))
+            for address, content in _pages(stream, FOUR_GIB - size, size, str(firmware)):
+                context.data(_NORMAL, address, content)
+            for address, content in _pages(other, info.address, info.size, str(svsm)):
+                context.data(_NORMAL, address, content)
+    except OSError as error:
+        raise UserError(f"{firmware} and {svsm}: cannot be read: {error.strerror}") from error
+    _add_sections(context, info.sections, None)
+    page = svsm_vmsa(info.eip, vcpu_signature(vcpu_model))
+    return _with_vcpus(context, vcpus, page, page)
 
 
 def launch_digest(
     firmware: BinaryIO,
     size: int,
-    hashes: KernelHashes | bytes,
+    hashes: KernelHashes | bytes | None,
     *,
     vcpus: int,
     vcpu_model: str,
@@ -118,68 +175,89 @@ def launch_digest(
 ) -> bytes:
     """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
 
-    ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory.
-    ``guest_features`` is SEV_FEATURES of the VMSA (64 bits). ``name`` names the firmware in errors.
+    ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory, or None
+    for a guest that boots without ``kernel-hashes=on``. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits).
+    ``name`` names the firmware in errors.
     """
-    return _digest(firmware, size, name, hashes, vcpus, vcpu_model, guest_features)[0]
+    return _digests(firmware, size, name, hashes, [vcpus], Machine(vcpu_model, guest_features))[0][vcpus]
 
 
-def _digest(
+def _digests(
     stream: BinaryIO,
     size: int,
     name: str,
-    hashes: KernelHashes | bytes,
-    vcpus: int,
-    vcpu_model: str,
-    guest_features: int,
-) -> tuple[bytes, str]:
-    """The launch digest, and the SHA-256 of the firmware that went into it (64 hex digits)."""
-    if not 1 <= vcpus <= MAX_VCPUS:
-        raise UserError(f"vcpus: found {vcpus}, expected 1 to {MAX_VCPUS}")
-    signature = vcpu_signature(vcpu_model)
-    if not guest_features & 1 or guest_features >> 64:
-        raise UserError(f"guest_features: found {guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
-    info = read_firmware(stream, size, name)
-    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else bytes(hashes)
-    if len(page) != PAGE:
+    hashes: KernelHashes | bytes | None,
+    vcpus: Iterable[int],
+    machine: Machine,
+) -> tuple[dict[int, bytes], str]:
+    """The launch digests, and the SHA-256 of the firmware that went into them (64 hex digits)."""
+    signature = machine.signature
+    info = read_firmware(stream, size, name, kernel_hashes=hashes is not None)
+    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else hashes
+    if page is not None and len(page) != PAGE:
         raise UserError(f"kernel-hashes page: found {len(page)} bytes, expected {PAGE}")
-    if info.hash_table_size < TABLE_SIZE:
+    if page is not None and info.hash_table_size < TABLE_SIZE:
         raise UserError(f"{name}: room for {info.hash_table_size} bytes of kernel hashes, expected {TABLE_SIZE}")
     context = _Context()
     sha256 = hashlib.sha256()
-    for address, content in _pages(stream, info, name):
+    for address, content in _pages(stream, info.address, info.size, name):
         sha256.update(content)
         context.data(_NORMAL, address, content)
-    _add_sections(context, info, page)
-    for number in range(vcpus):
-        context.data(_VMSA, _VMSA_ADDRESS, vmsa(info.reset_eip if number else _BSP_EIP, signature, guest_features))
-    return context.digest, sha256.hexdigest()
+    _add_sections(context, info.sections, page, machine.vmm)
+    first, others = (
+        vmsa(eip, signature, machine.guest_features, machine.kernel, machine.vmm) for eip in (BSP_EIP, info.reset_eip)
+    )
+    return _with_vcpus(context, vcpus, first, others), sha256.hexdigest()
 
 
-def _pages(stream: BinaryIO, info: Ovmf, name: str) -> Iterator[tuple[int, bytes]]:
+def _with_vcpus(context: "_Context", vcpus: Iterable[int], first: bytes, others: bytes) -> dict[int, bytes]:
+    """The digests with the VMSAs of each number of ``vcpus``; a larger number goes on from the smaller."""
+    found = {}
+    wanted = sorted(set(vcpus))
+    for number in wanted:
+        if not 1 <= number <= MAX_VCPUS:
+            raise UserError(f"vcpus: found {number}, expected 1 to {MAX_VCPUS}")
+    measured = hashlib.sha384(first).digest()
+    for number in range(1, max(wanted, default=0) + 1):
+        context.add(_VMSA, _VMSA_ADDRESS, measured)
+        if number == 1:
+            measured = hashlib.sha384(others).digest()
+        if number in wanted:
+            found[number] = context.digest
+    return found
+
+
+def _pages(stream: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[int, bytes]]:
+    """Each page of a file that is loaded at ``start``, with its address."""
     stream.seek(0)
-    for offset in range(0, info.size, PAGE):
+    for offset in range(0, size, PAGE):
         content = stream.read(PAGE)
         if len(content) != PAGE:
-            raise UserError(f"{name}: ends after {offset + len(content)} bytes, expected {info.size}")
-        yield info.address + offset, content
+            raise UserError(f"{name}: ends after {offset + len(content)} bytes, expected {size}")
+        yield start + offset, content
 
 
-def _add_sections(context: "_Context", info: Ovmf, hash_page: bytes) -> None:
-    for section in info.sections:
+def _add_sections(
+    context: "_Context", sections: tuple[Section, ...], hash_page: bytes | None, vmm: Vmm = Vmm.QEMU
+) -> None:
+    if vmm is Vmm.EC2:  # adds the CPUID page after all others
+        sections = tuple(sorted(sections, key=lambda section: section.kind is SectionKind.CPUID))
+    for section in sections:
         for address in range(section.address, section.address + section.size, PAGE):
             match section.kind:
-                case SectionKind.SNP_KERNEL_HASHES:
+                case SectionKind.SNP_KERNEL_HASHES if hash_page is not None:
                     context.data(_NORMAL, address, hash_page)
                 case SectionKind.SNP_SECRETS:
                     context.add(_SECRETS, address)
                 case SectionKind.CPUID:
                     context.add(_CPUID, address)
-                case SectionKind.SNP_SEC_MEM | SectionKind.SVSM_CAA:
+                case SectionKind.SNP_SEC_MEM if vmm is Vmm.GCE:
+                    context.add(_UNMEASURED, address)
+                case _:
                     context.add(_ZERO, address)
 
 
-_NORMAL, _VMSA, _ZERO, _SECRETS, _CPUID = 1, 2, 3, 5, 6  # page types, AMD 56860 SNP_LAUNCH_UPDATE
+_NORMAL, _VMSA, _ZERO, _UNMEASURED, _SECRETS, _CPUID = range(1, 7)  # page types, AMD 56860 SNP_LAUNCH_UPDATE
 _NO_CONTENT = bytes(DIGEST_SIZE)
 _VMSA_ADDRESS = 0xFFFFFFFFF000  # what the secure processor records for every VMSA page
 _PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
@@ -199,80 +277,19 @@ class _Context:
         self.add(kind, address, hashlib.sha384(page).digest())
 
 
-_BSP_EIP = 0xFFFFFFF0
-
-
-def vmsa(eip: int, signature: int, guest_features: int) -> bytes:
-    """A vCPU's first save area (4096 bytes) as KVM and QEMU set it up, starting at ``eip``."""
-    page = bytearray(PAGE)
-
-    def put(offset: int, layout: str, *values: int) -> None:
-        struct.pack_into("<" + layout, page, offset, *values)
-
-    # Segments, 16 bytes each: selector, attributes, limit, base.
-    for offset, attributes in ((0x00, 0x93), (0x20, 0x93), (0x30, 0x93), (0x40, 0x93), (0x50, 0x93),
-                               (0x60, 0), (0x70, 0x82), (0x80, 0), (0x90, 0x8B)):  # fmt: skip
-        put(offset, "HHIQ", 0, attributes, 0xFFFF, 0)
-    put(0x10, "HHIQ", 0xF000, 0x9B, 0xFFFF, eip & 0xFFFF0000)
-    for offset, value in (
-        (0xD0, 0x1000),  # EFER: SVME
-        (0x148, 0x40),  # CR4: MCE
-        (0x158, 0x10),  # CR0: ET
-        (0x160, 0x400),  # DR7
-        (0x168, 0xFFFF0FF0),  # DR6
-        (0x170, 0x2),  # RFLAGS
-        (0x178, eip & 0xFFFF),  # RIP
-        (0x268, 0x0007040600070406),  # PAT
-        (0x310, signature),  # RDX: CPUID Fn1 EAX
-        (0x3B0, guest_features),  # SEV_FEATURES
-        (0x3E8, 0x1),  # XCR0
-    ):
-        put(offset, "Q", value)
-    put(0x408, "I", 0x1F80)  # MXCSR
-    put(0x410, "H", 0x37F)  # x87 FCW
-    return bytes(page)
-
-
-# Family, model, stepping and the highest version of each model in QEMU's builtin_x86_defs.
-_MODELS = {
-    "EPYC": (0x17, 0x01, 2, 5),
-    "EPYC-Rome": (0x17, 0x31, 0, 5),
-    "EPYC-Milan": (0x19, 0x01, 1, 3),
-    "EPYC-Genoa": (0x19, 0x11, 0, 2),
-    "EPYC-Turin": (0x1A, 0x00, 0, 2),
-}
-
-
-def _signatures() -> dict[str, int]:
-    signatures = {}
-    for name, (family, model, stepping, versions) in _MODELS.items():
-        # AMD 25481, CPUID Fn0000_0001_EAX.
-        signature = (family - 0xF) << 20 | model >> 4 << 16 | 0xF << 8 | (model & 0xF) << 4 | stepping
-        signatures[name] = signature
-        signatures.update({f"{name}-v{version}": signature for version in range(1, versions + 1)})
-    return {**signatures, "EPYC-IBPB": signatures["EPYC"]}
-
-
-VCPU_SIGNATURES = _signatures()
-
-
-def vcpu_signature(model: str) -> int:
-    """The CPUID signature (32 bits) that a guest of this QEMU CPU model starts with in RDX."""
-    if model not in VCPU_SIGNATURES:
-        raise UserError(f"vcpu_model: found {model!r}, expected one of {', '.join(sorted(VCPU_SIGNATURES))}")
-    return VCPU_SIGNATURES[model]
-
-
 def _hash_file(file: File, what: str) -> bytes:
-    digest = hashlib.sha256()
+    digest = hash_file(file.path, what)
+    _compare(file, what, digest.hex())
+    return digest
+
+
+def hash_file(path: Path, what: str) -> bytes:
+    """SHA-256 (32 bytes) of the file that an error calls ``what``."""
     try:
-        with file.path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
     except OSError as error:
-        raise _unreadable(file.path, what, error) from error
-    _compare(file, what, digest.hexdigest())
-    return digest.digest()
+        raise _unreadable(path, what, error) from error
 
 
 def _compare(file: File, what: str, found: str) -> None:

@@ -1,7 +1,8 @@
 """What an AmdSev OVMF says about itself: the tables at its end that a launch, and so the launch digest, obeys.
 
 Sources: edk2 OvmfPkg/ResetVector (Ia16/ResetVectorVtf0.asm, X64/OvmfSevMetadata.asm); QEMU hw/i386/pc_sysfw_ovmf.c and
-target/i386/sev.c. All integers are little-endian, all GUIDs are in Microsoft byte order, addresses are guest physical.
+target/i386/sev.c. An SVSM that QEMU starts from a file of its own has the same tables. All integers are little-endian,
+all GUIDs are in Microsoft byte order, addresses are guest physical.
 """
 
 import io
@@ -22,6 +23,7 @@ _FOOTER = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
 _HASH_TABLE = uuid.UUID("7255371f-3a3b-4b04-927b-1da6efa8d454").bytes_le
 _RESET_BLOCK = uuid.UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e").bytes_le
 _METADATA = uuid.UUID("dc886566-984a-4798-a75e-5585a7bf67cc").bytes_le
+_SVSM_INFO = uuid.UUID("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd").bytes_le
 
 _ENTRY = struct.Struct("<H16s")  # the size of the whole entry, then its GUID; the entry's data stands before both
 _TAIL = 32  # the reset vector; the table ends where it begins
@@ -31,6 +33,7 @@ _MAX_SECTIONS = 64
 # Sections are measured page by page; a hostile table must not keep the verifier hashing for hours.
 _MAX_MEASURED = 64 << 20
 _AMDSEV = "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)"
+_SVSM = "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"
 
 
 class SectionKind(IntEnum):
@@ -57,7 +60,8 @@ class Ovmf:
     """The firmware's size in bytes and what its tables declare; ``sections`` in the order in which they are measured.
 
     ``hash_table_address`` is where the kernel-hashes table goes (``hash_table_size`` bytes are free there), inside the
-    one page of the SNP_KERNEL_HASHES section. ``reset_eip`` is where application processors start (32 bits).
+    one page of the SNP_KERNEL_HASHES section; both are 0 in a firmware that does without. ``reset_eip`` is where
+    application processors start (32 bits).
     """
 
     size: int
@@ -89,25 +93,29 @@ class Ovmf:
         return self.hash_table_address & (PAGE - 1)
 
 
-def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image") -> Ovmf:
+@dataclass(frozen=True)
+class Svsm:
+    """An SVSM's size in bytes, where it is loaded, where every vCPU starts in it (``eip``), and its ``sections``."""
+
+    size: int
+    address: int
+    eip: int
+    sections: tuple[Section, ...]
+
+
+def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image", *, kernel_hashes: bool = True) -> Ovmf:
     """The tables of the ``size`` bytes of firmware in a seekable ``stream``, which ``name`` names in errors.
 
-    Raises :class:`UserError` for anything but a whole, consistent AmdSev build with SNP kernel hashes.
+    Raises :class:`UserError` for anything but a whole, consistent build with SEV metadata, and, unless
+    ``kernel_hashes`` is false, for one without SNP kernel hashes: AmdSev has them.
     """
-    if size <= 0 or size % PAGE or size > MAX_SIZE:
-        raise UserError(f"{name}: found {size} bytes, expected a multiple of {PAGE} up to {MAX_SIZE}", _AMDSEV)
+    check_size(size, name)
     image = _Image(stream, size, name)
     table = _read_table(image)
     if _METADATA not in table:
         raise image.error("no SEV metadata: not an AmdSev build of OVMF")
     sections = _read_sections(image, table[_METADATA], FOUR_GIB - size)
-    hash_pages = [section for section in sections if section.kind == SectionKind.SNP_KERNEL_HASHES]
-    if not hash_pages or _HASH_TABLE not in table:
-        raise image.error("no SNP kernel-hashes section: not an AmdSev build of OVMF")
-    base, room = struct.unpack("<II", _exactly(image, table[_HASH_TABLE], 8, "hash table area"))
-    page = hash_pages[0]
-    if len(hash_pages) > 1 or page.size != PAGE or not page.address <= base < base + room <= page.address + PAGE:
-        raise image.error(f"hash table area {base:#x}+{room:#x} is not inside one kernel-hashes page")
+    base, room = _read_hash_area(image, table, sections) if kernel_hashes else (0, 0)
     if _RESET_BLOCK not in table:
         raise image.error("no SEV-ES reset block")
     (reset,) = struct.unpack("<I", _exactly(image, table[_RESET_BLOCK], 4, "SEV-ES reset block"))
@@ -116,14 +124,49 @@ def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image") -> 
     return Ovmf(size, base, room, reset, sections)
 
 
+def read_svsm(stream: BinaryIO, size: int, end: int, name: str = "SVSM") -> Svsm:
+    """The tables of an SVSM of ``size`` bytes in a seekable ``stream``, loaded so that it ends at the address ``end``.
+
+    Raises :class:`UserError` for a file that is none.
+    """
+    check_size(size, name, _SVSM)
+    image = _Image(stream, size, name, _SVSM)
+    table = _read_table(image)
+    if _METADATA not in table or _SVSM_INFO not in table:
+        raise image.error("no SEV metadata or no SVSM info: not an SVSM")
+    (offset,) = struct.unpack("<I", _exactly(image, table[_SVSM_INFO], 4, "SVSM info"))
+    if offset >= size:
+        raise image.error(f"SVSM info: an entry at {offset:#x} of {size:#x} bytes")
+    address = end - size
+    return Svsm(size, address, address + offset, _read_sections(image, table[_METADATA], address))
+
+
+def check_size(size: int, name: str, hint: str = _AMDSEV) -> None:
+    """Raises :class:`UserError` for a firmware's size that QEMU would not map, or not in whole pages."""
+    if size <= 0 or size % PAGE or size > MAX_SIZE:
+        raise UserError(f"{name}: found {size} bytes, expected a multiple of {PAGE} up to {MAX_SIZE}", hint)
+
+
+def _read_hash_area(image: "_Image", table: dict[bytes, bytes], sections: tuple[Section, ...]) -> tuple[int, int]:
+    """Address and size in bytes of the area for the kernel-hashes table."""
+    hash_pages = [section for section in sections if section.kind == SectionKind.SNP_KERNEL_HASHES]
+    if not hash_pages or _HASH_TABLE not in table:
+        raise image.error("no SNP kernel-hashes section: not an AmdSev build of OVMF")
+    base, room = struct.unpack("<II", _exactly(image, table[_HASH_TABLE], 8, "hash table area"))
+    page = hash_pages[0]
+    if len(hash_pages) > 1 or page.size != PAGE or not page.address <= base < base + room <= page.address + PAGE:
+        raise image.error(f"hash table area {base:#x}+{room:#x} is not inside one kernel-hashes page")
+    return base, room
+
+
 class _Image:
     """Bounds-checked reads, and errors that name the firmware."""
 
-    def __init__(self, stream: BinaryIO, size: int, name: str) -> None:
-        self.stream, self.size, self.name = stream, size, name
+    def __init__(self, stream: BinaryIO, size: int, name: str, hint: str = _AMDSEV) -> None:
+        self.stream, self.size, self.name, self.hint = stream, size, name, hint
 
     def error(self, problem: str) -> UserError:
-        return UserError(f"{self.name}: {problem}", _AMDSEV)
+        return UserError(f"{self.name}: {problem}", self.hint)
 
     def read(self, offset: int, length: int, what: str) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size:

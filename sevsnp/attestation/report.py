@@ -13,7 +13,7 @@ from sevsnp.vm.config import Product, Tcb
 
 REPORT_SIZE = 1184
 SIGNED_SIZE = 0x2A0
-VERSIONS = (2, 3, 5)
+VERSIONS = (2, 3, 4, 5)
 ECDSA_P384_SHA384 = 1
 NO_MIGRATION_AGENT = b"\xff" * 32
 
@@ -24,6 +24,16 @@ POLICY_MIGRATE_MA = 1 << 18
 POLICY_DEBUG = 1 << 19
 _POLICY_RESERVED_ONE = 1 << 17
 _POLICY_KNOWN = (1 << 26) - 1
+
+# Bits by their names in AMD 56860 (guest policy, PLATFORM_INFO), in lower case.
+GUEST_POLICY_BITS = {
+    "smt": 16, "migrate_ma": 18, "debug": 19, "single_socket": 20, "cxl_allow": 21, "mem_aes_256_xts": 22,
+    "rapl_dis": 23, "ciphertext_hiding_dram": 24, "page_swap_disable": 25,
+}  # fmt: skip
+PLATFORM_INFO_BITS = {
+    "smt_en": 0, "tsme_en": 1, "ecc_en": 2, "rapl_dis": 3, "ciphertext_hiding_dram_en": 4,
+    "alias_check_complete": 5, "tio_en": 7,
+}  # fmt: skip
 
 
 class SigningKey(IntEnum):
@@ -96,6 +106,17 @@ class Report:
     signature_s: int
 
     @property
+    def guest_abi(self) -> tuple[int, int]:
+        """The least firmware API, major and minor, that the guest policy demands."""
+        return self.policy >> 8 & 0xFF, self.policy & 0xFF
+
+    @property
+    def processor(self) -> str:
+        """The product as people call it: Siena and Bergamo share Genoa's keys."""
+        siena = self.cpuid is not None and (self.cpuid.family, self.cpuid.model & 0xF0) == (0x19, 0xA0)
+        return "Bergamo/Siena" if siena else self.product
+
+    @property
     def signed(self) -> bytes:
         """The bytes under the signature, 0x000–0x29F."""
         return self.raw[:SIGNED_SIZE]
@@ -114,7 +135,7 @@ def product_of(cpuid: Cpuid) -> Product:
 
 
 def parse_report(raw: bytes, claimed_product: Product) -> Report:
-    """Read a report of version 2, 3 or 5; ``claimed_product`` decides only where the report cannot (version 2).
+    """Read a report of version 2 to 5; ``claimed_product`` decides only where the report cannot (version 2).
 
     Raises :class:`UserError` for another length or version, a reserved value, or a byte that must be zero and is not.
     """
@@ -122,6 +143,11 @@ def parse_report(raw: bytes, claimed_product: Product) -> Report:
         raise UserError(f"report: found {len(raw)} bytes, expected {REPORT_SIZE}")
     raw = bytes(raw)
     version = _u32(raw, 0x000)
+    if version > max(VERSIONS):
+        raise UserError(
+            f"report: found version {version}, newer than {max(VERSIONS)}, the newest known",
+            "a newer version of this verifier may know it",
+        )
     if version not in VERSIONS:
         raise UserError(f"report: found version {version}, expected one of {VERSIONS}")
     for start, end in _RESERVED + (_RESERVED_BY_VERSION[version]):
@@ -185,6 +211,7 @@ _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0),
 _RESERVED_BY_VERSION = {
     2: ((0x188, 0x18B), (0x1F8, SIGNED_SIZE)),
     3: ((0x1F8, SIGNED_SIZE),),
+    4: ((0x1F8, SIGNED_SIZE),),
     5: ((0x208, SIGNED_SIZE),),
 }
 

@@ -5,13 +5,28 @@ Its roots are AMD's, pinned here. Nothing else names a root: no parameter, optio
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
-from sevsnp.attestation.appraisal import Appraisal, Check, Evidence, Expected, Reason, Refused, appraise
-from sevsnp.attestation.certificates import TrustRoot
+from sevsnp.attestation.appraisal import (
+    Appraisal,
+    Check,
+    Evidence,
+    Expected,
+    Reason,
+    Refused,
+    Undecided,
+    appraise,
+)
+from sevsnp.attestation.authentication import Endorser
+from sevsnp.attestation.chain import TrustRoot
+from sevsnp.attestation.inspection import Inspection, inspect
 from sevsnp.attestation.report import Report
 
-__all__ = ["Check", "Evidence", "Expected", "HardwareVerdict", "Reason", "Refused", "verify_report"]
+__all__ = [
+    "Appraisal", "Check", "Evidence", "Expected", "HardwareVerdict", "Reason", "Refused", "Undecided",
+    "amd_service", "appraise_report", "inspect_report", "verify_report",
+]  # fmt: skip
 
 # SHA-256 of the DER of AMD's ARK certificates; Genoa's also stands above Siena and Bergamo.
 _AMD = TrustRoot(
@@ -22,6 +37,7 @@ _AMD = TrustRoot(
         (bytes.fromhex("4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1"), "Genoa"),
         (bytes.fromhex("1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a"), "Turin"),
     ),
+    vendor=True,
 )
 
 _TOKEN = object()
@@ -34,30 +50,46 @@ class HardwareVerdict:
     report: Report
     checks: tuple[Check, ...]
     open_roads: tuple[str, ...]
+    appraisal: Appraisal
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
             raise TypeError("a HardwareVerdict comes from verify_report only")
-        object.__setattr__(self, "report", appraisal.report)
+        object.__setattr__(self, "report", appraisal.require())
         object.__setattr__(self, "checks", appraisal.checks)
         object.__setattr__(self, "open_roads", appraisal.open_roads)
+        object.__setattr__(self, "appraisal", appraisal)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("HardwareVerdict has no subclasses")
 
     def to_json(self) -> dict[str, Any]:
         """For programs: ``accepted`` is true under ``trust_domain`` "amd", and every check is listed."""
-        return {
-            "trust_domain": "amd",
-            "accepted": True,
-            "measurement": self.report.measurement.hex(),
-            "chip_id": self.report.chip_id.hex(),
-            "report_data": self.report.report_data.hex(),
-            "open": list(self.open_roads),
-            "checks": [check.to_json() for check in self.checks],
-        }
+        return self.appraisal.to_json()
 
 
-def verify_report(evidence: Evidence, expected: Expected, now: datetime) -> HardwareVerdict:
-    """Appraise evidence of AMD hardware at the time ``now`` (aware). Raises :class:`Refused`."""
-    return HardwareVerdict(appraise(evidence, expected, now, _AMD), _TOKEN)
+def appraise_report(
+    evidence: Evidence, expected: Expected, now: datetime, *, endorser: Endorser | None = None
+) -> Appraisal:
+    """How evidence of AMD hardware comes out at the time ``now`` (aware): an object, whatever is wrong with it."""
+    return appraise(evidence, expected, now, _AMD, endorser)
+
+
+def verify_report(
+    evidence: Evidence, expected: Expected, now: datetime, *, endorser: Endorser | None = None
+) -> HardwareVerdict:
+    """The verdict for what acts on it. Raises :class:`Refused`, or :class:`Undecided`, which is one too."""
+    return HardwareVerdict(appraise_report(evidence, expected, now, endorser=endorser), _TOKEN)
+
+
+def inspect_report(evidence: Evidence, now: datetime, *, endorser: Endorser | None = None) -> Inspection:
+    """What a report says and whether AMD hardware says so; nothing about whether it is acceptable."""
+    return inspect(evidence, now, _AMD, endorser)
+
+
+def amd_service(url: str | None = None, offline: bool = False, cache: Path | None = None) -> Endorser:
+    """AMD's key distribution service, or a mirror of it at ``url``, with the user's cache; ``offline`` asks nobody."""
+    from sevsnp.attestation.kds import KDS, Kds
+    from sevsnp.attestation.kds_cache import Cache, default_directory
+
+    return Kds(_AMD, Cache(cache or default_directory()), url or KDS, offline)

@@ -88,7 +88,7 @@ def bench_build(*, results: Path, rounds: int = 3) -> None:
     with _copied(results) as copy:
         rows = [_measured(measure, rounds) for measure in _measures(copy)]
     write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")
-    _show(rows)
+    show(rows)
     print(f"{results}: written")
 
 
@@ -258,7 +258,8 @@ def _copy_all(source: Path, target: Path) -> None:
     run(["cp", "-a", "--sparse=auto", f"{source}/.", target])
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the ratios as a table."""
     from rich.console import Console
     from rich.table import Table
 

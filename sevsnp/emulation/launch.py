@@ -32,6 +32,7 @@ def running(
 
     For an emulated VM config the secure processor's certificates are left in ``options.state`` as ``ark.pem``
     and the launch digest as ``launch-digest.txt``. A production VM config starts too: its guest has no evidence.
+    An ID block that is not for the guest in memory ends the launch with :class:`UserError`, as on the hardware.
     ``hashes`` replaces the table that QEMU would make, as a host that lies about the files it loads would.
     """
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
@@ -57,9 +58,10 @@ def running(
                 with Qmp(work / "qmp", alive=lambda: process.poll() is None) as qmp:
                     if launch.platform == "emulated":
                         digest = _measure(qmp, launch, work, firmware)
+                        identity = EmulatedPsp.finish_launch(launch, digest)
                         psp = EmulatedPsp.create(options.state, launch.product)
                         (options.state / "launch-digest.txt").write_text(digest.hex() + "\n")
-                        stack.enter_context(PspService(psp, launch, digest, work / "psp"))
+                        stack.enter_context(PspService(psp, launch, digest, work / "psp", identity))
                     qmp.command("cont")
                 yield process
         finally:

@@ -9,6 +9,7 @@ import struct
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from sevsnp.attestation.id_block import Identity, check_identity, read_identity
 from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
@@ -87,11 +89,26 @@ class EmulatedPsp:
         _write(directory / "chain.pem", b"".join(one.public_bytes(Encoding.PEM) for one in (vcek, ask, ark)))
         return psp
 
-    def fields(self, report_data: bytes, *, launch: Launch, measurement: bytes) -> ReportFields:
-        """What a report says about a guest launched with ``launch`` and measured as ``measurement`` (48 bytes)."""
+    @staticmethod
+    def finish_launch(launch: Launch, measurement: bytes) -> Identity | None:
+        """SNP_LAUNCH_FINISH: the launch's ID block if it has one, :class:`UserError` where it is for another."""
+        if not launch.id_block or not launch.id_auth:
+            return None
+        identity = read_identity(launch.id_block.path, launch.id_auth.path)
+        check_identity(identity, measurement, launch.guest_policy)
+        return identity
+
+    def fields(
+        self, report_data: bytes, *, launch: Launch, measurement: bytes, identity: Identity | None = None
+    ) -> ReportFields:
+        """What a report says about a guest launched with ``launch`` and measured as ``measurement`` (48 bytes).
+
+        ``identity`` is what :meth:`finish_launch` gave.
+        """
         if launch.product != self.product:
             raise UserError(f"software secure processor of {self.product}: the launch is for {launch.product}")
         return ReportFields(
+            **_identity_fields(identity),
             product=self.product,
             cpuid=_CPUID[self.product],
             policy=launch.guest_policy,
@@ -107,9 +124,12 @@ class EmulatedPsp:
             platform_info=_PLATFORM_INFO,
         )
 
-    def report(self, report_data: bytes, *, launch: Launch, measurement: bytes) -> bytes:
+    def report(
+        self, report_data: bytes, *, launch: Launch, measurement: bytes, identity: Identity | None = None
+    ) -> bytes:
         """A signed report (1184 bytes, version 5) for VMPL 0 with the guest's REPORT_DATA (64 bytes)."""
-        return self.sign(encode_report(self.fields(report_data, launch=launch, measurement=measurement)))
+        fields = self.fields(report_data, launch=launch, measurement=measurement, identity=identity)
+        return self.sign(encode_report(fields))
 
     def sign(self, body: bytes) -> bytes:
         """The report of 1184 bytes whose first 672 are ``body``."""
@@ -125,6 +145,20 @@ class EmulatedPsp:
             offset += len(blob)
         table = header + bytes(24) + b"".join(blobs)
         return table.ljust(-(-len(table) // 4096) * 4096, b"\0")
+
+
+def _identity_fields(identity: Identity | None) -> dict[str, Any]:
+    """What an ID block adds to a report; without one these fields are zero."""
+    if identity is None:
+        return {}
+    return {
+        "guest_svn": identity.block.guest_svn,
+        "family_id": identity.block.family_id,
+        "image_id": identity.block.image_id,
+        "author_key": identity.auth.has_author,
+        "id_key_digest": identity.id_key_digest,
+        "author_key_digest": identity.author_key_digest,
+    }
 
 
 def hwid(product: Product) -> bytes:

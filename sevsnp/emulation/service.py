@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from sevsnp.attestation.id_block import Identity
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.vm.config import Launch
 
@@ -78,13 +79,18 @@ def _frame(request: bytes, answer: Answer) -> bytes:
 class PspService:
     """Serves one running guest on the UNIX socket of its QEMU chardev, in one thread, while the context lasts."""
 
-    def __init__(self, psp: EmulatedPsp, launch: Launch, measurement: bytes, path: Path) -> None:
+    def __init__(
+        self, psp: EmulatedPsp, launch: Launch, measurement: bytes, path: Path, identity: Identity | None = None
+    ) -> None:
         self._psp, self._launch, self._measurement, self._path = psp, launch, measurement, path
+        self._identity = identity
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=serve, args=(self._connection, self._answer), daemon=True)
 
     def _answer(self, report_data: bytes) -> tuple[bytes, bytes]:
-        report = self._psp.report(report_data, launch=self._launch, measurement=self._measurement)
+        report = self._psp.report(
+            report_data, launch=self._launch, measurement=self._measurement, identity=self._identity
+        )
         return report, self._psp.certificate_table()
 
     def __enter__(self) -> "PspService":

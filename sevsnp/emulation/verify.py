@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from cryptography.hazmat.primitives import hashes
 
 from sevsnp.attestation.appraisal import Appraisal, Check, Evidence, Expected, appraise
-from sevsnp.attestation.certificates import TrustRoot, load_certificates
+from sevsnp.attestation.certificates import load_certificates
+from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.report import Report
 from sevsnp.emulation.psp import EMULATION_OID
 from sevsnp.errors import UserError
@@ -26,29 +27,27 @@ class EmulatedVerdict:
     report: Report
     checks: tuple[Check, ...]
     open_roads: tuple[str, ...]
+    appraisal: Appraisal
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
             raise TypeError("an EmulatedVerdict comes from verify_emulated only")
-        object.__setattr__(self, "report", appraisal.report)
+        object.__setattr__(self, "report", appraisal.require())
         object.__setattr__(self, "checks", appraisal.checks)
         object.__setattr__(self, "open_roads", appraisal.open_roads)
+        object.__setattr__(self, "appraisal", appraisal)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("EmulatedVerdict has no subclasses")
 
     def to_json(self) -> dict[str, Any]:
         """For programs: ``accepted`` is for real hardware and stays false; ``accepted_as_emulated`` is true."""
-        return {
-            "trust_domain": "emulated",
-            "accepted": False,
-            "accepted_as_emulated": True,
-            "measurement": self.report.measurement.hex(),
-            "chip_id": self.report.chip_id.hex(),
-            "report_data": self.report.report_data.hex(),
-            "open": list(self.open_roads),
-            "checks": [check.to_json() for check in self.checks],
-        }
+        return {**self.appraisal.to_json(), "accepted": False, "accepted_as_emulated": True}
+
+
+def appraise_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> Appraisal:
+    """How emulated evidence comes out under the certificate in the PEM file ``root``: an object, whatever is wrong."""
+    return appraise(evidence, expected, now, _read_root(root))
 
 
 def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> EmulatedVerdict:
@@ -56,7 +55,7 @@ def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root:
 
     Raises Refused, and :class:`UserError` where ``root`` is not one software secure processor's ARK.
     """
-    return EmulatedVerdict(appraise(evidence, expected, now, _read_root(root)), _TOKEN)
+    return EmulatedVerdict(appraise_emulated(evidence, expected, now, root), _TOKEN)
 
 
 def _read_root(path: Path) -> TrustRoot:

@@ -40,7 +40,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest and the disks."""
+    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication."""
 
     workflow: str
     platform: PlatformName
@@ -55,6 +55,8 @@ class Launch:
     initrd: File
     cmdline: File
     disks: tuple[Disk, ...]
+    id_block: File | None = None
+    id_auth: File | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Reference:
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
     ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
-    evidence shows and every verdict names.
+    evidence shows and every verdict names. The key digests (48 bytes) are those of its ID block, zero without one.
     """
 
     launch_digest: bytes
@@ -86,15 +88,18 @@ class Reference:
     platform_info_required: int
     platform_info_forbidden: int
     acpi: bool = False
+    id_key_digest: bytes = bytes(48)
+    author_key_digest: bytes = bytes(48)
 
 
 @dataclass(frozen=True)
 class VmConfig:
-    """A whole VM config; ``reference`` is None in a host bundle."""
+    """A whole VM config; ``reference`` is None in a host bundle. ``policy`` is its table of that name as it stands."""
 
     source: Path
     launch: Launch
     reference: Reference | None = field(repr=False)
+    policy: Mapping[str, Any] = field(default_factory=lambda: {"profile": "default"}, repr=False)
 
     def require_reference(self) -> Reference:
         """The reference values, or a clear error for a host bundle's file."""
@@ -172,7 +177,8 @@ def read_vm_config(source: Path) -> VmConfig:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         workflow = "luks" if "luks" in source.name else "verity"
-        raise UserError(f"{source}: no such VM config", f"make one with: doit setup_{workflow}") from None
+        task = "idblock" if source.parent.name == "idblock" else f"setup_{workflow}"
+        raise UserError(f"{source}: no such VM config", f"make one with: doit {task}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error
     return parse_vm_config(document, source)
@@ -184,8 +190,9 @@ def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
     top.integer("format", FORMAT, FORMAT)
     launch = _read_launch(top)
     reference = _read_reference(top.table("reference"), launch.product) if "reference" in top.values else None
+    policy = dict(top.table("policy").values) if "policy" in top.values else {"profile": "default"}
     top.end()
-    return VmConfig(source, launch, reference)
+    return VmConfig(source, launch, reference, policy)
 
 
 def _read_launch(top: _Table) -> Launch:
@@ -205,7 +212,10 @@ def _read_launch(top: _Table) -> Launch:
         initrd=_read_file(files, "initrd"),
         cmdline=_read_file(files, "cmdline"),
         disks=_read_disks(top),
+        **{key: _read_file(files, key) for key in ("id_block", "id_auth") if key in files.values},
     )
+    if (launch.id_block is None) != (launch.id_auth is None):
+        raise files.error("id_block and id_auth", "one of them", "both or neither")
     table.end()
     files.end()
     return launch
@@ -252,6 +262,8 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         platform_info_required=table.integer("platform_info_required", 0, (1 << 64) - 1),
         platform_info_forbidden=table.integer("platform_info_forbidden", 0, (1 << 64) - 1),
         acpi=table.boolean("acpi"),
+        id_key_digest=table.hex("id_key_digest", 48) if "id_key_digest" in table.values else bytes(48),
+        author_key_digest=table.hex("author_key_digest", 48) if "author_key_digest" in table.values else bytes(48),
     )
     tcb.end()
     table.end()
@@ -263,6 +275,7 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
 
     What could not be read back is refused here, by the same words as on reading.
     """
+    import toml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Not HTML: escaping is the template's own, by tojson, whose strings are TOML's too as long as it writes UTF-8 and
@@ -279,6 +292,8 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
         launch=config.launch,
         reference=config.reference,
         relative=lambda path: os.path.relpath(path, base),
+        policy=config.policy if config.reference else {},
+        toml=toml.dumps,
     )
     try:
         text.encode()  # a path need not be UTF-8, a TOML file must

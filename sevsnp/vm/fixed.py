@@ -57,6 +57,7 @@ def _of_reference(reference: Reference) -> dict[str, Value]:
         "MIN_TCB": _tcb_text(reference.minimum_tcb),
         "FAMILY_ID": reference.family_id.hex(),
         "IMAGE_ID": reference.image_id.hex(),
+        "GUEST_SVN": reference.guest_svn,
         "PLATFORM_INFO_REQUIRED": reference.platform_info_required,
         "PLATFORM_INFO_FORBIDDEN": reference.platform_info_forbidden,
     }

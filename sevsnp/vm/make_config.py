@@ -118,14 +118,15 @@ def make_vm_config(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
         vmpl=0,
-        guest_svn=0,
+        guest_svn=settings["GUEST_SVN"],
         family_id=bytes.fromhex(settings["FAMILY_ID"]),
         image_id=bytes.fromhex(settings["IMAGE_ID"]),
         platform_info_required=settings["PLATFORM_INFO_REQUIRED"],
         platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
         acpi="acpi=off" not in cmdline.read_text().split(),
     )
-    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference), template))
+    policy = {"profile": "legacy-milan" if launch.product == "Milan" else "default"}
+    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference, policy), template))
 
 
 def _minimum_tcb(text: str, product: str) -> Tcb:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -91,7 +91,8 @@ def _snp_boots(launch: Launch, qemu: Path) -> str:
             return f"{_SNP_PARAMETER} says no"
     except OSError:
         return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
-    machine = [*snp_arguments(launch, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
+    probe = replace(launch, id_block=None, id_auth=None)  # it is another guest, with another launch digest
+    machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
     return _boots(launch.kernel.path, qemu, machine, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
 
 

@@ -57,6 +57,7 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
         ("kernel", launch.kernel),
         ("initrd", launch.initrd),
         ("cmdline", launch.cmdline),
+        *((name, file) for name, file in (("id_block", launch.id_block), ("id_auth", launch.id_auth)) if file),
         *((disk.role, disk) for disk in launch.disks if disks),
     ]
     for name, file in files:
@@ -181,8 +182,19 @@ def snp_arguments(
         *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
         "-object",
         f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
-        f"kernel-hashes={hashes},host-data={host_data}",
+        f"kernel-hashes={hashes},host-data={host_data}{_identity(launch)}",
     ]
+
+
+def _identity(launch: Launch) -> str:
+    """The ID block and its authentication as properties of sev-snp-guest; QEMU takes both or neither."""
+    if not launch.id_block or not launch.id_auth:
+        return ""
+    from sevsnp.attestation.id_block import read_identity  # doit loads this module for every command
+
+    identity = read_identity(launch.id_block.path, launch.id_auth.path)
+    block, auth = (base64.b64encode(part.encode()).decode() for part in (identity.block, identity.auth))
+    return f",id-block={block},id-auth={auth},author-key-enabled={'on' if identity.auth.has_author else 'off'}"
 
 
 def read_cmdline(path: Path) -> str:

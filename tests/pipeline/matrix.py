@@ -173,7 +173,11 @@ ROWS: dict[str, Row] = {
     "host_bundle_luks": bundle("luks", "build/host-bundle-luks", VOLUME),
     "build_tools": Row(
         ("initramfs/get_report.py",),
-        ("build/bin/get_report", "build/bin/verify_report", "build/bin/verify_report_emulated"),
+        tuple(
+            f"build/bin/{name}"
+            for name in ("get_report", "verify_report", "verify_report_emulated", "measure", "idblock-generator",
+                         "sev-feature-info")
+        ),
     ),
 }
 
@@ -240,6 +244,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MIN_TCB": ("snp:1", CONFIGS | LUKS_CONFIGS),
     "FAMILY_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
     "IMAGE_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
+    "GUEST_SVN": ("1", CONFIGS | LUKS_CONFIGS),
+    # The bundles then have the VM configs with an ID block.
+    "ID_KEY": ("x", frozenset({"host_bundle", "host_bundle_luks"})),
+    "AUTHOR_KEY": ("x", NONE),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS | LUKS_CONFIGS),
     "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
@@ -277,7 +285,7 @@ PARAMETERS: dict[str, str] = {
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
     )},
     "free": "LUKS_FREE", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",

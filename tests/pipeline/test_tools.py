@@ -11,9 +11,14 @@ from sevsnp.tools import make_tools
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["verify_report", "verify_report_emulated"])
+COMMANDS = (
+    "verify_report", "verify_report_emulated", "inspect_report", "measure", "idblock_generator", "sev_feature_info",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_no_code_from_beside_the_evidence(tmp_path: Path, name: str) -> None:
-    outputs = {name: tmp_path / name for name in ("get_report", "verify_report", "verify_report_emulated")}
+    outputs = {name: tmp_path / name for name in ("get_report", *COMMANDS)}
     source = PROJECT / "initramfs" / "get_report.py"
     make_tools(get_report_source=source, project=str(PROJECT), python=sys.executable, **outputs)
     hostile = tmp_path / "evidence"

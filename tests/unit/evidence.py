@@ -18,7 +18,7 @@ import pytest
 from sevsnp.attestation.appraisal import Evidence, Expected
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.report_encoder import encode_report
-from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb
+from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT.parent / "shared" / "vectors"
@@ -126,12 +126,18 @@ REFERENCE = Reference(
 )
 
 
-def expected(**changes: Any) -> Expected:
-    """What the honest evidence satisfies, with ``changes`` to launch fields, reference fields or report_data."""
+def config(**changes: Any) -> VmConfig:
+    """The VM config that the honest evidence satisfies, with ``changes`` to launch or reference fields, or policy."""
     fields = {field.name for field in dataclasses.fields(Reference)}
     reference = dataclasses.replace(REFERENCE, **{key: value for key, value in changes.items() if key in fields})
-    other = {key: value for key, value in changes.items() if key not in fields and key != "report_data"}
-    return Expected(dataclasses.replace(launch(), **other), reference, changes.get("report_data", REPORT_DATA))
+    other = {key: value for key, value in changes.items() if key not in {*fields, "report_data", "policy"}}
+    policy = {"profile": "default", **changes.get("policy", {})}
+    return VmConfig(scratch() / "vm.toml", dataclasses.replace(launch(), **other), reference, policy)
+
+
+def expected(**changes: Any) -> Expected:
+    """What the honest evidence satisfies, with ``changes`` as for :func:`config`, and to report_data."""
+    return Expected.of(config(**changes), changes.get("report_data", REPORT_DATA))
 
 
 def evidence(**changes: Any) -> Evidence:

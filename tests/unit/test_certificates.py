@@ -11,7 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sevsnp.attestation import certificates as certs
-from sevsnp.attestation.certificates import Chain, ChainError, TrustRoot
+from sevsnp.attestation import chain as chains
+from sevsnp.attestation import extensions as oids
+from sevsnp.attestation.chain import Chain, ChainError, TrustRoot
+from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.verify import _AMD
 from sevsnp.emulation import psp as soft
 from sevsnp.errors import UserError
@@ -76,12 +79,12 @@ def root_of(one: Chain, required: frozenset[str] = MARK) -> TrustRoot:
 
 def refused(one: Chain, root: TrustRoot | None = None, now: datetime = NOW) -> tuple[str, str]:
     with pytest.raises(ChainError) as caught:
-        certs.verify_chain(one, root or root_of(one), now)
+        chains.verify_chain(one, root or root_of(one), now)
     return caught.value.reason, str(caught.value)
 
 
 def test_honest_chain() -> None:
-    certs.verify_chain(chain(), root_of(chain()), NOW)
+    chains.verify_chain(chain(), root_of(chain()), NOW)
 
 
 def pss(digest: hashes.SHA256 | hashes.SHA384, salt: int) -> Callable[[Builder], x509.Certificate]:
@@ -141,7 +144,7 @@ def test_validity() -> None:
     one = chain()
     for hours in (-2, 25):
         assert refused(one, now=NOW + timedelta(hours=hours))[0] == "validity"
-    certs.verify_chain(one, root_of(one), NOW + timedelta(hours=22))
+    chains.verify_chain(one, root_of(one), NOW + timedelta(hours=22))
     late = chain(vcek=soft._certify(builder("VCEK", "ASK", start=NOW + timedelta(hours=1)), rsa_key("ASK")))
     assert refused(late)[0] == "validity"
 
@@ -149,31 +152,31 @@ def test_validity() -> None:
 @pytest.mark.parametrize(
     ("oid", "value"),
     [
-        (certs.HWID, b"\1" * 63),
-        (certs.HWID, b"\1" * 8),
-        (certs.HWID, b""),
-        (certs.BOOTLOADER, b"\2\1\x80"),
-        (certs.BOOTLOADER, b"\2\2\0\x7f"),
-        (certs.BOOTLOADER, b"\2\2\1\0"),
-        (certs.BOOTLOADER, b"\2\1\1\0"),
-        (certs.BOOTLOADER, b""),
-        (certs.RESERVED_SPLS[0], b"\2\1\1"),
-        (certs.STRUCT_VERSION, b"\2\1\1"),
-        (certs.PRODUCT_NAME, b"\x16\x09Genoa"),
-        (certs.PRODUCT_NAME, b"\x0c\x05Genoa"),
-        (certs.FMC, b"\2\1\0"),
-        (certs.CSP_ID, b"\x16\x01x"),
+        (oids.HWID, b"\1" * 63),
+        (oids.HWID, b"\1" * 8),
+        (oids.HWID, b""),
+        (oids.BOOTLOADER, b"\2\1\x80"),
+        (oids.BOOTLOADER, b"\2\2\0\x7f"),
+        (oids.BOOTLOADER, b"\2\2\1\0"),
+        (oids.BOOTLOADER, b"\2\1\1\0"),
+        (oids.BOOTLOADER, b""),
+        (oids.RESERVED_SPLS[0], b"\2\1\1"),
+        (oids.STRUCT_VERSION, b"\2\1\1"),
+        (oids.PRODUCT_NAME, b"\x16\x09Genoa"),
+        (oids.PRODUCT_NAME, b"\x0c\x05Genoa"),
+        (oids.FMC, b"\2\1\0"),
+        (oids.CSP_ID, b"\x16\x01x"),
     ],
 )
 def test_wrong_extensions(oid: str, value: bytes) -> None:
-    def read(made: Builder) -> certs.VcekExtensions:
-        return certs.read_vcek_extensions(soft._certify(made, rsa_key("ASK")), "Genoa")
+    def read(made: Builder) -> oids.LeafExtensions:
+        return oids.read_extensions(soft._certify(made, rsa_key("ASK")), "Genoa")
 
     assert read(builder("VCEK", "ASK")).tcb == Tcb(1, 2, 3, 200)  # control
-    with pytest.raises(ChainError):
+    with pytest.raises(ExtensionError):
         read(with_value(builder("VCEK", "ASK"), oid, value))
-    if oid not in (certs.RESERVED_SPLS[0], certs.FMC, certs.CSP_ID):
-        with pytest.raises(ChainError, match="no extension"):
+    if oid not in (oids.RESERVED_SPLS[0], oids.FMC, oids.CSP_ID):
+        with pytest.raises(ExtensionError, match="no extension"):
             read(without(builder("VCEK", "ASK"), oid))
 
 
@@ -181,19 +184,26 @@ def test_wrong_extensions(oid: str, value: bytes) -> None:
 def test_hardware_ids_that_look_like_der(first: int) -> None:
     raw = bytes((first, 62)) + bytes(range(62))
     for value, wanted in ((raw, raw), (b"\x04\x40" + raw, raw)):
-        vcek = soft._certify(with_value(builder("VCEK", "ASK"), certs.HWID, value), rsa_key("ASK"))
-        assert certs.read_vcek_extensions(vcek, "Genoa").hwid == wanted
+        vcek = soft._certify(with_value(builder("VCEK", "ASK"), oids.HWID, value), rsa_key("ASK"))
+        assert oids.read_extensions(vcek, "Genoa").hwid == wanted
 
 
-def test_one_certificate_for_each_place() -> None:
+def found_chain(candidates: list[x509.Certificate], root: TrustRoot) -> Chain | None:
+    leaf = chains.leaves(candidates)[0]
+    ask = chains.issuer_among(leaf, candidates, root)
+    ark = chains.issuer_among(ask, candidates, root) if ask else None
+    return Chain(leaf, ask, ark) if ask and ark else None
+
+
+def test_who_issued_is_chosen_by_signature_and_pin() -> None:
     one = chain()
-    everything = [one.vcek, one.ask, one.ark]
-    assert certs.find_chain(everything[::-1] * 2) == one  # order and repetition say nothing
-    twin = soft._certify(builder("ARK", "ARK"), rsa_key("ARK"))
-    second_leaf = soft._certify(builder("VCEK", "ASK"), rsa_key("ASK"))
-    for wrong in ([*everything, twin], [*everything, second_leaf], everything[1:], everything[:2], []):
-        with pytest.raises(ChainError, match="expected exactly one"):
-            certs.find_chain(wrong)
+    everything = [one.leaf, one.ask, one.ark]
+    other_key = soft._certify(builder("ARK", "ARK", key=rsa_key("ASK")), rsa_key("ASK"))  # the name only
+    twin = soft._certify(builder("ARK", "ARK"), rsa_key("ARK"))  # name and key, another certificate
+    for order in (everything, everything[::-1] * 2, [other_key, twin, *everything], [*everything, twin, other_key]):
+        assert found_chain(order, root_of(one)) == one
+    assert found_chain(everything[:2], root_of(one)) is None
+    assert found_chain([one.leaf, one.ark], root_of(one)) is None
 
 
 def test_certificate_table() -> None:
@@ -242,10 +252,12 @@ def test_amds_chains(product: Product, bundle: str, leaf: str) -> None:
         for path in (f"amd-chains/{bundle}", leaf)
         for certificate in certs.load_certificates((VECTORS / path).read_bytes())
     ]
-    one = certs.find_chain(candidates)
-    certs.verify_chain(one, _AMD, NOW)
-    assert certs.root_product(one, _AMD) == product
-    extensions = certs.read_vcek_extensions(one.vcek, product)
+    one = found_chain(candidates, _AMD)
+    assert one
+    chains.verify_chain(one, _AMD, NOW)
+    assert chains.root_product(one, _AMD) == product
+    extensions = oids.read_extensions(one.leaf, product)
+    assert extensions.hwid
     assert extensions.product_name.split("-")[0] == product
     assert len(extensions.hwid) == (8 if product == "Turin" else 64)
     assert refused(one, root_of(chain()))[0] == "unknown-root"
@@ -258,5 +270,8 @@ def test_amds_chains(product: Product, bundle: str, leaf: str) -> None:
 def test_a_vlek_authority_is_no_vcek_authority(product: str) -> None:
     asvk = certs.load_certificates((VECTORS / f"amd-chains/ask_ark_{product}_vlek.pem").read_bytes())
     leaf = {"milan": "milan-v2/vcek.der", "genoa": "genoa-v3/vcek.pem", "turin": "turin-vcek/vcek.der"}[product]
-    with pytest.raises(ChainError, match="ASK: found 0"):
-        certs.find_chain([*asvk, *certs.load_certificates((VECTORS / leaf).read_bytes())])
+    vcek = certs.load_certificates((VECTORS / leaf).read_bytes())
+    assert found_chain([*vcek, *asvk], _AMD) is None
+    named = Chain(vcek[0], *asvk)
+    with pytest.raises(ChainError, match=r"VCEK: its issuer's name|ASK: its common name"):
+        chains.verify_chain(named, _AMD, NOW)

@@ -127,7 +127,7 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
 
 
 ALLOWED = {"sevsnp.errors", "sevsnp.vm.cmdline", "sevsnp.vm.config", "sevsnp.emulation.report_encoder"}
-ALLOWED |= {f"sevsnp.attestation.{name}" for name in ("ovmf", "launch_digest", "report")}
+ALLOWED |= {f"sevsnp.attestation.{name}" for name in ("ovmf", "launch_digest", "report", "vmsa", "id_block")}
 
 
 @pytest.mark.parametrize("module", sorted(ALLOWED | {"sevsnp.emulation.psp"}))

@@ -19,8 +19,8 @@ SCRIPT = ROOT / "initramfs" / "get_report.py"
 DATA = bytes(range(64))
 
 
-def report_for(report_data: bytes) -> bytes:
-    return bytes(0x50) + report_data + b"\7" * (1184 - 0x90)
+def report_for(report_data: bytes, vmpl: int = 0) -> bytes:
+    return bytes(0x30) + struct.pack("<I", vmpl) + bytes(0x1C) + report_data + b"\7" * (1184 - 0x90)
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ class FakeConfigfs:
             if not self.auxblob:
                 raise OSError(errno.ENOENT, "No such file or directory")
             return self.auxblob
-        return report_for((Path(entry) / "inblob").read_bytes())
+        level = Path(entry) / "privlevel"
+        return report_for((Path(entry) / "inblob").read_bytes(), int(level.read_text()) if level.exists() else 0)
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ class FakeIoctl:
         self.calls: list[int] = []
         self.errors: list[tuple[int, int, int] | None] = []
         self.table, self.status, self.size = b"certificates", 0, 1184
+        self.vmpl = 0
 
     def __call__(self, device: int, command: int, message: Any, mutate: bool) -> int:
         import ctypes
@@ -119,12 +121,13 @@ class FakeIoctl:
             raise OSError(error[0], os.strerror(error[0]))
         size = {0xC0205300: 96, 0xC0205302: 112}[command]
         sent = ctypes.string_at(request, size)
-        assert sent[64:96] == bytes(32)  # VMPL 0, nothing reserved
+        (vmpl,) = struct.unpack_from("<I", sent, 64)
+        assert vmpl == self.vmpl and sent[68:96] == bytes(28)  # nothing reserved
         if size == 112:
             address, length, padding = struct.unpack("<QII", sent[96:])
             assert length == 0x4000 and padding == 0
             ctypes.memmove(address, self.table, len(self.table))
-        answer = struct.pack("<II24x", self.status, self.size) + report_for(sent[:64])
+        answer = struct.pack("<II24x", self.status, self.size) + report_for(sent[:64], vmpl)
         ctypes.memmove(response, answer, len(answer))
         return 0
 
@@ -179,6 +182,30 @@ def test_ioctl_errors(module: ModuleType, device: FakeIoctl, changes: dict[str, 
         module.get_report(DATA)
 
 
+def test_vmpl(module: ModuleType, configfs: FakeConfigfs) -> None:
+    configfs.generations = [2, 2]
+    assert module.get_report(DATA, 2)["vmpl"] == 2
+    configfs.generations = [1, 1]  # control: somebody else's entry
+    with pytest.raises(module.ReportError, match="changed by another process"):
+        module.get_report(DATA, 2)
+
+
+def test_vmpl_by_ioctl(module: ModuleType, device: FakeIoctl) -> None:
+    device.vmpl = 3
+    assert module.get_report(DATA, 3)["vmpl"] == 3
+
+
+def test_a_report_of_another_vmpl_is_refused(module: ModuleType) -> None:
+    class Deaf(Provider):
+        def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
+            return report_for(report_data), b""
+
+    module.PROVIDERS[:] = [Deaf("deaf", b"")]
+    assert module.get_report(DATA, 0)["vmpl"] == 0
+    with pytest.raises(module.ReportError, match="another VMPL than 1"):
+        module.get_report(DATA, 1)
+
+
 class Provider:
     def __init__(self, name: str, result: bytes | OSError | None) -> None:
         self.name, self.result = name, result
@@ -225,6 +252,9 @@ def test_command(module: ModuleType, tmp_path: Path, capsysbinary: pytest.Captur
     assert module.main([*bound, "--format", "raw", "-o", str(out)]) == 0
     wanted = ssh_report_data(b"\x11" * 32, [base64.b64decode(KEY.split()[1])])
     assert out.read_bytes() == report_for(wanted)
+    table = tmp_path / "table"
+    assert module.main([*bound, "--certificates", str(table), "--vmpl", "0", "-o", str(out)]) == 1  # no such level here
+    assert module.main([*bound, "--certificates", str(table), "-o", str(out)]) == 0 and table.read_bytes() == b"table"
     assert module.main([*bound, *bound[2:]]) == 1  # a key twice
     (tmp_path / "key.pub").write_text("nonsense")
     assert module.main(bound) == 1

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,31 @@ import pytest
 
 from sevsnp.attestation.launch_digest import (
     NO_INITRD,
-    VCPU_SIGNATURES,
     KernelHashes,
+    Machine,
     hash_cmdline,
     launch_digest,
     launch_digest_of,
+    launch_digests_of,
+    measure_firmware,
+    measure_svsm,
 )
+from sevsnp.attestation.vmsa import HOST_KERNELS, VCPU_SIGNATURES, Vmm, cpu_signature, host_kernel, vcpu_signature
 from sevsnp.emulation.measure import measure
 from sevsnp.errors import UserError
-from tests.unit.evidence import REAL_FIRMWARE, ROOT, SECTIONS, VECTORS, firmware, make_launch, needs_vectors, write_file
+from tests.unit.evidence import (
+    METADATA,
+    REAL_FIRMWARE,
+    RESET_BLOCK,
+    ROOT,
+    SECTIONS,
+    VECTORS,
+    firmware,
+    make_launch,
+    needs_vectors,
+    table_entry,
+    write_file,
+)
 
 HASHES = KernelHashes(b"k" * 32, b"i" * 32, b"c" * 32)
 
@@ -74,6 +91,142 @@ def test_equal_to_the_other_implementation(tmp_path: Path, image: str) -> None:
 def test_every_model_of_the_other_implementation() -> None:
     types = pytest.importorskip("sevsnpmeasure.vcpu_types")
     assert {name: VCPU_SIGNATURES[name] for name in types.CPU_SIGS} == types.CPU_SIGS
+
+
+def test_models_by_number() -> None:
+    types = pytest.importorskip("sevsnpmeasure.vcpu_types")
+    for family, model, stepping in itertools.product((0xF, 0x17, 0x19, 0x1A, 0x10E), (0, 1, 0x11, 0xA0, 0xFF), (0, 15)):
+        assert cpu_signature(family, model, stepping) == types.cpu_sig(family, model, stepping)
+        assert vcpu_signature(f"{family}/{model:#x}/{stepping}") == cpu_signature(family, model, stepping)
+    assert vcpu_signature("0x19/17/0") == vcpu_signature("EPYC-Genoa")
+    for wrong in ("host", "max", "25/17", "25/17/16", "25/256/0", "999/1/1", "-1/1/1", "epyc", ""):
+        with pytest.raises(UserError):
+            vcpu_signature(wrong)
+
+
+# What sev-snp-measure 0.0.8 and 0.0.9 print, the last releases for these kernels.
+OLD_KERNELS = {
+    ("before-6.6", 1): "61264f1d2adf7e5b6c7ee2fd415e6e9ec6c36c5e956b1fd7"
+    "a1c0d5b957c80cf53a2a1184a08cea8b4d42598910cc75e5",
+    ("before-6.6", 5): "ba6926f86108a27545f74a2943a6e5aa602ae3daf2cd9609"
+    "f4073835f3afc9127dfa718170d651d1a5407715a2d57f87",
+    ("6.6", 1): "bbc96b56528cbb2620eeff767f35c9c8192b8152c2159c09"
+    "7bb2726df95429a3f6eca4f3e61221c36b21a8c5811baaf5",
+    ("6.6", 5): "054417f909d53581f5123a447206b46ba31bf222702b5aa9"
+    "1916cfb89d798d838bec415e7446d71ca845a754986608fa",
+}
+
+
+def test_generations_of_host_kernels(tmp_path: Path) -> None:
+    image = firmware(sections=[section for section in SECTIONS if section[2] != 4])  # which they do not know
+    launch = make_launch(tmp_path, firmware=write_file(tmp_path / "old", image))
+    found: dict[tuple[str, int], str] = {}
+    for name, kernel in HOST_KERNELS.items():
+        machine = Machine("EPYC-v4", kernel.guest_features, host_kernel(name))
+        found |= {(name, vcpus): one.hex() for vcpus, one in launch_digests_of(launch, (5, 1), machine).items()}
+    assert {key: found[key] for key in OLD_KERNELS} == OLD_KERNELS
+    assert len(set(found.values())) == 8, "no two generations measure the same"
+    assert found["6.9", 1] == launch_digest_of(launch).hex()
+    assert found["secure-tsc", 1] == launch_digest_of(dataclasses.replace(launch, guest_features=0x201)).hex()
+    with pytest.raises(UserError, match=r"found '6.7', expected one of before-6.6"):
+        host_kernel("6.7")
+
+
+@pytest.mark.parametrize("vmm", list(Vmm))
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_monitors_equal_to_the_other_implementation(tmp_path: Path, vmm: Vmm, with_kernel: bool) -> None:
+    guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
+    from sevsnpmeasure.vmm_types import VMMType
+
+    theirs = {Vmm.QEMU: VMMType.QEMU, Vmm.EC2: VMMType.ec2, Vmm.GCE: VMMType.gce}[vmm]
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"kernel")
+    hashes = KernelHashes(hashlib.sha256(b"kernel").digest(), NO_INITRD, hash_cmdline(b"word"))
+    signature = VCPU_SIGNATURES["EPYC-Milan"]
+    for number, sections in enumerate((SECTIONS, SECTIONS[::-1])):
+        path = tmp_path / f"firmware{number}"
+        path.write_bytes(firmware(sections=sections))
+        machine = Machine("EPYC-Milan", 0x1, vmm=vmm)
+        mine = measure_firmware(path, hashes if with_kernel else None, (1, 2, 7), machine)[0]
+        for vcpus, one in mine.items():
+            words = ("kernel", "", "word") if with_kernel else ("", "", "")
+            named = [str(tmp_path / words[0]) if with_kernel else "", *words[1:]]
+            assert one == guest.snp_calc_launch_digest(vcpus, signature, str(path), *named, 0x1, "", theirs)
+
+
+def test_monitors_measure_differently(tmp_path: Path) -> None:
+    path = tmp_path / "firmware"
+    path.write_bytes(firmware())
+    found = {vmm: measure_firmware(path, HASHES, [1], Machine("EPYC-v4", 1, vmm=vmm))[0][1] for vmm in Vmm}
+    assert len(set(found.values())) == 3
+    # What EC2 and GCE show a guest does not depend on a model; QEMU without one has nothing to show.
+    assert measure_firmware(path, HASHES, [1], Machine("", 1, vmm=Vmm.EC2))[0][1] == found[Vmm.EC2]
+    with pytest.raises(UserError, match="vcpu_model"):
+        measure_firmware(path, HASHES, [1], Machine("", 1))
+
+
+@needs_vectors
+def test_a_firmware_without_kernel_hashes(tmp_path: Path) -> None:
+    path = VECTORS / "idblock" / "ovmf_OvmfX64_suffix.bin"
+    guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
+    theirs = guest.snp_calc_launch_digest(2, VCPU_SIGNATURES["EPYC-v4"], str(path), "", "", "", 0x1, "")
+    assert measure_firmware(path, None, [2], Machine("EPYC-v4", 1))[0][2] == theirs
+    with pytest.raises(UserError, match="not an AmdSev build"):
+        measure_firmware(path, HASHES, [2], Machine("EPYC-v4", 1))
+
+
+SVSM_INFO = "a789a612-0597-4c4b-a49f-cbb1fe9d1ddd"
+
+
+def svsm(sections: Any = SECTIONS[:4], offset: int = 0x1234, guid: str = SVSM_INFO) -> bytes:
+    entries = [table_entry(METADATA, struct.pack("<I", 0x800)), table_entry(guid, struct.pack("<I", offset))]
+    return firmware(size=0x8000, sections=sections, entries=entries)
+
+
+def test_svsm_equal_to_the_other_implementation(tmp_path: Path) -> None:
+    guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
+    below, above = tmp_path / "svsm", tmp_path / "firmware"
+    above.write_bytes(firmware())
+    for sections, variables, model in (
+        (SECTIONS[:4], 0x1000, "EPYC-v4"),
+        (SECTIONS[3::-1], 0x84000, "EPYC-Genoa"),
+        (SECTIONS[:5], 0x1000, "EPYC-Milan"),
+    ):
+        below.write_bytes(svsm(sections))
+        for vcpus, one in measure_svsm(above, below, variables, (1, 3), model).items():
+            signature = VCPU_SIGNATURES[model]
+            assert one == guest.svsm_calc_launch_digest(vcpus, signature, str(above), variables, str(below), False)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (svsm(guid=RESET_BLOCK), "not an SVSM"),
+        (svsm(offset=0x8000), "an entry at 0x8000 of 0x8000 bytes"),
+        (svsm(sections=((0xFFFF8000, 0x1000, 1),)), "overlap"),
+        (svsm()[:-1], "multiple of 4096"),
+    ],
+)
+def test_what_is_no_svsm_is_refused_by_name(tmp_path: Path, image: bytes, words: str) -> None:
+    below, above = tmp_path / "svsm", tmp_path / "firmware"
+    above.write_bytes(firmware())
+    below.write_bytes(svsm())
+    measure_svsm(above, below, 0x1000, [1], "EPYC-v4")  # control
+    below.write_bytes(image)
+    with pytest.raises(UserError, match=words) as caught:
+        measure_svsm(above, below, 0x1000, [1], "EPYC-v4")
+    assert str(below) in caught.value.message
+
+
+def test_many_vcpu_counts_at_once_are_as_one_by_one(tmp_path: Path) -> None:
+    launch = make_launch(tmp_path)
+    counts = (64, 1, 2, 4, 2)
+    together = launch_digests_of(launch, counts)
+    assert set(together) == set(counts) and len(set(together.values())) == 4
+    assert together == {one: launch_digest_of(dataclasses.replace(launch, vcpus=one)) for one in counts}
+    for wrong in (0, -1, 4097):
+        with pytest.raises(UserError, match=f"vcpus: found {wrong}"):
+            launch_digests_of(launch, [1, wrong])
 
 
 @needs_vectors

@@ -69,7 +69,8 @@ def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
     from sevsnp.attestation import verify
 
     report = parse_report(evidence().report, "Genoa")
-    assert trust_domain(HardwareVerdict(Appraisal(report, (), ()), verify._TOKEN)) == "amd"
+    appraisal = Appraisal("accepted", "amd", "default", report, "VCEK", ())
+    assert trust_domain(HardwareVerdict(appraisal, verify._TOKEN)) == "amd"
 
     class Liar:
         def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,14 @@ def test_a_guest_with_acpi_runs_the_host_s_code() -> None:
 
 
 def test_a_check_without_a_reference_value_is_not_called_passed() -> None:
-    asked = outcomes(minimum_tcb=Tcb(1, 0, 0, 0), platform_info_required=0x20)
-    assert asked["minimum-tcb"] == asked["platform-info"] == "passed"
+    names = ("minimum-reported-tcb", "minimum-committed-tcb", "minimum-launch-tcb")
+    asked = outcomes(minimum_tcb=Tcb(1, 0, 0, 0), platform_info_required=0x10)
+    assert {asked[name] for name in names} == {asked["platform-info.ciphertext-hiding-dram-en"]} == {"passed"}
     nothing = outcomes(minimum_tcb=Tcb(0, 0, 0, 0), platform_info_required=0, platform_info_forbidden=0)
-    assert nothing["minimum-tcb"] == nothing["platform-info"] == "not-compared"
+    assert {nothing[name] for name in names} == {nothing["platform-info.smt-en"]} == {"not-compared"}
+
+
+def test_a_weaker_profile_is_named() -> None:
+    verdict = verify_emulated(evidence(), expected(), now(), root())
+    assert any("profile default: weaker than strict" in note for note in verdict.to_json()["notes"])
+    assert verdict.to_json()["profile"] == "default"

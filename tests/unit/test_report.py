@@ -23,7 +23,7 @@ def edited(offset: int, data: bytes, report: bytes | None = None) -> bytes:
     return raw[:offset] + data + raw[offset + len(data) :]
 
 
-@pytest.mark.parametrize("version", [2, 3, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_encoder_and_parser_agree(version: int) -> None:
     distinct = {
         "version": version, "guest_svn": 3, "policy": 0x3001F, "family_id": b"f" * 16, "image_id": b"i" * 16, "vmpl": 2,
@@ -69,8 +69,8 @@ def test_reserved_bytes_must_be_zero() -> None:
 @pytest.mark.parametrize(
     ("offset", "data", "words"),
     [
-        (0x000, b"\4", "version 4"),
-        (0x000, b"\6", "version 6"),
+        (0x000, b"\1", "version 1"),
+        (0x000, b"\6", "version 6, newer than 5"),
         (0x034, b"\2", "signature algorithm 2"),
         (0x048, b"\x20", "bits 31:5"),
         (0x048, b"\x08", "signing key 2"),

@@ -1,0 +1,264 @@
+"""The chain behind a report, ARK → ASK → VCEK or ARK → ASVK → VLEK, and the signatures on it.
+
+Source: AMD 57230. AMD's chips certify with serial number 0 and without key identifiers, so general path builders refuse
+them: the steps are checked here by hand. Which ARK is trusted is decided by SHA-256 of its DER and by nothing else.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
+
+from sevsnp.attestation.certificates import der
+from sevsnp.attestation.extensions import PARSER_ERRORS, Signer
+from sevsnp.vm.config import PlatformName, Product
+
+TrustDomain = Literal["amd", "emulated"]
+
+
+class ChainError(Exception):
+    """The certificates do not speak for the report; ``reason`` is a code of appraisal.Reason."""
+
+    def __init__(self, reason: Literal["unknown-root", "certificates", "validity"], message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class TrustRoot:
+    """What a verifier trusts: SHA-256 (32 bytes) of an ARK's DER → its product, or None where the root fixes none.
+
+    ``required_extensions`` are the critical extensions (dotted OIDs) that all three certificates must carry; no other
+    unknown critical extension is accepted. ``vendor`` is a root whose certificates have AMD's common names and which
+    publishes revocation lists.
+    """
+
+    domain: TrustDomain
+    platform: PlatformName
+    pins: tuple[tuple[bytes, Product | None], ...]
+    required_extensions: frozenset[str] = frozenset()
+    vendor: bool = False
+
+    def is_pinned(self, certificate: x509.Certificate) -> bool:
+        return any(pin == fingerprint(certificate) for pin, _ in self.pins)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The three certificates that speak for a report: VCEK or VLEK, ASK or ASVK, ARK."""
+
+    leaf: x509.Certificate
+    ask: x509.Certificate
+    ark: x509.Certificate
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.leaf, self.ask, self.ark))
+
+    def __hash__(self) -> int:
+        # A certificate's own hash is computed from all of it each time.
+        return self._hash
+
+
+def leaves(candidates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Those with an elliptic-curve key, each once: what may be a VCEK or VLEK."""
+    unique = dict.fromkeys(candidates)
+    return [one for one in unique if isinstance(public_key(one), ec.EllipticCurvePublicKey)]
+
+
+def issuer_among(
+    certificate: x509.Certificate, candidates: Sequence[x509.Certificate], root: TrustRoot
+) -> x509.Certificate | None:
+    """Who may have issued ``certificate``, by name; who really did, or is pinned, before who did not.
+
+    Only a choice among candidates: whatever is chosen has to pass :func:`verify_chain`.
+    """
+    named = [one for one in dict.fromkeys(candidates) if one != certificate and _named(one, certificate)]
+    named.sort(key=lambda one: (bool(issuing_problem(certificate, one)), not root.is_pinned(one)))
+    return named[0] if named else None
+
+
+@lru_cache(maxsize=64)
+def root_product(chain: Chain, root: TrustRoot) -> Product | None:
+    """The product of the pinned root that the chain's ARK is. Raises ChainError ``unknown-root`` where it is none."""
+    found = fingerprint(chain.ark)
+    for pin, product in root.pins:
+        if pin == found:
+            return product
+    raise ChainError("unknown-root", f"the ARK ({found.hex()}) is not a trusted root of {root.domain}")
+
+
+def verify_chain(chain: Chain, root: TrustRoot, now: datetime, signer: Signer = "VCEK") -> None:
+    """Verify ARK → ARK → ASK → leaf at the time ``now`` (aware). Raises ChainError; the pin is checked first."""
+    product = root_product(chain, root)
+    if problem := _standing_problem(chain, root, product, signer):
+        raise ChainError("certificates", problem)
+    for name, certificate in (("ARK", chain.ark), ("ASK", chain.ask), (signer, chain.leaf)):
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            span = f"{certificate.not_valid_before_utc:%F} to {certificate.not_valid_after_utc:%F}"
+            raise ChainError("validity", f"{name}: valid from {span}, and it is {now:%F %H:%M}")
+
+
+def authorities_problem(
+    ask: x509.Certificate, ark: x509.Certificate, root: TrustRoot, product: Product, signer: Signer, now: datetime
+) -> str:
+    """What is wrong with a pinned ARK and the ASK or ASVK below it at the time ``now``; nothing where all is well."""
+    chain = Chain(ask, ask, ark)
+    try:
+        if root_product(chain, root) not in (product, None):
+            return "another product's"
+    except ChainError as error:
+        return str(error)
+    for name, certificate, issuer in (("ARK", ark, ark), ("ASK", ask, ark)):
+        if problem := _link_problem(name, certificate, issuer, root, product, signer):
+            return f"{name}: {problem}"
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            return f"{name}: not valid at {now:%F %H:%M}"
+    return ""
+
+
+@lru_cache(maxsize=16)
+def verify_signature(leaf: x509.Certificate, r: int, s: int, signed: bytes) -> bool:
+    """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``.
+
+    Remembered for a moment: the leaf is chosen by it, and then verified.
+    """
+    key = public_key(leaf)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        return False
+    try:
+        key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> bool:
+    """Whether ``signature`` is the issuer's RSA-PSS (SHA-384, MGF1 with SHA-384, salt 48) signature of ``signed``."""
+    key = public_key(issuer)
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    try:
+        key.verify(signature, signed, padding.PSS(padding.MGF1(hashes.SHA384()), 48), hashes.SHA384())
+    except InvalidSignature:
+        return False
+    return True
+
+
+@lru_cache(maxsize=256)
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of its DER, 32 bytes."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+@lru_cache(maxsize=256)
+def public_key(certificate: x509.Certificate) -> object:
+    """Its key, or None where it has none that can be read."""
+    try:
+        return certificate.public_key()
+    except PARSER_ERRORS:
+        return None
+
+
+@lru_cache(maxsize=256)
+def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> str:
+    """Why ``issuer`` did not issue ``certificate``; nothing where it did."""
+    key = public_key(issuer)
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096 or key.public_numbers().e != 65537:
+        return "its issuer's key is not RSA-4096 with exponent 65537"
+    try:
+        digest = certificate.signature_hash_algorithm
+        algorithm = certificate.signature_algorithm_oid
+        if algorithm != SignatureAlgorithmOID.RSASSA_PSS or not isinstance(digest, hashes.SHA384):
+            return "not signed with RSA-PSS and SHA-384"
+    except PARSER_ERRORS as error:
+        return str(error)[:200]
+    if not _named(issuer, certificate):
+        return "its issuer's name is not that of the certificate above"
+    if not verify_pss(issuer, certificate.signature, certificate.tbs_certificate_bytes):
+        return "its signature is not its issuer's"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _standing_problem(chain: Chain, root: TrustRoot, product: Product | None, signer: Signer) -> str:
+    """What is wrong with a chain whatever the time; remembered, for a chain serves many reports."""
+    for name, certificate, issuer in (
+        ("ARK", chain.ark, chain.ark), ("ASK", chain.ask, chain.ark), (signer, chain.leaf, chain.ask),
+    ):  # fmt: skip
+        problem = _link_problem(name, certificate, issuer, root, product, signer)
+        if problem:
+            return f"{name}: {problem}"
+    key = public_key(chain.leaf)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        return f"{signer}: expected a P-384 key"
+    return ""
+
+
+def _link_problem(
+    name: str, certificate: x509.Certificate, issuer: x509.Certificate, root: TrustRoot, product: Product | None,
+    signer: Signer,
+) -> str:  # fmt: skip
+    problem = issuing_problem(certificate, issuer)
+    try:
+        problem = problem or _extensions_problem(name, certificate, root)
+        if root.vendor and not problem:
+            problem = _name_problem(name, certificate, product, signer)
+    except PARSER_ERRORS as error:
+        problem = str(error)[:200]
+    return problem
+
+
+@lru_cache(maxsize=256)
+def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
+    return issuer.subject.public_bytes() == subject.issuer.public_bytes()
+
+
+def _name_problem(name: str, certificate: x509.Certificate, product: Product | None, signer: Signer) -> str:
+    """AMD's common names (57230): they tell an ASK from an ASVK, and so a VCEK's chain from a VLEK's."""
+    expected = {
+        "ARK": f"ARK-{product}",
+        "ASK": f"SEV-VLEK-{product}" if signer == "VLEK" else f"SEV-{product}",
+    }.get(name, f"SEV-{signer}")
+    found = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return "" if found == [expected] else f"its common name is {', '.join(found) or 'missing'}, expected {expected}"
+
+
+def _extensions_problem(name: str, certificate: x509.Certificate, root: TrustRoot) -> str:
+    critical = {extension.oid.dotted_string for extension in certificate.extensions if extension.critical}
+    known = {ExtensionOID.BASIC_CONSTRAINTS.dotted_string, ExtensionOID.KEY_USAGE.dotted_string}
+    if strange := sorted(critical - known - root.required_extensions):
+        return f"unknown critical extension {', '.join(strange)}"
+    if missing := sorted(root.required_extensions - critical):
+        return f"without the critical extension {', '.join(missing)}"
+    try:
+        authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        signs = certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound:
+        authority = signs = False
+    if name in ("ARK", "ASK") and not (authority and signs):
+        return "not a certificate authority"
+    if name not in ("ARK", "ASK") and authority:
+        return "a certificate authority, expected a leaf"
+    return ""
+
+
+def pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    """Certificates as a PEM bundle."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+
+
+__all__ = [
+    "Chain", "ChainError", "TrustDomain", "TrustRoot", "der", "issuer_among", "issuing_problem", "leaves", "pem",
+    "public_key", "root_product", "verify_chain", "verify_pss", "verify_signature",
+]  # fmt: skip

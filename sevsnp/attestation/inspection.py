@@ -1,0 +1,129 @@
+"""What a report says, decoded to the bit, and whether a pinned root vouches for it; no word on whether to accept it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sevsnp.attestation.authentication import Endorser, Evidence, Nobody, authenticate, read_report
+from sevsnp.attestation.chain import TrustRoot
+from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.outcome import Check, Reason
+from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS, Report, SigningKey
+from sevsnp.attestation.rules import Anything
+from sevsnp.vm.config import Tcb
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``authentic`` is None where certificates could not be had; ``reason`` says why it is not true."""
+
+    authentic: bool | None
+    reason: str
+    product: str
+    signer: str
+    trust_domain: str
+    fields: Mapping[str, Any]
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "authentic": bool(self.authentic),
+            "undecided": self.authentic is None,
+            "reason": self.reason,
+            "product": self.product,
+            "signer": self.signer,
+            "trust_domain": self.trust_domain,
+            "fields": dict(self.fields),
+        }
+
+
+def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endorser | None = None) -> Inspection:
+    """Read and authenticate evidence at the time ``now`` (aware). Never raises for evidence."""
+    log = Checklist(root.domain)
+    report: Report | None = None
+    fields: dict[str, Any] = {}
+    try:
+        report, sent = read_report(log, evidence, None)
+        fields = describe(report)
+        if report.signing_key == SigningKey.NONE:
+            log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
+        nobody_asks = Anything("looked at where a revocation list can be had")
+        found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), nobody_asks)
+        fields["certificate"] = {
+            "product_name": found.leaf.product_name,
+            "tcb": _tcb(found.leaf.tcb),
+            "hardware_id": found.leaf.hwid.hex() if found.leaf.hwid else "",
+            "csp": found.leaf.csp or "",
+            "valid_from": f"{found.chain.leaf.not_valid_before_utc:%FT%TZ}",
+            "valid_until": f"{found.chain.leaf.not_valid_after_utc:%FT%TZ}",
+        }
+        log.stop_on_failure()
+        authentic: bool | None = True
+        reason = ""
+    except Stop:
+        decision, _, reason = log.decide()
+        authentic = None if decision == "undecided" else False
+    product = report.processor if report else ""
+    return Inspection(
+        authentic, reason, product, report.signing_key.name if report else "", root.domain, fields, log.checks()
+    )
+
+
+def describe(report: Report) -> dict[str, Any]:
+    """Every field of a report by its name in AMD 56860, for people and programs: bytes in hex, bits by name."""
+    cpuid = report.cpuid
+    return {
+        "version": report.version,
+        "guest_svn": report.guest_svn,
+        "policy": {
+            "raw": f"{report.policy:#x}",
+            "abi_major": report.guest_abi[0],
+            "abi_minor": report.guest_abi[1],
+            **_bits(report.policy, GUEST_POLICY_BITS),
+        },
+        "family_id": report.family_id.hex(),
+        "image_id": report.image_id.hex(),
+        "vmpl": report.vmpl,
+        "signature_algo": "ECDSA P-384 with SHA-384",
+        "current_tcb": _tcb(report.current_tcb),
+        "platform_info": {
+            "raw": f"{report.platform_info:#x}",
+            **_bits(report.platform_info, PLATFORM_INFO_BITS),
+            "unnamed": f"{report.platform_info & ~sum(1 << bit for bit in PLATFORM_INFO_BITS.values()):#x}",
+        },
+        "author_key_en": report.author_key,
+        "mask_chip_key": report.mask_chip_key,
+        "signing_key": report.signing_key.name,
+        "report_data": report.report_data.hex(),
+        "measurement": report.measurement.hex(),
+        "host_data": report.host_data.hex(),
+        "id_key_digest": report.id_key_digest.hex(),
+        "author_key_digest": report.author_key_digest.hex(),
+        "report_id": report.report_id.hex(),
+        "report_id_ma": report.report_id_ma.hex(),
+        "migration_agent": report.report_id_ma != NO_MIGRATION_AGENT,
+        "reported_tcb": _tcb(report.reported_tcb),
+        "cpuid": {"family": cpuid.family, "model": cpuid.model, "stepping": cpuid.stepping} if cpuid else None,
+        "chip_id": report.chip_id.hex(),
+        "committed_tcb": _tcb(report.committed_tcb),
+        "current_version": _version(report, "current_version"),
+        "committed_version": _version(report, "committed_version"),
+        "launch_tcb": _tcb(report.launch_tcb),
+        "launch_mit_vector": None if report.launch_mitigations is None else f"{report.launch_mitigations:#x}",
+        "current_mit_vector": None if report.current_mitigations is None else f"{report.current_mitigations:#x}",
+        "signature": {"r": f"{report.signature_r:096x}", "s": f"{report.signature_s:096x}"},
+    }
+
+
+def _bits(value: int, names: Mapping[str, int]) -> dict[str, bool]:
+    return {name: bool(value >> position & 1) for name, position in names.items()}
+
+
+def _tcb(tcb: Tcb) -> dict[str, int]:
+    return {name: value for name, value in vars(tcb).items() if value is not None}
+
+
+def _version(report: Report, name: str) -> str:
+    found = getattr(report, name)
+    return f"{found.major}.{found.minor}.{found.build}"

@@ -1,0 +1,54 @@
+"""Where certificates from AMD's service are kept: a directory that is the user's alone, whole files only."""
+
+import contextlib
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.files import write_atomic
+
+_MAX_FILE = 1 << 20
+
+
+def default_directory() -> Path:
+    """The user's cache directory (XDG)."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "openend2e-sevsnp" / "kds"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Files by name in ``directory`` (0700). A cache that cannot be written costs time, never an answer."""
+
+    directory: Path
+
+    def find(self, name: str) -> tuple[bytes, float]:
+        """What is kept under ``name``, nothing where there is none, and its age in seconds."""
+        try:
+            self._mine()
+            path = self.directory / name
+            with path.open("rb") as stream:
+                return stream.read(_MAX_FILE), max(0.0, time.time() - path.stat().st_mtime)
+        except OSError:
+            return b"", 0.0
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep ``data``; it appears whole."""
+        with contextlib.suppress(OSError):
+            self._mine()
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(self.directory / name, data, mode=0o600)
+
+    def _mine(self) -> None:
+        """Refuse a directory that others can write to."""
+        try:
+            status = self.directory.stat()
+        except FileNotFoundError:
+            return
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+            raise UserError(
+                f"{self.directory}: others can write to the certificate cache", f"chmod 700 {self.directory}"
+            )

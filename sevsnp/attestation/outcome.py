@@ -1,0 +1,162 @@
+"""What comes out of an appraisal: every check with what it expected and found, and accepted, refused or undecided."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from sevsnp.attestation.chain import TrustDomain
+from sevsnp.attestation.report import Report
+
+Outcome = Literal["passed", "failed", "not-compared", "not-reached"]
+Decision = Literal["accepted", "refused", "undecided"]
+
+
+class Reason(StrEnum):
+    """Why evidence is refused; also the names of the checks, in their order. Bits have a check each, by their name."""
+
+    REPORT_FORMAT = "report-format"
+    CERTIFICATES = "certificates"
+    UNKNOWN_ROOT = "unknown-root"
+    VALIDITY = "validity"
+    SIGNATURE = "signature"
+    PRODUCT = "product"
+    PLATFORM = "platform"
+    SIGNING_KEY = "signing-key"
+    CHIP_ID = "chip-id"
+    TCB = "tcb"
+    REVOCATION = "revocation"
+    REPORT_VERSION = "report-version"
+    ALLOWED_PRODUCT = "allowed-product"
+    ALLOWED_SIGNER = "allowed-signer"
+    CSP = "csp"
+    MASK_CHIP_KEY = "mask-chip-key"
+    ALLOWED_CHIP = "allowed-chip"
+    TCB_ORDER = "tcb-order"
+    REPORTED_TCB = "minimum-reported-tcb"
+    COMMITTED_TCB = "minimum-committed-tcb"
+    LAUNCH_TCB = "minimum-launch-tcb"
+    PROVISIONAL = "provisional-firmware"
+    FIRMWARE = "minimum-firmware"
+    MITIGATIONS = "launch-mitigations"
+    DEBUG_POLICY = "debug-policy"
+    MIGRATION_POLICY = "migration-policy"
+    GUEST_POLICY = "guest-policy"
+    GUEST_ABI = "guest-abi"
+    PLATFORM_INFO = "platform-info"
+    VMPL = "vmpl"
+    GUEST_SVN = "guest-svn"
+    FAMILY_ID = "family-id"
+    IMAGE_ID = "image-id"
+    HOST_DATA = "host-data"
+    ID_KEY = "id-key-digest"
+    AUTHOR_KEY = "author-key-digest"
+    REPORT_ID = "report-id"
+    MIGRATION_AGENT = "report-id-ma"
+    MEASUREMENT = "measurement"
+    REPORT_DATA = "report-data"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check and how it came out; ``reason`` says why it failed, was not reached, or has nothing to compare with."""
+
+    name: str
+    outcome: Outcome
+    expected: str = ""
+    found: str = ""
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the evidence here: passed, or not compared for the reason given."""
+        return self.outcome in ("passed", "not-compared")
+
+    @property
+    def detail(self) -> str:
+        """One line for people."""
+        if self.outcome == "failed" and (self.expected or self.found):
+            return f"found {self.found}, expected {self.expected}{f' ({self.reason})' if self.reason else ''}"
+        return self.reason or self.found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": str(self.name),
+            "ok": self.ok,
+            "outcome": self.outcome,
+            "expected": self.expected,
+            "found": self.found,
+            "reason": self.reason,
+        }
+
+
+class Refused(Exception):
+    """The evidence is not accepted: ``reason`` for programs, the message for people, ``checks`` with every outcome."""
+
+    def __init__(self, reason: Reason, message: str, trust_domain: TrustDomain, checks: tuple[Check, ...]) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.trust_domain, self.checks = reason, message, trust_domain, checks
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "trust_domain": self.trust_domain,
+            "accepted": False,
+            "undecided": isinstance(self, Undecided),
+            "reason": str(self.reason),
+            "message": self.message,
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+
+class Undecided(Refused):
+    """Nothing is wrong with the evidence so far, but what AMD says of it could not be had. Not an acceptance."""
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """How evidence came out under some trust root. It is not a verdict: what makes one is the root it was made with.
+
+    ``report`` is None where there was none to read. ``reason`` and ``message`` are of the first check that failed.
+    ``notes`` is what nobody who relies on this may overlook.
+    """
+
+    decision: Decision
+    trust_domain: TrustDomain
+    profile: str
+    report: Report | None
+    signer: str
+    checks: tuple[Check, ...]
+    reason: Reason | None = None
+    message: str = ""
+    open_roads: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        return self.decision == "accepted"
+
+    def require(self) -> Report:
+        """The report, where it was accepted. Raises :class:`Refused`, or :class:`Undecided`."""
+        if self.accepted and self.report and all(check.ok for check in self.checks):
+            return self.report
+        kind = Undecided if self.decision == "undecided" else Refused
+        raise kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs. ``accepted`` is for hardware: under another trust domain than AMD's it stays false."""
+        report = self.report
+        return {
+            "accepted": self.accepted and self.trust_domain == "amd",
+            "undecided": self.decision == "undecided",
+            "trust_domain": self.trust_domain,
+            "product": report.product if report else "",
+            "signer": self.signer,
+            "profile": self.profile,
+            "reason": str(self.reason or ""),
+            "message": self.message,
+            "measurement": report.measurement.hex() if report else "",
+            "chip_id": report.chip_id.hex() if report else "",
+            "report_data": report.report_data.hex() if report else "",
+            "open": list(self.open_roads),
+            "notes": list(self.notes),
+            "checks": [check.to_json() for check in self.checks],
+        }

@@ -1,0 +1,323 @@
+"""The owner's policy: for every field of a report an expected value, a floor, a set, or a don't-care with its reason.
+
+It stands in the VM config's ``[policy]`` or in a file of its own, and begins with a shipped profile or names every
+field itself. A field that nobody says anything about is an error, never a check that is left out.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation import profiles
+from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
+from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
+from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Value
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Tcb, VmConfig
+
+REPORT_DATA_SIZE = 64
+NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
+_REASON = 'a value, a list of values, or { any = "why it is not compared" }'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One rule for each thing that a report says; ``profile`` is the shipped profile that it began with, or "own"."""
+
+    profile: str
+    report_version: Rule
+    product: Rule
+    signer: Rule
+    csp: Rule
+    mask_chip_key: Rule
+    chip_id: Rule
+    guest_policy: Rule
+    guest_policy_bits: Bits
+    guest_abi: Rule
+    platform_info: Bits
+    reported_tcb: Rule
+    committed_tcb: Rule
+    launch_tcb: Rule
+    provisional_firmware: Rule
+    firmware: Rule
+    launch_mitigations: Rule
+    vmpl: Rule
+    guest_svn: Rule
+    family_id: Rule
+    image_id: Rule
+    measurement: Rule
+    host_data: Rule
+    id_key: Rule
+    author_key: Rule
+    report_id: Rule
+    migration_agent: Rule
+    report_data: Rule
+    revocation: Rule
+
+
+def read_policy(path: Path) -> dict[str, Any]:
+    """The document in a policy file (TOML). Raises :class:`UserError`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such policy file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not a policy file: {error}") from error
+
+
+def make_policy(
+    document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None = None
+) -> Policy:
+    """The policy of ``document`` for a VM config's guest; ``report_data`` (64 bytes) is what the verifier asked for.
+
+    Raises :class:`UserError` for a field that is missing, unknown or contradicts another.
+    """
+    return _Reader(document, source, config, report_data).policy()
+
+
+class _Reader:
+    def __init__(
+        self, document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None
+    ) -> None:
+        self.source, self.config, self.report_data = source, config, report_data
+        given = dict(document)
+        self.profile = given.pop("profile", "own")
+        if self.profile != "own" and self.profile not in profiles.PROFILES:
+            raise self.error("profile", self.profile, f"one of {', '.join(profiles.PROFILES)}")
+        base = profiles.PROFILES.get(self.profile, {})
+        for key in ("guest_policy_bits", "platform_info"):
+            # A bit may be said alone; the profile has the others.
+            if isinstance(given.get(key), dict) and isinstance(base.get(key), dict) and "any" not in given[key]:
+                given[key] = {**base[key], **given[key]}
+        self.values = {**base, **given}
+        self.overridden = sorted(set(given) & set(base)) if base else []
+
+    def error(self, key: str, found: Any, expected: str) -> UserError:
+        return UserError(f"{self.source}: policy: {key}: found {found!r}, expected {expected}")
+
+    def policy(self) -> Policy:
+        launch, reference = self.config.launch, self.config.require_reference()
+        integer = self.integers
+        rules: dict[str, Any] = {
+            "report_version": self.rule("report_version", integer(2, 5)),
+            "product": self.rule("product", _words("Milan", "Genoa", "Turin")),
+            "signer": self.rule("signer", _words("VCEK", "VLEK")),
+            "csp": self.rule("csp", _text),
+            "mask_chip_key": self.rule("mask_chip_key", _boolean),
+            "chip_id": self.rule("chip_id", self.hex(64, pad_from=8)),
+            "guest_policy": self.rule("guest_policy", integer(0, (1 << 64) - 1), launch.guest_policy),
+            "guest_policy_bits": self.bits("guest_policy_bits", GUEST_POLICY_BITS, 0, 0),
+            "guest_abi": self.rule("guest_abi", _version(2)),
+            "platform_info": self.bits(
+                "platform_info", PLATFORM_INFO_BITS, reference.platform_info_required, reference.platform_info_forbidden
+            ),
+            **{key: self.tcb(key, reference.minimum_tcb) for key in ("reported_tcb", "committed_tcb", "launch_tcb")},
+            "provisional_firmware": self.rule("provisional_firmware", _boolean),
+            "firmware": self.rule("firmware", _version(3)),
+            "launch_mitigations": self.mask("launch_mitigations"),
+            "vmpl": self.rule("vmpl", integer(0, 3), reference.vmpl),
+            "guest_svn": self.rule("guest_svn", integer(0, (1 << 32) - 1), reference.guest_svn),
+            "family_id": self.rule("family_id", self.hex(16), reference.family_id),
+            "image_id": self.rule("image_id", self.hex(16), reference.image_id),
+            "measurement": self.rule("measurement", self.hex(48), reference.launch_digest),
+            "host_data": self.rule("host_data", self.hex(32), launch.host_data),
+            "id_key": self.rule("id_key", self.key, reference.id_key_digest),
+            "author_key": self.rule("author_key", self.key, reference.author_key_digest),
+            "report_id": self.rule("report_id", self.hex(32)),
+            "migration_agent": self.rule("migration_agent", self.hex(32, none=NO_MIGRATION_AGENT)),
+            "report_data": self.bound(),
+            "revocation": self.rule("revocation", _words("required")),
+        }
+        assert set(rules) == {field.name for field in fields(Policy)} - {"profile"}
+        if self.values:
+            raise self.error(next(iter(self.values)), next(iter(self.values.values())), "no such field")
+        changed = f", with its own {', '.join(self.overridden)}" if self.overridden else ""
+        return Policy(profile=f"{self.profile}{changed}", **rules)
+
+    def take(self, key: str) -> Any:
+        if key not in self.values:
+            why = "" if self.profile == "own" else f" ({self.profile} leaves it to you)"
+            raise UserError(f"{self.source}: policy: {key}: missing{why}", f"say {_REASON}")
+        return self.values.pop(key)
+
+    def rule(self, key: str, parse: Callable[[Any], Value], own: Value | None = None) -> Rule:
+        """The rule for ``key``; ``own`` is what the VM config says, for the word vm-config."""
+        value = self.take(key)
+        if reason := self.any_reason(key, value):
+            return Anything(reason)
+        if isinstance(value, dict) and set(value) == {"at_least"}:
+            floor = self.parsed(key, parse, value["at_least"])
+            if isinstance(floor, bool | str | bytes):
+                raise self.error(key, value, "a list: there is no order in these values")
+            return AtLeast(floor)
+        items = value if isinstance(value, list) else [value]
+        if not items:
+            raise self.error(key, value, "at least one value")
+        found: list[Value] = []
+        for item in items:
+            if item == VM_CONFIG:
+                if own is None:
+                    raise self.error(key, item, "a value: the VM config has none")
+                found.append(own)
+            else:
+                found.append(self.parsed(key, parse, item))
+        return OneOf(tuple(found))
+
+    def parsed(self, key: str, parse: Callable[[Any], Value], item: Any) -> Value:
+        try:
+            return parse(item)
+        except ValueError as error:
+            raise self.error(key, item, str(error)) from None
+
+    def any_reason(self, key: str, value: Any) -> str:
+        if not isinstance(value, dict) or "any" not in value:
+            return ""
+        reason = value["any"]
+        if set(value) != {"any"} or not isinstance(reason, str) or len(reason.strip()) < 3:
+            raise self.error(key, value, '{ any = "the reason" }')
+        return reason
+
+    def bits(self, key: str, names: Mapping[str, int], required: int, forbidden: int) -> Bits:
+        value = self.take(key)
+        if not isinstance(value, dict) or "any" in value:
+            raise self.error(key, value, f"each of {', '.join(names)}: true, false or {{ any = … }}")
+        value = dict(value)
+        rules: dict[str, tuple[int, bool | Anything]] = {}
+        for name, position in names.items():
+            if name not in value:
+                raise UserError(f"{self.source}: policy: {key}.{name}: missing", "say true, false or { any = … }")
+            said = value.pop(name)
+            rule = Anything(reason) if (reason := self.any_reason(f"{key}.{name}", said)) else said
+            if not isinstance(rule, bool | Anything):
+                raise self.error(f"{key}.{name}", said, "true, false or { any = … }")
+            if key == "guest_policy_bits" and name in NEVER and rule is not False:
+                raise self.error(f"{key}.{name}", said, f"false: {NEVER[name]}")
+            rules[name] = (position, rule)
+        if value:
+            raise self.error(f"{key}.{next(iter(value))}", next(iter(value.values())), "no such bit")
+        return Bits(self.with_masks(key, rules, required, forbidden))
+
+    def with_masks(
+        self, key: str, rules: dict[str, tuple[int, bool | Anything]], required: int, forbidden: int
+    ) -> dict[str, tuple[int, bool | Anything]]:
+        """The VM config's masks on top; they may name bits that have no name yet."""
+        by_position = {position: name for name, (position, _) in rules.items()}
+        for position in range(64):
+            asked = [wanted for mask, wanted in ((required, True), (forbidden, False)) if mask >> position & 1]
+            name = by_position.get(position, f"bit_{position}")
+            before = rules.get(name, (position, None))[1]
+            if len(asked) == 2 or (asked and isinstance(before, bool) and before is not asked[0]):
+                raise UserError(f"{self.source}: {key}.{name}: the VM config asks for what the policy forbids")
+            if asked:
+                rules[name] = (position, asked[0])
+        return rules
+
+    def tcb(self, key: str, own: Tcb) -> Rule:
+        value = self.take(key)
+        if reason := self.any_reason(key, value):
+            return Anything(reason)
+        if value in (VM_CONFIG, VM_CONFIG_IF_ANY):
+            if any(vars(own).values()):
+                return TcbFloor(own)
+            if value == VM_CONFIG_IF_ANY:
+                return Anything("the VM config states no minimum TCB")
+            raise UserError(
+                f"{self.source}: policy: {key}: the VM config states no minimum TCB", "set MIN_TCB, and set up again"
+            )
+        parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.config.launch.product == "Turin" else []))
+        if not isinstance(value, dict) or set(value) != set(parts):
+            raise self.error(key, value, f"a table with {', '.join(parts)}, or {_REASON}")
+        for name, number in value.items():
+            if type(number) is not int or not 0 <= number <= 255:
+                raise self.error(f"{key}.{name}", number, "a number from 0 to 255")
+        return TcbFloor(Tcb(**value))
+
+    def mask(self, key: str) -> Rule:
+        value = self.take(key)
+        if reason := self.any_reason(key, value):
+            return Anything(reason)
+        mask = self.parsed(key, self.integers(1, (1 << 64) - 1), value)
+        assert isinstance(mask, int)
+        return AllSet(mask)
+
+    def bound(self) -> Rule:
+        """REPORT_DATA: what the verifier asked for, or else what the policy says."""
+        if self.report_data is None:
+            rule = self.rule("report_data", self.hex(REPORT_DATA_SIZE))
+        else:
+            if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):
+                raise UserError(f"{self.source}: policy: report_data: it is given for this verification, too")
+            rule = OneOf((self.report_data,))
+        # A report that the host itself asks for has REPORT_DATA zero: expecting that would bind nothing.
+        values = rule.values if isinstance(rule, OneOf) else ()
+        if not all(isinstance(one, bytes) and len(one) == REPORT_DATA_SIZE and any(one) for one in values):
+            raise UserError("expected REPORT_DATA: 64 bytes, not all zero")
+        return rule
+
+    @staticmethod
+    def integers(low: int, high: int) -> Callable[[Any], int]:
+        def parse(item: Any) -> int:
+            if isinstance(item, str) and re.fullmatch(r"0x[0-9a-f]{1,16}", item):
+                item = int(item, 16)
+            if type(item) is not int or not low <= item <= high:
+                raise ValueError(f"an integer from {low} to {high:#x}")
+            return item
+
+        return parse
+
+    @staticmethod
+    def hex(length: int, *, none: bytes | None = None, pad_from: int = 0) -> Callable[[Any], bytes]:
+        """Bytes in hex. ``none`` is what the word none stands for, ``pad_from`` a shorter length that zeros follow."""
+
+        def parse(item: Any) -> bytes:
+            if none is not None and item == "none":
+                return none
+            lengths = {2 * length, 2 * (pad_from or length)}
+            if not isinstance(item, str) or len(item) not in lengths or not re.fullmatch("[0-9a-f]*", item):
+                raise ValueError(f"{2 * length} lower-case hex digits ({length} bytes)")
+            return bytes.fromhex(item).ljust(length, b"\0")
+
+        return parse
+
+    def key(self, item: Any) -> bytes:
+        """The digest of an ID or author key: in hex, of a PEM file, or zero for none."""
+        if isinstance(item, str) and item.endswith(".pem"):
+            from sevsnp.attestation.id_block import key_digest_of
+
+            return key_digest_of(self.source.parent / item)
+        return self.hex(48, none=bytes(48))(item)
+
+
+def _words(*allowed: str) -> Callable[[Any], str]:
+    def parse(item: Any) -> str:
+        if item not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return str(item)
+
+    return parse
+
+
+def _text(item: Any) -> str:
+    if not isinstance(item, str) or not item:
+        raise ValueError("a name")
+    return item
+
+
+def _boolean(item: Any) -> bool:
+    if type(item) is not bool:
+        raise ValueError("true or false")
+    return item
+
+
+def _version(parts: int) -> Callable[[Any], tuple[int, ...]]:
+    def parse(item: Any) -> tuple[int, ...]:
+        pattern = r"\.".join([r"(\d{1,3})"] * parts)
+        match = re.fullmatch(pattern, item) if isinstance(item, str) else None
+        if not match:
+            raise ValueError(f"a version of {parts} numbers, as {'.'.join(['1', '55', '40'][:parts])}")
+        return tuple(int(part) for part in match.groups())
+
+    return parse

@@ -1,0 +1,118 @@
+"""The shipped policies: `strict`, `default` and `legacy-milan`. docs/policy.md has them bit by bit with their sources.
+
+A profile is written as a policy file is, so that one reader serves both. What strict leaves out the owner has to say.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Document = Mapping[str, Any]
+
+# From the VM config, where it must state something; and from it where it states something.
+VM_CONFIG, VM_CONFIG_IF_ANY = "vm-config", "vm-config-if-any"
+
+
+def any_for(reason: str) -> dict[str, str]:
+    """An explicit don't-care."""
+    return {"any": reason}
+
+
+_COMMON: Document = {
+    "csp": any_for("no VLEK is accepted, and only a VLEK names a cloud provider"),
+    "signer": ["VCEK"],  # one broken chip of a provider gives away its VLEK for all
+    "mask_chip_key": [False],
+    "guest_policy": VM_CONFIG,
+    "guest_abi": any_for("it is part of guest_policy, which is compared as a whole"),
+    "provisional_firmware": [False],  # current above committed: the host may still roll it back
+    "vmpl": VM_CONFIG,
+    "guest_svn": VM_CONFIG,
+    "family_id": VM_CONFIG,
+    "image_id": VM_CONFIG,
+    "measurement": VM_CONFIG,
+    "host_data": VM_CONFIG,
+    "id_key": VM_CONFIG,
+    "author_key": VM_CONFIG,
+    "report_id": any_for("random for each start of a guest; freshness comes from REPORT_DATA"),
+    "migration_agent": ["none"],  # a migration agent could hand the guest's state on; an ID key alone does not stop it
+}
+
+_TSME = any_for("encryption of all memory below SEV-SNP neither adds to it nor takes from it")
+
+STRICT: Document = {
+    **_COMMON,
+    # No product but these: arXiv 2605.12990 on Milan's endorsement keys. No chip_id: interposers and glitching need
+    # physical access, so the owner has to name the chips that he trusts the place of.
+    "report_version": {"at_least": 3},  # the first that says which processor it is
+    "product": ["Genoa", "Turin"],
+    "guest_policy_bits": {
+        "smt": False,  # CVE-2025-29943 and other attacks from the sibling thread
+        "migrate_ma": False,
+        "debug": False,
+        "single_socket": True,  # no traffic between sockets
+        "cxl_allow": False,  # no memory on a bus that others sit on
+        "mem_aes_256_xts": True,
+        "rapl_dis": True,  # no power readings
+        "ciphertext_hiding_dram": True,  # AMD-SB-3021 and other readers of ciphertext
+        "page_swap_disable": True,
+    },
+    "platform_info": {
+        "smt_en": False,
+        "tsme_en": _TSME,
+        "ecc_en": True,
+        "rapl_dis": True,
+        "ciphertext_hiding_dram_en": True,
+        "alias_check_complete": True,  # AMD-SB-3015, CVE-2024-21944
+        "tio_en": False,  # devices in the trust boundary are not in this report
+    },
+    "reported_tcb": VM_CONFIG,
+    "committed_tcb": VM_CONFIG,
+    "launch_tcb": VM_CONFIG,
+    "firmware": {"at_least": "1.55.38"},  # CVE-2024-21944, Genoa's first with the check for aliased memory
+    "launch_mitigations": any_for("AMD's list of bits is not in the sources of this profile; name those you need"),
+    "revocation": "required",
+}
+
+_LATER = "not demanded by this profile, strict does: "
+
+DEFAULT: Document = {
+    **_COMMON,
+    "report_version": {"at_least": 2},
+    "product": ["Genoa", "Turin"],
+    "chip_id": any_for("any genuine chip: what physical access does to a chip is not in a report"),
+    "guest_policy_bits": {
+        "smt": any_for(_LATER + "most hosts run with SMT"),
+        "migrate_ma": False,
+        "debug": False,
+        "single_socket": any_for(_LATER + "hosts with two sockets refuse it"),
+        "cxl_allow": False,
+        "mem_aes_256_xts": any_for(_LATER + "older hosts refuse it"),
+        "rapl_dis": any_for(_LATER + "older hosts refuse it"),
+        "ciphertext_hiding_dram": any_for(_LATER + "needs Linux 6.18 at the host"),
+        "page_swap_disable": any_for(_LATER + "older hosts refuse it"),
+    },
+    "platform_info": {
+        "smt_en": any_for(_LATER + "most hosts run with SMT"),
+        "tsme_en": _TSME,
+        "ecc_en": True,
+        "rapl_dis": any_for(_LATER + "a setting of the host's firmware"),
+        "ciphertext_hiding_dram_en": any_for(_LATER + "needs Linux 6.18 at the host"),
+        "alias_check_complete": True,
+        "tio_en": any_for(_LATER + "a guest without such devices is not touched by it"),
+    },
+    "reported_tcb": VM_CONFIG_IF_ANY,
+    "committed_tcb": VM_CONFIG_IF_ANY,
+    "launch_tcb": VM_CONFIG_IF_ANY,
+    "firmware": any_for("the TCB versions are what AMD counts up for security fixes"),
+    "launch_mitigations": any_for("only reports of version 5 have it"),
+    "revocation": any_for("looked at where a revocation list can be had, not demanded"),
+}
+
+_OLD = "Milan's firmware before 1.55.22 does not report it"
+
+LEGACY_MILAN: Document = {
+    **DEFAULT,
+    "product": ["Milan"],
+    "platform_info": {**DEFAULT["platform_info"], "ecc_en": any_for(_OLD), "alias_check_complete": any_for(_OLD)},
+}
+
+PROFILES: Mapping[str, Document] = {"strict": STRICT, "default": DEFAULT, "legacy-milan": LEGACY_MILAN}

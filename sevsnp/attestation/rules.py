@@ -1,0 +1,117 @@
+"""What a policy may say of a value: one of a set, at least, by the bit, or anything for a reason that is given."""
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sevsnp.vm.config import Tcb
+
+Value = int | str | bytes | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Equal to one of ``values``."""
+
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number, or a version as a tuple of numbers, that is not below ``floor``."""
+
+    floor: int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Not compared; ``reason`` says why, and every verdict repeats it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TcbFloor:
+    """No component below that of ``floor``: a TCB version is not ordered as one number."""
+
+    floor: Tcb
+
+
+@dataclass(frozen=True)
+class AllSet:
+    """Every bit of ``mask`` is one."""
+
+    mask: int
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What each bit must be: by name, its position and one, zero, or :class:`Anything`."""
+
+    rules: Mapping[str, tuple[int, "bool | Anything"]]
+
+
+Rule = OneOf | AtLeast | Anything | TcbFloor | AllSet
+
+
+def holds(rule: Rule, value: Value | Tcb | None) -> bool:
+    """Whether ``value`` satisfies ``rule``; a value that is not there (None) satisfies :class:`Anything` only."""
+    match rule, value:
+        case Anything(), _:
+            return True
+        case OneOf(values), bytes():
+            return any(isinstance(one, bytes) and hmac.compare_digest(one, value) for one in values)
+        case OneOf(values), int() | str() | tuple():
+            return value in values
+        case AtLeast(int(floor)), int():
+            return value >= floor
+        case AtLeast(tuple() as floor), tuple():
+            return value >= floor
+        case TcbFloor(floor), Tcb():
+            return at_most(floor, value)
+        case AllSet(mask), int():
+            return value & mask == mask
+    return False
+
+
+def at_most(low: Tcb, high: Tcb) -> bool:
+    """Whether no component of ``low`` is above ``high``'s."""
+    return all(a <= b for a, b in zip(_parts(low), _parts(high), strict=True))
+
+
+def _parts(tcb: Tcb) -> tuple[int, ...]:
+    return (tcb.fmc or 0, tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode)
+
+
+def show(value: Value | Tcb | None) -> str:
+    """A value as people read it: bytes in hex, versions with dots, TCB versions by component."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:#x}" if value > 0xFFFF else str(value)
+        case bytes():
+            return value.hex() if any(value) else f"zero ({len(value)} bytes)"
+        case tuple():
+            return ".".join(str(part) for part in value)
+        case Tcb():
+            fmc = "" if value.fmc is None else f"fmc {value.fmc} "
+            return f"{fmc}bootloader {value.bootloader} tee {value.tee} snp {value.snp} microcode {value.microcode}"
+    return str(value)
+
+
+def show_rule(rule: Rule) -> str:
+    """What a rule expects, in words."""
+    match rule:
+        case OneOf(values):
+            return " or ".join(show(value) for value in values) or "nothing at all"
+        case AtLeast(floor):
+            return f"at least {show(floor)}"
+        case TcbFloor(floor):
+            return f"at least {show(floor)}"
+        case AllSet(mask):
+            return f"all bits of {mask:#x}"
+        case Anything():
+            return "anything"

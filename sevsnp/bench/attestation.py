@@ -1,0 +1,20 @@
+"""What measuring costs, each beside another way in the same run."""
+
+import json
+import os
+from pathlib import Path
+
+from sevsnp.bench.build import show
+from sevsnp.bench.launch_digest import measure_launch_digest
+from sevsnp.errors import UserError
+from sevsnp.files import scratch_directory, write_atomic
+
+
+def bench_attestation(*, firmware: Path, results: Path, rounds: int = 5) -> None:
+    """Measure, print a table, and write ``results`` (JSON, as the build benchmark's). Needs 200 MB of disk."""
+    if not firmware.is_file():
+        raise UserError(f"{firmware}: no such file", "run: doit packages")
+    with scratch_directory(results.absolute()) as scratch:
+        rows = measure_launch_digest(firmware, scratch, rounds)
+    write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")
+    show(rows)

@@ -1,0 +1,117 @@
+"""What a launch digest costs beside hashing the initramfs alone, and beside sev-snp-measure where it is installed."""
+
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation.launch_digest import KernelHashes, Machine, hash_cmdline, hash_file, measure_firmware
+from sevsnp.errors import UserError
+
+INITRAMFS = 200_000_000
+_CMDLINE = "console=ttyS0"
+_MEMORY_GOAL = 40 << 20
+_TIME_GOAL = 1.5
+# A process of its own, and the most memory it ever had: getrusage would also count that of the process it came from.
+_PEAK = """
+import re, runpy, sys
+module, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__")
+except SystemExit as ended:
+    if ended.code:
+        raise
+print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+def measure_launch_digest(firmware: Path, scratch: Path, rounds: int, size: int = INITRAMFS) -> list[dict[str, Any]]:
+    """Rows as the build benchmark has them, and one of memory in bytes; ``size`` is the initramfs's, in bytes.
+
+    ``scratch`` is a directory for the files. Raises :class:`UserError` where the two disagree on a digest.
+    """
+    kernel, initrd = scratch / "kernel", scratch / "initrd"
+    kernel.write_bytes(os.urandom(1 << 16))
+    with initrd.open("wb") as stream:
+        for start in range(0, size, 1 << 20):
+            stream.write(os.urandom(min(1 << 20, size - start)))
+
+    def ours() -> bytes:
+        hashes = KernelHashes(hash_file(kernel, "kernel"), hash_file(initrd, "initrd"), hash_cmdline(_CMDLINE.encode()))
+        return measure_firmware(firmware, hashes, [1], Machine("EPYC-v4", 1))[0][1]
+
+    def bare() -> bytes:
+        return hash_file(initrd, "initrd")
+
+    works: dict[str, Callable[[], bytes]] = {"ours": ours, "bare": bare}
+    files = ("--kernel", str(kernel), "--initrd", str(initrd), "--append", _CMDLINE)
+    peaks = {"ours": _peak("sevsnp.attestation.measure_cli", "--firmware", str(firmware), *files)}
+    if importlib.util.find_spec("sevsnpmeasure"):
+        from sevsnpmeasure import guest
+        from sevsnpmeasure.vcpu_types import CPU_SIGS
+
+        def theirs() -> bytes:
+            words = (str(firmware), str(kernel), str(initrd), _CMDLINE, 1, "")
+            return bytes(guest.snp_calc_launch_digest(1, CPU_SIGS["EPYC-v4"], *words))
+
+        if theirs() != ours():
+            raise UserError("sev-snp-measure computes another launch digest", "one of the two is wrong: report it")
+        works["theirs"] = theirs
+        options = ("--mode", "snp", "--vcpus", "1", "--vcpu-type", "EPYC-v4", "--ovmf", str(firmware))
+        peaks["theirs"] = _peak("sevsnpmeasure.cli", *options, *files)
+    else:
+        print("  without sev-snp-measure, which is not installed: pip install sev-snp-measure")
+    seconds = _in_turns(works, rounds)
+    rows = [_row("launch digest ÷ SHA-256 of its initramfs", seconds["ours"], seconds["bare"], _TIME_GOAL)]
+    if "theirs" in works:
+        rows.append(_row("launch digest ÷ sev-snp-measure", seconds["ours"], seconds["theirs"], 1.0))
+    return [*rows, _memory_row(peaks, size)]
+
+
+def _in_turns(works: dict[str, Callable[[], bytes]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if number:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _row(name: str, ours: list[float], bare: list[float], goal: float) -> dict[str, Any]:
+    ratio = statistics.median(ours) / statistics.median(bare)
+    return {
+        "name": name,
+        "ratio": round(ratio, 2),
+        "goal": goal,
+        "met": ratio <= goal,
+        "seconds": [round(value, 4) for value in ours],
+        "bare_seconds": [round(value, 4) for value in bare],
+    }
+
+
+def _memory_row(peaks: dict[str, int], size: int) -> dict[str, Any]:
+    return {
+        "name": f"memory of `measure` with an initramfs of {size / 1e6:.0f} MB ÷ 40 MiB",
+        "ratio": round(peaks["ours"] / _MEMORY_GOAL, 2),
+        "goal": 1.0,
+        "met": peaks["ours"] < _MEMORY_GOAL,
+        "bytes": peaks,
+    }
+
+
+def _peak(module: str, *words: str) -> int:
+    """The most memory, in bytes, that a command of the Python ``module`` took."""
+    # Not through sevsnp.command, whose environment would lack where our modules are.
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, module, *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        raise UserError(f"{module}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1]) << 10

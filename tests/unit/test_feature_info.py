@@ -1,0 +1,193 @@
+"""sev-feature-info: the answer's bytes, the policy that fits it, and machines that have no answer."""
+
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import json
+import struct
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.settings import parse_tcb
+from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm.feature_info import (
+    host_product,
+    main,
+    parse_status,
+    policy_section,
+    read_status,
+    settings_lines,
+    warnings,
+)
+
+
+def answer(
+    state: int = 1, rmp: int = 1, flags: int = 0, current: bytes = b"\3\0\0\0\0\0\x08\x73", reported: bytes = b""
+) -> bytes:
+    return struct.pack("<BBBBIII", 1, 55, state, rmp, 40, flags, 7) + current + (reported or current)
+
+
+def test_an_answer() -> None:
+    status = parse_status(answer(flags=0b1010000, reported=b"\2\0\0\0\0\0\x07\x72"), "Genoa")
+    assert (status.api, status.build, status.state, status.rmp_initialized, status.guests) == (
+        "1.55", 40, "initialized", True, 7,
+    )  # fmt: skip
+    assert status.current_tcb == Tcb(bootloader=3, tee=0, snp=8, microcode=0x73)
+    assert status.reported_tcb == Tcb(bootloader=2, tee=0, snp=7, microcode=0x72)
+    assert [name for name, value in status.flags.items() if value] == ["rapl_dis", "ciphertext_hiding_en"]
+
+
+@pytest.mark.parametrize(
+    ("bit", "name"),
+    list(enumerate(
+        ("mask_chip_id", "mask_chip_key", "vlek_en", "feature_info", "rapl_dis", "ciphertext_hiding_cap",
+         "ciphertext_hiding_en", "bit_7")
+    )),
+)  # fmt: skip
+def test_every_flag_by_its_name(bit: int, name: str) -> None:
+    flags = parse_status(answer(flags=1 << bit), "Genoa").flags
+    assert [known for known, value in flags.items() if value] == [name]
+    assert not any(parse_status(answer(), "Genoa").flags.values())
+
+
+def test_turin_has_a_part_more() -> None:
+    tcb = b"\1\2\3\4\0\0\0\5"
+    status = parse_status(answer(current=tcb), "Turin")
+    assert status.current_tcb == Tcb(bootloader=2, tee=3, snp=4, microcode=5, fmc=1)
+    with pytest.raises(UserError, match="reserved bytes are not zero in Genoa's layout"):
+        parse_status(answer(current=tcb), "Genoa")
+
+
+@pytest.mark.parametrize("data", [b"", answer()[:-1], answer() + b"\0", answer(rmp=2)])
+def test_what_is_no_answer(data: bytes) -> None:
+    parse_status(answer(), "Genoa")  # control
+    with pytest.raises(UserError, match="platform status: "):
+        parse_status(data, "Genoa")
+
+
+PRODUCTS: list[tuple[Product, bytes]] = [
+    ("Milan", b"\3\0\0\0\0\0\x08\x73"), ("Genoa", b"\3\0\0\0\0\0\x08\x73"), ("Turin", b"\1\2\3\4\0\0\0\5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("product", "tcb"), PRODUCTS)
+def test_the_policy_is_of_the_reported_tcb(product: Product, tcb: bytes) -> None:
+    lower = tcb[:-1] + bytes((tcb[-1] - 1,))
+    status = parse_status(answer(current=tcb, reported=lower, flags=0b10000), product)
+    policy = tomllib.loads(policy_section(status))["policy"]
+    wanted = {name: value for name, value in dataclasses.asdict(status.reported_tcb).items() if value is not None}
+    assert policy["reported_tcb"] == policy["committed_tcb"] == policy["launch_tcb"] == wanted
+    assert (policy["product"], policy["firmware"]) == ([product], {"at_least": "1.55.40"})
+    assert policy["profile"] == ("legacy-milan" if product == "Milan" else "default")
+    assert policy["platform_info"] == {"rapl_dis": True}
+    assert "platform_info" not in tomllib.loads(policy_section(parse_status(answer(current=tcb), product)))["policy"]
+    line = next(line for line in settings_lines(status).splitlines() if line.startswith("min_tcb"))
+    parts = parse_tcb(line.split('"')[1])
+    assert {name: parts[name] for name in wanted} == wanted
+
+
+def test_what_to_be_warned_of() -> None:
+    assert warnings(parse_status(answer(), "Genoa")) == []
+    for data, words in (
+        (answer(state=0), "uninitialized"),
+        (answer(state=9), "unknown (9)"),
+        (answer(reported=b"\2\0\0\0\0\0\x08\x73"), "current TCB is not the reported one"),
+        (answer(flags=1), "chip id is masked"),
+        (answer(flags=2), "chip key is masked"),
+        (answer(flags=4), "VLEK"),
+    ):
+        (found,) = warnings(parse_status(data, "Genoa"))
+        assert words in found
+
+
+# The machine. What a driver would do is done by a function in place of the ioctl: no such machine is at hand.
+
+
+def test_the_driver_is_asked_as_it_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "sev"
+    device.touch()
+    seen: list[tuple[int, int]] = []
+
+    def ioctl(descriptor: object, request: int, command: bytearray, mutate: bool) -> int:
+        number, address, _ = struct.unpack("<IQI", command)
+        seen.append((request, number))
+        ctypes.memmove(address, answer(), 32)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    assert read_status(device) == answer()
+    assert seen == [(0xC0105300, 9)]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOTTY, "SEV-SNP is off, or the kernel too old"),
+        (errno.EINVAL, "SEV-SNP is off, or the kernel too old"),
+        (errno.EIO, "firmware status 0x16"),
+    ],
+)
+def test_the_driver_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+    device = tmp_path / "sev"
+    device.touch()
+
+    def ioctl(descriptor: object, request: int, command: bytearray, mutate: bool) -> int:
+        struct.pack_into("<I", command, 12, 0x16)
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    with pytest.raises(UserError, match="no") as caught:
+        read_status(device)
+    assert words in str(caught.value)
+
+
+def test_machines_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device, words in ((tmp_path / "sev", "no such device"), (Path("/dev/null"), "SEV-SNP is off")):
+        assert main(["--device", str(device), "--product", "Genoa"]) == 3
+        shown = capsys.readouterr()
+        assert shown.out == "" and words in shown.err and str(device) in shown.err
+
+
+def test_a_user_who_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "sev"
+    device.touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "no", str(device))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root, who runs tests in a container, may always
+    with pytest.raises(UserError, match="may not open it") as caught:
+        read_status(device)
+    assert "run it as root" in caught.value.hint
+
+
+def test_the_product_of_a_host(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    for family, model, product in ((25, 1, "Milan"), (25, 17, "Genoa"), (25, 160, "Genoa"), (26, 2, "Turin")):
+        numbers = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD\nstepping\t: 1\n"
+        cpuinfo.write_text(f"processor\t: 0\n{numbers}")
+        assert host_product(cpuinfo) == product
+    for text in ("", "cpu family\t: 6\nmodel\t\t: 85\nstepping\t: 7\n"):
+        cpuinfo.write_text(text)
+        with pytest.raises(UserError, match="no known product"):
+            host_product(cpuinfo)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--status", answer(flags=1).hex(), "--product", "Genoa"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "1.55 build 40" in shown and "warning: the chip id" in shown
+    assert tomllib.loads(shown[shown.index("[policy]") :])["policy"]["product"] == ["Genoa"]
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["reported_tcb"]["microcode"] == 0x73 and document["flags"]["mask_chip_id"] is True
+    assert main(["--status", "00", "--product", "Genoa"]) == 3
+    for wrong in (["--status", "zz"], ["--product", "Rome"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 64

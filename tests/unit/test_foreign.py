@@ -192,8 +192,11 @@ def test_links_stay_inside_the_image(tmp_path: Path) -> None:
 @pytest.fixture
 def volumes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(INITRAMFS))
+    others = sys.modules.get("linux")
     yield load_script(INITRAMFS / "appliance" / "volumes.py")
     sys.modules.pop("linux", None)
+    if others:
+        sys.modules["linux"] = others
 
 
 def test_partition_uuids(volumes: Any, raw: Path, tmp_path: Path) -> None:

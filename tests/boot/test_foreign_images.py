@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.command import run
+from sevsnp.e2e import wait_for_login
 from sevsnp.files import sha256_file
 from sevsnp.images.adopt import make_image_rootfs
 from sevsnp.images.filesystem import make_ext4
@@ -25,7 +26,8 @@ from tests.boot.foreign_disks import (
     mbr,
     small_root,
 )
-from tests.boot.shared import attested, refusal, started
+from tests.boot.luks import booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.boot.shared import Attested, attested, refusal, started
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 
@@ -107,15 +109,46 @@ def boots_to_ssh(built: Built, image: Path, directory: Path, *words: str) -> str
     copy = copy_built(built, directory / "project")
     said = copy.doit("setup_verity", f"IMAGE={image}", *words).stdout
     with started(copy, copy.config("emulated"), directory / "state") as running:
-        guest = attested(running)
-        assert guest.ssh("id -un").strip() == "user"
-        assert guest.ssh("findmnt -no FSTYPE,OPTIONS /").split()[0] == "ext4"
-        assert guest.ssh("systemctl is-system-running --wait || true").strip() == "running"
-        assert guest.ssh("cat /proc/swaps").count("\n") == 1
-        for unit in ("serial-getty@ttyS0.service", "swap.target", "systemd-growfs@.service"):
-            assert guest.ssh(f"systemctl is-enabled {unit} || true").strip() == "masked"
-        assert guest.ssh("stat -c '%a %u' /srv/ping /srv/one").split() == ["4755", "0", "640", "3000000"]
+        look_inside(attested(running))
     return said
+
+
+def boots_to_ssh_encrypted(built: Built, image: Path, directory: Path) -> None:
+    """The same for the encrypted workflow: converted, booted, its key released, logged in."""
+    shutil.copytree(built.config_dir, directory / "owner")
+    copy = Built(copy_built(built, directory / "project").project, directory / "owner")
+    copy.doit("setup_luks", f"IMAGE={image}")
+    owner = make_owner(copy, directory / "first")
+    with (
+        image_copy(copy.build / "luks" / "luks.img", directory / "disk") as disk,
+        booted(copy, luks_config(copy), disk, directory / "luks") as running,
+    ):
+        wait_for_key(running)
+        unlock(running, owner, directory / "attested")
+        wait_for_login(directory / "attested" / "ssh_config")
+        guest = Attested(running, directory / "attested")
+        look_inside(guest)
+        guest.ssh("sudo touch /kept")  # a root that is written to
+
+
+def look_inside(guest: Attested) -> None:
+    assert guest.ssh("id -un").strip() == "user"
+    assert guest.ssh("findmnt -no FSTYPE,OPTIONS /").split()[0] == "ext4"
+    assert guest.ssh("systemctl is-system-running --wait || true").strip() == "running"
+    assert guest.ssh("cat /proc/swaps").count("\n") == 1
+    for unit in ("serial-getty@ttyS0.service", "swap.target", "systemd-growfs@.service"):
+        assert guest.ssh(f"systemctl is-enabled {unit} || true").strip() == "masked"
+    assert guest.ssh("stat -c '%a %u' /srv/ping /srv/one").split() == ["4755", "0", "640", "3000000"]
+
+
+@pytest.mark.full
+def test_an_installed_system_on_lvm_encrypted(lvm: Path, built: Built, tmp_path: Path) -> None:
+    boots_to_ssh_encrypted(built, lvm, tmp_path)
+
+
+@pytest.mark.full
+def test_btrfs_subvolumes_encrypted(btrfs: Path, built: Built, tmp_path: Path) -> None:
+    boots_to_ssh_encrypted(built, btrfs, tmp_path)
 
 
 def test_an_installed_system_on_lvm(lvm: Path, built: Built, maker: Maker, tmp_path: Path) -> None:

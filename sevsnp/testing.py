@@ -18,7 +18,7 @@ def run_tests(full: bool = False, select: str = "") -> None:
     """Run pytest: without the slow sweeps unless ``full``, and only the tests that ``select`` (pytest's -k) names."""
     # A guest keeps one core busy; more than four of them at once would make time-outs of tests that measure time.
     argv = [sys.executable, "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
-    argv += ["--dist", "loadgroup", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
+    argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
     if not full:
         argv += ["-m", "not full"]
     if select:

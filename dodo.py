@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - nothing is loaded before the secret is out of the environment
 
+import importlib
 import os
 
 from sevsnp.taken_key import take_over
@@ -13,23 +14,13 @@ from sevsnp.doit_commands import adopt
 from sevsnp.reporter import Reporter
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
-from tasks import (
-    bench,
-    cache,
-    docs,
-    e2e,
-    guest,
-    idblock,
-    initramfs,
-    luks,
-    luks_guest,
-    packages,
-    release,
-    setup,
-    tools,
-    verity,
-)
 from tasks.project import end_cleanly
+
+# One module a stage; a new one is a word here.
+STAGES = (
+    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "idblock", "tools", "e2e", "release",
+    "bench", "cache", "docs",
+)  # fmt: skip
 
 # What is built must not depend on who builds it.
 os.umask(0o022)
@@ -37,9 +28,8 @@ end_cleanly()
 forgive()
 adopt()
 
-for _module in (
-    setup, packages, initramfs, guest, verity, luks, luks_guest, idblock, tools, e2e, release, bench, cache, docs,
-):  # fmt: skip
+for _stage in STAGES:
+    _module = importlib.import_module(f"tasks.{_stage}")
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
 
 DOIT_CONFIG = {

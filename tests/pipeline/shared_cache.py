@@ -180,8 +180,7 @@ def make_small_project(target: Path) -> None:
     copy_project(target)
     (target / "sevsnp" / "standins.py").write_text(FUNCTIONS)
     (target / "tasks" / "standins.py").write_text(TASKS)
-    _replace(target / "dodo.py", r"from tasks import .*", "from tasks import setup, standins")
-    _replace(target / "dodo.py", r"for _module in \(.*\):", "settings()\nfor _module in (setup, standins):")
+    _replace(target / "dodo.py", r"STAGES = \([^)]*\)", 'settings()\nSTAGES = ("setup", "standins")')
     _replace(target / "dodo.py", r"import end_cleanly", "import end_cleanly, settings")
     _replace(target / "sevsnp" / "store" / "registry.py", r"timeout: float = 10\.0", f"timeout: float = {TIMEOUT}")
 

@@ -107,8 +107,7 @@ class Bench:
         (project / "sevsnp" / "standin.py").write_text(LIBRARY)
         (project / "tasks" / "standin.py").write_text(TASKS)
         dodo = project / "dodo.py"
-        text = dodo.read_text().replace("from tasks import ", "from tasks import standin, ")
-        dodo.write_text(text.replace("(setup,", "(standin, setup,"))
+        dodo.write_text(dodo.read_text().replace('"setup",', '"standin", "setup",'))
         return project
 
     def start(self, project: Path, *words: str, **variables: str) -> "subprocess.Popen[str]":

@@ -212,9 +212,7 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
     problem = _chip_id_problem(report, leaf, root)
     # A platform that masks its chip id, and one that signs with a VLEK, has zero there.
     certified_chip = bytes(64) if leaf.hwid is None else leaf.hwid.ljust(64, b"\0")
-    log.require(
-        Reason.CHIP_ID, not problem, expected=show(certified_chip), found=show(report.chip_id), message=problem
-    )
+    log.require(Reason.CHIP_ID, not problem, expected=show(certified_chip), found=show(report.chip_id), message=problem)
     log.require(
         Reason.TCB, leaf.tcb == report.reported_tcb,
         expected=f"REPORTED_TCB {show(leaf.tcb)}, for which the {leaf.signer} is", found=show(report.reported_tcb),

@@ -94,7 +94,6 @@ def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], 
     return Directory.read(options.certs, behind) if options.certs else behind
 
 
-
 def read_evidence(options: argparse.Namespace) -> Evidence:
     """The evidence in the files of the command line."""
     found = read_input(read_file(options.report), str(options.report))

@@ -79,9 +79,7 @@ def make_policy(
 
 
 class _Reader:
-    def __init__(
-        self, document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None
-    ) -> None:
+    def __init__(self, document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None) -> None:
         self.source, self.config, self.report_data = source, config, report_data
         given = dict(document)
         self.profile = given.pop("profile", "own")

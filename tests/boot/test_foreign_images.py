@@ -173,6 +173,7 @@ def test_an_installed_system_on_lvm(lvm: Path, built: Built, maker: Maker, tmp_p
     shutil.rmtree(project)
 
 
+@pytest.mark.full
 def test_btrfs_subvolumes(btrfs: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
     """The root is the subvolume that its own fstab names, not its snapshot; @home and nested ones are folded in."""
     said = boots_to_ssh(built, btrfs, tmp_path)
@@ -192,6 +193,7 @@ def ext4(maker: Maker, path: Path, entries: list[Entry], journal: bool = False) 
     return path
 
 
+@pytest.mark.full
 def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> None:
     """Two roots on an MBR disk are listed, and ROOT_DEVICE says which. Control: with one of them nothing is asked."""
     roots = [ext4(maker, tmp_path / f"{mark}.img", small_root(mark)) for mark in ("one", "two")]
@@ -221,6 +223,7 @@ def test_an_encrypted_root_is_refused(built: Built, maker: Maker, tmp_path: Path
     refusal(lambda: imported(maker, built, disk, tmp_path / "out.tar", "/dev/vda2"), "encrypted (LUKS)")
 
 
+@pytest.mark.full
 def test_attributes_survive_or_the_image_is_refused(built: Built, maker: Maker, tmp_path: Path) -> None:
     """ACLs and user attributes come out of the appliance, and are refused by name before a file system drops them."""
     disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("etc/kept", ""), text_entry("srv/file", "x")])
@@ -241,6 +244,7 @@ def test_attributes_survive_or_the_image_is_refused(built: Built, maker: Maker, 
     assert list(check_attributes([found["etc/mark"]]))
 
 
+@pytest.mark.full
 def test_a_disk_that_was_not_shut_down(built: Built, maker: Maker, tmp_path: Path) -> None:
     """The journal has the last file. Control: without it, as noload would have it, the file is not there."""
     disk = ext4(maker, tmp_path / "disk.raw", small_root(), journal=True)
@@ -261,6 +265,7 @@ def test_a_disk_that_was_not_shut_down(built: Built, maker: Maker, tmp_path: Pat
     assert disk.read_bytes() == before
 
 
+@pytest.mark.full
 def test_what_fstab_wants_and_the_image_lacks(built: Built, maker: Maker, tmp_path: Path) -> None:
     """A /var that is elsewhere: refused. Control: with nofail the guest does without, and that is said."""
     missing = "UUID=00000000-1111-2222-3333-444444444444"
@@ -280,6 +285,7 @@ def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker
     assert [name for name in found if facts(found[name]) != facts(original[name])] == []
 
 
+@pytest.mark.full
 def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -> None:
     """The same bytes from the same image, whoever looks: what was made of it can be reproduced."""
     disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("usr/sbin/modprobe", "", 0o755)])

@@ -127,6 +127,7 @@ def ended(guest: Guest) -> str:
     return log.partition(FATAL)[2].partition("\n")[0]
 
 
+@pytest.mark.full
 def test_the_disk_keeps_what_is_written_and_an_old_copy_is_refused(luks: Luks, tmp_path: Path) -> None:
     state, old = tmp_path / "state", tmp_path / "old.img"
     with luks.waiting(state) as guest:

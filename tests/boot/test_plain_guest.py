@@ -22,6 +22,7 @@ SECONDS = 240
         pytest.param("run_sev_snp_direct_boot", True, marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_it_boots_lets_its_owner_in_and_powers_off(built: Built, task: str, banner: bool, tmp_path: Path) -> None:
     image = built.build / "guest" / "sevsnptest.qcow2"
     before = image.stat().st_mtime_ns

@@ -175,8 +175,15 @@ ROWS: dict[str, Row] = {
         ("initramfs/get_report.py",),
         tuple(
             f"build/bin/{name}"
-            for name in ("get_report", "verify_report", "verify_report_emulated", "measure", "idblock-generator",
-                         "sev-feature-info")
+            for name in (
+                "get_report",
+                "verify_report",
+                "verify_report_emulated",
+                "inspect_report",
+                "measure",
+                "idblock-generator",
+                "sev-feature-info",
+            )
         ),
     ),
 }
@@ -267,7 +274,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: looked at again, and then copied from the cache.
-    "CONFIG_DIR": ("{tmp}/keys", CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"_guest_rootfs"}),
+    "CONFIG_DIR": ("{tmp}/keys", VERITY | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"_guest_rootfs"}),
     "CACHE_DIR": ("{tmp}/downloads", NONE),
     "SEVSNP_CACHE": ("{tmp}/cache", NONE),
     "CACHE": ("off", NONE),

@@ -123,6 +123,7 @@ def made_anew(ground: Ground) -> None:
     assert "▸" not in ground.doitw(*ground.words).stdout
 
 
+@pytest.mark.full
 def test_a_build_that_is_killed_and_a_machine_that_is(ground: Ground, tmp_path: Path) -> None:
     """SIGKILL of doit while the appliance writes, then of the appliance's QEMU; then the rerun, and one more kill."""
     process = start(ground, tmp_path / "output")

@@ -25,6 +25,14 @@ from tests.unit.test_signature import CHECK, encrypted_key, make_key, needs_open
 
 pytestmark = needs_openssl
 
+LUKS = tuple(
+    f"build/luks/{name}"
+    for name in (
+        "luks.img", "header.bin", "header.sha256", "tables.sha256", "cmdline", "cmdline.emulated",
+        "vm-config-luks.toml", "vm-config-luks.emulated.toml",
+    )
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def released(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Released:
@@ -42,9 +50,10 @@ def test_it_lists_what_was_built(released: Released) -> None:
     assert LINK in bundle and bundle <= set(artefacts)
     assert set(artefacts) - bundle == {
         "packages.lock", "requirements.lock", "build/snp-release/packages.json",
-        "build/debs/initramfs/packages.json", "build/debs/guest/packages.json",
+        "build/debs/initramfs/packages.json", "build/debs/guest/packages.json", "build/debs/appliance/packages.json",
         "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd", "build/kernel/vmlinuz", "build/kernel/version",
         "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst", "build/initramfs.plain.cpio.zst",
+        "build/initramfs.appliance.cpio.zst", *LUKS,
         "build/guest/packages.tar", "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2",
         "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt",
         "build/verity/cmdline", "build/verity/cmdline.emulated", *CONFIG.values(), "build/bin/get_report",
@@ -128,7 +137,7 @@ def test_the_sbom_is_valid_and_named_by_digest(released: Released) -> None:
     document = json.loads(sbom.read_bytes())
     assert schema_errors(document) == []
     sets = {item["value"] for component in document["components"] for item in component["properties"]}
-    assert sets == {"tools", "firmware", "kernel", "initramfs", "guest", "python"}
+    assert sets == {"appliance", "tools", "firmware", "kernel", "initramfs", "guest", "python"}
 
 
 def test_the_same_build_gives_the_same_bytes(built: Built, released: Released, tmp_path: Path) -> None:

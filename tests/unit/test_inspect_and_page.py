@@ -136,7 +136,15 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no Chromium here")
     page = tmp_path / "page.html"
     page.write_text(render_page(outcome(), NOW))
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=360,640", "--dump-dom", f"file://{page}"]
+    words = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=360,640",
+        "--dump-dom",
+        f"file://{page}",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     assert "<h1>Accepted</h1>" in done.stdout and "CONSOLE" not in done.stderr
 

@@ -2,13 +2,14 @@
 
 # ruff: noqa: E402 - nothing is loaded before the secret is out of the environment
 
-import importlib
 import os
 
 from sevsnp.taken_key import take_over
 
 # Before anything else is loaded, and so before anything can be started.
 take_over()
+
+import importlib
 
 from sevsnp.doit_commands import adopt
 from sevsnp.reporter import Reporter

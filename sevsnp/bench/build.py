@@ -210,7 +210,7 @@ def _enlarge(copy: Copy, directory: Path) -> None:
 def _bare_image(copy: Copy) -> None:
     """An image like ours and its hash tree, made and checked by the same programs and nothing else."""
     # With room for the inodes that mke2fs gives a file system of that size unless told otherwise.
-    size = (copy.build / "verity" / "verity.img").stat().st_size * 51 // 50 // 4096 * 4096
+    size = (copy.build / "verity" / "verity.img").stat().st_size * 53 // 50 // 4096 * 4096
     tools = copy.build / "snp-release" / "bin"
     image, tree = copy.bare / "image", copy.bare / "tree"
     image.unlink(missing_ok=True)

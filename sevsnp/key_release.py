@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sevsnp import taken_key
 from sevsnp.attestation.appraisal import Evidence
 from sevsnp.attestation.client import MAX_ANSWER, parse_object, printable, read_base64, read_host_keys
 from sevsnp.attestation.report_data import NONCE_SIZE, luks_report_data
@@ -24,7 +25,7 @@ from sevsnp.errors import UserError
 from sevsnp.owner import Verdict
 
 REQUEST = b"openend2e-sevsnp/1 luks\n"
-MAX_KEY = 4096
+MAX_KEY = taken_key.MAX_KEY
 MAX_GENERATION = (1 << 63) - 1
 # Seconds: for connection and handshake, for the evidence, and for opening the disk, whose key may be made from a
 # passphrase by a processor that is emulated.

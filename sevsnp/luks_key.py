@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sevsnp import progress
+from sevsnp import progress, taken_key
 from sevsnp.errors import UserError
 
 # The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
-DESCRIPTOR_VARIABLE = "SEVSNP_LUKS_KEY_FD"
+DESCRIPTOR_VARIABLE = taken_key.DESCRIPTOR
 PROMPT = "-"
 MADE_BYTES = 32
-MOST_BYTES = 4096
+MOST_BYTES = taken_key.MAX_KEY
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Kind = Literal["made", "given"]

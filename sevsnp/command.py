@@ -7,12 +7,12 @@ All of them go through here but QEMU, which a host bundle starts too, where ther
 import atexit
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,13 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
-
-from plumbum.machines.local import LocalMachine
+from typing import IO, TYPE_CHECKING, cast
 
 from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.files import disks
+
+if TYPE_CHECKING:
+    from plumbum.machines.local import LocalMachine
 
 # A command that hangs must not hang the build; what legitimately takes longer says so.
 DEFAULT_TIMEOUT = 600.0
@@ -35,10 +36,6 @@ GRACE = 5.0
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-
-# plumbum adds the environment of its machine to what a command is given; this machine's is empty.
-_BARE = LocalMachine()
-_BARE.env.clear()
 
 # The process that ends them should this one be killed, and its list of them (sevsnp.guardian).
 _guardian: list["subprocess.Popen[bytes]"] = []
@@ -83,17 +80,21 @@ def run(
     """
     words = [str(word) for word in argv]
     shown = shlex.join(words)
-    with _started(
-        words,
-        hint,
-        env=environment({"TMPDIR": _private_temporary(), **(env or {})}),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL if stdin is None and feed is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        fed = _Feeder(process, feed) if feed else None
+    with (
+        _feeder(feed) as fed,
+        _started(
+            words,
+            hint,
+            env=environment({"TMPDIR": _private_temporary(), **(env or {})}),
+            cwd=cwd,
+            stdin=fed.theirs if fed else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+    ):
+        if fed:
+            fed.start()
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -119,25 +120,38 @@ def _check_room(words: Sequence[str], shown: str, said: bytes) -> None:
         )
 
 
+@contextlib.contextmanager
+def _feeder(feed: Callable[[IO[bytes]], object] | None) -> Iterator["_Feeder | None"]:
+    if feed is None:
+        yield None
+        return
+    # Not a pipe: a full pipe wakes its writer for each page that is read, a socket when half of it is free.
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield _Feeder(ours, theirs, feed)
+
+
 class _Feeder:
     """Writes a child's input from a thread; what goes wrong there is raised by :meth:`finish`."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", feed: Callable[[IO[bytes]], object]) -> None:
-        assert process.stdin is not None
-        # Another descriptor of the same pipe: communicate() closes its own at once.
-        self._stream = os.fdopen(os.dup(process.stdin.fileno()), "wb")
-        with contextlib.suppress(OSError):  # only faster: the two take turns less often
-            fcntl.fcntl(self._stream, fcntl.F_SETPIPE_SZ, 1 << 20)
+    def __init__(self, ours: socket.socket, theirs: socket.socket, feed: Callable[[IO[bytes]], object]) -> None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # only faster: the two take turns less often
+        self._ours = ours
+        self.theirs = theirs
         self._feed = feed
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        """To be called when the child has its end."""
+        self.theirs.close()
+        self._thread = threading.Thread(target=self._work, args=(os.fdopen(self._ours.detach(), "wb"),), daemon=True)
         self._thread.start()
 
-    def _work(self) -> None:
+    def _work(self, stream: IO[bytes]) -> None:
         try:
-            with self._stream:
-                self._feed(self._stream)
-        except BrokenPipeError:
+            with stream:
+                self._feed(stream)
+        except (BrokenPipeError, ConnectionResetError):
             pass  # the child has ended, and says why
         except BaseException as error:
             self._error = error
@@ -194,7 +208,7 @@ def _started(
     *,
     env: Mapping[str, str],
     cwd: Path | None,
-    stdin: int | None = None,
+    stdin: int | socket.socket | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
     start_new_session: bool = False,
@@ -208,7 +222,7 @@ def _started(
         _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
     try:
         # Absolute, or a relative path would be looked for under cwd.
-        started = _BARE[str(Path(program).absolute())].popen(
+        started = _bare()[str(Path(program).absolute())].popen(
             words[1:],
             env=dict(env),
             cwd=str(cwd or Path.cwd()),
@@ -255,6 +269,15 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         _guard(f"-{path}")
+
+
+@functools.cache
+def _bare() -> "LocalMachine":
+    from plumbum.machines.local import LocalMachine  # a tenth of the time in which doit finds nothing to do
+
+    machine = LocalMachine()
+    machine.env.clear()  # plumbum adds it to what a command is given
+    return machine
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
+from sevsnp.yaml_loader import safe_loader
 
 _NAMES = ("exclude", "directories")
 _FILES = ("init", "emulated", "plain", "appliance")
@@ -21,7 +22,7 @@ def read_list(path: Path, *keys: str) -> dict[str, list[Any]]:
     import yaml  # doit loads this module for every command
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), safe_loader())  # noqa: S506 (a safe one)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):

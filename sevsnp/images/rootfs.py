@@ -51,13 +51,14 @@ def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
     tree: dict[str, Entry] = {"": Entry("", Kind.DIRECTORY, 0o755, mtime=EPOCH)}
     for layer in layers:
         if layer.remove:
-            patterns = [pattern(text) for text in layer.remove]
-            tree = {name: entry for name, entry in tree.items() if not any(p.fullmatch(name) for p in patterns)}
+            removed = re.compile("|".join(pattern(text).pattern for text in layer.remove), re.DOTALL)
+            tree = {name: entry for name, entry in tree.items() if not removed.fullmatch(name)}
             tree.setdefault("", Entry("", Kind.DIRECTORY, 0o755, mtime=EPOCH))
         for entry in layer.entries:
             _put(tree, entry, layer.name)
+        sound: set[str] = set()
         for entry in layer.entries:
-            _check_parents(tree, entry.name, layer.name)
+            _check_parents(tree, entry.name, layer.name, sound)
     return dict(sorted(tree.items(), key=lambda item: item[0].split("/")))
 
 
@@ -78,9 +79,13 @@ def _put(tree: dict[str, Entry], entry: Entry, layer: str) -> None:
     tree[entry.name] = entry
 
 
-def _check_parents(tree: dict[str, Entry], name: str, layer: str) -> None:
+def _check_parents(tree: dict[str, Entry], name: str, layer: str, sound: set[str]) -> None:
+    """``sound`` are the directories that were looked at before, with all above them."""
     while name:
         name = name.rpartition("/")[0]
+        if name in sound:
+            return
+        sound.add(name)
         parent = tree.get(name)
         if parent is None:
             tree[name] = Entry(name, Kind.DIRECTORY, 0o755, mtime=EPOCH)

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
-from sevsnp.images.verity import BLOCK_SIZE, VerityParameters, fixed_salt
+from sevsnp.images.hash_tree import BLOCK_SIZE
+from sevsnp.images.verity import VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
 from sevsnp.settings import parse_tcb
 from sevsnp.store import session

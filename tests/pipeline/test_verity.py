@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity, verify
+from sevsnp.images.hash_tree import HashTree
+from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity
 
 ROOT, SALT = "a" * 64, fixed_salt("test")
 
@@ -25,7 +26,7 @@ def tree(data: bytes, salt: bytes) -> tuple[bytes, bytes]:
     return digest(level), b"".join(reversed(levels))
 
 
-@pytest.mark.parametrize("blocks", [2, 128, 129, 20000])
+@pytest.mark.parametrize("blocks", [1, 2, 128, 129, 20000])
 def test_equal_to_a_second_implementation(tools: Path, tmp_path: Path, blocks: int) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"".join(number.to_bytes(4, "big") * 1024 for number in range(blocks)))
@@ -37,17 +38,54 @@ def test_equal_to_a_second_implementation(tools: Path, tmp_path: Path, blocks: i
     assert found.word() == f"1:4096:4096:{blocks}:0:sha256:{root.hex()}:{SALT}"
 
 
-@pytest.mark.parametrize("victim", ["image", "tree"])
-def test_one_changed_byte_is_noticed(tools: Path, tmp_path: Path, victim: str) -> None:
+def damaged_by(tools: Path, where: Path, place: int) -> Path:
+    """Tools whose veritysetup, when it is done, changes one byte of the tree."""
+    where.mkdir()
+    program = where / "veritysetup"
+    program.write_text(
+        f'#!/bin/sh\n{tools}/veritysetup "$@" || exit\n'
+        f'for tree; do :; done; printf X | dd of="$tree" bs=1 seek={place} conv=notrunc status=none\n'
+    )
+    program.chmod(0o755)
+    return where
+
+
+@pytest.mark.parametrize("place", [0, 31, 40, 4100, 3 * 4096 + 44 * 32 - 1, 4 * 4096 - 1, 4 * 4096])
+def test_what_veritysetup_gets_wrong_is_noticed(
+    tools: Path, tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "image").write_bytes(bytes(4096 * 300))
-    files = tmp_path / "image", tmp_path / "tree"
-    parameters = make_verity(*files, tmp_path / "r", salt=SALT, tools=tools)
-    verify(*files, parameters, tools=tools)
-    with (tmp_path / victim).open("r+b") as stream:
-        stream.seek(4096 * 1 + 5)
-        stream.write(b"\x01")
-    with pytest.raises(UserError, match="veritysetup"):
-        verify(*files, parameters, tools=tools)
+    bad = damaged_by(tools, tmp_path / "tools", place)
+
+    def made() -> VerityParameters:
+        return make_verity(tmp_path / "image", tmp_path / "tree", tmp_path / "r", salt=SALT, tools=bad)
+
+    with pytest.raises(UserError, match="hash tree of its image"):
+        made()
+    assert not (tmp_path / "r").exists()
+    # Control: unchecked, it would pass for the image's tree.
+    monkeypatch.setattr(HashTree, "check", lambda *_: None)
+    made()
+    assert (tmp_path / "tree").read_bytes() != tree(bytes(4096 * 300), bytes.fromhex(SALT))[1]
+
+
+def test_a_wrong_root_hash_is_noticed(tools: Path, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(4096 * 300))
+    other = tmp_path / "tools" / "veritysetup"
+    other.parent.mkdir()
+    other.write_text(f'#!/bin/sh\n{tools}/veritysetup "$@" | tr 0-9 1-90\n')
+    other.chmod(0o755)
+    with pytest.raises(UserError, match=r"root hash \w+ by veritysetup, expected"):
+        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=SALT, tools=other.parent)
+
+
+def test_the_second_tree_ends_with_the_first(tmp_path: Path) -> None:
+    with (tmp_path / "image").open("wb") as stream:
+        stream.truncate(1 << 40)  # hours
+    (tmp_path / "veritysetup").write_text("#!/bin/sh\necho broken >&2; exit 1\n")
+    (tmp_path / "veritysetup").chmod(0o755)
+    with pytest.raises(UserError, match="broken"):
+        make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=SALT, tools=tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 4095, 4097])

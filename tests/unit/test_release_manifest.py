@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images.verity import BLOCK_SIZE
+from sevsnp.images.hash_tree import BLOCK_SIZE
 from sevsnp.release.launch import boots_with_acpi, with_acpi
 from sevsnp.release.manifest import TYPE, make_manifest, parse_manifest, render_manifest
 from sevsnp.release.verify import MAX_MANIFEST, verify_manifest

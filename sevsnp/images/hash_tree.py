@@ -1,0 +1,99 @@
+"""The dm-verity hash tree by our own hand: whatever else makes one has to make the same.
+
+The layout is that of the kernel's Documentation/admin-guide/device-mapper/verity.rst, version 1: each block of 4,096
+bytes is hashed after the salt, 128 digests are a block of the level above, and the topmost level lies first.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sevsnp.errors import UserError
+from sevsnp.files import CHUNK
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+BLOCK_SIZE = 4096
+_DIGESTS = BLOCK_SIZE // 32
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: its length in blocks of 4,096 bytes, and the SHA-256 of all of them as they lie in the file."""
+
+    blocks: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class HashTree:
+    """What fixes a tree: the ``root_hash`` (32 bytes), and its ``levels`` from the top."""
+
+    root_hash: bytes
+    levels: tuple[Level, ...]
+
+    def check(self, file: Path) -> None:
+        """Raises UserError unless ``file`` is this tree and nothing else."""
+        with file.open("rb") as stream:
+            for number, level in enumerate(self.levels):
+                found = hashlib.sha256()
+                for _ in range(level.blocks):
+                    found.update(stream.read(BLOCK_SIZE))
+                if found.digest() != level.sha256:
+                    raise UserError(f"{file.name}: level {number} from the top is not the hash tree of its image")
+            if stream.read(1):
+                raise UserError(f"{file.name}: longer than the hash tree of its image")
+
+
+def hash_tree(image: Path, salt: bytes, stopped: threading.Event | None = None) -> HashTree:
+    """The tree of ``image``, a whole number of blocks and one at least; it takes little memory whatever the size.
+
+    ``stopped`` ends the work early, from another thread, with InterruptedError.
+    """
+    salted = hashlib.sha256(salt)
+
+    def digest(block: bytes) -> bytes:
+        hashed = salted.copy()
+        hashed.update(block)
+        return hashed.digest()
+
+    def level(below: Iterable[bytes], written: "_Hash") -> Iterator[bytes]:
+        digests: list[bytes] = []
+        for block in below:
+            digests.append(digest(block))
+            if len(digests) == _DIGESTS:
+                yield _packed(digests, written)
+                digests = []
+        if digests:
+            yield _packed(digests, written)
+
+    # Each level takes from the one below as it needs, so that one block of each is in memory.
+    length, blocks = image.stat().st_size // BLOCK_SIZE, _blocks(image, stopped)
+    lengths, hashes = [], []
+    while length > 1:
+        length = -(-length // _DIGESTS)
+        lengths.append(length)
+        hashes.append(hashlib.sha256())
+        blocks = level(blocks, hashes[-1])
+    (top,) = blocks
+    levels = (Level(blocks, each.digest()) for blocks, each in zip(lengths, hashes, strict=True))
+    return HashTree(digest(top), tuple(levels)[::-1])
+
+
+def _packed(digests: list[bytes], written: "_Hash") -> bytes:
+    block = b"".join(digests).ljust(BLOCK_SIZE, b"\0")
+    written.update(block)
+    return block
+
+
+def _blocks(image: Path, stopped: threading.Event | None) -> Iterator[bytes]:
+    with image.open("rb", buffering=0) as stream:
+        while piece := stream.read(CHUNK):
+            if stopped and stopped.is_set():
+                raise InterruptedError
+            for place in range(0, len(piece), BLOCK_SIZE):
+                yield piece[place : place + BLOCK_SIZE]

@@ -154,7 +154,7 @@ def _leaf(
     # With one candidate there is nothing to choose, and the signature is verified once, later.
     fitting = [one for one in found if fits(one)] if len(found) > 1 else found
     # AMD certifies the same key again with new dates.
-    fitting.sort(key=lambda one: not one.not_valid_before_utc <= now <= one.not_valid_after_utc)
+    fitting.sort(key=lambda one: not chains.is_valid_at(one, now))
     if fitting and (len(found) > 1 or fits(fitting[0])):
         return fitting[0]
     if signer == "VCEK":

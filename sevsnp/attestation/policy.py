@@ -83,7 +83,7 @@ class _Reader:
         self.source, self.config, self.report_data = source, config, report_data
         given = dict(document)
         self.profile = given.pop("profile", "own")
-        if self.profile != "own" and self.profile not in profiles.PROFILES:
+        if self.profile not in ("own", *profiles.PROFILES):  # a list in a file has no hash
             raise self.error("profile", self.profile, f"one of {', '.join(profiles.PROFILES)}")
         base = profiles.PROFILES.get(self.profile, {})
         for key in ("guest_policy_bits", "platform_info"):

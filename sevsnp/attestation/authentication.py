@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cryptography import x509
 
@@ -67,8 +67,7 @@ class Nobody:
         raise Unreachable("none was looked for")
 
 
-@dataclass(frozen=True)
-class Authentic:
+class Authentic(NamedTuple):
     """A report with the chain that vouches for it."""
 
     report: Report

@@ -23,7 +23,7 @@ NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could
 _REASON = 'a value, a list of values, or { any = "why it is not compared" }'
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
     """One rule for each thing that a report says; ``profile`` is the shipped profile that it began with, or "own"."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -95,9 +96,9 @@ def test_no_variable_that_is_read(words: list[str], monkeypatch: pytest.MonkeyPa
     read: set[str] = set()
 
     class Watched(dict[str, str]):
-        def get(self, key: str, default: object = None) -> object:
+        def get(self, key: str, default: Any = None) -> Any:
             read.add(key)
-            return super().get(key, default)  # type: ignore[arg-type]
+            return super().get(key, default)
 
         def __getitem__(self, key: str) -> str:
             read.add(key)

@@ -17,6 +17,8 @@ from sevsnp.errors import UserError
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
 FORMAT = 1
+# Shown wherever a guest, or a verdict about one, is emulated.
+BANNER = "EMULATED – NOT CONFIDENTIAL"
 TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "vm-config.toml.j2"
 
 

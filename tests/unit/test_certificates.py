@@ -17,13 +17,14 @@ from sevsnp.attestation.chain import Chain, ChainError, TrustRoot
 from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.verify import _AMD
 from sevsnp.emulation import psp as soft
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Product, Tcb
 from tests.unit.evidence import VECTORS, needs_vectors, psp
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 START = NOW - timedelta(hours=1)
-MARK = frozenset({soft.EMULATION_OID})
+MARK = frozenset({EMULATION_OID})
 Builder = x509.CertificateBuilder
 
 
@@ -123,10 +124,10 @@ def test_wrong_chains() -> None:
 @pytest.mark.parametrize("name", ["ARK", "ASK", "VCEK"])
 def test_the_mark_is_required_by_the_emulation_and_refused_by_all_others(name: str) -> None:
     issuer, key = ("ASK", "ASK") if name == "VCEK" else ("ARK", "ARK")
-    bare = without(builder(name, issuer), soft.EMULATION_OID)
+    bare = without(builder(name, issuer), EMULATION_OID)
     wrong = chain(**{name.lower(): soft._certify(bare, rsa_key(key))})
-    assert refused(wrong) == ("certificates", f"{name}: without the critical extension {soft.EMULATION_OID}")
-    uncritical = soft._certify(add(bare, (soft.EMULATION_OID, b"\5\0")), rsa_key(key))
+    assert refused(wrong) == ("certificates", f"{name}: without the critical extension {EMULATION_OID}")
+    uncritical = soft._certify(add(bare, (EMULATION_OID, b"\5\0")), rsa_key(key))
     assert refused(chain(**{name.lower(): uncritical}))[0] == "certificates"
     # Were an emulated ARK ever pinned for production, its chain would still be refused.
     assert "unknown critical extension" in refused(chain(), root_of(chain(), frozenset()))[1]

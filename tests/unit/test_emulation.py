@@ -127,7 +127,13 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
     assert not list(tsm.iterdir())
 
 
-ALLOWED = {"sevsnp.errors", "sevsnp.vm.cmdline", "sevsnp.vm.config", "sevsnp.emulation.report_encoder"}
+ALLOWED = {
+    "sevsnp.errors",
+    "sevsnp.vm.cmdline",
+    "sevsnp.vm.config",
+    "sevsnp.emulation.report_encoder",
+    "sevsnp.emulation.mark",
+}
 ALLOWED |= {f"sevsnp.attestation.{name}" for name in ("ovmf", "launch_digest", "report", "vmsa", "id_block")}
 
 

@@ -17,9 +17,8 @@ from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.vm.config import BANNER, VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
-from sevsnp.vm.platforms import BANNER
 
 
 class Verdict(Protocol):

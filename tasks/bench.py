@@ -47,7 +47,7 @@ def task_bench() -> Iterator[Task]:
     }
     yield {
         "name": "attestation",
-        "doc": "Measure launch digests, beside sev-snp-measure",
+        "doc": "Measure verifications, and launch digests beside sev-snp-measure",
         **command(
             "sevsnp.bench.attestation:bench_attestation",
             needs=["packages"],

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from sevsnp.attestation.authentication import Authentic, Endorser, Evidence, Nobody, authenticate, read_report
@@ -16,13 +17,13 @@ from sevsnp.attestation.checklist import Checklist, Stop
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
-from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show
+from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show, show_rule
 from sevsnp.vm.config import Launch, Tcb, VmConfig
 
 __all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expected:
     """What the evidence must say: the policy, and the launch of the guest it is about."""
 
@@ -137,6 +138,8 @@ FIELDS: tuple[Field, ...] = (
     (Reason.MEASUREMENT, lambda p: p.measurement, lambda a: a.report.measurement),
     (Reason.REPORT_DATA, lambda p: p.report_data, lambda a: a.report.report_data),
 )
+PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | None]]
+PlannedBit = tuple[Reason, Rule, str, str, Callable[[Report], int], int]
 BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]], ...] = (
     ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),
     ("platform-info", Reason.PLATFORM_INFO, lambda p: p.platform_info, lambda r: r.platform_info),
@@ -163,17 +166,34 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
     ):
         bit = int(report.policy & mask > 0)
         log.require(reason, not bit, expected=f"{name} 0", found=f"{name} {bit}")
-    for reason, rule, value in FIELDS:
-        log.rule(reason, rule(policy), value(found))
-    for prefix, reason, bits, number in BITS:
-        for name, (position, wanted) in bits(policy).rules.items():
-            if prefix == "guest-policy" and name in NEVER:
-                continue  # above
-            one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
-            log.rule(reason, one, number(report) >> position & 1, f"{prefix}.{name.replace('_', '-')}")
-    unknown = report.platform_info & ~sum(1 << position for position, _ in policy.platform_info.rules.values())
+    fields, bits, named = _plan(policy, FIELDS)
+    for reason, rule, expected, value in fields:
+        log.rule(reason, rule, value(found), expected=expected)
+    for reason, rule, expected, name, number, position in bits:
+        log.rule(reason, rule, number(report) >> position & 1, name, expected)
+    unknown = report.platform_info & ~named
     shown = f"; bits without a name: {unknown:#x}" if unknown else ""
     log.not_compared(Reason.PLATFORM_INFO, "each bit has a check of its own", f"{report.platform_info:#x}{shown}")
+
+
+@lru_cache(maxsize=16)
+def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[list[PlannedField], list[PlannedBit], int]:
+    """The rules of ``policy`` with their words and names, and the mask of PLATFORM_INFO's bits that have a rule.
+
+    Remembered by the policy's identity, for one policy serves many reports.
+    """
+    compared: list[PlannedField] = []
+    for reason, of, value in fields:
+        rule = of(policy)
+        compared.append((reason, rule, show_rule(rule), value))
+    bits: list[PlannedBit] = []
+    for prefix, reason, of_bits, number in BITS:
+        for name, (position, wanted) in of_bits(policy).rules.items():
+            if prefix == "guest-policy" and name in NEVER:
+                continue  # compared whatever the policy says
+            one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
+            bits.append((reason, one, show_rule(one), f"{prefix}.{name.replace('_', '-')}", number, position))
+    return compared, bits, sum(1 << position for position, _ in policy.platform_info.rules.values())
 
 
 def _provisional(report: Report) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cryptography import x509
 
@@ -67,8 +67,7 @@ class Nobody:
         raise Unreachable("none was looked for")
 
 
-@dataclass(frozen=True)
-class Authentic:
+class Authentic(NamedTuple):
     """A report with the chain that vouches for it."""
 
     report: Report
@@ -154,7 +153,7 @@ def _leaf(
     # With one candidate there is nothing to choose, and the signature is verified once, later.
     fitting = [one for one in found if fits(one)] if len(found) > 1 else found
     # AMD certifies the same key again with new dates.
-    fitting.sort(key=lambda one: not one.not_valid_before_utc <= now <= one.not_valid_after_utc)
+    fitting.sort(key=lambda one: not chains.is_valid_at(one, now))
     if fitting and (len(found) > 1 or fits(fitting[0])):
         return fitting[0]
     if signer == "VCEK":

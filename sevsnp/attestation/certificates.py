@@ -5,7 +5,6 @@ Sources: the GHCB specification (certificate table; the GUIDs), AMD 57230. Nothi
 
 import re
 import struct
-import uuid
 import warnings
 from functools import lru_cache
 
@@ -15,11 +14,12 @@ from cryptography.utils import CryptographyDeprecationWarning
 from sevsnp.attestation.extensions import PARSER_ERRORS
 from sevsnp.errors import UserError
 
-VCEK_GUID = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
-VLEK_GUID = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
-ASK_GUID = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")  # an ASVK stands under it too
-ARK_GUID = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
-CRL_GUID = uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
+# In the byte order of RFC 4122, as they stand in the table.
+VCEK_GUID = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
+VLEK_GUID = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1")
+ASK_GUID = bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782")  # an ASVK stands under it too
+ARK_GUID = bytes.fromhex("c0b406a4a803495297433fb6014cd0ae")
+CRL_GUID = bytes.fromhex("92f81bc358114d3d97ffd19f88dc67ea")
 
 _MAX_CERTIFICATES = 16
 _MAX_BYTES = 1 << 20
@@ -49,24 +49,23 @@ def _load(data: bytes) -> tuple[x509.Certificate, ...]:
         raise UserError(f"certificates: neither PEM nor DER: {str(error).splitlines()[0][:200]}") from error
 
 
-def parse_certificate_table(table: bytes) -> dict[uuid.UUID, bytes]:
+def parse_certificate_table(table: bytes) -> dict[bytes, bytes]:
     """An extended report's certificate table: GUID → certificate bytes; empty for an empty or all-zero table.
 
     Entries are GUID (16 bytes, RFC 4122 order), offset and length (u32 little-endian), ended by an all-zero entry.
     """
     if len(table) > _MAX_BYTES:
         raise UserError(f"certificate table: {len(table)} bytes, expected at most {_MAX_BYTES}")
-    entries: dict[uuid.UUID, bytes] = {}
+    entries: dict[bytes, bytes] = {}
     if not table:
         return entries
     for position in range(0, len(table) - 23, 24):
         guid, offset, length = struct.unpack_from("<16sII", table, position)
         if not any(guid):
             return entries
-        name = uuid.UUID(bytes=guid)
-        if name in entries or offset + length > len(table):
-            raise UserError(f"certificate table: entry {name} is there twice or reaches outside the table")
-        entries[name] = table[offset : offset + length]
+        if guid in entries or offset + length > len(table):
+            raise UserError(f"certificate table: entry {guid.hex()} is there twice or reaches outside the table")
+        entries[guid] = table[offset : offset + length]
     raise UserError("certificate table: no end")
 
 

@@ -102,7 +102,7 @@ def verify_chain(chain: Chain, root: TrustRoot, now: datetime, signer: Signer = 
     if problem := _standing_problem(chain, root, product, signer):
         raise ChainError("certificates", problem)
     for name, certificate in (("ARK", chain.ark), ("ASK", chain.ask), (signer, chain.leaf)):
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        if not is_valid_at(certificate, now):
             span = f"{certificate.not_valid_before_utc:%F} to {certificate.not_valid_after_utc:%F}"
             raise ChainError("validity", f"{name}: valid from {span}, and it is {now:%F %H:%M}")
 
@@ -120,7 +120,7 @@ def authorities_problem(
     for name, certificate, issuer in (("ARK", ark, ark), ("ASK", ask, ark)):
         if problem := _link_problem(name, certificate, issuer, root, product, signer):
             return f"{name}: {problem}"
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        if not is_valid_at(certificate, now):
             return f"{name}: not valid at {now:%F %H:%M}"
     return ""
 
@@ -157,6 +157,14 @@ def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> boo
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """SHA-256 of its DER, 32 bytes."""
     return certificate.fingerprint(hashes.SHA256())
+
+
+def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether ``now`` (aware) is in a certificate's time; never in that of one whose dates are none."""
+    try:
+        return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+    except PARSER_ERRORS:
+        return False
 
 
 @lru_cache(maxsize=256)
@@ -209,6 +217,8 @@ def _link_problem(
 ) -> str:  # fmt: skip
     problem = issuing_problem(certificate, issuer)
     try:
+        if not certificate.not_valid_before_utc <= certificate.not_valid_after_utc:
+            problem = problem or "it ends before it begins"
         problem = problem or _extensions_problem(name, certificate, root)
         if root.vendor and not problem:
             problem = _name_problem(name, certificate, product, signer)
@@ -219,7 +229,10 @@ def _link_problem(
 
 @lru_cache(maxsize=256)
 def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
-    return issuer.subject.public_bytes() == subject.issuer.public_bytes()
+    try:
+        return issuer.subject.public_bytes() == subject.issuer.public_bytes()
+    except PARSER_ERRORS:  # names are parsed when they are asked for
+        return False
 
 
 def _name_problem(name: str, certificate: x509.Certificate, product: Product | None, signer: Signer) -> str:
@@ -259,6 +272,6 @@ def pem(certificates: Iterable[x509.Certificate]) -> bytes:
 
 
 __all__ = [
-    "Chain", "ChainError", "TrustDomain", "TrustRoot", "der", "issuer_among", "issuing_problem", "leaves", "pem",
-    "public_key", "root_product", "verify_chain", "verify_pss", "verify_signature",
+    "Chain", "ChainError", "TrustDomain", "TrustRoot", "der", "is_valid_at", "issuer_among", "issuing_problem",
+    "leaves", "pem", "public_key", "root_product", "verify_chain", "verify_pss", "verify_signature",
 ]  # fmt: skip

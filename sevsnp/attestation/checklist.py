@@ -13,7 +13,8 @@ from sevsnp.vm.config import Tcb
 T = TypeVar("T")
 
 
-_NAMES = frozenset(str(reason) for reason in Reason)
+_REASONS = tuple(Reason)  # iterating over the class itself is slow
+_NAMES = frozenset(str(reason) for reason in _REASONS)
 
 
 class Unreachable(Exception):
@@ -69,9 +70,13 @@ class Checklist:
         else:
             self.failed(reason, message, expected=expected, found=found)
 
-    def rule(self, reason: Reason, rule: Rule, value: Value | Tcb | None, name: str = "") -> None:
-        """Compare a value with the policy's rule for it."""
-        found, expected = show(value), show_rule(rule)
+    def rule(
+        self, reason: Reason, rule: Rule, value: Value | Tcb | None, name: str = "", expected: str | None = None
+    ) -> None:
+        """Compare a value with the policy's rule for it; ``expected`` is the rule in words, where they are at hand."""
+        found = show(value)
+        if expected is None:
+            expected = show_rule(rule)
         if isinstance(rule, Anything):
             self.not_compared(name or reason, rule.reason, found)
         elif holds(rule, value):
@@ -96,7 +101,7 @@ class Checklist:
             return "refused", *self._failed
         if self._pending:
             return "undecided", *self._pending
-        for reason in Reason:
+        for reason in _REASONS:
             if reason not in self._checks:
                 self.failed(reason, f"{reason}: never checked")
                 return "refused", reason, f"{reason}: never checked"
@@ -106,6 +111,6 @@ class Checklist:
         """Every check in the order of Reason, those of single bits behind the rest."""
         made = [
             self._checks.get(reason) or Check(reason, "not-reached", reason="an earlier check ended it")
-            for reason in Reason
+            for reason in _REASONS
         ]
         return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

@@ -1,7 +1,7 @@
 """verify_report: appraise evidence of AMD hardware. Exit 0 accepted, 2 refused, 3 undecided, 64 usage."""
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -36,14 +36,27 @@ def _verify(options: argparse.Namespace) -> int:
 class Parser(argparse.ArgumentParser):
     """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_formatter, **options)
+
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """As wide as the terminal; to find that out argparse would import shutil, and with it all kinds of archives."""
+    columns = os.environ.get("COLUMNS", "")
+    try:
+        width = int(columns) if columns.isdecimal() else os.get_terminal_size().columns
+    except OSError:  # no terminal
+        width = 80
+    return argparse.HelpFormatter(prog, width=max(width, 40) - 2)
+
+
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The options that both verifiers have."""
-    usage = f"{name} --input FILE --vm_definition FILE [--report-data HEX | --nonce HEX --host-key FILE] …"
+    usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
     exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 usage"
     parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
     add_input(parser)
@@ -143,6 +156,8 @@ def show(appraisal: Appraisal, options: argparse.Namespace, headline: str, accep
 
         write_page(appraisal, options.at, options.html)
     if options.json:
+        import json
+
         print(json.dumps(document, indent=2))
     else:
         _table(appraisal, headline)

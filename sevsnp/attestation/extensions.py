@@ -4,9 +4,8 @@ Source: AMD 57230 (OIDs 1.3.6.1.4.1.3704.1.*). Every extension of the product's 
 does not belong there is refused.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,8 +28,7 @@ class ExtensionError(Exception):
     """A leaf certificate does not say what AMD's say."""
 
 
-@dataclass(frozen=True)
-class LeafExtensions:
+class LeafExtensions(NamedTuple):
     """For whom a leaf was certified: product name and TCB version, and for a VCEK the chip (``hwid``: 64 bytes, Turin
     8), for a VLEK the cloud provider (``csp``)."""
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cryptography import x509
 
@@ -33,15 +33,14 @@ _MAX_CERTIFICATE = 64 << 10
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 10.0  # the service serves the same question once in ten seconds
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Seconds: ``request`` for one answer in all, however it trickles; ``patience`` for waiting as 429s ask for."""
 
     request: float = 15.0
     patience: float = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kds:
     """AMD's service at ``base``, or a mirror of it, with a cache; ``offline`` asks the cache only.
 
@@ -107,7 +106,6 @@ class Kds:
         self, product: Product, signer: Signer, ark: x509.Certificate, now: datetime
     ) -> x509.CertificateRevocationList:
         """The revocation list that ``ark`` signed; one that is kept is asked for anew after a day."""
-        from cryptography.hazmat.primitives.serialization import Encoding
 
         def check(data: bytes) -> x509.CertificateRevocationList:
             try:
@@ -115,11 +113,13 @@ class Kds:
             except CrlError as error:
                 raise Unreachable(f"a revocation list: {error}") from error
 
-        kind = signer.lower()
-        return self._have(
-            f"{kind}-{product}.crl", f"/{kind}/v1/{product}/crl", check,
-            lambda crl: crl.public_bytes(Encoding.DER), MAX_CRL, fresh=86400.0,
-        )  # fmt: skip
+        def encode(crl: x509.CertificateRevocationList) -> bytes:
+            from cryptography.hazmat.primitives.serialization import Encoding
+
+            return crl.public_bytes(Encoding.DER)
+
+        name = f"{signer.lower()}-{product}.crl"
+        return self._have(name, f"/{signer.lower()}/v1/{product}/crl", check, encode, MAX_CRL, fresh=86400.0)
 
     def _have(
         self,

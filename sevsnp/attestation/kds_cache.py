@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
 
 _MAX_FILE = 1 << 20
 
@@ -19,7 +18,7 @@ def default_directory() -> Path:
     return base / "openend2e-sevsnp" / "kds"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cache:
     """Files by name in ``directory`` (0700). A cache that cannot be written costs time, never an answer."""
 
@@ -37,6 +36,8 @@ class Cache:
 
     def keep(self, name: str, data: bytes) -> None:
         """Keep ``data``; it appears whole."""
+        from sevsnp.files import write_atomic
+
         with contextlib.suppress(OSError):
             self._mine()
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

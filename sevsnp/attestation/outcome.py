@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sevsnp.attestation.chain import TrustDomain
 from sevsnp.attestation.report import Report
@@ -56,8 +56,7 @@ class Reason(StrEnum):
     REPORT_DATA = "report-data"
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One check and how it came out; ``reason`` says why it failed, was not reached, or has nothing to compare with."""
 
     name: str
@@ -111,7 +110,7 @@ class Undecided(Refused):
     """Nothing is wrong with the evidence so far, but what AMD says of it could not be had. Not an acceptance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Appraisal:
     """How evidence came out under some trust root. It is not a verdict: what makes one is the root it was made with.
 

@@ -45,14 +45,14 @@ STRICT: Document = {
     "report_version": {"at_least": 3},  # the first that says which processor it is
     "product": ["Genoa", "Turin"],
     "guest_policy_bits": {
-        "smt": False,  # CVE-2025-29943 and other attacks from the sibling thread
+        "smt": False,  # AMD-SB-3027 (StackWarp, CVE-2025-29943) and other attacks from the sibling thread
         "migrate_ma": False,
         "debug": False,
         "single_socket": True,  # no traffic between sockets
         "cxl_allow": False,  # no memory on a bus that others sit on
         "mem_aes_256_xts": True,
         "rapl_dis": True,  # no power readings
-        "ciphertext_hiding_dram": True,  # AMD-SB-3021 and other readers of ciphertext
+        "ciphertext_hiding_dram": True,  # AMD-SB-3021: side channels of ciphertext
         "page_swap_disable": True,
     },
     "platform_info": {

@@ -7,6 +7,7 @@ little-endian. Bytes that must be zero are required to be: a field this parser d
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Product, Tcb
@@ -44,8 +45,7 @@ class SigningKey(IntEnum):
     NONE = 7
 
 
-@dataclass(frozen=True)
-class Cpuid:
+class Cpuid(NamedTuple):
     """CPUID family, model and stepping of the chip, 8 bits each; in reports from version 3 on."""
 
     family: int
@@ -53,8 +53,7 @@ class Cpuid:
     stepping: int
 
 
-@dataclass(frozen=True)
-class FirmwareVersion:
+class FirmwareVersion(NamedTuple):
     """The secure processor's firmware, as 1.55 build 40."""
 
     major: int

@@ -6,10 +6,9 @@ Sources: Linux include/uapi/linux/sev-guest.h (snp_report_resp), Documentation/A
 
 import base64
 import binascii
-import json
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sevsnp.attestation.report import REPORT_SIZE
 from sevsnp.errors import UserError
@@ -22,8 +21,7 @@ _HCL_MAGIC = b"HCLA"
 _FORMS = "raw, hex, base64, get_report's JSON, a configfs-tsm outblob, an ioctl response, or an HCL report"
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """What a file holds: the raw report, the certificate table where there is one, and the form it came in."""
 
     report: bytes
@@ -82,6 +80,8 @@ def _from_hcl(data: bytes, name: str) -> bytes:
 
 
 def _from_json(text: bytes, name: str) -> Input:
+    import json
+
     try:
         document = json.loads(text)
         report = base64.b64decode(document["report"], validate=True)

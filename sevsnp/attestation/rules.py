@@ -2,50 +2,44 @@
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sevsnp.vm.config import Tcb
 
 Value = int | str | bytes | tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class OneOf:
+class OneOf(NamedTuple):
     """Equal to one of ``values``."""
 
     values: tuple[Value, ...]
 
 
-@dataclass(frozen=True)
-class AtLeast:
+class AtLeast(NamedTuple):
     """A number, or a version as a tuple of numbers, that is not below ``floor``."""
 
     floor: int | tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Anything:
+class Anything(NamedTuple):
     """Not compared; ``reason`` says why, and every verdict repeats it."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class TcbFloor:
+class TcbFloor(NamedTuple):
     """No component below that of ``floor``: a TCB version is not ordered as one number."""
 
     floor: Tcb
 
 
-@dataclass(frozen=True)
-class AllSet:
+class AllSet(NamedTuple):
     """Every bit of ``mask`` is one."""
 
     mask: int
 
 
-@dataclass(frozen=True)
-class Bits:
+class Bits(NamedTuple):
     """What each bit must be: by name, its position and one, zero, or :class:`Anything`."""
 
     rules: Mapping[str, tuple[int, "bool | Anything"]]

@@ -18,7 +18,7 @@ _CERTIFICATES, _LISTS = {".pem", ".der", ".crt", ".cer"}, {".crl"}
 _MAX_FILES, _MAX_FILE = 256, 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directory:
     """The certificates and revocation lists in a directory, before those of ``behind``."""
 

@@ -6,7 +6,7 @@ Its roots are AMD's, pinned here. Nothing else names a root: no parameter, optio
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sevsnp.attestation.appraisal import (
     Appraisal,
@@ -20,8 +20,10 @@ from sevsnp.attestation.appraisal import (
 )
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.chain import TrustRoot
-from sevsnp.attestation.inspection import Inspection, inspect
 from sevsnp.attestation.report import Report
+
+if TYPE_CHECKING:
+    from sevsnp.attestation.inspection import Inspection
 
 __all__ = [
     "Appraisal", "Check", "Evidence", "Expected", "HardwareVerdict", "Reason", "Refused", "Undecided",
@@ -82,8 +84,10 @@ def verify_report(
     return HardwareVerdict(appraise_report(evidence, expected, now, endorser=endorser), _TOKEN)
 
 
-def inspect_report(evidence: Evidence, now: datetime, *, endorser: Endorser | None = None) -> Inspection:
+def inspect_report(evidence: Evidence, now: datetime, *, endorser: Endorser | None = None) -> "Inspection":
     """What a report says and whether AMD hardware says so; nothing about whether it is acceptable."""
+    from sevsnp.attestation.inspection import inspect
+
     return inspect(evidence, now, _AMD, endorser)
 
 

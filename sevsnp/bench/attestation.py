@@ -1,4 +1,4 @@
-"""What measuring costs, each beside another way in the same run."""
+"""What measuring and verifying cost, each beside another way in the same run."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sevsnp.bench.build import show
 from sevsnp.bench.launch_digest import measure_launch_digest
+from sevsnp.bench.verification import measure_verification
 from sevsnp.errors import UserError
 from sevsnp.files import scratch_directory, write_atomic
 
@@ -15,6 +16,6 @@ def bench_attestation(*, firmware: Path, results: Path, rounds: int = 5) -> None
     if not firmware.is_file():
         raise UserError(f"{firmware}: no such file", "run: doit packages")
     with scratch_directory(results.absolute()) as scratch:
-        rows = measure_launch_digest(firmware, scratch, rounds)
+        rows = [*measure_launch_digest(firmware, scratch, rounds), *measure_verification(scratch, rounds)]
     write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")
     show(rows)

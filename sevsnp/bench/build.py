@@ -266,5 +266,6 @@ def show(rows: list[dict[str, Any]]) -> None:
 
     table = Table("measured", "ratio", "goal", "")
     for row in rows:
-        table.add_row(row["name"], f"{row['ratio']:.2f}", f"≤ {row['goal']}", "met" if row["met"] else "missed")
+        goal = ("–", "") if row["goal"] is None else (f"≤ {row['goal']}", "met" if row["met"] else "missed")
+        table.add_row(row["name"], f"{row['ratio']:.2f}", *goal)
     Console().print(table)

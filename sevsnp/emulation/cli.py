@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sevsnp.attestation.cli import guarded, make_parser, read_evidence, read_expected, show
 from sevsnp.emulation.verify import appraise_emulated
-from sevsnp.vm.platforms import BANNER
+from sevsnp.vm.config import BANNER
 
 ACCEPTED_AS_EMULATED = 10
 

@@ -20,13 +20,11 @@ from cryptography.x509.oid import NameOID
 
 from sevsnp.attestation.id_block import Identity, check_identity, read_identity
 from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Launch, Product, Tcb
 
-# Critical in all three certificates, so that a verifier that does not know the emulation refuses them. Made from a
-# random UUID in pieces: cryptography 43 cannot read the single 128-bit arc of a 2.25 OID.
-EMULATION_OID = "1.2.840.113556.1.8000.2554.54259.16750.14042.20194.47727.2942983.4983174"
 VALIDITY = timedelta(hours=24)
 _SKEW = timedelta(minutes=5)  # owner and host may be two machines with two clocks
 

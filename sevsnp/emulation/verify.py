@@ -14,7 +14,7 @@ from sevsnp.attestation.appraisal import Appraisal, Check, Evidence, Expected, a
 from sevsnp.attestation.certificates import load_certificates
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.report import Report
-from sevsnp.emulation.psp import EMULATION_OID
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 
 _TOKEN = object()

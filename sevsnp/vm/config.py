@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
 FORMAT = 1
+# Shown wherever a guest, or a verdict about one, is emulated.
+BANNER = "EMULATED – NOT CONFIDENTIAL"
 TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "vm-config.toml.j2"
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file by path (absolute once read) and SHA-256 (64 lower-case hex digits)."""
 
     path: Path
     sha256: str
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(NamedTuple):
     """A virtio disk; ``role`` is the serial number by which the guest finds it, ``size`` is in bytes."""
 
     role: str
@@ -117,6 +117,7 @@ class VmConfig:
 
 
 _NOTHING = object()
+_HEX = frozenset("0123456789abcdef")
 
 
 class _Table:
@@ -159,9 +160,11 @@ class _Table:
         return value
 
     def hex(self, key: str, length: int) -> bytes:
-        return bytes.fromhex(
-            self.text(key, f"[0-9a-f]{{{2 * length}}}", f"{2 * length} lower-case hex digits ({length} bytes)")
-        )
+        expected = f"{2 * length} lower-case hex digits ({length} bytes)"
+        value = self.take(key, expected)
+        if not isinstance(value, str) or len(value) != 2 * length or not _HEX.issuperset(value):
+            raise self.error(key, value, expected)
+        return bytes.fromhex(value)
 
     def path(self, key: str) -> Path:
         value = self.text(key, r"[^\x00-\x1f\x7f]+", "a path without control characters")

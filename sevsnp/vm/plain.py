@@ -11,8 +11,8 @@ from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.images.guest_disk import ROOT_WORDS
 from sevsnp.vm.cmdline import build_cmdline
-from sevsnp.vm.config import File, Launch
-from sevsnp.vm.platforms import BANNER, Platform, choose, running
+from sevsnp.vm.config import BANNER, File, Launch
+from sevsnp.vm.platforms import Platform, choose, running
 from sevsnp.vm.qemu import (
     RunOptions,
     check_options,

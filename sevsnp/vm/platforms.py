@@ -15,10 +15,9 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.vm.config import Launch
+from sevsnp.vm.config import BANNER, Launch
 from sevsnp.vm.qemu import RunOptions, check_version, snp_arguments, start, stop
 
-BANNER = "EMULATED – NOT CONFIDENTIAL"
 _KVM = Path("/dev/kvm")
 _SNP_PARAMETER = Path("/sys/module/kvm_amd/parameters/sev_snp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

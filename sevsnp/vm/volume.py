@@ -34,7 +34,7 @@ def on_copy(launch: Launch, directory: Path) -> Launch:
     else:
         print(f"copying {volume.path} to {copy}, which the guest writes to", flush=True)
         _make(copy, volume.path)
-    return replace(launch, disks=(replace(volume, path=copy.resolve()),))
+    return replace(launch, disks=(volume._replace(path=copy.resolve()),))
 
 
 def measured_header(cmdline: str) -> tuple[int, str]:

@@ -91,5 +91,5 @@ def flipped(file: File | Disk, directory: Path, offset: int) -> Path:
 
 def with_disk(launch: Launch, role: str, path: Path) -> Launch:
     """The launch with another file for one disk."""
-    disks = tuple(replace(disk, path=path) if disk.role == role else disk for disk in launch.disks)
+    disks = tuple(disk._replace(path=path) if disk.role == role else disk for disk in launch.disks)
     return replace(launch, disks=disks)

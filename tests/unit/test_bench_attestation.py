@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.bench import launch_digest as bench
+from sevsnp.bench import verification
 from sevsnp.bench.attestation import bench_attestation
 from sevsnp.errors import UserError
 from tests.unit.evidence import firmware
@@ -35,11 +36,28 @@ def test_a_digest_that_is_another_is_no_benchmark(image: Path, tmp_path: Path, m
         bench.measure_launch_digest(image, tmp_path, 1, 1 << 20)
 
 
+def test_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_REPORTS", 20)
+    monkeypatch.setattr(verification, "_PROCESS_GOAL", 10.0)
+    process, processor, beside, one, other = verification.measure_verification(tmp_path, 2)
+    assert process["met"] is True and 0 < process["ratio"] < 1 and beside["ratio"] > 0
+    assert processor["ratio"] > 0 and len(processor["seconds"]) == len(process["seconds"])
+    assert one["per_second"] > 0 and one["met"] is (one["ratio"] <= 1) and other["goal"] is None
+    assert one["ratio"] > 0 and other["ratio"] > 1  # a verification that took less would not be one
+
+
+def test_evidence_that_is_not_accepted_is_no_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_COMMAND", "raise SystemExit(2)")
+    with pytest.raises(UserError, match="exit code 2, expected 10"):
+        verification.measure_verification(tmp_path, 1)
+
+
 def test_the_task(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"name": "a", "ratio": 1.0, "goal": 1.5, "met": True}]
     monkeypatch.setattr("sevsnp.bench.attestation.measure_launch_digest", lambda *_: rows)
+    monkeypatch.setattr("sevsnp.bench.attestation.measure_verification", lambda *_: [])
     results = tmp_path / "bench" / "attestation.json"
     bench_attestation(firmware=image, results=results)
     assert json.loads(results.read_text())["measures"] == rows and "met" in capsys.readouterr().out

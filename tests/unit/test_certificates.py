@@ -17,13 +17,14 @@ from sevsnp.attestation.chain import Chain, ChainError, TrustRoot
 from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.verify import _AMD
 from sevsnp.emulation import psp as soft
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Product, Tcb
 from tests.unit.evidence import VECTORS, needs_vectors, psp
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 START = NOW - timedelta(hours=1)
-MARK = frozenset({soft.EMULATION_OID})
+MARK = frozenset({EMULATION_OID})
 Builder = x509.CertificateBuilder
 
 
@@ -123,10 +124,10 @@ def test_wrong_chains() -> None:
 @pytest.mark.parametrize("name", ["ARK", "ASK", "VCEK"])
 def test_the_mark_is_required_by_the_emulation_and_refused_by_all_others(name: str) -> None:
     issuer, key = ("ASK", "ASK") if name == "VCEK" else ("ARK", "ARK")
-    bare = without(builder(name, issuer), soft.EMULATION_OID)
+    bare = without(builder(name, issuer), EMULATION_OID)
     wrong = chain(**{name.lower(): soft._certify(bare, rsa_key(key))})
-    assert refused(wrong) == ("certificates", f"{name}: without the critical extension {soft.EMULATION_OID}")
-    uncritical = soft._certify(add(bare, (soft.EMULATION_OID, b"\5\0")), rsa_key(key))
+    assert refused(wrong) == ("certificates", f"{name}: without the critical extension {EMULATION_OID}")
+    uncritical = soft._certify(add(bare, (EMULATION_OID, b"\5\0")), rsa_key(key))
     assert refused(chain(**{name.lower(): uncritical}))[0] == "certificates"
     # Were an emulated ARK ever pinned for production, its chain would still be refused.
     assert "unknown critical extension" in refused(chain(), root_of(chain(), frozenset()))[1]
@@ -210,11 +211,11 @@ def test_certificate_table() -> None:
     table = psp().certificate_table()
     assert len(table) % 4096 == 0
     assert certs.certificates_of_table(table) == [psp().vcek, psp().ask, psp().ark]
-    assert table[:16] == certs.VCEK_GUID.bytes  # not bytes_le
+    assert table[:16] == certs.VCEK_GUID == uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes  # not bytes_le
     assert certs.parse_certificate_table(b"") == {} == certs.parse_certificate_table(bytes(4096))
     entry = struct.Struct("<16sII")
     guid, end = uuid.uuid4().bytes, bytes(24)
-    assert certs.parse_certificate_table(entry.pack(guid, 48, 1) + end + b"x") == {uuid.UUID(bytes=guid): b"x"}
+    assert certs.parse_certificate_table(entry.pack(guid, 48, 1) + end + b"x") == {guid: b"x"}
     for wrong in (
         entry.pack(guid, 48, 2) + end + b"x",
         entry.pack(guid, 0xFFFFFFFF, 0xFFFFFFFF) + end,

@@ -18,6 +18,7 @@ from cryptography import x509
 from sevsnp.attestation.appraisal import Evidence
 from sevsnp.attestation.report import EMULATED_CHIP_ID, parse_report
 from sevsnp.emulation import psp as soft
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService, serve
 from sevsnp.emulation.verify import verify_emulated
@@ -54,7 +55,7 @@ def test_keys_stay_in_memory_and_the_chain_is_public() -> None:
 def test_certificates_say_whose_they_are() -> None:
     for certificate in (psp().vcek, psp().ask, psp().ark):
         assert "EMULATED - NOT AMD - " in certificate.subject.rfc4514_string()
-        mark = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(soft.EMULATION_OID))
+        mark = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(EMULATION_OID))
         assert mark.critical
         span = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         assert timedelta(hours=24) <= span <= timedelta(hours=24, minutes=10)
@@ -126,7 +127,13 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
     assert not list(tsm.iterdir())
 
 
-ALLOWED = {"sevsnp.errors", "sevsnp.vm.cmdline", "sevsnp.vm.config", "sevsnp.emulation.report_encoder"}
+ALLOWED = {
+    "sevsnp.errors",
+    "sevsnp.vm.cmdline",
+    "sevsnp.vm.config",
+    "sevsnp.emulation.report_encoder",
+    "sevsnp.emulation.mark",
+}
 ALLOWED |= {f"sevsnp.attestation.{name}" for name in ("ovmf", "launch_digest", "report", "vmsa", "id_block")}
 
 

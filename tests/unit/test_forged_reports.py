@@ -1,6 +1,7 @@
 """For every check evidence that only it refuses: signed and certified like honest evidence, wrong in one thing."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import load_crl
+from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.vm.config import Tcb
 from tests.unit.evidence import expected
 from tests.unit.hierarchy import NOW, Hierarchy
@@ -127,7 +129,7 @@ def test_only_its_check_refuses_it(changes: dict[str, Any], wanted: dict[str, An
 
 
 def test_every_check_has_its_forged_report() -> None:
-    authenticity = {"report-format", "certificates", "unknown-root", "validity", "signature", "revocation"}  # below
+    authenticity = {one[0] for one in FORGED_AUTHENTICITY}  # below
     bits = {"platform-info"}  # a check for each bit
     assert {one[2] for one in FORGED} >= set(Reason) - authenticity - bits
     named = {str(check.name) for check in outcome().checks}
@@ -162,6 +164,46 @@ def test_a_check_that_is_taken_out_refuses_everything(field: appraisal.Field, mo
 
 
 OTHER_KEYS = Hierarchy(keys="-other")
+
+
+def unsigned() -> Evidence:
+    """A report with another measurement's bytes under the honest one's signature, honest in all else."""
+    changed = bytearray(encode_report(GENOA.fields()))
+    changed[0x140] ^= 1  # REPORT_ID, which no profile compares
+    return dataclasses.replace(GENOA.evidence(), report=bytes(changed) + GENOA.report()[0x2A0:])
+
+
+def strange() -> Evidence:
+    """Signed, with a byte that has to be zero and is not."""
+    body = bytearray(encode_report(GENOA.fields()))
+    body[0x4C] = 1
+    return dataclasses.replace(GENOA.evidence(), report=GENOA.sign(bytes(body)))
+
+
+# Name of the check, forged evidence, its endorser, and the code without the check.
+FORGED_AUTHENTICITY: list[tuple[str, Callable[[], Evidence], Nobody | None, str, Any]] = [
+    ("report-format", strange, None, "report._require_zero", lambda *_: None),
+    ("unknown-root", OTHER_KEYS.evidence, None, "chain.root_product", lambda *_: "Genoa"),
+    # The true ASK's name and another's key.
+    ("certificates", lambda: GENOA.evidence([OTHER_KEYS.certificate, GENOA.ask, GENOA.ark]), None,
+     "chain._standing_problem", lambda *_: ""),
+    ("validity", Hierarchy(leaf_days=(-30, -1)).evidence, None, "chain.is_valid_at", lambda *_: True),
+    ("signature", unsigned, None, "chain.verify_signature", lambda *_: True),
+    ("revocation", GENOA.evidence, WithList(GENOA.crl([GENOA.ask.serial_number])), "authentication.is_revoked",
+     lambda *_: False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "forged", "endorser", "check", "mutant"), FORGED_AUTHENTICITY, ids=[one[0] for one in FORGED_AUTHENTICITY]
+)
+def test_authenticity_and_the_code_without_its_check(
+    name: str, forged: Any, endorser: Any, check: str, mutant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = outcome(forged(), endorser=endorser)
+    assert (found.decision, failed(found)) == ("refused", {name})
+    monkeypatch.setattr(f"sevsnp.attestation.{check}", mutant)
+    assert outcome(forged(), endorser=endorser).decision == "accepted"
 
 
 def test_authenticity() -> None:

@@ -66,6 +66,7 @@ def test_report_data_is_said_once_and_binds_something() -> None:
     ("changes", "words"),
     [
         ({"profile": "lenient"}, "profile: found 'lenient'"),
+        ({"profile": ["strict"]}, r"profile: found \['strict'\]"),
         ({"measurments": "vm-config"}, "measurments: found 'vm-config', expected no such field"),
         ({"vmpl": {"any": ""}}, "the reason"),
         ({"vmpl": {"any": True}}, "the reason"),

@@ -17,6 +17,7 @@ from sevsnp.attestation.extensions import LeafExtensions
 from sevsnp.attestation.report import EMULATED_CHIP_ID, SigningKey, parse_report
 from sevsnp.attestation.verify import HardwareVerdict, verify_report
 from sevsnp.emulation import psp as soft
+from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Product, Tcb
@@ -246,7 +247,7 @@ def amd_look_alike() -> Evidence:
         ("VCEK", "SEV-Genoa", "ASK", "SEV-VCEK"), ("ASK", "ARK-Genoa", "ARK", "SEV-Genoa"),
         ("ARK", "ARK-Genoa", "ARK", "ARK-Genoa"),
     ):  # fmt: skip
-        one = without(builder(subject, "x", start=START), soft.EMULATION_OID)
+        one = without(builder(subject, "x", start=START), EMULATION_OID)
         one._subject_name, one._issuer_name = name(common), name(issuer)
         made.append(soft._certify(one, rsa_key(key)).public_bytes(Encoding.PEM))
     return Evidence(evidence().report, certificates=tuple(made))
@@ -292,7 +293,7 @@ def test_the_pin_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = dataclasses.replace(mutant, vendor=False)
     monkeypatch.setattr(verify, "_AMD", mutant)
     assert production(evidence(), expected(platform="snp")).reason == "certificates"  # the mark
-    mutant = dataclasses.replace(mutant, required_extensions=frozenset({soft.EMULATION_OID}))
+    mutant = dataclasses.replace(mutant, required_extensions=frozenset({EMULATION_OID}))
     monkeypatch.setattr(verify, "_AMD", mutant)
     assert production(evidence(), expected(platform="snp")).reason == "chip-id"  # the marker
     monkeypatch.setattr(authentication, "_chip_id_problem", lambda *_: "")

@@ -150,7 +150,7 @@ def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], t
         fake.answers["/vcek/v1/Milan/"] = answer
         script = (
             "import sys; from sevsnp.attestation import cli, kds; kds._LONGEST_WAIT = kds._FIRST_WAIT = 0.1;"
-            "kds.Limits.__init__.__defaults__ = (2.0, 1.0); sys.exit(cli.main(sys.argv[1:]))"
+            "kds.Limits.__new__.__defaults__ = (2.0, 1.0); sys.exit(cli.main(sys.argv[1:]))"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, *real_words, "--kds", fake.url],

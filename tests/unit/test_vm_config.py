@@ -57,7 +57,7 @@ def make(source: Path, product: Product = "Genoa", folder: str = "build") -> VmC
 
 
 def plain(file: File) -> File:
-    return dataclasses.replace(file, path=file.path.resolve())
+    return file._replace(path=file.path.resolve())
 
 
 @pytest.mark.parametrize("product", ["Milan", "Genoa", "Turin"])
@@ -77,7 +77,7 @@ def test_what_is_written_reads_back_the_same(product: Product, folder: str, tmp_
         kernel=plain(config.launch.kernel),
         initrd=plain(config.launch.initrd),
         cmdline=plain(config.launch.cmdline),
-        disks=tuple(dataclasses.replace(disk, path=disk.path.resolve()) for disk in config.launch.disks),
+        disks=tuple(disk._replace(path=disk.path.resolve()) for disk in config.launch.disks),
     )
     assert render_vm_config(read) == text
 

@@ -1,0 +1,155 @@
+"""What a verification costs: as a command, and again and again in one process with a chain that is known.
+
+Only a chip can make evidence that `verify_report` accepts, so the evidence is a software secure processor's and the
+command `verify_report_emulated`: the same code under another root. AMD's revocation list, which no such root has, is
+what it leaves out.
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig, render_vm_config
+
+_PROCESS_GOAL, _ONE_GOAL = 0.150, 0.001
+_REPORTS = 300
+_REPORT_DATA = bytes(range(64))
+# As build/bin starts it; a real report's certificates would be in the user's cache, these are in a file.
+_COMMAND = "import gc, sys; gc.disable(); from sevsnp.emulation.cli import main; sys.exit(main())"
+_ACCEPTED_AS_EMULATED = 10
+
+
+def measure_verification(scratch: Path, rounds: int) -> list[dict[str, Any]]:
+    """Rows as those of the launch digest; wall-clock seconds of processes, and seconds of processor in process.
+
+    ``scratch`` is a directory for the files. Raises :class:`UserError` where the evidence is not accepted, or on a
+    machine with a secure processor of its own, where no software one starts.
+    """
+    from sevsnp.emulation.psp import EmulatedPsp
+    from sevsnp.emulation.report_encoder import encode_report
+
+    psp = EmulatedPsp.create(scratch / "psp")
+    config = _config(scratch)
+    assert config.reference
+    honest = psp.fields(_REPORT_DATA, launch=config.launch, measurement=config.reference.launch_digest)
+    # No two alike: a signature that was verified a moment ago is not verified again.
+    reports = [psp.sign(encode_report(replace(honest, report_id=os.urandom(32)))) for _ in range(_REPORTS)]
+    (scratch / "report").write_bytes(reports[0])
+    (scratch / "table").write_bytes(psp.certificate_table())
+    return [*_processes(scratch, config, rounds), *_in_process(scratch, config, reports, rounds)]
+
+
+def _config(scratch: Path) -> VmConfig:
+    file = File(scratch / "none", "0" * 64)
+    disks = (Disk("root", file.path, 4096, file.sha256),)
+    launch = Launch("verity", "emulated", "Genoa", 1, "EPYC-v4", 0x30000, 1, bytes(32),
+                    file, file, file, file, disks)  # fmt: skip
+    reference = Reference(os.urandom(48), Tcb(1, 0, 1, 1), 0, 0, bytes(16), bytes(16), 0, 0)
+    config = VmConfig(scratch / "vm-config.toml", launch, reference)
+    config.source.write_text(render_vm_config(config))
+    return config
+
+
+def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, Any]]:
+    words = ["--input", "report", "--certificates", "table", "--root", "psp/ark.pem", "--json",
+             "--vm_definition", str(config.source), "--report-data", _REPORT_DATA.hex()]  # fmt: skip
+
+    taken: list[float] = []
+
+    def start(script: str, *arguments: str) -> int:
+        # Not through sevsnp.command, whose environment would lack where our modules are.
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, "-P", "-c", script, *arguments],
+            cwd=scratch, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=60, check=False,
+        ).returncode  # fmt: skip
+
+    def ours() -> None:
+        before = _of_children()
+        if (code := start(_COMMAND, *words)) != _ACCEPTED_AS_EMULATED:
+            raise UserError(f"verify_report_emulated: exit code {code}, expected {_ACCEPTED_AS_EMULATED}")
+        taken.append(_of_children() - before)
+
+    ours_seconds, bare = _in_turns(
+        time.perf_counter, ours, lambda: start("import cryptography.x509"), max(3 * rounds, 5), 1
+    )
+    return [
+        _row("verify_report as a whole process ÷ 150 ms", ours_seconds, [_PROCESS_GOAL], 1.0),
+        _row("its seconds of processor ÷ 150 ms", taken[1:], [_PROCESS_GOAL], 1.0),
+        _row("the same ÷ python -c 'import cryptography.x509'", ours_seconds, bare, None),
+    ]
+
+
+def _of_children() -> float:
+    """Seconds of processor of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _in_process(scratch: Path, config: VmConfig, reports: list[bytes], rounds: int) -> list[dict[str, Any]]:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    from sevsnp.attestation.appraisal import Evidence, Expected
+    from sevsnp.attestation.certificates import certificates_of_table
+    from sevsnp.emulation.verify import appraise_emulated
+
+    table, root = (scratch / "table").read_bytes(), scratch / "psp" / "ark.pem"
+    expected, now = Expected.of(config, _REPORT_DATA), datetime.now(UTC)
+    key = certificates_of_table(table)[0].public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+
+    def ours() -> None:
+        for report in reports:
+            if not appraise_emulated(Evidence(report, table), expected, now, root).accepted:
+                raise UserError("a verification in process: not accepted")
+
+    def bare() -> None:
+        for report in reports:
+            r, s = (int.from_bytes(report[at : at + 48], "little") for at in (0x2A0, 0x2E8))
+            key.verify(encode_dss_signature(r, s), report[:0x2A0], ec.ECDSA(hashes.SHA384()))
+
+    # Seconds of the processor: what others do on it meanwhile is not counted.
+    ours_seconds, bare_seconds = _in_turns(time.process_time, ours, bare, rounds, len(reports))
+    row = _row("one verification in process, chain known ÷ 1 ms", ours_seconds, [_ONE_GOAL], 1.0)
+    row["per_second"] = round(1 / statistics.median(ours_seconds))
+    other = _row("the same ÷ one P-384 verification of cryptography", ours_seconds, bare_seconds, None)
+    other["bare_per_second"] = round(1 / statistics.median(bare_seconds))
+    return [row, other]
+
+
+def _in_turns(
+    clock: Callable[[], float], ours: Callable[[], object], bare: Callable[[], object], rounds: int, number: int
+) -> tuple[list[float], list[float]]:
+    """Seconds for one of ``number`` in each round; the first round warms up."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for work, kept in zip((ours, bare), seconds, strict=True):
+            started = clock()
+            work()
+            if turn:
+                kept.append((clock() - started) / number)
+    return seconds
+
+
+def _row(name: str, ours: list[float], bare: list[float], goal: float | None) -> dict[str, Any]:
+    ratio = statistics.median(ours) / statistics.median(bare)
+    return {
+        "name": name,
+        "ratio": round(ratio, 2),
+        "goal": goal,
+        "met": goal is None or ratio <= goal,
+        "seconds": [round(value, 6) for value in ours],
+        "bare_seconds": [round(value, 6) for value in bare],
+    }

@@ -1,0 +1,203 @@
+"""Every parser of bytes from outside, as a fuzzer wants it: honest bytes to begin with, and the one documented error.
+
+Used by test_attestation_fuzz, with hypothesis and, through atheris_run, with atheris.
+"""
+
+import io
+import json
+import struct
+import tomllib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cryptography.utils import CryptographyDeprecationWarning
+
+from sevsnp.attestation import certificates as certs
+from sevsnp.attestation.appraisal import Evidence, Expected, appraise
+from sevsnp.attestation.certificates import der
+from sevsnp.attestation.chain import pem
+from sevsnp.attestation.checklist import Unreachable
+from sevsnp.attestation.client import parse_answer
+from sevsnp.attestation.extensions import ExtensionError, named_product, read_extensions
+from sevsnp.attestation.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
+from sevsnp.attestation.inspection import inspect
+from sevsnp.attestation.kds import Kds
+from sevsnp.attestation.kds_cache import Cache
+from sevsnp.attestation.ovmf import read_firmware, read_svsm
+from sevsnp.attestation.policy import make_policy
+from sevsnp.attestation.report import parse_report
+from sevsnp.attestation.report_input import read_input
+from sevsnp.attestation.revocation import CrlError, load_crl
+from sevsnp.errors import UserError
+from sevsnp.vm.config import parse_vm_config, render_vm_config
+from tests.unit.evidence import REPORT_DATA, config, firmware, psp
+from tests.unit.hierarchy import NOW, Hierarchy, leaf_key
+
+GENOA = Hierarchy()
+_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+@dataclass(frozen=True)
+class Target:
+    """``work`` raises nothing but ``error`` for any bytes; ``seeds`` are ones that it takes."""
+
+    seeds: tuple[bytes, ...]
+    work: Callable[[bytes], object]
+    error: type[Exception]
+
+    def __call__(self, data: bytes) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            try:
+                self.work(data)
+            except self.error as found:
+                assert str(found)
+
+
+def _reports(data: bytes) -> None:
+    for product in ("Genoa", "Turin"):
+        parse_report(data, product)
+
+
+def _table(data: bytes) -> None:
+    certs.crl_of_table(data)
+    certs.certificates_of_table(data)
+
+
+def _certificates(data: bytes) -> None:
+    for one in certs.load_certificates(data):
+        named_product(one)
+        for product in ("Genoa", "Turin"):
+            try:
+                read_extensions(one, product)
+            except ExtensionError as error:
+                assert str(error)
+
+
+class _Service(Kds):
+    """AMD's service, which answers with ``answer``, but gives its true authorities to who asks for a leaf."""
+
+    answer = b""
+    honest = False
+
+    def _get(self, path: str, limit: int) -> bytes:
+        return _AUTHORITIES if self.honest and path.endswith("cert_chain") else self.answer
+
+
+_AUTHORITIES = pem([GENOA.ask, GENOA.ark])
+# No cache can be there, so nothing that one run leaves is found by the next.
+_NOWHERE = Cache(Path("/dev/null/kds"))
+
+
+def _service(data: bytes) -> None:
+    service = _Service(GENOA.root, _NOWHERE)
+    _Service.answer = data
+    problems = []
+    for honest, ask in (
+        (False, lambda: service.issuers("Genoa", "VCEK", NOW)),
+        (True, lambda: service.leaf("Genoa", GENOA.chip_id, GENOA.level, NOW)),
+        (True, lambda: service.crl("Genoa", "VCEK", GENOA.ark, NOW)),
+    ):
+        _Service.honest = honest
+        try:
+            ask()
+        except Unreachable as error:
+            problems.append(str(error))
+    assert all(problems)
+    # One body is at most one of the three.
+    assert len(problems) >= 2
+    raise Unreachable(problems[0])
+
+
+def _id_blocks(data: bytes) -> None:
+    check_identity(Identity(IdBlock.decode(data[:96]), IdAuth.decode(data[96:])), bytes(48), 0x30000)
+
+
+def _firmware(data: bytes) -> None:
+    read_firmware(io.BytesIO(data), len(data))
+
+
+def _svsm(data: bytes) -> None:
+    read_svsm(io.BytesIO(data), len(data), 1 << 32)
+
+
+def _policy(data: bytes) -> None:
+    made = config()
+    try:
+        document = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(str(error) or "no TOML") from error
+    make_policy(document, made.source, made, REPORT_DATA)
+
+
+def _vm_config(data: bytes) -> None:
+    made = config()
+    try:
+        document = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(str(error) or "no TOML") from error
+    found = parse_vm_config(document, made.source)
+    if found.reference:
+        Expected.of(found, REPORT_DATA)
+
+
+def _evidence(data: bytes) -> None:
+    """A report with a table behind it, and certificates: never an exception, and no other report is accepted."""
+    for one in (Evidence(data[:1184], data[1184:]), Evidence(_REPORT, certificates=(data,))):
+        found = appraise(one, _wanted(), NOW, GENOA.root)
+        assert not found.accepted or one.report[:0x2A0] == _REPORT[:0x2A0]
+        json.dumps(found.to_json())
+        json.dumps(inspect(one, NOW, GENOA.root).to_json())
+
+
+def _wanted() -> Expected:
+    return Expected.of(config(platform="snp", platform_info_required=0, platform_info_forbidden=0), REPORT_DATA)
+
+
+def _table_of(entries: dict[bytes, bytes]) -> bytes:
+    header, offset = b"", 24 * (len(entries) + 1)
+    for guid, data in entries.items():
+        header += struct.pack("<16sII", guid, offset, len(data))
+        offset += len(data)
+    return header + bytes(24) + b"".join(entries.values())
+
+
+_POLICIES = (
+    b'profile = "default"\nvmpl = [0, 1]\nfirmware = { at_least = "1.55.40" }\nchip_id = ["' + b"ab" * 64 + b'"]\n',
+    b'profile = "strict"\nlaunch_mitigations = 5\n[platform_info]\nsmt_en = false\n'
+    b'tio_en = { any = "none is there" }\n[reported_tcb]\nbootloader = 1\ntee = 0\nsnp = 3\nmicrocode = 4\n',
+)
+_CHAIN = pem([GENOA.certificate, GENOA.ask, GENOA.ark])
+_REPORT = GENOA.report()
+_TABLE = _table_of({certs.VCEK_GUID: der(GENOA.certificate), certs.ASK_GUID: der(GENOA.ask),
+                   certs.ARK_GUID: der(GENOA.ark), certs.CRL_GUID: GENOA.crl([1])})  # fmt: skip
+_IDENTITY = make_identity(IdBlock(bytes(48), bytes(16), bytes(16), 1, 0x30000), leaf_key(), leaf_key("author"))
+_ANSWER = json.dumps({"report": "AAAA", "certificates": "AAAA", "host_keys": [_HOST_KEY]}).encode()
+_RESPONSE = bytes(4) + (1184).to_bytes(4, "little") + bytes(24) + GENOA.report()
+
+TARGETS = {
+    "report": Target(
+        (GENOA.report(), GENOA.report(version=2), Hierarchy("Turin").report(), GENOA.report(mitigations=5)),
+        _reports, UserError,
+    ),
+    "report_input": Target(
+        (GENOA.report(), GENOA.report().hex().encode(), _RESPONSE, b"HCLA" + bytes(28) + GENOA.report(), _ANSWER),
+        lambda data: read_input(data, "input"), UserError,
+    ),
+    "certificate_table": Target((psp().certificate_table(), _TABLE), _table, UserError),
+    "certificates": Target((der(GENOA.certificate), der(GENOA.ark), _CHAIN), _certificates, UserError),
+    "service": Target(
+        (der(GENOA.certificate), _AUTHORITIES, GENOA.crl([1, 2, 3]), b"<html>"), _service, Unreachable
+    ),
+    "crl": Target((GENOA.crl([1, 2, 3]), GENOA.crl()), lambda data: load_crl(data, GENOA.ark, NOW), CrlError),
+    "id_block": Target((_IDENTITY.block.encode() + _IDENTITY.auth.encode(),), _id_blocks, UserError),
+    "firmware": Target((firmware(),), _firmware, UserError),
+    "svsm": Target((firmware(),), _svsm, UserError),
+    "policy": Target(_POLICIES, _policy, UserError),
+    "vm_config": Target((render_vm_config(replace(config(), policy={"profile": "default"})).encode(),),
+                        _vm_config, UserError),
+    "answer": Target((_ANSWER, b'{"error": "none"}'), lambda data: parse_answer(data, "guest"), UserError),
+    "evidence": Target((_REPORT + _TABLE, _CHAIN), _evidence, UserError),
+}  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sevsnp.files import short_name
 from sevsnp.vm.qmp import Qmp
 
 # What someone tries who hopes for a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
@@ -104,9 +105,9 @@ def prompts(log: str) -> list[str]:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[Sockets]:
-    """A directory for the sockets, short enough for their names."""
-    with tempfile.TemporaryDirectory(prefix="hands-") as name:
-        yield Sockets(Path(name))
+    """A directory for the sockets, by a name that is short enough for theirs."""
+    with tempfile.TemporaryDirectory(prefix="hands-") as name, short_name(Path(name)) as short:
+        yield Sockets(short)
 
 
 @contextlib.contextmanager

@@ -90,6 +90,12 @@ class Hands:
         finally:
             self._qmp.command("cont")
 
+    def write_clock(self, register: int, value: int) -> None:
+        """Write a register of the machine's battery-backed clock, by its two ports; the machine stands still."""
+        with self.paused():
+            for port, byte in ((0x70, register), (0x71, value)):
+                self._qmp.command("human-monitor-command", **{"command-line": f"o /b {port:#x} {byte:#x}"})
+
     def close(self) -> None:
         self._qmp.__exit__(None, None, None)
         with contextlib.suppress(OSError):

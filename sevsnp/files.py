@@ -95,6 +95,19 @@ def _sweep(near: Path) -> None:
                 os.close(descriptor)
 
 
+@contextlib.contextmanager
+def short_name(directory: Path) -> Iterator[Path]:
+    """Another name of ``directory``, some 20 bytes long, for all processes of this user while the context lasts.
+
+    For UNIX sockets, whose names have 107 bytes at most: TMPDIR may be anywhere.
+    """
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory with all that is in it, read-only directories too; what resists stays."""
     for directory, _, _ in os.walk(path):

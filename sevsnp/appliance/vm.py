@@ -6,7 +6,6 @@ system that somebody else made may attack the kernel that mounts it. What can go
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import time
@@ -19,6 +18,7 @@ from sevsnp import progress
 from sevsnp.command import temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import disks as full_disks
+from sevsnp.files import short_name
 from sevsnp.vm.platforms import accelerator
 from sevsnp.vm.qemu import escaped, start, stop
 
@@ -73,9 +73,8 @@ def run_job(
     for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
         if not path.is_file():
             raise UserError(f"{path}: no such file, needed for the appliance")
-    with temporary_directory("sevsnp-") as work, _open_directory(work) as descriptor:
-        # A socket's name has 107 bytes at most, and TMPDIR may be anywhere.
-        place = Path(f"/proc/{os.getpid()}/fd/{descriptor}/port")
+    with temporary_directory("sevsnp-") as work, short_name(work) as short:
+        place = short / "port"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(place))
             listener.listen(1)
@@ -102,15 +101,6 @@ def run_job(
         if code:
             raise UserError(f"the appliance's QEMU ended with exit code {code}\n{_said(work)}")
         return dict(answer["result"])
-
-
-@contextlib.contextmanager
-def _open_directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class _NoEnd(Exception):

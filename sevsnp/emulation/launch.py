@@ -16,6 +16,7 @@ from sevsnp.attestation.ovmf import Ovmf
 from sevsnp.emulation.measure import measure
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService
+from sevsnp.files import short_name
 from sevsnp.vm.config import Launch
 from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, escaped, start, stop
 from sevsnp.vm.qmp import Qmp
@@ -35,7 +36,7 @@ def running(
     An ID block that is not for the guest in memory ends the launch with :class:`UserError`, as on the hardware.
     ``hashes`` replaces the table that QEMU would make, as a host that lies about the files it loads would.
     """
-    with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as name, short_name(Path(name)) as sockets:
         work = Path(name)
         firmware = Ovmf.read(launch.firmware.path)
         table = work / "table"
@@ -43,25 +44,25 @@ def running(
         arguments = [
             *emulated_arguments(launch.vcpu_model, options.memory, accelerator),
             *("-device", f"loader,file={escaped(table)},addr={firmware.hash_table_address:#x},force-raw=on"),
-            *common_arguments(launch, options, work / "qmp"),
+            *common_arguments(launch, options, sockets / "qmp"),
             "-S",
         ]
         if launch.platform == "emulated":
             arguments += [
                 *("-device", "virtio-serial-pci,disable-legacy=on,iommu_platform=on"),
-                *("-chardev", f"socket,id=psp,path={escaped(work / 'psp')},server=on,wait=off"),
+                *("-chardev", f"socket,id=psp,path={sockets / 'psp'},server=on,wait=off"),
                 *("-device", f"virtserialport,chardev=psp,name={PORT_NAME}"),
             ]
         process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
         try:
             with contextlib.ExitStack() as stack:
-                with Qmp(work / "qmp", alive=lambda: process.poll() is None) as qmp:
+                with Qmp(sockets / "qmp", alive=lambda: process.poll() is None) as qmp:
                     if launch.platform == "emulated":
                         digest = _measure(qmp, launch, work, firmware)
                         identity = EmulatedPsp.finish_launch(launch, digest)
                         psp = EmulatedPsp.create(options.state, launch.product)
                         (options.state / "launch-digest.txt").write_text(digest.hex() + "\n")
-                        stack.enter_context(PspService(psp, launch, digest, work / "psp", identity))
+                        stack.enter_context(PspService(psp, launch, digest, sockets / "psp", identity))
                     qmp.command("cont")
                 yield process
         finally:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
 from sevsnp.errors import UserError
+from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import ext4_size, make_ext4, usage
 from sevsnp.images.identity import ImageKind
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.images.tar import Entry
-from sevsnp.images.verity_root import bootable_entries
 from sevsnp.luks_key import Kind, Record, given, make_key, write_record
 
 MIB = 1 << 20

@@ -1,20 +1,14 @@
 """From a root filesystem tar to a verified root: identity removed, an image, and its hash tree."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from sevsnp.errors import UserError
+from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import make_erofs, make_ext4
-from sevsnp.images.guest import guest_entries
-from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import EPOCH, Layer, directory_entry, rootfs_entries, text_entry
-from sevsnp.images.tar import Entry, Kind
+from sevsnp.images.identity import ImageKind
+from sevsnp.images.rootfs import EPOCH
 from sevsnp.images.tar_writer import write_tar
 from sevsnp.images.verity import fixed_salt, make_verity
-
-# What init mounts something on. Nothing can be added to a verified root later.
-_MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
-_INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
 def make_verity_root(
@@ -45,38 +39,3 @@ def make_verity_root(
             cleaned.unlink(missing_ok=True)
     yield "image"
     make_verity(image, hash_tree, root_hash, salt=fixed_salt(label), tools=tools.resolve())
-
-
-def bootable_entries(rootfs: Path | None, kind: ImageKind, **guest: Path) -> list[Entry]:
-    """A tree as a root of its ``kind``: less what is nobody else's, and with all that init needs.
-
-    The tree is that of the tar ``rootfs``, or of ``guest``. What was removed or added is printed. Raises UserError for
-    a tree without an init.
-    """
-    if rootfs is not None and not rootfs.is_file():
-        raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
-    layer = Layer.from_tar(rootfs) if rootfs else Layer("guest-vm", guest_entries(**guest))
-    identity = IdentityFilter(kind)
-
-    def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
-        seen = {entry.name: entry for entry in entries}
-        if not any(name in seen for name in _INITS):
-            raise UserError(
-                f"{layer.name}: no /sbin/init, expected a root filesystem with an init", "add systemd-sysv to it"
-            )
-        for name in _MOUNT_POINTS:
-            if name not in seen:
-                print(f"  added mount point: /{name}")
-                seen[name] = directory_entry(name)
-            elif seen[name].kind is not Kind.DIRECTORY:
-                raise UserError(f"{layer.name}: /{name}: found a {seen[name].kind.name.lower()}, expected a directory")
-        if "etc/machine-id" not in seen:
-            # Absent, it would make every boot a first one, at which systemd sets things up from presets and questions.
-            print("  added, empty: /etc/machine-id")
-            seen["etc/machine-id"] = text_entry("etc/machine-id", "")
-        yield from (seen[name] for name in sorted(seen))
-
-    entries = rootfs_entries([layer], [identity, bootable])
-    for line in summary(identity.removed):
-        print(f"  {line}")
-    return entries

@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from doit.dependency import DatabaseException, SqliteDB
+from doit.dependency import DatabaseException, Dependency, SqliteDB
+
+from sevsnp.store.artefact import Artefact
 
 _open, _read, _dump = SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump
+_forget_success = Dependency.remove_success
 
 
 def forgive() -> None:
-    """Have doit's SQLite backend replace a damaged file, and only say so where it cannot write.
+    """Have doit's SQLite backend replace a damaged file, only say so where it cannot write, and survive a failed task.
 
     In place: doit loads a backend of one's own before the directory of dodo.py is on the path.
     """
     SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump = _forgiving_open, _forgiving_read, _forgiving_dump
+    Dependency.remove_success = _forgiving_failure
 
 
 def _forgiving_open(self: Any, name: str) -> Any:
@@ -47,3 +51,13 @@ def _forgiving_dump(self: Any) -> None:
         _dump(self)
     except sqlite3.Error as error:
         sys.stderr.write(f"{self.name}: not written: {error}; the next run will look at everything again\n")
+
+
+def _forgiving_failure(self: Any, task: Any) -> None:
+    """doit forgets what a task made when a later run of it fails.
+
+    An artefact's record has the digests of what it was made from and of what was made: it is right for as long as they
+    are, and a volume that nobody replaced need not be made anew.
+    """
+    if not any(isinstance(check, Artefact) for check, _, _ in task.uptodate):
+        _forget_success(self, task)

@@ -4,11 +4,11 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Disk, Launch, read_vm_config
+from sevsnp.vm.config import Launch, read_vm_config
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
@@ -17,18 +17,10 @@ from sevsnp.vm.volume import on_copy
 _NOISE = re.compile(r"warning: TCG doesn't support requested feature")
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """Other places for a workflow's disks (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
-
-    disks: Mapping[str, Path]
-
-    def apply(self, launch: Launch) -> Launch:
-        disks = tuple(
-            Disk(disk.role, self.disks.get(disk.role, disk.path).resolve(), disk.size, disk.sha256)
-            for disk in launch.disks
-        )
-        return Launch(**{**vars(launch), "disks": disks})
+def with_disks(launch: Launch, places: Mapping[str, Path]) -> Launch:
+    """The launch with its disks elsewhere (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
+    disks = tuple(replace(disk, path=places.get(disk.role, disk.path).resolve()) for disk in launch.disks)
+    return replace(launch, disks=disks)
 
 
 def config_of(directory: Path, workflow: str, platform: str) -> Path:
@@ -101,4 +93,4 @@ def run_workflow(
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
     check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
-    run_guest(launch=Replaced(disks).apply(config.launch), options=options, platform=platform, answers=answers)
+    run_guest(launch=with_disks(config.launch, disks), options=options, platform=platform, answers=answers)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sevsnp.errors import UserError
+from sevsnp.files import short_name
 from sevsnp.vm.config import Launch
 from sevsnp.vm.qemu import RunOptions, common_arguments, snp_arguments, start, stop
 from sevsnp.vm.qmp import Qmp
@@ -23,11 +24,11 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
             "this VM config is for the emulated platform: its guest answers with emulated evidence",
             "on SNP hardware use the production VM config, or PLATFORM=emulated",
         )
-    with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as work, short_name(Path(work)) as sockets:
         cbitpos, reduced = capabilities(options.qemu, Path(work))
         arguments = [
             *snp_arguments(launch, options.memory, cbitpos, reduced),
-            *common_arguments(launch, options, Path(work) / "qmp"),
+            *common_arguments(launch, options, sockets / "qmp"),
         ]
         process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
         try:
@@ -38,22 +39,19 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
 
 def capabilities(qemu: Path, work: Path) -> tuple[int, int]:
     """The C-bit's position and the physical address bits that encryption takes, as QEMU reads them from this host."""
-    socket = work / "probe"
-    arguments = [
-        "-machine",
-        "none,accel=kvm",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-qmp",
-        f"unix:{socket},server=on,wait=off",
-    ]
-    process = start(qemu, arguments, terminal=False, messages=work / "probe.log")
-    try:
-        with Qmp(socket, timeout=10) as qmp:
-            found = qmp.command("query-sev-capabilities")
-        return int(found["cbitpos"]), int(found["reduced-phys-bits"])
-    except (UserError, KeyError):
-        return _CBITPOS, _REDUCED_PHYS_BITS
-    finally:
-        stop(process)
+    with short_name(work) as sockets:
+        arguments = [
+            *("-machine", "none,accel=kvm"),
+            "-nodefaults",
+            *("-display", "none"),
+            *("-qmp", f"unix:{sockets / 'probe'},server=on,wait=off"),
+        ]
+        process = start(qemu, arguments, terminal=False, messages=work / "probe.log")
+        try:
+            with Qmp(sockets / "probe", timeout=10) as qmp:
+                found = qmp.command("query-sev-capabilities")
+            return int(found["cbitpos"]), int(found["reduced-phys-bits"])
+        except (UserError, KeyError):
+            return _CBITPOS, _REDUCED_PHYS_BITS
+        finally:
+            stop(process)

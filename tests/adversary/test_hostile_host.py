@@ -13,7 +13,6 @@ acpi=off is, which does not depend on the machine. That a host cannot write the 
 import base64
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pytest
 
 from sevsnp.e2e import ssh, wait_for_evidence
 from sevsnp.errors import UserError
+from sevsnp.files import short_name
 from sevsnp.owner import attest_guest
 from sevsnp.vm.qemu import disk_arguments
 from tests.adversary.aml import marking_ssdt
@@ -104,9 +104,8 @@ def host(built: Built, tmp_path: Path) -> Iterator[HostileHost]:
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/{name},string={escaped}"]
     for name, image in images.items():
         arguments += disk_arguments(name, image, read_only=False)
-    # A socket's path has to be short, and pytest's directories are not.
-    with tempfile.TemporaryDirectory(prefix="agent-") as short:
-        agent = Path(short) / "socket"
+    with short_name(tmp_path) as short:
+        agent = short / "socket"
         arguments += [
             *("-device", "virtio-serial-pci,id=hostile,disable-legacy=on,iommu_platform=on"),
             *("-chardev", f"socket,id=agent,path={agent},server=on,wait=off"),

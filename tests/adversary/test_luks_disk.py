@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.e2e import wait_for_login
+from sevsnp.e2e_luks import look_at_root
 from sevsnp.errors import UserError
 from tests.adversary.luks_disk import (
     BLOCK,
@@ -27,6 +29,7 @@ from tests.adversary.luks_disk import (
     swapped,
 )
 from tests.adversary.test_tamper_root import FATAL
+from tests.boot.harness import BOOT_SECONDS
 from tests.boot.luks import (
     Owner,
     Unlocked,
@@ -145,9 +148,16 @@ def recalculating(image: Path) -> tuple[int, bytes]:
     return packed("flags", field(image, "flags") | RECALCULATING)
 
 
+def bitmap(image: Path, says: int) -> tuple[int, bytes]:
+    """The superblock's flag that a bitmap lies in the journal's place, and one: 64 times 16 MiB of the disk."""
+    superblock = bytearray(read_disk(image, SUPERBLOCK, BLOCK))
+    superblock[24] |= DIRTY_BITMAP
+    return SUPERBLOCK, bytes(superblock) + bytes([says]) * 8
+
+
 def dirty_bitmap(image: Path) -> tuple[int, bytes]:
-    """The kernel oopses over it, and an oops is a panic."""
-    return packed("flags", field(image, "flags") | DIRTY_BITMAP)
+    """The kernel would make those tags anew, which it cannot: it oopses, and an oops is a panic."""
+    return bitmap(image, 0xFF)
 
 
 def a_bit_of_the_file_system(image: Path) -> tuple[int, bytes]:
@@ -181,6 +191,20 @@ def test_a_changed_disk_before_the_boot(
             wait_for_key(running)
             unlock(running, owner, tmp_path / "second" / "attested")
             assert "init: the root is open, generation 1" in running.guest.wait_for("init: switching")
+
+
+@pytest.mark.full
+def test_a_bitmap_that_says_there_is_nothing_to_do(built: Built, tmp_path: Path) -> None:
+    """The kernel throws the journal away. After an orderly end nothing is in it, else the last writes: the host could
+    as well have put the sectors before them back. Control: the dirty one above, which ends the guest."""
+    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
+    with image_copy(genuine, tmp_path) as disk:
+        put(disk, *bitmap(disk, 0))
+        with booted(built, luks_config(built), disk, tmp_path) as running:
+            wait_for_key(running)
+            unlock(running, owner, tmp_path / "attested")
+            wait_for_login(tmp_path / "attested" / "ssh_config", BOOT_SECONDS)
+            assert look_at_root(tmp_path / "attested" / "ssh_config") == {"root_encrypted": True, "integrity": True}
 
 
 @pytest.mark.full

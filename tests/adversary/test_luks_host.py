@@ -5,6 +5,7 @@ key, or writes plaintext for the owner's. The control of every refusal is a gues
 the host gets it (see luks_arms), or the shared guest, which is unlocked in the same way.
 """
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.images.luks2 import HEADER_SIZE
 from sevsnp.luks_key import Record, key_path, write_record
 from sevsnp.luks_owner import Volume
 from sevsnp.owner import Verdict, verifier
@@ -39,6 +41,7 @@ from tests.boot.luks import (
 )
 from tests.boot.shared import refusal
 from tests.conftest import Built
+from tests.pipeline.secret_search import forms, search, search_file
 from tests.unit.luks_volume import synthetic
 
 pytestmark = pytest.mark.boot
@@ -113,6 +116,40 @@ def test_a_header_that_is_switched_after_it_was_read(luks_guest: Unlocked) -> No
     assert said.split() == [f"CRYPT-INTEGRITY-{name}-root_dif", f"CRYPT-LUKS2-{name}-root", "/dev/mapper/root"] or (
         said.split() == [f"CRYPT-LUKS2-{name}-root", f"CRYPT-INTEGRITY-{name}-root_dif", "/dev/mapper/root"]
     )
+
+
+def seen_by_host(guest: Unlocked, secret: bytes) -> dict[str, list[str]]:
+    """Which forms of ``secret`` are in the guest's disk, in its console, and in all else that its host has of it."""
+    files = [guest.disk, *(path for path in guest.running.guest.options.state.rglob("*") if path.is_file())]
+    return {path.name: found for path in files if (found := search_file(path, secret))}
+
+
+def test_the_key_is_nowhere_that_the_host_sees(luks_guest: Unlocked) -> None:
+    """Nor in what the guest has in its logs and its processes' arguments and environments."""
+    assert search_file(key_path(luks_guest.owner.config_dir, luks_guest.owner.uuid), luks_guest.owner.key) == ["raw"]
+    assert {"serial.log", "qemu.log"} <= {path.name for path in luks_guest.running.guest.options.state.iterdir()}
+    assert seen_by_host(luks_guest, luks_guest.owner.key) == {}
+    look = "journalctl --no-pager; dmesg; cat /proc/cmdline /proc/[0-9]*/cmdline /proc/[0-9]*/environ"
+    told = base64.b64decode(luks_guest.ssh(f"sudo sh -c '{look}' 2>/dev/null | base64 -w0"))
+    assert all(
+        word in told for word in (b"Linux version", b"sevsnp.mode=luks", b"/usr/lib/systemd/systemd", b"\0PATH=")
+    )
+    assert search(told, luks_guest.owner.key) == []
+
+
+def test_control_a_canary_where_the_host_would_see_the_key(luks_guest: Unlocked) -> None:
+    """In the same files: what the guest itself says on its console, and each form on its disk behind the keyslots."""
+    canary = hashlib.sha256(b"a canary in the place of a disk key").digest()
+    texts = {name: form for name, form in forms(canary).items() if name != "raw"}
+    for form in texts.values():
+        luks_guest.ssh(f"echo said: {form.decode()} | sudo tee /dev/console >/dev/null")
+    place = HEADER_SIZE - 4096
+    before = put(luks_guest.disk, place, b" ".join(forms(canary).values()))
+    try:
+        found = seen_by_host(luks_guest, canary)
+    finally:
+        put(luks_guest.disk, place, before)
+    assert found == {"serial.log": sorted(texts), luks_guest.disk.name: sorted(forms(canary))}
 
 
 def another_volume(built: Built, owner: Owner, directory: Path) -> tuple[Owner, VmConfig]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sevsnp.files import short_name
 from sevsnp.vm.qmp import Qmp
 
 # What someone tries who hopes for a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
@@ -89,6 +90,12 @@ class Hands:
         finally:
             self._qmp.command("cont")
 
+    def write_clock(self, register: int, value: int) -> None:
+        """Write a register of the machine's battery-backed clock, by its two ports; the machine stands still."""
+        with self.paused():
+            for port, byte in ((0x70, register), (0x71, value)):
+                self._qmp.command("human-monitor-command", **{"command-line": f"o /b {port:#x} {byte:#x}"})
+
     def close(self) -> None:
         self._qmp.__exit__(None, None, None)
         with contextlib.suppress(OSError):
@@ -104,9 +111,9 @@ def prompts(log: str) -> list[str]:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[Sockets]:
-    """A directory for the sockets, short enough for their names."""
-    with tempfile.TemporaryDirectory(prefix="hands-") as name:
-        yield Sockets(Path(name))
+    """A directory for the sockets, by a name that is short enough for theirs."""
+    with tempfile.TemporaryDirectory(prefix="hands-") as name, short_name(Path(name)) as short:
+        yield Sockets(short)
 
 
 @contextlib.contextmanager

@@ -80,10 +80,12 @@ def image_copy(image: Path, directory: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def booted(built: Built, config: VmConfig, disk: Path, directory: Path) -> Iterator[Running]:
-    """Boot with ``disk``, which the guest writes to; it has not come far when this returns."""
+def booted(
+    built: Built, config: VmConfig, disk: Path, directory: Path, extra: tuple[str, ...] = ()
+) -> Iterator[Running]:
+    """Boot with ``disk``, which the guest writes to, and the host's QEMU options ``extra``; it has not come far yet."""
     launch = with_disk(config.launch, ROLE, disk)
-    with started(built, replace(config, launch=launch), directory / "state") as running:
+    with started(built, replace(config, launch=launch), directory / "state", extra) as running:
         yield running
 
 

@@ -71,11 +71,11 @@ class Attested:
 
 
 @contextlib.contextmanager
-def started(built: Built, config: VmConfig, state: Path) -> Iterator[Running]:
-    """Boot a config that nobody tampered with; it has not come far when this returns."""
+def started(built: Built, config: VmConfig, state: Path, extra: tuple[str, ...] = ()) -> Iterator[Running]:
+    """Boot a config that nobody tampered with, with the host's own QEMU options ``extra``; it has not come far yet."""
     with (
         sockets() as where,
-        boot(config.launch, built.qemu, state, extra=where.arguments) as guest,
+        boot(config.launch, built.qemu, state, extra=(*where.arguments, *extra)) as guest,
         hands_on(where) as hands,
     ):
         yield Running(built, config, guest, hands)

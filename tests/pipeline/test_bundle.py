@@ -23,8 +23,8 @@ BOOT_SECONDS = 240
 
 @pytest.fixture(scope="module")
 def bundle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle alone, moved to a directory with a space in its name."""
-    target = tmp_path_factory.mktemp("host") / "another place" / "the bundle"
+    """The bundle alone, moved to a directory with a space in its name and too long a one for a UNIX socket's."""
+    target = tmp_path_factory.mktemp("host") / ("another place, far " + "away" * 40) / "the bundle"
     target.parent.mkdir()
     subprocess.run(["cp", "-a", "--", built.build / "host-bundle", target], check=True)
     return target
@@ -46,9 +46,9 @@ def qemu_in(directory: Path, script: str) -> Path:
 
 @contextlib.contextmanager
 def running(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> Iterator["subprocess.Popen[str]"]:
-    """./run with an environment that is empty but for PATH and a directory for temporary files."""
+    """./run with an environment that is empty but for PATH and a directory for temporary files, of a long name."""
     given = ["--ssh-port", str(free_port()), "--attest-port", str(free_port())] if ports else []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="long" * 40) as scratch:
         process = subprocess.Popen(
             [bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments],
             cwd="/",

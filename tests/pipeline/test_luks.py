@@ -231,6 +231,9 @@ def test_a_volume_that_a_guest_has_written_to_is_not_replaced(made: Built) -> No
     done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False)
     assert done.returncode != 0 and "a guest has written to this volume" in done.stdout, done.stdout
     assert luks(made, "luks.img").stat().st_ino == before
+    # As it was asked for before, it is there. Control: as it was refused it is refused again.
+    assert ran(setup(made)) == set()
+    assert made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False).returncode != 0
 
 
 def test_control_without_a_working_copy_it_is(made: Built) -> None:

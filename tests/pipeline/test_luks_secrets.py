@@ -24,35 +24,12 @@ from sevsnp.images.luks2 import Luks2, opens
 from sevsnp.vm.config import VmConfig, read_vm_config
 from tests.conftest import Built
 from tests.pipeline.luks_ground import SECONDS, Ground, make_ground
+from tests.pipeline.secret_search import forms, search, search_file
 from tests.unit.evidence import psp, root
 from tests.unit.key_guest import key_guest
 
 CANARY = b"canary-8d61 of a disk key, \xc3\xa9 and all"
 SMALL = 4 << 20
-
-
-def forms(secret: bytes) -> dict[str, bytes]:
-    """The secret, and what it would be in text: hexadecimal, and base64 at each alignment, less its ragged ends."""
-    found = {"raw": secret, "hex": secret.hex().encode(), "HEX": secret.hex().upper().encode()}
-    for shift in range(3):
-        encoded = base64.b64encode(bytes(shift) + secret)
-        found[f"base64+{shift}"] = encoded[4 if shift else 0 : len(encoded) // 4 * 4 - 4]
-    return found
-
-
-def search(data: bytes, secret: bytes) -> list[str]:
-    return [name for name, form in forms(secret).items() if form in data]
-
-
-def search_file(path: Path, secret: bytes) -> list[str]:
-    """The same in a file of any size, images among them."""
-    found: set[str] = set()
-    before = b""
-    with path.open("rb") as stream:
-        while piece := stream.read(8 << 20):
-            found.update(search(before + piece, secret))
-            before = piece[-4 * len(secret) :]
-    return sorted(found)
 
 
 def changed_since(start: float, paths: Iterable[Path]) -> Iterator[Path]:

@@ -55,6 +55,82 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+ARTEFACT = """
+import os
+from pathlib import Path
+from doit.dependency import Dependency
+from sevsnp.store.database import forgive
+from tasks.graph import artefact
+original = Dependency.remove_success
+forgive()
+if "CONTROL" in os.environ:
+    Dependency.remove_success = original
+DOIT_CONFIG = {"backend": "sqlite3", "dep_file": ".doit.db"}
+
+def task__checkout():
+    return {"actions": None}
+
+def task_copy():
+    return artefact(
+        "maker:copy",
+        inputs={"source": Path("input")},
+        outputs={"first": Path("build/first"), "second": Path("build/second")},
+        cached=False,
+    )
+"""
+MAKER = """
+from sevsnp.errors import UserError
+
+def copy(*, source, first, second):
+    print("making")
+    first.write_text(source.read_text())
+    if source.read_text() == "bad":
+        raise UserError("refused")
+    second.write_text(source.read_text())
+"""
+
+
+def making(project: Path, text: str, *, fails: bool = False, **variables: str) -> bool:
+    """Whether the function ran for an input of ``text``."""
+    (project / "input").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "doit", "copy"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{PROJECT}:{project}", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert bool(done.returncode) == fails and "Traceback" not in done.stdout, done.stdout
+    return "making" in done.stdout.splitlines()
+
+
+@pytest.fixture
+def artefacts(project: Path) -> Path:
+    (project / "dodo.py").write_text(ARTEFACT)
+    (project / "maker.py").write_text(MAKER)
+    assert making(project, "good") and not making(project, "good")
+    return project
+
+
+def test_a_failed_run_leaves_the_record_of_what_is_still_there(artefacts: Path) -> None:
+    assert making(artefacts, "bad", fails=True)
+    assert making(artefacts, "bad", fails=True)
+    assert (artefacts / "build" / "first").read_text() == "good"
+    assert not making(artefacts, "good")
+    # It is no more than a record: what is not as it says is made.
+    assert making(artefacts, "bad", fails=True)
+    (artefacts / "build" / "second").write_text("half")
+    assert making(artefacts, "good") and not making(artefacts, "good")
+
+
+def test_control_doit_alone_forgets_it(artefacts: Path) -> None:
+    assert making(artefacts, "bad", fails=True, CONTROL="1")
+    assert making(artefacts, "good", CONTROL="1")
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(os.urandom(5000))
 

@@ -3,10 +3,12 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp import files
-from sevsnp.files import scratch_directory, write_atomic
+from sevsnp.files import scratch_directory, short_name, write_atomic
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -222,3 +224,25 @@ def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
     odd: list[str | Path] = ["--option", "x" * 10_000, "a/" * 3000, "nul\0", tmp_path / "no" / "such", "/proc/1/fd/0"]
     found = files.disks(odd)
     assert found and not any(found.values()) and all(path.is_mount() for path in found)
+
+
+def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path) -> None:
+    """Another process makes it, as QEMU does. Control: by its own name the directory can have none."""
+    directory = tmp_path / ("long" * 40)
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="too long"):
+        listener.bind(str(directory / "socket"))
+    make = "import socket, sys; one = socket.socket(socket.AF_UNIX); one.bind(sys.argv[1]); one.listen(); one.accept()"
+    with short_name(directory) as short:
+        with subprocess.Popen([sys.executable, "-c", make, str(short / "socket")]) as process:
+            try:
+                deadline = time.monotonic() + 30
+                with socket.socket(socket.AF_UNIX) as client:
+                    while client.connect_ex(str(short / "socket")):
+                        assert process.poll() is None and time.monotonic() < deadline
+                        time.sleep(0.01)
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
+        assert [path.name for path in directory.iterdir()] == ["socket"]
+    assert not short.exists()

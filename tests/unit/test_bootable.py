@@ -1,14 +1,14 @@
-"""A verified root from a tar: what it needs to boot is there, or the tar is refused."""
+"""A root from a tar: what it needs to boot is there, or the tar is refused."""
 
 from pathlib import Path
 
 import pytest
 
 from sevsnp.errors import UserError
+from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.identity import ImageKind
 from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
 from sevsnp.images.tar import Entry, Kind
-from sevsnp.images.verity_root import bootable_entries
 
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 

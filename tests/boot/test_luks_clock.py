@@ -1,0 +1,144 @@
+"""The encrypted guest at the time that its host tells it: nobody vouches for the clock that QEMU gives a guest.
+
+The clock has two digits of the year, and a register for the century that only ACPI names (FADT). The firmware takes 99
+for 1999 whatever QEMU was told, and says so in that register; a guest without ACPI, as one vCPU has it, does not look
+there, and knows 1970 to 2069. So for 2099 the guest has ACPI, and the host changes the century behind the firmware.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.e2e import wait_for_login
+from sevsnp.e2e_luks import look_at_root
+from sevsnp.files import sha256_file
+from sevsnp.key_paths import Keys
+from sevsnp.key_release import connect, owner_context
+from sevsnp.keys import certificate_der
+from sevsnp.vm.config import File, VmConfig, render_vm_config
+from tests.boot.harness import BOOT_SECONDS
+from tests.boot.luks import (
+    anonymous,
+    booted,
+    image_copy,
+    luks_config,
+    make_owner,
+    offer_key,
+    unlock,
+    wait_for_key,
+)
+from tests.boot.shared import Running
+from tests.conftest import Built
+
+pytestmark = pytest.mark.boot
+
+
+def clock(year: int) -> tuple[str, ...]:
+    """QEMU's option for a machine whose battery-backed clock stands at the beginning of ``year``."""
+    return ("-rtc", f"base={year}-01-01T00:00:00")
+
+
+def change_century(running: Running) -> None:
+    """From 19 to 20, in BCD, between the firmware and the kernel's reading of the clock."""
+    running.guest.wait_for("EFI stub")
+    running.hands.write_clock(0x32, 0x20)
+
+
+def time_in_guest(port: int) -> datetime:
+    """The guest's clock when it began to wait: the certificate that it made for itself is valid from then."""
+    with connect("127.0.0.1", port, anonymous()) as connection:
+        certificate = connection.getpeercert(binary_form=True)
+    assert certificate
+    return x509.load_der_x509_certificate(certificate).not_valid_before_utc
+
+
+@pytest.fixture
+def image(built: Built, tmp_path: Path) -> Iterator[Path]:
+    with image_copy(luks_config(built).launch.disks[0].path, tmp_path) as copy:
+        yield copy
+
+
+def changed(config: VmConfig, directory: Path, words: Mapping[str, str]) -> VmConfig:
+    """A whole and honest VM config with other words on the command line, by old text; with ACPI."""
+    line = config.launch.cmdline.path.read_text()
+    for old, new in {" acpi=off": "", **words}.items():
+        assert line.count(old) == 1
+        line = line.replace(old, new)
+    directory.mkdir(exist_ok=True)
+    cmdline = directory / "cmdline"
+    cmdline.write_text(line)
+    launch = replace(config.launch, cmdline=File(cmdline, sha256_file(cmdline)))
+    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
+    made = VmConfig(directory / "vm-config-luks.emulated.toml", launch, reference)
+    made.source.write_text(render_vm_config(made))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "acpi", "believed"),
+    [
+        pytest.param(2000, False, 2000, marks=pytest.mark.full),
+        pytest.param(2099, False, 1999, marks=pytest.mark.full),
+        (2099, True, 2099),
+    ],
+)
+def test_any_clock_of_the_host_s_will_do(
+    built: Built, image: Path, tmp_path: Path, said: int, acpi: bool, believed: int
+) -> None:
+    """It waits, is attested, gets its key, opens its root and lets its owner in. Control: the test below."""
+    owner = make_owner(built, tmp_path)
+    config = changed(luks_config(built), tmp_path / "acpi", {}) if acpi else luks_config(built)
+    with booted(built, config, image, tmp_path, clock(said)) as running:
+        if acpi:
+            change_century(running)
+        wait_for_key(running)
+        assert time_in_guest(running.port).year == believed
+        unlock(running, owner, tmp_path / "attested")
+        wait_for_login(tmp_path / "attested" / "ssh_config", BOOT_SECONDS)
+        assert look_at_root(tmp_path / "attested" / "ssh_config") == {"root_encrypted": True, "integrity": True}
+    assert owner.record.generation == 1
+
+
+def owner_of_today(directory: Path) -> Keys:
+    """An owner whose certificate is valid for some days, and as long (201 bytes) as the command line wants it."""
+    directory.mkdir()
+    key, now = Ed25519PrivateKey.generate(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "o")])
+    # The end of its time takes two bytes less before 2050; they are in its serial number.
+    days = (now - timedelta(days=2), now + timedelta(days=2))
+    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1 << 24, *days).sign(key, None)
+    made = Keys.of(directory)
+    made.owner_certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+    made.owner_private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return made
+
+
+@pytest.mark.full
+def test_control_an_owner_s_certificate_of_today(built: Built, image: Path, tmp_path: Path) -> None:
+    """With the time limits that most certificates have, the host's clock decides who the owner is.
+
+    test_key_protocol.py has the same for more clocks, without a boot.
+    """
+    keys = owner_of_today(tmp_path / "owner")
+    ours, today = (base64.b64encode(certificate_der(one.owner_certificate)).decode() for one in (built.keys, keys))
+    config = changed(luks_config(built), tmp_path / "acpi", {ours: today})
+    context = owner_context(keys.owner_certificate, keys.owner_private)
+    header = hashlib.sha256((built.build / "luks" / "header.bin").read_bytes()).digest()
+    with booted(built, config, image, tmp_path / "2099", clock(2099)) as running:
+        change_century(running)
+        wait_for_key(running)
+        assert time_in_guest(running.port).year == 2099
+        assert "the guest ended the conversation" in offer_key(running.port, context, header, b"a key")
+        assert "init: the owner is here" not in running.guest.log()
+    with booted(built, config, image, tmp_path / "today") as running:
+        wait_for_key(running)
+        assert "the disk cannot be opened with this key" in offer_key(running.port, context, header, b"a key")

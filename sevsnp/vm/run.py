@@ -19,7 +19,7 @@ _NOISE = re.compile(r"warning: TCG doesn't support requested feature")
 
 def with_disks(launch: Launch, places: Mapping[str, Path]) -> Launch:
     """The launch with its disks elsewhere (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
-    disks = tuple(replace(disk, path=places.get(disk.role, disk.path).resolve()) for disk in launch.disks)
+    disks = tuple(disk._replace(path=places.get(disk.role, disk.path).resolve()) for disk in launch.disks)
     return replace(launch, disks=disks)
 
 

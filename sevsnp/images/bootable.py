@@ -6,7 +6,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import Layer, directory_entry, rootfs_entries, text_entry
+from sevsnp.images.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.images.tar import Entry, Kind
 
 # What init mounts something on. Nothing can be added to a verified root later.
@@ -22,28 +22,27 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, **guest: Path) -> lis
     """
     if rootfs is not None and not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
-    layer = Layer.from_tar(rootfs) if rootfs else Layer("guest-vm", guest_entries(**guest))
+    name = str(rootfs or "guest-vm")
+    tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
     identity = IdentityFilter(kind)
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
-        if not any(name in seen for name in _INITS):
-            raise UserError(
-                f"{layer.name}: no /sbin/init, expected a root filesystem with an init", "add systemd-sysv to it"
-            )
-        for name in _MOUNT_POINTS:
-            if name not in seen:
-                print(f"  added mount point: /{name}")
-                seen[name] = directory_entry(name)
-            elif seen[name].kind is not Kind.DIRECTORY:
-                raise UserError(f"{layer.name}: /{name}: found a {seen[name].kind.name.lower()}, expected a directory")
+        if seen.keys().isdisjoint(_INITS):
+            raise UserError(f"{name}: no /sbin/init, expected a root filesystem with an init", "add systemd-sysv to it")
+        for point in _MOUNT_POINTS:
+            if point not in seen:
+                print(f"  added mount point: /{point}")
+                seen[point] = directory_entry(point)
+            elif seen[point].kind is not Kind.DIRECTORY:
+                raise UserError(f"{name}: /{point}: found a {seen[point].kind.name.lower()}, expected a directory")
         if "etc/machine-id" not in seen:
             # Absent, it would make every boot a first one, at which systemd sets things up from presets and questions.
             print("  added, empty: /etc/machine-id")
             seen["etc/machine-id"] = text_entry("etc/machine-id", "")
-        yield from (seen[name] for name in sorted(seen))
+        yield from (seen[path] for path in sorted(seen))
 
-    entries = rootfs_entries([layer], [identity, bootable])
+    entries = filtered(tree, [identity, bootable])
     for line in summary(identity.removed):
         print(f"  {line}")
     return entries

@@ -61,10 +61,13 @@ def hash_tree(image: Path, salt: bytes, stopped: threading.Event | None = None) 
         hashed.update(block)
         return hashed.digest()
 
+    nothing = bytes(BLOCK_SIZE)
+    of_nothing = digest(nothing)  # what free space is made of
+
     def level(below: Iterable[bytes], written: "_Hash") -> Iterator[bytes]:
         digests: list[bytes] = []
         for block in below:
-            digests.append(digest(block))
+            digests.append(of_nothing if block == nothing else digest(block))
             if len(digests) == _DIGESTS:
                 yield _packed(digests, written)
                 digests = []

@@ -131,7 +131,13 @@ def rootfs_entries(
     layers: Sequence[Layer], filters: Sequence[Filter] = (), ignore_attributes: Collection[str] = ()
 ) -> list[Entry]:
     """What :func:`make_rootfs` writes."""
-    entries: Iterable[Entry] = merge(layers).values()
+    return filtered(merge(layers).values(), filters, ignore_attributes)
+
+
+def filtered(
+    entries: Iterable[Entry], filters: Sequence[Filter], ignore_attributes: Collection[str] = ()
+) -> list[Entry]:
+    """The entries of a merged tree that the filters, in their order, leave of it; attributes are checked after them."""
     for each in filters:
         entries = each(entries)
     return list(check_attributes(entries, ignore_attributes))

@@ -124,9 +124,9 @@ LIBRARY: dict[str, set[str]] = {
     "sevsnp/tools.py": {"build_tools"},
     # The bundle carries this along.
     "sevsnp/vm/host.py": {"host_bundle"},
-    # … and these, which the verifiers in build/bin need too.
+    "sevsnp/emulation/service.py": {"host_bundle"},
+    # … and this, which the verifiers in build/bin need too.
     "sevsnp/vm/cmdline.py": CMDLINES | CONFIGS | {"host_bundle", "build_tools"},
-    "sevsnp/emulation/service.py": {"host_bundle", "build_tools"},
     # Nothing is made by these.
     "sevsnp/e2e.py": set(),
     "README.md": set(),

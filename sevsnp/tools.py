@@ -4,13 +4,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+# Not -m, and no garbage collector: of a sixth of a second they would take a tenth.
+START = "import gc, sys; gc.disable(); from {module} import main; sys.exit(main())"
 _WRAPPER = """\
 #!/bin/sh
 # {name}, in the project's environment.
 # -P: no module is taken from the directory it is called in, where a host's evidence may lie.
 export PYTHONPATH={project}
-# Not -m, and no garbage collector: of a sixth of a second they would take a tenth.
-exec {python} -P -c 'import gc, sys; gc.disable(); from {module} import main; sys.exit(main())' "$@"
+exec {python} -P -c '{start}' "$@"
 """
 _MODULES = {
     "verify_report": "sevsnp.attestation.cli",
@@ -27,6 +28,6 @@ def make_tools(*, get_report_source: Path, project: str, python: str, get_report
     shutil.copyfile(get_report_source, get_report)
     for name, target in commands.items():
         words = {"name": target.name, "project": shlex.quote(project), "python": shlex.quote(python)}
-        target.write_text(_WRAPPER.format(module=_MODULES[name], **words))
+        target.write_text(_WRAPPER.format(start=START.format(module=_MODULES[name]), **words))
     for target in (get_report, *commands.values()):
         target.chmod(0o755)

@@ -168,9 +168,9 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
         log.require(reason, not bit, expected=f"{name} 0", found=f"{name} {bit}")
     fields, bits, named = _plan(policy, FIELDS)
     for reason, rule, expected, value in fields:
-        log.rule(reason, rule, value(found), expected=expected)
+        log.rule(reason, rule, expected, value(found))
     for reason, rule, expected, name, number, position in bits:
-        log.rule(reason, rule, number(report) >> position & 1, name, expected)
+        log.rule(reason, rule, expected, number(report) >> position & 1, name)
     unknown = report.platform_info & ~named
     shown = f"; bits without a name: {unknown:#x}" if unknown else ""
     log.not_compared(Reason.PLATFORM_INFO, "each bit has a check of its own", f"{report.platform_info:#x}{shown}")

@@ -6,7 +6,7 @@ from typing import NoReturn, TypeVar
 from sevsnp.attestation.chain import ChainError, TrustDomain
 from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.outcome import Check, Decision, Reason
-from sevsnp.attestation.rules import Anything, Rule, Value, holds, show, show_rule
+from sevsnp.attestation.rules import Anything, Rule, Value, holds, show
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Tcb
 
@@ -70,13 +70,9 @@ class Checklist:
         else:
             self.failed(reason, message, expected=expected, found=found)
 
-    def rule(
-        self, reason: Reason, rule: Rule, value: Value | Tcb | None, name: str = "", expected: str | None = None
-    ) -> None:
-        """Compare a value with the policy's rule for it; ``expected`` is the rule in words, where they are at hand."""
+    def rule(self, reason: Reason, rule: Rule, expected: str, value: Value | Tcb | None, name: str = "") -> None:
+        """Compare a value with the policy's rule for it; ``expected`` is the rule in words."""
         found = show(value)
-        if expected is None:
-            expected = show_rule(rule)
         if isinstance(rule, Anything):
             self.not_compared(name or reason, rule.reason, found)
         elif holds(rule, value):

@@ -1,21 +1,20 @@
 """verify_report: appraise evidence of AMD hardware. Exit 0 accepted, 2 refused, 3 undecided, 64 usage."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
+from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
 from sevsnp.vm.config import read_vm_config
 
-ACCEPTED, REFUSED, UNDECIDED, USAGE = 0, 2, 3, 64
+ACCEPTED, REFUSED, UNDECIDED = 0, 2, 3
 _MAX_FILE = 1 << 20
 
 
@@ -31,27 +30,6 @@ def _verify(options: argparse.Namespace) -> int:
     evidence, expected = read_evidence(options), read_expected(options)
     appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
     return show(appraisal, options, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
-
-
-class Parser(argparse.ArgumentParser):
-    """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_formatter, **options)
-
-    def error(self, message: str) -> Any:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """As wide as the terminal; to find that out argparse would import shutil, and with it all kinds of archives."""
-    columns = os.environ.get("COLUMNS", "")
-    try:
-        width = int(columns) if columns.isdecimal() else os.get_terminal_size().columns
-    except OSError:  # no terminal
-        width = 80
-    return argparse.HelpFormatter(prog, width=max(width, 40) - 2)
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.id_block import make_identity, write_identity
-from sevsnp.attestation.measure_cli import DONE, USAGE, Parser
+from sevsnp.attestation.measure_cli import DONE
 from sevsnp.errors import UserError
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.signed_config import block_of, load_key

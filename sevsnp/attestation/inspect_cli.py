@@ -5,7 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sevsnp.attestation.cli import Parser, add_input, add_sources, endorser, guarded, read_evidence
+from sevsnp.attestation.arguments import Parser
+from sevsnp.attestation.cli import add_input, add_sources, endorser, guarded, read_evidence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

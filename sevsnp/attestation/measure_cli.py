@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.launch_digest import (
     NO_INITRD,
     KernelHashes,
@@ -22,16 +23,8 @@ from sevsnp.attestation.vmsa import DEFAULT_KERNEL, HOST_KERNELS, Vmm, host_kern
 from sevsnp.errors import UserError
 from sevsnp.vm.config import VmConfig, read_vm_config
 
-DONE, USAGE = 0, 64
+DONE = 0
 _MOST_COUNTS = 1024
-
-
-class Parser(argparse.ArgumentParser):
-    """Exits with 64 for a wrong command line, as the other commands do."""
-
-    def error(self, message: str) -> Any:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.bench.luks import bare_luks_image
+from sevsnp.bench.timing import ratio_row
 from sevsnp.command import find, run
 from sevsnp.errors import UserError
 from sevsnp.files import remove_tree, scratch_directory, write_atomic
@@ -182,15 +182,7 @@ def _measured(measure: Measure, rounds: int) -> dict[str, Any]:
             if number:
                 seconds.append(time.perf_counter() - started)
     measure.after()
-    ratio = statistics.median(ours) / statistics.median(bare)
-    return {
-        "name": measure.name,
-        "ratio": round(ratio, 2),
-        "goal": measure.goal,
-        "met": ratio <= measure.goal,
-        "seconds": [round(value, 3) for value in ours],
-        "bare_seconds": [round(value, 3) for value in bare],
-    }
+    return ratio_row(measure.name, ours, bare, measure.goal, 3)
 
 
 def _edit(file: Path) -> None:

@@ -2,15 +2,14 @@
 
 import importlib.util
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sevsnp.attestation.launch_digest import KernelHashes, Machine, hash_cmdline, hash_file, measure_firmware
+from sevsnp.bench.timing import in_turns, ratio_row
 from sevsnp.errors import UserError
 
 INITRAMFS = 200_000_000
@@ -66,34 +65,11 @@ def measure_launch_digest(firmware: Path, scratch: Path, rounds: int, size: int 
         peaks["theirs"] = _peak("sevsnpmeasure.cli", *options, *files)
     else:
         print("  without sev-snp-measure, which is not installed: pip install sev-snp-measure")
-    seconds = _in_turns(works, rounds)
-    rows = [_row("launch digest ÷ SHA-256 of its initramfs", seconds["ours"], seconds["bare"], _TIME_GOAL)]
+    seconds = in_turns(works, rounds)
+    rows = [ratio_row("launch digest ÷ SHA-256 of its initramfs", seconds["ours"], seconds["bare"], _TIME_GOAL, 4)]
     if "theirs" in works:
-        rows.append(_row("launch digest ÷ sev-snp-measure", seconds["ours"], seconds["theirs"], 1.0))
+        rows.append(ratio_row("launch digest ÷ sev-snp-measure", seconds["ours"], seconds["theirs"], 1.0, 4))
     return [*rows, _memory_row(peaks, size)]
-
-
-def _in_turns(works: dict[str, Callable[[], bytes]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            if number:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def _row(name: str, ours: list[float], bare: list[float], goal: float) -> dict[str, Any]:
-    ratio = statistics.median(ours) / statistics.median(bare)
-    return {
-        "name": name,
-        "ratio": round(ratio, 2),
-        "goal": goal,
-        "met": ratio <= goal,
-        "seconds": [round(value, 4) for value in ours],
-        "bare_seconds": [round(value, 4) for value in bare],
-    }
 
 
 def _memory_row(peaks: dict[str, int], size: int) -> dict[str, Any]:

@@ -11,21 +11,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sevsnp.bench.timing import in_turns, ratio_row
 from sevsnp.errors import UserError
+from sevsnp.tools import START
 from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig, render_vm_config
 
 _PROCESS_GOAL, _ONE_GOAL = 0.150, 0.001
 _REPORTS = 300
 _REPORT_DATA = bytes(range(64))
-# As build/bin starts it; a real report's certificates would be in the user's cache, these are in a file.
-_COMMAND = "import gc, sys; gc.disable(); from sevsnp.emulation.cli import main; sys.exit(main())"
-_ACCEPTED_AS_EMULATED = 10
+_COMMAND = START.format(module="sevsnp.emulation.cli")
 
 
 def measure_verification(scratch: Path, rounds: int) -> list[dict[str, Any]]:
@@ -60,6 +59,9 @@ def _config(scratch: Path) -> VmConfig:
 
 
 def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, Any]]:
+    from sevsnp.emulation.cli import ACCEPTED_AS_EMULATED
+
+    # A real report's certificates would be in the user's cache, these are in a file.
     words = ["--input", "report", "--certificates", "table", "--root", "psp/ark.pem", "--json",
              "--vm_definition", str(config.source), "--report-data", _REPORT_DATA.hex()]  # fmt: skip
 
@@ -76,17 +78,16 @@ def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, A
 
     def ours() -> None:
         before = _of_children()
-        if (code := start(_COMMAND, *words)) != _ACCEPTED_AS_EMULATED:
-            raise UserError(f"verify_report_emulated: exit code {code}, expected {_ACCEPTED_AS_EMULATED}")
+        if (code := start(_COMMAND, *words)) != ACCEPTED_AS_EMULATED:
+            raise UserError(f"verify_report_emulated: exit code {code}, expected {ACCEPTED_AS_EMULATED}")
         taken.append(_of_children() - before)
 
-    ours_seconds, bare = _in_turns(
-        time.perf_counter, ours, lambda: start("import cryptography.x509"), max(3 * rounds, 5), 1
-    )
+    works = {"ours": ours, "bare": lambda: start("import cryptography.x509")}
+    seconds = in_turns(works, max(3 * rounds, 5))
     return [
-        _row("verify_report as a whole process ÷ 150 ms", ours_seconds, [_PROCESS_GOAL], 1.0),
-        _row("its seconds of processor ÷ 150 ms", taken[1:], [_PROCESS_GOAL], 1.0),
-        _row("the same ÷ python -c 'import cryptography.x509'", ours_seconds, bare, None),
+        ratio_row("verify_report as a whole process ÷ 150 ms", seconds["ours"], [_PROCESS_GOAL], 1.0, 6),
+        ratio_row("its seconds of processor ÷ 150 ms", taken[1:], [_PROCESS_GOAL], 1.0, 6),
+        ratio_row("the same ÷ python -c 'import cryptography.x509'", seconds["ours"], seconds["bare"], None, 6),
     ]
 
 
@@ -121,35 +122,10 @@ def _in_process(scratch: Path, config: VmConfig, reports: list[bytes], rounds: i
             key.verify(encode_dss_signature(r, s), report[:0x2A0], ec.ECDSA(hashes.SHA384()))
 
     # Seconds of the processor: what others do on it meanwhile is not counted.
-    ours_seconds, bare_seconds = _in_turns(time.process_time, ours, bare, rounds, len(reports))
-    row = _row("one verification in process, chain known ÷ 1 ms", ours_seconds, [_ONE_GOAL], 1.0)
-    row["per_second"] = round(1 / statistics.median(ours_seconds))
-    other = _row("the same ÷ one P-384 verification of cryptography", ours_seconds, bare_seconds, None)
-    other["bare_per_second"] = round(1 / statistics.median(bare_seconds))
+    works = {"ours": ours, "bare": bare}
+    seconds = in_turns(works, rounds, clock=time.process_time, number=len(reports))
+    row = ratio_row("one verification in process, chain known ÷ 1 ms", seconds["ours"], [_ONE_GOAL], 1.0, 6)
+    row["per_second"] = round(1 / statistics.median(seconds["ours"]))
+    other = ratio_row("the same ÷ one P-384 verification of cryptography", seconds["ours"], seconds["bare"], None, 6)
+    other["bare_per_second"] = round(1 / statistics.median(seconds["bare"]))
     return [row, other]
-
-
-def _in_turns(
-    clock: Callable[[], float], ours: Callable[[], object], bare: Callable[[], object], rounds: int, number: int
-) -> tuple[list[float], list[float]]:
-    """Seconds for one of ``number`` in each round; the first round warms up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
-        for work, kept in zip((ours, bare), seconds, strict=True):
-            started = clock()
-            work()
-            if turn:
-                kept.append((clock() - started) / number)
-    return seconds
-
-
-def _row(name: str, ours: list[float], bare: list[float], goal: float | None) -> dict[str, Any]:
-    ratio = statistics.median(ours) / statistics.median(bare)
-    return {
-        "name": name,
-        "ratio": round(ratio, 2),
-        "goal": goal,
-        "met": goal is None or ratio <= goal,
-        "seconds": [round(value, 6) for value in ours],
-        "bare_seconds": [round(value, 6) for value in bare],
-    }

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.measure_cli import DONE, Parser
+from sevsnp.attestation.arguments import Parser
+from sevsnp.attestation.measure_cli import DONE
 from sevsnp.attestation.report import Cpuid, decode_tcb, product_of
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Product, Tcb

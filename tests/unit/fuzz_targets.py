@@ -123,22 +123,20 @@ def _svsm(data: bytes) -> None:
     read_svsm(io.BytesIO(data), len(data), 1 << 32)
 
 
-def _policy(data: bytes) -> None:
-    made = config()
+def _toml(data: bytes) -> dict[str, object]:
     try:
-        document = tomllib.loads(data.decode())
+        return tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(str(error) or "no TOML") from error
-    make_policy(document, made.source, made, REPORT_DATA)
+
+
+def _policy(data: bytes) -> None:
+    made = config()
+    make_policy(_toml(data), made.source, made, REPORT_DATA)
 
 
 def _vm_config(data: bytes) -> None:
-    made = config()
-    try:
-        document = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(str(error) or "no TOML") from error
-    found = parse_vm_config(document, made.source)
+    found = parse_vm_config(_toml(data), config().source)
     if found.reference:
         Expected.of(found, REPORT_DATA)
 

@@ -22,7 +22,7 @@ from tests.unit.hierarchy import Hierarchy
 
 FORGED = Hierarchy()  # AMD's names, with keys of one's own
 # Every variable that the verifier reads: where its cache is, and how wide the terminal is.
-VARIABLES = {("kds_cache.py", "XDG_CACHE_HOME"), ("cli.py", "COLUMNS")}
+VARIABLES = {("kds_cache.py", "XDG_CACHE_HOME"), ("arguments.py", "COLUMNS")}
 
 
 @pytest.fixture

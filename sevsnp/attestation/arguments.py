@@ -1,0 +1,29 @@
+"""How the commands in build/bin read their command lines."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+USAGE = 64
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_formatter, **options)
+
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """As wide as the terminal; to find that out argparse would import shutil, and with it all kinds of archives."""
+    columns = os.environ.get("COLUMNS", "")
+    try:
+        width = int(columns) if columns.isdecimal() else os.get_terminal_size().columns
+    except OSError:  # no terminal
+        width = 80
+    return argparse.HelpFormatter(prog, width=max(width, 40) - 2)

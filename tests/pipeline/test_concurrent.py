@@ -318,7 +318,8 @@ def test_different_settings_at_once(built: Built, bench: Bench) -> None:
     for _ in range(2):
         runs = [bench.start(copy.project, "setup_verity", CPUS=cpus, **variables) for cpus in ("1", "2")]
         said = [ended(run, 300) for run in runs]
-        # The one that had to wait came last, and what is there is its own.
-        last = next(cpus for cpus, text in zip((1, 2), said, strict=True) if CHECKOUT_WAIT in text)
-        assert [copy.config(platform).launch.vcpus for platform in ("snp", "emulated")] == [last, last]
+        # The one that had to wait came last, and what is there is its own. (Nobody waits where one began too late.)
+        waited = [cpus for cpus, text in zip((1, 2), said, strict=True) if CHECKOUT_WAIT in text]
+        snp, emulated = (copy.config(platform).launch.vcpus for platform in ("snp", "emulated"))
+        assert snp == emulated and snp in (waited or (1, 2)) and len(waited) < 2
         consistent(copy)

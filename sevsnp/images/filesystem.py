@@ -4,9 +4,12 @@ From a directory mke2fs copies access and change times too, so nothing built fro
 tar it has only what the tar says.
 """
 
+import contextlib
+import os
 import re
+import threading
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,8 @@ FEATURES = (
     "extra_isize",
     "metadata_csum",
 )
+
+_BETWEEN = 0.1  # seconds; the kernel by itself waits for thirty, or for a tenth of the memory
 
 # mke2fs takes any size, but one this large is a slip of the unit and would fill the disk with inode tables.
 LARGEST = 1 << 44
@@ -122,7 +127,7 @@ def make_ext4(
     with image.open("wb") as stream:
         stream.truncate(size)
     try:
-        with progress.growing(image, need.blocks * BLOCK_SIZE, "mke2fs"):
+        with progress.growing(image, need.blocks * BLOCK_SIZE, "mke2fs"), _written_out(image):
             run(
                 [
                     tools / "mke2fs",
@@ -153,6 +158,28 @@ def make_ext4(
         raise
     progress.step("checking")
     check_ext4(image, tools=tools)
+
+
+@contextlib.contextmanager
+def _written_out(image: Path) -> Iterator[None]:
+    """While a child process writes ``image``, send to the disk what it has written.
+
+    mke2fs ends with an fsync: without this the disk would have nothing to do until then, and we after it.
+    """
+    done = threading.Event()
+
+    def write_out() -> None:
+        with contextlib.suppress(OSError), image.open("rb") as stream:  # mke2fs hears of it from its own fsync
+            while not done.wait(_BETWEEN):
+                os.fdatasync(stream.fileno())
+
+    thread = threading.Thread(target=write_out, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def check_ext4(image: Path, *, tools: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from sevsnp.images.rootfs import pattern, text_entry
+from sevsnp.images.rootfs import expression, text_entry
 from sevsnp.images.tar import Content, Entry, Kind
 
 
@@ -231,15 +231,15 @@ class IdentityFilter:
             yield entry
 
 
-_COMPILED = [(reason, [pattern(text) for text in patterns]) for reason, patterns in DENIED]
+_BY_REASON = [(reason, "|".join(map(expression, patterns))) for reason, patterns in DENIED]
 # Nearly no entry is denied: one look tells that, and only then which pattern it was matters.
-_ANY = re.compile("|".join(each.pattern for _, patterns in _COMPILED for each in patterns), re.DOTALL)
+_ANY = re.compile("|".join(each for _, each in _BY_REASON), re.DOTALL)
 
 
 def denied(entry: Entry) -> str:
     """The class of the deny-list that ``entry`` falls into, or the empty string."""
     if _ANY.fullmatch(entry.name):
-        return next(reason for reason, patterns in _COMPILED if any(each.fullmatch(entry.name) for each in patterns))
+        return next(reason for reason, each in _BY_REASON if re.fullmatch(each, entry.name, re.DOTALL))
     content = entry.content
     if (
         entry.kind is Kind.FILE

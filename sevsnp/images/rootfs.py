@@ -34,11 +34,11 @@ class Layer:
         return cls(str(path), list(read_tar(path).values()), remove)
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """A path pattern as a regular expression that also matches everything below the path."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", text.strip("/"))
+def expression(pattern: str) -> str:
+    """A path pattern as a regular expression (re.DOTALL) that also matches everything below the path."""
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.strip("/"))
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(special.get(piece) or re.escape(piece) for piece in pieces) + "(?:/.*)?", re.DOTALL)
+    return "".join(special.get(piece) or re.escape(piece) for piece in pieces) + "(?:/.*)?"
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
@@ -51,7 +51,7 @@ def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
     tree: dict[str, Entry] = {"": Entry("", Kind.DIRECTORY, 0o755, mtime=EPOCH)}
     for layer in layers:
         if layer.remove:
-            removed = re.compile("|".join(pattern(text).pattern for text in layer.remove), re.DOTALL)
+            removed = re.compile("|".join(map(expression, layer.remove)), re.DOTALL)
             tree = {name: entry for name, entry in tree.items() if not removed.fullmatch(name)}
             tree.setdefault("", Entry("", Kind.DIRECTORY, 0o755, mtime=EPOCH))
         for entry in layer.entries:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images.rootfs import Layer, directory_entries, link_entry, make_rootfs, merge, pattern, text_entry
+from sevsnp.images.rootfs import Layer, directory_entries, expression, link_entry, make_rootfs, merge, text_entry
 from sevsnp.images.tar import Entry, Kind, read_tar
 from sevsnp.images.tar_writer import write_tar
 
@@ -112,8 +113,8 @@ def test_removal_takes_what_is_below_and_only_earlier_layers() -> None:
     ],
 )
 def test_patterns(text: str, yes: list[str], no: list[str]) -> None:
-    assert all(pattern(text).fullmatch(name) for name in yes)
-    assert not any(pattern(text).fullmatch(name) for name in no)
+    assert all(re.fullmatch(expression(text), name) for name in yes)
+    assert not any(re.fullmatch(expression(text), name) for name in no)
 
 
 def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:

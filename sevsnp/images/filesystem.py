@@ -41,7 +41,7 @@ FEATURES = (
     "metadata_csum",
 )
 
-_BETWEEN = 0.1  # seconds; the kernel by itself waits for thirty, or for a tenth of the memory
+_BETWEEN = 0.2  # seconds; the kernel by itself waits for thirty, or for a tenth of the memory
 
 # mke2fs takes any size, but one this large is a slip of the unit and would fill the disk with inode tables.
 LARGEST = 1 << 44

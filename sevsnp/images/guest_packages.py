@@ -196,8 +196,11 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
+    # Root's mounts in the new tree would outlive a mmdebstrap that is killed; those of a namespace end with it.
+    own_mounts = ["unshare", "--mount"] if mode == "root" else []
     run(
         [
+            *own_mounts,
             "mmdebstrap",
             f"--mode={mode}",
             "--variant=essential",

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sevsnp import progress
-from sevsnp.command import run, temporary_directory
+from sevsnp.command import find, run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
@@ -196,12 +196,15 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
+    mmdebstrap = find("mmdebstrap")  # unshare would say it in two thousand characters
+    if mmdebstrap is None:
+        raise UserError("mmdebstrap: command not found", "run: ./doitw install_dependencies")
     # Root's mounts in the new tree would outlive a mmdebstrap that is killed; those of a namespace end with it.
     own_mounts = ["unshare", "--mount"] if mode == "root" else []
     run(
         [
             *own_mounts,
-            "mmdebstrap",
+            mmdebstrap,
             f"--mode={mode}",
             "--variant=essential",
             "--format=tar",

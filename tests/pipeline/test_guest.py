@@ -201,6 +201,15 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
         guest_packages.namespace_mode()
 
 
+@pytest.mark.parametrize("mode", ["root", "unshare"])
+def test_no_mmdebstrap_is_said_in_one_line(mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "unshare").symlink_to("/usr/bin/unshare")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^mmdebstrap: command not found") as caught:
+        guest_packages._install([], tmp_path, tmp_path / "root.tar", mode, 0)
+    assert "install_dependencies" in caught.value.hint
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not list(DEBS.glob("*.deb")), reason="build/debs/guest has no packages: run `doit packages`")
 @pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="no mmdebstrap: run `doit install_dependencies`")

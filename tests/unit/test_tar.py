@@ -113,8 +113,8 @@ def test_removal_takes_what_is_below_and_only_earlier_layers() -> None:
     ],
 )
 def test_patterns(text: str, yes: list[str], no: list[str]) -> None:
-    assert all(re.fullmatch(expression(text), name) for name in yes)
-    assert not any(re.fullmatch(expression(text), name) for name in no)
+    assert all(re.fullmatch(expression(text), name, re.DOTALL) for name in yes)
+    assert not any(re.fullmatch(expression(text), name, re.DOTALL) for name in no)
 
 
 def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:

@@ -47,8 +47,9 @@ def firmware(
     sections: Sequence[tuple[int, int, int]] = SECTIONS,
     hash_area: tuple[int, int] = (0x810C00, 0x400),
     entries: Sequence[bytes] | None = None,
+    volume: bool = False,
 ) -> bytes:
-    """An image with AmdSev's tables and arbitrary code, for the measurement only."""
+    """An image with AmdSev's tables and arbitrary content, for the measurement only."""
     metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
     metadata += b"".join(struct.pack("<III", *section) for section in sections)
     if entries is None:
@@ -60,6 +61,10 @@ def firmware(
     body = b"".join(entries)
     table = body + struct.pack("<H16s", len(body) + 18, uuid.UUID(FOOTER).bytes_le)
     image = bytearray(hashlib.shake_128(b"code").digest(size))
+    if volume:
+        # One volume of variables: the gate can read it to its end, and finds nothing in it.
+        kind = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+        image[:56] = struct.pack("<16x16sQ4sIHHHBB", kind, size, b"_FVH", 0, 56, 0, 0, 0, 2)
     image[size - 0x800 : size - 0x800 + len(metadata)] = metadata
     image[size - 32 - len(table) : size - 32] = table
     return bytes(image)
@@ -80,7 +85,7 @@ def make_launch(directory: Path, **changes: Any) -> Launch:
         guest_policy=0x30000,
         guest_features=1,
         host_data=bytes(32),
-        firmware=write_file(directory / "firmware", firmware()),
+        firmware=write_file(directory / "firmware", firmware(volume=True)),
         kernel=write_file(directory / "kernel", b"kernel" * 1000),
         initrd=write_file(directory / "initrd", b"initrd" * 1000),
         cmdline=write_file(directory / "cmdline", b"console=ttyS0 verity"),

@@ -18,8 +18,7 @@ from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undeci
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
 from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show, show_rule
-from sevsnp.firmware.gate import RISK, problem
-from sevsnp.firmware.known import ACCEPTED
+from sevsnp.firmware.gate import open_roads, problem
 from sevsnp.vm.config import Launch, Tcb, VmConfig
 
 __all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
@@ -76,8 +75,8 @@ def appraise(
 
 def _open(expected: Expected) -> tuple[str, ...]:
     launch = expected.launch
-    trusted = () if launch.firmware.sha256 in ACCEPTED or not launch.firmware_reason else (launch.firmware_reason,)
-    return (*((ACPI_OPEN,) if expected.acpi else ()), *map(RISK.format, trusted))
+    firmware = open_roads(launch.firmware.sha256, launch.firmware_reason)
+    return (*((ACPI_OPEN,) if expected.acpi else ()), *firmware)
 
 
 def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from sevsnp.attestation.launch_digest import (
 )
 from sevsnp.attestation.vmsa import DEFAULT_KERNEL, HOST_KERNELS, Vmm, host_kernel
 from sevsnp.errors import UserError
-from sevsnp.firmware.gate import check_firmware
+from sevsnp.firmware.gate import check_firmware, open_roads
 from sevsnp.vm.config import VmConfig, read_vm_config
 
 DONE = 0
@@ -111,14 +111,20 @@ def _machine(options: argparse.Namespace, model: str, features: int | None) -> M
     return Machine(options.vcpu_model or model, features, kernel, Vmm(options.vmm))
 
 
+def _judge(digest: str, firmware: Path, reason: str) -> None:
+    check_firmware(digest, firmware, reason)
+    for road in open_roads(digest, reason):
+        print(f"open: {road}", file=sys.stderr)
+
+
 def _of_config(options: argparse.Namespace, config: VmConfig, vcpus: list[int]) -> dict[int, bytes]:
     launch = config.launch
-    check_firmware(launch.firmware.sha256, launch.firmware.path, options.firmware_reason or launch.firmware_reason)
+    _judge(launch.firmware.sha256, launch.firmware.path, options.firmware_reason or launch.firmware_reason)
     return launch_digests_of(launch, vcpus, _machine(options, launch.vcpu_model, launch.guest_features))
 
 
 def _of_files(options: argparse.Namespace, vcpus: list[int]) -> dict[int, bytes]:
-    check_firmware(hash_file(options.firmware, "firmware").hex(), options.firmware, options.firmware_reason)
+    _judge(hash_file(options.firmware, "firmware").hex(), options.firmware, options.firmware_reason)
     if options.svsm:
         model = options.vcpu_model or "EPYC-v4"
         return measure_svsm(options.firmware, options.svsm, options.vars_size, vcpus, model)

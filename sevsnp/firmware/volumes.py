@@ -25,7 +25,7 @@ _CRC32 = uuid.UUID("fc1bcdb0-7d31-49aa-936a-a4600d9dd083").bytes_le
 _VOLUME = struct.Struct("<16x16sQ4sIHHHBB")  # GUID, length, signature, attributes, header length, checksum, extension
 _FILE = struct.Struct("<16sHBB3sB")  # GUID, checksums, type, attributes, size, state
 _LARGE = 0x01
-_RAW_FILE, _PAD_FILE = 0x01, 0xF0
+_RAW_FILE, _DXE_CORE, _PAD_FILE = 0x01, 0x05, 0xF0
 _COMPRESSED, _GUIDED, _VOLUME_SECTION = 0x01, 0x02, 0x17
 _PROCESSING_REQUIRED = 0x01
 
@@ -55,6 +55,7 @@ class _Walk:
     def __init__(self) -> None:
         self.room = MAX_CONTENT
         self.packed: list[Packed] = []
+        self.file_types: set[int] = set()
 
     def image(self, data: bytes) -> Iterator[Leaf]:
         if not 0 < len(data) <= MAX_IMAGE:
@@ -64,6 +65,9 @@ class _Walk:
             length = self._volume_length(data, offset, f"{offset:#x}")
             yield from self.volume(data[offset : offset + length], f"{offset:#x}", 0, offset)
             offset += length
+        # An image whose code was not found is not one without faults: it keeps the code where nobody looked.
+        if _DXE_CORE not in self.file_types:
+            raise Unreadable("the code that starts a kernel was not found in it")
 
     @staticmethod
     def _volume_length(data: bytes, offset: int, place: str) -> int:
@@ -103,6 +107,7 @@ class _Walk:
                 raise Unreadable(f"{place}: a file of {size} bytes where {len(data) - offset} are left")
             inner = f"{place}/{uuid.UUID(bytes_le=name)}"
             body = data[offset + head : offset + size]
+            self.file_types.add(file_type)
             if file_type in (_RAW_FILE, _PAD_FILE):
                 yield Leaf(inner, body)
             else:

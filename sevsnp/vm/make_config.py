@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
-from sevsnp.firmware.gate import check_firmware
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.hash_tree import BLOCK_SIZE
 from sevsnp.images.verity import VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
@@ -117,7 +117,7 @@ def make_vm_config(
         disks=tuple(disk(role, disk_files[argument]) for role, argument in disks.items()),
         firmware_reason=settings["FIRMWARE_REASON"],
     )
-    check_firmware(launch.firmware.sha256, launch.firmware.path, launch.firmware_reason)
+    check_launch_firmware(launch)
     reference = Reference(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
-from sevsnp.firmware.gate import check_firmware
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.guest_disk import ROOT_WORDS
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import BANNER, File, Launch
@@ -65,7 +65,7 @@ def run_plain(
         cmdline.write_text(build_cmdline(ROOT_WORDS))
         guest = _launch(launch, firmware, kernel, initrd, cmdline)
         if mode == "direct":
-            check_firmware(guest.firmware.sha256, guest.firmware.path, guest.firmware_reason)
+            check_launch_firmware(guest)
         asked = "emulated" if mode == "plain" else platform
         chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
         print(f"serial console in {options.serial_log}; ssh at 127.0.0.1:{options.ssh_port}", flush=True)

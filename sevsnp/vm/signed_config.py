@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sevsnp.attestation.id_block import CURVE, IdBlock, Identity, kind_of, make_identity, write_identity
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.firmware.gate import check_firmware
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.signature import load_signing_key
 from sevsnp.vm.config import File, VmConfig, read_vm_config, render_vm_config
 
@@ -58,7 +58,7 @@ def sign_configs(
     output.mkdir(parents=True, exist_ok=True)
     for path in configs:
         config = read_vm_config(path)
-        check_firmware(config.launch.firmware.sha256, config.launch.firmware.path, config.launch.firmware_reason)
+        check_launch_firmware(config.launch)
         signed = with_identity(config, make_identity(block_of(config), *keys), output)
         write_atomic(signed.source, render_vm_config(signed, template))
         reference = signed.require_reference()

@@ -22,7 +22,7 @@ from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb, VmConf
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT.parent / "shared" / "vectors"
-REAL_FIRMWARE = Path("/tmp/p/ovmf/x/usr/share/ovmf/OVMF.amdsev.fd")
+REAL_FIRMWARE = ROOT / "build/firmware/OVMF.fd"
 
 needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="../shared/vectors is absent")
 
@@ -62,9 +62,11 @@ def firmware(
     table = body + struct.pack("<H16s", len(body) + 18, uuid.UUID(FOOTER).bytes_le)
     image = bytearray(hashlib.shake_128(b"code").digest(size))
     if volume:
-        # One volume of variables: the gate can read it to its end, and finds nothing in it.
-        kind = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+        # A volume with one file of one section: the gate reads it to its end, and finds nothing in it.
+        kind = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3").bytes_le
         image[:56] = struct.pack("<16x16sQ4sIHHHBB", kind, size, b"_FVH", 0, 56, 0, 0, 0, 2)
+        image[56:80] = struct.pack("<16sHBB3sB", b"f" * 16, 0, 5, 0, (size - 56).to_bytes(3, "little"), 0xF8)
+        image[80:84] = (size - 80).to_bytes(3, "little") + b"\x10"
     image[size - 0x800 : size - 0x800 + len(metadata)] = metadata
     image[size - 32 - len(table) : size - 32] = table
     return bytes(image)

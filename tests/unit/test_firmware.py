@@ -36,7 +36,7 @@ def packed(body: bytes, size: int | None = None) -> bytes:
     return guided(LZMA, bytes(data))
 
 
-def file(body: bytes, kind: int = 0x07) -> bytes:
+def file(body: bytes, kind: int = 0x05) -> bytes:
     whole = struct.pack("<16sHBB3sB", b"f" * 16, 0, kind, 0, (len(body) + 24).to_bytes(3, "little"), 0xF8) + body
     return whole + b"\xff" * (-len(whole) % 8)
 
@@ -84,8 +84,13 @@ def test_a_road_is_found_wherever_it_stands(code: bytes) -> None:
         volume(file(guided(LZMA, b"not packed"))),
         volume(file(b"x", kind=0x01), b"\0" * 8),
         volume(file((9999).to_bytes(3, "little") + b"\x10code")),
+        volume(file(image(), kind=0x01)),
+        volume(b"code", kind=uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le),
     ],
-    ids=["empty", "zeros", "cut", "longer", "format", "packer", "tiano", "less", "more", "broken", "behind", "section"],
+    ids=[
+        "empty", "zeros", "cut", "longer", "format", "packer", "tiano", "less", "more", "broken", "behind", "section",
+        "raw file", "variables",
+    ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(wrong: bytes) -> None:
     (road,) = find_roads(wrong)

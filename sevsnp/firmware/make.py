@@ -42,6 +42,7 @@ sizes = {"dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}
 filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **sizes}]
 sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read(), format=lzma.FORMAT_ALONE, filters=filters))
 """
+_REMEDY = "run: doit packages, which brings the pinned Python and its liblzma"
 _SIZE_FIELD = slice(5, 13)  # behind the five bytes of properties; the firmware's unpacker needs the size there
 
 
@@ -60,10 +61,7 @@ def make_firmware(*, stock: Path, python: Path, output: Path) -> None:
     made = _changed(image, python, str(stock))
     found = hashlib.sha256(made).hexdigest()
     if found != OURS:
-        raise UserError(
-            f"{output}: made with SHA-256 {found}, expected {OURS}: the compressor is another one",
-            "run: doit packages, which brings the pinned Python and its liblzma",
-        )
+        raise UserError(f"{output}: made with SHA-256 {found}, expected {OURS}: the compressor is another one", _REMEDY)
     if roads := find_roads(made):
         raise UserError(f"{output}: the change is not complete: {roads[0]}")
     output.write_bytes(made)
@@ -109,6 +107,6 @@ def _pack(content: bytes, python: Path) -> bytes:
 def _put_back(image: bytes, section: Packed, packed: bytes, name: str) -> bytes:
     """The image with ``packed`` in the section's place, which keeps its size: nothing behind it moves."""
     if len(packed) > section.length:
-        raise UserError(f"{name}: packed again: found {len(packed)} bytes, expected at most {section.length}")
+        raise UserError(f"{name}: packed again: found {len(packed)} bytes, expected at most {section.length}", _REMEDY)
     end = section.data + section.length
     return image[: section.data] + packed.ljust(section.length, b"\0") + image[end:]

@@ -1,6 +1,7 @@
 """A verdict says what it leaves open, and what it did not compare."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ REASON = "a vendor's, <b>audited</b>"
 
 
 def test_a_firmware_that_is_trusted_for_a_reason_is_named_in_every_verdict() -> None:
-    trusted = {"firmware": File(ABSENT, "5" * 64), "firmware_reason": REASON}
+    trusted: dict[str, Any] = {"firmware": File(ABSENT, "5" * 64), "firmware_reason": REASON}
     (road,) = verify_emulated(evidence(), expected(**trusted), now(), root()).to_json()["open"]
     assert REASON in road and "not known to start nothing but" in road
     production = outcome(platform="snp", **trusted)

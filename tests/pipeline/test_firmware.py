@@ -96,7 +96,8 @@ def test_only_the_pinned_bytes_come_out(built: Built, stock: Path, ours: Path, t
     assert made.read_bytes() == ours.read_bytes() and made.stat().st_size == stock.stat().st_size
     made.unlink()
     other = tmp_path / "python3"
-    other.write_text(f'#!/bin/sh\nexec {sys.executable} -I -c "$(printf %s "$3" | sed 's/[*][*]sizes/**sizes, "nice_len": 200/')"\n')
+    changed = 'exec(sys.argv[3].replace("**sizes", "**sizes, \'nice_len\': 200"))'
+    other.write_text(f"#!{sys.executable}\nimport sys\n{changed}\n")
     other.chmod(0o755)
     with pytest.raises(UserError, match="the compressor is another one"):
         make_firmware(stock=stock, python=other, output=made)

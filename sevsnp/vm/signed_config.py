@@ -29,8 +29,12 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def block_of(config: VmConfig) -> IdBlock:
-    """The ID block of a VM config's guest: launch digest, family, image and SVN of its reference values, its policy."""
+    """The ID block of a VM config's guest: launch digest, family, image and SVN of its reference values, its policy.
+
+    Raises :class:`UserError` for a firmware that no guest may start with.
+    """
     reference = config.require_reference()
+    check_launch_firmware(config.launch)
     return IdBlock(
         launch_digest=reference.launch_digest,
         family_id=reference.family_id,
@@ -58,7 +62,6 @@ def sign_configs(
     output.mkdir(parents=True, exist_ok=True)
     for path in configs:
         config = read_vm_config(path)
-        check_launch_firmware(config.launch)
         signed = with_identity(config, make_identity(block_of(config), *keys), output)
         write_atomic(signed.source, render_vm_config(signed, template))
         reference = signed.require_reference()

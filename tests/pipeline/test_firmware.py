@@ -19,6 +19,7 @@ from sevsnp.firmware.known import ACCEPTED, OURS, REFUSED, STOCK
 from sevsnp.firmware.make import CHANGES, make_firmware
 from sevsnp.firmware.volumes import Packed, packed_sections
 from sevsnp.vm.config import File, read_vm_config, render_vm_config
+from sevsnp.vm.signed_config import block_of
 from tests.conftest import PROJECT, Built
 from tests.pipeline.copies import copy_built, one_line
 
@@ -164,6 +165,9 @@ def test_run_and_attest_and_measure_refuse_it(copy: Built, name: str, request: p
             assert "leave FIRMWARE empty" in done.stdout
         measured = measure("--vm-config", config)
         assert measured.returncode == 64 and "firmware refused" in measured.stderr and not measured.stdout
+        with pytest.raises(UserError, match="firmware refused"):
+            block_of(read_vm_config(config))
+    block_of(read_vm_config(config))  # the control arm: with ours it is signed
 
 
 def measure(*words: object) -> "subprocess.CompletedProcess[str]":

@@ -21,7 +21,7 @@ REMEDY = "use the project's own firmware (leave FIRMWARE empty), or say why this
 # Shown with every verdict about a guest that starts with another firmware for a reason of its owner's.
 _RISK = "the firmware is not known to start nothing but the measured files; its owner's reason: {}"
 
-# A file-path node of a device path (UEFI 2.10, section 10.3.5.4) that names one more file than the three.
+# A file-path node of a device path (UEFI 2.10, section 10.3.5.4).
 _NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL)
 _SIGNATURE = b"PCIR"
 _MOST = 64 << 20  # what is read of a file; larger than any image that can be judged
@@ -40,9 +40,9 @@ def find_roads(image: bytes) -> tuple[str, ...]:
 def _roads_of(leaf: "Leaf") -> list[str]:
     found = []
     if _NODE.search(leaf.data):
-        found.append(f"it looks for a file beside the kernel, the initrd and the command line ({leaf.place})")
+        found.append(f"it starts more than the three hashed files (a name in {leaf.place})")
     if _SIGNATURE in leaf.data:
-        found.append(f"it takes code from devices ({leaf.place})")
+        found.append(f"it starts more than the three hashed files (a signature in {leaf.place})")
     return found
 
 

@@ -23,15 +23,16 @@ class Change(NamedTuple):
     places: tuple[int, ...]
 
 
-# The name in a device path under which a fourth file would be looked for. No file of fw_cfg can have the new one: its
-# names are of 8-bit characters, and these code units are none.
+# The name in a device path. No file of fw_cfg can have the new one: its names are of 8-bit characters, which give these
+# code units neither with zeros nor with a sign in the upper half.
 _NODE = bytes.fromhex("04041200")  # media device path, file path, 18 bytes: UEFI 2.10, section 10.3.5.4
 _NAME = "shim".encode("utf-16-le")
-# The signature that an expansion ROM's data structure must have; with the new one no ROM is taken for valid.
+# A compare with a signature, and the jump behind it if they differ (jne). The jump becomes one that is always taken
+# (jmp): the host chooses what is compared, so another signature would be no obstacle.
 _SIGNATURE = b"PCIR"
 CHANGES = (
-    Change(_NODE + _NAME, _NODE + b"\xfe\xff" * 4, (0x1AD8B4,)),
-    Change(_SIGNATURE, b"\xff" * 4, (0x14C1A3, 0x14C63A)),
+    Change(_NODE + _NAME, _NODE + "\u2460\u2461\u2462\u2463".encode("utf-16-le"), (0x1AD8B4,)),
+    Change(_SIGNATURE + b"\x75", b"\xff" * 4 + b"\xeb", (0x14C1A3, 0x14C63A)),
 )
 
 # What the pinned Python packs with: the format of .lzma files, which UEFI's LZMA sections have, at xz's highest preset.

@@ -206,6 +206,7 @@ NONE: frozenset[str] = frozenset()
 # One line in a module, and who is made by it: for each function one that as few others reach as possible.
 RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
+    "sevsnp/firmware/make.py": frozenset({"_firmware"}),
     "sevsnp/images/initramfs.py": PACKED,
     "sevsnp/images/guest_packages.py": frozenset({"_guest_packages"}),
     "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}) | VERITY | LUKS,

@@ -13,8 +13,8 @@ from sevsnp.e2e import ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.vm.config import VmConfig
 from tests.adversary.luks_arms import Check, without
-from tests.adversary.luks_disk import Places, flip
-from tests.adversary.test_luks_disk import ERROR, VICTIM, block_numbers
+from tests.adversary.luks_disk import BLOCK, TAG, Places, flip, swapped
+from tests.adversary.test_luks_disk import ERROR, FORGET, VICTIM, block_numbers
 from tests.boot.harness import BOOT_SECONDS
 from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, put, unlock, wait_for_key
 from tests.conftest import Built
@@ -106,10 +106,44 @@ def test_control_the_same_bits_without_the_guard(luks_guest: Unlocked, tmp_path:
             assert ERROR in running.guest.log() and PANIC not in running.guest.log()
 
 
-def test_a_bit_flipped_while_the_guest_runs(luks_guest: Unlocked, tmp_path: Path) -> None:
-    """What was read once and is no longer in memory; the same read goes well before."""
+def change(disk: Path, kind: str, one: int, two: int) -> list[tuple[int, bytes]]:
+    """A change of the block ``one``, or of it and ``two``."""
+    places = Places.of(disk)
+    data, tags = (
+        swapped(disk, place(one), place(two), size) for place, size in ((places.data, BLOCK), (places.tag, TAG))
+    )
+    return {
+        "a bit of the data": [flip(disk, places.data(one) + 1234)],
+        "a bit of the authentication": [flip(disk, places.tag(one))],
+        "a bit of the IV": [flip(disk, places.tag(one) + 40)],
+        "two blocks swapped": data,
+        "two blocks swapped with their tags": [*data, *tags],
+        "a block in the place of another": [data[0], tags[0]],
+        "a block of zeros": [(places.data(one), bytes(BLOCK)), (places.tag(one), bytes(TAG))],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a bit of the data",
+        *(
+            pytest.param(kind, marks=pytest.mark.full)
+            for kind in (
+                "a bit of the authentication",
+                "a bit of the IV",
+                "two blocks swapped",
+                "two blocks swapped with their tags",
+                "a block in the place of another",
+                "a block of zeros",
+            )
+        ),
+    ],
+)
+def test_a_change_while_the_guest_runs(luks_guest: Unlocked, tmp_path: Path, kind: str) -> None:
+    """What was read once and is no longer in memory ends the machine too; the same read goes well before."""
     built = luks_guest.running.built
-    (block,) = block_numbers(luks_guest, VICTIM, 100)
+    one, two = block_numbers(luks_guest, VICTIM, 100, 101)
     owner = make_owner(built, tmp_path)
     with (
         image_copy(luks_config(built).launch.disks[0].path, tmp_path) as disk,
@@ -119,9 +153,10 @@ def test_a_bit_flipped_while_the_guest_runs(luks_guest: Unlocked, tmp_path: Path
         unlock(running, owner, tmp_path / "attested")
         ssh_config = tmp_path / "attested" / "ssh_config"
         wait_for_login(ssh_config, BOOT_SECONDS)
-        read = f"echo 3 | sudo tee /proc/sys/vm/drop_caches >/dev/null; sha256sum {VICTIM}"
+        read = f"sudo sh -c '{FORGET}'; sha256sum {VICTIM}"
         assert ssh(ssh_config, read) == luks_guest.ssh(f"sha256sum {VICTIM}")
-        put(disk, *flip(disk, Places.of(disk).data(block) + 1234))
+        for offset, data in change(disk, kind, one, two):
+            put(disk, offset, data)
         with pytest.raises(UserError):
             ssh(ssh_config, read)
         log = running.guest.wait_end()

@@ -53,8 +53,8 @@ def guard(root: str) -> str:
     for name, table in tables(f"/dev/mapper/{root}", sectors):
         options = ["--readonly"] if name == _TRAP else []  # as dm-verity demands
         linux.run("/usr/sbin/dmsetup", "create", name, *options, "--noudevsync", "--noudevrules", "--table", table)
-    # Without nodes no program that looks through all disks (blkid, lvm) reads from the trap.
-    for name in (_TRAP, _SINK):
+    # Without nodes no program that looks through all disks (blkid, lvm) reads from the trap, or finds the root twice.
+    for name in (_VOID, _TRAP, _SINK, _MIRROR):
         number = os.stat(f"/dev/mapper/{name}").st_rdev
         os.unlink(f"/dev/mapper/{name}")
         os.unlink(f"/dev/dm-{os.minor(number)}")

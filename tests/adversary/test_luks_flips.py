@@ -28,8 +28,8 @@ HARDENING = (
     "/etc/sysctl.d/10-guest.conf",
     "/etc/systemd/journald.conf.d/10-guest.conf",
     "/etc/systemd/logind.conf.d/10-guest.conf",
-    "/etc/systemd/network/80-ethernet.network",
-    "/etc/fstab",
+    "/etc/systemd/system.conf.d/10-guest.conf",
+    "/etc/systemd/system/emergency.service.d/10-guest.conf",
 )
 _TIME = re.compile(r"^\[ *(\d+\.\d+)\] ")
 

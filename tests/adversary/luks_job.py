@@ -137,10 +137,10 @@ def flips(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "
     """
     (disk,) = linux.find_disks("luks")
     guarded, bare = [], []
-    for number, (offset, data, blocks) in enumerate(job["flips"]):
+    with _opened(disk, secret):
+        genuine = [[read_block(block) for block in blocks] for _, _, blocks in job["flips"]]
+    for number, ((offset, data, blocks), good) in enumerate(zip(job["flips"], genuine, strict=True)):
         say(step=f"flip {number}")
-        with _opened(disk, secret):
-            good = [read_block(block) for block in blocks]
         with changed(disk, [(offset, bytes.fromhex(data))], job["kept"]), _opened(disk, secret):
             bare.append(first_answers(MAPPING, blocks, good))
             guarded.append(through_guard(blocks, good))

@@ -7,7 +7,7 @@ file: a service takes its configuration for missing and goes on. Here the error 
     trap    a verity device over ``void`` with a root hash that nothing has: each read of it panics (dm-verity)
     sink    reads go to ``trap``, writes to ``void`` (dm-delay, with no delay)
     mirror  the root and ``sink``: reads are the root's until one fails, which is then tried at ``sink``; a write that
-            the root fails is never answered, and all reads are ``sink``'s from then on (dm-mirror, handle_errors)
+            the root fails is never answered, and reads elsewhere are ``sink``'s then (dm-mirror, handle_errors)
     guarded the mirror and ``sink`` again: a virtio disk can answer "not supported", the one error that dm-mirror passes
             on; here it is tried again, and then at ``sink`` (dm-raid, raid1). Alone it would not do: it takes a write
             for done that only ``sink`` has
@@ -23,8 +23,9 @@ import linux
 NAME = "root_guarded"
 DEVICE = f"/dev/mapper/{NAME}"
 _VOID, _TRAP, _SINK, _MIRROR = "root_void", "root_trap", "root_sink", "root_mirror"
-# The sectors of a region of the mirror, 32 MiB: a bit of memory for each.
-_REGION = 65536
+# The sectors of a region of the mirror, 1 MiB: a few bits of memory for each. A read from the region of a write that
+# the root has failed waits with it, one from any other region ends the machine.
+_REGION = 2048
 _BLOCK_SECTORS = 8
 # More than the largest root and its hash tree, in sectors: it takes no memory.
 _VOID_SECTORS = 1 << 50

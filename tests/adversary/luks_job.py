@@ -5,8 +5,6 @@ Each change is made, the volume opened as the guest opens it, some of its blocks
 
 import mmap
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,12 +30,10 @@ def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "di
     ``kept``: offset and size of what the kernel may write when it opens a volume. The answer has for each case what
     :func:`outcome` says.
 
-    With ``flips`` it is that of :func:`flips`, and with ``refuse`` that of :func:`refused_writes`.
+    With ``flips`` it is that of :func:`flips`.
     """
     if "flips" in job:
         return flips(job, secret, say)
-    if "refuse" in job:
-        return refused_writes(secret)
     disk, plain = linux.find_disks("luks", "plain")
     with _opened(disk, secret):
         tables = tables_digest(table(NAME), table(INTEGRITY))
@@ -172,61 +168,6 @@ def _devices(tables: "list[tuple[str, str]]") -> Iterator[None]:
         for name, _ in reversed(tables):
             if os.path.exists(f"/dev/mapper/{name}"):
                 linux.run("/usr/sbin/dmsetup", "remove", "--retry", name)
-
-
-def refused_writes(secret: bytes) -> "dict[str, Any]":
-    """A disk that is read well and refuses writes, with raid1 alone over it and with the guest's devices.
-
-    ``alone`` is what became of a write; ``guarded`` the same, which is asked for after a read has ended in the trap.
-    """
-    (disk,) = linux.find_disks("luks")
-    cryptsetup("open", "--key-file=-", disk, NAME, secret=secret)
-    refusing = [
-        ("nothing", f"0 {_sectors()} error"),
-        ("refusing", f"0 {_sectors()} delay {MAPPING} 0 0 /dev/mapper/nothing 0 0"),
-    ]
-    for name, text in refusing:
-        linux.run("/usr/sbin/dmsetup", "create", name, "--table", text)
-    tables = _guard("/dev/mapper/refusing")
-    alone = [(name, text.replace("root_mirror", "refusing")) for name, text in tables if name != "root_mirror"]
-    with _devices(alone):
-        told = _start_write(root_guard.DEVICE)
-        found = {"alone": told(None)}
-    # Not taken away again: a write that is never answered holds them, and the appliance ends anyway.
-    for name, text in tables:
-        linux.run("/usr/sbin/dmsetup", "create", name, "--table", text)
-    before = read_block(5000, root_guard.DEVICE)
-    told = _start_write(root_guard.DEVICE)
-    deadline = time.monotonic() + 120
-    # Past raid1, which would wait for the write before it hands on an error; in a guest there is none, but a panic.
-    while (after := read_block(5000, "/dev/mapper/root_mirror")) is not None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found | {"before": before is not None, "after": after is not None, "guarded": told(1.0)}
-
-
-def _start_write(device: str) -> "Callable[[float | None], str]":
-    """Begin to write a block; what that gives says what became of it, after so many seconds at most."""
-    outcome: list[str] = []
-
-    def write() -> None:
-        descriptor = os.open(device, os.O_WRONLY | os.O_DIRECT)
-        try:
-            with mmap.mmap(-1, BLOCK) as buffer:
-                os.pwrite(descriptor, buffer, BLOCK)
-                outcome.append("done")
-        except OSError as error:
-            outcome.append(f"error: {error.strerror}")
-        finally:
-            os.close(descriptor)
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-
-    def told(seconds: "float | None") -> str:
-        thread.join(seconds)
-        return outcome[0] if outcome else "no answer"
-
-    return told
 
 
 def first_answers(device: str, blocks: "list[int]", good: "list[bytes | None]") -> str:

@@ -155,17 +155,3 @@ def test_random_flips_end_the_machine(built: Built, tmp_path: Path) -> None:
             seconds=3000,
         )
     assert answer["guarded"] == answer["bare"] == ["ends"] * len(cases)
-
-
-def test_a_write_that_the_disk_refuses_is_never_answered(built: Built, tmp_path: Path) -> None:
-    """And reads are the trap's from then on. Control: raid1 alone says that it is done."""
-    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
-    with image_copy(genuine, tmp_path) as image:
-        answer = run_job(
-            appliance(built, tmp_path),
-            "luks_job",
-            {"refuse": True},
-            disks=[ApplianceDisk("luks", image)],
-            secret=owner.key,
-        )
-    assert answer == {"alone": "done", "before": True, "after": False, "guarded": "no answer"}

@@ -106,6 +106,7 @@ ROWS: dict[str, Row] = {
         "initramfs/dm_tables.py",
         "initramfs/verity_root.py",
         "initramfs/luks_root.py",
+        "initramfs/root_guard.py",
         "initramfs/agent.py",
         "initramfs/key_agent.py",
         "initramfs/network.py",

@@ -121,12 +121,12 @@ def test_without_a_terminal_nobody_is_asked() -> None:
 @pytest.mark.parametrize(
     ("typed", "calls", "expected"),
     [
-        (["one"], "given('-')", "one"),
-        (["one"], "given('-'); given('-')", "one"),
-        (["one", "one"], "given('-', twice=True); given('-')", "one"),
+        (["sesame"], "given('-')", "sesame"),
+        (["sesame"], "given('-'); given('-')", "sesame"),
+        (["sesame", "sesame"], "given('-', twice=True); given('-')", "sesame"),
         # Asked once whether the volume is that key's; then, for a new one, whether it was meant.
-        (["one", "one"], "given('-'); given('-', twice=True)", "one"),
-        (["one", "two"], "given('-', twice=True)", "the two are not the same"),
+        (["sesame", "sesame"], "given('-'); given('-', twice=True)", "sesame"),
+        (["sesame", "two"], "given('-', twice=True)", "the two are not the same"),
         ([""], "given('-')", "empty"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_typed_key(typed: list[str], calls: str, expected: str) -> None:
     assert typed == []
     assert (f"KEY {expected}" in shown.decode()) == (process.returncode == 0)
     # It is on the terminal where the test printed it, and nowhere else.
-    assert shown.count(b"one") == (process.returncode == 0)
+    assert shown.count(b"sesame") == (process.returncode == 0)
 
 
 def test_a_made_key_is_private_whole_and_never_overwritten(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 QEMU reads what others have made: disk images, and what a guest sends to its devices. What gets hold of it there can
 open the files that it was given, and no others; it cannot leave a core dump with guest memory or a key in it, and it
-dies with the process that started it. Standard library only: a host bundle has it too, and starts it with -I -S.
+dies with the process that started it. Standard library only: a host bundle has it too, and starts it with -I -S -B.
 
 Landlock's numbers and structures are those of linux/landlock.h.
 """
@@ -68,7 +68,7 @@ class Access(NamedTuple):
 
 def wrapped(argv: list[str], access: Access) -> list[str]:
     """The command line that starts ``argv``, an absolute path and its arguments, confined as this process's child."""
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), json.dumps(access._asdict()), *argv]
+    return [sys.executable, "-I", "-S", "-B", __file__, str(os.getpid()), json.dumps(access._asdict()), *argv]
 
 
 def landlock_version() -> int:

@@ -177,11 +177,11 @@ def test_it_dies_with_its_parent(built: Built, tmp_path: Path, how: str) -> None
 def test_a_parent_that_is_gone_before_starts_nothing(tmp_path: Path) -> None:
     """Between its start and the wish to die with its parent. Control: with the parent there, the program runs."""
     words = wrapped(["/bin/touch", str(tmp_path / "there")], Access(scratch=(str(tmp_path),)))
-    assert words[4] == str(os.getpid())
-    words[4] = "1"
+    assert words[5] == str(os.getpid())
+    words[5] = "1"
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "is gone" in done.stderr and not (tmp_path / "there").exists()
-    words[4] = str(os.getpid())
+    words[5] = str(os.getpid())
     subprocess.run(words, env=environment(), check=True)
     assert (tmp_path / "there").exists()
 

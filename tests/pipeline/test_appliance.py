@@ -57,7 +57,7 @@ def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: P
     content = bytearray(image.read_bytes())
     content[23] = 60  # the size of a cluster, as a power of two
     image.write_bytes(content)
-    with pytest.raises(UserError, match="Cluster size must be a power of two"):
+    with pytest.raises(UserError, match="Unsupported cluster size"):
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", image, "qcow2")], seconds=200)
     with pytest.raises(UserError, match="none: no such file"):
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "none")], seconds=200)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import safe_loader
+from sevsnp.yaml_loader import strict_loader
 
 CONFIG_FILE = "config.yaml"
 COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
@@ -257,7 +257,7 @@ def read_config(file: Path) -> dict[str, str]:
     import yaml
 
     try:
-        document = yaml.compose(file.read_text(encoding="utf-8"), safe_loader())
+        document = yaml.compose(file.read_text(encoding="utf-8"), strict_loader())
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

@@ -19,6 +19,9 @@ from sevsnp.command import temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import disks as full_disks
 from sevsnp.files import short_name
+from sevsnp.images.disk_format import DiskFormat
+from sevsnp.vm.blocks import BlockFile
+from sevsnp.vm.confine import Access
 from sevsnp.vm.platforms import accelerator
 from sevsnp.vm.qemu import escaped, start, stop
 
@@ -29,8 +32,6 @@ _CPUS = 2
 _TAIL = 2000
 _LINE = 1 << 20
 _ENDING = 30.0
-# No journal of the host's disk is waited for: what is half-written when the host fails has not got its name yet.
-_CACHE = {"no-flush": True}
 # QEMU would stop the machine on a full disk, and wait for somebody who makes room.
 _REPORT = "werror=report,rerror=report"
 
@@ -43,6 +44,11 @@ class ApplianceDisk:
     path: Path
     format: Format = "raw"
     read_only: bool = False
+
+    @property
+    def block(self) -> BlockFile:
+        # No journal of the host's disk is waited for: what is half-written when the host fails has not got its name.
+        return BlockFile(self.role, self.path, DiskFormat(self.format), self.read_only, flush=False)
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,10 @@ def run_job(
             process = start(
                 appliance.qemu,
                 _arguments(appliance, disks, place, work / "console", memory),
+                _access(appliance, disks, work),
                 terminal=False,
                 messages=work / "qemu.log",
+                sockets=short,
             )
             try:
                 job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
@@ -136,19 +144,21 @@ def _arguments(
     return arguments
 
 
+def _access(appliance: Appliance, disks: Sequence[ApplianceDisk], work: Path) -> Access:
+    """The files it is made of and its disks; no network."""
+    blocks = [disk.block for disk in disks]
+    files = [appliance.kernel, appliance.initrd, *(path for block in blocks for path in block.only_read)]
+    return Access(
+        read=tuple(map(str, files)),
+        write=tuple(str(path) for block in blocks for path in block.written),
+        scratch=(str(work),),
+    )
+
+
 def _disk(disk: ApplianceDisk) -> list[str]:
-    """A virtio disk. No other file than the one named is ever opened for it: backing files are off."""
-    node: dict[str, object] = {
-        "driver": disk.format,
-        "node-name": disk.role,
-        "read-only": disk.read_only,
-        "cache": _CACHE,
-        "file": {"driver": "file", "filename": str(disk.path.resolve()), "read-only": disk.read_only, "cache": _CACHE},
-    }
-    if disk.format == "qcow2":
-        node["backing"] = None
+    """A virtio disk. No other file than the one named is ever opened for it."""
     return [
-        *("-blockdev", json.dumps(node)),
+        *disk.block.arguments(),
         *("-device", f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,{_REPORT}"),
     ]
 

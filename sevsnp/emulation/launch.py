@@ -18,7 +18,15 @@ from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService
 from sevsnp.files import short_name
 from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import RunOptions, common_arguments, emulated_arguments, escaped, start, stop
+from sevsnp.vm.qemu import (
+    RunOptions,
+    common_arguments,
+    emulated_arguments,
+    escaped,
+    guest_access,
+    start,
+    stop,
+)
 from sevsnp.vm.qmp import Qmp
 
 PORT_NAME = "org.openend2e.psp"
@@ -53,7 +61,14 @@ def running(
                 *("-chardev", f"socket,id=psp,path={sockets / 'psp'},server=on,wait=off"),
                 *("-device", f"virtserialport,chardev=psp,name={PORT_NAME}"),
             ]
-        process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
+        process = start(
+            options.qemu,
+            arguments,
+            guest_access(launch, options, work),
+            terminal=options.terminal,
+            messages=options.messages,
+            sockets=sockets,
+        )
         try:
             with contextlib.ExitStack() as stack:
                 with Qmp(sockets / "qmp", alive=lambda: process.poll() is None) as qmp:

@@ -1,25 +1,34 @@
 """Which kind of disk image a file is, by its content, and whether it is whole in itself.
 
 QEMU is told the format and never finds it out: a raw disk whose guest has written a qcow2 header into its first sector
-would else be opened as one, and such a header names other files of this machine to be read.
+would else be opened as one, and such a header names other files of this machine to be read. QEMU 10 cannot be told to
+ignore all such names (data-file takes no null), so a file that has one is refused, wherever QEMU would look for it.
 """
 
 import os
+import re
 import struct
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
 
 from sevsnp.errors import UserError
 
 _START = 0x11000
 _CONVERT = "convert it: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
 _FLATTEN = "make it whole where its other files are: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
-# qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file.
-_QCOW2_DATA_FILE = 1 << 2
+# qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file; all known ones.
+_QCOW2_DATA_FILE, _QCOW2_KNOWN = 1 << 2, (1 << 5) - 1
+# The header extension with that file's name, and how much of a file its header and extensions can take: one cluster.
+_QCOW2_NAME, _QCOW2_LARGEST = 0x44415441, 2 << 20
+# Where QEMU looks for the descriptor in a VMDK that has one inside, whatever its header says (block/vmdk.c).
+_VMDK_DESCRIPTOR, _VMDK_SIZE = 512, 20 * 512
 # [MS-VHDX] 2.2.3.2: the regions' table, where the metadata are, and the item that says whether there is a parent.
 _VHDX_REGIONS = 192 << 10
 _VHDX_METADATA = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
 _VHDX_PARAMETERS = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
+_VHDX_PARENT = bytes.fromhex("2d5fd3a80bb34d45abf7d3d84834ab0c")
 _LARGEST_TABLE = 1 << 20
 
 
@@ -70,19 +79,36 @@ def is_disk_image(path: Path) -> bool:
 
 def disk_format(path: Path) -> DiskFormat:
     """The format of a disk image. Raises UserError for one that is not taken, or that leads to another file."""
+    found = seen_format(path)
+    if isinstance(found, DiskFormat):
+        check_whole(path, found)
+        return found
+    expected = "expected qcow2, raw, VMDK, VHDX or VHD"
+    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", _CONVERT if found else "")
+
+
+def seen_format(path: Path) -> DiskFormat | str | None:
+    """The format by content alone, the name of one that is not taken, or None for no disk image; nothing is checked."""
     try:
-        start, end = _ends(path)
-        found = _seen(start, end)
-        if isinstance(found, DiskFormat):
-            if check := _CHECKS.get(found):
-                check(path, end if found is DiskFormat.VHD else start)
-            return found
+        return _seen(*_ends(path))
+    except OSError as error:
+        raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
+
+
+def check_whole(path: Path, form: DiskFormat) -> None:
+    """Raises UserError where QEMU, told that ``path`` is a ``form``, would open another file too, or could not at all.
+
+    A raw disk names no other file, whatever is on it.
+    """
+    if form is DiskFormat.RAW:
+        return
+    try:
+        with path.open("rb") as stream:
+            _CHECKS[form](path, stream)
     except OSError as error:
         raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
     except struct.error:
         raise UserError(f"IMAGE={path}: ends within its own header") from None
-    expected = "expected qcow2, raw, VMDK, VHDX or VHD"
-    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", _CONVERT if found else "")
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
@@ -117,61 +143,99 @@ def _is_ext(start: bytes) -> bool:
     return start[0x438:0x43A] == b"\x53\xef" and int.from_bytes(start[0x418:0x41C], "little") <= 6
 
 
-def _check_qcow2(path: Path, start: bytes) -> None:
-    version, backing, _, _, _, encrypted = struct.unpack_from(">IQIIQI", start, 4)
+def _refuse_magic(path: Path, form: DiskFormat) -> UserError:
+    return UserError(f"IMAGE={path}: expected {form.name}, which it no longer is")
+
+
+def _check_qcow2(path: Path, stream: BinaryIO) -> None:
+    start = stream.read(_QCOW2_LARGEST)
+    if start[:4] != b"QFI\xfb":
+        raise _refuse_magic(path, DiskFormat.QCOW2)
+    version, backing, size, bits, _, encrypted = struct.unpack_from(">IQIIQI", start, 4)
     if version not in (2, 3):
         raise UserError(f"IMAGE={path}: qcow2: found version {version}, expected 2 or 3", _CONVERT)
-    if backing:
+    if backing or size:
         raise UserError(f"IMAGE={path}: qcow2 with a backing file: only half of the disk is in it", _FLATTEN)
     if encrypted:
         raise UserError(f"IMAGE={path}: qcow2: encrypted", _FLATTEN)
-    if version == 3 and struct.unpack_from(">Q", start, 72)[0] & _QCOW2_DATA_FILE:
+    (features,) = struct.unpack_from(">Q", start, 72) if version == 3 else (0,)
+    if features & _QCOW2_DATA_FILE:
         raise UserError(f"IMAGE={path}: qcow2 whose data are in another file", _FLATTEN)
+    if features & ~_QCOW2_KNOWN:
+        raise UserError(f"IMAGE={path}: qcow2 with unknown features: {features & ~_QCOW2_KNOWN:#x}", _CONVERT)
+    # The first cluster has them all; QEMU looks no further.
+    place, end = struct.unpack_from(">I", start, 100)[0] if version == 3 else 72, 1 << min(bits, 21)
+    while place < end:
+        kind, length = struct.unpack_from(">II", start, place)
+        if not kind:
+            return
+        if kind == _QCOW2_NAME:
+            raise UserError(f"IMAGE={path}: qcow2 that names a file for its data", _FLATTEN)
+        place += 8 + (length + 7) // 8 * 8
 
 
-def _check_vmdk(path: Path, start: bytes) -> None:
+def _check_vmdk(path: Path, stream: BinaryIO) -> None:
+    start = stream.read(_START)
+    if start[:4] != b"KDMV":
+        raise _refuse_magic(path, DiskFormat.VMDK)
     capacity, _, at, sectors = struct.unpack_from("<QQQQ", start, 12)
     if not capacity:
         raise UserError(f"IMAGE={path}: VMDK: a descriptor, whose data are in other files", _FLATTEN)
     if not at:
-        return
-    with path.open("rb") as stream:
-        stream.seek(at * 512)
-        text = stream.read(min(sectors * 512, _LARGEST_TABLE)).decode(errors="replace").lower()
-    parent = [line.partition("=")[2].strip() for line in text.splitlines() if line.startswith("parentcid=")]
-    if parent not in ([], ["ffffffff"]) or "parentfilenamehint" in text:
+        raise UserError(f"IMAGE={path}: VMDK without a descriptor: one of the files of a larger disk", _FLATTEN)
+    if at * 512 != _VMDK_DESCRIPTOR:
+        raise UserError(f"IMAGE={path}: VMDK with its descriptor at sector {at}, expected 1", _CONVERT)
+    # QEMU looks for words in these bytes, not for lines; what stands behind a NUL is read by others.
+    text = start[_VMDK_DESCRIPTOR : _VMDK_DESCRIPTOR + max(_VMDK_SIZE, sectors * 512)].lower()
+    parents = set(re.findall(rb"parentcid\s*=\s*([^\s\0]*)", text))
+    if b"parentfilenamehint" in text or not parents <= {b"ffffffff"}:
         raise UserError(f"IMAGE={path}: VMDK with a parent: only half of the disk is in it", _FLATTEN)
+    extents = re.findall(rb"^\s*(?:rw|rdonly|noaccess)\s+\d+\s+(\w+)[^\n\0]*", text, re.MULTILINE)
+    if extents != [b"sparse"]:
+        raise UserError(f"IMAGE={path}: VMDK whose data are in other files", _FLATTEN)
 
 
-def _check_vhdx(path: Path, _: bytes) -> None:
-    with path.open("rb") as stream:
+def _check_vhdx(path: Path, stream: BinaryIO) -> None:
+    if stream.read(8) != b"vhdxfile":
+        raise _refuse_magic(path, DiskFormat.VHDX)
 
-        def table(place: int, form: str, count_at: int, header: int, size: int) -> list[bytes]:
-            stream.seek(place)
-            data = stream.read(_LARGEST_TABLE)
-            (count,) = struct.unpack_from(form, data, count_at)
-            return [data[header + size * i : header + size * (i + 1)] for i in range(min(count, 2047))]
+    def table(place: int, form: str, count_at: int, header: int, size: int) -> list[bytes]:
+        stream.seek(place)
+        data = stream.read(_LARGEST_TABLE)
+        (count,) = struct.unpack_from(form, data, count_at)
+        return [data[header + size * i : header + size * (i + 1)] for i in range(min(count, 2047))]
 
-        for region in table(_VHDX_REGIONS, "<I", 8, 16, 32):
-            if region[:16] != _VHDX_METADATA:
-                continue
-            (place,) = struct.unpack_from("<Q", region, 16)
-            for item in table(place, "<H", 10, 32, 32):
-                if item[:16] == _VHDX_PARAMETERS:
-                    stream.seek(place + struct.unpack_from("<I", item, 16)[0])
-                    if struct.unpack("<II", stream.read(8))[1] & 2:
-                        raise UserError(f"IMAGE={path}: VHDX with a parent: only half of the disk is in it", _FLATTEN)
-                    return
-    raise UserError(f"IMAGE={path}: VHDX without metadata: damaged")
-
-
-def _check_vhd(path: Path, end: bytes) -> None:
-    (kind,) = struct.unpack_from(">I", end, 60)
-    if kind not in (2, 3):  # fixed, dynamic; 4 is differencing
-        raise UserError(f"IMAGE={path}: VHD with a parent: only half of the disk is in it", _FLATTEN)
+    found = False
+    for region in table(_VHDX_REGIONS, "<I", 8, 16, 32):
+        if region[:16] != _VHDX_METADATA:
+            continue
+        (place,) = struct.unpack_from("<Q", region, 16)
+        for item in table(place, "<H", 10, 32, 32):
+            parent = item[:16] == _VHDX_PARENT
+            if item[:16] == _VHDX_PARAMETERS:
+                found = True
+                stream.seek(place + struct.unpack_from("<I", item, 16)[0])
+                parent = bool(struct.unpack("<II", stream.read(8))[1] & 2)
+            if parent:
+                raise UserError(f"IMAGE={path}: VHDX with a parent: only half of the disk is in it", _FLATTEN)
+    if not found:
+        raise UserError(f"IMAGE={path}: VHDX without metadata: damaged")
 
 
-_CHECKS = {
+def _check_vhd(path: Path, stream: BinaryIO) -> None:
+    """The footer at the end, and its copy at the start of all but fixed disks, which is the one that QEMU reads."""
+    copy = stream.read(512)
+    stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
+    footers = [footer for footer in (copy, stream.read(512)) if footer[:8] == b"conectix"]
+    if not footers:
+        raise _refuse_magic(path, DiskFormat.VHD)
+    for footer in footers:
+        (kind,) = struct.unpack_from(">I", footer, 60)
+        if kind not in (2, 3):  # fixed, dynamic; 4 is differencing
+            raise UserError(f"IMAGE={path}: VHD with a parent: only half of the disk is in it", _FLATTEN)
+
+
+_CHECKS: dict[DiskFormat, Callable[[Path, BinaryIO], None]] = {
     DiskFormat.QCOW2: _check_qcow2,
     DiskFormat.VMDK: _check_vmdk,
     DiskFormat.VHDX: _check_vhdx,

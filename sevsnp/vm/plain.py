@@ -10,15 +10,19 @@ from typing import Any, Literal
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.firmware.gate import check_launch_firmware
+from sevsnp.images.disk_format import DiskFormat
 from sevsnp.images.guest_disk import ROOT_WORDS
+from sevsnp.vm.blocks import BlockFile
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import BANNER, File, Launch
+from sevsnp.vm.disk_record import format_of
 from sevsnp.vm.platforms import Platform, choose, running
 from sevsnp.vm.qemu import (
     RunOptions,
     check_options,
-    disk_arguments,
+    disk_device,
     emulated_arguments,
+    guest_access,
     machine_arguments,
     snp_arguments,
     start,
@@ -28,7 +32,6 @@ from sevsnp.vm.run import messages
 from sevsnp.vm.snp import capabilities
 
 Mode = Literal["plain", "snp", "direct"]
-_QCOW2 = b"QFI\xfb"
 
 
 def run_plain(
@@ -48,7 +51,7 @@ def run_plain(
 
     ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it; ``direct`` boots ``kernel`` and
     ``initrd`` with their hashes in the launch digest, and mounts the root of create_new_vm's disk. Changes to our own
-    image are discarded at the end; those to a user's IMAGE are kept.
+    image are discarded at the end; those to a user's IMAGE are kept, and so is what its format was at its first use.
     """
     check_options(options)
     for path, hint in (
@@ -58,9 +61,12 @@ def run_plain(
     ):
         if not path.is_file():
             raise UserError(f"{path}: no such file", hint)
-    disk = disk_arguments("root", image, read_only=False, driver=image_format(image), discard_changes=own_image)
+    # Beside the directory of the guest's logs, not in it: no guest and no QEMU of one can write there.
+    form = DiskFormat.QCOW2 if own_image else format_of(image, options.state.parent / "disk-formats.json")
     options.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
+        overlay = Path(work) / "changes.qcow2" if own_image else None
+        options = replace(options, disks=(BlockFile("root", image, form, overlay=overlay),))
         cmdline = Path(work) / "cmdline"
         cmdline.write_text(build_cmdline(ROOT_WORDS))
         guest = _launch(launch, firmware, kernel, initrd, cmdline)
@@ -70,18 +76,12 @@ def run_plain(
         chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
         print(f"serial console in {options.serial_log}; ssh at 127.0.0.1:{options.ssh_port}", flush=True)
         if mode == "direct":
-            with running(chosen, guest, replace(options, extra=(*options.extra, *disk))) as process:
+            with running(chosen, guest, options) as process:
                 code = process.wait(timeout=limit)
         else:
-            code = _from_disk(chosen, guest, options, disk, Path(work), limit)
+            code = _from_disk(chosen, guest, options, Path(work), limit)
     if code:
         raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", f"all of it: {options.messages}")
-
-
-def image_format(image: Path) -> str:
-    """qcow2 or raw, by the file's first bytes. The guest's owner made the file: it is no host's to choose."""
-    with image.open("rb") as stream:
-        return "qcow2" if stream.read(4) == _QCOW2 else "raw"
 
 
 def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
@@ -106,17 +106,19 @@ def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Pat
     )
 
 
-def _from_disk(
-    chosen: Platform, guest: Launch, options: RunOptions, disk: list[str], work: Path, limit: float | None
-) -> int:
+def _from_disk(chosen: Platform, guest: Launch, options: RunOptions, work: Path, limit: float | None) -> int:
     """Boot through the firmware and the disk's own boot loader."""
     if chosen.name == "snp":
         machine = snp_arguments(guest, options.memory, *capabilities(options.qemu, work), kernel_hashes=False)
     else:
         print(f"{BANNER} ({chosen.reason}; {chosen.accelerator})", flush=True)
         machine = emulated_arguments(guest.vcpu_model, options.memory, chosen.accelerator)
-    arguments = [*machine, *machine_arguments(guest.vcpus, options), "-bios", str(guest.firmware.path), *disk]
-    process = start(options.qemu, [*arguments, *options.extra], terminal=options.terminal, messages=options.messages)
+    arguments = [*machine, *machine_arguments(guest.vcpus, options), "-bios", str(guest.firmware.path)]
+    for disk in options.disks:
+        arguments += disk_device(disk)
+    access = guest_access(guest, options, work)
+    arguments += options.extra
+    process = start(options.qemu, arguments, access, terminal=options.terminal, messages=options.messages)
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:

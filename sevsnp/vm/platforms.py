@@ -16,6 +16,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.vm.config import BANNER, Launch
+from sevsnp.vm.confine import Access
 from sevsnp.vm.qemu import RunOptions, check_version, snp_arguments, start, stop
 
 _KVM = Path("/dev/kvm")
@@ -81,7 +82,7 @@ def _kvm_boots(kernel: Path, qemu: Path) -> str:
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return "/dev/kvm is not open to this user"
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
-    return _boots(kernel, qemu, machine, _KVM_SECONDS, "a test kernel did not boot with KVM")
+    return _boots(kernel, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
 
 
 def _snp_boots(launch: Launch, qemu: Path) -> str:
@@ -92,13 +93,17 @@ def _snp_boots(launch: Launch, qemu: Path) -> str:
         return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
     probe = replace(launch, id_block=None, id_auth=None)  # it is another guest, with another launch digest
     machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
-    return _boots(launch.kernel.path, qemu, machine, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
+    files = (launch.firmware.path,)
+    return _boots(launch.kernel.path, qemu, machine, files, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
 
 
-def _boots(kernel: Path, qemu: Path, machine: list[str], seconds: float, otherwise: str) -> str:
+def _boots(
+    kernel: Path, qemu: Path, machine: list[str], files: tuple[Path, ...], seconds: float, otherwise: str
+) -> str:
     """Boot a kernel with no root: it panics and, told so on its command line, resets, which ends QEMU."""
     arguments = [*machine, "-nodefaults", "-no-reboot", "-display", "none", "-kernel", str(kernel)]
-    process = start(qemu, [*arguments, "-append", "panic=-1"], terminal=False, messages=Path(os.devnull))
+    access = Access(read=tuple(str(path) for path in (kernel, *files)))
+    process = start(qemu, [*arguments, "-append", "panic=-1"], access, terminal=False, messages=Path(os.devnull))
     try:
         return "" if process.wait(timeout=seconds) == 0 else otherwise
     except subprocess.TimeoutExpired:

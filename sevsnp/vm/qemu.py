@@ -1,19 +1,22 @@
 """QEMU's command line, one option and its value a line, and the process that must not outlive us."""
 
 import base64
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.firmware.gate import check_launch_firmware
+from sevsnp.vm.blocks import BlockFile
 from sevsnp.vm.config import Disk, File, Launch
+from sevsnp.vm.confine import Access, landlock_version, wrapped
 
 # Ports inside the guest.
 GUEST_SSH = 22
@@ -21,6 +24,13 @@ GUEST_ATTEST = 8088
 
 # sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
 OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
+# For every QEMU: no system call but those it needs itself, and no guest memory in a core dump.
+_ALWAYS = (
+    *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+    *("-machine", "dump-guest-core=off"),
+)
+# Whether it was said in this process that the kernel cannot confine QEMU.
+_warned: list[bool] = []
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class RunOptions:
 
     ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
     off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log.
+    ``disks`` are the guest's beside those of its VM config. ``extra`` are QEMU options of a user's own; since nobody
+    here knows which files they need, QEMU may then open all that its user may.
     """
 
     qemu: Path
@@ -38,6 +50,7 @@ class RunOptions:
     state: Path
     restricted: bool = False
     terminal: bool = False
+    disks: tuple[BlockFile, ...] = ()
     extra: tuple[str, ...] = ()
 
     @property
@@ -116,9 +129,14 @@ def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> l
         *("-initrd", str(launch.initrd.path)),
         *("-append", read_cmdline(launch.cmdline.path)),
     ]
-    for disk in launch.disks:
-        arguments += disk_arguments(disk.role, disk.path, read_only=launch.workflow == "verity")
+    for disk in (*launch_disks(launch), *options.disks):
+        arguments += disk_device(disk)
     return [*arguments, *options.extra]
+
+
+def launch_disks(launch: Launch) -> tuple[BlockFile, ...]:
+    """The disks of a measured guest: raw, whatever is on them."""
+    return tuple(BlockFile(disk.role, disk.path, read_only=launch.workflow == "verity") for disk in launch.disks)
 
 
 def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
@@ -139,25 +157,37 @@ def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
     ]
 
 
-def disk_arguments(
-    role: str, path: Path, *, read_only: bool, driver: str = "raw", discard_changes: bool = False
-) -> list[str]:
-    """A virtio disk with the serial number ``role``. Its format is said, not guessed; no backing file is followed."""
-    node: dict[str, object] = {
-        "driver": driver,
-        "node-name": role,
-        "read-only": read_only,
-        "file": {"driver": "file", "filename": str(path)},
-    }
-    if driver == "qcow2":
-        node["backing"] = None
-    drive = ["-blockdev", json.dumps(node)] if not discard_changes else ["-drive", _temporary(role, node)]
-    return [*drive, "-device", f"virtio-blk-pci,drive={role},serial={role},disable-legacy=on,iommu_platform=on"]
+def disk_arguments(role: str, path: Path, *, read_only: bool) -> list[str]:
+    """A raw virtio disk with the serial number ``role``."""
+    return disk_device(BlockFile(role, path, read_only=read_only))
 
 
-def _temporary(role: str, node: dict[str, object]) -> str:
-    description = json.dumps({name: value for name, value in node.items() if name not in ("node-name", "read-only")})
-    return f"if=none,id={role},snapshot=on,file=json:{description.replace(',', ',,')}"
+def disk_device(disk: BlockFile) -> list[str]:
+    """A virtio disk with the image's role as its serial number."""
+    device = f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,iommu_platform=on"
+    return [*disk.arguments(), "-device", device]
+
+
+def guest_access(launch: Launch, options: RunOptions, work: Path) -> Access:
+    """What the QEMU of a guest may open: the guest's files and disks, its console's log, and the directory ``work``.
+
+    The log is made here, so that QEMU needs no right to make files in the state directory.
+    """
+    options.serial_log.touch()
+    disks = (*launch_disks(launch), *options.disks)
+    files = (launch.firmware.path, launch.kernel.path, launch.initrd.path)
+    return Access(
+        read=_names((*files, *(path for disk in disks for path in disk.only_read))),
+        write=_names((options.serial_log, *(path for disk in disks for path in disk.written))),
+        scratch=_names((work,)),
+        listen=(options.ssh_port, options.attest_port),
+        reach=not options.restricted,
+        everything=bool(options.extra),
+    )
+
+
+def _names(paths: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(str(path) for path in paths)
 
 
 def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[str]:
@@ -233,21 +263,37 @@ def check_version(qemu: Path, platform: str) -> None:
         raise UserError(f"{qemu}: found version {int(match[1])}.{int(match[2])}, expected {least} or newer", hint)
 
 
-def start(qemu: Path, arguments: list[str], *, terminal: bool, messages: Path) -> "subprocess.Popen[bytes]":
-    """Start QEMU so that it dies with this process, whatever kills it; its messages go to the file ``messages``."""
-    setpriv = shutil.which("setpriv")
-    if not shutil.which(str(qemu)):
+def start(
+    qemu: Path, arguments: list[str], access: Access, *, terminal: bool, messages: Path, sockets: Path | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start QEMU confined to ``access``, so that it dies with this process, whatever kills it.
+
+    The thread that calls has to live as long as QEMU: its end is taken for the process's. QEMU's messages go to the
+    file ``messages``; ``sockets`` is a directory's :func:`short_name` of which ``arguments`` make use.
+    """
+    program = shutil.which(str(qemu))
+    if not program:
         raise UserError(f"{qemu}: no such program", "run: doit packages, or set QEMU to a QEMU of version 10 or newer")
-    if not setpriv:
-        raise UserError("setpriv: no such program", "apt-get install util-linux")
+    _warn_unconfined()
+    words = [*arguments, *_ALWAYS]
+    if sockets:
+        # A confined process may not look into another's descriptors: it gets the directory's, and its own name for it.
+        words = [word.replace(f"{sockets}/", f"/proc/self/fd/{sockets.name}/") for word in words]
     with messages.open("wb") as log:
         return subprocess.Popen(
-            [setpriv, "--pdeathsig", "KILL", str(qemu), *arguments],
+            wrapped([str(Path(program).absolute()), *words], access),
             env=environment(),
             stdin=None if terminal else subprocess.DEVNULL,
             stdout=None if terminal else log,
             stderr=log,
+            pass_fds=(int(sockets.name),) if sockets else (),
         )
+
+
+def _warn_unconfined() -> None:
+    if not _warned and not landlock_version():
+        _warned.append(True)
+        print("warning: this kernel has no Landlock: QEMU may open all files that you may", file=sys.stderr, flush=True)
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

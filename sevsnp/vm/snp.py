@@ -9,7 +9,8 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.files import short_name
 from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import RunOptions, common_arguments, snp_arguments, start, stop
+from sevsnp.vm.confine import Access
+from sevsnp.vm.qemu import RunOptions, common_arguments, guest_access, snp_arguments, start, stop
 from sevsnp.vm.qmp import Qmp
 
 # The two figures that QEMU wants to be told although the processor knows them; used where QEMU cannot say.
@@ -30,7 +31,14 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
             *snp_arguments(launch, options.memory, cbitpos, reduced),
             *common_arguments(launch, options, sockets / "qmp"),
         ]
-        process = start(options.qemu, arguments, terminal=options.terminal, messages=options.messages)
+        process = start(
+            options.qemu,
+            arguments,
+            guest_access(launch, options, Path(work)),
+            terminal=options.terminal,
+            messages=options.messages,
+            sockets=sockets,
+        )
         try:
             yield process
         finally:
@@ -46,7 +54,8 @@ def capabilities(qemu: Path, work: Path) -> tuple[int, int]:
             *("-display", "none"),
             *("-qmp", f"unix:{sockets / 'probe'},server=on,wait=off"),
         ]
-        process = start(qemu, arguments, terminal=False, messages=work / "probe.log")
+        access = Access(scratch=(str(work),))
+        process = start(qemu, arguments, access, terminal=False, messages=work / "probe.log", sockets=sockets)
         try:
             with Qmp(sockets / "probe", timeout=10) as qmp:
                 found = qmp.command("query-sev-capabilities")

@@ -12,6 +12,7 @@ import pytest
 
 from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
 from sevsnp.errors import UserError
+from sevsnp.vm import blocks
 from tests.conftest import PROJECT, Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
 
@@ -50,10 +51,14 @@ def test_one_that_does_not_start_is_told_by_its_console(appliance: Appliance, tm
         run_job(replace(appliance, initrd=broken), "probe", {}, disks=[], seconds=200)
 
 
-def test_what_qemu_says_is_shown(appliance: Appliance, tmp_path: Path) -> None:
-    (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    with pytest.raises(UserError, match="not in qcow2 format"):
-        run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "disk", "qcow2")], seconds=200)
+def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    subprocess.run([built.tools / "qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    content = bytearray(image.read_bytes())
+    content[23] = 60  # the size of a cluster, as a power of two
+    image.write_bytes(content)
+    with pytest.raises(UserError, match="Unsupported cluster size"):
+        run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", image, "qcow2")], seconds=200)
     with pytest.raises(UserError, match="none: no such file"):
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "none")], seconds=200)
 
@@ -114,7 +119,10 @@ def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [], "what it had in its temporary directory is gone, too"
 
 
-def test_a_backing_file_is_not_followed(built: Built, appliance: Appliance, tmp_path: Path) -> None:
+def test_a_backing_file_is_not_followed(
+    built: Built, appliance: Appliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused by name and, were it not, QEMU is told that there is none, and may not open it."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"S" * (1 << 20))
     image = tmp_path / "image.qcow2"
@@ -125,5 +133,8 @@ def test_a_backing_file_is_not_followed(built: Built, appliance: Appliance, tmp_
     subprocess.run([built.tools / "qemu-img", *convert], check=True)
     assert (tmp_path / "followed").read_bytes() == secret.read_bytes()
     disk = ApplianceDisk("x", image, "qcow2", read_only=True)
+    with pytest.raises(UserError, match="backing file"):
+        run_job(appliance, "probe", {}, disks=[disk], seconds=200)
+    monkeypatch.setattr(blocks, "check_whole", lambda *_: None)
     answer = run_job(appliance, "probe", {"what": "first", "role": "x"}, disks=[disk], seconds=200)
     assert answer == {"first": "00" * 16}

@@ -32,8 +32,10 @@ def bundle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def path(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for PATH that has QEMU and nothing else; the packaged one starts through a script of its own."""
-    return qemu_in(tmp_path_factory.mktemp("qemu") / "path", f'PATH=/usr/bin:/bin exec "{built.qemu}" "$@"')
+    """A directory for PATH that has QEMU and nothing else: a link, whose target's files QEMU may open."""
+    directory = tmp_path_factory.mktemp("qemu")
+    (directory / "qemu-system-x86_64").symlink_to(built.qemu)
+    return directory
 
 
 def qemu_in(directory: Path, script: str) -> Path:
@@ -156,6 +158,8 @@ def test_what_is_in_it(built: Built, bundle: Path) -> None:
     # Nothing of what an owner or a builder does.
     for name in ("sevsnp/owner.py", "sevsnp/keys.py", "sevsnp/bundle.py", "sevsnp/emulation/verify.py"):
         assert name not in modules
+    # But what judges a disk image before QEMU opens it.
+    modules -= {"sevsnp/images/__init__.py", "sevsnp/images/disk_format.py"}
     assert not [module for module in modules if module.startswith(("sevsnp/images", "sevsnp/packages", "tasks"))]
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from sevsnp.appliance import vm
 from sevsnp.appliance.vm import Appliance, ApplianceDisk
+from sevsnp.errors import UserError
 from sevsnp.images.luks import format_options, image_size, root_size
+from sevsnp.vm import blocks
 
 MIB = 1 << 20
 
@@ -30,14 +32,26 @@ def test_it_has_no_network_and_no_defaults(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_disk_is_opened_as_what_it_is_said_to_be(
     monkeypatch: pytest.MonkeyPatch, kind: vm.Format, read_only: bool
 ) -> None:
+    # That an image names no other file is another test's.
+    monkeypatch.setattr(blocks, "check_whole", lambda *_: None)
     words = arguments(monkeypatch, ApplianceDisk("disk", Path("/a,b"), kind, read_only))
     node = json.loads(words[words.index("-blockdev") + 1])
     assert (node["driver"], node["read-only"]) == (kind, read_only)
     assert node["file"] == {
         "driver": "file", "filename": "/a,b", "read-only": read_only, "cache": {"no-flush": True}
     }  # fmt: skip
-    assert ("backing" in node) == (kind == "qcow2") and node.get("backing") is None
+    assert ("backing" in node) == (kind in ("qcow2", "vmdk")) and node.get("backing") is None
     assert any("serial=disk" in word for word in words)
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx", "vpc"])
+def test_no_option_is_made_for_an_image_that_is_none(tmp_path: Path, kind: vm.Format) -> None:
+    """Control: a raw disk may begin with anything."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    with pytest.raises(UserError, match="expected"):
+        ApplianceDisk("disk", image, kind).block.arguments()
+    assert ApplianceDisk("disk", image).block.arguments()
 
 
 @pytest.mark.parametrize("data", [4096, 16 * MIB - 4096, 16 * MIB, 806 * MIB, 9 << 30, 1 << 40])

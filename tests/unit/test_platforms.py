@@ -10,9 +10,11 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.vm import platforms
 from sevsnp.vm.config import File, Launch
+from sevsnp.vm.confine import Access
 from sevsnp.vm.platforms import choose
-from sevsnp.vm.qemu import check_version
+from sevsnp.vm.qemu import check_version, start
 
+EVERYTHING = Access(everything=True)
 VERSION = 'if [ "$1" = --version ]; then echo "QEMU emulator version 10.0.2"; exit; fi'
 
 
@@ -68,6 +70,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     (tmp_path / "kvm").write_bytes(b"")
     monkeypatch.setattr(platforms, "_KVM", tmp_path / "kvm")
     monkeypatch.setattr(platforms, "_SNP_PARAMETER", tmp_path / "none")
+    # This QEMU writes down that it was started; a real one may not write there.
+    monkeypatch.setattr(
+        platforms, "start", lambda qemu, words, access, **rest: start(qemu, words, EVERYTHING, **rest)
+    )  # fmt: skip
     return Host(tmp_path)
 
 

@@ -1,0 +1,168 @@
+"""The program that becomes QEMU: it gives up all that QEMU does not need, and then executes it.
+
+QEMU reads what others have made: disk images, and what a guest sends to its devices. What gets hold of it there can
+open the files that it was given, and no others; it cannot leave a core dump with guest memory or a key in it, and it
+dies with the process that started it. Standard library only: a host bundle has it too, and starts it with -I -S -B.
+
+Landlock's numbers and structures are those of linux/landlock.h.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_VERSION, _RULE_PATH, _RULE_PORT = 1, 1, 2
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
+_MAKE_REGULAR, _MAKE_SOCKET, _TRUNCATE, _IOCTL_DEVICE = 1 << 8, 1 << 9, 1 << 14, 1 << 15
+# The rights that a kernel knows, by the version of its interface; what it does not know it cannot be asked to forbid.
+_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
+_BIND, _CONNECT = 1, 2
+_NET_FROM, _SCOPES_FROM = 4, 6
+_SCOPES = 3  # no abstract UNIX socket and no process outside is reached
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000
+
+_READ = _READ_FILE | _READ_DIR
+_PROGRAM = _READ | _EXECUTE
+_WRITE = _READ_FILE | _WRITE_FILE | _TRUNCATE
+_SCRATCH = _WRITE | _READ_DIR | _REMOVE_FILE | _MAKE_REGULAR | _MAKE_SOCKET
+# What any program needs of the system, and QEMU of the kernel. Nothing in it is a user's.
+_SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
+    *("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/alternatives"),
+)
+_FACTS = (
+    *("/etc/localtime", "/etc/resolv.conf", "/run/systemd/resolve", "/sys/devices/system", "/sys/kernel/mm"),
+    *("/sys/module/kvm", "/sys/module/kvm_amd", "/proc/cpuinfo", "/proc/meminfo", "/proc/filesystems", "/proc/sys/vm"),
+    *("/proc/self/status", "/dev/zero", "/dev/random", "/dev/urandom"),
+)
+_DEVICES = ("/dev/null", "/dev/kvm", "/dev/sev")
+# Where a QEMU that is not the system's has its libraries and firmware: beside the directory it is in.
+_BESIDE = ("bin", "lib", "lib64", "libexec", "share", "usr")
+
+
+class Access(NamedTuple):
+    """What QEMU may open beside its own files: files to ``read`` and to ``write``, and ``scratch`` directories in
+    which it makes files and sockets. All of them exist.
+
+    ``listen`` are the TCP ports that it may listen at; ``reach`` says whether it may connect to others. With neither it
+    gets no network at all. ``everything`` is for QEMU options that are not ours: nobody here knows their files.
+    """
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
+    listen: tuple[int, ...] = ()
+    reach: bool = False
+    everything: bool = False
+
+
+def wrapped(argv: list[str], access: Access) -> list[str]:
+    """The command line that starts ``argv``, an absolute path and its arguments, confined as this process's child."""
+    return [sys.executable, "-I", "-S", "-B", __file__, str(os.getpid()), json.dumps(access._asdict()), *argv]
+
+
+def landlock_version() -> int:
+    """The version of the kernel's Landlock, or 0 where it has none or it is not switched on."""
+    try:
+        return max(0, _system_call(_CREATE_RULESET, None, 0, _VERSION))
+    except OSError:
+        return 0
+
+
+def main(argv: list[str]) -> None:
+    """Confine this process and execute ``argv[2:]``; ``argv[:2]`` are the parent's process id and the access."""
+    parent, access, program = int(argv[0]), Access(**json.loads(argv[1])), argv[2:]
+    # One byte, not zero: the kernel writes no file for so little and, unlike with zero, hands no dump to a pipe either.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if not access.everything:
+        if not access.listen and not access.reach:
+            _leave_network()
+        _landlock(access, program[0])
+    # Last, because a change of credentials takes it back. The parent may have died before.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the process that starts QEMU is gone")
+    os.execv(program[0], program)  # noqa: S606
+
+
+def _leave_network() -> None:
+    """A network namespace without any interface, where this user may make one; Landlock knows TCP only."""
+    ctypes.CDLL(None).unshare(_NEW_NET if os.geteuid() == 0 else _NEW_USER | _NEW_NET)
+
+
+def _landlock(access: Access, program: str) -> None:
+    version = landlock_version()
+    if not version:
+        return
+    known = _RIGHTS[max(least for least in _RIGHTS if least <= version)]
+    ports = _BIND | (0 if access.reach else _CONNECT) if version >= _NET_FROM else 0
+    scopes = _SCOPES if version >= _SCOPES_FROM else 0
+    size = 24 if version >= _SCOPES_FROM else 16 if version >= _NET_FROM else 8
+    attributes = b"".join(part.to_bytes(8, sys.byteorder) for part in (known, ports, scopes))[:size]
+    ruleset = _system_call(_CREATE_RULESET, attributes, size, 0)
+    for paths, rights in (
+        (_SYSTEM, _PROGRAM),
+        (_own_files(program), _PROGRAM),
+        (_FACTS, _READ),
+        (_DEVICES, _WRITE | _IOCTL_DEVICE),
+        (access.read, _READ_FILE),
+        (access.write, _WRITE),
+        (access.scratch, _SCRATCH),
+    ):
+        for path in paths:
+            _allow(ruleset, path, rights & known)
+    for port in access.listen if ports else ():
+        rule = _BIND.to_bytes(8, sys.byteorder) + port.to_bytes(8, sys.byteorder)
+        _system_call(_ADD_RULE, ruleset, _RULE_PORT, rule, 0)
+    _system_call(_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def _own_files(program: str) -> Iterator[str]:
+    real = Path(program).resolve()
+    yield from (program, str(real))
+    if real.parent.name in ("bin", "sbin"):
+        yield from (str(real.parents[1] / name) for name in _BESIDE)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    """Allow ``rights`` on a file, or on all below a directory; nothing for what this system does not have."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _OF_FILES
+        rule = rights.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
+        _system_call(_ADD_RULE, ruleset, _RULE_PATH, rule, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _system_call(number: int, *arguments: bytes | int | None) -> int:
+    words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(result)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

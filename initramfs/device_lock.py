@@ -27,7 +27,11 @@ _RUN = {
 
 
 def close_buses(sysfs: str) -> None:
-    """From now on a device that appears gets no driver, and a driver that is loaded gets no device."""
+    """From now on a device that appears gets no driver, and a driver that is loaded gets no device.
+
+    But for a card in a PCI slot, to which the kernel gives a driver all the same. So no slot may keep its own driver,
+    and the command line has more to say about them.
+    """
     for bus in os.listdir(f"{sysfs}/bus"):
         path = f"{sysfs}/bus/{bus}/drivers_autoprobe"
         _write(path, "0")

@@ -24,7 +24,7 @@ _HARDENING = (
     ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
     ("i8042.nokbd", "the keyboard is the host's: no key of it does anything"),
     ("i8042.noaux", "… nor a mouse"),
-    ("pcie_ports=compat", "no card is plugged in while the guest runs"),
+    ("pcie_ports=compat", "no slot takes a card while the guest runs: the kernel would give it a driver at once"),
     ("acpiphp.disable=1", "… nor through ACPI, where there is any"),
     ("systemd.import_credentials=no", "SMBIOS and fw_cfg are the host's: no credentials from there"),
     ("systemd.gpt_auto=0", "no file system is mounted because a host's partition table says so"),

@@ -9,6 +9,7 @@ import os
 import stat
 
 import linux
+import root_guard
 from dm_tables import tables_digest
 
 # cryptsetup's names: the integrity mapping is the other one's with this ending.
@@ -62,8 +63,8 @@ def open_mapping(device: str, tables: str, key: "bytes | bytearray") -> None:
 
 
 def mount(newroot: str, filesystem: str) -> None:
-    """Mount the opened root. A block that fails its check panics where the file system itself needs it."""
-    linux.mount(f"/dev/mapper/{NAME}", newroot, filesystem, linux.MS_NODEV, "errors=panic")
+    """Mount the opened root, so that a block that cannot be read ends the machine."""
+    linux.mount(root_guard.guard(NAME), newroot, filesystem, linux.MS_NODEV, "errors=panic")
 
 
 def enter(root: str, *names: str, make: bool = False) -> int:

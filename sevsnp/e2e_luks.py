@@ -24,7 +24,10 @@ _LOOK = r"""
 set -u
 root=$(findmnt -no MAJ:MIN / | tr -d ' ')
 echo "root=$(findmnt -no SOURCE,FSTYPE,OPTIONS / | tr -s ' ' ';')"
-top=/sys/dev/block/$root
+below() {  # the device of that name under another one
+    for one in $1/slaves/*; do if [ "$(cat $one/dm/name)" = "$2" ]; then echo $one; fi; done
+}
+top=$(below "$(below /sys/dev/block/$root root_mirror)" root)
 echo "crypt=$(cat $top/dm/uuid)"
 for below in $top/slaves/*; do
     echo "integrity=$(cat $below/dm/uuid)"
@@ -86,7 +89,7 @@ def look_at_root(config: Path) -> dict[str, bool]:
 def check_root(found: Mapping[str, str]) -> dict[str, bool]:
     """What was found shows of the root, as :func:`look_at_root` has it."""
     wanted = {
-        "root": r"/dev/mapper/root;ext4;rw,.*",
+        "root": r"/dev/mapper/root_guarded;ext4;rw,.*",
         "crypt": r"CRYPT-LUKS2-[0-9a-f]{32}-root",
         "integrity": r"CRYPT-INTEGRITY-[0-9a-f]{32}-root_dif",
         "tag_size": _TAG_SIZE,

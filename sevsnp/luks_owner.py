@@ -9,6 +9,7 @@ from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.luks2 import Luks2, opens
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import Secret, connect, owner_context, release
@@ -106,6 +107,7 @@ def attest_luks(
     if config.launch.workflow != "luks":
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected luks")
     config.require_reference()
+    check_launch_firmware(config.launch)
     volume = Volume(header, config_dir, key_file, throwaway=throwaway)
     emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
     # What the verdict will be refused for in any case is said before the guest is spoken to.

@@ -17,6 +17,7 @@ from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.vm.config import BANNER, VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
@@ -99,6 +100,7 @@ def attest_guest(
     login.forget()
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
+    check_launch_firmware(config.launch)  # before the guest is spoken to
     try:
         accepted = attest(config, host, port, emulated_root)
     except Refused as refused:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import safe_loader
+from sevsnp.yaml_loader import strict_loader
 
 CONFIG_FILE = "config.yaml"
 COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
@@ -159,6 +159,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("GUEST_SVN", _integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295"),
     Setting("ID_KEY", _text, "", "a path to a P-384 private key in PEM"),
     Setting("AUTHOR_KEY", _text, "", "a path to a P-384 private key in PEM"),
+    Setting("FIRMWARE", _text, "", "a path to an OVMF built from OvmfPkg/AmdSev"),
+    Setting("FIRMWARE_REASON", _text, "", "a sentence"),
     Setting("ACPI", _choice("auto", "on", "off"), "auto", "auto, on or off"),
     Setting("WRITABLE", _choice("overlay", "copy"), "overlay", "overlay or copy"),
     Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G"),
@@ -256,7 +258,7 @@ def read_config(file: Path) -> dict[str, str]:
     import yaml
 
     try:
-        document = yaml.compose(file.read_text(encoding="utf-8"), safe_loader())
+        document = yaml.compose(file.read_text(encoding="utf-8"), strict_loader())
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

@@ -50,7 +50,7 @@ def task_bench() -> Iterator[Task]:
         "doc": "Measure verifications, and launch digests beside sev-snp-measure",
         **command(
             "sevsnp.bench.attestation:bench_attestation",
-            needs=["packages"],
+            needs=["_firmware"],
             firmware=FIRMWARE,
             results=RESULTS / "attestation.json",
         ),

@@ -15,6 +15,7 @@ from tasks.project import (
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
+    firmware,
     keys,
     run_options,
     settings,
@@ -23,6 +24,9 @@ from tasks.project import (
 PACKAGES = GUEST / "packages.tar"
 ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
+# It boots from a disk, as the measured guests' firmware does not.
+DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
+LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
 IMPORTED = GUEST / "image-imported.tar"
@@ -164,10 +168,10 @@ def _plain(mode: str) -> Task:
         mode=mode,
         image=values.path("IMAGE", DISK),
         own_image=not values.text("IMAGE"),
-        release=RELEASE,
+        firmware=firmware() if mode == "direct" else DISK_FIRMWARE,
         kernel=KERNEL / "vmlinuz",
         initrd=PLAIN_INITRAMFS,
-        launch={name: values[name] for name in ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES")},
+        launch={name: values[name] for name in LAUNCHED},
         platform=values.text("PLATFORM"),
         options=run_options(RUN / "guest"),
     )

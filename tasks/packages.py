@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.project import DEBS, FIRMWARE, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, settings
+from tasks.project import DEBS, FIRMWARE, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, STOCK_FIRMWARE, TOOLS, settings
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -22,7 +22,7 @@ def task_packages() -> Task:
         needs=["_dependencies"],
         inputs={"lock": LOCK, **LISTS},
         trees={
-            "release": (RELEASE, [path.relative_to(RELEASE).as_posix() for path in (RELEASE_MANIFEST, FIRMWARE)]),
+            "release": (RELEASE, [path.relative_to(RELEASE).as_posix() for path in (RELEASE_MANIFEST, STOCK_FIRMWARE)]),
             "initramfs_debs": (DEBS / "initramfs", ["packages.json"]),
             "guest_debs": (DEBS / "guest", ["packages.json"]),
             "appliance_debs": (DEBS / "appliance", ["packages.json"]),
@@ -32,6 +32,17 @@ def task_packages() -> Task:
             "mirror": values.text("MIRROR"),
             "snapshot": values.text("SNAPSHOT_MIRROR"),
         },
+    )
+
+
+def task__firmware() -> Task:
+    """The firmware of measured guests: it starts nothing but the three hashed files."""
+    return artefact(
+        "sevsnp.firmware.make:make_firmware",
+        inputs={"stock": STOCK_FIRMWARE},
+        outputs={"output": FIRMWARE},
+        watch=[RELEASE_MANIFEST],
+        how={"python": TOOLS / "python3"},
     )
 
 

@@ -26,7 +26,8 @@ GUEST = BUILD / "guest"
 VERITY = BUILD / "verity"
 LUKS = BUILD / "luks"
 RUN = BUILD / "run"
-FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
+STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
+FIRMWARE = BUILD / "firmware" / "OVMF.fd"
 LOCK = Path("packages.lock")
 INITRAMFS = BUILD / "initramfs.cpio.zst"
 PLAIN_INITRAMFS = BUILD / "initramfs.plain.cpio.zst"
@@ -64,6 +65,11 @@ def checked(function: Callable[..., Result], *arguments: Any) -> Result:
 def keys() -> Keys:
     """The paths of the user's keys; the task _keys makes them."""
     return Keys.of(settings().config_dir())
+
+
+def firmware() -> Path:
+    """The firmware that measured guests start with: FIRMWARE, else the project's own."""
+    return settings().path("FIRMWARE", FIRMWARE)
 
 
 def asked() -> dict[str, Any]:

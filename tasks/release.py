@@ -12,13 +12,13 @@ from tasks.project import (
     BUILD,
     DEBS,
     EMULATED_INITRAMFS,
-    FIRMWARE,
     INITRAMFS,
     KERNEL,
     LOCK,
     PLAIN_INITRAMFS,
     RELEASE_MANIFEST,
     VERITY,
+    firmware,
     settings,
 )
 from tasks.tools import BIN
@@ -30,7 +30,7 @@ PACKAGE_LISTS = (RELEASE_MANIFEST, *(DEBS / name / "packages.json" for name in (
 # The verifiers in build/bin are not among them: they name the directory of the checkout.
 ARTEFACTS = (
     LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
-    FIRMWARE, KERNEL / "vmlinuz", KERNEL / "version",
+    KERNEL / "vmlinuz", KERNEL / "version",
     INITRAMFS, EMULATED_INITRAMFS, PLAIN_INITRAMFS, APPLIANCE_INITRAMFS,
     PACKAGES, ROOTFS, DISK,
     IMAGE, TREE, ROOTHASH, VERITY / "cmdline", VERITY / "cmdline.emulated", *CONFIGS,
@@ -63,7 +63,7 @@ def task_manifest() -> Task:
             "build_tools",
         ],
         project=Path(),
-        artefacts=(*ARTEFACTS, *(ENCRYPTED if encrypted else ())),
+        artefacts=(*ARTEFACTS, firmware(), *(ENCRYPTED if encrypted else ())),
         trees=[BUNDLE],
         configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
         package_lists=PACKAGE_LISTS,

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.graph import Task, artefact
-from tasks.project import FIRMWARE, KERNEL, keys, settings
+from tasks.project import KERNEL, firmware, keys, settings
 
 # What is fixed in a VM config.
 SETTINGS = (
     "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-    "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+    "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN", "FIRMWARE_REASON",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def vm_config(
         "sevsnp.vm.make_config:make_vm_config",
         inputs={
             "template": Path("templates/vm-config.toml.j2"),
-            "firmware": FIRMWARE,
+            "firmware": firmware(),
             "kernel": KERNEL / "vmlinuz",
             "initrd": initrd,
             "cmdline": cmdline,

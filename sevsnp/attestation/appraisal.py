@@ -18,6 +18,7 @@ from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undeci
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
 from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show, show_rule
+from sevsnp.firmware.gate import open_roads, problem
 from sevsnp.vm.config import Launch, Tcb, VmConfig
 
 __all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
@@ -68,8 +69,14 @@ def appraise(
     signer = report.signing_key.name if report else ""
     return Appraisal(
         decision, root.domain, policy.profile, report, signer, log.checks(), reason, message,
-        (ACPI_OPEN,) if expected.acpi else (), _notes(policy, report),
+        _open(expected), _notes(policy, report),
     )  # fmt: skip
+
+
+def _open(expected: Expected) -> tuple[str, ...]:
+    launch = expected.launch
+    firmware = open_roads(launch.firmware.sha256, launch.firmware_reason)
+    return (*((ACPI_OPEN,) if expected.acpi else ()), *firmware)
 
 
 def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
@@ -95,6 +102,13 @@ def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: Tr
         found=f"one for {launch.platform}",
     )
     log.stop_on_failure()
+    wrong = problem(launch.firmware.sha256, launch.firmware.path, launch.firmware_reason)
+    log.require(
+        Reason.GUEST_FIRMWARE,
+        not wrong,
+        expected="a firmware that starts nothing but the measured files",
+        found=wrong or launch.firmware_reason or launch.firmware.sha256,
+    )
 
 
 def _author_key(report: Report) -> bytes | None:

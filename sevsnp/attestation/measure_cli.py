@@ -21,6 +21,7 @@ from sevsnp.attestation.launch_digest import (
 )
 from sevsnp.attestation.vmsa import DEFAULT_KERNEL, HOST_KERNELS, Vmm, host_kernel
 from sevsnp.errors import UserError
+from sevsnp.firmware.gate import check_firmware, open_roads
 from sevsnp.vm.config import VmConfig, read_vm_config
 
 DONE = 0
@@ -42,10 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="measure", description="Compute SNP launch digests, of a VM config or of files.")
+    usage = "measure --vm-config FILE | --firmware FILE [--kernel FILE --initrd FILE --append TEXT] …"
+    parser = Parser(prog="measure", usage=usage, description="Compute SNP launch digests, of a VM config or of files.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config")
     what.add_argument("--firmware", metavar="FILE", type=Path, help="an OVMF")
+    parser.add_argument("--firmware-reason", metavar="TEXT", default="", help="why another than ours is measured")
     parser.add_argument("--kernel", metavar="FILE", type=Path, help="needs the firmware of OvmfPkg/AmdSev")
     parser.add_argument("--initrd", metavar="FILE", type=Path)
     parser.add_argument("--append", metavar="TEXT", help="the kernel's command line")
@@ -108,12 +111,20 @@ def _machine(options: argparse.Namespace, model: str, features: int | None) -> M
     return Machine(options.vcpu_model or model, features, kernel, Vmm(options.vmm))
 
 
+def _judge(digest: str, firmware: Path, reason: str) -> None:
+    check_firmware(digest, firmware, reason)
+    for road in open_roads(digest, reason):
+        print(f"open: {road}", file=sys.stderr)
+
+
 def _of_config(options: argparse.Namespace, config: VmConfig, vcpus: list[int]) -> dict[int, bytes]:
     launch = config.launch
+    _judge(launch.firmware.sha256, launch.firmware.path, options.firmware_reason or launch.firmware_reason)
     return launch_digests_of(launch, vcpus, _machine(options, launch.vcpu_model, launch.guest_features))
 
 
 def _of_files(options: argparse.Namespace, vcpus: list[int]) -> dict[int, bytes]:
+    _judge(hash_file(options.firmware, "firmware").hex(), options.firmware, options.firmware_reason)
     if options.svsm:
         model = options.vcpu_model or "EPYC-v4"
         return measure_svsm(options.firmware, options.svsm, options.vars_size, vcpus, model)

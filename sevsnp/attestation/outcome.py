@@ -21,6 +21,7 @@ class Reason(StrEnum):
     SIGNATURE = "signature"
     PRODUCT = "product"
     PLATFORM = "platform"
+    GUEST_FIRMWARE = "guest-firmware"
     SIGNING_KEY = "signing-key"
     CHIP_ID = "chip-id"
     TCB = "tcb"

@@ -18,6 +18,7 @@ from typing import Any
 
 from sevsnp.bench.timing import in_turns, ratio_row
 from sevsnp.errors import UserError
+from sevsnp.firmware.known import OURS
 from sevsnp.tools import START
 from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig, render_vm_config
 
@@ -51,7 +52,7 @@ def _config(scratch: Path) -> VmConfig:
     file = File(scratch / "none", "0" * 64)
     disks = (Disk("root", file.path, 4096, file.sha256),)
     launch = Launch("verity", "emulated", "Genoa", 1, "EPYC-v4", 0x30000, 1, bytes(32),
-                    file, file, file, file, disks)  # fmt: skip
+                    File(file.path, OURS), file, file, file, disks)  # fmt: skip
     reference = Reference(os.urandom(48), Tcb(1, 0, 1, 1), 0, 0, bytes(16), bytes(16), 0, 0)
     config = VmConfig(scratch / "vm-config.toml", launch, reference)
     config.source.write_text(render_vm_config(config))

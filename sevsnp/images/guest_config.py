@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import safe_loader
+from sevsnp.yaml_loader import load
 
 _NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -75,12 +73,7 @@ class _Reader:
 
 def read_guest(file: Path) -> Guest:
     """Read guest.yaml. Raises UserError naming file and key for whatever is unknown, missing or malformed."""
-    try:
-        document = yaml.load(file.read_text(), safe_loader())  # noqa: S506 (a safe one)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    document = load(file)
     read = _Reader(file)
     values = read.mapping("document", document, list(Guest.__dataclass_fields__))
     path = re.compile(r"(?!/)[^\n]+")

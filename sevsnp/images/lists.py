@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import safe_loader
+from sevsnp.yaml_loader import load
 
 _NAMES = ("exclude", "directories")
 _FILES = ("init", "emulated", "plain", "appliance")
@@ -19,12 +19,7 @@ _EXPECTED = {
 
 def read_list(path: Path, *keys: str) -> dict[str, list[Any]]:
     """The lists of a YAML file under the given top-level keys, and no others; a list that is not there is empty."""
-    import yaml  # doit loads this module for every command
-
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), safe_loader())  # noqa: S506 (a safe one)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    document = load(path)
     if not isinstance(document, dict):
         raise UserError(f"{path}: found a {type(document).__name__}, expected the keys {', '.join(keys)}")
     for key, items in document.items():

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sevsnp.errors import UserError
+from sevsnp.yaml_loader import load
 
 # A trailing "-" is legal nowhere in Debian and would make apt remove the package instead.
 PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
@@ -72,40 +71,17 @@ def _parse(name: str, document: Any, file: Path, where: str) -> PackageSet:
     return PackageSet(name=name, file=file, suite=suite, packages=packages, exclude=exclude, **flags)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: PyYAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _load(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file, expected a list of packages") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{file}: {line}{getattr(error, 'problem', None) or error}") from error
-
-
 def read_set(file: Path, name: str) -> PackageSet:
     """The one set a file holds (``suite:`` and ``packages:`` at its top level), under ``name``.
 
     Raises :class:`UserError` for a missing file, unknown keys, wrong types and impossible names.
     """
-    return _parse(name, _load(file), file, str(file))
+    return _parse(name, load(file, "a list of packages"), file, str(file))
 
 
 def read_sets(file: Path) -> tuple[PackageSet, ...]:
     """Every set of a file that maps names to sets (as tasks/packages.yaml). Errors as :func:`read_set`."""
-    document = _load(file)
+    document = load(file, "a list of packages")
     if not isinstance(document, Mapping) or not document:
         raise UserError(f"{file}: found a {type(document).__name__}, expected names of sets, each with its packages")
     for name in document:

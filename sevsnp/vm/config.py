@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
 FORMAT = 1
+_REASON = r"[^\x00-\x1f\x7f]{1,300}"
 # Shown wherever a guest, or a verdict about one, is emulated.
 BANNER = "EMULATED – NOT CONFIDENTIAL"
 TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "vm-config.toml.j2"
@@ -44,7 +45,11 @@ class Disk(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication."""
+    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication.
+
+    ``firmware_reason`` is the owner's for a firmware that is not known to start only the measured files
+    (sevsnp.firmware.gate); empty for every other.
+    """
 
     workflow: str
     platform: PlatformName
@@ -61,6 +66,7 @@ class Launch:
     disks: tuple[Disk, ...]
     id_block: File | None = None
     id_auth: File | None = None
+    firmware_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,7 @@ def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
 def _read_launch(top: _Table) -> Launch:
     table = top.table("launch")
     files = top.table("files")
+    reasoned = "firmware_reason" in table.values
     launch = Launch(
         workflow=table.text("workflow", "verity|luks", "verity or luks"),
         platform=cast(PlatformName, table.text("platform", "snp|emulated", "snp or emulated")),
@@ -220,6 +227,7 @@ def _read_launch(top: _Table) -> Launch:
         cmdline=_read_file(files, "cmdline"),
         disks=_read_disks(top),
         **{key: _read_file(files, key) for key in ("id_block", "id_auth") if key in files.values},
+        firmware_reason=table.text("firmware_reason", _REASON, "a sentence") if reasoned else "",
     )
     if (launch.id_block is None) != (launch.id_auth is None):
         raise files.error("id_block and id_auth", "one of them", "both or neither")

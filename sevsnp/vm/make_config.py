@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.hash_tree import BLOCK_SIZE
 from sevsnp.images.verity import VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
@@ -116,7 +117,9 @@ def make_vm_config(
         initrd=file(initrd),
         cmdline=file(cmdline),
         disks=tuple(disk(role, disk_files[argument]) for role, argument in disks.items()),
+        firmware_reason=settings["FIRMWARE_REASON"],
     )
+    check_launch_firmware(launch)
     reference = Reference(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.guest_disk import ROOT_WORDS
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import BANNER, File, Launch
@@ -35,7 +36,7 @@ def run_plain(
     mode: Mode,
     image: Path,
     own_image: bool,
-    release: Path,
+    firmware: Path,
     kernel: Path,
     initrd: Path,
     launch: Mapping[str, Any],
@@ -50,7 +51,11 @@ def run_plain(
     image are discarded at the end; those to a user's IMAGE are kept.
     """
     check_options(options)
-    for path, hint in ((image, "make one with: doit create_new_vm"), (kernel, "run: doit unpack_kernel")):
+    for path, hint in (
+        (image, "make one with: doit create_new_vm"),
+        (kernel, "run: doit unpack_kernel"),
+        (firmware, "run: doit _firmware"),
+    ):
         if not path.is_file():
             raise UserError(f"{path}: no such file", hint)
     disk = disk_arguments("root", image, read_only=False, driver=image_format(image), discard_changes=own_image)
@@ -58,7 +63,9 @@ def run_plain(
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
         cmdline = Path(work) / "cmdline"
         cmdline.write_text(build_cmdline(ROOT_WORDS))
-        guest = _launch(mode, launch, release, kernel, initrd, cmdline)
+        guest = _launch(launch, firmware, kernel, initrd, cmdline)
+        if mode == "direct":
+            check_launch_firmware(guest)
         asked = "emulated" if mode == "plain" else platform
         chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
         print(f"serial console in {options.serial_log}; ssh at 127.0.0.1:{options.ssh_port}", flush=True)
@@ -77,9 +84,7 @@ def image_format(image: Path) -> str:
         return "qcow2" if stream.read(4) == _QCOW2 else "raw"
 
 
-def _launch(mode: Mode, values: Mapping[str, Any], release: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
-    name = "OVMF.amdsev.fd" if mode == "direct" else "OVMF.fd"
-
+def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
     def file(path: Path) -> File:
         return File(path.resolve(), sha256_file(path))
 
@@ -92,11 +97,12 @@ def _launch(mode: Mode, values: Mapping[str, Any], release: Path, kernel: Path, 
         guest_policy=values["POLICY"],
         guest_features=values["GUEST_FEATURES"],
         host_data=bytes(32),
-        firmware=file(release / "usr" / "share" / "ovmf" / name),
+        firmware=file(firmware),
         kernel=file(kernel),
         initrd=file(initrd),
         cmdline=file(cmdline),
         disks=(),
+        firmware_reason=values["FIRMWARE_REASON"],
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.vm.config import Disk, File, Launch
 
 # Ports inside the guest.
@@ -60,6 +61,7 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
         *((name, file) for name, file in (("id_block", launch.id_block), ("id_auth", launch.id_auth)) if file),
         *((disk.role, disk) for disk in launch.disks if disks),
     ]
+    check_launch_firmware(launch)
     for name, file in files:
         hint = f"make it again with: doit setup_{launch.workflow}"
         if not file.path.is_file():

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sevsnp.attestation.id_block import CURVE, IdBlock, Identity, kind_of, make_identity, write_identity
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
+from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.signature import load_signing_key
 from sevsnp.vm.config import File, VmConfig, read_vm_config, render_vm_config
 
@@ -28,8 +29,12 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def block_of(config: VmConfig) -> IdBlock:
-    """The ID block of a VM config's guest: launch digest, family, image and SVN of its reference values, its policy."""
+    """The ID block of a VM config's guest: launch digest, family, image and SVN of its reference values, its policy.
+
+    Raises :class:`UserError` for a firmware that no guest may start with.
+    """
     reference = config.require_reference()
+    check_launch_firmware(config.launch)
     return IdBlock(
         launch_digest=reference.launch_digest,
         family_id=reference.family_id,

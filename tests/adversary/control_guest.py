@@ -30,6 +30,7 @@ from sevsnp.packages.sources import find_sources
 from sevsnp.settings import resolve
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import Disk, File, Launch
+from sevsnp.yaml_loader import load
 from tests.adversary.hostile_devices import no_lock_layer
 from tests.adversary.hostile_disks import SWAP_UUID
 from tests.conftest import Built
@@ -115,7 +116,7 @@ def _make_root(built: Built, scratch: Path, tools: Path) -> VerityParameters:
 
 def _make_initramfs(built: Built, scratch: Path) -> None:
     """The genuine emulated initramfs with more modules in its emulated layer."""
-    lists = yaml.safe_load((built.project / "initramfs" / "modules.yaml").read_text())
+    lists = load(built.project / "initramfs" / "modules.yaml")
     modules, layer = scratch / "modules.yaml", scratch / "modules.cpio.zst"
     modules.write_text(yaml.safe_dump({**lists, "emulated": [*lists["emulated"], *MODULES]}))
     make_modules_layer(version=built.build / "kernel" / "version", modules=modules, lists=["emulated"], output=layer)

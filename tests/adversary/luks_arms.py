@@ -47,6 +47,8 @@ class Check(Enum):
         ("luks_root.py", "if found != tables:", "if False:"),
     )
     GENERATION = (("luks_root.py", "if found < least:", "if False:"),)
+    # Then the file system is on dm-crypt itself, whose errors are those of reads and no more.
+    GUARD = (("luks_root.py", "linux.mount(root_guard.guard(NAME), ", 'linux.mount(f"/dev/mapper/{NAME}", '),)
     # No comparison: the kernel has no null cipher, because its module is in no list.
     CIPHERS = ()
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import linux
+import root_guard
 from appliance.luks import INTEGRITY, MAPPING, NAME, cryptsetup, table
 from dm_tables import tables_digest
 
 MODULES = ("luks",)
+_TRAP = "root_trap"
 BLOCK = 4096
 # A volume without integrity, with its data behind one MiB.
 _PLAIN = (
@@ -27,7 +29,11 @@ def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "di
 
     ``kept``: offset and size of what the kernel may write when it opens a volume. The answer has for each case what
     :func:`outcome` says.
+
+    With ``flips`` it is that of :func:`flips`.
     """
+    if "flips" in job:
+        return flips(job, secret, say)
     disk, plain = linux.find_disks("luks", "plain")
     with _opened(disk, secret):
         tables = tables_digest(table(NAME), table(INTEGRITY))
@@ -81,9 +87,9 @@ def _opened(disk: str, secret: bytes) -> Iterator[None]:
                 linux.run("/usr/sbin/dmsetup", "remove", "--retry", name)
 
 
-def read_block(number: int) -> "bytes | None":
-    """A block of the mapping, past the page cache; None where it cannot be read."""
-    descriptor = os.open(MAPPING, os.O_RDONLY | os.O_DIRECT)
+def read_block(number: int, device: str = MAPPING) -> "bytes | None":
+    """A block of the mapping, or of another device, past the page cache; None where it cannot be read."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, BLOCK) as buffer:
             return bytes(buffer) if os.preadv(descriptor, [buffer], number * BLOCK) == BLOCK else None
@@ -117,3 +123,59 @@ def changed(disk: str, changes: "list[tuple[int, bytes]]", kept: "list[int]") ->
     finally:
         for offset, data in before:
             write(disk, offset, data)
+
+
+def flips(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
+    """Single bytes changed: for each its offset, the new one in hex, and the numbers of the blocks to read.
+
+    The answer has for each what :func:`first_answers` says through the devices of root_guard.py, and without them. The
+    trap's reads are I/O errors here, so that the appliance lives on: what is an error is the end in a guest.
+    """
+    (disk,) = linux.find_disks("luks")
+    guarded, bare = [], []
+    with _opened(disk, secret):
+        genuine = [[read_block(block) for block in blocks] for _, _, blocks in job["flips"]]
+    for number, ((offset, data, blocks), good) in enumerate(zip(job["flips"], genuine, strict=True)):
+        say(step=f"flip {number}")
+        with changed(disk, [(offset, bytes.fromhex(data))], job["kept"]), _opened(disk, secret):
+            bare.append(first_answers(MAPPING, blocks, good))
+            guarded.append(through_guard(blocks, good))
+    return {"guarded": guarded, "bare": bare}
+
+
+def through_guard(blocks: "list[int]", good: "list[bytes | None]") -> str:
+    with _devices(_guard(MAPPING)):
+        return first_answers(root_guard.DEVICE, blocks, good)
+
+
+def _sectors() -> int:
+    return int(table(NAME).split()[1])
+
+
+def _guard(root: str) -> "list[tuple[str, str]]":
+    """The guest's devices over ``root``, with errors for the trap."""
+    error = f"0 {_sectors()} error"
+    return [(name, error if name == _TRAP else text) for name, text in root_guard.tables(root, _sectors())]
+
+
+@contextmanager
+def _devices(tables: "list[tuple[str, str]]") -> Iterator[None]:
+    try:
+        for name, text in tables:
+            linux.run("/usr/sbin/dmsetup", "create", name, "--table", text)
+        yield
+    finally:
+        for name, _ in reversed(tables):
+            if os.path.exists(f"/dev/mapper/{name}"):
+                linux.run("/usr/sbin/dmsetup", "remove", "--retry", name)
+
+
+def first_answers(device: str, blocks: "list[int]", good: "list[bytes | None]") -> str:
+    """Of the blocks, in their order until one cannot be read: ``same``, ``ends``, or ``ALTERED``."""
+    for block, wanted in zip(blocks, good, strict=True):
+        found = read_block(block, device)
+        if found is None:
+            return "ends"
+        if found != wanted:
+            return "ALTERED"
+    return "same"

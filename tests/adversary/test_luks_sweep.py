@@ -4,6 +4,7 @@ One appliance opens the genuine image with each of them. What the guest would do
 does not open and where the tables are not the measured ones, and gets an error where a block cannot be read.
 """
 
+import random
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,15 @@ Changes = dict[str, list[tuple[int, bytes]]]
 
 
 def appliance(built: Built, directory: Path) -> Appliance:
-    """The appliance with the job beside those that it has."""
+    """The appliance with the job beside those that it has, and with what the guest puts over its root."""
     layer, initrd = directory / "job.cpio", directory / "initramfs"
+    guard = (built.project / "initramfs" / "root_guard.py").read_bytes()
+    entries = [
+        text_entry("usr/lib/sevsnp/appliance/luks_job.py", JOB.read_bytes()),
+        text_entry("usr/lib/sevsnp/root_guard.py", guard),
+    ]
     with layer.open("wb") as stream:
-        write_cpio(with_parents([text_entry("usr/lib/sevsnp/appliance/luks_job.py", JOB.read_bytes())]), stream)
+        write_cpio(with_parents(entries), stream)
     join_layers(layers=[built.build / "initramfs.appliance.cpio.zst", layer], output=initrd)
     return Appliance(built.qemu, built.build / "kernel" / "vmlinuz", initrd, built.build / "run" / "platform.json")
 
@@ -116,3 +122,36 @@ def test_no_change_gives_other_data(built: Built, tmp_path: Path) -> None:
     blank = [came for name, came in found.items() if name.startswith("superblock") and name.endswith("zeroed")]
     assert [came.partition(":")[0] for came in blank] == ["refused"] * 3
     assert answer["plain"] == "ALTERED"
+
+
+def random_flips(image: Path, count: int) -> list[tuple[int, str, list[int]]]:
+    """As many bits of the disk behind the journal, each with blocks to read: the first, the last, and its own.
+
+    The same ones at every run.
+    """
+    chosen = random.Random(5)  # not a secret: a test that fails can be repeated
+    places, last = Places.of(image), field(image, "provided_data_sectors") * SECTOR // BLOCK - 1
+    cases: list[tuple[int, str, list[int]]] = []
+    while len(cases) < count:
+        block = chosen.randrange(last + 1)
+        # By turns, or nearly all were data: a tag is a hundredth of its block.
+        place, size = (places.tag(block), TAG) if len(cases) % 4 == 0 else (places.data(block), BLOCK)
+        offset, data = flip_bit(image, place, chosen.randrange(size * 8))
+        cases.append((offset, data.hex(), [0, last, block]))
+    return cases
+
+
+def test_random_flips_end_the_machine(built: Built, tmp_path: Path) -> None:
+    """200 of them: the read of their block reaches the trap. Control: without the guard it is an error that goes on."""
+    owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
+    with image_copy(genuine, tmp_path) as image:
+        cases = random_flips(image, 200)
+        answer = run_job(
+            appliance(built, tmp_path),
+            "luks_job",
+            {"flips": cases, "kept": [SUPERBLOCK, Places.of(image).first - SUPERBLOCK]},
+            disks=[ApplianceDisk("luks", image)],
+            secret=owner.key,
+            seconds=3000,
+        )
+    assert answer["guarded"] == answer["bare"] == ["ends"] * len(cases)

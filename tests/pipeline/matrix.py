@@ -6,7 +6,8 @@ Paths are relative to the project; those with ``~/`` to the directory of the use
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
+STOCK_FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
+FIRMWARE = "build/firmware/OVMF.fd"
 RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
@@ -84,12 +85,13 @@ ROWS: dict[str, Row] = {
             "initramfs/appliance/packages.yaml",
         ),
         trees={
-            "build/snp-release": (RELEASE, FIRMWARE, "build/snp-release/bin/qemu-system-x86_64"),
+            "build/snp-release": (RELEASE, STOCK_FIRMWARE, "build/snp-release/bin/qemu-system-x86_64"),
             "build/debs/initramfs": ("build/debs/initramfs/packages.json",),
             "build/debs/guest": ("build/debs/guest/packages.json",),
             "build/debs/appliance": ("build/debs/appliance/packages.json",),
         },
     ),
+    "_firmware": Row((STOCK_FIRMWARE, RELEASE), (FIRMWARE,)),
     "unpack_kernel": Row((RELEASE,), trees={"build/kernel": (VMLINUZ, "build/kernel/version", "build/kernel/config")}),
     "_base_layer": packages("initramfs", "base"),
     "_appliance_packages_layer": packages("appliance", "appliance-packages"),
@@ -205,6 +207,7 @@ NONE: frozenset[str] = frozenset()
 # One line in a module, and who is made by it: for each function one that as few others reach as possible.
 RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
+    "sevsnp/firmware/make.py": frozenset({"_firmware"}),
     "sevsnp/images/initramfs.py": PACKED,
     "sevsnp/images/guest_packages.py": frozenset({"_guest_packages"}),
     "sevsnp/images/guest_config.py": frozenset({"_guest_rootfs"}) | VERITY | LUKS,
@@ -259,6 +262,8 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "AUTHOR_KEY": ("x", NONE),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS | LUKS_CONFIGS),
     "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS | LUKS_CONFIGS),
+    "FIRMWARE": ("README.md", CONFIGS | LUKS_CONFIGS),
+    "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # of a disk image only
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
@@ -295,7 +300,7 @@ PARAMETERS: dict[str, str] = {
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
-        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN",
+        "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN", "FIRMWARE_REASON",
     )},
     "free": "LUKS_FREE", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",

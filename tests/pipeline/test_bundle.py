@@ -120,7 +120,7 @@ def test_no_secret_and_no_policy(built: Built, bundle: Path) -> None:
     }
     # The guest's root and its kernel come from packages and the user's own tar, not from what packs the bundle; their
     # names say which they are.
-    opaque = {"verity.img", "hash-tree.img", "vmlinuz", "OVMF.amdsev.fd"}
+    opaque = {"verity.img", "hash-tree.img", "vmlinuz", "OVMF.fd"}
     # The sources of Python, of cryptography and of what reads VM configs have the words that they look for.
     words, code = ("private key", "home", "reference"), ("runtime", "lib")
     found = []
@@ -147,7 +147,7 @@ def test_the_search_for_secrets_would_find_them(built: Built, tmp_path: Path) ->
 
 def test_what_is_in_it(built: Built, bundle: Path) -> None:
     assert {entry.name for entry in bundle.iterdir()} - {"state"} == {
-        "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.amdsev.fd", "vmlinuz",
+        "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.fd", "vmlinuz",
         "initramfs.cpio.zst", "initramfs.emulated.cpio.zst", "cmdline", "cmdline.emulated", "verity.img",
         "hash-tree.img",
     }  # fmt: skip

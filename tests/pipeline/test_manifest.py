@@ -51,7 +51,7 @@ def test_it_lists_what_was_built(released: Released) -> None:
     assert set(artefacts) - bundle == {
         "packages.lock", "requirements.lock", "build/snp-release/packages.json",
         "build/debs/initramfs/packages.json", "build/debs/guest/packages.json", "build/debs/appliance/packages.json",
-        "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd", "build/kernel/vmlinuz", "build/kernel/version",
+        "build/firmware/OVMF.fd", "build/kernel/vmlinuz", "build/kernel/version",
         "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst", "build/initramfs.plain.cpio.zst",
         "build/initramfs.appliance.cpio.zst", *LUKS,
         "build/guest/packages.tar", "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2",

@@ -26,6 +26,7 @@ FILES = (
     "initramfs.emulated.cpio.zst",
     "initramfs.plain.cpio.zst",
     "kernel/vmlinuz",
+    "firmware/OVMF.fd",
     "guest/packages.tar",
     "guest/rootfs.tar",
     "guest/sevsnptest.qcow2",

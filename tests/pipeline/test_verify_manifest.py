@@ -38,12 +38,12 @@ def test_an_untouched_build_is_accepted(released: Released) -> None:
 
 TAMPERED = (
     "packages.lock", "build/debs/guest/packages.json", "build/kernel/vmlinuz", "build/initramfs.cpio.zst",
-    "build/initramfs.emulated.cpio.zst", "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd", "build/verity/cmdline",
+    "build/initramfs.emulated.cpio.zst", "build/firmware/OVMF.fd", "build/verity/cmdline",
     "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt", CONFIG["snp"],
     "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2", "build/host-bundle/run", "build/bin/get_report",
     "build/sbom.cdx.json",
 )  # fmt: skip
-MEASURED = {"vmlinuz", "initramfs.cpio.zst", "OVMF.amdsev.fd", "cmdline", "verity.img", "hash-tree.img"}
+MEASURED = {"vmlinuz", "initramfs.cpio.zst", "OVMF.fd", "cmdline", "verity.img", "hash-tree.img"}
 
 
 @pytest.mark.parametrize("name", TAMPERED)

@@ -22,7 +22,7 @@ from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb, VmConf
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT.parent / "shared" / "vectors"
-REAL_FIRMWARE = Path("/tmp/p/ovmf/x/usr/share/ovmf/OVMF.amdsev.fd")
+REAL_FIRMWARE = ROOT / "build/firmware/OVMF.fd"
 
 needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="../shared/vectors is absent")
 
@@ -47,8 +47,9 @@ def firmware(
     sections: Sequence[tuple[int, int, int]] = SECTIONS,
     hash_area: tuple[int, int] = (0x810C00, 0x400),
     entries: Sequence[bytes] | None = None,
+    volume: bool = False,
 ) -> bytes:
-    """An image with AmdSev's tables and arbitrary code, for the measurement only."""
+    """An image with AmdSev's tables and arbitrary content, for the measurement only."""
     metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
     metadata += b"".join(struct.pack("<III", *section) for section in sections)
     if entries is None:
@@ -60,6 +61,12 @@ def firmware(
     body = b"".join(entries)
     table = body + struct.pack("<H16s", len(body) + 18, uuid.UUID(FOOTER).bytes_le)
     image = bytearray(hashlib.shake_128(b"code").digest(size))
+    if volume:
+        # A volume with one file of one section: the gate reads it to its end, and finds nothing in it.
+        kind = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3").bytes_le
+        image[:56] = struct.pack("<16x16sQ4sIHHHBB", kind, size, b"_FVH", 0, 56, 0, 0, 0, 2)
+        image[56:80] = struct.pack("<16sHBB3sB", b"f" * 16, 0, 5, 0, (size - 56).to_bytes(3, "little"), 0xF8)
+        image[80:84] = (size - 80).to_bytes(3, "little") + b"\x10"
     image[size - 0x800 : size - 0x800 + len(metadata)] = metadata
     image[size - 32 - len(table) : size - 32] = table
     return bytes(image)
@@ -80,7 +87,7 @@ def make_launch(directory: Path, **changes: Any) -> Launch:
         guest_policy=0x30000,
         guest_features=1,
         host_data=bytes(32),
-        firmware=write_file(directory / "firmware", firmware()),
+        firmware=write_file(directory / "firmware", firmware(volume=True)),
         kernel=write_file(directory / "kernel", b"kernel" * 1000),
         initrd=write_file(directory / "initrd", b"initrd" * 1000),
         cmdline=write_file(directory / "cmdline", b"console=ttyS0 verity"),

@@ -17,7 +17,7 @@ from tests.unit.evidence import firmware
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "firmware"
-    path.write_bytes(firmware())
+    path.write_bytes(firmware(volume=True))
     return path
 
 

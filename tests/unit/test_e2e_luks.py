@@ -8,7 +8,7 @@ from sevsnp.errors import UserError
 VOLUME = "0123456789abcdef" * 2
 # As a guest has said it.
 GOOD = {
-    "root": "/dev/mapper/root;ext4;rw,nodev,relatime,errors=panic",
+    "root": "/dev/mapper/root_guarded;ext4;rw,nodev,relatime,errors=panic",
     "crypt": f"CRYPT-LUKS2-{VOLUME}-root",
     "integrity": f"CRYPT-INTEGRITY-{VOLUME}-root_dif",
     "tag_size": "48",
@@ -32,7 +32,8 @@ def test_what_is_not_shown_is_not_claimed(missing: str) -> None:
     ("name", "value"),
     [
         ("root", "/dev/vda;ext4;rw"),
-        ("root", "/dev/mapper/root;ext4;ro"),
+        ("root", "/dev/mapper/root_guarded;ext4;ro"),
+        ("root", "/dev/mapper/root;ext4;rw,nodev,relatime,errors=panic"),
         ("root", "tmpfs;tmpfs;rw"),
         ("crypt", f"CRYPT-PLAIN-{VOLUME}-root"),
         ("crypt", f"CRYPT-VERITY-{VOLUME}-root"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import load_crl
 from sevsnp.emulation.report_encoder import encode_report
-from sevsnp.vm.config import Tcb
+from sevsnp.firmware.known import STOCK
+from sevsnp.vm.config import File, Tcb
 from tests.unit.evidence import expected
 from tests.unit.hierarchy import NOW, Hierarchy
 
@@ -68,6 +70,7 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"reported_tcb": LOWER}, {}, "tcb"),
     ({}, {"product": "Milan", "policy": {"product": ["Genoa", "Milan"]}}, "product"),
     ({}, {"platform": "emulated"}, "platform"),
+    ({}, {"firmware": File(Path("OVMF.amdsev.fd"), STOCK)}, "guest-firmware"),
     ({"version": 2}, {"policy": {"report_version": {"at_least": 3}}}, "report-version"),
     ({}, {"policy": {"product": ["Turin"]}}, "allowed-product"),
     ({}, {"policy": {"signer": ["VLEK"]}}, "allowed-signer"),

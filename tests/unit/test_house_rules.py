@@ -54,6 +54,21 @@ def test_ruff() -> None:
     linter("ruff", "check", "--quiet")
 
 
+def yaml_readers(source: str) -> set[str]:
+    """The functions of PyYAML that read, as ``source`` calls them."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [one for one in calls if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
+    read = ("load", "load_all", "safe_load", "safe_load_all", "full_load", "unsafe_load")
+    return {one.attr for one in named if one.value.id == "yaml" and one.attr in read}  # type: ignore[attr-defined]
+
+
+def test_yaml_is_read_by_one_loader() -> None:
+    """Any other would keep the last of two equal keys and say nothing."""
+    assert yaml_readers("import yaml\nyaml.safe_load(text)\nyaml.load(text, x)") == {"safe_load", "load"}  # control
+    readers = {relative(path) for path in python_files("sevsnp", "tasks") if yaml_readers(path.read_text())}
+    assert readers == {"sevsnp/yaml_loader.py"}
+
+
 def test_mypy() -> None:
     linter("mypy")  # what to check and how strictly stands in pyproject.toml
 

@@ -1,0 +1,113 @@
+"""Making our firmware: Debian's pinned AmdSev OVMF, changed so that it starts nothing but the three hashed files.
+
+The change is made in the unpacked content of the image's one packed section, which is then packed again. Input, places
+and output are all pinned: another build of the input is refused, and so is another result of the compressor.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from sevsnp.command import run
+from sevsnp.errors import UserError
+from sevsnp.firmware.gate import find_roads
+from sevsnp.firmware.known import OURS, STOCK
+from sevsnp.firmware.volumes import Packed, Unreadable, packed_sections
+
+
+class Change(NamedTuple):
+    """``old`` stands in the unpacked content at the offsets ``places`` and nowhere else, and becomes ``new``."""
+
+    old: bytes
+    new: bytes
+    places: tuple[int, ...]
+
+
+# The name in a device path. No file of fw_cfg can have the new one: its names are of 8-bit characters, which give these
+# code units neither with zeros nor with a sign in the upper half.
+_NODE = bytes.fromhex("04041200")  # media device path, file path, 18 bytes: UEFI 2.10, section 10.3.5.4
+_NAME = "shim".encode("utf-16-le")
+# A compare with a signature, and the jump behind it if they differ (jne). The jump becomes one that is always taken
+# (jmp): the host chooses what is compared, so another signature would be no obstacle.
+_SIGNATURE = b"PCIR"
+CHANGES = (
+    Change(_NODE + _NAME, _NODE + "\u2460\u2461\u2462\u2463".encode("utf-16-le"), (0x1AD8B4,)),
+    Change(_SIGNATURE + b"\x75", b"\xff" * 4 + b"\xeb", (0x14C1A3, 0x14C63A)),
+)
+
+# What the pinned Python packs with: the format of .lzma files, which UEFI's LZMA sections have, at xz's highest preset.
+# The sizes are the stock image's: 16 MiB of dictionary, and the three numbers of bits.
+_PACK = """\
+import lzma, sys
+sizes = {"dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}
+filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **sizes}]
+sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read(), format=lzma.FORMAT_ALONE, filters=filters))
+"""
+_REMEDY = "run: doit packages, which brings the pinned Python and its liblzma"
+_SIZE_FIELD = slice(5, 13)  # behind the five bytes of properties; the firmware's unpacker needs the size there
+
+
+def make_firmware(*, stock: Path, python: Path, output: Path) -> None:
+    """Write our firmware to ``output`` from the image ``stock``; ``python`` is the pinned tree's.
+
+    Raises :class:`UserError` for another input, and where the result is not the pinned one.
+    """
+    image = stock.read_bytes()
+    found = hashlib.sha256(image).hexdigest()
+    if found != STOCK:
+        raise UserError(
+            f"{stock}: found SHA-256 {found}, expected {STOCK}: the firmware can only be made from this build",
+            "restore the ovmf-amdsev lines of packages.lock: git checkout packages.lock, then run: doit packages",
+        )
+    made = _changed(image, python, str(stock))
+    found = hashlib.sha256(made).hexdigest()
+    if found != OURS:
+        raise UserError(f"{output}: made with SHA-256 {found}, expected {OURS}: the compressor is another one", _REMEDY)
+    if roads := find_roads(made):
+        raise UserError(f"{output}: the change is not complete: {roads[0]}")
+    output.write_bytes(made)
+
+
+def _changed(image: bytes, python: Path, name: str) -> bytes:
+    try:
+        (section,) = packed_sections(image)
+    except (Unreadable, ValueError) as error:
+        raise UserError(f"{name}: expected one packed section: {error}") from None
+    packed = _pack(change(section.content, name), python)
+    return _put_back(image, section, packed, name)
+
+
+def change(content: bytes, name: str) -> bytes:
+    """``content`` with CHANGES. Raises :class:`UserError` unless each old text stands exactly where it must."""
+    made = bytearray(content)
+    for one in CHANGES:
+        places = tuple(_find_all(content, one.old))
+        if places != one.places:
+            shown = ", ".join(f"{place:#x}" for place in places) or "nowhere"
+            expected = ", ".join(f"{place:#x}" for place in one.places)
+            raise UserError(f"{name}: {one.old.hex()}: found at {shown}, expected at {expected}")
+        for place in places:
+            made[place : place + len(one.old)] = one.new
+    return bytes(made)
+
+
+def _find_all(content: bytes, text: bytes) -> list[int]:
+    found, place = [], content.find(text)
+    while place >= 0:
+        found.append(place)
+        place = content.find(text, place + 1)
+    return found
+
+
+def _pack(content: bytes, python: Path) -> bytes:
+    packed = bytearray(run([python, "-I", "-c", _PACK], stdin=content))
+    packed[_SIZE_FIELD] = len(content).to_bytes(8, "little")
+    return bytes(packed)
+
+
+def _put_back(image: bytes, section: Packed, packed: bytes, name: str) -> bytes:
+    """The image with ``packed`` in the section's place, which keeps its size: nothing behind it moves."""
+    if len(packed) > section.length:
+        raise UserError(f"{name}: packed again: found {len(packed)} bytes, expected at most {section.length}", _REMEDY)
+    end = section.data + section.length
+    return image[: section.data] + packed.ljust(section.length, b"\0") + image[end:]

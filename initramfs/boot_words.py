@@ -9,12 +9,13 @@ import binascii
 import re
 
 PREFIX = "sevsnp."
-# Each mode's words, all of them exactly once, and those that either may have.
+# Each mode's words, all of them exactly once.
 _MODES = {
     "verity": {"verity", "rootfs", "writable", "tmpfs"},
     "luks": {"luks", "rootfs", "owner"},
 }
-_OPTIONAL = {"emulated"}
+# Those that need not be there.
+_OPTIONAL = {"verity": {"emulated"}, "luks": {"emulated", "reports"}}
 _DIRECTORIES = ("etc", "home", "var", "tmp")
 _VERITY = re.compile(
     r"1:(?P<data_block>4096):(?P<hash_block>4096):(?P<blocks>[1-9][0-9]{0,11}):(?P<hash_start>0|[1-9][0-9]{0,11})"
@@ -29,7 +30,7 @@ class BadCommandLine(Exception):
 
 
 class Words:
-    """What the command line says: ``mode``, ``rootfs``, ``emulated`` and ``acpi``, and what the mode needs.
+    """What the command line says: ``mode``, ``rootfs``, ``emulated``, ``acpi``, ``reports``, and what the mode needs.
 
     verity: the table's parameters, how directories become writable, and their sizes in bytes. luks: the header's
     length in bytes, its SHA-256 and that of the dm tables (lower-case hex), and the owner's certificate (DER).
@@ -53,13 +54,15 @@ class Words:
             self.luks = _table(words, "luks", _LUKS)
             self.owner = _certificate(words)
         self.emulated = "emulated" in words and _match(words, "emulated", "1") == "1"
+        # The verified guest's agent asks for reports as long as it runs.
+        self.reports = self.mode == "verity" or ("reports" in words and _match(words, "reports", "open") == "open")
         self.acpi = "acpi=off" not in text.split()
 
 
 def _own_words(text: str) -> "dict[str, str]":
     if not text.isascii() or any(character in text for character in "\"'\\\0"):
         raise BadCommandLine("found a quote, backslash or non-ASCII character")
-    known = {"mode", *_OPTIONAL}.union(*_MODES.values())
+    known = {"mode"}.union(*_MODES.values(), *_OPTIONAL.values())
     found: dict[str, str] = {}
     for word in text.split():
         if word == "--":
@@ -77,7 +80,7 @@ def _own_words(text: str) -> "dict[str, str]":
 
 
 def _check_names(words: "dict[str, str]", mode: str) -> None:
-    for name in sorted(words.keys() - _MODES[mode] - _OPTIONAL - {"mode"}):
+    for name in sorted(words.keys() - _MODES[mode] - _OPTIONAL[mode] - {"mode"}):
         raise BadCommandLine(f"{PREFIX}{name} is no word of {PREFIX}mode={mode}")
     for name in sorted(_MODES[mode] - words.keys()):
         raise BadCommandLine(f"{PREFIX}{name} is missing")

@@ -13,6 +13,7 @@ MS_MOVE = 0x2000
 
 _RB_AUTOBOOT = 0x01234567
 _RB_POWER_OFF = 0x4321FEDC
+_DELETE_MODULE = 176
 _FINIT_MODULE = 313
 
 
@@ -43,6 +44,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     _check(result, f"mount {kind or source} on {target}")
 
 
+def unmount(target: str) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(target.encode(), 0), f"unmount {target}")
+
+
 def load_module(path: str) -> None:
     """finit_module(2) with no parameters; a module that is there already, or has no device here, is fine."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -52,6 +58,11 @@ def load_module(path: str) -> None:
             _check(-1, f"load {path}")
     finally:
         os.close(descriptor)
+
+
+def unload_module(name: str) -> None:
+    """delete_module(2), without waiting: one that is in use is an error."""
+    _check(_libc.syscall(_DELETE_MODULE, name.encode(), os.O_NONBLOCK), f"unload {name}")
 
 
 def module_paths(*lists: str) -> "list[str]":

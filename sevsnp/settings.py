@@ -169,6 +169,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G"),
     Setting("VERITY_FILESYSTEM", _choice("ext4", "erofs"), "ext4", "ext4 or erofs"),
     Setting("LUKS_FREE", _size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G"),
+    Setting("LUKS_REPORTS", _choice("closed", "open"), "closed", "closed or open"),
     Setting("LUKS_KEY_FILE", _text, "", "a path to a key file, or - to be asked"),
     Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
     Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),

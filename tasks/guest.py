@@ -124,6 +124,7 @@ def task__image_rootfs() -> Task:
             "imported": IMPORTED,
             "authorized_key": keys().user_public,
             "no_shell": FILES / "etc" / "systemd" / "system" / "emergency.service.d" / "10-guest.conf",
+            "modules": Path("initramfs/modules.yaml"),
             "version": KERNEL / "version",
         },
         # Two builds of one version have different modules; the kernel image tells them apart.

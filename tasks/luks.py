@@ -120,7 +120,11 @@ def _cmdline(platform: str) -> Task:
             "owner_certificate": keys().owner_certificate,
         },
         outputs={"output": cmdline(platform)},
-        params={"acpi": checked(settings().acpi), "platform": platform},
+        params={
+            "acpi": checked(settings().acpi),
+            "reports": settings().text("LUKS_REPORTS"),
+            "platform": platform,
+        },
         cached=False,
     )
 

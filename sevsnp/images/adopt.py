@@ -11,13 +11,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sevsnp import progress
-from sevsnp.command import run
-from sevsnp.errors import UserError
 from sevsnp.files import scratch_directory
 from sevsnp.images.account import let_in
+from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
 from sevsnp.images.disk_format import printable
 from sevsnp.images.guest import read_public_key
-from sevsnp.images.rootfs import Layer, directory_entries, make_rootfs
+from sevsnp.images.rootfs import Layer, make_rootfs
 from sevsnp.images.tar import Entry, Kind
 from sevsnp.images.tree import Tree
 
@@ -128,24 +127,25 @@ DHCP=ipv4
 """
 _DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
 _NO_SHELL = ("emergency", "rescue")
-_MODULES = "lib/modules"
 _LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
 # Attributes that images do not keep, and that systemd-tmpfiles sets anew at every boot.
 _LOST = ("var/log/journal",)
 
 
 def make_image_rootfs(
-    *, imported: Path, authorized_key: Path, no_shell: Path, version: Path, tools: Path, output: Path
+    *, imported: Path, authorized_key: Path, no_shell: Path, modules: Path, version: Path, tools: Path, output: Path
 ) -> None:
     """Write the tar ``imported``, the root of a foreign image, as one that starts as a guest, and print every change.
 
     ``no_shell`` is the drop-in with which a failed boot ends the guest. ``version`` is the file in the unpacked kernel
-    that names its release; its modules are beside it and are put in. ``tools`` is the directory with depmod.
+    that names its release; its modules are beside it and are put in. ``modules`` is modules.yaml, whose ``adopted`` are
+    those that the guest loads before the kernel takes no more. ``tools`` is the directory with depmod.
     """
     changes: list[str] = []
     key = read_public_key(authorized_key)
     with scratch_directory(output) as scratch:
-        modules = kernel_modules(version, tools, scratch)
+        wanted = loaded_modules(modules, version)
+        shipped = kernel_modules(version, tools, scratch)
 
         def adopted(entries: Iterable[Entry]) -> Iterable[Entry]:
             tree = Tree(entries)
@@ -155,10 +155,12 @@ def make_image_rootfs(
                 # They would only wake units that then fail for want of it.
                 changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
                 return tree.ordered()
-            tree.clear(f"{_MODULES}/{release}")
-            for entry in modules:
+            tree.clear(f"{MODULES}/{release}")
+            for entry in shipped:
                 tree.add(entry)
             changes.append(f"added: the modules of the guest's kernel, {release}")
+            tree.write(LIST, "".join(f"{name}\n" for name in wanted))
+            changes.append(f"added: /{LIST}: later ones are refused, so name there what else the guest needs")
             return tree.ordered()
 
         progress.step("writing")
@@ -271,27 +273,3 @@ def _lost_attributes(tree: Tree) -> Iterator[str]:
         if entry.attributes and any(name == place or name.startswith(f"{place}/") for place in _LOST):
             tree.entries[name] = replace(entry, attributes=())
             yield f"left out: /{name}: {', '.join(entry.attributes)} (systemd-tmpfiles sets it at boot)"
-
-
-def kernel_modules(version: Path, tools: Path, scratch: Path) -> list[Entry]:
-    """The modules of the unpacked kernel as entries below lib/modules, with the indexes that modprobe needs."""
-    release = version.read_text().strip()
-    source = version.parent / "lib" / "modules" / release
-    if not source.is_dir():
-        raise UserError(f"{source}: no kernel modules here", "run: doit unpack_kernel")
-    progress.step("depmod")
-    run(
-        [
-            tools.resolve() / "depmod",
-            *("-b", version.parent.resolve()),
-            *("-o", scratch.resolve()),
-            *("-C", "/dev/null"),
-            release,
-        ]
-    )
-    found: dict[str, Entry] = {}
-    for root in (source, scratch / "lib" / "modules" / release):
-        for entry in directory_entries(root):
-            mode = 0o755 if entry.kind is Kind.DIRECTORY else 0o644
-            found[entry.name] = replace(entry, name=f"{_MODULES}/{release}/{entry.name}", mode=mode)
-    return list(found.values())

@@ -24,7 +24,8 @@ from sevsnp.images.tar import Entry, read_tar
 # Higher levels take many times longer and save next to nothing.
 _LEVEL = 9
 MEASURED = ("base", "luks")
-MODULE_LISTS = (*MEASURED, "appliance", "emulated")
+ADOPTED = "adopted"  # in no layer: for the roots of foreign images
+MODULE_LISTS = (*MEASURED, "appliance", "emulated", ADOPTED)
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 

@@ -22,6 +22,10 @@ _HARDENING = (
     ("nohibernate", "no memory image is ever written to a host disk"),
     ("noresume", "no memory image is ever read from a host disk"),
     ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
+    ("i8042.nokbd", "the keyboard is the host's: no key of it does anything"),
+    ("i8042.noaux", "… nor a mouse"),
+    ("pcie_ports=compat", "no slot takes a card while the guest runs: the kernel would give it a driver at once"),
+    ("acpiphp.disable=1", "… nor through ACPI, where there is any"),
     ("systemd.import_credentials=no", "SMBIOS and fw_cfg are the host's: no credentials from there"),
     ("systemd.gpt_auto=0", "no file system is mounted because a host's partition table says so"),
     ("systemd.swap=0", "no swap area is used because a host's disk offers one"),
@@ -99,18 +103,22 @@ def verity_words(
     return [*words, *_emulation(emulated)]
 
 
-def luks_words(*, header: str, tables: str, owner: str, acpi: bool, emulated: bool) -> list[Word]:
+def luks_words(
+    *, header: str, tables: str, owner: str, acpi: bool, emulated: bool, reports: str = "closed"
+) -> list[Word]:
     """The whole command line of the encrypted workflow, word by word.
 
     ``header`` is SIZE:SHA-256 of the volume's header, ``tables`` the SHA-256 of its active device-mapper tables,
-    ``owner`` the owner's certificate (DER) in base64.
+    ``owner`` the owner's certificate (DER) in base64. ``reports`` is closed or open.
     """
+    opened = Word("sevsnp.reports=open", "the guest's own services may ask for reports: LUKS_REPORTS=open")
     return [
         *hardening_words(acpi=acpi),
         Word("sevsnp.mode=luks", "the one boot mode"),
         Word(f"sevsnp.luks=1:{header}:{tables}", "this volume and no other: no two of them measure alike"),
         Word("sevsnp.rootfs=ext4", "the file system of the encrypted root"),
         Word(f"sevsnp.owner={owner}", "who alone may hand over the key: a host has no root of its own to offer"),
+        *([opened] if reports == "open" else []),
         *_emulation(emulated),
     ]
 

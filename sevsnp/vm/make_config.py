@@ -56,6 +56,7 @@ def make_luks_cmdline(
     tables_digest: Path,
     owner_certificate: Path,
     acpi: bool,
+    reports: str,
     platform: str,
     output: Path,
 ) -> None:
@@ -65,6 +66,7 @@ def make_luks_cmdline(
         tables=tables_digest.read_text().strip(),
         owner=base64.b64encode(certificate_der(owner_certificate)).decode(),
         acpi=acpi,
+        reports=reports,
         emulated=platform == "emulated",
     )
     output.write_text(build_cmdline(word.text for word in words))

@@ -2,7 +2,7 @@
 
 It starts as the genuine guest does (same kernel, same initramfs, a verified root), so what differs is the defences:
 no hardening words on the command line, no masked units and generators, an fstab that names disks as installers do, the
-kernel modules that read what a host offers, and cloud-init, LVM and the QEMU guest agent.
+kernel modules that read what a host offers, no lock on its devices, and cloud-init, LVM and the QEMU guest agent.
 """
 
 import os
@@ -31,6 +31,7 @@ from sevsnp.settings import resolve
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import Disk, File, Launch
 from sevsnp.yaml_loader import load
+from tests.adversary.hostile_devices import no_lock_layer
 from tests.adversary.hostile_disks import SWAP_UUID
 from tests.conftest import Built
 
@@ -39,8 +40,11 @@ LIST = HERE / "control-packages.yaml"
 LOCK = HERE / "control-packages.lock"
 SET = "control"
 
-# What the genuine guest's kernel cannot read, since its root has no modules: fw_cfg, and the seed's file system.
-MODULES = ("qemu_fw_cfg", "fat", "vfat", "nls_cp437", "nls_ascii")
+# What the genuine guest's kernel cannot read, since its root has no modules: fw_cfg, the seed's file system, devices.
+MODULES = (
+    *("qemu_fw_cfg", "fat", "vfat", "nls_cp437", "nls_ascii"),
+    *("virtio_rng", "virtio_balloon", "e1000e", "xhci_pci", "usbhid", "hid_generic"),
+)
 TWIN_PLACE = "srv"
 # Label, and by it UUID, of the genuine root. The control's own root has another: where two disks have one UUID, the one
 # that is mounted is decided by a race. A host needs to win it once, a test each time.
@@ -117,7 +121,7 @@ def _make_initramfs(built: Built, scratch: Path) -> None:
     modules.write_text(yaml.safe_dump({**lists, "emulated": [*lists["emulated"], *MODULES]}))
     make_modules_layer(version=built.build / "kernel" / "version", modules=modules, lists=["emulated"], output=layer)
     layers = [built.build / "initramfs.cpio.zst", layer, built.build / "layers" / "emulated.cpio.zst"]
-    join_layers(layers=layers, output=scratch / "initramfs")
+    join_layers(layers=[*layers, no_lock_layer(built, scratch)], output=scratch / "initramfs")
 
 
 def _make_cmdline(launch: Launch, parameters: VerityParameters, output: Path) -> None:
@@ -136,7 +140,7 @@ def control_launch(built: Built) -> Launch:
     recipe = "".join(
         sha256_file(path)
         for path in (
-            *sorted(HERE.glob("control*")), HERE / "hostile_disks.py", built.build / "guest" / "rootfs.tar",
+            *sorted(HERE.glob("control*")), *sorted(HERE.glob("hostile_d*")), built.build / "guest" / "rootfs.tar",
             launch.initrd.path, launch.cmdline.path, launch.kernel.path, built.project / "guest-vm" / "guest.yaml",
         )
     )  # fmt: skip

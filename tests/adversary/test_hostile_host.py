@@ -27,6 +27,7 @@ from sevsnp.owner import attest_guest
 from sevsnp.vm.qemu import disk_arguments
 from tests.adversary.aml import marking_ssdt
 from tests.adversary.control_guest import TWIN_PLACE, control_launch
+from tests.adversary.hostile_devices import BOUND, SIMPLE
 from tests.adversary.hostile_disks import TWIN_FILE, VOLUME, make_seed, make_swap, make_twin, make_volume_group
 from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
@@ -102,6 +103,7 @@ def host(built: Built, tmp_path: Path) -> Iterator[HostileHost]:
     for name, content in FW_CFG.items():
         escaped = content.replace(",", ",,")
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/{name},string={escaped}"]
+    arguments += SIMPLE
     for name, image in images.items():
         arguments += disk_arguments(name, image, read_only=False)
     with short_name(tmp_path) as short:
@@ -130,6 +132,9 @@ _QUESTIONS = {
     "superusers": "cut -d: -f1,3 /etc/passwd | grep ':0$'",
     "sudoers": "ls /etc/sudoers.d",
     "marked": f"grep -rIl --exclude-dir=udev {TOKEN} /etc /run /var /home /srv /tmp | sort",
+    "drivers": f"{BOUND} | sort -u",
+    "randomness": "cat /sys/class/misc/hw_random/rng_current",
+    "keyboards": "grep ^N: /proc/bus/input/devices",
     "twin": f"cat /{TWIN_PLACE}/{TWIN_FILE}",
 }
 # What a guest answers that has been offered nothing.
@@ -138,6 +143,11 @@ _UNTOUCHED = {
     "mounts": "/dev/dm-0 /",
     "mappings": "root",
     "password": "*",
+    "drivers": (
+        "pci virtio-pci\nplatform reg-dummy\nplatform rtc_cmos\nplatform serial8250\n"
+        "serial-base ctrl\nserial-base port\nvirtio virtio_blk\nvirtio virtio_console\nvirtio virtio_net"
+    ),
+    "randomness": "none",
     "superusers": "root:0",
     "sudoers": "README\nuser",
 }
@@ -232,6 +242,10 @@ def test_without_the_defences_everything_leaves_its_mark(built: Built, host: Hos
     names = {Path(each).name for each in found["generated"].split()}
     assert names == {"50-credential.conf", "x.service", "tmp.mount"}
     assert found["password"] == PASSWORD
+    drivers = {line.split()[1] for line in found["drivers"].splitlines()}
+    assert {"virtio_rng", "virtio_balloon", "e1000e", "xhci_hcd", "usbhid", "atkbd", "i8042"} <= drivers
+    assert found["randomness"].startswith("virtio_rng")
+    assert "QEMU USB Keyboard" in found["keyboards"] and "AT " in found["keyboards"]
     assert f"{TOKEN}fwcfg" in found["sudoers"].split()
     assert "/etc/hostile-cloud-init" in found["marked"].split()
     assert answers

@@ -189,6 +189,8 @@ def test_untouched_disks_boot(guest: Attested) -> None:
     running.hands.type()
     for key in (b"h", b"t", b"b"):  # help, tasks, reboot at once
         running.hands.press_sysrq(key)
+    for _ in range(8):
+        running.hands.press("ctrl", "alt", "delete")
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         running.hands.type(b"\r\n")

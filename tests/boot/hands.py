@@ -63,6 +63,15 @@ class Hands:
         self._qmp.command("chardev-send-break", id="serial")
         self.type(key)
 
+    def press(self, *keys: str) -> None:
+        """Keys of QEMU's names on the guest's keyboard, all at once."""
+        pressed = [{"type": "qcode", "data": key} for key in keys]
+        self._qmp.command("send-key", **{"keys": pressed, "hold-time": 100})
+
+    def plug(self, driver: str, bus: str, **properties: object) -> None:
+        """A device more on ``bus``, while the machine runs."""
+        self._qmp.command("device_add", driver=driver, bus=bus, **properties)
+
     def instruction(self) -> int:
         """The address of the next instruction of the first vCPU."""
         registers = str(self._qmp.command("human-monitor-command", **{"command-line": "info registers"}))

@@ -103,6 +103,7 @@ ROWS: dict[str, Row] = {
         "initramfs/init",
         "initramfs/linux.py",
         "initramfs/boot_words.py",
+        "initramfs/device_lock.py",
         "initramfs/dm_tables.py",
         "initramfs/verity_root.py",
         "initramfs/luks_root.py",
@@ -247,6 +248,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     # More than one needs ACPI.
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
     "LUKS_FREE": ("17M", LUKS),
+    "LUKS_REPORTS": ("open", LUKS_CMDLINES),
     "LUKS_KEY_FILE": ("{tmp}/no-such-key", LUKS),
     "PRODUCT": ("Milan", CONFIGS | LUKS_CONFIGS),
     "CPU_MODEL": ("EPYC-Genoa", CONFIGS | LUKS_CONFIGS),
@@ -295,6 +297,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
 # A task's parameters by name, and the setting that each comes from; none where it stands in the task itself.
 PARAMETERS: dict[str, str] = {
     "filesystem": "VERITY_FILESYSTEM", "rootfs": "VERITY_FILESYSTEM", "writable": "WRITABLE", "acpi": "ACPI",
+    "reports": "LUKS_REPORTS",
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",

@@ -193,6 +193,21 @@ def test_the_encrypted_root_s_line_is_accepted() -> None:
     assert words(f"{LUKS_LINE} sevsnp.emulated=1").emulated
 
 
+@pytest.mark.parametrize("reports", ["closed", "open"])
+def test_whether_the_encrypted_guest_keeps_the_report_interface(reports: str) -> None:
+    made = luks_words(
+        header=f"1048576:{DIGEST}", tables=TABLES, owner=OWNER, acpi=False, emulated=False, reports=reports
+    )
+    assert words(build_cmdline(word.text for word in made)).reports == (reports == "open")
+
+
+def test_reports_are_closed_or_open_and_the_verified_guest_has_no_choice() -> None:
+    assert words(LINE).reports and not words(LUKS_LINE).reports
+    for line in (f"{LINE} sevsnp.reports=open", f"{LUKS_LINE} sevsnp.reports=closed", f"{LUKS_LINE} sevsnp.reports"):
+        with pytest.raises(boot_words.BadCommandLine, match="reports"):
+            words(line)
+
+
 @pytest.mark.parametrize("acpi", [True, False])
 @pytest.mark.parametrize("emulated", [True, False])
 def test_what_the_builder_writes_for_it_is_what_init_reads(acpi: bool, emulated: bool) -> None:

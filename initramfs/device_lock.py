@@ -1,0 +1,153 @@
+"""What a host can no longer plug in: the last thing that init does before the guest's own programs run.
+
+By then every driver that the guest needs has its devices. From here on none takes another one, drivers that only a host
+could want lose theirs, the modules that the guest's root names are loaded, and the kernel takes no more of them.
+"""
+
+import os
+
+import linux
+
+# The buses of the machine itself keep their devices; these drivers lose theirs, for a host speaks through them.
+_MACHINE = {"acpi", "container", "cpu", "memory", "node", "platform", "pnp", "serial-base"}
+_SPEAKERS = {"fw_cfg", "i8042", "tpm_crb", "tpm_tis"}
+# On every other bus, drivers lose all that they have, but for these.
+_KEPT = {("pci", "pcieport"), ("pci", "virtio-pci"), ("virtio", "virtio_blk"), ("virtio", "virtio_net")}
+# The software secure processor answers through it.
+EMULATED = ("virtio", "virtio_console")
+# Once a driver has lost a device, the one below it has no use: a keyboard, its hub, its controller, their card.
+_LEVELS = 4
+_LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
+_MODULE_LISTS = ("etc", "usr/local/lib", "usr/lib", "lib")
+# The key of the console's SysRq is a break on the line; an image's own settings would switch it on again.
+_RUN = {
+    "sysctl.d/zz-host-input.conf": "kernel.sysrq = 0\n",
+    "systemd/system.conf.d/zz-host-input.conf": "[Manager]\nCtrlAltDelBurstAction=none\n",
+}
+
+
+def close_buses(sysfs: str) -> None:
+    """From now on a device that appears gets no driver, and a driver that is loaded gets no device.
+
+    But for a card in a PCI slot, to which the kernel gives a driver all the same. So no slot may keep its own driver,
+    and the command line has more to say about them.
+    """
+    for bus in os.listdir(f"{sysfs}/bus"):
+        path = f"{sysfs}/bus/{bus}/drivers_autoprobe"
+        _write(path, "0")
+        if linux.read(path).strip() != "0":
+            raise linux.Stop(f"{path}: still on")
+
+
+def lock(root: str, *, ports: bool, reports: bool) -> None:
+    """Close everything below ``root``, where /dev, /proc, /run and /sys are mounted.
+
+    ``ports`` keeps virtio-serial ports, ``reports`` the interface to the secure processor.
+    """
+    sysfs = f"{root}/sys"
+    kept = _KEPT | ({EMULATED} if ports else set())
+    close_buses(sysfs)
+    if not reports:
+        _close_reports(sysfs)
+    load_root_modules(root)
+    # A module may have brought a bus of its own.
+    close_buses(sysfs)
+    _unbind(sysfs, kept)
+    if left := _unwanted(sysfs, kept):
+        raise linux.Stop(f"still bound: {', '.join('/'.join(one) for one in left)}")
+    for name in ("modules_disabled", "kexec_load_disabled"):
+        path = f"{root}/proc/sys/kernel/{name}"
+        _write(path, "1")
+        if linux.read(path).strip() != "1":
+            raise linux.Stop(f"{path}: still off")
+    ignore_host_keys(f"{root}/run")
+
+
+def bound(sysfs: str) -> "list[tuple[str, str, str]]":
+    """Every device that has a driver: bus, driver, device."""
+    found = []
+    for bus in sorted(os.listdir(f"{sysfs}/bus")):
+        drivers = f"{sysfs}/bus/{bus}/drivers"
+        for driver in sorted(os.listdir(drivers)):
+            for name in sorted(os.listdir(f"{drivers}/{driver}")):
+                path = f"{drivers}/{driver}/{name}"
+                if os.path.islink(path) and name != "module":
+                    found.append((bus, driver, name))
+    return found
+
+
+def _unwanted(sysfs: str, kept: "set[tuple[str, str]]") -> "list[tuple[str, str, str]]":
+    return [
+        (bus, driver, device)
+        for bus, driver, device in bound(sysfs)
+        if (driver in _SPEAKERS if bus in _MACHINE else (bus, driver) not in kept)
+        or (driver == "virtio-pci" and not _has_use(f"{sysfs}/bus/{bus}/devices/{device}"))
+    ]
+
+
+def _has_use(card: str) -> bool:
+    """Whether some driver has the virtio device on this PCI card."""
+    return any(os.path.islink(f"{card}/{name}/driver") for name in os.listdir(card) if name.startswith("virtio"))
+
+
+def _unbind(sysfs: str, kept: "set[tuple[str, str]]") -> None:
+    for _ in range(_LEVELS):
+        for bus, driver, device in _unwanted(sysfs, kept):
+            if os.path.islink(f"{sysfs}/bus/{bus}/drivers/{driver}/{device}"):  # not gone with another one
+                _write(f"{sysfs}/bus/{bus}/drivers/{driver}/unbind", device)
+
+
+def _close_reports(sysfs: str) -> None:
+    """Who could ask for a report could pass for this initramfs. A module that is gone cannot come back after this."""
+    if os.path.ismount(f"{sysfs}/kernel/config"):
+        linux.unmount(f"{sysfs}/kernel/config")
+    for module in ("sev_guest", "tsm"):
+        if os.path.isdir(f"{sysfs}/module/{module}"):
+            linux.unload_module(module)
+
+
+def load_root_modules(root: str) -> None:
+    """What /etc/modules and modules-load.d of the root name, by the root's own modprobe, where it has one.
+
+    A name that is not found, or has no use here, is for systemd-modules-load to complain about.
+    """
+    loader = next((path for path in _LOADERS if os.path.lexists(f"{root}/{path}")), "")
+    names = root_modules(root)
+    if loader and names and os.path.isdir(f"{root}/lib/modules/{os.uname().release}"):
+        try:
+            linux.run("/usr/bin/busybox", "chroot", root, f"/{loader}", "--all", "--quiet", *names)
+        except linux.Stop:
+            print("init: not every module that the root names was loaded", flush=True)
+
+
+def root_modules(root: str) -> "list[str]":
+    """Their names: as systemd does, a file of a name is read from the first directory that has it."""
+    files = {"": f"{root}/etc/modules"}
+    for folder in _MODULE_LISTS:
+        path = f"{root}/{folder}/modules-load.d"
+        for name in sorted(os.listdir(path)) if os.path.isdir(path) else []:
+            if name.endswith(".conf"):
+                files.setdefault(name, f"{path}/{name}")
+    names: dict[str, None] = {}
+    for _, path in sorted(files.items()):
+        if os.path.isfile(path) and not os.path.islink(path):  # a link would lead out of the root
+            for line in linux.read(path).splitlines():
+                words = line.split()
+                if words and words[0][0] not in "#;-":
+                    names[words[0]] = None
+    return list(names)
+
+
+def ignore_host_keys(run: str) -> None:
+    """systemd's part: SysRq stays off, and Ctrl-Alt-Del starts nothing."""
+    for name, text in _RUN.items():
+        os.makedirs(os.path.dirname(f"{run}/{name}"), exist_ok=True)
+        with open(f"{run}/{name}", "w", encoding="ascii") as stream:
+            stream.write(text)
+    os.makedirs(f"{run}/systemd/system", exist_ok=True)
+    os.symlink("/dev/null", f"{run}/systemd/system/ctrl-alt-del.target")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as stream:
+        stream.write(text)

@@ -1,0 +1,208 @@
+"""Devices of the host's: whatever it plugs in, and whenever, no driver of a guest takes it.
+
+The hardest case is a guest made of an image with udev and all modules of its kernel, which without the lock takes
+everything (the control arm). The words on the command line that would help are taken out in both arms. For our own
+guest see test_hostile_host.py as well.
+"""
+
+import base64
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.e2e import wait_for_login
+from sevsnp.files import sha256_file
+from sevsnp.vm.config import File, VmConfig, render_vm_config
+from tests.adversary.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
+from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.boot.shared import Attested, Running, attested, started
+from tests.conftest import Built
+
+pytestmark = pytest.mark.boot
+
+# The image names it in its own /etc/modules-load.d.
+OWN_MODULE = "tls"
+# Devices that have a driver in a guest without ACPI, by bus and driver: of the machine, and of a verified guest.
+MACHINE = {
+    "platform reg-dummy": 1,
+    "platform rtc_cmos": 1,
+    "platform serial8250": 1,
+    "serial-base ctrl": 1,
+    "serial-base port": 4,
+}
+VIRTIO = {"pci virtio-pci": 4, "virtio virtio_blk": 2, "virtio virtio_console": 1, "virtio virtio_net": 1}
+_QUESTIONS = {
+    "bound": f"{BOUND} | sort | uniq -c",
+    "autoprobe": "cat /sys/bus/*/drivers_autoprobe | sort -u",
+    "modules": "cat /proc/sys/kernel/modules_disabled /proc/sys/kernel/kexec_load_disabled",
+    "rng": "cat /sys/class/misc/hw_random/rng_current",
+    "net": "ls /sys/class/net | wc -l",
+    "blocks": "ls /sys/block | grep -v -e ^dm- -e ^loop | sed s/.$// | sort | uniq -c",
+    "input": "cat /proc/bus/input/devices | grep ^N: | sort",
+    "fw_cfg": "ls -d /sys/firmware/qemu_fw_cfg",
+    "loaded": "cut -d' ' -f1 /proc/modules | sort",
+    "cards": "cat /sys/bus/pci/devices/*/class | wc -l",
+    "sysrq": "cat /proc/sys/kernel/sysrq",
+    "failed": "systemctl --failed --plain --no-legend",
+}
+
+
+def inspect(guest: Attested) -> dict[str, str]:
+    script = "".join(f"echo '== {name}'\n{{ {question}; }} 2>/dev/null\n" for name, question in _QUESTIONS.items())
+    output = guest.ssh(f"sudo sh -s <<'END'\n{script}echo '== end'\nEND")
+    found = re.findall(r"^== (\S+)\n(.*?)(?=^== )", output, re.DOTALL | re.MULTILINE)
+    return {name: text.strip() for name, text in found}
+
+
+def table(text: str) -> dict[str, int]:
+    """Lines of ``uniq -c``."""
+    return {words: int(count) for count, words in re.findall(r"^ *(\d+) (.*)$", text, re.MULTILINE)}
+
+
+def check_locked(found: dict[str, str]) -> None:
+    assert found["autoprobe"] == "0"
+    assert found["modules"].split() == ["1", "1"]
+    assert found["rng"] == "none"
+    assert found["net"] == "2"  # lo, and the guest's own card
+    assert found["input"] == found["fw_cfg"] == found["failed"] == ""
+    assert found["sysrq"] == "0"
+
+
+@pytest.fixture(scope="module")
+def adopted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adopted]:
+    directory = tmp_path_factory.mktemp("adopted")
+    yield make_adopted(built, directory, mark=OWN_MODULE)
+    shutil.rmtree(directory)  # gigabytes
+
+
+def plug_and_look(running: Running, guest: Attested, seconds: float) -> dict[str, str]:
+    """Plug in what comes later; what the guest is like once it knows all of that, or so many seconds later."""
+    wanted = int(guest.ssh(_QUESTIONS["cards"])) + len(LATER)
+    plug_later(running.hands)
+    deadline = time.monotonic() + seconds
+    while int(guest.ssh(_QUESTIONS["cards"])) < wanted and time.monotonic() < deadline:
+        time.sleep(1)
+    guest.ssh("sudo udevadm trigger; sudo udevadm settle")
+    return inspect(guest)
+
+
+@pytest.mark.full
+def test_an_adopted_guest_takes_no_device_of_the_host(built: Built, adopted: Adopted, tmp_path: Path) -> None:
+    with started(built, adopted.locked, tmp_path / "state", arguments(tmp_path)) as running:
+        guest = attested(running)
+        assert guest.ssh("systemctl is-system-running --wait || systemctl --failed").strip() == "running"
+        before = inspect(guest)
+        boot_id = guest.ssh("cat /proc/sys/kernel/random/boot_id")
+        after = plug_and_look(running, guest, 20)
+        for keys in (("ctrl", "alt", "delete"), ("alt", "sysrq", "b"), ("alt", "sysrq", "h"), ("ret",)):
+            for _ in range(8):
+                running.hands.press(*keys)
+        for key in (b"h", b"t", b"b"):
+            running.hands.press_sysrq(key)
+        assert guest.ssh("cat /proc/sys/kernel/random/boot_id") == boot_id
+        assert guest.ssh("sudo modprobe virtio_rng 2>&1 || true").strip().endswith("Operation not permitted")
+        log = running.guest.log()
+        guest.ssh("sudo systemctl poweroff || true")
+        running.guest.wait_end(90)
+        assert running.guest.process.returncode == 0
+    check_locked(before)
+    # The slots are for what is plugged in later. Of the four serial ports that a PC has, the host's card had one.
+    assert table(before["bound"]) == {**MACHINE, **VIRTIO, "pci pcieport": 3, "serial-base port": 3}
+    assert table(before["blocks"]) == {"vd": 2}
+    loaded = set(before["loaded"].split())
+    assert {OWN_MODULE, "nf_tables", "loop", "tun"} <= loaded
+    assert not {"virtio_rng", "virtio_balloon", "9pnet_virtio", "nvme", "xhci_pci", "e1000e", "qemu_fw_cfg"} & loaded
+    assert after == before
+    assert "sysrq:" not in log
+
+
+@pytest.mark.full
+def test_without_the_lock_it_takes_them_all(built: Built, adopted: Adopted, tmp_path: Path) -> None:
+    """Control: the same image, devices and keys."""
+    with started(built, adopted.unlocked, tmp_path / "state", arguments(tmp_path)) as running:
+        guest = attested(running)
+        guest.ssh("systemctl is-system-running --wait || true")
+        before = inspect(guest)
+        after = plug_and_look(running, guest, 120)
+        running.hands.press_sysrq(b"h")
+        running.guest.wait_for("sysrq: HELP", 60)
+        running.hands.press("ctrl", "alt", "delete")
+        log = running.guest.wait_end(120)
+    assert "1" in before["autoprobe"].split() and before["modules"].split()[0] == "0"
+    assert before["rng"].startswith("virtio_rng")
+    assert before["fw_cfg"] and before["sysrq"] == "1"
+    drivers = {words.split()[1] for words in table(before["bound"])}
+    assert {"virtio_balloon", "9pnet_virtio", "nvme", "xhci_hcd", "usbhid", "atkbd", "e1000e", "serial"} <= drivers
+    assert "nvme0n" in table(before["blocks"])
+    assert len(before["input"].splitlines()) >= 2
+    # Two network cards and a source of randomness more.
+    assert int(after["cards"]) == int(before["cards"]) + len(LATER)
+    assert int(after["net"]) == int(before["net"]) + 2
+    assert sum(table(after["bound"]).values()) >= sum(table(before["bound"]).values()) + len(LATER)
+    assert "reboot: Restarting system" in log
+
+
+# Where a program in the guest can ask for a report: the ports of the software secure processor, and the kernel's ways.
+_INTERFACES = (
+    "ls -d /dev/sev-guest /dev/vport* /sys/module/sev_guest /sys/module/tsm /sys/kernel/config/tsm 2>/dev/null"
+)
+
+
+def interfaces(guest: Attested) -> list[str]:
+    return guest.ssh(f"{_INTERFACES} || true").split()
+
+
+def ask_for_report(built: Built, guest: Attested) -> str:
+    """A report that root in the guest asks for, as the initramfs does: its size, or the error."""
+    provider = (built.project / "initramfs" / "emulated" / "emulated_provider.py").read_text()
+    program = f"{provider}\nprint(len(EmulatedProvider().fetch(bytes(64))[0]))\n"
+    encoded = base64.b64encode(program.encode()).decode()
+    return guest.ssh(f"echo {encoded} | base64 -d | sudo python3 - 2>&1 | tail -n 1").strip()
+
+
+def test_the_encrypted_guest_keeps_no_report_interface(luks_guest: Unlocked, guest: Attested, built: Built) -> None:
+    """Control: the verified guest, whose agent has to ask, and whose root can."""
+    assert interfaces(luks_guest) == []
+    assert ask_for_report(built, luks_guest) == "OSError: no virtio-serial port org.openend2e.psp"
+    assert {"/sys/module/tsm", "/sys/kernel/config/tsm"} < set(interfaces(guest))
+    assert ask_for_report(built, guest) == "1184"
+    check_locked(found := inspect(luks_guest))
+    assert table(found["bound"]) == {**MACHINE, "pci virtio-pci": 2, "virtio virtio_blk": 1, "virtio virtio_net": 1}
+    check_locked(found := inspect(guest))
+    assert table(found["bound"]) == {**MACHINE, **VIRTIO}
+
+
+@pytest.mark.full
+def test_a_setting_keeps_the_report_interface(built: Built, tmp_path: Path) -> None:
+    """LUKS_REPORTS=open: the guest's own services may ask for reports."""
+    config = with_open_reports(luks_config(built), tmp_path)
+    owner = make_owner(built, tmp_path / "owner")
+    output = tmp_path / "attested"
+    with (
+        image_copy(config.launch.disks[0].path, tmp_path / "disk") as disk,
+        booted(built, config, disk, tmp_path / "luks") as running,
+    ):
+        wait_for_key(running)
+        unlock(running, owner, output)
+        wait_for_login(output / "ssh_config")
+        opened = Attested(running, output)
+        assert {"/sys/module/tsm", "/sys/kernel/config/tsm"} < set(interfaces(opened))
+        assert ask_for_report(built, opened) == "1184"
+        check_locked(inspect(opened))
+
+
+def with_open_reports(config: VmConfig, directory: Path) -> VmConfig:
+    """The same with the measured word that the setting adds; a whole and honest config in ``directory``."""
+    cmdline = directory / "cmdline"
+    cmdline.write_text(f"{config.launch.cmdline.path.read_text()} sevsnp.reports=open")
+    launch = replace(config.launch, cmdline=File(cmdline, sha256_file(cmdline)))
+    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
+    made = VmConfig(directory / "vm-config.toml", launch, reference)
+    made.source.write_text(render_vm_config(made))
+    return made

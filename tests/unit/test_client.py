@@ -156,6 +156,9 @@ def test_a_silent_guest_is_left() -> None:
         assert ends.get(timeout=NET) == b"", "who asked hung up first"
 
 
+LIMIT = 40.0
+
+
 @pytest.mark.parametrize("pace", [6.0, 9.0])
 def test_the_whole_answer_has_one_time_limit(monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
     """Five pieces, each in time for a limit on the single wait; of 40 seconds 30 are enough, and 45 too many."""
@@ -170,11 +173,11 @@ def test_the_whole_answer_has_one_time_limit(monkeypatch: pytest.MonkeyPatch, pa
             connection.sendall(document[place : place + 1] if place < 4 else document[4:])
 
     with server(trickle) as port:
-        if pace * 5 < 40:
-            assert ask("127.0.0.1", port, NONCE, timeout=40).report == b"report"
+        if pace * 5 < LIMIT:
+            assert ask("127.0.0.1", port, NONCE, timeout=LIMIT).report == b"report"
         else:
             with pytest.raises(UserError, match=r"no answer: it took too long"):
-                ask("127.0.0.1", port, NONCE, timeout=40)
+                ask("127.0.0.1", port, NONCE, timeout=LIMIT)
 
 
 @pytest.mark.parametrize("surplus", [0, 1])

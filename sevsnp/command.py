@@ -290,7 +290,7 @@ def _guard(line: str) -> None:
     with _starting:
         if not _guardian or _guardian[0].poll() is not None:
             # -S -I: it starts in milliseconds, and needs nothing of ours.
-            program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py"))]
+            program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), str(GRACE)]
             _guardian[:] = [
                 subprocess.Popen(
                     program,

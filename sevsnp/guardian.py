@@ -18,8 +18,8 @@ from pathlib import Path
 GRACE = 5.0
 
 
-def watch(lines: Iterable[str]) -> None:
-    """Keep the list until the lines end, then end and remove what is on it."""
+def watch(lines: Iterable[str], grace: float = GRACE) -> None:
+    """Keep the list until the lines end, then end and remove what is on it, after ``grace`` seconds at the most."""
     guarded: set[str] = set()
     places: set[str] = set()
     for line in lines:
@@ -30,7 +30,7 @@ def watch(lines: Iterable[str]) -> None:
     time.sleep(0.1)  # a child that was just forked is not what it will be yet
     groups = [int(name) for name in guarded if name.isdigit()]
     # After SIGKILL too they have an instant in which they still write to what is removed next.
-    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 1.0)):
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 1.0)):
         deadline = time.monotonic() + seconds
         groups = _signal({*groups, *_strays(places)}, number)
         while groups and time.monotonic() < deadline:
@@ -67,4 +67,4 @@ def _signal(groups: Iterable[int], number: int) -> list[int]:
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    watch(sys.stdin)
+    watch(sys.stdin, *map(float, sys.argv[1:]))

@@ -19,6 +19,7 @@ from sevsnp.owner import attest
 from sevsnp.vm.config import Reference, VmConfig
 from tests.boot.relay import listening, replay, rewrite
 from tests.boot.shared import Attested, Running, refusal
+from tests.waiting import NET
 
 pytestmark = pytest.mark.boot
 
@@ -41,7 +42,7 @@ def with_reference(config: VmConfig, **changes: Any) -> VmConfig:
 
 def raw_answer(port: int) -> bytes:
     """A genuine answer, for a nonce of one's own."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=NET) as connection:
         connection.sendall(REQUEST + os.urandom(NONCE_SIZE))
         return b"".join(iter(lambda: connection.recv(65536), b""))
 

@@ -31,6 +31,7 @@ from tests.adversary.hostile_devices import BOUND, SIMPLE
 from tests.adversary.hostile_disks import TWIN_FILE, VOLUME, make_seed, make_swap, make_twin, make_volume_group
 from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
+from tests.waiting import wait_until
 
 AML_PORT = 0x4E9
 AML_MARK = b"aml-ran-in-the-kernel\n"
@@ -179,15 +180,16 @@ def _attested(built: Built, guest: Guest, output: Path) -> Path:
 
 
 def _wait_for_login(config: Path, guest: Guest, seconds: float = BOOT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
+    def logged_in() -> bool:
         try:
             ssh(config, "true")
-            return
-        except UserError as error:
+        except UserError:
             assert guest.process.poll() is None, guest.log()[-3000:]
-            assert time.monotonic() < deadline, f"no login in {seconds:.0f} s: {error}\n{guest.log()[-3000:]}"
             time.sleep(1)
+            return False
+        return True
+
+    wait_until(logged_in, what=lambda: f"no login:\n{guest.log()[-3000:]}", net=seconds)
 
 
 @pytest.mark.boot

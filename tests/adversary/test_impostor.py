@@ -28,7 +28,7 @@ def ssh(config: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
 
@@ -39,7 +39,7 @@ def host_key(running: Running) -> str:
         ["ssh-keyscan", "-t", "ed25519", "-p", str(running.ssh_port), "127.0.0.1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     return " ".join(scanned.stdout.split()[1:3])

@@ -17,9 +17,10 @@ import pytest
 
 from sevsnp.vm.config import Disk, Launch
 from tests.boot.hands import Hands, hands_on, prompts, sockets
-from tests.boot.harness import Guest, boot, flipped, with_disk
+from tests.boot.harness import BOOT_SECONDS, Guest, boot, flipped, with_disk
 from tests.boot.shared import Attested
 from tests.conftest import Built
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.boot
 
@@ -41,14 +42,17 @@ def hosted(launch: Launch, built: Built, state: Path, *extra: str) -> Iterator[t
         yield guest, hands
 
 
-def watch_end(guest: Guest, hands: Hands, seconds: float = 150.0) -> str:
+def watch_end(guest: Guest, hands: Hands, seconds: float = BOOT_SECONDS) -> str:
     """Type on the console until QEMU has ended by itself; the console log, in which nothing may answer."""
-    deadline = time.monotonic() + seconds
-    while guest.process.poll() is None:
-        assert time.monotonic() < deadline, f"the machine still runs:\n{guest.log()[-3000:]}"
-        hands.type()
-        time.sleep(0.5)
-    log = guest.wait_end(1)
+
+    def ended() -> bool:
+        if guest.process.poll() is None:
+            hands.type()
+            time.sleep(0.5)
+        return guest.process.poll() is not None
+
+    wait_until(ended, what=lambda: f"the machine still runs:\n{guest.log()[-3000:]}", net=seconds)
+    log = guest.wait_end()
     assert guest.process.returncode == 0, guest.options.messages.read_text()[-2000:]
     assert prompts(log) == []
     assert "init: switching" not in log or PANIC in log
@@ -191,8 +195,7 @@ def test_untouched_disks_boot(guest: Attested) -> None:
         running.hands.press_sysrq(key)
     for _ in range(8):
         running.hands.press("ctrl", "alt", "delete")
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
+    for _ in range(5):
         running.hands.type(b"\r\n")
         assert running.guest.process.poll() is None
         assert prompts(running.guest.log()) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sevsnp.files import short_name
 from sevsnp.vm.qmp import Qmp
+from tests.waiting import NET
 
 # What someone tries who hopes for a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
 KEYSTROKES = b"\r\n\x03\x04\x1a\x1b\x1broot\r\n\r\nid; echo shell-$((6*7))\r\n"
@@ -109,7 +110,7 @@ class Hands:
         self._qmp.__exit__(None, None, None)
         with contextlib.suppress(OSError):
             self._console.shutdown(socket.SHUT_RDWR)
-        self._reader.join(5)
+        self._reader.join(NET)
         self._console.close()
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from sevsnp.e2e import free_port
 from sevsnp.emulation.launch import running
 from sevsnp.vm.config import Disk, File, Launch
 from sevsnp.vm.qemu import RunOptions
+from tests.waiting import wait_until
 
-BOOT_SECONDS = 240.0
+BOOT_SECONDS = 600.0
 MEMORY = 1 << 30
 
 
@@ -36,11 +36,14 @@ class Guest:
 
     def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> str:
         """The console log once it has ``text``; fails when QEMU ends or time is up before."""
-        deadline = time.monotonic() + seconds
-        while text not in self.log():
-            assert self.process.poll() is None, f"QEMU ended before {text!r}:\n{self.log()[-3000:]}"
-            assert time.monotonic() < deadline, f"no {text!r} in {seconds:.0f} s:\n{self.log()[-3000:]}"
-            time.sleep(0.1)
+
+        def there() -> bool:
+            ended = self.process.poll() is not None  # before reading: its last words count
+            found = text in self.log()
+            assert found or not ended, f"QEMU ended before {text!r}:\n{self.log()[-3000:]}"
+            return found
+
+        wait_until(there, what=lambda: f"no {text!r}:\n{self.log()[-3000:]}", net=seconds)
         return self.log()
 
     def wait_end(self, seconds: float = BOOT_SECONDS) -> str:

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SECONDS = 60.0
+from tests.waiting import NET
+
+SECONDS = 300.0
 Handler = Callable[[socket.socket], None]
 
 
@@ -34,7 +36,7 @@ def listening(handler: Handler) -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(NET)
 
 
 def forward(port: int, record: bytearray | None = None) -> Handler:

@@ -91,11 +91,18 @@ def attested(running: Running) -> Attested:
     return Attested(running, directory)
 
 
+# Seconds for one try: QEMU's user network leaves a connection that came too early hanging.
+TRY = 10.0
+
+
 def wait_for_sshd(running: Running, seconds: float = BOOT_SECONDS) -> None:
     """Until sshd sends its banner. A connection alone says nothing: QEMU's user network accepts it before the guest."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and running.guest.process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", running.ssh_port), timeout=3) as one:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", running.ssh_port), timeout=TRY) as one,
+        ):
             if one.recv(4) == b"SSH-":
                 return
         time.sleep(0.3)
@@ -113,7 +120,7 @@ def ssh_unchecked(built: Built, port: int, *words: str) -> "subprocess.Completed
             *("-o", f"UserKnownHostsFile={os.devnull}"),
             *("-o", "IdentitiesOnly=yes"),
             *("-o", "BatchMode=yes"),
-            *("-o", "ConnectTimeout=30"),
+            *("-o", "ConnectTimeout=120"),
             *("-i", str(built.keys.user_private)),
             *("-p", str(port)),
             "user@127.0.0.1",
@@ -122,7 +129,7 @@ def ssh_unchecked(built: Built, port: int, *words: str) -> "subprocess.Completed
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
 

@@ -28,12 +28,13 @@ from sevsnp.vm.volume import on_copy
 from tests.boot.hands import prompts
 from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
+from tests.waiting import NET
 
 pytestmark = pytest.mark.boot
 
 FATAL = "init: FATAL: "
 # The key's way to the disk: a passphrase is made slow on purpose, and the processor is emulated.
-OPEN_SECONDS = 240
+OPEN_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def test_strangers_are_dropped_and_a_wrong_key_ends_the_guest(luks: Luks, tmp_pa
                 request_evidence(connection, luks.volume.digest, "the guest")
         with contextlib.ExitStack() as stack:
             for data in (b"GET / HTTP/1.0\r\n\r\n", b"", b"\x16\x03\x01" + bytes(100_000)):
-                plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+                plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), NET))
                 with contextlib.suppress(OSError):
                     plain.sendall(data)
             assert FATAL not in guest.log() and guest.process.poll() is None

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.boot
 
 def run(*argv: "str | Path") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False
+        [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -1,6 +1,7 @@
 """A registry that holds one entry and can misbehave in any answer; what it is asked is written down."""
 
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +14,14 @@ import zstandard
 from sevsnp.store.entries import Blob
 from sevsnp.store.oci_blob import Layer
 from sevsnp.store.registry import make_manifest
+from tests.waiting import NET
 
 KEY = "0123456789abcdef" * 4
 CONTENT = b"what was built\n" * 1000
 DOCUMENT = b'{"entry":"of the tests"}'
-# How long a server that will not end goes on, if nobody ends it.
-LONG = 30.0
+# How long a server that will not end goes on, in seconds and in bytes, if nobody ends it.
+LONG = 60.0
+MUCH = 1 << 28
 
 
 def digest(data: bytes) -> str:
@@ -29,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: "HostileServer"
     # http.server's own limit would end a slow upload before the client has to.
-    timeout = LONG
+    timeout = NET
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         if name.startswith("do_"):
@@ -100,6 +103,8 @@ class Hostile:
     layer: Layer | None = None
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
+    # The paths for which a client bore what has no end until that ended.
+    outlasted: list[str] = field(default_factory=list)
     KINDS: ClassVar = {"manifest": "/manifests/", "token": "/token", "start": "/uploads/", "blob": "/blobs/"}
 
     def __post_init__(self) -> None:
@@ -130,7 +135,7 @@ class Hostile:
     def __exit__(self, *error: object) -> None:
         self.server.shutdown()
         self.server.server_close()
-        self._thread.join(5)
+        self._thread.join(NET)
 
 
 def says(status: int, body: bytes = b"", /, **headers: str) -> Misbehaviour:
@@ -152,10 +157,12 @@ def drips(head: bytes, piece: bytes, pause: float) -> Misbehaviour:
 
     def drip(it: Handler) -> None:
         it.wfile.write(head)
-        end = time.monotonic() + LONG
-        while time.monotonic() < end:
+        end, sent = time.monotonic() + LONG, 0
+        while time.monotonic() < end and sent < MUCH:
             it.wfile.write(piece)
+            sent += len(piece)
             time.sleep(pause)
+        it.server.owner.outlasted.append(it.path)
 
     return drip
 
@@ -167,6 +174,7 @@ def hesitates(it: Handler) -> None:
     for byte in stored:
         it.wfile.write(bytes([byte]))
         time.sleep(LONG / len(stored))
+    it.server.owner.outlasted.append(it.path)
 
 
 def stalls(it: Handler) -> None:
@@ -174,11 +182,24 @@ def stalls(it: Handler) -> None:
     for _ in range(int(LONG / 0.1)):
         time.sleep(0.1)
         it.connection.getpeername()
+        if _is_closed(it.connection):
+            return
+    it.server.owner.outlasted.append(it.path)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the client has hung up: what it sent before stays unread, so only the state says it (tcp(7))."""
+    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state != 1  # TCP_ESTABLISHED
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-ENDLESS_HEADER = drips(OK + b"X: ", b"x", 0.2)
+# What these send comes often enough for a socket's own time-out, however busy the machine is.
+ENDLESS_HEADER = drips(OK + b"X: ", b"x", 0.05)
 ENDLESS_CONTINUE = drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05)
 FAST_BODY = drips(OK + b"Connection: close\r\n\r\n", bytes(1 << 18), 0)
-SLOW_BODY = drips(OK + b"Content-Length: 100000000\r\n\r\n", b"x", 0.2)
-SLOW_CHUNK = drips(OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x", 0.2)
+SLOW_BODY = drips(OK + b"Content-Length: 100000000\r\n\r\n", b"x", 0.05)
+SLOW_CHUNK = drips(OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x", 0.05)
+SLOW_WORDS = drips(b"HTTP/1.1 500 x\r\n\r\n", b"x", 0.05)
+# Those that only a limit in time ends.
+SLOW = (ENDLESS_HEADER, ENDLESS_CONTINUE, SLOW_BODY, SLOW_CHUNK, SLOW_WORDS, hesitates, stalls)

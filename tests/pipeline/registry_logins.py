@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
+from tests.waiting import NET
+
 SERVICE, ISSUER = "registry of the tests", "tests"
 
 
@@ -123,7 +125,7 @@ def serving(server: ThreadingHTTPServer) -> Iterator[None]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(NET)
 
 
 def _url64(data: bytes) -> bytes:

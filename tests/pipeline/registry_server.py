@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,10 @@ from sevsnp.packages.sets import PackageSet, read_set
 from sevsnp.packages.sources import find_sources
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.settings import resolve
+from tests.waiting import NET, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
 LIST, LOCK, SET = TESTS / "packages.yaml", TESTS / "packages.lock", "test"
-START_SECONDS = 20
 # For the variant with a password; the second is bcrypt of the first, the only hash that the registry takes.
 USER, PASSWORD = "builder", "correct horse"
 PASSWORD_HASH = "$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e"
@@ -109,15 +108,16 @@ class Registry:
                 env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                running = self._process.poll() is None
-                assert running and time.monotonic() < deadline, f"the registry does not start:\n{self.log[-2000:]}"
-                time.sleep(0.05)
+        process = self._process
+        wait_until(lambda: self._listens() or process.poll() is not None, what=lambda: self.log[-2000:])
+        assert process.poll() is None, f"the registry does not start:\n{self.log[-2000:]}"
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), NET).close()
+        except OSError:
+            return False
+        return True
 
     @property
     def config(self) -> Path:
@@ -127,7 +127,7 @@ class Registry:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(5)
+                self._process.wait(NET)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -141,7 +141,7 @@ class Registry:
             env={"PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=NET,
             check=True,
         )
         self.start()

@@ -17,10 +17,12 @@ import zstandard
 from sevsnp.files import sha256_file
 from tests.conftest import copy_project
 from tests.pipeline.registry_server import Registry
+from tests.waiting import NET
 
 SECONDS = 600
-# In the copies of the stand-ins, so that a test of patience does not need much; the project's own is longer.
+# A registry's time-out in the copies of the stand-ins: what a test of patience gives them, and what others have.
 TIMEOUT = 2.0
+PATIENCE = "REGISTRY_SECONDS"
 CANARY, PUBLIC = "canary-that-nobody-may-read", "canary-for-everyone"
 
 FUNCTIONS = f"""
@@ -175,6 +177,9 @@ class Said:
         return {name for name, remark in self.done.items() if remark != "from the cache"}
 
 
+PATIENT = f'timeout: float = float(__import__("os").environ.get("{PATIENCE}", "{NET}"))'
+
+
 def make_small_project(target: Path) -> None:
     """The project with nothing but stand-ins for its tasks."""
     copy_project(target)
@@ -182,7 +187,7 @@ def make_small_project(target: Path) -> None:
     (target / "tasks" / "standins.py").write_text(TASKS)
     _replace(target / "dodo.py", r"STAGES = \([^)]*\)", 'settings()\nSTAGES = ("setup", "standins")')
     _replace(target / "dodo.py", r"import end_cleanly", "import end_cleanly, settings")
-    _replace(target / "sevsnp" / "store" / "registry.py", r"timeout: float = 10\.0", f"timeout: float = {TIMEOUT}")
+    _replace(target / "sevsnp" / "store" / "registry.py", r"timeout: float = 10\.0", PATIENT)
 
 
 def _replace(file: Path, pattern: str, words: str) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sevsnp.errors import UserError
 from sevsnp.vm import blocks
 from tests.conftest import PROJECT, Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
+from tests.waiting import NET, wait_until
 
 CANARY = b"\0the\ncanary\xff"
 
@@ -98,7 +98,7 @@ def qemus(initrd: Path) -> list[int]:
 
 def test_one_that_takes_too_long_is_ended(appliance: Appliance, tmp_path: Path) -> None:
     process = asleep(appliance, 5, tmp_path)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=NET)
     assert process.returncode != 0 and b"no end after 5 s" in said
     assert qemus(appliance.initrd) == []
     assert list(tmp_path.iterdir()) == []
@@ -106,17 +106,14 @@ def test_one_that_takes_too_long_is_ended(appliance: Appliance, tmp_path: Path) 
 
 def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -> None:
     process = asleep(appliance, 300, tmp_path)
-    deadline = time.monotonic() + 60
-    while not qemus(appliance.initrd) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert qemus(appliance.initrd), "it was there"
+    wait_until(lambda: qemus(appliance.initrd), what=lambda: "no QEMU")
     assert [oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_dir()] == ["0o700"]
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    while (qemus(appliance.initrd) or any(tmp_path.iterdir())) and time.monotonic() < deadline + 30:
-        time.sleep(0.1)
-    assert qemus(appliance.initrd) == []
-    assert list(tmp_path.iterdir()) == [], "what it had in its temporary directory is gone, too"
+    process.communicate(timeout=NET)
+    # What it had in its temporary directory goes, too.
+    wait_until(
+        lambda: not qemus(appliance.initrd) and not any(tmp_path.iterdir()), what=lambda: list(tmp_path.iterdir())
+    )
 
 
 def test_a_backing_file_is_not_followed(

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pytest
 from sevsnp.e2e import MARKER, free_port
 from sevsnp.vm.config import read_vm_config
 from tests.conftest import Built
+from tests.waiting import NET, wait_until
 
-BOOT_SECONDS = 240
+BOOT_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def running(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> It
 def refused(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> str:
     """The one line with which ./run refuses, without the lines before and what follows."""
     with running(bundle, path, *arguments, ports=ports) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=NET)
     assert process.returncode in (1, 2), output
     assert "Traceback" not in output
     (line,) = re.findall(r"^(?:run: |\./run: error: )(.*)$", output, re.MULTILINE)
@@ -90,23 +90,18 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-def qemu_of(process: "subprocess.Popen[str]", seconds: float = 60) -> int:
+def qemu_of(process: "subprocess.Popen[str]") -> int:
     """The process id of the QEMU that ./run started, once it runs the guest."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+
+    def found() -> list[int]:
         assert process.poll() is None, process.communicate()[0]
-        found = [pid for pid, line in descendants(process.pid).items() if "-netdev" in line and "qemu" in line]
-        if found:
-            return found[0]
-        time.sleep(0.05)
-    raise AssertionError(f"no QEMU in {seconds:.0f} s: {descendants(process.pid)}")
+        return [pid for pid, line in descendants(process.pid).items() if "-netdev" in line and "qemu" in line]
+
+    return wait_until(found, what=lambda: f"no QEMU: {descendants(process.pid)}")[0]
 
 
 def nothing_left(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while descendants(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not descendants(pid)
+    return wait_until(lambda: not descendants(pid), what=lambda: descendants(pid))
 
 
 def test_no_secret_and_no_policy(built: Built, bundle: Path) -> None:
@@ -175,7 +170,7 @@ def test_its_paths_do_not_leave_it(bundle: Path) -> None:
 def test_help_needs_nothing(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with running(bundle, tmp_path / "empty", "--help", ports=False) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=NET)
     assert process.returncode == 0 and "--attest-port" in output
 
 
@@ -211,7 +206,7 @@ def test_a_qemu_that_fails_is_said_with_its_words(bundle: Path, tmp_path: Path) 
     script = 'case "$*" in --version) echo QEMU emulator version 10.0.2;; *) echo it broke >&2; exit 3;; esac'
     path = qemu_in(tmp_path / "path", script)
     with running(bundle, path) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=NET)
     assert process.returncode == 1
     assert "it broke" in output and "qemu.log" in output and "Traceback" not in output
 
@@ -264,7 +259,7 @@ def test_a_signal_leaves_no_qemu(bundle: Path, path: Path, number: signal.Signal
     with running(bundle, path) as process:
         qemu_of(process)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=NET)
         assert nothing_left(process.pid), descendants(process.pid)
         assert process.returncode == (-number if number is signal.SIGKILL else 128 + number)
         assert "Traceback" not in output
@@ -275,13 +270,14 @@ def test_it_boots_with_nothing_but_qemu(bundle: Path, path: Path) -> None:
     log = bundle / "state" / "serial.log"
     with running(bundle, path, "--memory", "1G") as process:
         qemu_of(process)
-        deadline = time.monotonic() + BOOT_SECONDS
-        while MARKER not in (log.read_text(errors="replace") if log.exists() else ""):
+
+        def booted() -> bool:
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
-            time.sleep(0.1)
+            return log.exists() and MARKER in log.read_text(errors="replace")
+
+        wait_until(booted, what=lambda: log.read_text(errors="replace")[-2000:], net=BOOT_SECONDS)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=NET)
         assert nothing_left(process.pid)
     assert "EMULATED – NOT CONFIDENTIAL" in output
     # Of the software secure processor only certificates stay.

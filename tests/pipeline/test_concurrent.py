@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from sevsnp.files import sha256_file
 from tests.conftest import GOALS, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings
+from tests.waiting import NET, wait_until
 
 CHECKOUT_WAIT = "waiting for another run that builds in this checkout"
 KEY_WAIT = "waiting for another run that makes the same"
@@ -41,7 +42,7 @@ def make(*, sources: list[Path], log: str, seconds: float, output: Path) -> None
 def guest(*, log: str) -> None:
     with open(log, "a") as stream:
         stream.write("guest\\n")
-    time.sleep(60)
+    time.sleep(600)
 """
 TASKS = """
 import os
@@ -139,14 +140,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         run.communicate()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def ended(run: "subprocess.Popen[str]", seconds: float = 60) -> str:
+def ended(run: "subprocess.Popen[str]", seconds: float = NET) -> str:
     """What a run said that ended well."""
     output, _ = run.communicate(timeout=seconds)
     assert run.returncode == 0 and "Traceback" not in output, output
@@ -176,7 +170,7 @@ def results(project: Path) -> dict[str, str]:
 def test_two_in_one_checkout(bench: Bench, words: list[str]) -> None:
     project = bench.checkout("project")
     one = bench.start(project, "run", *words, "last")
-    wait_for(lambda: bench.made().total() > 0)
+    wait_until(lambda: bench.made().total() > 0)
     other = bench.start(project, "run", *words, "last")
     said, waited = ended(one), ended(other)
     assert CHECKOUT_WAIT in waited and CHECKOUT_WAIT not in said
@@ -215,15 +209,15 @@ def test_several_checkouts(bench: Bench, shared: bool) -> None:
 def test_a_guest_that_runs_lets_others_build(bench: Bench) -> None:
     project = bench.checkout("project")
     guest = bench.start(project, "guest")
-    wait_for(lambda: bench.made()["guest"] == 1)
-    assert CHECKOUT_WAIT not in ended(bench.start(project, "last"), 20)
+    wait_until(lambda: bench.made()["guest"] == 1)
+    assert CHECKOUT_WAIT not in ended(bench.start(project, "last"))
     assert guest.poll() is None
 
 
 def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
     project = bench.checkout("project")
-    builder = bench.start(project, "last", STANDIN_SECONDS="60")
-    wait_for(lambda: bench.made()["first"] == 1)
+    builder = bench.start(project, "last", STANDIN_SECONDS="600")
+    wait_until(lambda: bench.made()["first"] == 1)
     for words in (
         ["list"],
         ["list", "--status"],
@@ -233,7 +227,7 @@ def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
         ["cache_status"],
         ["clean", "--dry-run", "last"],
     ):
-        output, _ = bench.start(project, *words).communicate(timeout=15)
+        output, _ = bench.start(project, *words).communicate(timeout=NET)
         assert CHECKOUT_WAIT not in output and "Traceback" not in output, f"doit {words}: {output}"
     assert builder.poll() is None and bench.made() == Counter(["first"])
     # The control: what builds does wait.
@@ -243,8 +237,8 @@ def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
 @pytest.mark.parametrize("one_checkout", [True, False], ids=["checkout", "cache"])
 def test_a_killed_holder_lets_the_next_go_on(bench: Bench, one_checkout: bool) -> None:
     project = bench.checkout("project")
-    holder = bench.start(project, "last", STANDIN_SECONDS="60")
-    wait_for(lambda: bench.made()["first"] == 1)
+    holder = bench.start(project, "last", STANDIN_SECONDS="600")
+    wait_until(lambda: bench.made()["first"] == 1)
     place = project if one_checkout else bench.checkout("other")
     waiter = bench.start(place, "last")
     waits(waiter, CHECKOUT_WAIT if one_checkout else KEY_WAIT)
@@ -267,7 +261,7 @@ def test_pruning_while_others_restore(bench: Bench) -> None:
         shutil.rmtree(project / "build")
         restored = bench.start(project, "run", "-n", "2", "last", STANDIN_SECONDS="0")
         for pruner in pruners:
-            output, _ = pruner.communicate(timeout=30)
+            output, _ = pruner.communicate(timeout=NET)
             assert pruner.returncode == 0 or "in use by another run" in output, output
             assert "Traceback" not in output
             pruned += pruner.returncode == 0
@@ -301,7 +295,7 @@ def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
     lose(copy)
     variables = {"CONFIG_DIR": str(copy.config_dir)}
     runs = [bench.start(copy.project, "run", "-n", "2", *GOALS, **variables) for _ in range(2)]
-    said = [ended(run, 300) for run in runs]
+    said = [ended(run, 900) for run in runs]
     made = Counter(name for text in said for name in built_here(text))
     assert made["verity root"] == made["unpack_kernel"] == made["initramfs"] == 1
     assert set(made.values()) == {1}, made
@@ -317,7 +311,7 @@ def test_different_settings_at_once(built: Built, bench: Bench) -> None:
         path.unlink()
     for _ in range(2):
         runs = [bench.start(copy.project, "setup_verity", CPUS=cpus, **variables) for cpus in ("1", "2")]
-        said = [ended(run, 300) for run in runs]
+        said = [ended(run, 900) for run in runs]
         # The one that had to wait came last, and what is there is its own. (Nobody waits where one began too late.)
         waited = [cpus for cpus, text in zip((1, 2), said, strict=True) if CHECKOUT_WAIT in text]
         snp, emulated = (copy.config(platform).launch.vcpus for platform in ("snp", "emulated"))

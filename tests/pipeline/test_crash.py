@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import pytest
 
 from tests.conftest import GOALS, Built
 from tests.pipeline.copies import copy_built
+from tests.waiting import NET, wait_until
 
-SECONDS_TO_DIE = 10
 # What is thrown away before a run, so that it is made while the run is killed: the task's name as it is shown, the
 # function by which the cache knows it, its outputs below build/, and about how long it takes.
 STAGES = {
@@ -28,7 +29,8 @@ STAGES = {
     "guest packages": ("sevsnp.images.guest_packages:make_packages_layer", ("guest/packages.tar",), 14.0),
     "guest rootfs": ("sevsnp.images.guest:make_guest_rootfs", ("guest/rootfs.tar",), 2.0),
     "create_new_vm": ("sevsnp.images.guest_disk:make_guest_disk", ("guest/sevsnptest.qcow2",), 6.0),
-    "base layer": ("sevsnp.images.initramfs:make_base_layer", ("layers/base.cpio.zst",), 3.0),
+    "firmware": ("sevsnp.firmware.make:make_firmware", ("firmware",), 3.0),
+    "base layer": ("sevsnp.images.initramfs:make_packages_layer", ("layers/base.cpio.zst",), 3.0),
     "initramfs": ("sevsnp.images.initramfs:join_layers", ("initramfs.cpio.zst",), 0.3),
     "verity root": (
         "sevsnp.images.verity_root:make_verity_root",
@@ -36,8 +38,59 @@ STAGES = {
         4.0,
     ),
     "host_bundle": ("sevsnp.bundle:make_bundle", ("host-bundle",), 2.0),
-    "build_tools": ("", ("bin",), 0.2),
+    "build_tools": ("sevsnp.tools:make_tools", ("bin",), 0.2),
 }
+# Writes down when which of these functions begins and ends, in the process in which it runs.
+WITNESS = """
+import importlib.util, os, sys
+
+names = {}
+for line in os.environ["WITNESS_OF"].split():
+    names.setdefault(line.partition(":")[0], []).append(line.partition(":")[2])
+path, looking = os.environ["WITNESS"], set()
+
+
+def note(text):
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, text.encode() + b"\\n")
+    os.close(descriptor)
+
+
+def watched(shown, function):
+    def ended(rest):
+        yield from rest
+        note("-" + shown)
+
+    def call(*args, **options):
+        note("+" + shown)
+        found = function(*args, **options)
+        if found is not None:
+            return ended(found)
+        note("-" + shown)
+
+    return call
+
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name not in names or name in looking:
+            return None
+        looking.add(name)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def load(module):
+            execute(module)
+            for each in names[name]:
+                setattr(module, each, watched(f"{name}:{each}", getattr(module, each)))
+
+        spec.loader.exec_module = load
+        return spec
+
+
+sys.meta_path.insert(0, Finder)
+"""
 # Outputs that are directories: they appear whole or not at all, not file by file.
 TREES = ("snp-release", "debs/initramfs", "debs/guest", "kernel", "host-bundle")
 # Logs of guests, and the encrypted workflow, which these runs do not make and no two runs make alike.
@@ -59,7 +112,20 @@ class Ground:
     def build(self) -> Path:
         return self.project / "build"
 
+    @property
+    def witness(self) -> Path:
+        """Where :data:`WITNESS` writes."""
+        return self.temporary.with_name("witness") / "seen"
+
+    def running(self) -> set[str]:
+        """The functions of :data:`STAGES` that began in the last run and did not end."""
+        seen = Counter(self.witness.read_text().split() if self.witness.exists() else ())
+        return {name for name, _, _ in STAGES.values() if seen[f"+{name}"] > seen[f"-{name}"]}
+
     def start(self, *words: str, output: Path) -> "subprocess.Popen[bytes]":
+        self.witness.parent.mkdir(exist_ok=True)
+        self.witness.with_name("sitecustomize.py").write_text(WITNESS)
+        self.witness.unlink(missing_ok=True)
         with output.open("wb") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", "doit", "run", *words],
@@ -69,6 +135,9 @@ class Ground:
                     "CONFIG_DIR": str(self.config_dir),
                     "SEVSNP_CACHE": str(self.cache),
                     "TMPDIR": str(self.temporary),
+                    "PYTHONPATH": str(self.witness.parent),
+                    "WITNESS": str(self.witness),
+                    "WITNESS_OF": " ".join(name for name, _, _ in STAGES.values()),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -81,7 +150,7 @@ class Ground:
         output = self.temporary.with_name("output")
         process = self.start(*words, output=output)
         try:
-            code = process.wait(600)
+            code = process.wait(1800)
         finally:
             process.kill()
         assert code == 0, output.read_text()[-4000:]
@@ -194,12 +263,12 @@ def ground(built: Built, tmp_path: Path, artefact_cache: Path) -> Ground:
     return made
 
 
-def wait_for_stage(process: "subprocess.Popen[bytes]", output: Path, stage: str) -> bool:
-    """Whether a run began to make a stage before it ended."""
+def wait_for_stage(ground: Ground, process: "subprocess.Popen[bytes]", output: Path, stage: str) -> bool:
+    """Whether a run began to make a stage, with the function that does it, before it ended."""
     while process.poll() is None:
-        if f"▸ {stage}\n" in output.read_text(errors="replace"):
+        if f"▸ {stage}\n" in output.read_text(errors="replace") and STAGES[stage][0] in ground.running():
             return True
-        time.sleep(0.02)
+        time.sleep(0.01)
     return False
 
 
@@ -210,8 +279,13 @@ def kill_once(
     number: signal.Signals,
     reference: dict[str, str],
     everything_lost: float,
-) -> str:
-    """Throw something away, start a run, kill it; what it was making then, or nothing if it ended before."""
+    patience: float,
+) -> tuple[str, set[str]]:
+    """Throw something away, start a run, kill it; what it was making then, or nothing if it ended before, and which
+    functions it was killed in.
+
+    Most are killed at some time of ``patience`` times what the stage takes.
+    """
     everything = chosen.random() < everything_lost
     lost = {
         "build": everything or chosen.random() < 0.25,
@@ -224,16 +298,17 @@ def kill_once(
     words = ["-n", "2"] if chosen.random() < 0.4 else []
     # Some at any time from the very start, most while the stage is made.
     early = chosen.random() < 0.15
-    delay = chosen.uniform(0, 4.0 if early else STAGES[stage][2] * 1.1)
+    delay = chosen.uniform(0, 4.0 if early else STAGES[stage][2] * patience)
     output = ground.temporary.with_name("output")
     process = ground.start(*words, *GOALS, output=output)
     try:
-        if early or wait_for_stage(process, output, stage):
+        if early or wait_for_stage(ground, process, output, stage):
             time.sleep(delay)
-        ended = process.poll() is not None
+        inside, ended = ground.running(), process.poll() is not None
         if not ended:
             (os.killpg if whole_group else os.kill)(process.pid, number)
-        code = process.wait(30)
+        code = process.wait(NET)
+        inside &= ground.running()
     finally:
         process.kill()
         process.wait()
@@ -242,38 +317,46 @@ def kill_once(
     print(
         f"{number.name} to the {'group' if whole_group else 'process'} {delay:.2f} s after "
         f"{'the start' if early else stage}, lost {', '.join(name for name in lost if lost[name]) or stage}; "
-        f"{'it had ended' if ended else f'it made {now}' if now else 'between tasks'}, exit code {code}"
+        f"{'it had ended' if ended else f'it made {now}' if now else 'between tasks'}, "
+        f"in {', '.join(sorted(inside)) or 'no function'}, exit code {code}"
     )
-    deadline = time.monotonic() + SECONDS_TO_DIE
-    while (living := ground.living()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert living == [], said
+    wait_until(lambda: not ground.living(), what=lambda: f"{ground.living()}\n{said}")
     assert ground.damage(reference) == [], said
     if ended:
         assert code == 0, said
-        return ""
+        return "", set()
     # A run that has done its work hands signals back to the kernel before it is gone.
     if number is not signal.SIGKILL and "▸" in said and code not in (0, -number):
         # It had the time to say so and to tidy up.
         assert code == 128 + number and "Traceback" not in said and f"interrupted by {number.name}" in said, said
         assert ground.leavings() <= before, said
-    return now or "nothing"
+    return now or "nothing", inside
 
 
 def kill_often(ground: Ground, times: int, stages: list[str], seed: int, *, everything_lost: float = 0.0) -> list[str]:
-    """Kill ``times`` runs, compare all there is after each, and let one run to its end; what was being made."""
+    """Kill ``times`` runs, compare all there is after each, and let one run to its end; what was being made.
+
+    Each of ``stages`` was hit while its function ran: what was missed is tried again, sooner each time.
+    """
     chosen = random.Random(seed)
     print(f"seed {seed}")
     reference = ground.digests()
     assert ground.living() == [] and ground.damage(reference) == [] and ground.leavings() == set()
     hit: list[str] = []
-    for attempt in range(times * 3):
-        stage, number = stages[attempt % len(stages)], SIGNALS[(attempt // 2) % len(SIGNALS)]
-        if made := kill_once(ground, chosen, stage, number, reference, everything_lost):
+    missed = list(stages)
+    patience = dict.fromkeys(stages, 1.1)
+    for attempt in range(times * 4):
+        left = missed if len(hit) >= times else stages
+        stage, number = left[attempt % len(left)], SIGNALS[(attempt // 2) % len(SIGNALS)]
+        made, inside = kill_once(ground, chosen, stage, number, reference, everything_lost, patience[stage])
+        if made:
             hit.append(made)
-        if len(hit) == times:
+        if STAGES[stage][0] not in inside:
+            patience[stage] /= 3
+        missed = [name for name in missed if STAGES[name][0] not in inside]
+        if len(hit) >= times and not missed:
             break
-    assert len(hit) == times
+    assert len(hit) >= times and missed == []
     ground.run(*GOALS)
     assert ground.digests() == reference
     assert ground.living() == []

@@ -16,6 +16,7 @@ import pytest
 from sevsnp.files import sha256_file
 from tests.conftest import Built, copy_project
 from tests.pipeline.copies import copy_built, leavings
+from tests.waiting import NET
 
 NAMES = ("first", "second", "third")
 LIBRARY = """
@@ -84,7 +85,7 @@ class Namespace:
         seen = Path(f"/proc/{self.process.pid}/root{place}")
         again = seen.stat().st_dev != place.stat().st_dev
         options = f"{'remount,' if again else ''}mode=0755,{options}"
-        subprocess.run(self.argv("mount", "-t", "tmpfs", "-o", options, "none", place), check=True, timeout=10)
+        subprocess.run(self.argv("mount", "-t", "tmpfs", "-o", options, "none", place), check=True, timeout=NET)
         return seen
 
     def doit(self, project: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":

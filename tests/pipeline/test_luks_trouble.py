@@ -18,11 +18,12 @@ from tests.conftest import Built
 from tests.pipeline.copies import one_line
 from tests.pipeline.luks_ground import OUTPUTS, SECONDS, Ground, make_ground
 from tests.pipeline.test_full_disk import Namespace, namespace, refused
+from tests.waiting import NET
 
 __all__ = ["namespace"]  # a fixture
 
 MIB = 1 << 20
-SECONDS_TO_DIE = 20
+SECONDS_TO_DIE = NET
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from sevsnp.errors import UserError
 from sevsnp.vm.qemu import RunOptions, check_options
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built, leavings, one_line, ran
+from tests.waiting import NET
 
 EMULATED = "build/verity/vm-config-verity.emulated.toml"
 IMAGE, TREE = "build/verity/verity.img", "build/verity/hash-tree.img"
@@ -206,7 +207,7 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(NET)
 
 
 def endless(connection: socket.socket) -> None:

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -24,6 +26,7 @@ from tests.pipeline.registry_logins import basic, write_login
 from tests.pipeline.registry_server import PASSWORD, USER, set_read_only
 from tests.pipeline.shared_cache import (
     CANARY,
+    PATIENCE,
     PUBLIC,
     TIMEOUT,
     Machine,
@@ -36,6 +39,7 @@ from tests.pipeline.shared_cache import (
     manifest_file,
     plain_contents,
 )
+from tests.waiting import NET, wait_until
 
 Server = registry_server.Registry
 SMALL = ("word", "image", "tree")
@@ -77,15 +81,11 @@ def shared(
     shutil.rmtree(directory)
 
 
-def test_a_fresh_clone_builds_nothing(
-    shared: tuple[Server, Machine], built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fresh_clone_builds_nothing(shared: tuple[Server, Machine], built: Built, tmp_path: Path) -> None:
     server, source = shared
     fresh = clone(source.project, tmp_path)
     config, mirror = str(built.config_dir), f"http://{nobody()}/debian"
-    started = time.monotonic()
     said = fresh.doit(*GOALS, CACHE=server.reference, CONFIG_DIR=config, MIRROR=mirror)
-    seconds = time.monotonic() - started
     assert said.built == {"build_tools"} and said.warnings == []
     assert {"packages", "guest packages", "create_new_vm", "host_bundle", "verity config"} <= said.done.keys()
     assert not any(path.is_file() for path in (fresh.home / "downloads").rglob("*"))
@@ -94,8 +94,6 @@ def test_a_fresh_clone_builds_nothing(
     whole = contents(built.build, "bin", "run", "control", "luks", "host-bundle-luks")
     assert made == {name: fact for name, fact in whole.items() if "appliance" not in name or name in made}
     assert len(made) > 100
-    with capsys.disabled():
-        print(f"\nfrom the registry alone: {seconds:.1f} s, {len(said.done)} artefacts", end="")
 
 
 def test_the_control_arm_needs_the_mirror(shared: tuple[Server, Machine], built: Built, tmp_path: Path) -> None:
@@ -110,19 +108,20 @@ def test_the_control_arm_needs_the_mirror(shared: tuple[Server, Machine], built:
 def test_a_fresh_clone_beside_a_cold_build(
     shared: tuple[Server, Machine], built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both in one run; the cold build has its downloads already."""
+    """Processor time of both in one run; the cold build has its downloads already."""
     server, source = shared
     seconds = {}
     downloads = os.environ.get("CACHE_DIR", "")
     for name, cache in (("cold build", "off"), ("from the registry", server.reference)):
         fresh = clone(source.project, tmp_path / cache[:3])
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         fresh.doit(*GOALS, CACHE=cache, CACHE_DIR=downloads, CONFIG_DIR=str(built.config_dir))
-        seconds[name] = time.monotonic() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds[name] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         shutil.rmtree(fresh.project)
     cold, pulled = seconds.values()
     with capsys.disabled():
-        print(f"\ncold build {cold:.1f} s, from the registry {pulled:.1f} s: {cold / pulled:.1f} times as fast", end="")
+        print(f"\ncold build {cold:.1f} s, from the registry {pulled:.1f} s: {cold / pulled:.1f} times as much", end="")
     assert pulled < cold
 
 
@@ -177,8 +176,21 @@ WORDS = {
     "trickles in chunks": "gave up|no answer in time",
     "fails": "answers requests with 500",
     "is a portal": "web page",
-    "is late each time": "too slow",
+    "is late each time": "too slow|no answer in time",  # a busy machine makes it later
 }
+# Those that only a limit in time ends.
+SLOW = {"unroutable", "never answers", "trickles", "trickles in chunks", "is late each time"}
+# What each doit tried to connect to: Python says it before it does so.
+WITNESS = """
+import os, sys
+
+def seen(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        with open(os.environ["WITNESS"], "a") as stream:
+            stream.write(f"{arguments[1][0]}\\n")
+
+sys.addaudithook(seen)
+"""
 
 
 @pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["one", "threads"])
@@ -186,23 +198,23 @@ def test_a_registry_that_is_of_no_use_costs_a_line(small: Path, tmp_path: Path, 
     """All of them at once: nearly all of it is waiting. Each task would cost a time-out if it asked by itself."""
     tasks = [*words, *SMALL, "more"]
     calm = clone(small, tmp_path / "calm")
-    started = time.monotonic()
     calm.doit(*tasks)
-    spared = time.monotonic() - started
+    (tmp_path / "witness").mkdir()
+    (tmp_path / "witness" / "sitecustomize.py").write_text(WITNESS)
+    tried: dict[str, int] = {}
 
     def build(name: str, host: str) -> None:
-        machine = clone(small, tmp_path / name.replace(" ", "-"))
-        started = time.monotonic()
-        said = machine.doit(*tasks, CACHE=f"oci://{host}/cache", CACHE_MODE="push")
-        seconds = time.monotonic() - started
+        machine, log = clone(small, tmp_path / name.replace(" ", "-")), tmp_path / "witness" / name
+        own: Any = {"WITNESS": str(log), "PYTHONPATH": str(tmp_path / "witness")}
+        own |= {PATIENCE: str(TIMEOUT)} if name in SLOW else {}
+        said = machine.doit(*tasks, CACHE=f"oci://{host}/cache", CACHE_MODE="push", **own)
+        tried[name] = log.read_text().split().count(host.partition(":")[0])
         assert said.built == {*SMALL, *MORE}
         assert len(said.warnings) == 1, (name, said.output)
         # Where tasks run side by side, the line has the task's name before it.
         found = rf"going on without the shared cache: oci://{re.escape(host)}/cache: .*({WORDS[name]})"
         assert re.search(found, said.warnings[0]), (name, said.warnings)
         assert contents(machine.build) == contents(calm.build), name
-        # Several share two processors here, so each may take longer than it did alone.
-        assert seconds < 4 * spared + 2.5 * TIMEOUT, (name, seconds, spared)
 
     with ThreadPoolExecutor(3) as pool:
         servers = {name: Hostile(misbehave={"manifest": how}) for name, how in HOSTILE.items()}
@@ -216,8 +228,9 @@ def test_a_registry_that_is_of_no_use_costs_a_line(small: Path, tmp_path: Path, 
         finally:
             for server in servers.values():
                 server.__exit__()
+    # Fewer connections and fewer requests than tasks: after the first trouble, or the second, none asks any more.
     asked = {name: len(server.seen) for name, server in servers.items()}
-    assert all(0 < count < len(MORE) for count in asked.values()), asked
+    assert all(0 < count < len(MORE) for count in (*asked.values(), *tried.values())), (asked, tried)
 
 
 def test_a_registry_that_fails_midway(small: Path, tmp_path: Path) -> None:
@@ -268,10 +281,8 @@ def test_a_push_that_is_killed(own_registry: Server, small: Path, tmp_path: Path
     first, second, third = (clone(small, tmp_path / name) for name in ("first", "second", "third"))
     cache = own_registry.reference
     with first.start("word", "big", CACHE=cache, CACHE_MODE="push") as process:
-        deadline = time.monotonic() + 60
-        while uploaded(own_registry.root) <= 1 << 20:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: process.poll() is not None or uploaded(own_registry.root) > 1 << 20)
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
     assert keys(own_registry).keys() == {"word"}  # the one that was through
     said = second.doit("word", "big", CACHE=own_registry.reference)
@@ -359,7 +370,7 @@ def test_garbage_collection_takes_what_no_tag_leads_to(own_registry: Server, sma
     held = manifest(own_registry, tags["image"])
     digest = f"sha256:{manifest_file(own_registry, tags['image']).parent.name}"
     url = f"http://{own_registry.host}/v2/cache/manifests/{digest}"
-    assert requests.delete(url, timeout=10).status_code == 202
+    assert requests.delete(url, timeout=NET).status_code == 202
     own_registry.collect_garbage()
     assert before - blobs(own_registry) == {digest, held["config"]["digest"], *(it["digest"] for it in held["layers"])}
     said = second.doit(*SMALL, "public", CACHE=own_registry.reference)

@@ -117,14 +117,14 @@ def put(server: Server, tag: str, data: bytes) -> None:
     request = urllib.request.Request(
         f"http://{server.host}/v2/cache/manifests/{tag}", data, {"Content-Type": MANIFEST_TYPE}, method="PUT"
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.status == 201
 
 
 def naive(server: Server, path: str) -> bytes:
     """What a client gets that believes the registry."""
     request = urllib.request.Request(f"http://{server.host}/v2/cache/{path}", headers={"Accept": MANIFEST_TYPE})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         data: bytes = answer.read()
     return data
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import NET
+
 _SECONDS = 60
 
 
@@ -98,7 +100,7 @@ def blank_page(browser: str, profile: Path) -> Iterator[Page]:
     finally:
         os.close(writer)  # ends it
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(NET)
         process.kill()
         process.wait()
         os.close(reader)

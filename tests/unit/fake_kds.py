@@ -20,6 +20,8 @@ class FakeKds:
 
     answers: dict[str, bytes | int | Handler]
     asked: list[str] = field(default_factory=list)
+    # The answers without end, of those that were read to an end.
+    finished: list[str] = field(default_factory=list)
     url: str = ""
 
     @classmethod
@@ -43,6 +45,7 @@ def serving(kds: FakeKds) -> Iterator[FakeKds]:
             with contextlib.suppress(OSError):
                 if callable(answer):
                     answer(self)
+                    kds.finished += [self.path] if answer in (trickle, trickle_headers, pour) else []
                 elif isinstance(answer, int):
                     self.send_response(answer)
                     self.send_header("Retry-After", "3")
@@ -73,14 +76,14 @@ def trickle(handler: http.server.BaseHTTPRequestHandler) -> None:
     """A byte now and then, for ever."""
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(300):
+    for _ in range(600):
         handler.wfile.write(b"0")
         handler.wfile.flush()
         time.sleep(0.1)
 
 
 def trickle_headers(handler: http.server.BaseHTTPRequestHandler) -> None:
-    for _ in range(300):
+    for _ in range(600):
         handler.wfile.write(b"H")
         handler.wfile.flush()
         time.sleep(0.1)

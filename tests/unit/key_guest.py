@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sevsnp.key_paths import Keys
 from tests.unit.evidence import MEASUREMENT, ROOT, launch, psp
+from tests.waiting import NET
 
 # As the initramfs has them: side by side, under their bare names.
 _PLACES = (ROOT / "initramfs", ROOT / "sevsnp" / "attestation")
@@ -58,7 +59,7 @@ class KeyGuest:
     received: list[tuple[bytes, int]] = field(default_factory=list)
     ended: "queue.Queue[BaseException | None]" = field(default_factory=queue.Queue)
 
-    def end(self, seconds: float = 20) -> BaseException | None:
+    def end(self, seconds: float = NET) -> BaseException | None:
         return self.ended.get(timeout=seconds)
 
     @property

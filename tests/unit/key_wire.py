@@ -22,6 +22,7 @@ from sevsnp.key_release import Opened, Secret
 from sevsnp.owner import Verdict
 from tests.unit.evidence import ROOT, expected, root
 from tests.unit.key_guest import HOST_KEY, evidence_for
+from tests.waiting import NET
 
 HEADER = hashlib.sha256(b"this volume's header").digest()
 KEY = b"the key \0 of this disk"
@@ -38,13 +39,19 @@ class GuestProcess:
     told: list[tuple[bytes, int]] = dataclasses.field(default_factory=list)
     _ended: "queue.Queue[str]" = dataclasses.field(default_factory=queue.Queue)
 
-    def end(self, seconds: float = 30) -> str:
+    def end(self, seconds: float = NET) -> str:
         """Why it ended, empty where all went well."""
         return self._ended.get(timeout=seconds)
 
     @property
+    def taken(self) -> list[tuple[bytes, int]]:
+        """The keys it took, of a guest that ends."""
+        self._ended.put(self.end())
+        return self.told
+
+    @property
     def received(self) -> list[tuple[bytes, int]]:
-        """The keys it took, once it has ended; so far, where it does not end."""
+        """The keys it took so far, of one that may not end."""
         with contextlib.suppress(queue.Empty):
             self._ended.put(self.end(0.5))
         return self.told
@@ -132,17 +139,17 @@ def wire(port: int, up: Alter, down: Alter = lambda at, data: data) -> Iterator[
     def serve() -> None:
         with contextlib.suppress(OSError):
             client, _ = listener.accept()
-            with client, socket.create_connection(("127.0.0.1", port), 10) as server:
+            with client, socket.create_connection(("127.0.0.1", port), NET) as server:
                 back = threading.Thread(target=pump, args=(server, client, down), daemon=True)
                 back.start()
                 pump(client, server, up)
-                back.join(30)
+                back.join(NET)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
-        thread.join(30)
+        thread.join(NET)
 
 
 def flip(place: int) -> Alter:

@@ -11,6 +11,7 @@ from typing import Any
 from sevsnp.store import cache, session
 from sevsnp.store.artefact import Artefact
 from sevsnp.store.session import Options
+from tests.waiting import NET
 
 MODULE = "tests.unit.makers"
 
@@ -74,7 +75,7 @@ def shout_twice(*, source: Path, output: Path, echo: Path) -> Iterator[str]:
     calls.append("shout_twice")
     output.write_bytes(source.read_bytes().upper())
     yield "output"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + NET
     while Path("later").exists() and time.monotonic() < deadline:
         if any(Path("cache/blobs").glob("*/*")):
             Path("later").unlink()

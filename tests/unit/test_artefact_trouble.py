@@ -17,6 +17,7 @@ from sevsnp.store.artefact import Artefact
 from tests.unit.makers import Seen, artefact, begin, hurt, meanwhile, run
 from tests.unit.test_local_store import CANARY, holds
 from tests.unit.test_locks import held_elsewhere
+from tests.waiting import NET
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -261,7 +262,7 @@ def test_one_makes_it_and_the_other_waits_and_copies() -> None:
             assert not Path("build/output").exists()
             assert holder.stdin
             holder.stdin.close()
-            waiting.join(20)
+            waiting.join(NET)
         assert Path("build/output").read_bytes() == b"TEXT"
 
 

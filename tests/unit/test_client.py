@@ -3,9 +3,9 @@
 import base64
 import contextlib
 import json
+import queue
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sevsnp.attestation import client
 from sevsnp.attestation.client import MAX_ANSWER, NONCE_SIZE, REQUEST, ask, parse_answer
 from sevsnp.errors import UserError
+from tests.waiting import NET, Clock
 
 
 def key(number: int) -> str:
@@ -125,7 +126,7 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
-    thread.join(10)
+    thread.join(NET)
 
 
 def test_what_is_sent_and_received() -> None:
@@ -141,24 +142,42 @@ def test_what_is_sent_and_received() -> None:
     assert bytes(seen) == REQUEST + NONCE
 
 
-def silent(connection: socket.socket) -> None:
-    time.sleep(1.5)
+def test_a_silent_guest_is_left() -> None:
+    ends: queue.Queue[bytes] = queue.Queue()
+
+    def silent(connection: socket.socket) -> None:
+        connection.settimeout(NET)
+        connection.recv(len(REQUEST) + NONCE_SIZE, socket.MSG_WAITALL)
+        ends.put(connection.recv(1))
+
+    with server(silent) as port:
+        with pytest.raises(UserError, match=r"no answer: .*timed out"):
+            ask("127.0.0.1", port, NONCE, timeout=0.3)
+        assert ends.get(timeout=NET) == b"", "who asked hung up first"
 
 
-def trickle(connection: socket.socket) -> None:
-    # Each byte in time for a limit on the single wait, never for one on the whole.
-    for _ in range(40):
-        connection.sendall(b" ")
-        time.sleep(0.05)
+LIMIT = 40.0
 
 
-@pytest.mark.parametrize("answer", [silent, trickle])
-def test_the_whole_answer_has_one_time_limit(answer: Callable[[socket.socket], None]) -> None:
-    started = time.monotonic()
-    with server(answer) as port:
-        with pytest.raises(UserError, match=r"no answer: .*(timed out|too long)"):
-            ask("127.0.0.1", port, NONCE, timeout=0.6)
-        assert 0.5 < time.monotonic() - started < 2
+@pytest.mark.parametrize("pace", [6.0, 9.0])
+def test_the_whole_answer_has_one_time_limit(monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
+    """Five pieces, each in time for a limit on the single wait; of 40 seconds 30 are enough, and 45 too many."""
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    document = json.dumps(GOOD).encode()
+
+    def trickle(connection: socket.socket) -> None:
+        connection.recv(len(REQUEST) + NONCE_SIZE, socket.MSG_WAITALL)
+        for place in range(5):
+            clock.advance(pace)
+            connection.sendall(document[place : place + 1] if place < 4 else document[4:])
+
+    with server(trickle) as port:
+        if pace * 5 < LIMIT:
+            assert ask("127.0.0.1", port, NONCE, timeout=LIMIT).report == b"report"
+        else:
+            with pytest.raises(UserError, match=r"no answer: it took too long"):
+                ask("127.0.0.1", port, NONCE, timeout=LIMIT)
 
 
 @pytest.mark.parametrize("surplus", [0, 1])

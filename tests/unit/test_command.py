@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -15,13 +13,7 @@ import pytest
 
 from sevsnp import command
 from sevsnp.errors import UserError
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from tests.waiting import NET, wait_until
 
 
 def gone(pid: int) -> bool:
@@ -155,7 +147,7 @@ def test_a_time_out_ends_the_whole_group(trap: str, tmp_path: Path, monkeypatch:
         command.run(["sh", "-c", script], timeout=1)
     found = [int(line) for line in pids.read_text().split()]
     assert len(found) == 2
-    wait_for(lambda: all(gone(pid) for pid in found))
+    wait_until(lambda: all(gone(pid) for pid in found))
 
 
 def test_an_obedient_command_may_clean_up(tmp_path: Path) -> None:
@@ -169,7 +161,7 @@ def test_an_interrupt_ends_the_command(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
 
     def interrupt() -> None:
-        wait_for(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
+        wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -177,10 +169,10 @@ def test_an_interrupt_ends_the_command(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         command.run(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"])
     thread.join()
-    wait_for(lambda: gone(int(pid_file.read_text())))
+    wait_until(lambda: gone(int(pid_file.read_text())))
 
 
-def test_end_all_ends_what_other_threads_wait_for() -> None:
+def test_end_all_ends_what_other_threads_wait_until() -> None:
     failures: list[UserError] = []
 
     def work() -> None:
@@ -192,10 +184,10 @@ def test_end_all_ends_what_other_threads_wait_for() -> None:
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(command._running) == 3)
+    wait_until(lambda: len(command._running) == 3)
     command.end_all()
     for thread in threads:
-        thread.join(10)
+        thread.join(NET)
     assert [error.message for error in failures] == ["exit code -15 from: sleep 60"] * 3
     assert command._running == set()
 
@@ -218,7 +210,7 @@ def test_an_attached_command_may_clean_up_when_we_are_ended(tmp_path: Path) -> N
         f"run_attached(['sh', '-c', {child!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
-    wait_for(ready.exists)
+    wait_until(ready.exists)
     process.terminate()
-    assert process.wait(10) == 143
+    assert process.wait(NET) == 143
     assert mark.exists()

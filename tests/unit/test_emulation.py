@@ -35,6 +35,7 @@ from tests.unit.evidence import (
     psp,
     root,
 )
+from tests.waiting import NET
 
 PROVIDER = ROOT / "initramfs" / "emulated" / "emulated_provider.py"
 
@@ -163,10 +164,10 @@ def served() -> Iterator[socket.socket]:
 
     thread = threading.Thread(target=serve, args=(theirs, answer, 0.3))
     thread.start()
-    ours.settimeout(10)
+    ours.settimeout(NET)
     yield ours
     ours.close()
-    thread.join(5)
+    thread.join(NET)
     assert not thread.is_alive()
     theirs.close()
 
@@ -205,7 +206,7 @@ def test_service_survives_garbage(served: socket.socket) -> None:
     served.settimeout(1)
     with pytest.raises(TimeoutError):  # dropped, not the beginning of the next request
         served.recv(1)
-    served.settimeout(10)
+    served.settimeout(NET)
     served.sendall(b"!" * 64)
     assert set(receive(served)) == {"error"}
     served.sendall(REPORT_DATA)
@@ -222,7 +223,7 @@ def test_service_gives_up_a_peer_that_does_not_read() -> None:
     thread = threading.Thread(target=serve, args=(theirs, lambda _: (bytes(1 << 20), b""), 0.3))
     thread.start()
     ours.sendall(REPORT_DATA)
-    thread.join(5)
+    thread.join(NET)
     assert not thread.is_alive()
     ours.close()
     theirs.close()
@@ -235,7 +236,7 @@ def test_service_on_a_chardev(tmp_path: Path) -> None:
         listener.listen()
         with PspService(psp(), launch(), MEASUREMENT, path):
             guest, _ = listener.accept()
-            guest.settimeout(10)
+            guest.settimeout(NET)
             guest.sendall(REPORT_DATA)
             assert report_of(receive(guest)) == REPORT_DATA
         assert guest.recv(1) == b""

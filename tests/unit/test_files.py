@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from sevsnp import files
 from sevsnp.files import scratch_directory, short_name, write_atomic
+from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -74,7 +74,7 @@ def test_what_a_killed_process_left_is_removed_at_once(tmp_path: Path) -> None:
     near = tmp_path / "output"
     with holder(near) as (process, left):
         process.kill()
-        process.wait(10)
+        process.wait(NET)
         assert (left / "half").exists()
         with scratch_directory(tmp_path / "other"):
             assert left.exists(), "swept by an output of another name"
@@ -89,7 +89,7 @@ def test_what_a_living_process_uses_stays(tmp_path: Path) -> None:
         with scratch_directory(near) as ours:
             assert (used / "half").exists() and ours != used
         assert (used / "half").exists()
-        process.communicate("", timeout=10)
+        process.communicate("", timeout=NET)
         assert process.returncode == 0 and not used.exists()
 
 
@@ -101,15 +101,15 @@ def test_what_another_thread_uses_stays(tmp_path: Path) -> None:
         with scratch_directory(near) as scratch:
             used.append(scratch)
             entered.set()
-            leave.wait(10)
+            leave.wait(NET)
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(NET)
     with scratch_directory(near):
         assert used[0].exists()
     leave.set()
-    thread.join(10)
+    thread.join(NET)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,10 +179,10 @@ def test_an_exit_while_a_thread_works_leaves_nothing(tmp_path: Path) -> None:
         "    with scratch_directory(Path(sys.argv[1])) as scratch:\n"
         "        for number in range(100_000):\n"
         "            (scratch / str(number)).mkdir(); entered.set()\n"
-        "threading.Thread(target=work, daemon=True).start()\nentered.wait(10); time.sleep(0.1)\n"
+        "threading.Thread(target=work, daemon=True).start()\nentered.wait(100); time.sleep(0.1)\n"
     )
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "output")], cwd=PROJECT, timeout=30)
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "output")], cwd=PROJECT, timeout=NET)
         assert done.returncode == 0 and list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +212,7 @@ def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path) -> No
                 process.wait(0.4 + 0.037 * round_)
         finally:
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(NET)
         assert not target.exists() or target.read_text() in ("a" * 3_000_000, "b" * 3_000_000)
     write_atomic(target, "end")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -236,12 +236,10 @@ def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path) -> None:
     with short_name(directory) as short:
         with subprocess.Popen([sys.executable, "-c", make, str(short / "socket")]) as process:
             try:
-                deadline = time.monotonic() + 30
                 with socket.socket(socket.AF_UNIX) as client:
-                    while client.connect_ex(str(short / "socket")):
-                        assert process.poll() is None and time.monotonic() < deadline
-                        time.sleep(0.01)
-                assert process.wait(30) == 0
+                    wait_until(lambda: process.poll() is not None or not client.connect_ex(str(short / "socket")))
+                    assert process.poll() is None
+                assert process.wait(NET) == 0
             finally:
                 process.kill()
         assert [path.name for path in directory.iterdir()] == ["socket"]

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import command, guardian
+from sevsnp import command
+from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUARDIAN = PROJECT / "sevsnp" / "guardian.py"
 # Deaf to SIGTERM, as are its children: they inherit what is ignored.
 STUBBORN = "trap '' TERM; echo $$ >> {pids}; sh -c 'echo $$ >> {pids}; sleep 300; :' & wait"
 OBEDIENT = "trap 'touch {mark}; exit 1' TERM; echo $$ >> {pids}; sh -c 'echo $$ >> {pids}; exec sleep 300' & wait"
+# Seconds that what does not listen has. The others have so many that only what they do themselves can end them.
+GRACE = 0.5
 RUN = """
 import sys
 from sevsnp import command
+command.GRACE = float(sys.argv[3])
 if sys.argv[2] == "unguarded":
     command._guard = lambda line: None
 with command.temporary_directory("guarded.") as scratch:
@@ -29,13 +33,6 @@ with command.temporary_directory("guarded.") as scratch:
     print(command._guardian[0].pid if command._guardian else 0, flush=True)
     command.run(["sh", "-c", sys.argv[1]], cwd=scratch)
 """
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -66,10 +63,10 @@ def begin(tmp_path: Path) -> Iterator[Callable[[str, str], Run]]:
     runs: list[Run] = []
     (tmp_path / "tmp").mkdir()
 
-    def start(script: str, kind: str = "guarded") -> Run:
+    def start(script: str, kind: str = "guarded", grace: float = NET) -> Run:
         pids = tmp_path / "pids"
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, script.format(pids=pids, mark=tmp_path / "mark"), kind],
+            [sys.executable, "-c", RUN, script.format(pids=pids, mark=tmp_path / "mark"), kind, str(grace)],
             cwd=PROJECT,
             env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
             stdout=subprocess.PIPE,
@@ -78,7 +75,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[[str, str], Run]]:
         )
         assert process.stdout is not None
         watcher = int(process.stdout.readline())
-        wait_for(lambda: pids.exists() and len(pids.read_text().splitlines()) == 2)
+        wait_until(lambda: pids.exists() and len(pids.read_text().splitlines()) == 2)
         run = Run(
             process, watcher, [int(pid) for pid in pids.read_text().split()], next((tmp_path / "tmp").glob("guarded.*"))
         )
@@ -99,28 +96,28 @@ Begin = Callable[..., Run]
 @pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
 def test_a_killed_run_leaves_nothing(begin: Begin, whole_group: bool) -> None:
     """Not even what does not listen to SIGTERM: the child, the grandchild and the temporary directory."""
-    run = begin(STUBBORN)
+    run = begin(STUBBORN, grace=GRACE)
     assert all(map(alive, (run.guardian, *run.started))) and (run.temporary / "file").exists()
     (os.killpg if whole_group else os.kill)(run.process.pid, signal.SIGKILL)
-    assert run.process.wait(5) == -signal.SIGKILL
-    wait_for(lambda: not any(map(alive, (run.guardian, *run.started))), guardian.GRACE + 5)
+    assert run.process.wait(NET) == -signal.SIGKILL
+    wait_until(lambda: not any(map(alive, (run.guardian, *run.started))))
     assert list(run.temporary.parent.iterdir()) == []
 
 
 def test_without_a_guardian_they_live_on(begin: Begin) -> None:
     """The control: what the tests above see is the guardian's doing."""
-    run = begin(STUBBORN, "unguarded")
+    run = begin(STUBBORN, "unguarded", GRACE)
     run.process.kill()
-    run.process.wait(5)
-    time.sleep(guardian.GRACE + 1)
+    run.process.wait(NET)
+    time.sleep(GRACE + 1)
     assert all(map(alive, run.started)) and (run.temporary / "file").exists()
 
 
 def test_what_obeys_may_tidy_up_first(begin: Begin, tmp_path: Path) -> None:
     run = begin(OBEDIENT)
     run.process.kill()
-    run.process.wait(5)
-    wait_for(lambda: not any(map(alive, (run.guardian, *run.started))), guardian.GRACE)
+    run.process.wait(NET)
+    wait_until(lambda: not any(map(alive, (run.guardian, *run.started))))
     assert (tmp_path / "mark").exists() and not run.temporary.exists()
 
 
@@ -128,27 +125,27 @@ def test_signals_do_not_end_it(begin: Begin) -> None:
     """A terminal's Ctrl-C, and a session that ends, must not take it away before the others."""
     run = begin(OBEDIENT)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    wait_for(lambda: all(ignores(run.guardian, number) for number in numbers))
+    wait_until(lambda: all(ignores(run.guardian, number) for number in numbers))
     for number in numbers:
         os.kill(run.guardian, number)
     time.sleep(0.2)
     assert alive(run.guardian)
     run.process.kill()
-    run.process.wait(5)
-    wait_for(lambda: not any(map(alive, (run.guardian, *run.started))))
+    run.process.wait(NET)
+    wait_until(lambda: not any(map(alive, (run.guardian, *run.started))))
 
 
 def test_it_ends_with_a_run_that_ends_by_itself(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "true", "guarded"],
+        [sys.executable, "-c", RUN, "true", "guarded", str(2 * NET)],
         cwd=PROJECT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=30,
+        timeout=NET,
     )
     assert done.returncode == 0
-    wait_for(lambda: not alive(int(done.stdout)), 2)
+    wait_until(lambda: not alive(int(done.stdout)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,7 +153,7 @@ def test_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
     command.run(["true"])
     first = command._guardian[0]
     first.kill()
-    first.wait(5)
+    first.wait(NET)
     command.run(["true"])
     assert command._guardian[0].pid != first.pid and alive(command._guardian[0].pid)
 
@@ -175,20 +172,20 @@ def test_what_was_taken_off_the_list_is_left_alone(tmp_path: Path) -> None:
     directory = tmp_path / "made again"
     directory.mkdir()
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
-        assert guard(f"+{other.pid}\n+{directory}\n-{other.pid}\n-{directory}\n").wait(10) == 0
+        assert guard(f"+{other.pid}\n+{directory}\n-{other.pid}\n-{directory}\n").wait(NET) == 0
         assert other.poll() is None and directory.exists()
         # On the list again, it is ours again; also the control.
         again = guard(f"+{other.pid}\n-{other.pid}\n+{other.pid}\n+{directory}\n")
-        assert other.wait(5) == -signal.SIGTERM
-        assert again.wait(10) == 0 and not directory.exists()
+        assert other.wait(NET) == -signal.SIGTERM
+        assert again.wait(NET) == 0 and not directory.exists()
 
 
 def test_what_is_already_gone_does_no_harm(tmp_path: Path) -> None:
     with subprocess.Popen(["true"], start_new_session=True) as ended:
-        ended.wait(5)
+        ended.wait(NET)
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
         process = guard(f"\n+{ended.pid}\n+{tmp_path / 'none'}\n+{other.pid}\n")
-        assert other.wait(5) == -signal.SIGTERM and process.wait(10) == 0
+        assert other.wait(NET) == -signal.SIGTERM and process.wait(NET) == 0
 
 
 def test_commands_have_a_tmpdir_of_the_runs_own(tmp_path: Path) -> None:
@@ -201,6 +198,6 @@ def test_commands_have_a_tmpdir_of_the_runs_own(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=30,
+        timeout=NET,
     )
     assert Path(done.stdout).is_relative_to(tmp_path) and list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from sevsnp.vm.qemu import check_files, snp_arguments
 from sevsnp.vm.signed_config import block_of, load_key, sign_configs, with_identity
 from tests.unit.evidence import MEASUREMENT, REFERENCE, REPORT_DATA, make_launch, psp
 from tests.unit.test_id_block import BLOCK, ID_KEY, P384, POLICY, SIGNED, openssl, write_key
+from tests.waiting import NET
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_the_service_hands_it_on(config: VmConfig, tmp_path: Path) -> None:
         with PspService(psp(), config.launch, MEASUREMENT, tmp_path / "psp", SIGNED):
             guest, _ = listener.accept()
             with guest:
-                guest.settimeout(10)
+                guest.settimeout(NET)
                 guest.sendall(REPORT_DATA)
                 answer = b""
                 while b"}" not in answer:

@@ -4,11 +4,11 @@ import base64
 import contextlib
 import hashlib
 import json
+import queue
 import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sevsnp.key_release import REQUEST, owner_context
 from sevsnp.keys import ensure_keys
 from tests.unit.key_guest import HOST_KEY, agent, der, evidence_for, guest_module
 from tests.unit.key_wire import HEADER, KEY, accept, release
+from tests.waiting import NET, Clock
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +118,9 @@ def false_guest(keys: Keys, directory: Path, talk: Callable[[ssl.SSLSocket, byte
         # An owner who refuses goes away.
         with contextlib.suppress(OSError, guest_module("linux").Stop):
             client, _ = listener.accept()
-            client.settimeout(20)
+            client.settimeout(NET)
             with client, context.wrap_socket(client, server_side=True) as connection:
-                request = bytes(agent.receive(connection, len(REQUEST) + 32, 10))
+                request = bytes(agent.receive(connection, len(REQUEST) + 32, NET))
                 talk(connection, request[len(REQUEST) :], agent.key_digest(certificate))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -127,7 +128,7 @@ def false_guest(keys: Keys, directory: Path, talk: Callable[[ssl.SSLSocket, byte
         thread.start()
         yield listener.getsockname()[1]
         listener.close()
-        thread.join(30)
+        thread.join(NET)
         assert not thread.is_alive()
 
 
@@ -257,16 +258,24 @@ def test_a_hostile_guest_gets_a_clear_refusal(keys: Keys, owner: ssl.SSLContext,
 def test_a_guest_that_trickles_without_end_is_left(
     keys: Keys, owner: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each byte comes in time, the whole does not."""
-    monkeypatch.setattr(key_release, "EVIDENCE_SECONDS", 1.5)
+    """Each byte comes in time, the whole does not: the owner goes while the guest still holds the line."""
+    clock = Clock()
+    monkeypatch.setattr(key_release, "time", clock)
+    ends: queue.Queue[bytes] = queue.Queue()
 
     def talk(connection: ssl.SSLSocket, nonce: bytes, key: bytes) -> None:
         connection.sendall(struct.pack(">I", 60_000))
-        for _ in range(100):
+        for _ in range(10):
+            clock.advance(key_release.EVIDENCE_SECONDS / 9)
             connection.sendall(b" ")
-            time.sleep(0.1)
+        connection.settimeout(key_release.EVIDENCE_SECONDS / 2)  # less than an owner would wait who counts anew
+        try:
+            ends.put(connection.recv(1))
+        except TimeoutError:
+            ends.put(b"waited for")
+        except OSError:
+            ends.put(b"")
 
-    started = time.monotonic()
     with false_guest(keys, tmp_path, talk) as port, pytest.raises(UserError, match="it took too long"):
         release(port, owner)
-    assert time.monotonic() - started < 8
+    assert ends.get(timeout=NET) == b""

@@ -24,6 +24,7 @@ from sevsnp.key_release import Opened, owner_context
 from sevsnp.keys import ensure_keys
 from tests.unit.key_guest import HOST_KEY, der
 from tests.unit.key_wire import KEY, Alter, GuestProcess, flip, guest_process, release, wire
+from tests.waiting import NET
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def owner(keys: Keys) -> ssl.SSLContext:
 def test_the_guest_s_end_needs_nothing_but_its_own_modules(guest: GuestProcess, owner: ssl.SSLContext) -> None:
     """Control for all that follows."""
     assert release(guest.port, owner) == Opened(4, (HOST_KEY,))
-    assert guest.received == [(KEY, 3)] and guest.end() == ""
+    assert guest.taken == [(KEY, 3)] and guest.end() == ""
 
 
 def test_of_many_owners_at_once_one_is_served(guest: GuestProcess, owner: ssl.SSLContext) -> None:
@@ -63,9 +64,9 @@ def test_of_many_owners_at_once_one_is_served(guest: GuestProcess, owner: ssl.SS
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(NET)
     assert len(ends) == 8 and sum(isinstance(end, Opened) for end in ends) == 1
-    assert guest.received == [(KEY, 3)] and guest.end() == ""
+    assert guest.taken == [(KEY, 3)] and guest.end() == ""
 
 
 def lengths(guest: GuestProcess, owner: ssl.SSLContext) -> tuple[int, int]:
@@ -115,17 +116,17 @@ def test_a_recorded_conversation_played_again(keys: Keys, owner: ssl.SSLContext,
     with guest_process(der(keys.owner_certificate), tmp_path / "first") as guest:
         with wire(guest.port, record) as port:
             release(port, owner)
-        assert guest.received == [(KEY, 3)]
+        assert guest.taken == [(KEY, 3)]
         assert KEY not in said
     with guest_process(der(keys.owner_certificate), tmp_path / "second") as guest:
-        with socket.create_connection(("127.0.0.1", guest.port), 10) as client:
+        with socket.create_connection(("127.0.0.1", guest.port), NET) as client:
             client.sendall(said)
             with contextlib.suppress(OSError):
                 while client.recv(4096):
                     pass
         assert guest.waiting
         release(guest.port, owner)
-        assert guest.received == [(KEY, 3)]
+        assert guest.taken == [(KEY, 3)]
 
 
 def test_every_record_sent_twice(guest: GuestProcess, owner: ssl.SSLContext) -> None:
@@ -161,7 +162,7 @@ def test_any_clock_of_the_guest_will_do(keys: Keys, owner: ssl.SSLContext, tmp_p
     """OpenSSL's own check of the owner's certificate, at that time."""
     with guest_process(der(keys.owner_certificate), tmp_path, clock=clock(year)) as guest:
         assert release(guest.port, owner).generation == 4
-        assert guest.received == [(KEY, 3)]
+        assert guest.taken == [(KEY, 3)]
 
 
 def test_a_certificate_of_today_depends_on_the_clock(tmp_path: Path) -> None:
@@ -175,4 +176,4 @@ def test_a_certificate_of_today_depends_on_the_clock(tmp_path: Path) -> None:
             assert guest.waiting
     with guest_process(der(today.owner_certificate), tmp_path / "now") as guest:
         release(guest.port, context)
-        assert guest.received == [(KEY, 3)]
+        assert guest.taken == [(KEY, 3)]

@@ -11,6 +11,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.keys import certificate_der, ensure_keys
+from tests.waiting import NET
 
 
 def test_made_once_and_private(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def connect(server_trusts: Path, client: Path) -> bool:
             stream.recv(1)
     except OSError:
         pass
-    thread.join(10)
+    thread.join(NET)
     return bool(accepted)
 
 

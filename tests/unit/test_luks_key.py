@@ -14,6 +14,7 @@ import pytest
 from sevsnp import luks_key
 from sevsnp.errors import UserError
 from sevsnp.luks_key import Record
+from tests.waiting import NET
 
 UUID = "0f2a6c1e-5b1f-4f0c-9d3c-6a7b8c9d0e1f"
 CANARY = b"\0canary\nkey \xff"
@@ -156,7 +157,7 @@ def test_a_typed_key(typed: list[str], calls: str, expected: str) -> None:
     thread = threading.Thread(target=read)
     thread.start()
     process.wait(timeout=60)
-    thread.join(timeout=10)
+    thread.join(NET)
     os.close(master)
     assert expected in shown.decode()
     assert typed == []

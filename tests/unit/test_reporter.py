@@ -10,10 +10,12 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import NET
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,11 +30,17 @@ from sevsnp.reporter import Reporter
 DOIT_CONFIG = {"backend": "sqlite3", "par_type": "thread", "reporter": Reporter, "verbosity": 2}
 
 
+def _seen(name):
+    # Until the test has seen what it waits for.
+    while not Path(f"{name}.seen").exists():
+        time.sleep(0.02)
+
+
 def _image():
     with progress.amount("writing", 1000) as add:
-        for _ in range(10):
-            add(100)
-            time.sleep(0.12)
+        add(500)
+        _seen("image")
+        add(500)
     print("  left: by the image")
     progress.remark("from the cache")
 
@@ -40,7 +48,7 @@ def _image():
 def _tools():
     print("begun,", end=" ")
     progress.step("unpacking 120 packages")
-    time.sleep(1.0)
+    _seen("tools")
     print("and done")
     print("to stderr", file=sys.stderr)
 
@@ -103,6 +111,8 @@ def environment(term: str) -> dict[str, str]:
 
 
 def in_log(project: Path, *words: str, term: str = "xterm") -> "subprocess.CompletedProcess[str]":
+    for name in WAITING:
+        (project / f"{name}.seen").touch()
     return subprocess.run(
         [sys.executable, "-m", "doit", *words],
         cwd=project,
@@ -112,14 +122,34 @@ def in_log(project: Path, *words: str, term: str = "xterm") -> "subprocess.Compl
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=60,
+        timeout=NET,
     )
 
 
+# Tasks that go on until the file of their name with .seen is there.
+WAITING = ("image", "tools")
+
+
+def plain(written: str) -> str:
+    """Without what moves the cursor and sets colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+
+
 def on_terminal(
-    project: Path, words: Sequence[str], *, term: str = "xterm", react: Callable[[int, int, str], None] | None = None
+    project: Path,
+    words: Sequence[str],
+    *,
+    term: str = "xterm",
+    react: Callable[[int, int, str], None] | None = None,
+    seen: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Run doit on a pseudo-terminal; ``react`` gets its end of it, the process and what was written so far."""
+    """Run doit on a pseudo-terminal; ``react`` gets its end of it, the process and what was written so far.
+
+    Each task in ``seen`` goes on when its pattern was on the terminal; of the others none waits.
+    """
+    waits = dict(seen or {})
+    for name in WAITING:
+        (project / f"{name}.seen").unlink(missing_ok=True) if name in waits else (project / f"{name}.seen").touch()
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (30, 100))
     process = subprocess.Popen(
@@ -133,7 +163,7 @@ def on_terminal(
     )
     os.close(theirs)
     written = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + NET
     try:
         while time.monotonic() < deadline:
             if select.select([ours], [], [], 0.05)[0]:
@@ -144,13 +174,17 @@ def on_terminal(
                 if not piece:
                     break
                 written += piece
+            text = written.decode(errors="replace")
+            for name in [name for name, pattern in waits.items() if re.search(pattern, plain(text))]:
+                (project / f"{name}.seen").touch()
+                del waits[name]
             if react:
-                react(ours, process.pid, written.decode(errors="replace"))
-        return process.wait(10), written.decode()
+                react(ours, process.pid, text)
+        return process.wait(NET), written.decode()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(NET)
         os.close(ours)
 
 
@@ -215,7 +249,9 @@ def test_a_dumb_terminal_is_a_log(project: Path) -> None:
 
 
 def test_a_terminal_has_a_live_area_that_leaves_nothing(project: Path) -> None:
-    code, written = on_terminal(project, ["both"])
+    code, written = on_terminal(
+        project, ["both"], seen={"image": "image: writing.* of 1.0 kB", "tools": "tools: unpacking 120 packages"}
+    )
     assert code == 0, written
     # It was there …
     assert "image: writing" in written and "of 1.0 kB" in written
@@ -226,10 +262,10 @@ def test_a_terminal_has_a_live_area_that_leaves_nothing(project: Path) -> None:
 
 
 def test_several_at_once_name_their_task(project: Path) -> None:
-    code, written = on_terminal(project, ["-n", "2", "both"])
+    below = r"image: writing[^\n]*\r?\n[^\n]*tools: unpacking 120 packages"
+    code, written = on_terminal(project, ["-n", "2", "both"], seen={"image": below, "tools": below})
     assert code == 0, written
-    both = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
-    assert re.search(r"image: writing[^\n]*\r?\n[^\n]*tools: unpacking 120 packages", both), "not one below the other"
+    assert re.search(below, plain(written)), "not one below the other"
     lines = untimed("\n".join(screen_after(written))).splitlines()
     named = ["  image: left: by the image", "  tools: begun, and done", "  tools: to stderr"]
     assert sorted(lines) == sorted(
@@ -249,27 +285,29 @@ def test_a_failure_is_named_and_whole(project: Path) -> None:
     assert not [line for line in lines if "unpacking" in line]
 
 
-def answered(project: Path, words: list[str]) -> str:
-    """What the terminal got, with the prompt answered half a second after it could be seen, or given up after two."""
-    seen: list[float] = []
-    started = time.monotonic()
+def answered(project: Path, words: list[str], when: Callable[[str], bool]) -> str:
+    """What the terminal got, with the prompt answered half a second after ``when``; what runs beside ends after that.
+
+    Half a second is four refreshes of the live area.
+    """
+    since: list[float] = []
 
     def react(terminal: int, pid: int, written: str) -> None:
-        if "password? " in written and not seen:
-            seen.append(time.monotonic())
-        if (seen and time.monotonic() > seen[0] + 0.5) or time.monotonic() > started + 4:
+        if not since and when(written):
+            since.append(time.monotonic())
+        elif since and time.monotonic() > since[0] + 0.5:
             with contextlib.suppress(OSError):
                 os.write(terminal, b"secret\n")
-            seen[:] = [float("inf")]
+            since[:] = [float("inf")]
 
-    code, written = on_terminal(project, words, react=react)
+    code, written = on_terminal(project, words, react=react, seen={"tools": "secret"})
     assert code == 0, written
     return written
 
 
 @pytest.mark.parametrize("words", [["asks"], ["-n", "2", "asks", "tools"]], ids=["one", "threads"])
 def test_a_prompt_is_not_drawn_over(project: Path, words: list[str]) -> None:
-    written = answered(project, words)
+    written = answered(project, words, lambda written: "password? " in written)
     _, prompt, after = written.partition("password? ")
     assert prompt and "\x1b" not in after.partition("secret")[0], "drawn while the user typed"
     assert any(line.endswith("got secret") for line in screen_after(written))
@@ -278,7 +316,7 @@ def test_a_prompt_is_not_drawn_over(project: Path, words: list[str]) -> None:
 def test_control_a_prompt_without_a_pause_is_drawn_over(project: Path) -> None:
     dodo = project / "dodo.py"
     dodo.write_text(dodo.read_text().replace("with progress.paused():", "if True:"))
-    written = answered(project, ["asks"])
+    written = answered(project, ["asks"], lambda written: "\x1b" in written.partition("▸ asks")[2])
     assert "\x1b" in written.partition("▸ asks")[2].partition("secret")[0]
 
 

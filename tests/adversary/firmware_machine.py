@@ -7,7 +7,7 @@ the vCPU turns round and round at one place.
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +93,8 @@ class Watched:
                     return text
             assert self.guest.process.poll() is None, f"QEMU ended: {self.guest.options.messages.read_text()}"
             seen.append(self.hands.instruction())
-            if len(seen) == _SAMPLES and len(set(seen)) == 1:
+            # Timer interrupts still come, so now and then the sample is elsewhere.
+            if len(seen) == _SAMPLES and Counter(seen).most_common(1)[0][1] > _SAMPLES * 3 // 4:
                 return DEAD_LOOP
             time.sleep(0.05)
         raise AssertionError(f"the firmware is not done in {seconds:.0f} s:\n{self.guest.log()[-3000:]}")

@@ -209,7 +209,7 @@ def disk(tools: Path, path: Path, mark: str) -> Path:
     return path
 
 
-# A disk behind each kind of controller, with the options for it; the first is as the guest's own disks are.
+# A disk behind each kind of controller that the ordinary firmware has a driver for; {} is the disk.
 _BEHIND: dict[str, tuple[str, ...]] = {
     "virtio": ("-device", "virtio-blk-pci,drive={}"),
     "virtio-scsi": ("-device", "virtio-scsi-pci,id=vscsi", "-device", "scsi-hd,bus=vscsi.0,drive={}"),
@@ -217,8 +217,6 @@ _BEHIND: dict[str, tuple[str, ...]] = {
     "nvme": ("-device", "nvme,serial=1,drive={}"),
     "usb": ("-device", "qemu-xhci,id=usb", "-device", "usb-storage,bus=usb.0,drive={}"),
     "sd": ("-device", "sdhci-pci,id=sd", "-device", "sd-card,bus=sd-bus,drive={}"),
-    "pvscsi": ("-device", "pvscsi,id=pvscsi", "-device", "scsi-hd,bus=pvscsi.0,drive={}"),
-    "lsi": ("-device", "lsi53c895a,id=lsi", "-device", "scsi-hd,bus=lsi.0,drive={}"),
 }
 
 
@@ -229,7 +227,7 @@ def disks(tools: Path, directory: Path) -> dict[str, tuple[str, ...]]:
         mark = f"the disk behind {kind} runs"
         image = disk(tools, directory / f"{kind}.img", mark)
         node = f"driver=raw,node-name=disk-{kind},file.driver=file,file.filename={escaped(image)}"
-        made[mark] = ("-blockdev", node, *(word.format(f"disk-{kind}") for word in words))
+        made[mark] = ("-blockdev", node, *(word.format(f"disk-{kind},bootindex={len(made)}") for word in words))
     return made
 
 
@@ -248,7 +246,7 @@ def network(served: Path, capture: Path) -> tuple[str, ...]:
     """A card on a network that says by DHCP what to start, and has it; its frames are kept in ``capture`` (pcap)."""
     return (
         *("-netdev", f"user,id=pxe,restrict=on,tftp={escaped(served)},bootfile=boot.efi"),
-        *("-device", "virtio-net-pci,netdev=pxe,romfile="),
+        *("-device", "virtio-net-pci,netdev=pxe,romfile=,bootindex=90"),
         *("-object", f"filter-dump,id=dump,netdev=pxe,file={escaped(capture)}"),
     )
 

@@ -5,9 +5,10 @@ build that ours is made from, or the ordinary one for machines without measured 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.adversary.firmware_machine import (
     KERNEL,
     NO_APERTURE,
     NOTHING,
+    NoHashes,
     added_file,
     ordinary_firmware,
     our_firmware,
@@ -56,6 +58,8 @@ SLOTS = ("-global", "fw_cfg_io.x-file-slots=128")
 # QEMU has files of these names already, so that the host's own can only be there instead of the launch's.
 OWN = ("kernel", "initrd", "cmdline")
 PROGRAM = "the program runs"
+CARD = "virtio-rng-pci"
+Everything = Callable[[Path], dict[str, tuple[str, ...]]]
 
 
 def said(log: str, marks: Sequence[str]) -> set[str]:
@@ -140,40 +144,70 @@ def test_control_a_file_whose_hash_is_in_the_table(built: Built, tmp_path: Path,
 
 
 @pytest.fixture(scope="module")
-def everything(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, tuple[str, ...]]]:
+def everything(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Everything:
     """What a host can offer at once, as QEMU's options by the mark that it says; and a capture of the network."""
     directory = tmp_path_factory.mktemp("everything")
     offers = {
         PROGRAM: added_file(f"{BESIDE_KERNEL}shim", program(directory, PROGRAM)),
-        mark_of("virtio-rng-pci"): card("virtio-rng-pci", directory),
+        mark_of(CARD): card(CARD, directory),
         **disks(built.tools, directory),
     }
     served = serve(directory)
     return lambda capture: {**offers, NETWORK: network(served, capture)}
 
 
-Everything = Callable[[Path], dict[str, tuple[str, ...]]]
+class Case(NamedTuple):
+    """Which of the three QEMU is given, which table, how the firmware ends, whether it comes to others' code."""
+
+    files: tuple[str, ...]
+    hashes: Callable[[KernelHashes], KernelHashes]
+    end: str
+    reached: bool
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        pytest.param((), id="no kernel"),
-        pytest.param(("kernel", "cmdline"), id="no initrd"),
-        pytest.param(FILES, id="all three", marks=pytest.mark.full),
-    ],
+CASES = {
+    "no kernel": Case((), lambda genuine: genuine, DEAD_LOOP, False),
+    "no initrd": Case(("kernel", "cmdline"), lambda genuine: genuine, DEAD_LOOP, False),
+    "no kernel and no hashes": Case((), lambda genuine: NoHashes(**vars(genuine)), NOTHING, True),
+    "no initrd, by its hash": Case(
+        ("kernel", "cmdline"), lambda genuine: replace(genuine, initrd=hashlib.sha256().digest()), KERNEL, True
+    ),
+    "all three": Case(FILES, lambda genuine: genuine, KERNEL, True),
+}
+IN_CI = "no kernel and no hashes"
+every_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == IN_CI else pytest.mark.full) for name in CASES]
 )
+
+
+def end_of(
+    built: Built, firmware: Path, directory: Path, case: Case, offers: Mapping[str, tuple[str, ...]]
+) -> tuple[str, set[str]]:
+    """How the firmware ends that is offered everything, and which marks are said."""
+    extra, hashes = flat(list(offers.values())), case.hashes(KernelHashes.of(built.config("emulated").launch))
+    with watched(built, firmware, directory / "state", extra, files=case.files, hashes=hashes) as machine:
+        return machine.wait_done(), said(machine.guest.log(), list(offers))
+
+
+@every_case
 def test_nothing_runs_whichever_of_the_three_are_missing(
-    built: Built, tmp_path: Path, everything: Everything, files: tuple[str, ...]
+    built: Built, tmp_path: Path, everything: Everything, name: str
 ) -> None:
     """And nothing is sent to the network. Control: the next two tests."""
     offers = everything(tmp_path / "capture")
-    with watched(built, our_firmware(built), tmp_path / "state", flat(list(offers.values())), files=files) as machine:
-        end = machine.wait_done()
-        log = machine.guest.log()
-        assert (tmp_path / "capture").stat().st_size <= PCAP_HEADER
-    assert said(log, list(offers)) == set()
-    assert (end == KERNEL) == (files == FILES)
+    assert end_of(built, our_firmware(built), tmp_path, CASES[name], offers) == (CASES[name].end, set())
+    assert (tmp_path / "capture").stat().st_size == PCAP_HEADER
+
+
+@every_case
+def test_control_what_the_unchanged_build_starts(
+    built: Built, tmp_path: Path, everything: Everything, name: str
+) -> None:
+    """A card's program, wherever it comes so far; disks and network are not among what it starts."""
+    offers, case = everything(tmp_path / "capture"), CASES[name]
+    _, marks = end_of(built, stock_firmware(built), tmp_path, case, offers)
+    assert marks - {PROGRAM} == ({mark_of(CARD)} if case.reached else set())
+    assert (PROGRAM in marks) == (case.end == KERNEL)
 
 
 @pytest.mark.full
@@ -182,23 +216,10 @@ def test_control_the_ordinary_firmware_starts_disks_and_network(
 ) -> None:
     """One after the other, since each program ends and says that it was not the right one."""
     offers = everything(tmp_path / "capture")
-    wanted = [mark for mark in offers if mark != PROGRAM]
     with watched(built, ordinary_firmware(built), tmp_path / "state", flat(list(offers.values())), files=()) as machine:
-        for mark in wanted:
+        for mark in offers:
             machine.guest.wait_for(mark)
         assert (tmp_path / "capture").stat().st_size > PCAP_HEADER
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("files", [(), ("kernel", "cmdline")], ids=["no kernel", "no initrd"])
-def test_control_what_the_unchanged_build_starts(
-    built: Built, tmp_path: Path, everything: Everything, files: tuple[str, ...]
-) -> None:
-    """The card's program in any case; disks and network are not among what it starts either."""
-    offers = everything(tmp_path / "capture")
-    with watched(built, stock_firmware(built), tmp_path / "state", flat(list(offers.values())), files=files) as machine:
-        machine.wait_done()
-        assert said(machine.guest.log(), list(offers)) == {mark_of("virtio-rng-pci")}
 
 
 VALUES = ("0", "1", "yes", "no")

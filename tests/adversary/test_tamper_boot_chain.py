@@ -1,7 +1,7 @@
 """Measured boot: what was changed after the VM config was made never starts, or is measured for what it is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from sevsnp.attestation.launch_digest import KernelHashes
 from sevsnp.files import sha256_file
 from sevsnp.owner import attest
 from sevsnp.vm.config import File, Launch, VmConfig
+from tests.adversary.firmware_machine import NoHashes
 from tests.boot.hands import hands_on, sockets
 from tests.boot.harness import boot, flipped
 from tests.boot.shared import Attested, Running
@@ -72,18 +73,10 @@ def test_the_changed_files_start_with_honest_hashes(built: Built, tmp_path: Path
         guest.wait_for("EFI stub", 120)
 
 
-@dataclass(frozen=True)
-class _Zeros(KernelHashes):
-    """No table: what memory holds where QEMU puts none."""
-
-    def table(self) -> bytes:
-        return bytes(len(super().table()))
-
-
 def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> None:
     """The firmware does not take the kernel from QEMU at all, and has nothing else. Control: the shared guest."""
     launch = built.config("emulated").launch
-    zeros = _Zeros(*vars(KernelHashes.of(launch)).values())
+    zeros = NoHashes(*vars(KernelHashes.of(launch)).values())
     with (
         sockets() as where,
         boot(launch, built.qemu, tmp_path / "state", hashes=zeros, extra=where.arguments) as guest,

@@ -76,7 +76,16 @@ class Hands:
     def instruction(self) -> int:
         """The address of the next instruction of the first vCPU."""
         registers = str(self._qmp.command("human-monitor-command", **{"command-line": "info registers"}))
-        return int(registers.partition("RIP=")[2].split()[0], 16)
+        # EIP until the firmware has switched to 64 bits.
+        return int(registers.partition("IP=")[2].split()[0], 16)
+
+    def go_on(self) -> None:
+        """Let a machine run that stands still."""
+        self._qmp.command("cont")
+
+    def plug(self, driver: str, **properties: object) -> None:
+        """Add a device to the machine as it runs."""
+        self._qmp.command("device_add", driver=driver, **properties)
 
     def wait_dead_loop(self, seconds: float) -> int:
         """The address at which the vCPU turns round and round; fails when ``seconds`` pass before."""

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
 from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
+from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
 from sevsnp.errors import UserError
@@ -110,8 +111,8 @@ def attest_guest(
 
 def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
     """A refusal in words for the user, with what helps against it."""
-    hint = ""
-    if config.launch.platform == "snp":
+    hint = f"{REMEDY}: {refused.remedy}" if refused.remedy else ""
+    if config.launch.platform == "snp" and not hint:
         hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
     return UserError(f"{where}: REFUSED ({refused.reason}): {refused}", hint)
 

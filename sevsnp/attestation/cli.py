@@ -9,6 +9,7 @@ from pathlib import Path
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.authentication import Endorser
+from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
@@ -151,6 +152,8 @@ def _table(appraisal: Appraisal, headline: str) -> None:
         print(f"{headline} (policy: {appraisal.profile})")
     else:
         print(f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}")
+        if appraisal.remedy:
+            print(f"{REMEDY}: {appraisal.remedy}")
 
 
 def read_file(path: Path) -> bytes:

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sevsnp.attestation.inspection import describe
-from sevsnp.attestation.outcome import Appraisal
+from sevsnp.attestation.outcome import REMEDY, Appraisal
 from sevsnp.files import write_atomic
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "verdict.html.j2"
@@ -31,6 +31,7 @@ def render_page(appraisal: Appraisal, at: datetime) -> str:
     return templates.get_template(TEMPLATE.name).render(
         title=title,
         sentence=sentence,
+        remedy=REMEDY,
         appraisal=appraisal,
         at=f"{at:%Y-%m-%d %H:%M} UTC",
         product=appraisal.report.processor if appraisal.report else "",

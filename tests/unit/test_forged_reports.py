@@ -83,6 +83,8 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"minimum_tcb": Tcb(11, 0, 0, 0), "policy": {
         name: {"any": "not now"} for name in ("reported_tcb", "launch_tcb")}}, "minimum-committed-tcb"),
     ({"launch_tcb": LOWER}, {"minimum_tcb": Tcb(1, 0, 23, 1)}, "minimum-launch-tcb"),
+    ({}, {"minimum_tcb": None}, "tcb-floor"),
+    ({}, {"minimum_tcb": Tcb(0, 0, 0, 0)}, "tcb-floor"),
     ({"current_tcb": Tcb(10, 0, 24, 200)}, {}, "provisional-firmware"),
     ({"firmware": FirmwareVersion(1, 55, 37)}, {"policy": {"firmware": {"at_least": "1.55.38"}}}, "minimum-firmware"),
     ({"mitigations": 0b101}, {"policy": {"launch_mitigations": 0b111}}, "launch-mitigations"),

@@ -14,7 +14,7 @@ from sevsnp.images.luks2 import Luks2, opens
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import Secret, connect, owner_context, release
 from sevsnp.luks_key import Record
-from sevsnp.owner import Login, Verdict, refusal, trust_domain, verifier
+from sevsnp.owner import Login, Verdict, named_for, refusal, trust_domain, verifier
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
@@ -94,14 +94,16 @@ def attest_luks(
 ) -> None:
     """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and let ssh know its key.
 
-    ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not.
+    ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not; with an
+    emulated VM config ``emulated`` is put into its name.
     ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
     :class:`UserError`; a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
     login.forget()
-    report.unlink(missing_ok=True)
+    for emulated in (True, False):
+        named_for(report, emulated=emulated).unlink(missing_ok=True)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     if config.launch.workflow != "luks":
@@ -114,6 +116,7 @@ def attest_luks(
     domain = "amd" if config.launch.platform == "snp" else "emulated"
     check_release(domain, volume.record, emulated_asked=emulated_asked)
     verify = verifier(config, emulated_root)
+    report = named_for(report, emulated=domain != "amd")
 
     def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
         write_atomic(report, evidence.report)

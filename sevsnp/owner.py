@@ -23,6 +23,11 @@ from sevsnp.vm.config import BANNER, VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
 
+def named_for(path: Path, *, emulated: bool) -> Path:
+    """``path``, under emulation with ``emulated`` in its name: ``report.bin`` is then ``report.emulated.bin``."""
+    return path.with_name(f"{path.stem}.emulated{path.suffix}") if emulated else path
+
+
 class Verdict(Protocol):
     """What both verdict types can do. They are no more alike: what releases a secret must ask for the type itself."""
 
@@ -132,14 +137,18 @@ class Login:
     def _files(self) -> tuple[Path, Path, Path]:
         return self.output / "known_hosts", self.output / "ssh_config", self.output / "verdict.json"
 
+    def verdict(self, *, emulated: bool) -> Path:
+        """Where a verdict is kept; one under emulation says so by its name too, which nothing goes by."""
+        return named_for(self._files[2], emulated=emulated)
+
     def forget(self) -> None:
         """Remove what an earlier guest left, so that a refusal leaves nothing that ssh would trust."""
-        for stale in self._files:
+        for stale in (*self._files, self.verdict(emulated=True)):
             stale.unlink(missing_ok=True)
 
     def allow(self, verdict: Verdict, config: VmConfig, host_keys: tuple[str, ...]) -> None:
         """Let ssh know the host keys that ``verdict`` vouches for, and say so."""
-        known_hosts, ssh_config, result = self._files
+        known_hosts, ssh_config, _ = self._files
         write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, host_keys))
         templates = Environment(
             loader=FileSystemLoader(self.template.parent),
@@ -155,6 +164,7 @@ class Login:
         )
         write_atomic(ssh_config, text + "\n")
         document = verdict.to_json()
+        result = self.verdict(emulated=document["trust_domain"] != "amd")
         write_atomic(result, json.dumps({**document, "vm_config": str(config.source)}, indent=2) + "\n")
         if document["trust_domain"] != "amd":
             print(BANNER)

@@ -62,6 +62,11 @@ class Reason(StrEnum):
 REMEDY = "if AMD's bulletins name no higher TCB version than this report's"
 
 
+def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:
+    """What a saved result says at its top level, so that nobody takes an emulated one for another."""
+    return {"emulated": False} if domain == "amd" else {"emulated": True, "confidential": False}
+
+
 class Check(NamedTuple):
     """One check and how it came out; ``reason`` says why it failed, was not reached, or has nothing to compare with."""
 
@@ -112,6 +117,7 @@ class Refused(Exception):
     def to_json(self) -> dict[str, Any]:
         return {
             "trust_domain": self.trust_domain,
+            **said_of_emulation(self.trust_domain),
             "accepted": False,
             "undecided": isinstance(self, Undecided),
             "reason": str(self.reason),
@@ -164,6 +170,7 @@ class Appraisal:
             "accepted": self.accepted and self.trust_domain == "amd",
             "undecided": self.decision == "undecided",
             "trust_domain": self.trust_domain,
+            **said_of_emulation(self.trust_domain),
             "product": report.product if report else "",
             "signer": self.signer,
             "profile": self.profile,

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sevsnp.attestation.appraisal import Evidence, Expected, Refused
+from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
 from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
@@ -70,8 +70,15 @@ def trust_domain(verdict: object) -> Literal["amd", "emulated"]:
     raise TypeError(f"found {type(verdict).__name__}, expected a verdict")
 
 
-def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout: float = 30.0) -> Accepted:
-    """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it.
+def attest(
+    config: VmConfig,
+    host: str,
+    port: int,
+    emulated_root: Path,
+    timeout: float = 30.0,
+    never: NeverAccepted | None = None,
+) -> Accepted:
+    """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it. ``never``: a release's list.
 
     Raises :class:`Refused` with its reason, or :class:`UserError` where there is no evidence at all.
     """
@@ -79,7 +86,7 @@ def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout:
     verify = verifier(config, emulated_root)
     nonce = os.urandom(NONCE_SIZE)
     answer = ask(host, port, nonce, timeout)
-    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()))
+    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()), never=never)
     verdict = verify(Evidence(answer.report, answer.certificates), expected, datetime.now(UTC))
     return Accepted(verdict, answer)
 
@@ -96,11 +103,14 @@ def attest_guest(
     template: Path,
     output: Path,
     asked: Mapping[str, int | str] | None = None,
+    manifest: Path | None = None,
+    manifest_key: Path | None = None,
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config and the verdict into ``output``.
 
     ``asked`` are the settings given for this run, which must not contradict the VM config. What an earlier guest left
-    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust.
+    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust. What a ``manifest`` that
+    ``manifest_key`` has signed lists as never to be accepted is refused.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     login.forget()
@@ -108,10 +118,19 @@ def attest_guest(
     check_fixed(config, asked or {})
     check_launch_firmware(config.launch)  # before the guest is spoken to
     try:
-        accepted = attest(config, host, port, emulated_root)
+        accepted = attest(config, host, port, emulated_root, never=never_accepted(manifest, manifest_key))
     except Refused as refused:
         raise refusal(refused, config, f"{host}:{port}") from None
     login.allow(accepted.verdict, config, accepted.answer.host_keys)
+
+
+def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAccepted | None:
+    """A release's list; None without a manifest. Raises :class:`UserError` for one that the key did not sign."""
+    if manifest is None:
+        return None
+    from sevsnp.release.refused import read_refused
+
+    return read_refused(manifest, manifest_key, ("MANIFEST", "MANIFEST_PUBLIC_KEY"))
 
 
 def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:

@@ -5,7 +5,7 @@ left for what the verifier itself was given wrongly.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -21,29 +21,48 @@ from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Valu
 from sevsnp.firmware.gate import open_roads, problem
 from sevsnp.vm.config import Launch, Tcb, VmConfig, making
 
-__all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
+__all__ = ["Appraisal", "Check", "Evidence", "Expected", "NeverAccepted", "Reason", "Refused", "Undecided", "appraise"]
+
+
+@dataclass(frozen=True)
+class NeverAccepted:
+    """What a release says that nobody may accept, by digest (lower-case hex digits), each with what it is.
+
+    ``launch_digests`` (48 bytes) are those of emulated VM configs, which on hardware are none to expect; ``firmware``
+    (SHA-256) is refused on every platform.
+    """
+
+    launch_digests: Mapping[str, str]
+    firmware: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
     """What the evidence must say: the policy, and the launch of the guest it is about.
 
-    ``made_by`` is the command that makes its VM config.
+    ``made_by`` is the command that makes its VM config; ``never`` a release's list, where one was given.
     """
 
     policy: Policy
     launch: Launch
     acpi: bool
     made_by: str
+    never: NeverAccepted | None = None
 
     @classmethod
-    def of(cls, config: VmConfig, report_data: bytes | None, policy: Path | None = None) -> "Expected":
+    def of(
+        cls,
+        config: VmConfig,
+        report_data: bytes | None,
+        policy: Path | None = None,
+        never: NeverAccepted | None = None,
+    ) -> "Expected":
         """From a VM config: its own policy, or that of the file ``policy``. ``report_data`` (64 bytes) is what the
         verifier asked for; None where the policy itself says it. Raises :class:`UserError`."""
         document, source = (read_policy(policy), policy) if policy else (config.policy, config.source)
         made = make_policy(document, source, config, report_data)
         launch = config.launch
-        return cls(made, launch, config.require_reference().acpi, making(config.source, launch.workflow))
+        return cls(made, launch, config.require_reference().acpi, making(config.source, launch.workflow), never)
 
 
 # What a verdict must not keep quiet about.
@@ -123,6 +142,28 @@ def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: Tr
         expected="a firmware that starts nothing but the measured files",
         found=wrong or launch.firmware_reason or launch.firmware.sha256,
     )
+    check_never(log, report, expected, root)
+
+
+def check_never(log: Checklist, report: Report, expected: Expected, root: TrustRoot) -> None:
+    """Whether a release's list has what the relying party expects, or what the report says, wherever it was taken from.
+
+    An emulated guest's launch digest may have been pasted where a production one belongs.
+    """
+    if expected.never is None:
+        log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
+        return
+    rule, firmware = expected.policy.measurement, expected.launch.firmware.sha256
+    digests = [report.measurement.hex()]
+    digests += [one.hex() for one in rule.values if isinstance(one, bytes)] if isinstance(rule, OneOf) else []
+    named = [expected.never.firmware.get(firmware)]
+    if root.domain != "emulated":
+        named += [expected.never.launch_digests.get(digest) for digest in digests]
+    listed = next(filter(None, named), "")
+    log.require(
+        Reason.NEVER_ACCEPTED, not listed, expected="nothing that the release manifest lists as never to be accepted",
+        found=listed or f"launch digest {digests[0]}",
+    )  # fmt: skip
 
 
 def _author_key(report: Report) -> bytes | None:

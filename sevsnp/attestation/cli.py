@@ -45,6 +45,8 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
     parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="repeatable")
+    parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
+    parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
     return parser
 
@@ -103,7 +105,12 @@ def read_evidence(options: argparse.Namespace) -> Evidence:
 
 def read_expected(options: argparse.Namespace) -> Expected:
     """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
-    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy)
+    never = None
+    if options.manifest or options.manifest_key:
+        from sevsnp.release.refused import read_refused
+
+        never = read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
+    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy, never)
 
 
 def _report_data(options: argparse.Namespace) -> bytes | None:

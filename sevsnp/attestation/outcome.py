@@ -22,6 +22,7 @@ class Reason(StrEnum):
     PRODUCT = "product"
     PLATFORM = "platform"
     GUEST_FIRMWARE = "guest-firmware"
+    NEVER_ACCEPTED = "never-accepted"
     SIGNING_KEY = "signing-key"
     CHIP_ID = "chip-id"
     TCB = "tcb"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation import appraisal
-from sevsnp.attestation.appraisal import Evidence, Reason, appraise
+from sevsnp.attestation.appraisal import Evidence, NeverAccepted, Reason, appraise
 from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.outcome import Appraisal
@@ -17,7 +17,7 @@ from sevsnp.attestation.revocation import load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm.config import File, Tcb
-from tests.unit.evidence import expected
+from tests.unit.evidence import MEASUREMENT, expected
 from tests.unit.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
@@ -71,6 +71,7 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"product": "Milan", "policy": {"product": ["Genoa", "Milan"]}}, "product"),
     ({}, {"platform": "emulated"}, "platform"),
     ({}, {"firmware": File(Path("OVMF.amdsev.fd"), STOCK)}, "guest-firmware"),
+    ({}, {"never": NeverAccepted({MEASUREMENT.hex(): "emulated"}, {})}, "never-accepted"),
     ({"version": 2}, {"policy": {"report_version": {"at_least": 3}}}, "report-version"),
     ({}, {"policy": {"product": ["Turin"]}}, "allowed-product"),
     ({}, {"policy": {"signer": ["VLEK"]}}, "allowed-signer"),

@@ -272,7 +272,7 @@ def test_command(module: ModuleType, tmp_path: Path, capsysbinary: pytest.Captur
 
 def test_an_emulated_report_says_so_in_its_name_and_its_json(module: ModuleType, tmp_path: Path) -> None:
     class Emulated(Provider):
-        says = staticmethod(load_script(EMULATED).EmulatedProvider.says)
+        says: Any = staticmethod(load_script(EMULATED).EmulatedProvider.says)
 
         def fetch(self, report_data: bytes) -> tuple[bytes, bytes]:
             return report_for(report_data), b""

@@ -163,13 +163,15 @@ class SevGuest:
 
 
 # In the order in which they are asked. Another layer may append its own: name, available() and fetch(report_data), with
-# the VMPL behind it where one is asked for.
+# the VMPL behind it where one is asked for; and ``says``, a function that gives what every document of its must say at
+# its top level. What is true there has to be in the name of a file, too.
 PROVIDERS: list[Any] = [ConfigfsTsm(), SevGuest()]
 
 
 def get_report(report_data: bytes, vmpl: int | None = None) -> Evidence:
     """Evidence for REPORT_DATA (64 bytes): ``report`` and ``certificates`` in base64, ``provider``, ``vmpl``.
 
+    What a provider ``says`` of all its evidence stands before that.
     Raises ReportError with the reason of every provider that was asked.
     """
     if len(report_data) != REPORT_DATA_SIZE:
@@ -188,6 +190,7 @@ def get_report(report_data: bytes, vmpl: int | None = None) -> Evidence:
             problems.append(str(error) or type(error).__name__)
             continue
         return {
+            **getattr(provider, "says", dict)(),
             "report": base64.b64encode(report).decode(),
             "certificates": base64.b64encode(certificates).decode(),
             "provider": provider.name,
@@ -195,6 +198,10 @@ def get_report(report_data: bytes, vmpl: int | None = None) -> Evidence:
         }
     names = ", ".join(provider.name for provider in PROVIDERS)
     raise ReportError("; ".join(problems) or f"this is not an SNP guest: none of {names} is there")
+
+
+def _marks(evidence: Evidence) -> list[str]:
+    return [name for name, value in evidence.items() if value is True]
 
 
 def ssh_report_data(nonce: bytes, host_keys: list[bytes]) -> bytes:
@@ -257,6 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             report_data = options.report_data
         evidence = get_report(report_data, options.vmpl)
+        for mark in _marks(evidence):
+            if options.output and mark not in os.path.basename(options.output):
+                raise ReportError(f"{options.output}: expected a name with {mark} in it")
         if options.certificates:
             with open(options.certificates, "wb") as stream:
                 stream.write(base64.b64decode(str(evidence["certificates"])))

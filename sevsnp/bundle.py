@@ -1,7 +1,7 @@
 """The host bundle: what an untrusted host needs to run a workflow, and nothing of what decides anything.
 
-It has the guest's files, two launch files (production and emulated) without reference values, the code that launches,
-and a Python of its own, so that a host needs nothing but QEMU. No private key, no policy, no user's name.
+It has the guest's files, launch files without reference values (production and emulated, or production alone), the
+code that launches, and a Python of its own: a host needs nothing but QEMU. No private key, no policy, no user's name.
 """
 
 import re
@@ -19,7 +19,8 @@ _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 _PYTHON = "usr/lib/python3.*"
 _PACKAGES = "usr/lib/python3/dist-packages"
 # Where the code on the host starts: all that these import goes along, and is part of a bundle's recipe.
-_ENTRIES = ("sevsnp.vm.host", "sevsnp.vm.snp", "sevsnp.emulation.launch")
+_ENTRIES = ("sevsnp.vm.host", "sevsnp.vm.snp")
+_EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
 _RUN_PY = """\
 import sys
 from pathlib import Path
@@ -33,18 +34,23 @@ sys.exit(main(sys.argv[1:], here.parent))
 
 
 def make_bundle(
-    *, production: Path, emulated: Path, template: Path, run_script: Path, release: Path, output: Path
+    *, production: Path, emulated: Path | None = None, template: Path, run_script: Path, release: Path, output: Path
 ) -> None:
-    """Write the bundle directory ``output`` from the two VM configs and the unpacked release tree."""
+    """Write the bundle directory ``output`` from the VM configs and the unpacked release tree.
+
+    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files.
+    """
     output.mkdir()
     copied: dict[Path, str] = {}
     for config, name in ((production, "launch.toml"), (emulated, "launch.emulated.toml")):
+        if config is None:
+            continue
         launch = _copy_files(read_vm_config(config).launch, output, copied)
         (output / name).write_text(render_vm_config(VmConfig((output / name).resolve(), launch, None), template))
     script = output / "run"
     script.write_text(run_script.read_text())
     script.chmod(0o755)
-    _copy_code(output / "lib")
+    _copy_code(output / "lib", emulation=emulated is not None)
     _copy_python(release, output / "runtime")
     _check_no_secret(output)
 
@@ -79,8 +85,9 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
     return Launch(**{**vars(launch), **files, "disks": disks})
 
 
-def _copy_code(library: Path) -> None:
-    for name, source in sorted({item for entry in _ENTRIES for item in reached_sources(entry).items()}):
+def _copy_code(library: Path, *, emulation: bool) -> None:
+    entries, without = ((*_ENTRIES, _EMULATED_ENTRY), "") if emulation else (_ENTRIES, _EMULATION)
+    for name, source in sorted({item for entry in entries for item in reached_sources(entry, without).items()}):
         relative = Path(*name.split("."))
         target = library / (relative / "__init__.py" if source.name == "__init__.py" else relative.with_suffix(".py"))
         target.parent.mkdir(parents=True, exist_ok=True)

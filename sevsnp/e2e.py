@@ -20,7 +20,7 @@ from sevsnp.attestation.client import NONCE_SIZE, ask
 from sevsnp.command import environment, run
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.owner import attest, attest_guest
+from sevsnp.owner import attest, attest_guest, named_for
 from sevsnp.reporter import remarks, timings
 from sevsnp.stages import Stages
 from sevsnp.vm.config import read_vm_config
@@ -171,6 +171,11 @@ class Attempt:
     def ssh_config(self) -> Path:
         return self.output / "ssh_config"
 
+    @property
+    def verdict(self) -> Path:
+        """What attestation has written of its verdict."""
+        return named_for(self.output / "verdict.json", emulated=self.platform == "emulated")
+
     @contextmanager
     def running(self) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
         """The host's ./run, and the ports of sshd and of the agent at 127.0.0.1."""
@@ -250,7 +255,7 @@ def _verity(attempt: Attempt) -> dict[str, Any]:
                 host="127.0.0.1", port=attest_port, ssh_port=ssh_port, emulated_root=attempt.emulated_root,
                 identity=attempt.identity, user=attempt.user, template=attempt.template, output=attempt.output,
             )  # fmt: skip
-            verdict = json.loads((attempt.output / "verdict.json").read_text())
+            verdict = json.loads(attempt.verdict.read_text())
             shown.append("evidence for a fresh nonce, launch digest as computed from the files")
         if attempt.platform == "emulated":
             with stages.stage("verity: refuse emulated evidence in production") as shown:

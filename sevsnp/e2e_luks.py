@@ -62,7 +62,7 @@ def run_luks(
                 user=attempt.user, template=attempt.template, output=attempt.output, report=report, asked=asked,
                 throwaway=True,
             )  # fmt: skip
-            verdict = json.loads((attempt.output / "verdict.json").read_text())
+            verdict = json.loads(attempt.verdict.read_text())
             shown.append("evidence for a fresh nonce, this connection's key and this volume's header; then the key")
         with stages.stage("luks: log in") as shown:
             wait_for_login(attempt.ssh_config)

@@ -14,7 +14,7 @@ from sevsnp.images.luks2 import Luks2, opens
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import Secret, connect, owner_context, release
 from sevsnp.luks_key import Record
-from sevsnp.owner import Login, Verdict, refusal, trust_domain, verifier
+from sevsnp.owner import Login, Verdict, named_for, never_accepted, refusal, trust_domain, verifier
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
@@ -91,17 +91,22 @@ def attest_luks(
     report: Path,
     asked: Mapping[str, int | str] | None = None,
     throwaway: bool = False,
+    manifest: Path | None = None,
+    manifest_key: Path | None = None,
 ) -> None:
     """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and let ssh know its key.
 
-    ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not.
+    ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not; with an
+    emulated VM config ``emulated`` is put into its name.
+    What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
     ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
     :class:`UserError`; a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
     login.forget()
-    report.unlink(missing_ok=True)
+    for emulated in (True, False):
+        named_for(report, emulated=emulated).unlink(missing_ok=True)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     if config.launch.workflow != "luks":
@@ -114,10 +119,12 @@ def attest_luks(
     domain = "amd" if config.launch.platform == "snp" else "emulated"
     check_release(domain, volume.record, emulated_asked=emulated_asked)
     verify = verifier(config, emulated_root)
+    never = never_accepted(manifest, manifest_key)
+    report = named_for(report, emulated=domain != "amd")
 
     def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
         write_atomic(report, evidence.report)
-        return verify(evidence, Expected.of(config, report_data), datetime.now(UTC))
+        return verify(evidence, Expected.of(config, report_data, never=never), datetime.now(UTC))
 
     with connect(host, port, owner_context(keys.owner_certificate, keys.owner_private)) as connection:
         try:

@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sevsnp.attestation.appraisal import Evidence, Expected, Refused
+from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
 from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
+from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
 from sevsnp.errors import UserError
@@ -20,6 +21,11 @@ from sevsnp.files import write_atomic
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.vm.config import BANNER, VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
+
+
+def named_for(path: Path, *, emulated: bool) -> Path:
+    """``path``, under emulation with ``emulated`` in its name: ``report.bin`` is then ``report.emulated.bin``."""
+    return path.with_name(f"{path.stem}.emulated{path.suffix}") if emulated else path
 
 
 class Verdict(Protocol):
@@ -64,8 +70,15 @@ def trust_domain(verdict: object) -> Literal["amd", "emulated"]:
     raise TypeError(f"found {type(verdict).__name__}, expected a verdict")
 
 
-def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout: float = 30.0) -> Accepted:
-    """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it.
+def attest(
+    config: VmConfig,
+    host: str,
+    port: int,
+    emulated_root: Path,
+    timeout: float = 30.0,
+    never: NeverAccepted | None = None,
+) -> Accepted:
+    """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it. ``never``: a release's list.
 
     Raises :class:`Refused` with its reason, or :class:`UserError` where there is no evidence at all.
     """
@@ -73,7 +86,7 @@ def attest(config: VmConfig, host: str, port: int, emulated_root: Path, timeout:
     verify = verifier(config, emulated_root)
     nonce = os.urandom(NONCE_SIZE)
     answer = ask(host, port, nonce, timeout)
-    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()))
+    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()), never=never)
     verdict = verify(Evidence(answer.report, answer.certificates), expected, datetime.now(UTC))
     return Accepted(verdict, answer)
 
@@ -90,11 +103,14 @@ def attest_guest(
     template: Path,
     output: Path,
     asked: Mapping[str, int | str] | None = None,
+    manifest: Path | None = None,
+    manifest_key: Path | None = None,
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config and the verdict into ``output``.
 
     ``asked`` are the settings given for this run, which must not contradict the VM config. What an earlier guest left
-    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust.
+    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust. What a ``manifest`` that
+    ``manifest_key`` has signed lists as never to be accepted is refused.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     login.forget()
@@ -102,16 +118,25 @@ def attest_guest(
     check_fixed(config, asked or {})
     check_launch_firmware(config.launch)  # before the guest is spoken to
     try:
-        accepted = attest(config, host, port, emulated_root)
+        accepted = attest(config, host, port, emulated_root, never=never_accepted(manifest, manifest_key))
     except Refused as refused:
         raise refusal(refused, config, f"{host}:{port}") from None
     login.allow(accepted.verdict, config, accepted.answer.host_keys)
 
 
+def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAccepted | None:
+    """A release's list; None without a manifest. Raises :class:`UserError` for one that the key did not sign."""
+    if manifest is None:
+        return None
+    from sevsnp.release.refused import read_refused
+
+    return read_refused(manifest, manifest_key, ("MANIFEST", "MANIFEST_PUBLIC_KEY"))
+
+
 def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
     """A refusal in words for the user, with what helps against it."""
-    hint = ""
-    if config.launch.platform == "snp":
+    hint = f"{REMEDY}: {refused.remedy}" if refused.remedy else ""
+    if config.launch.platform == "snp" and not hint:
         hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
     return UserError(f"{where}: REFUSED ({refused.reason}): {refused}", hint)
 
@@ -131,14 +156,18 @@ class Login:
     def _files(self) -> tuple[Path, Path, Path]:
         return self.output / "known_hosts", self.output / "ssh_config", self.output / "verdict.json"
 
+    def verdict(self, *, emulated: bool) -> Path:
+        """Where a verdict is kept; one under emulation says so by its name too, which nothing goes by."""
+        return named_for(self._files[2], emulated=emulated)
+
     def forget(self) -> None:
         """Remove what an earlier guest left, so that a refusal leaves nothing that ssh would trust."""
-        for stale in self._files:
+        for stale in (*self._files, self.verdict(emulated=True)):
             stale.unlink(missing_ok=True)
 
     def allow(self, verdict: Verdict, config: VmConfig, host_keys: tuple[str, ...]) -> None:
         """Let ssh know the host keys that ``verdict`` vouches for, and say so."""
-        known_hosts, ssh_config, result = self._files
+        known_hosts, ssh_config, _ = self._files
         write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, host_keys))
         templates = Environment(
             loader=FileSystemLoader(self.template.parent),
@@ -154,6 +183,7 @@ class Login:
         )
         write_atomic(ssh_config, text + "\n")
         document = verdict.to_json()
+        result = self.verdict(emulated=document["trust_domain"] != "amd")
         write_atomic(result, json.dumps({**document, "vm_config": str(config.source)}, indent=2) + "\n")
         if document["trust_domain"] != "amd":
             print(BANNER)

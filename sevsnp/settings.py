@@ -117,17 +117,20 @@ TCB_PARTS = ("fmc", "bootloader", "tee", "snp", "microcode")
 
 def parse_tcb(text: str) -> dict[str, int]:
     """``bootloader:3,tee:0,snp:8,microcode:115`` as numbers from 0 to 255 by part; what is not named is 0."""
-    values = dict.fromkeys(TCB_PARTS, 0)
-    for item in filter(None, text.split(",")):
+    values: dict[str, int] = {}
+    for item in text.split(","):
         name, _, number = item.partition(":")
-        if name not in values or not re.fullmatch("[0-9]{1,3}", number) or int(number) > 255:
+        known = name in TCB_PARTS and name not in values
+        if not known or not re.fullmatch("[0-9]{1,3}", number) or int(number) > 255:
             raise ValueError(text)
         values[name] = int(number)
-    return values
+    return dict.fromkeys(TCB_PARTS, 0) | values
 
 
-def _tcb(text: str) -> str:
-    parse_tcb(text)
+def _minimum_tcb(text: str) -> str:
+    # A floor of zeros would refuse nothing without saying so; the word for that is any.
+    if text not in ("", "any") and not any(parse_tcb(text).values()):
+        raise ValueError
     return text
 
 
@@ -151,7 +154,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("CPU_MODEL", _word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa"),
     Setting("POLICY", _policy, "0x30000", "an SNP guest policy without debugging and migration, as 0x30000"),
     Setting("GUEST_FEATURES", _integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1"),
-    Setting("MIN_TCB", _tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115"),
+    Setting("MIN_TCB", _minimum_tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115, or any"),
     Setting("PLATFORM_INFO_REQUIRED", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20"),
     Setting("PLATFORM_INFO_FORBIDDEN", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1"),
     Setting("FAMILY_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),

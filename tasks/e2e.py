@@ -11,7 +11,7 @@ BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
 
 
 def task_host_bundle() -> Task:
-    """Pack what an untrusted host needs to run the guest into build/host-bundle"""
+    """Pack what an untrusted host needs to run the guest into build/host-bundle [PLATFORM]"""
     disks = [verity.IMAGE, verity.TREE]
     return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not settings().text("IMAGE"))
 
@@ -22,11 +22,13 @@ def task_host_bundle_luks() -> Task:
 
 
 def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *, cached: bool) -> Task:
+    # For SEV-SNP alone nothing of the emulation is packed.
+    emulation = {} if settings().text("PLATFORM") == "snp" else {"emulated": launched(emulated)}
     return artefact(
         "sevsnp.bundle:make_bundle",
         inputs={
             "production": launched(production),
-            "emulated": launched(emulated),
+            **emulation,
             "template": Path("templates/vm-config.toml.j2"),
             "run_script": Path("templates/bundle-run"),
         },

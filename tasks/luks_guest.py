@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks.graph import UNLISTED, Task, command
 from tasks.luks import HEADER, config
-from tasks.project import BUILD, LUKS, RUN, asked, run_options, settings
+from tasks.project import BUILD, LUKS, RUN, asked, release_manifest, run_options, settings
 from tasks.vm_config import launched
 
 
@@ -41,6 +41,7 @@ def task_attest_luks() -> Task:
         user="user",
         template=Path("templates/ssh_config.j2"),
         output=BUILD,
+        **release_manifest(),
         report=LUKS / "attestation_report.bin",
     )
 

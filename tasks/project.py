@@ -78,6 +78,15 @@ def asked() -> dict[str, Any]:
     return {name: chosen[name] for name, source in chosen.sources.items() if source in PER_RUN}
 
 
+def release_manifest() -> dict[str, Any]:
+    """The manifest whose list counts in an attestation, and the key that must have signed it, where MANIFEST is set."""
+    found: dict[str, Path | None] = {"manifest": None, "manifest_key": None}
+    for parameter, name in (("manifest", "MANIFEST"), ("manifest_key", "MANIFEST_PUBLIC_KEY")):
+        if settings().text("MANIFEST") and settings().text(name):
+            found[parameter] = settings().path(name, Path())
+    return found
+
+
 def run_options(state: Path) -> Any:
     """What is free at launch, from the settings; ``state`` is where logs go."""
     from sevsnp.vm.qemu import RunOptions

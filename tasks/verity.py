@@ -16,6 +16,7 @@ from tasks.project import (
     asked,
     checked,
     keys,
+    release_manifest,
     run_options,
     settings,
 )  # fmt: skip
@@ -108,6 +109,7 @@ def task_attest_verity() -> Task:
         user="user",
         template=Path("templates/ssh_config.j2"),
         output=BUILD,
+        **release_manifest(),
     )
 
 

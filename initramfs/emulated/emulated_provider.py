@@ -27,6 +27,11 @@ class EmulatedProvider:
 
     name = "emulated"
 
+    @staticmethod
+    def says() -> dict[str, bool]:
+        """What each of its documents says at the top level, so that a saved one is not taken for another."""
+        return {"emulated": True, "confidential": False}
+
     def available(self) -> bool:
         return self._device() is not None
 

@@ -5,7 +5,7 @@ left for what the verifier itself was given wrongly.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,32 +17,58 @@ from sevsnp.attestation.checklist import Checklist, Stop
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
-from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Value, at_most, show, show_rule
+from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Value, at_most, show, show_rule
 from sevsnp.firmware.gate import open_roads, problem
-from sevsnp.vm.config import Launch, Tcb, VmConfig
+from sevsnp.vm.config import Launch, Tcb, VmConfig, making
 
-__all__ = ["Appraisal", "Check", "Evidence", "Expected", "Reason", "Refused", "Undecided", "appraise"]
+__all__ = ["Appraisal", "Check", "Evidence", "Expected", "NeverAccepted", "Reason", "Refused", "Undecided", "appraise"]
+
+
+@dataclass(frozen=True)
+class NeverAccepted:
+    """What a release says that nobody may accept, by digest (lower-case hex digits), each with what it is.
+
+    ``launch_digests`` (48 bytes) are those of emulated VM configs, which on hardware are none to expect; ``firmware``
+    (SHA-256) is refused on every platform.
+    """
+
+    launch_digests: Mapping[str, str]
+    firmware: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What the evidence must say: the policy, and the launch of the guest it is about."""
+    """What the evidence must say: the policy, and the launch of the guest it is about.
+
+    ``made_by`` is the command that makes its VM config; ``never`` a release's list, where one was given.
+    """
 
     policy: Policy
     launch: Launch
     acpi: bool
+    made_by: str
+    never: NeverAccepted | None = None
 
     @classmethod
-    def of(cls, config: VmConfig, report_data: bytes | None, policy: Path | None = None) -> "Expected":
+    def of(
+        cls,
+        config: VmConfig,
+        report_data: bytes | None,
+        policy: Path | None = None,
+        never: NeverAccepted | None = None,
+    ) -> "Expected":
         """From a VM config: its own policy, or that of the file ``policy``. ``report_data`` (64 bytes) is what the
         verifier asked for; None where the policy itself says it. Raises :class:`UserError`."""
         document, source = (read_policy(policy), policy) if policy else (config.policy, config.source)
         made = make_policy(document, source, config, report_data)
-        return cls(made, config.launch, config.require_reference().acpi)
+        launch = config.launch
+        return cls(made, launch, config.require_reference().acpi, making(config.source, launch.workflow), never)
 
 
 # What a verdict must not keep quiet about.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
+ANY_TCB = "any TCB version is accepted, also one with known-broken microcode; the reason given: {}"
+_EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
 _VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
 _WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
@@ -63,20 +89,27 @@ def appraise(
         found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), policy.revocation)
         _check_launch(log, found, expected, root)
         check_fields(log, found, policy)
+        check_floor(log, policy, root)
     except Stop:
         pass
     decision, reason, message = log.decide()
     signer = report.signing_key.name if report else ""
+    remedy = _floor_command(expected, report) if report and reason == Reason.TCB_FLOOR else ""
     return Appraisal(
         decision, root.domain, policy.profile, report, signer, log.checks(), reason, message,
-        _open(expected), _notes(policy, report),
+        _open(expected, root), _notes(policy, report), remedy,
     )  # fmt: skip
 
 
-def _open(expected: Expected) -> tuple[str, ...]:
-    launch = expected.launch
-    firmware = open_roads(launch.firmware.sha256, launch.firmware_reason)
-    return (*((ACPI_OPEN,) if expected.acpi else ()), *firmware)
+def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
+    launch, floor = expected.launch, expected.policy.reported_tcb
+    found = [ACPI_OPEN] if expected.acpi else []
+    found += open_roads(launch.firmware.sha256, launch.firmware_reason)
+    if isinstance(floor, Anything):
+        found.append(ANY_TCB.format(floor.reason))
+    elif isinstance(floor, Unstated) and root.domain == "emulated":
+        found.append(_EMULATED_TCB)
+    return tuple(found)
 
 
 def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
@@ -109,6 +142,28 @@ def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: Tr
         expected="a firmware that starts nothing but the measured files",
         found=wrong or launch.firmware_reason or launch.firmware.sha256,
     )
+    check_never(log, report, expected, root)
+
+
+def check_never(log: Checklist, report: Report, expected: Expected, root: TrustRoot) -> None:
+    """Whether a release's list has what the relying party expects, or what the report says, wherever it was taken from.
+
+    An emulated guest's launch digest may have been pasted where a production one belongs.
+    """
+    if expected.never is None:
+        log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
+        return
+    rule, firmware = expected.policy.measurement, expected.launch.firmware.sha256
+    digests = [report.measurement.hex()]
+    digests += [one.hex() for one in rule.values if isinstance(one, bytes)] if isinstance(rule, OneOf) else []
+    named = [expected.never.firmware.get(firmware)]
+    if root.domain != "emulated":
+        named += [expected.never.launch_digests.get(digest) for digest in digests]
+    listed = next(filter(None, named), "")
+    log.require(
+        Reason.NEVER_ACCEPTED, not listed, expected="nothing that the release manifest lists as never to be accepted",
+        found=listed or f"launch digest {digests[0]}",
+    )  # fmt: skip
 
 
 def _author_key(report: Report) -> bytes | None:
@@ -208,6 +263,37 @@ def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[list[PlannedField]
             one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
             bits.append((reason, one, show_rule(one), f"{prefix}.{name.replace('_', '-')}", number, position))
     return compared, bits, sum(1 << position for position, _ in policy.platform_info.rules.values())
+
+
+def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
+    """Whether somebody has said which TCB versions will do: AMD withdraws none that is broken.
+
+    After all other checks, so that a report which is wrong is refused for that.
+    """
+    floors = (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb)
+    unstated = [floor for floor in floors if isinstance(floor, Unstated)]
+    if not unstated:
+        if isinstance(policy.reported_tcb, Anything):
+            log.not_compared(Reason.TCB_FLOOR, policy.reported_tcb.reason)
+        else:
+            log.passed(Reason.TCB_FLOOR, show_rule(policy.reported_tcb))
+    elif root.domain == "emulated" and not any(floor.demanded for floor in unstated):
+        log.not_compared(Reason.TCB_FLOOR, _EMULATED_TCB)
+    else:
+        log.failed(
+            Reason.TCB_FLOOR,
+            "without one a chip with known-broken microcode is accepted",
+            expected="a minimum TCB version, or that any will do",
+            found="neither in the VM config nor in the policy",
+        )
+
+
+def _floor_command(expected: Expected, report: Report) -> str:
+    """The command that makes the VM config again with the highest minimum that this report meets."""
+    versions = [vars(tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb)]
+    lowest = {name: min(one[name] for one in versions) for name, value in versions[0].items() if value is not None}
+    floor = Tcb(**lowest)
+    return "" if floor.is_zero() else f"{expected.made_by} MIN_TCB={floor.setting()}"
 
 
 def _provisional(report: Report) -> bool:

@@ -6,7 +6,7 @@ from typing import NoReturn, TypeVar
 from sevsnp.attestation.chain import ChainError, TrustDomain
 from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.outcome import Check, Decision, Reason
-from sevsnp.attestation.rules import Anything, Rule, Value, holds, show
+from sevsnp.attestation.rules import Anything, Rule, Unstated, Value, holds, show
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Tcb
 
@@ -75,6 +75,8 @@ class Checklist:
         found = show(value)
         if isinstance(rule, Anything):
             self.not_compared(name or reason, rule.reason, found)
+        elif isinstance(rule, Unstated):
+            self.not_compared(name or reason, f"no minimum is stated: see {Reason.TCB_FLOOR}", found)
         elif holds(rule, value):
             self._checks[name or reason] = Check(name or reason, "passed", expected, found)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.authentication import Endorser
+from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
@@ -44,6 +45,8 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
     parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="repeatable")
+    parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
+    parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
     return parser
 
@@ -102,7 +105,12 @@ def read_evidence(options: argparse.Namespace) -> Evidence:
 
 def read_expected(options: argparse.Namespace) -> Expected:
     """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
-    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy)
+    never = None
+    if options.manifest or options.manifest_key:
+        from sevsnp.release.refused import read_refused
+
+        never = read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
+    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy, never)
 
 
 def _report_data(options: argparse.Namespace) -> bytes | None:
@@ -151,6 +159,8 @@ def _table(appraisal: Appraisal, headline: str) -> None:
         print(f"{headline} (policy: {appraisal.profile})")
     else:
         print(f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}")
+        if appraisal.remedy:
+            print(f"{REMEDY}: {appraisal.remedy}")
 
 
 def read_file(path: Path) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sevsnp.attestation.arguments import Parser
 from sevsnp.attestation.cli import add_input, add_sources, endorser, guarded, read_evidence
+from sevsnp.vm.config import BANNER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _print(found.fields)
             word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
+            if found.emulated:
+                print(BANNER)
             print(f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}")
         return {True: 0, False: 2, None: 3}[found.authentic]
 

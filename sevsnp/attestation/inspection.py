@@ -9,7 +9,14 @@ from sevsnp.attestation.authentication import Endorser, Evidence, Nobody, authen
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.checklist import Checklist, Stop
 from sevsnp.attestation.outcome import Check, Reason
-from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS, Report, SigningKey
+from sevsnp.attestation.report import (
+    EMULATED_CHIP_ID,
+    GUEST_POLICY_BITS,
+    NO_MIGRATION_AGENT,
+    PLATFORM_INFO_BITS,
+    Report,
+    SigningKey,
+)
 from sevsnp.attestation.rules import Anything
 from sevsnp.vm.config import Tcb
 
@@ -26,6 +33,11 @@ class Inspection:
     fields: Mapping[str, Any]
     checks: tuple[Check, ...]
 
+    @property
+    def emulated(self) -> bool:
+        """Whether the report itself says that a software secure processor made it. A word for people: never a proof."""
+        return bytes.fromhex(str(self.fields.get("chip_id", ""))).startswith(EMULATED_CHIP_ID[:8])
+
     def to_json(self) -> dict[str, Any]:
         return {
             "authentic": bool(self.authentic),
@@ -34,6 +46,7 @@ class Inspection:
             "product": self.product,
             "signer": self.signer,
             "trust_domain": self.trust_domain,
+            **({"emulated": True, "confidential": False} if self.emulated else {"emulated": False}),
             "fields": dict(self.fields),
         }
 

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     PRODUCT = "product"
     PLATFORM = "platform"
     GUEST_FIRMWARE = "guest-firmware"
+    NEVER_ACCEPTED = "never-accepted"
     SIGNING_KEY = "signing-key"
     CHIP_ID = "chip-id"
     TCB = "tcb"
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     MASK_CHIP_KEY = "mask-chip-key"
     ALLOWED_CHIP = "allowed-chip"
     TCB_ORDER = "tcb-order"
+    TCB_FLOOR = "tcb-floor"
     REPORTED_TCB = "minimum-reported-tcb"
     COMMITTED_TCB = "minimum-committed-tcb"
     LAUNCH_TCB = "minimum-launch-tcb"
@@ -55,6 +57,15 @@ class Reason(StrEnum):
     MIGRATION_AGENT = "report-id-ma"
     MEASUREMENT = "measurement"
     REPORT_DATA = "report-data"
+
+
+# Before the command that an appraisal names.
+REMEDY = "if AMD's bulletins name no higher TCB version than this report's"
+
+
+def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:
+    """What a saved result says at its top level, so that nobody takes an emulated one for another."""
+    return {"emulated": False} if domain == "amd" else {"emulated": True, "confidential": False}
 
 
 class Check(NamedTuple):
@@ -92,17 +103,27 @@ class Check(NamedTuple):
 class Refused(Exception):
     """The evidence is not accepted: ``reason`` for programs, the message for people, ``checks`` with every outcome."""
 
-    def __init__(self, reason: Reason, message: str, trust_domain: TrustDomain, checks: tuple[Check, ...]) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        trust_domain: TrustDomain,
+        checks: tuple[Check, ...],
+        remedy: str = "",
+    ) -> None:
         super().__init__(message)
         self.reason, self.message, self.trust_domain, self.checks = reason, message, trust_domain, checks
+        self.remedy = remedy
 
     def to_json(self) -> dict[str, Any]:
         return {
             "trust_domain": self.trust_domain,
+            **said_of_emulation(self.trust_domain),
             "accepted": False,
             "undecided": isinstance(self, Undecided),
             "reason": str(self.reason),
             "message": self.message,
+            "remedy": self.remedy,
             "checks": [check.to_json() for check in self.checks],
         }
 
@@ -116,7 +137,8 @@ class Appraisal:
     """How evidence came out under some trust root. It is not a verdict: what makes one is the root it was made with.
 
     ``report`` is None where there was none to read. ``reason`` and ``message`` are of the first check that failed.
-    ``notes`` is what nobody who relies on this may overlook.
+    ``notes`` is what nobody who relies on this may overlook. ``remedy`` is a command, where the relying party has left
+    something open that this report answers.
     """
 
     decision: Decision
@@ -129,6 +151,7 @@ class Appraisal:
     message: str = ""
     open_roads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remedy: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -139,7 +162,7 @@ class Appraisal:
         if self.accepted and self.report and all(check.ok for check in self.checks):
             return self.report
         kind = Undecided if self.decision == "undecided" else Refused
-        raise kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks)
+        raise kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks, self.remedy)
 
     def to_json(self) -> dict[str, Any]:
         """For programs. ``accepted`` is for hardware: under another trust domain than AMD's it stays false."""
@@ -148,11 +171,13 @@ class Appraisal:
             "accepted": self.accepted and self.trust_domain == "amd",
             "undecided": self.decision == "undecided",
             "trust_domain": self.trust_domain,
+            **said_of_emulation(self.trust_domain),
             "product": report.product if report else "",
             "signer": self.signer,
             "profile": self.profile,
             "reason": str(self.reason or ""),
             "message": self.message,
+            "remedy": self.remedy,
             "measurement": report.measurement.hex() if report else "",
             "chip_id": report.chip_id.hex() if report else "",
             "report_data": report.report_data.hex() if report else "",

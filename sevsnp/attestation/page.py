@@ -4,15 +4,16 @@ from datetime import datetime
 from pathlib import Path
 
 from sevsnp.attestation.inspection import describe
-from sevsnp.attestation.outcome import Appraisal
+from sevsnp.attestation.outcome import REMEDY, Appraisal
 from sevsnp.files import write_atomic
+from sevsnp.vm.config import BANNER
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "verdict.html.j2"
 _WORDS = {
     ("accepted", "amd"): ("Accepted", "AMD hardware runs the guest of the VM config."),
     ("accepted", "emulated"): (
         "Accepted as emulated",
-        "EMULATED – NOT CONFIDENTIAL: a software secure processor runs the guest of the VM config.",
+        "A software secure processor runs the guest of the VM config.",
     ),
     ("refused", "amd"): ("Refused", "Do not trust this guest with anything."),
     ("refused", "emulated"): ("Refused", "Do not trust this guest with anything."),
@@ -31,6 +32,8 @@ def render_page(appraisal: Appraisal, at: datetime) -> str:
     return templates.get_template(TEMPLATE.name).render(
         title=title,
         sentence=sentence,
+        remedy=REMEDY,
+        banner=BANNER,
         appraisal=appraisal,
         at=f"{at:%Y-%m-%d %H:%M} UTC",
         product=appraisal.report.processor if appraisal.report else "",

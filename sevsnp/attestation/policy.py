@@ -14,9 +14,9 @@ from typing import Any
 from sevsnp.attestation import profiles
 from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
-from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Value
+from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Unstated, Value
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Tcb, VmConfig
+from sevsnp.vm.config import MinimumTcb, Tcb, VmConfig
 
 REPORT_DATA_SIZE = 64
 NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
@@ -213,17 +213,21 @@ class _Reader:
                 rules[name] = (position, asked[0])
         return rules
 
-    def tcb(self, key: str, own: Tcb) -> Rule:
+    def tcb(self, key: str, own: MinimumTcb) -> Rule:
+        """The floor for ``key``; ``own`` is the VM config's. That nobody stated one is judged with the report."""
         value = self.take(key)
         if reason := self.any_reason(key, value):
             return Anything(reason)
         if value in (VM_CONFIG, VM_CONFIG_IF_ANY):
-            if any(vars(own).values()):
+            if own is None or (own != "any" and own.is_zero()):
+                return Unstated(demanded=value == VM_CONFIG)
+            if own != "any":
                 return TcbFloor(own)
             if value == VM_CONFIG_IF_ANY:
-                return Anything("the VM config states no minimum TCB")
+                return Anything("the VM config accepts any TCB version (MIN_TCB=any)")
             raise UserError(
-                f"{self.source}: policy: {key}: the VM config states no minimum TCB", "set MIN_TCB, and set up again"
+                f"{self.source}: policy: {key}: the VM config accepts any TCB version, expected a minimum",
+                "set MIN_TCB to one, and set up again",
             )
         parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.config.launch.product == "Turin" else []))
         if not isinstance(value, dict) or set(value) != set(parts):
@@ -231,7 +235,10 @@ class _Reader:
         for name, number in value.items():
             if type(number) is not int or not 0 <= number <= 255:
                 raise self.error(f"{key}.{name}", number, "a number from 0 to 255")
-        return TcbFloor(Tcb(**value))
+        floor = Tcb(**value)
+        if floor.is_zero():
+            raise self.error(key, value, 'a number above 0 somewhere, or { any = "the reason" }')
+        return TcbFloor(floor)
 
     def mask(self, key: str) -> Rule:
         value = self.take(key)

@@ -33,6 +33,12 @@ class TcbFloor(NamedTuple):
     floor: Tcb
 
 
+class Unstated(NamedTuple):
+    """A floor that nobody stated, and that holds for no value; ``demanded`` by the policy on every platform."""
+
+    demanded: bool
+
+
 class AllSet(NamedTuple):
     """Every bit of ``mask`` is one."""
 
@@ -45,7 +51,7 @@ class Bits(NamedTuple):
     rules: Mapping[str, tuple[int, "bool | Anything"]]
 
 
-Rule = OneOf | AtLeast | Anything | TcbFloor | AllSet
+Rule = OneOf | AtLeast | Anything | TcbFloor | Unstated | AllSet
 
 
 def holds(rule: Rule, value: Value | Tcb | None) -> bool:
@@ -107,5 +113,7 @@ def show_rule(rule: Rule) -> str:
             return f"at least {show(floor)}"
         case AllSet(mask):
             return f"all bits of {mask:#x}"
+        case Unstated():
+            return "a minimum that is stated"
         case Anything():
             return "anything"

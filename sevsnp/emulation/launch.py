@@ -39,8 +39,8 @@ def running(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the guest and give its QEMU process; it is gone when the context ends.
 
-    For an emulated VM config the secure processor's certificates are left in ``options.state`` as ``ark.pem``
-    and the launch digest as ``launch-digest.txt``. A production VM config starts too: its guest has no evidence.
+    For an emulated VM config the secure processor's certificates are left in ``options.state`` as ``ark.pem`` and the
+    launch digest as ``launch-digest.emulated.txt``. A production VM config starts too: its guest has no evidence.
     An ID block that is not for the guest in memory ends the launch with :class:`UserError`, as on the hardware.
     ``hashes`` replaces the table that QEMU would make, as a host that lies about the files it loads would.
     """
@@ -76,7 +76,7 @@ def running(
                         digest = _measure(qmp, launch, work, firmware)
                         identity = EmulatedPsp.finish_launch(launch, digest)
                         psp = EmulatedPsp.create(options.state, launch.product)
-                        (options.state / "launch-digest.txt").write_text(digest.hex() + "\n")
+                        (options.state / "launch-digest.emulated.txt").write_text(digest.hex() + "\n")
                         stack.enter_context(PspService(psp, launch, digest, sockets / "psp", identity))
                     qmp.command("cont")
                 yield process

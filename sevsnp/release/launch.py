@@ -5,14 +5,13 @@ import io
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from sevsnp.attestation.launch_digest import KernelHashes, hash_cmdline, launch_digest
 from sevsnp.errors import UserError
 from sevsnp.release.contents import Contents, Unfit
 from sevsnp.vm.cmdline import MAX_LENGTH, hardening_words
-from sevsnp.vm.config import Launch, VmConfig, parse_vm_config
+from sevsnp.vm.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
 
 USUAL_VCPUS = (1, 2, 4, 8, 16, 32, 64)
 MAX_CONFIG = 1 << 20
@@ -144,10 +143,17 @@ def _settings(launch: Launch) -> dict[str, Any]:
     }
 
 
+def _minimum_tcb(minimum: MinimumTcb) -> dict[str, int] | str | None:
+    """A floor by component, "any", or None where there is none."""
+    if not isinstance(minimum, Tcb):
+        return minimum
+    return {name: value for name, value in vars(minimum).items() if value is not None}
+
+
 def _reference(config: VmConfig) -> dict[str, Any]:
     reference = config.require_reference()
     return {
-        "minimum_tcb": {name: value for name, value in asdict(reference.minimum_tcb).items() if value is not None},
+        "minimum_tcb": _minimum_tcb(reference.minimum_tcb),
         "vmpl": reference.vmpl,
         "guest_svn": reference.guest_svn,
         "family_id": reference.family_id.hex(),

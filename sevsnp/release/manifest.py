@@ -17,8 +17,9 @@ from sevsnp.files import write_atomic
 from sevsnp.release.contents import Contents, Unfit, check_name
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.origin import distributions, product, source_state
+from sevsnp.release.refused import check_refused, contradictions, refused_of
 
-TYPE = "openend2e-sevsnp release manifest 1"
+TYPE = "openend2e-sevsnp release manifest 2"
 MAX_LIST = 16 << 20
 _OPENING = f'{{\n  "type": "{TYPE}",\n'.encode()
 _FACTS = ("version", "architecture", "sha256")
@@ -135,8 +136,17 @@ def _describe(
             launch[config] = describe_launch(contents, files, config, acpi)
         except Unfit as error:
             raise Unfit(f"{config}: {error}") from None
-    packages = packages_of(contents, files, lists)
-    return {"artefacts": files, "trees": tree_names, "launch": launch, "package_lists": lists, "packages": packages}
+    refused = refused_of(launch)
+    for problem in contradictions(launch, files, refused):
+        raise Unfit(problem)
+    return {
+        "artefacts": files,
+        "trees": tree_names,
+        "launch": launch,
+        "package_lists": lists,
+        "packages": packages_of(contents, files, lists),
+        "refused": refused,
+    }
 
 
 def _sbom(
@@ -163,7 +173,8 @@ def _name(path: Path) -> str:
 
 _KEYS = frozenset(
     (
-        "artefacts", "created", "launch", "package_lists", "packages", "product", "python", "sbom", "source", "trees",
+        "artefacts", "created", "launch", "package_lists", "packages", "product", "python", "refused", "sbom",
+        "source", "trees",
     )
 )  # fmt: skip
 
@@ -196,6 +207,7 @@ def _check(document: Mapping[str, Any]) -> None:
     for name, entry in document["launch"].items():
         if entry["acpi"] not in ("auto", "on", "off"):
             raise ValueError(f"{name!a}: acpi: found {entry['acpi']!a}")
+    check_refused(document["refused"])
 
 
 def _check_facts(name: str, facts: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from sevsnp.errors import UserError
 from sevsnp.release.contents import Contents, Unfit
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.manifest import packages_of, parse_manifest
+from sevsnp.release.refused import contradictions, refused_of
 
 MAX_MANIFEST = 16 << 20
 MAX_SIGNATURE = 1 << 10
@@ -20,9 +21,7 @@ def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -
     With ``public_key`` the manifest must be signed by it, and nothing in it is looked at before. Raises UserError
     naming every artefact and every launch digest that differs. No path in the manifest leads out of ``project``.
     """
-    data = _read(manifest, MAX_MANIFEST, "make one with: doit manifest")
-    said = _check_signature(data, manifest, public_key)
-    document = parse_manifest(data, manifest)
+    document, said = read_manifest(manifest, public_key)
     problems = list(differences(Contents(project), document))
     print(f"  {manifest}: {said}")
     if problems:
@@ -30,9 +29,18 @@ def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -
         raise UserError("\n".join([f"{manifest}: {count}", *(f"  {problem}" for problem in problems)]))
     digests = sum(len(entry["digests"]) for entry in document["launch"].values())
     print(f"  {len(document['artefacts'])} artefacts are as it says, and so are {digests} launch digests")
-    for config, entry in sorted(document["launch"].items()):
-        if not entry["production"]:
-            print(f"  {config}: emulated: its digests prove nothing, accept none of them")
+    refused = document["refused"]
+    print(
+        f"  never to be accepted: {len(refused['launch_digests'])} launch digests of emulated guests, "
+        f"{len(refused['firmware'])} firmware images"
+    )
+
+
+def read_manifest(manifest: Path, public_key: Path | None) -> tuple[dict[str, Any], str]:
+    """A manifest, and what is to be said of its signature. Raises UserError where ``public_key`` did not sign it."""
+    data = _read(manifest, MAX_MANIFEST, "make one with: doit manifest")
+    said = _check_signature(data, manifest, public_key)
+    return parse_manifest(data, manifest), said
 
 
 def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
@@ -55,14 +63,25 @@ def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
             yield from (f"{name!a}: is not in the manifest" for name in contents.below(tree) if name not in listed)
         except Unfit as error:
             yield f"{tree}: {error}"
+    launch: dict[str, Any] = {}
     for config, said in sorted(document["launch"].items()):
-        yield from _launch_differences(contents, files, listed, config, said)
+        yield from _launch_differences(contents, files, listed, config, said, launch)
+    if len(launch) == len(document["launch"]):  # else that was said
+        for place, here, there in _unequal(document["refused"], refused_of(launch)):
+            yield f"refused: {place}: the manifest says {here!a:.200}, the files give {there!a:.200}"
+        yield from contradictions(launch, files, document["refused"])
     yield from _package_differences(contents, files, document)
 
 
 def _launch_differences(
-    contents: Contents, files: dict[str, Any], listed: dict[str, Any], config: str, said: dict[str, Any]
+    contents: Contents,
+    files: dict[str, Any],
+    listed: dict[str, Any],
+    config: str,
+    said: dict[str, Any],
+    described: dict[str, Any],
 ) -> Iterator[str]:
+    """What is not as ``said``; what the files give is added to ``described``."""
     named = said.get("files")
     needed = [config, *(named.values() if isinstance(named, dict) else ())]
     if bad := [name for name in needed if name in listed and name not in files]:
@@ -73,6 +92,7 @@ def _launch_differences(
     except Unfit as error:
         yield f"{config}: {error}"
         return
+    described[config] = found
     for place, here, there in _unequal(said, found):
         yield f"{config}: {place}: the manifest says {here!a:.200}, the files give {there!a:.200}"
 

@@ -51,13 +51,16 @@ def _named(path: Path) -> set[str]:
 
 
 @functools.cache
-def reached_sources(module: str) -> dict[str, Path]:
-    """The source files, by module name, of ``module`` and of every project module it reaches by imports."""
+def reached_sources(module: str, without: str = "") -> dict[str, Path]:
+    """The source files, by module name, of ``module`` and of every project module it reaches by imports.
+
+    The package ``without``, and what only that reaches, is left out.
+    """
     seen: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in seen:
+        if name not in seen and not (without and f"{name}.".startswith(f"{without}.")):
             seen.add(name)
             waiting.extend(_imports(name))
             waiting.extend(name.rpartition(".")[:1] if "." in name else ())

@@ -79,6 +79,18 @@ class Tcb:
     microcode: int
     fmc: int | None = None
 
+    def setting(self) -> str:
+        """As the setting MIN_TCB takes it: ``bootloader:3,tee:0,snp:8,microcode:115``, every component by name."""
+        return ",".join(f"{name}:{value}" for name, value in vars(self).items() if value is not None)
+
+    def is_zero(self) -> bool:
+        """Whether no component is above zero; as a floor it would refuse nothing."""
+        return not any(vars(self).values())
+
+
+# The least TCB version to accept: a floor, any version in so many words, or None where nothing was said.
+MinimumTcb = Tcb | Literal["any"] | None
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -87,10 +99,11 @@ class Reference:
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
     ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
     evidence shows and every verdict names. The key digests (48 bytes) are those of its ID block, zero without one.
+    Without a ``minimum_tcb`` the production verifier accepts nothing.
     """
 
     launch_digest: bytes
-    minimum_tcb: Tcb
+    minimum_tcb: MinimumTcb
     vmpl: int
     guest_svn: int
     family_id: bytes
@@ -190,11 +203,15 @@ def read_vm_config(source: Path) -> VmConfig:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         workflow = "luks" if "luks" in source.name else "verity"
-        task = "idblock" if source.parent.name == "idblock" else f"setup_{workflow}"
-        raise UserError(f"{source}: no such VM config", f"make one with: doit {task}") from None
+        raise UserError(f"{source}: no such VM config", f"make one with: {making(source, workflow)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{source}: not a VM config: {error}") from error
     return parse_vm_config(document, source)
+
+
+def making(source: Path, workflow: str) -> str:
+    """The command that makes the VM config ``source``."""
+    return "doit idblock" if source.parent.name == "idblock" else f"doit setup_{workflow}"
 
 
 def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
@@ -260,16 +277,9 @@ def _read_disks(top: _Table) -> tuple[Disk, ...]:
 
 
 def _read_reference(table: _Table, product: Product) -> Reference:
-    tcb = table.table("minimum_tcb")
     reference = Reference(
         launch_digest=table.hex("launch_digest", 48),
-        minimum_tcb=Tcb(
-            bootloader=tcb.integer("bootloader", 0, 255),
-            tee=tcb.integer("tee", 0, 255),
-            snp=tcb.integer("snp", 0, 255),
-            microcode=tcb.integer("microcode", 0, 255),
-            fmc=tcb.integer("fmc", 0, 255) if product == "Turin" else None,
-        ),
+        minimum_tcb=_read_minimum_tcb(table, product),
         vmpl=table.integer("vmpl", 0, 3),
         guest_svn=table.integer("guest_svn", 0, (1 << 32) - 1),
         family_id=table.hex("family_id", 16),
@@ -280,9 +290,27 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         id_key_digest=table.hex("id_key_digest", 48) if "id_key_digest" in table.values else bytes(48),
         author_key_digest=table.hex("author_key_digest", 48) if "author_key_digest" in table.values else bytes(48),
     )
-    tcb.end()
     table.end()
     return reference
+
+
+def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:
+    """A floor of zeros states nothing: VM configs had one before a minimum was demanded."""
+    if "minimum_tcb" not in table.values:
+        return None
+    if isinstance(table.values["minimum_tcb"], str):
+        table.text("minimum_tcb", "any", "a table, or any")
+        return "any"
+    parts = table.table("minimum_tcb")
+    tcb = Tcb(
+        bootloader=parts.integer("bootloader", 0, 255),
+        tee=parts.integer("tee", 0, 255),
+        snp=parts.integer("snp", 0, 255),
+        microcode=parts.integer("microcode", 0, 255),
+        fmc=parts.integer("fmc", 0, 255) if product == "Turin" else None,
+    )
+    parts.end()
+    return None if tcb.is_zero() else tcb
 
 
 def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:

@@ -129,8 +129,7 @@ def policy_section(status: PlatformStatus) -> str:
 
 def settings_lines(status: PlatformStatus) -> str:
     """The same as far as config.yaml can say it."""
-    parts = ",".join(f"{name}:{value}" for name, value in asdict(status.reported_tcb).items() if value is not None)
-    return f'product: {status.product}\nmin_tcb: "{parts}"\n'
+    return f'product: {status.product}\nmin_tcb: "{status.reported_tcb.setting()}"\n'
 
 
 def warnings(status: PlatformStatus) -> list[str]:

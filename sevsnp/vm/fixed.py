@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from sevsnp.errors import UserError
 from sevsnp.settings import parse_tcb
-from sevsnp.vm.config import Launch, Reference, Tcb, VmConfig
+from sevsnp.vm.config import Launch, Reference, Tcb, VmConfig, making
 from sevsnp.vm.qemu import read_cmdline
 
 Value = int | str
@@ -28,7 +28,7 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
             found, made = _text(name, value), _text(name, fixed[name])
             raise UserError(
                 f"{name}={found}: {config.source} was made for {name}={made}",
-                f"make a new VM config: doit setup_{config.launch.workflow} {name}={found}",
+                f"make a new VM config: {making(config.source, config.launch.workflow)} {name}={found}",
             )
 
 
@@ -37,7 +37,7 @@ def _text(name: str, value: Value) -> str:
 
 
 def _equal(name: str, asked: Value, fixed: Value) -> bool:
-    if name == "MIN_TCB":
+    if name == "MIN_TCB" and not {asked, fixed} & {"", "any"}:
         return parse_tcb(str(asked)) == parse_tcb(str(fixed))
     return asked == fixed or (name == "ACPI" and asked == "auto")
 
@@ -54,17 +54,13 @@ def _of_launch(launch: Launch) -> dict[str, Value]:
 
 def _of_reference(reference: Reference) -> dict[str, Value]:
     return {
-        "MIN_TCB": _tcb_text(reference.minimum_tcb),
+        "MIN_TCB": tcb.setting() if isinstance(tcb := reference.minimum_tcb, Tcb) else tcb or "",
         "FAMILY_ID": reference.family_id.hex(),
         "IMAGE_ID": reference.image_id.hex(),
         "GUEST_SVN": reference.guest_svn,
         "PLATFORM_INFO_REQUIRED": reference.platform_info_required,
         "PLATFORM_INFO_FORBIDDEN": reference.platform_info_forbidden,
     }
-
-
-def _tcb_text(tcb: Tcb) -> str:
-    return ",".join(f"{name}:{value}" for name, value in vars(tcb).items() if value)
 
 
 # How each setting stands on the measured command line.

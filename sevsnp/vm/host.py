@@ -14,6 +14,8 @@ from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions
 from sevsnp.vm.run import run_guest
 
+_REMEDY = "the owner makes one that can be emulated too with: doit host_bundle PLATFORM=auto"
+
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
@@ -56,7 +58,10 @@ def main(argv: list[str], bundle: Path) -> int:
     # Unwound, so that QEMU and what was written for it are gone.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     given = _arguments().parse_args(argv)
+    emulated = bundle / "launch.emulated.toml"
     try:
+        if given.platform == "emulated" and not emulated.exists():
+            raise UserError("--platform emulated: this bundle was made for SEV-SNP alone", _REMEDY)
         options = RunOptions(
             qemu=_qemu(given.qemu),
             memory=given.memory,
@@ -69,9 +74,11 @@ def main(argv: list[str], bundle: Path) -> int:
         options.state.mkdir(parents=True, exist_ok=True)
         answers = options.state / "platform.json"
         production = read_vm_config(bundle / "launch.toml").launch
-        name = choose(given.platform, production, options.qemu, answers).name
-        launch = production if name == "snp" else read_vm_config(bundle / "launch.emulated.toml").launch
-        run_guest(launch=launch, options=options, platform=name, answers=answers)
+        chosen = choose(given.platform, production, options.qemu, answers)
+        if chosen.name == "emulated" and not emulated.exists():
+            raise UserError(f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _REMEDY)
+        launch = production if chosen.name == "snp" else read_vm_config(emulated).launch
+        run_guest(launch=launch, options=options, platform=chosen.name, answers=answers)
     except UserError as error:
         print(f"run: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,18 @@ from sevsnp.keys import certificate_der
 from sevsnp.settings import parse_tcb
 from sevsnp.store import session
 from sevsnp.vm.cmdline import build_cmdline, luks_words, verity_words
-from sevsnp.vm.config import Disk, File, Launch, PlatformName, Product, Reference, Tcb, VmConfig, render_vm_config
+from sevsnp.vm.config import (
+    Disk,
+    File,
+    Launch,
+    MinimumTcb,
+    PlatformName,
+    Product,
+    Reference,
+    Tcb,
+    VmConfig,
+    render_vm_config,
+)
 
 
 def make_verity_cmdline(
@@ -132,10 +143,17 @@ def make_vm_config(
         acpi="acpi=off" not in cmdline.read_text().split(),
     )
     policy = {"profile": "legacy-milan" if launch.product == "Milan" else "default"}
-    output.write_text(render_vm_config(VmConfig(Path(place).resolve(), launch, reference, policy), template))
+    config = VmConfig(Path(place).resolve(), launch, reference, policy)
+    output.write_text(render_vm_config(config, template))
+    if platform == "snp" and reference.minimum_tcb is None:
+        print(f"  {place}: no MIN_TCB: attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set")
 
 
-def _minimum_tcb(text: str, product: str) -> Tcb:
+def _minimum_tcb(text: str, product: str) -> MinimumTcb:
+    if not text:
+        return None
+    if text == "any":
+        return "any"
     parts = parse_tcb(text)
     fmc = parts.pop("fmc")
     if product != "Turin" and fmc:

@@ -84,7 +84,7 @@ def test_an_attacker_s_agent_with_its_own_host_key(guest: Attested, impostor: Ru
     def own_key(answer: dict[str, Any]) -> dict[str, Any]:
         return {**answer, "host_keys": [key]}
 
-    written = [tmp_path / name for name in ("known_hosts", "ssh_config", "verdict.json")]
+    written = [tmp_path / name for name in ("known_hosts", "ssh_config", "verdict.emulated.json")]
     guest.running.attest_into(tmp_path)  # control, and what an earlier guest has left
     assert all(path.exists() for path in written)
     with listening(rewrite(guest.running.port, own_key)) as port, pytest.raises(UserError) as refused:

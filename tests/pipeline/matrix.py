@@ -268,7 +268,8 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "IMAGE": ("README.md", VERITY | LUKS),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # of a disk image only
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
-    "PLATFORM": ("emulated", NONE),
+    # For SEV-SNP alone the bundles are without the emulation.
+    "PLATFORM": ("snp", frozenset({"host_bundle", "host_bundle_luks"})),
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
     "ATTEST_PORT": ("8089", NONE),

@@ -16,6 +16,7 @@ import pytest
 from sevsnp.e2e import MARKER, free_port
 from sevsnp.vm.config import read_vm_config
 from tests.conftest import Built
+from tests.pipeline.copies import copy_built
 from tests.waiting import NET, wait_until
 
 BOOT_SECONDS = 600
@@ -156,6 +157,37 @@ def test_what_is_in_it(built: Built, bundle: Path) -> None:
     # But what judges a disk image before QEMU opens it.
     modules -= {"sevsnp/images/__init__.py", "sevsnp/images/disk_format.py"}
     assert not [module for module in modules if module.startswith(("sevsnp/images", "sevsnp/packages", "tasks"))]
+
+
+def names(bundle: Path) -> set[str]:
+    """All files of a bundle by relative path, but for the Python it brings along."""
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir()}
+    return {name for name in files if not name.startswith(("runtime/", "state/"))}
+
+
+@pytest.mark.parametrize("workflow", ["verity", "luks"])
+def test_a_bundle_for_the_hardware_alone_has_no_emulator(
+    built: Built, path: Path, tmp_path: Path, workflow: str
+) -> None:
+    copy = copy_built(built, tmp_path / "project")
+    task, place = {"verity": ("host_bundle", "host-bundle"), "luks": ("host_bundle_luks", "host-bundle-luks")}[workflow]
+    both, launched = names(copy.build / place), (copy.build / place / "launch.toml").read_bytes()
+    copy.doit(task, "PLATFORM=snp")
+    bundle = copy.build / place
+    alone = names(bundle)
+    emulated = {"launch.emulated.toml", "initramfs.emulated.cpio.zst", "cmdline.emulated"}
+    assert emulated <= both and any(name.startswith("lib/sevsnp/emulation/") for name in both)  # control
+    assert [name for name in alone if "emulat" in name] == []
+    left_out = {name for name in both - alone if not name.startswith("lib/sevsnp/emulation/")}
+    assert emulated <= left_out and alone < both
+    assert (bundle / "launch.toml").read_bytes() == launched  # the same guest
+    said = refused(bundle, path)
+    assert said == "--platform emulated: this bundle was made for SEV-SNP alone"
+    if not Path("/dev/sev").exists():
+        assert "this bundle was made for SEV-SNP alone" in refused(bundle, path, "--platform", "auto")
+    # The default again, and it is whole again.
+    copy.doit(task)
+    assert names(copy.build / place) == both
 
 
 def test_its_paths_do_not_leave_it(bundle: Path) -> None:

@@ -120,7 +120,7 @@ def edit_digest(document: dict[str, Any]) -> None:
 
 
 def edit_reference(document: dict[str, Any]) -> None:
-    document["launch"][CONFIG["snp"]]["reference"]["minimum_tcb"]["snp"] = 1
+    document["launch"][CONFIG["snp"]]["reference"]["minimum_tcb"] = "any"
 
 
 def edit_settings(document: dict[str, Any]) -> None:
@@ -144,16 +144,26 @@ def edit_package(document: dict[str, Any]) -> None:
     document["packages"]["kernel"][next(iter(document["packages"]["kernel"]))]["version"] = "0"
 
 
+def drop_firmware(document: dict[str, Any]) -> None:
+    document["refused"]["firmware"].popitem()
+
+
+def drop_emulated(document: dict[str, Any]) -> None:
+    document["refused"]["launch_digests"].popitem()
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
         (edit_digest, "digests.3.launch_digest: the manifest says '0000"),
-        (edit_reference, "reference.minimum_tcb.snp: the manifest says 1, the files give 0"),
+        (edit_reference, "reference.minimum_tcb: the manifest says 'any', the files give None"),
         (edit_settings, "settings.guest_policy: the manifest says '0x20000'"),
         (edit_production, "production: the manifest says True, the files give False"),
         (drop_digest, "digests.6: the manifest says 'nothing'"),
         (add_digest, "digests.7: the manifest says {"),
         (edit_package, "packages: kernel."),
+        (drop_firmware, "refused: firmware."),
+        (drop_emulated, "refused: launch_digests."),
     ],
 )
 def test_what_the_manifest_says_is_compared_with_the_files(

@@ -137,14 +137,14 @@ def config(**changes: Any) -> VmConfig:
     """The VM config that the honest evidence satisfies, with ``changes`` to launch or reference fields, or policy."""
     fields = {field.name for field in dataclasses.fields(Reference)}
     reference = dataclasses.replace(REFERENCE, **{key: value for key, value in changes.items() if key in fields})
-    other = {key: value for key, value in changes.items() if key not in {*fields, "report_data", "policy"}}
+    other = {key: value for key, value in changes.items() if key not in {*fields, "report_data", "policy", "never"}}
     policy = {"profile": "default", **changes.get("policy", {})}
     return VmConfig(scratch() / "vm.toml", dataclasses.replace(launch(), **other), reference, policy)
 
 
 def expected(**changes: Any) -> Expected:
-    """What the honest evidence satisfies, with ``changes`` as for :func:`config`, and to report_data."""
-    return Expected.of(config(**changes), changes.get("report_data", REPORT_DATA))
+    """What the honest evidence satisfies, with ``changes`` as for :func:`config`, to report_data and never."""
+    return Expected.of(config(**changes), changes.get("report_data", REPORT_DATA), never=changes.get("never"))
 
 
 def evidence(**changes: Any) -> Evidence:

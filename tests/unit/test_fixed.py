@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,17 @@ def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
     check_fixed(replace(config, reference=None), {"MIN_TCB": "snp:9"})
     with pytest.raises(UserError, match="CPUS=2"):
         check_fixed(replace(config, reference=None), {"CPUS": 2})
+
+
+def test_any_tcb_version_and_none_stated_are_two_things(config: VmConfig) -> None:
+    cases: tuple[tuple[Any, str, tuple[str, str]], ...] = (("any", "any", ("", "snp:9")), (None, "", ("any", "snp:9")))
+    for made, same, others in cases:
+        reference = replace(config.require_reference(), minimum_tcb=made)
+        other = replace(config, reference=reference)
+        check_fixed(other, {"MIN_TCB": same})
+        for asked in others:
+            with pytest.raises(UserError, match=r"MIN_TCB=.*was made for MIN_TCB="):
+                check_fixed(other, {"MIN_TCB": asked})
 
 
 def test_an_encrypted_root_fixes_nothing_of_the_verified_one(config: VmConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation import appraisal
-from sevsnp.attestation.appraisal import Evidence, Reason, appraise
+from sevsnp.attestation.appraisal import Evidence, NeverAccepted, Reason, appraise
 from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.outcome import Appraisal
@@ -17,7 +17,7 @@ from sevsnp.attestation.revocation import load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm.config import File, Tcb
-from tests.unit.evidence import expected
+from tests.unit.evidence import MEASUREMENT, expected
 from tests.unit.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
@@ -71,6 +71,7 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"product": "Milan", "policy": {"product": ["Genoa", "Milan"]}}, "product"),
     ({}, {"platform": "emulated"}, "platform"),
     ({}, {"firmware": File(Path("OVMF.amdsev.fd"), STOCK)}, "guest-firmware"),
+    ({}, {"never": NeverAccepted({MEASUREMENT.hex(): "emulated"}, {})}, "never-accepted"),
     ({"version": 2}, {"policy": {"report_version": {"at_least": 3}}}, "report-version"),
     ({}, {"policy": {"product": ["Turin"]}}, "allowed-product"),
     ({}, {"policy": {"signer": ["VLEK"]}}, "allowed-signer"),
@@ -83,6 +84,8 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"minimum_tcb": Tcb(11, 0, 0, 0), "policy": {
         name: {"any": "not now"} for name in ("reported_tcb", "launch_tcb")}}, "minimum-committed-tcb"),
     ({"launch_tcb": LOWER}, {"minimum_tcb": Tcb(1, 0, 23, 1)}, "minimum-launch-tcb"),
+    ({}, {"minimum_tcb": None}, "tcb-floor"),
+    ({}, {"minimum_tcb": Tcb(0, 0, 0, 0)}, "tcb-floor"),
     ({"current_tcb": Tcb(10, 0, 24, 200)}, {}, "provisional-firmware"),
     ({"firmware": FirmwareVersion(1, 55, 37)}, {"policy": {"firmware": {"at_least": "1.55.38"}}}, "minimum-firmware"),
     ({"mitigations": 0b101}, {"policy": {"launch_mitigations": 0b111}}, "launch-mitigations"),

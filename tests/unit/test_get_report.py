@@ -15,6 +15,7 @@ import pytest
 from sevsnp.attestation.report_data import ssh_report_data
 from tests.unit.evidence import ROOT, load_script
 
+EMULATED = ROOT / "initramfs" / "emulated" / "emulated_provider.py"
 SCRIPT = ROOT / "initramfs" / "get_report.py"
 DATA = bytes(range(64))
 
@@ -267,6 +268,27 @@ def test_command(module: ModuleType, tmp_path: Path, capsysbinary: pytest.Captur
     ):
         with pytest.raises(SystemExit):
             module.main(wrong)
+
+
+def test_an_emulated_report_says_so_in_its_name_and_its_json(module: ModuleType, tmp_path: Path) -> None:
+    class Emulated(Provider):
+        says: Any = staticmethod(load_script(EMULATED).EmulatedProvider.says)
+
+        def fetch(self, report_data: bytes) -> tuple[bytes, bytes]:
+            return report_for(report_data), b""
+
+    class Other(Emulated):
+        says = staticmethod(dict)
+
+    asked = ["--report-data", DATA.hex(), "-o"]
+    module.PROVIDERS[:] = [Other("other", b"")]
+    assert module.main([*asked, f"{tmp_path}/report.json"]) == 0  # control
+    module.PROVIDERS[:] = [Emulated("any name", b"")]
+    for name in ("report.bin", "emulated/report.bin"):
+        assert module.main([*asked, f"{tmp_path}/{name}"]) == 1 and not (tmp_path / name).exists()
+    assert module.main([*asked, f"{tmp_path}/report.emulated.json"]) == 0
+    document = json.loads((tmp_path / "report.emulated.json").read_text())
+    assert (document["emulated"], document["confidential"]) == (True, False)
 
 
 def test_both_sides_compute_the_same_report_data(module: ModuleType) -> None:

@@ -11,8 +11,10 @@ from sevsnp.attestation import cli, inspect_cli, kds
 from sevsnp.attestation.inspection import describe, inspect
 from sevsnp.attestation.page import render_page
 from sevsnp.attestation.report import parse_report
+from sevsnp.emulation.verify import appraise_emulated
+from sevsnp.vm.config import BANNER
 from tests.unit.browser import blank_page, find_browser
-from tests.unit.evidence import VECTORS, evidence, needs_vectors, psp
+from tests.unit.evidence import VECTORS, evidence, expected, needs_vectors, now, psp, root
 from tests.unit.hierarchy import NOW, Hierarchy
 from tests.unit.test_forged_reports import outcome
 
@@ -33,6 +35,10 @@ def test_authentic_or_not() -> None:
     assert inspect(GENOA.evidence(chip_id=b"x" * 64), NOW, GENOA.root).authentic is False
     broken = inspect(evidence(), NOW, GENOA.root)
     assert broken.authentic is False and broken.to_json()["authentic"] is False
+    assert (broken.to_json()["emulated"], broken.to_json()["confidential"]) == (True, False)
+    assert document["emulated"] is False and "confidential" not in document
+    turin = inspect(GENOA.evidence(chip_id=b"EMULATED".ljust(64, b"\0")), NOW, GENOA.root)
+    assert turin.emulated and turin.authentic is False
     short = inspect(type(evidence())(b"short"), NOW, GENOA.root)
     assert short.authentic is False and short.fields == {} and "1184" in short.reason
 
@@ -124,6 +130,9 @@ def test_the_page() -> None:
     refused = render_page(outcome(GENOA.evidence(vmpl=1)), at)
     assert "<h1>Refused</h1>" in refused and "Do not trust" in refused
     assert "<h1>Undecided</h1>" in render_page(outcome(GENOA.evidence([])), at)
+    for wanted in (expected(), expected(vmpl=1)):  # accepted as emulated, and refused
+        assert BANNER in render_page(appraise_emulated(evidence(), wanted, now(), root()), at)
+    assert BANNER not in page
     hostile = Hierarchy(vlek=True, extensions=(("1.3.6.1.4.1.3704.1.5", b"\x16\x19<script>alert(1)</script>"),))
     text = render_page(outcome(hostile.evidence(), policy={"signer": ["VLEK"]}), at)
     assert "&lt;script&gt;" in text and "script" not in tags(text)

@@ -51,7 +51,7 @@ def service(fake: FakeKds, cache: Cache, by: Hierarchy = GENOA, **more: Any) -> 
 def outcome(endorser: Any, by: Hierarchy = GENOA, **changes: Any) -> Appraisal:
     wanted = expected(
         platform="snp", product=by.product, policy={"revocation": "required"}, platform_info_required=0,
-        platform_info_forbidden=0, minimum_tcb=Tcb(0, 0, 0, 0, 0 if by.product == "Turin" else None),
+        platform_info_forbidden=0, minimum_tcb=Tcb(1, 0, 1, 1, 1 if by.product == "Turin" else None),
     )  # fmt: skip
     return appraise(by.evidence([], **changes), wanted, NOW, by.root, endorser)
 

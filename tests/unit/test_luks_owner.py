@@ -198,8 +198,10 @@ def test_attest_luks(config_dir: Path, keys: Keys, header: Path, tmp_path: Path)
         assert guest.received == [(KEY, 7)] and guest.end() is None
     assert read_record(config_dir, UUID) == Record("made", generation=8, exposed=True)
     assert (out / "known_hosts").read_text() == f"[127.0.0.1]:2222 {HOST_KEY}\n"
-    assert json.loads((out / "verdict.json").read_text())["accepted_as_emulated"] is True
-    assert len((out / "attestation_report.bin").read_bytes()) == 1184
+    verdict = json.loads((out / "verdict.emulated.json").read_text())
+    assert (verdict["accepted_as_emulated"], verdict["emulated"], verdict["confidential"]) == (True, True, False)
+    assert len((out / "attestation_report.emulated.bin").read_bytes()) == 1184
+    assert not (out / "verdict.json").exists() and not (out / "attestation_report.bin").exists()
     assert "known_hosts" in (out / "ssh_config").read_text()
 
 
@@ -213,7 +215,7 @@ def test_a_refusal_leaves_nothing_that_ssh_would_trust(
     with waiting(keys, tmp_path, header) as guest, pytest.raises(UserError, match=r"REFUSED \(host-data\)"):
         attest(config_dir, header, guest, out, host_data=b"x" * 32)
     assert guest.received == []
-    assert sorted(path.name for path in out.iterdir()) == ["attestation_report.bin", "vm-config.toml"]
+    assert sorted(path.name for path in out.iterdir()) == ["attestation_report.emulated.bin", "vm-config.toml"]
 
 
 def test_a_production_config_sends_nothing_to_an_emulated_guest(

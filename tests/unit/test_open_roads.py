@@ -31,8 +31,9 @@ def test_a_check_without_a_reference_value_is_not_called_passed() -> None:
     names = ("minimum-reported-tcb", "minimum-committed-tcb", "minimum-launch-tcb")
     asked = outcomes(minimum_tcb=Tcb(1, 0, 0, 0), platform_info_required=0x10)
     assert {asked[name] for name in names} == {asked["platform-info.ciphertext-hiding-dram-en"]} == {"passed"}
-    nothing = outcomes(minimum_tcb=Tcb(0, 0, 0, 0), platform_info_required=0, platform_info_forbidden=0)
-    assert {nothing[name] for name in names} == {nothing["platform-info.smt-en"]} == {"not-compared"}
+    for minimum in (None, "any"):
+        nothing = outcomes(minimum_tcb=minimum, platform_info_required=0, platform_info_forbidden=0)
+        assert {nothing[name] for name in (*names, "tcb-floor", "platform-info.smt-en")} == {"not-compared"}
 
 
 def test_a_weaker_profile_is_named() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sevsnp.attestation.policy import Policy, make_policy, read_policy
 from sevsnp.attestation.profiles import DEFAULT, LEGACY_MILAN, PROFILES, STRICT
 from sevsnp.attestation.report import GUEST_POLICY_BITS, PLATFORM_INFO_BITS
-from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, TcbFloor, holds, show, show_rule
+from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, TcbFloor, Unstated, holds, show, show_rule
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Tcb, read_vm_config, render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, config
@@ -85,6 +85,7 @@ def test_report_data_is_said_once_and_binds_something() -> None:
         ({"reported_tcb": {"snp": 1}}, "a table with"),
         ({"reported_tcb": {"bootloader": 1, "tee": 0, "snp": 256, "microcode": 0}}, "0 to 255"),
         ({"reported_tcb": {"bootloader": 1, "tee": 0, "snp": 2, "microcode": 0, "fmc": 1}}, "a table with"),
+        ({"reported_tcb": {"bootloader": 0, "tee": 0, "snp": 0, "microcode": 0}}, "a number above 0"),
         ({"launch_mitigations": 0}, "launch_mitigations"),
         ({"guest_policy_bits": {"debug": True}}, "false: the host could read"),
         ({"guest_policy_bits": {"debug": {"any": "I am curious"}}}, "false: the host could read"),
@@ -108,8 +109,27 @@ def test_strict_leaves_to_the_owner_what_only_he_knows() -> None:
         policy({"profile": "strict"})
     chips = {"profile": "strict", "chip_id": ["ab" * 64, "cd" * 8]}
     assert policy(chips).chip_id == OneOf((b"\xab" * 64, (b"\xcd" * 8).ljust(64, b"\0")))
-    with pytest.raises(UserError, match="states no minimum TCB"):
-        policy(chips, minimum_tcb=Tcb(0, 0, 0, 0))
+    with pytest.raises(UserError, match="accepts any TCB version, expected a minimum"):
+        policy(chips, minimum_tcb="any")
+    for nothing in (None, Tcb(0, 0, 0, 0)):
+        assert policy(chips, minimum_tcb=nothing).reported_tcb == Unstated(demanded=True)
+
+
+def test_what_a_vm_config_may_say_of_the_tcb() -> None:
+    for key in ("reported_tcb", "committed_tcb", "launch_tcb"):
+
+        def rule(said: Any, document: dict[str, Any] | None = None, key: str = key) -> Any:
+            return getattr(policy({"profile": "default", **(document or {})}, minimum_tcb=said), key)
+
+        floor = Tcb(1, 0, 2, 3)
+        assert rule(floor) == TcbFloor(floor)
+        assert rule(None) == rule(Tcb(0, 0, 0, 0)) == Unstated(demanded=False)
+        any_rule = rule("any")
+        assert isinstance(any_rule, Anything) and "MIN_TCB=any" in any_rule.reason
+        # A policy's own word goes before the VM config's.
+        table = {"bootloader": 1, "tee": 0, "snp": 2, "microcode": 3}
+        assert rule(None, {key: table}) == rule("any", {key: table}) == TcbFloor(floor)
+        assert rule(None, {key: {"any": "a test"}}) == Anything("a test")
 
 
 def test_profiles_differ_only_towards_less() -> None:
@@ -187,6 +207,7 @@ def test_rules() -> None:
         (AtLeast((1, 55, 40)), (1, 55, 39), False), (AtLeast(3), None, False), (AtLeast(3), b"3", False),
         (TcbFloor(tcb), tcb, True), (TcbFloor(tcb), Tcb(9, 2, 2, 9), False), (AllSet(5), 7, True),
         (AllSet(5), 6, False), (AllSet(1), None, False), (Anything("x"), None, True),
+        (Unstated(demanded=False), tcb, False),
     ]  # fmt: skip
     for rule, value, wanted in cases:
         assert holds(rule, value) is wanted, (rule, value)

@@ -51,7 +51,11 @@ def test_exit_codes(words: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr()
     assert json.loads(shown.out)["trust_domain"] == "emulated" and "EMULATED – NOT CONFIDENTIAL" in shown.err
     assert emulated_cli.main([*words, "--report-data", "11" * 64, *trusted]) == 2
-    assert json.loads(capsys.readouterr().out)["reason"] == "report-data"
+    document = json.loads(capsys.readouterr().out)
+    assert document["reason"] == "report-data"
+    # A saved result says what it is of, accepted or not.
+    for one in (json.loads(shown.out), document):
+        assert (one["emulated"], one["confidential"], one["accepted"]) == (True, False, False)
     assert cli.main([*words, *BOUND, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["reason"] == "unknown-root"
     assert cli.main([*words, *BOUND]) == 2

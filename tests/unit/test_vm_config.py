@@ -169,7 +169,6 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
     (drop("disk"), "disk: found nothing, expected an array of tables"),
     (drop("disk.1.size"), "disk[1].size: found nothing"),
     (drop("reference.launch_digest"), "reference.launch_digest: found nothing"),
-    (drop("reference.minimum_tcb"), "reference.minimum_tcb: found nothing"),
     (put("launch.product", "Turin"), "reference.minimum_tcb.fmc: found nothing"),
     # wrong types
     (put("format", "1"), "format: found '1'"),
@@ -179,6 +178,9 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
     (put("launch.vcpus", "1"), "launch.vcpus: found '1'"),
     (put("launch.workflow", 1), "launch.workflow: found 1, expected verity or luks"),
     (put("launch.host_data", 0), "launch.host_data: found 0, expected 64 lower-case hex digits (32 bytes)"),
+    (put("reference.minimum_tcb", "none"), "reference.minimum_tcb: found 'none', expected a table, or any"),
+    (put("reference.minimum_tcb", ""), "reference.minimum_tcb: found ''"),
+    (put("reference.minimum_tcb", 0), "reference.minimum_tcb: found 0, expected a table"),
     (put("files.kernel", "vmlinuz"), "files.kernel: found 'vmlinuz', expected a table"),
     (put("files.kernel.path", 1), "files.kernel.path: found 1, expected a path"),
     (put("disk", {}), "disk: found {}, expected an array of tables"),
@@ -226,6 +228,26 @@ def test_anything_else_is_refused_by_name(change: Callable[[Document], None], wo
     with pytest.raises(UserError) as refused:
         parse_vm_config(document, source)
     assert refused.value.message.startswith(f"{source}: {words}")
+
+
+@pytest.mark.parametrize("product", ["Genoa", "Turin"])
+@pytest.mark.parametrize("said", [None, "any", Tcb(0, 0, 1, 0)])
+def test_a_minimum_tcb_a_word_for_any_or_nothing(said: Any, product: Product, tmp_path: Path) -> None:
+    source = tmp_path / "vm-config.toml"
+    if isinstance(said, Tcb) and product == "Turin":
+        said = dataclasses.replace(said, fmc=0)
+    config = make(source, product)
+    reference = dataclasses.replace(config.require_reference(), minimum_tcb=said)
+    source.write_text(render_vm_config(dataclasses.replace(config, reference=reference)))
+    read = read_vm_config(source)
+    assert read.require_reference().minimum_tcb == said
+    assert read.policy == config.policy  # it stands behind it in the file
+
+
+def test_a_minimum_of_zeros_states_nothing(tmp_path: Path) -> None:
+    document = tomllib.loads(render_vm_config(make(tmp_path / "vm-config.toml")))
+    document["reference"]["minimum_tcb"] = {"bootloader": 0, "tee": 0, "snp": 0, "microcode": 0}
+    assert parse_vm_config(document, tmp_path / "vm-config.toml").require_reference().minimum_tcb is None
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ format to its disk would have this machine follow it the next time.
 import contextlib
 import json
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
@@ -24,7 +25,7 @@ def format_of(image: Path, record: Path) -> DiskFormat:
     name = f"{image.resolve()} {status.st_dev}:{status.st_ino}"
     known = _read(record)
     seen = seen_format(image) or DiskFormat.RAW
-    forget = f"if it is another disk now, forget what it was: rm {record}"
+    forget = f"if it is another disk now, forget what it was: rm {quote(str(record))}"
     if name in known:
         form = known[name]
         if form is DiskFormat.RAW and seen is not DiskFormat.RAW:
@@ -35,7 +36,7 @@ def format_of(image: Path, record: Path) -> DiskFormat:
         check_whole(image, form)
         return form
     if not isinstance(seen, DiskFormat):
-        convert = f"convert it: qemu-img convert -O qcow2 {image} NEW.qcow2"
+        convert = f"convert it: qemu-img convert -O qcow2 {quote(str(image))} NEW.qcow2"
         raise UserError(f"IMAGE={image}: found {seen}, expected qcow2, raw, VMDK, VHDX or VHD", convert)
     check_whole(image, seen)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -49,4 +50,4 @@ def _read(record: Path) -> dict[str, DiskFormat]:
         return {}
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {str(name): DiskFormat(value) for name, value in json.loads(record.read_text()).items()}
-    raise UserError(f"{record}: not readable as a record of disk formats", f"remove it: rm {record}")
+    raise UserError(f"{record}: not readable as a record of disk formats", f"remove it: rm {quote(str(record))}")

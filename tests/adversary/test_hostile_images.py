@@ -213,7 +213,7 @@ def test_without_a_record_it_is_refused(place: Place) -> None:
 
 def test_an_image_that_is_another_one_now(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """The refusal's remedy works as it is printed. Control: as long as nothing has changed, nothing is said."""
-    record = place.directory / "disk-formats.json"
+    record = place.directory / "disk formats.json"
     image = place.create("qcow2")
     for _ in range(2):
         assert format_of(image, record) is DiskFormat.QCOW2

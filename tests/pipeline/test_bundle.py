@@ -17,6 +17,7 @@ import pytest
 from sevsnp.e2e import MARKER, free_port
 from sevsnp.vm.config import read_vm_config
 from tests.conftest import Built
+from tests.processes import ends_with_us
 
 BOOT_SECONDS = 240
 
@@ -50,7 +51,7 @@ def running(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> It
     given = ["--ssh-port", str(free_port()), "--attest-port", str(free_port())] if ports else []
     with tempfile.TemporaryDirectory(prefix="long" * 40) as scratch:
         process = subprocess.Popen(
-            [bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments],
+            ends_with_us(bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments),
             cwd="/",
             env={"PATH": str(path), "TMPDIR": scratch},
             stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import PROJECT, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings, ran
+from tests.processes import ends_with_us
 
 # Each costs more to load than all of doit.
 HEAVY = ("cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation")
@@ -203,7 +204,7 @@ def test_an_interrupted_build(tmp_path: Path, number: signal.Signals, words: lis
     dodo = project / "dodo.py"
     dodo.write_text(dodo.read_text().replace('"setup",', '"sleeper", "setup",'))
     process = subprocess.Popen(
-        [sys.executable, "-m", "doit", "run", *words, "slow"],
+        ends_with_us(sys.executable, "-m", "doit", "run", *words, "slow"),
         cwd=project,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -238,7 +239,7 @@ def test_an_interrupted_download_and_unpacking(built: Built, tmp_path: Path) -> 
     for seconds in (1.0, 2.5, 5.0):
         (copy.build / "snp-release" / "packages.json").unlink(missing_ok=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "doit", "packages"],
+            ends_with_us(sys.executable, "-m", "doit", "packages"),
             cwd=copy.project,
             env={**os.environ, "CONFIG_DIR": str(copy.config_dir)},
             stdout=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import GOALS, Built
 from tests.pipeline.copies import copy_built
+from tests.processes import ends_with_us
 
 SECONDS_TO_DIE = 10
 # What is thrown away before a run, so that it is made while the run is killed: the task's name as it is shown, the
@@ -62,7 +63,7 @@ class Ground:
     def start(self, *words: str, output: Path) -> "subprocess.Popen[bytes]":
         with output.open("wb") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "doit", "run", *words],
+                ends_with_us(sys.executable, "-m", "doit", "run", *words),
                 cwd=self.project,
                 env={
                     **os.environ,

@@ -129,6 +129,7 @@ def serve_owner(connection: ssl.SSLSocket, key_digest: bytes, header: bytes, rep
     ``report`` gives evidence for REPORT_DATA (64 bytes); ``unlock`` opens the root with the key and the generation, and
     gives the answer. Whatever either raises is said to the owner and raised; Stop where the owner goes away.
     """
+    linux.keep_from_dumps()
     try:
         request = bytes(receive(connection, len(REQUEST) + NONCE_SIZE, SECONDS))
         if not request.startswith(REQUEST):

@@ -11,6 +11,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_MOVE = 0x2000
 
+_PR_SET_DUMPABLE = 4
 _RB_AUTOBOOT = 0x01234567
 _RB_POWER_OFF = 0x4321FEDC
 _DELETE_MODULE = 176
@@ -47,6 +48,14 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def unmount(target: str) -> None:
     """umount2(2)."""
     _check(_libc.umount2(target.encode(), 0), f"unmount {target}")
+
+
+def keep_from_dumps() -> None:
+    """No core dump of this process until it executes another program; the kernel gives none of its children any.
+
+    PID 1 begins with RLIMIT_CORE 0 (INIT_RLIMITS), which they inherit.
+    """
+    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
 
 
 def load_module(path: str) -> None:

@@ -1,7 +1,8 @@
-"""External commands: an argument list, an environment built from scratch, a time limit.
+"""External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
 
 All of them go through here but QEMU, which a host bundle starts too, where there is only the standard library
-(sevsnp.vm.qemu).
+(sevsnp.vm.qemu). However this process ends, what it started ends with it: in order, by an exception, by a signal, and
+by SIGKILL, after which the guardian does it (sevsnp.guardian).
 """
 
 import atexit
@@ -162,6 +163,52 @@ class _Feeder:
             raise self._error
 
 
+@contextlib.contextmanager
+def spawned(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    timeout: float | None = None,
+    hint: str = "",
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start ``argv`` and give its process, which runs beside this one until the context ends.
+
+    It leads a session of its own, and with all that it started is ended with the context, after ``timeout`` seconds,
+    and with this process, however that ends: SIGTERM first, SIGKILL for what is left :data:`GRACE` seconds later. What
+    it left in TMPDIR is removed when this process ends. Raises :class:`UserError` where it cannot be started, and after
+    the time-out.
+    """
+    words = [str(word) for word in argv]
+    variables = environment({**(env or {}), "TMPDIR": _private_temporary()})
+    with _started(
+        words, hint, env=variables, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+    ) as process:
+        late = threading.Event()
+
+        def end() -> None:
+            if process.poll() is None:
+                late.set()
+                _end_groups([process.pid])
+
+        timer = threading.Timer(timeout or 0.0, end)
+        timer.daemon = True
+        if timeout is not None:
+            timer.start()
+        try:
+            yield process
+        except Exception:
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise UserError(f"no end after {timeout:.0f} s: {shlex.join(words)}", hint) from None
+
+
 def run_attached(
     argv: Sequence[str | Path],
     *,
@@ -172,7 +219,8 @@ def run_attached(
     """Run ``argv`` on this terminal, with its input and output, and return its exit code.
 
     For what talks to the user (sudo asks for a password) or shows its progress as it goes. It stays in our process
-    group, because only the terminal's foreground group may read from it and is reached by Ctrl-C.
+    group, because only the terminal's foreground group may read from it and is reached by Ctrl-C. It is interrupted
+    when this process ends before it; what sudo started for root is beyond us.
     """
     words = [str(word) for word in argv]
     terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
@@ -208,9 +256,9 @@ def _started(
     *,
     env: Mapping[str, str],
     cwd: Path | None,
-    stdin: int | socket.socket | None = None,
-    stdout: int | None = None,
-    stderr: int | None = None,
+    stdin: int | socket.socket | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
     start_new_session: bool = False,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     program = shutil.which(words[0], path=env["PATH"])
@@ -218,8 +266,7 @@ def _started(
         if "/" in words[0] and Path(words[0]).is_file():
             raise UserError(f"{words[0]}: not executable", hint)
         raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
-    if start_new_session:
-        _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
+    _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
     try:
         # Absolute, or a relative path would be looked for under cwd.
         started = _bare()[str(Path(program).absolute())].popen(
@@ -235,17 +282,19 @@ def _started(
         process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
+    # A group of its own, or one process of ours.
+    guarded = str(process.pid) if start_new_session else f"={process.pid}"
     try:
         if start_new_session:
             _running.add(process)
-            _guard(f"+{process.pid}")
+        _guard(f"+{guarded}")
         yield process
     finally:
         if start_new_session:
             if process.poll() is None:
                 _end_group(process)
             _running.discard(process)
-            _guard(f"-{process.pid}")
+        _guard(f"-{guarded}")
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -278,6 +327,14 @@ def _bare() -> "LocalMachine":
     machine = LocalMachine()
     machine.env.clear()  # plumbum adds it to what a command is given
     return machine
+
+
+def keep_temporaries() -> None:
+    """What this process makes with tempfile from now on is removed when it ends, even if it is killed.
+
+    For code that a host bundle has too, where :func:`temporary_directory` is not.
+    """
+    tempfile.tempdir = _private_temporary()
 
 
 @functools.cache

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any
 from sevsnp import progress
 from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.client import NONCE_SIZE, ask
-from sevsnp.command import environment, run
+from sevsnp.command import run, spawned, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.owner import attest, attest_guest, named_for
@@ -54,26 +52,11 @@ def free_port() -> int:
 
 @contextmanager
 def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A bundle's ./run as a process of its own; it and its QEMU end with the context."""
-    process = subprocess.Popen(
-        ["./run", *arguments],
-        cwd=bundle,
-        env=environment({"QEMU": str(qemu.absolute())}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
+    """A bundle's ./run as a process of its own; it and its QEMU end with the context, and with this process."""
+    run_script = (bundle / "run").absolute()
+    variables = {"QEMU": str(qemu.absolute())}
+    with spawned([run_script, *arguments], cwd=bundle, env=variables, stderr=subprocess.PIPE) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def wait_for_evidence(
@@ -226,8 +209,8 @@ def e2e(
     name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
     workflows: dict[str, dict[str, Any]] = {}
     for workflow, source, configs in (("luks", luks_bundle, luks_directory), ("verity", bundle, directory)):
-        with tempfile.TemporaryDirectory(prefix="sevsnp-host-") as host:
-            there = Path(host) / "bundle"
+        with temporary_directory("sevsnp-host-") as host:
+            there = host / "bundle"
             with stages.stage(f"{workflow}: hand the bundle to the host") as shown:
                 run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", source, there])
                 shown.append("no key and no policy in it")

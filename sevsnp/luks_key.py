@@ -1,7 +1,8 @@
 """Disk keys on the owner's machine: where one comes from, where made ones are kept, and what is known of each volume.
 
 A key is bytes in this process's memory, a file of the user's own, or a file in CONFIG_DIR/volumes. It is never a word
-of a command line, a variable that a process started from here has, a line of a log, or a value that doit keeps.
+of a command line, a variable that a process started from here has, a line of a log, or a value that doit keeps; and no
+core dump is made of a process that has one (sevsnp.no_dumps).
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from sevsnp import progress, taken_key
 from sevsnp.errors import UserError
+from sevsnp.no_dumps import keep_from_dumps
 
 # The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
 DESCRIPTOR_VARIABLE = taken_key.DESCRIPTOR
@@ -54,6 +56,8 @@ def given(key_file: str, *, twice: bool = False) -> Key | None:
     read or typed is remembered for as long as this process lives. Raises UserError.
     """
     with _reading:
+        if key_file == PROMPT or was_given():
+            keep_from_dumps()
         if descriptor := os.environ.pop(DESCRIPTOR_VARIABLE, None):
             _known["LUKS_KEY"] = Key(_from_descriptor(descriptor), "LUKS_KEY")
         if "LUKS_KEY" in _known:
@@ -79,6 +83,7 @@ def _from_descriptor(text: str) -> bytes:
 
 def read_key_file(path: Path) -> bytes:
     """All bytes of a key file. Raises UserError unless it is a file of this user that nobody else may read."""
+    keep_from_dumps()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -150,6 +155,7 @@ def make_key(config_dir: Path, uuid: str) -> Key:
     """Make 32 random bytes for a new volume; on the disk, whole, before this returns. Never overwrites one."""
     path = key_path(config_dir, uuid)
     _private_directory(path.parent)
+    keep_from_dumps()
     data = secrets.token_bytes(MADE_BYTES)
     _write(path, data, new=True)
     return Key(data, str(path))

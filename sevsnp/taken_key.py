@@ -7,6 +7,8 @@ standard library only.
 import os
 import sys
 
+from sevsnp.no_dumps import keep_from_dumps
+
 VARIABLE = b"LUKS_KEY"
 # The number of the pipe's file descriptor, for who reads the key.
 DESCRIPTOR = "SEVSNP_LUKS_KEY_FD"
@@ -16,9 +18,11 @@ MAX_KEY = 4096
 def take_over() -> None:
     """Begin this very process anew without the variable; return where there is none.
 
-    The pipe's end is for this process: nothing that it starts inherits it.
+    The pipe's end is for this process: nothing that it starts inherits it. With a key, no dump is made of it.
     """
     key = os.environb.pop(VARIABLE, None)
+    if key is not None or DESCRIPTOR in os.environ:
+        keep_from_dumps()
     if key is None:
         _keep_to_ourselves(os.environ.get(DESCRIPTOR, ""))
         return

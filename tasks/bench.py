@@ -28,6 +28,7 @@ def task_bench() -> Iterator[Task]:
         "doc": "Measure boots: overlay and copy, small and large /var",
         **command(
             "sevsnp.bench.boot:bench_boot",
+            launches=True,
             needs=["setup_verity", "_keys"],
             rootfs=values.path("IMAGE", ROOTFS),
             filesystem=values.text("VERITY_FILESYSTEM"),

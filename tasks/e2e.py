@@ -47,6 +47,7 @@ def task_e2e() -> Task:
     values = settings()
     return command(
         "sevsnp.e2e:e2e",
+        launches=True,
         needs=["host_bundle", "host_bundle_luks", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
         luks_bundle=LUKS_BUNDLE,

@@ -34,14 +34,19 @@ def _files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def call(function: str, /, *, alone: bool = False, **arguments: Any) -> Any:
+def call(function: str, /, *, alone: bool = False, launches: bool = False, **arguments: Any) -> Any:
     """Import and call ``module:function``; a user's error becomes doit's failure without a traceback.
 
-    ``alone``: nobody else builds in this checkout meanwhile. Else they may: a guest runs for hours.
+    ``alone``: nobody else builds in this checkout meanwhile. Else they may: a guest runs for hours. ``launches``: it
+    starts a guest, whose temporary files are made by code that a host bundle has too, where no guardian is.
     """
     module, _, name = function.partition(":")
 
     def work() -> Any:
+        if launches:
+            from sevsnp.command import keep_temporaries
+
+            keep_temporaries()
         if alone:
             with CHECKOUT.making(say):
                 return getattr(importlib.import_module(module), name)(**arguments)
@@ -86,13 +91,16 @@ def action(function: str, /, **arguments: Any) -> tuple[Any, list[Any], dict[str
     return (call, [function], arguments)
 
 
-def command(function: str, /, *, needs: Iterable[str] = (), alone: bool = False, **arguments: Any) -> Task:
+def command(
+    function: str, /, *, needs: Iterable[str] = (), alone: bool = False, launches: bool = False, **arguments: Any
+) -> Task:
     """A task that always runs when asked for: it launches, attests or reports, and leaves no artefact.
 
-    ``alone`` for what reads or changes what was built, and must not see it change.
+    ``alone`` for what reads or changes what was built, and must not see it change; ``launches`` for what starts a
+    guest in this process.
     """
     return {
-        "actions": [action(function, alone=alone, **arguments)],
+        "actions": [action(function, alone=alone, launches=launches, **arguments)],
         "task_dep": list(needs),
         "uptodate": [False],
         "verbosity": 2,

@@ -165,6 +165,7 @@ def _plain(mode: str) -> Task:
     values = settings()
     return command(
         "sevsnp.vm.plain:run_plain",
+        launches=True,
         mode=mode,
         image=values.path("IMAGE", DISK),
         own_image=not values.text("IMAGE"),

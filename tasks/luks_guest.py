@@ -13,6 +13,7 @@ def task_run_sev_snp_luks() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
+        launches=True,
         directory=launched(config("snp")).parent,
         workflow="luks",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,

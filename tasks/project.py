@@ -1,5 +1,6 @@
 """Where things are, relative to the project, and the settings of this run."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -104,14 +105,21 @@ def run_options(state: Path) -> Any:
 
 
 def end_cleanly() -> None:
-    """On SIGINT and SIGTERM end what was started and unwind, so that doit keeps what it has finished so far."""
+    """On SIGINT, SIGTERM and SIGHUP end what was started and unwind, so that doit keeps what it has finished so far.
+
+    A run that was told to outlive its terminal (nohup) does.
+    """
 
     def handler(number: int, frame: object) -> None:
         # Only if it was loaded can anything have been started.
         if command := sys.modules.get("sevsnp.command"):
             command.end_all()
-        sys.stderr.write(f"\ninterrupted by {signal.Signals(number).name}\n")
+        # The terminal may be what went away.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\ninterrupted by {signal.Signals(number).name}\n")
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)

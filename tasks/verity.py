@@ -83,6 +83,7 @@ def task_run_sev_snp_verity() -> Task:
     text = settings().text
     return command(
         "sevsnp.vm.run:run_workflow",
+        launches=True,
         directory=launched(config("snp")).parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,

@@ -15,6 +15,7 @@ import pytest
 
 from sevsnp.key_paths import Keys
 from sevsnp.vm.config import VmConfig, read_vm_config
+from tests.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
@@ -58,7 +59,7 @@ class Built:
     def doit(self, *words: str, check: bool = True, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run doit in the copy with extra environment variables; its output is in the result."""
         return subprocess.run(
-            [sys.executable, "-m", "doit", *words],
+            ends_with_us(sys.executable, "-m", "doit", *words),
             cwd=self.project,
             env={**os.environ, "CONFIG_DIR": str(self.config_dir), **variables},
             stdin=subprocess.DEVNULL,

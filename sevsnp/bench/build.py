@@ -19,7 +19,7 @@ from typing import Any
 
 from sevsnp.bench.luks import bare_luks_image
 from sevsnp.bench.timing import ratio_row
-from sevsnp.command import find, run
+from sevsnp.command import find, run, spawned
 from sevsnp.errors import UserError
 from sevsnp.files import remove_tree, scratch_directory, write_atomic
 from sevsnp.store.session import options
@@ -58,19 +58,18 @@ class Copy:
         return self.project / "build"
 
     def doit(self, *words: str, cache: Path | None = None) -> None:
-        # Not through sevsnp.command: its environment would lack the settings that this run was given.
-        done = subprocess.run(
+        with spawned(
             [sys.executable, "-m", "doit", *words],
             cwd=self.project,
+            # All of ours: the settings that this run was given are among it.
             env={**os.environ, "SEVSNP_CACHE": str((cache or self.cache).absolute())},
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=_RUN_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise UserError(f"doit {' '.join(words)}: exit code {done.returncode}\n{done.stdout.decode()[-2000:]}")
+        ) as process:
+            said, _ = process.communicate()
+        if process.returncode:
+            raise UserError(f"doit {' '.join(words)}: exit code {process.returncode}\n{said.decode()[-2000:]}")
 
     def forget(self, *names: str) -> None:
         """Throw away what is below build/, and all that the cache has."""

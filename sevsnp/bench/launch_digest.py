@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sevsnp.attestation.launch_digest import KernelHashes, Machine, hash_cmdline, hash_file, measure_firmware
 from sevsnp.bench.timing import in_turns, ratio_row
+from sevsnp.command import run
 from sevsnp.errors import UserError
 
 INITRAMFS = 200_000_000
@@ -84,10 +84,6 @@ def _memory_row(peaks: dict[str, int], size: int) -> dict[str, Any]:
 
 def _peak(module: str, *words: str) -> int:
     """The most memory, in bytes, that a command of the Python ``module`` took."""
-    # Not through sevsnp.command, whose environment would lack where our modules are.
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, module, *words], capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode:
-        raise UserError(f"{module}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1]) << 10
+    # All of our environment: where our modules are is among it.
+    said = run([sys.executable, "-c", _PEAK, module, *words], env=os.environ, timeout=300)
+    return int(said.split()[-1]) << 10

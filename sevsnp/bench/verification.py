@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.bench.timing import in_turns, ratio_row
+from sevsnp.command import spawned
 from sevsnp.errors import UserError
 from sevsnp.firmware.known import OURS
 from sevsnp.tools import START
@@ -69,13 +70,16 @@ def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, A
     taken: list[float] = []
 
     def start(script: str, *arguments: str) -> int:
-        # Not through sevsnp.command, whose environment would lack where our modules are.
+        # Where our modules are, too.
         path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
+        # With pipes, whose end is noticed at once: without, subprocess looks every 50 ms whether it has ended.
+        with spawned(
             [sys.executable, "-P", "-c", script, *arguments],
-            # With pipes, whose end is noticed at once: without, subprocess looks every 50 ms whether it has ended.
-            cwd=scratch, env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, check=False,
-        ).returncode  # fmt: skip
+            cwd=scratch, env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+        ) as process:  # fmt: skip
+            process.communicate()
+        return process.returncode
 
     def ours() -> None:
         before = _of_children()

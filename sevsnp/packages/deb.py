@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sevsnp.command import environment, find, run
+from sevsnp.command import DEFAULT_TIMEOUT, run, spawned
 from sevsnp.errors import UserError
 
 
@@ -39,19 +39,15 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
 
     dpkg-deb does the unpacking, whatever the compression. Raises :class:`UserError` naming the file if it is damaged.
     """
-    program = find("dpkg-deb")
-    if program is None:
-        raise UserError("dpkg-deb: command not found", "run: apt-get install dpkg")
     # Not sevsnp.command.run: its result is in memory, and a kernel's would be 100 MB of it.
-    process = subprocess.Popen(
-        [program, "--fsys-tarfile", deb],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
+    with spawned(
+        ["dpkg-deb", "--fsys-tarfile", deb],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    try:
+        timeout=DEFAULT_TIMEOUT,
+        hint="run: apt-get install dpkg",
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                 yield tar
@@ -65,12 +61,6 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
         _, complaint = process.communicate()
         if process.returncode:
             raise UserError(f"{deb}: damaged package: {_last_line(complaint)}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 def _last_line(text: bytes) -> str:

@@ -2,13 +2,12 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from sevsnp.command import run
+from sevsnp.command import run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package, dump_lock
@@ -180,8 +179,7 @@ def packages_lock(
     for suite, security in sorted({(asked.suite, asked.security) for asked in asked_sets}):
         if security and not sources.security:
             note(f"{sources.origin}: no security archive found; {suite} is locked without security updates")
-        with tempfile.TemporaryDirectory(prefix="sevsnp-apt.") as scratch:
-            root = Path(scratch)
+        with temporary_directory("sevsnp-apt.") as root:
             root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
             apt = PrivateApt.make(root, sources, keyring, suite, security=security)
             for asked in asked_sets:

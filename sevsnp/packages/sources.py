@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.command import run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.lock import SECURITY
@@ -78,8 +77,8 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
     mmdebstrap writes its sources.list before anything else, so a setup hook can copy it out and stop the run there;
     chrootless mode needs neither root nor user namespaces. Raises :class:`UserError` if no list came out.
     """
-    with tempfile.TemporaryDirectory(prefix="sevsnp-sources.") as scratch:
-        single, deb822 = Path(scratch) / "list", Path(scratch) / "sources"
+    with temporary_directory("sevsnp-sources.") as scratch:
+        single, deb822 = scratch / "list", scratch / "sources"
         # Which of the two forms it writes depends on its version.
         hook = (
             f'cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list > {shlex.quote(str(single))}; '

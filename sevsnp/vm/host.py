@@ -56,7 +56,9 @@ def _qemu(given: str | None) -> Path:
 def main(argv: list[str], bundle: Path) -> int:
     """Run the bundle in the directory ``bundle``; returns the exit code."""
     # Unwound, so that QEMU and what was written for it are gone.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     given = _arguments().parse_args(argv)
     emulated = bundle / "launch.emulated.toml"
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from sevsnp.e2e import free_port
 from tests.conftest import Built
+from tests.processes import ends_with_us
 from tests.waiting import NET
 
 SECONDS = 600
@@ -32,7 +33,9 @@ def test_it_boots_lets_its_owner_in_and_powers_off(built: Built, task: str, bann
     output = tmp_path / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "doit", task, *words, "GUEST_NETWORK=restricted", f"CONFIG_DIR={built.config_dir}"],
+            ends_with_us(
+                sys.executable, "-m", "doit", task, *words, "GUEST_NETWORK=restricted", f"CONFIG_DIR={built.config_dir}"
+            ),
             cwd=built.project,
             stdin=subprocess.DEVNULL,
             stdout=stream,

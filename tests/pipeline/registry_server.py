@@ -23,6 +23,7 @@ from sevsnp.packages.sets import PackageSet, read_set
 from sevsnp.packages.sources import find_sources
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.settings import resolve
+from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -101,7 +102,7 @@ class Registry:
         self.config.write_text(yaml.safe_dump(document))
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self.program, "serve", self.config],
+                ends_with_us(self.program, "serve", self.config),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

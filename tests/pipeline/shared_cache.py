@@ -17,6 +17,7 @@ import zstandard
 from sevsnp.files import sha256_file
 from tests.conftest import copy_project
 from tests.pipeline.registry_server import Registry
+from tests.processes import ends_with_us
 from tests.waiting import NET
 
 SECONDS = 600
@@ -135,7 +136,7 @@ class Machine:
         """doit, started; what it says comes through ``stdout``."""
         own = {"SEVSNP_CACHE": "cache", "CACHE_DIR": "downloads", "CONFIG_DIR": "config", "DOCKER_CONFIG": "docker"}
         return subprocess.Popen(
-            [sys.executable, "-m", "doit", *words],
+            ends_with_us(sys.executable, "-m", "doit", *words),
             cwd=self.project,
             env={**os.environ, **{name: str(self.home / place) for name, place in own.items()}, **variables},
             stdin=subprocess.DEVNULL,

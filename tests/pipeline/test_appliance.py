@@ -14,6 +14,7 @@ from sevsnp.errors import UserError
 from sevsnp.vm import blocks
 from tests.conftest import PROJECT, Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
+from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
 CANARY = b"\0the\ncanary\xff"
@@ -74,7 +75,7 @@ run_job(Appliance(*map(Path, sys.argv[1:5])), "probe", {"what": "sleep"}, disks=
 def asleep(appliance: Appliance, seconds: float, tmp_path: Path) -> "subprocess.Popen[bytes]":
     paths = (appliance.qemu, appliance.kernel, appliance.initrd, appliance.answers)
     return subprocess.Popen(
-        [sys.executable, "-c", _SLEEP, *map(str, paths), str(seconds)],
+        ends_with_us(sys.executable, "-c", _SLEEP, *paths, str(seconds)),
         cwd=PROJECT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,

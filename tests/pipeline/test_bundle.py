@@ -17,6 +17,7 @@ from sevsnp.e2e import MARKER, free_port
 from sevsnp.vm.config import read_vm_config
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
+from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
 BOOT_SECONDS = 600
@@ -53,7 +54,7 @@ def running(bundle: Path, path: Path, *arguments: str, ports: bool = True) -> It
     given = ["--ssh-port", str(free_port()), "--attest-port", str(free_port())] if ports else []
     with tempfile.TemporaryDirectory(prefix="long" * 40) as scratch:
         process = subprocess.Popen(
-            [bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments],
+            ends_with_us(bundle / "run", "--platform", "emulated", "--restricted", *given, *arguments),
             cwd="/",
             env={"PATH": str(path), "TMPDIR": scratch},
             stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import PROJECT, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings, ran
+from tests.processes import ends_with_us
 from tests.waiting import NET, cpu_seconds, wait_until
 
 # Each costs more to load than all of doit.
@@ -199,7 +200,7 @@ def test_an_interrupted_build(tmp_path: Path, number: signal.Signals, words: lis
     dodo = project / "dodo.py"
     dodo.write_text(dodo.read_text().replace('"setup",', '"sleeper", "setup",'))
     process = subprocess.Popen(
-        [sys.executable, "-m", "doit", "run", *words, "slow"],
+        ends_with_us(sys.executable, "-m", "doit", "run", *words, "slow"),
         cwd=project,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -231,7 +232,7 @@ def test_an_interrupted_download_and_unpacking(built: Built, tmp_path: Path) -> 
     for seconds in (1.0, 2.5, 5.0):
         (copy.build / "snp-release" / "packages.json").unlink(missing_ok=True)
         process = subprocess.Popen(
-            [sys.executable, "-m", "doit", "packages"],
+            ends_with_us(sys.executable, "-m", "doit", "packages"),
             cwd=copy.project,
             env={**os.environ, "CONFIG_DIR": str(copy.config_dir)},
             stdout=subprocess.DEVNULL,

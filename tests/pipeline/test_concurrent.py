@@ -19,6 +19,7 @@ import pytest
 from sevsnp.files import sha256_file
 from tests.conftest import GOALS, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings
+from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
 CHECKOUT_WAIT = "waiting for another run that builds in this checkout"
@@ -113,7 +114,7 @@ class Bench:
 
     def start(self, project: Path, *words: str, **variables: str) -> "subprocess.Popen[str]":
         run = subprocess.Popen(
-            [sys.executable, "-m", "doit", *words],
+            ends_with_us(sys.executable, "-m", "doit", *words),
             cwd=project,
             env={
                 **os.environ,

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import GOALS, Built
 from tests.pipeline.copies import copy_built
+from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
 # What is thrown away before a run, so that it is made while the run is killed: the task's name as it is shown, the
@@ -128,7 +129,7 @@ class Ground:
         self.witness.unlink(missing_ok=True)
         with output.open("wb") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "doit", "run", *words],
+                ends_with_us(sys.executable, "-m", "doit", "run", *words),
                 cwd=self.project,
                 env={
                     **os.environ,

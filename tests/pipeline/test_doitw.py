@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -25,9 +26,10 @@ def task_hello():
 def task_key():
     '''Show where a disk key is.'''
     def show():
-        import json, os
+        import json, os, resource
         number = int(os.environ.get("SEVSNP_LUKS_KEY_FD", "-1"))
         found = {"key": None if number < 0 else os.read(number, 10000).decode("latin-1")}
+        found["dumps"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
         pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
         for name in ("environ", "cmdline"):
             found[name] = 0
@@ -66,6 +68,7 @@ def doitw(
         text=True,
         timeout=300,
         check=False,
+        preexec_fn=allow_dumps,
     )
 
 
@@ -334,12 +337,23 @@ def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools]
     assert done.stderr == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}\n"
 
 
+MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]
+
+
+def allow_dumps() -> None:
+    """As a user's ``ulimit -c unlimited``."""
+    resource.setrlimit(resource.RLIMIT_CORE, (MOST, MOST))
+
+
 KEY = "canary-7c1 \t'\"$(id)`id`\\ \xe9\nand a second line\n"
 
 
 @pytest.mark.parametrize("shell", [(), ("dash",), ("bash",), ("bash", "--posix")], ids=" ".join)
 def test_a_disk_key_in_the_environment_goes_through_a_pipe(program: Path, shell: tuple[str, ...]) -> None:
-    """As it is, to its last byte; while doit runs, no process has it in its environment or its arguments."""
+    """As it is, to its last byte; while doit runs, no process has it in its environment or its arguments.
+
+    Whatever crashes leaves no core dump.
+    """
     if shell and not shutil.which(shell[0]):
         pytest.skip(f"no {shell[0]}")
     done = subprocess.run(
@@ -350,9 +364,10 @@ def test_a_disk_key_in_the_environment_goes_through_a_pipe(program: Path, shell:
         capture_output=True,
         timeout=300,
         check=True,
+        preexec_fn=allow_dumps,
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {"key": KEY, "environ": 0, "cmdline": 0}
+    assert found == {"key": KEY, "environ": 0, "cmdline": 0, "dumps": 0}
     assert b"canary-7c1" not in done.stderr
 
 
@@ -360,6 +375,7 @@ def test_the_canary_is_found_where_a_key_is_left(program: Path) -> None:
     """Control arm of the one before."""
     found = json.loads(greeting(doitw("key", "X=canary-7c1", program=program, env={"ANOTHER": "canary-7c1"}).stdout))
     assert found["key"] is None and found["environ"] and found["cmdline"]
+    assert found["dumps"] == MOST
 
 
 def test_nothing_that_doitw_executes_has_the_key(bare: tuple[Path, Tools]) -> None:

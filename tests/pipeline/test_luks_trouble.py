@@ -18,6 +18,7 @@ from tests.conftest import Built
 from tests.pipeline.copies import one_line
 from tests.pipeline.luks_ground import OUTPUTS, SECONDS, Ground, make_ground
 from tests.pipeline.test_full_disk import Namespace, namespace, refused
+from tests.processes import ends_with_us
 from tests.waiting import NET
 
 __all__ = ["namespace"]  # a fixture
@@ -51,7 +52,7 @@ def ended(ground: Ground) -> list[str]:
 def start(ground: Ground, output: Path) -> "subprocess.Popen[bytes]":
     with output.open("wb") as stream:
         return subprocess.Popen(
-            [ground.project / "doitw", *ground.words],
+            ends_with_us(ground.project / "doitw", *ground.words),
             env=ground.environment,
             cwd=ground.project,
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.processes import ends_with_us
 from tests.waiting import NET
 
 _SECONDS = 60
@@ -86,7 +87,8 @@ def blank_page(browser: str, profile: Path) -> Iterator[Page]:
     # The browser reads from descriptor 3 and writes to 4; sh knows no descriptors of two digits.
     script = f'exec "$@" 3<&{their_in} 4>&{their_out}'
     process = subprocess.Popen(
-        ["bash", "-c", script, "bash", browser, *words], pass_fds=(their_in, their_out), stdin=subprocess.DEVNULL,
+        ends_with_us("bash", "-c", script, "bash", browser, *words),
+        pass_fds=(their_in, their_out), stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": str(profile)},
     )  # fmt: skip
     os.close(their_in)

@@ -3,8 +3,8 @@
     python -I -S -B key_guest_process.py INITRAMFS ATTESTATION DIRECTORY
 
 It reads one line of JSON, ``{"owner": base64, "header": hex, "clock": seconds or null}``, and writes lines of JSON:
-``port`` when it waits, ``report_data`` where it wants evidence (a line of JSON, read), ``received`` and ``generation``
-when it has the key, and at last ``ended``, which is why, or empty.
+``port`` and ``dumpable`` (whether a core dump would be made of it) when it waits, ``report_data`` where it wants evidence (a line of JSON, read), ``received``, ``generation``
+and ``dumpable`` when it has the key, and at last ``ended``, which is why, or empty.
 """
 
 import base64
@@ -51,16 +51,19 @@ def main() -> None:
         set_clock(context, told["clock"])
     listener = socket.create_server(("127.0.0.1", 0), backlog=key_agent.MAX_CLIENTS)
 
+    def dumpable() -> int:
+        return ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)  # type: ignore[no-any-return]  # PR_GET_DUMPABLE
+
     def report(report_data: bytes) -> "dict[str, object]":
         tell(report_data=report_data.hex())
         answer: dict[str, object] = json.loads(sys.stdin.readline())
         return answer
 
     def unlock(secret: bytearray, generation: int) -> "dict[str, object]":
-        tell(received=secret.hex(), generation=generation)
+        tell(received=secret.hex(), generation=generation, dumpable=dumpable())
         return {"generation": generation + 1, "host_keys": told["host_keys"]}
 
-    tell(port=listener.getsockname()[1])
+    tell(port=listener.getsockname()[1], dumpable=dumpable())
     try:
         connection = key_agent.accept_owner(listener, context, owner)
         key_agent.serve_owner(

@@ -37,6 +37,8 @@ class GuestProcess:
     process: "subprocess.Popen[str]"
     port: int = 0
     told: list[tuple[bytes, int]] = dataclasses.field(default_factory=list)
+    # Whether a core dump would be made of it: when it waits, and when it has the key.
+    dumpable: list[int] = dataclasses.field(default_factory=list)
     _ended: "queue.Queue[str]" = dataclasses.field(default_factory=queue.Queue)
 
     def end(self, seconds: float = NET) -> str:
@@ -79,6 +81,7 @@ class GuestProcess:
                 self.process.stdin.flush()
             elif "received" in said:
                 self.told.append((bytes.fromhex(said["received"]), said["generation"]))
+                self.dumpable.append(said["dumpable"])
             elif "ended" in said:
                 self._ended.put(said["ended"])
 
@@ -98,7 +101,9 @@ def guest_process(owner: bytes, directory: Path, *, clock: int | None = None) ->
         try:
             process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
-            guest.port = json.loads(process.stdout.readline())["port"]
+            first = json.loads(process.stdout.readline())
+            guest.port = first["port"]
+            guest.dumpable.append(first["dumpable"])
             threading.Thread(target=guest.follow, daemon=True).start()
             yield guest
         finally:

@@ -163,6 +163,8 @@ def test_any_clock_of_the_guest_will_do(keys: Keys, owner: ssl.SSLContext, tmp_p
     with guest_process(der(keys.owner_certificate), tmp_path, clock=clock(year)) as guest:
         assert release(guest.port, owner).generation == 4
         assert guest.taken == [(KEY, 3)]
+        # A core dump of it would have been made before, and would not with the key in it.
+        assert guest.dumpable == [1, 0]
 
 
 def test_a_certificate_of_today_depends_on_the_clock(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sevsnp.attestation.ovmf import Ovmf
 from sevsnp.e2e import free_port
 from sevsnp.files import sha256_file
 from sevsnp.vm.config import File, Launch, VmConfig, render_vm_config
+from sevsnp.vm.confine import Access
 from sevsnp.vm.qemu import RunOptions, emulated_arguments, escaped, machine_arguments, read_cmdline, start, stop
 from tests.adversary.gdb_remote import Gdb
 from tests.boot.hands import Hands, hands_on, sockets
@@ -141,7 +142,7 @@ def watched(
         ]
         if guest_type_sev:
             arguments += ["-S", "-gdb", f"unix:{where.directory}/gdb,server=on,wait=off"]
-        process = start(options.qemu, arguments, terminal=False, messages=options.messages)
+        process = start(options.qemu, arguments, Access(everything=True), terminal=False, messages=options.messages)
         try:
             with contextlib.ExitStack() as stack:
                 hands = stack.enter_context(hands_on(where))

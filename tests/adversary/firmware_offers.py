@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sevsnp.command import run
 from sevsnp.firmware.volumes import leaves
+from sevsnp.vm.confine import Access
 from sevsnp.vm.qemu import environment, escaped, start, stop
 from sevsnp.vm.qmp import Qmp
 from tests.adversary.efi_program import NOT_FOUND, card_rom, speaker
@@ -139,7 +140,7 @@ def models_with_rom(qemu: Path, state: Path) -> list[str]:
     """Every model of a PCI device that this QEMU has and that takes a ROM."""
     with sockets() as where:
         words = ["-machine", "none", "-display", "none", "-qmp", f"unix:{where.directory}/control,server=on,wait=off"]
-        process = start(qemu, words, terminal=False, messages=state / "qemu.log")
+        process = start(qemu, words, Access(everything=True), terminal=False, messages=state / "qemu.log")
         try:
             with Qmp(where.directory / "control", alive=lambda: process.poll() is None) as control:
                 types = control.command("qom-list-types", implements="pci-device", abstract=False)

@@ -83,10 +83,6 @@ class Hands:
         """Let a machine run that stands still."""
         self._qmp.command("cont")
 
-    def plug(self, driver: str, **properties: object) -> None:
-        """Add a device to the machine as it runs."""
-        self._qmp.command("device_add", driver=driver, **properties)
-
     def wait_dead_loop(self, seconds: float) -> int:
         """The address at which the vCPU turns round and round; fails when ``seconds`` pass before."""
         deadline = time.monotonic() + seconds

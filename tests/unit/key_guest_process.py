@@ -3,8 +3,9 @@
     python -I -S -B key_guest_process.py INITRAMFS ATTESTATION DIRECTORY
 
 It reads one line of JSON, ``{"owner": base64, "header": hex, "clock": seconds or null}``, and writes lines of JSON:
-``port`` and ``dumpable`` (whether a core dump would be made of it) when it waits, ``report_data`` where it wants evidence (a line of JSON, read), ``received``, ``generation``
-and ``dumpable`` when it has the key, and at last ``ended``, which is why, or empty.
+``port`` and ``dumpable`` (whether a core dump would be made of it) when it waits, ``report_data`` where it wants
+evidence (a line of JSON, read), ``received``, ``generation`` and ``dumpable`` when it has the key, and at last
+``ended``, which is why, or empty.
 """
 
 import base64

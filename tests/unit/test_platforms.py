@@ -106,7 +106,7 @@ def test_a_kvm_that_hangs_is_given_up(host: Host, launch: Launch, monkeypatch: p
     monkeypatch.setattr(platforms, "_KVM_SECONDS", 0.5)
     host.set("exec sleep 60")
     started: list[subprocess.Popen[bytes]] = []
-    usual = platforms.start
+    usual = platforms.start  # type: ignore[attr-defined]
 
     def noted(*words: Any, **more: Any) -> "subprocess.Popen[bytes]":
         started.append(usual(*words, **more))

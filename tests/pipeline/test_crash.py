@@ -42,56 +42,7 @@ STAGES = {
     "build_tools": ("sevsnp.tools:make_tools", ("bin",), 0.2),
 }
 # Writes down when which of these functions begins and ends, in the process in which it runs.
-WITNESS = """
-import importlib.util, os, sys
-
-names = {}
-for line in os.environ["WITNESS_OF"].split():
-    names.setdefault(line.partition(":")[0], []).append(line.partition(":")[2])
-path, looking = os.environ["WITNESS"], set()
-
-
-def note(text):
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, text.encode() + b"\\n")
-    os.close(descriptor)
-
-
-def watched(shown, function):
-    def ended(rest):
-        yield from rest
-        note("-" + shown)
-
-    def call(*args, **options):
-        note("+" + shown)
-        found = function(*args, **options)
-        if found is not None:
-            return ended(found)
-        note("-" + shown)
-
-    return call
-
-
-class Finder:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name not in names or name in looking:
-            return None
-        looking.add(name)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-
-        def load(module):
-            execute(module)
-            for each in names[name]:
-                setattr(module, each, watched(f"{name}:{each}", getattr(module, each)))
-
-        spec.loader.exec_module = load
-        return spec
-
-
-sys.meta_path.insert(0, Finder)
-"""
+WITNESS = Path(__file__).with_name("crash_witness.py")
 # Outputs that are directories: they appear whole or not at all, not file by file.
 TREES = ("snp-release", "debs/initramfs", "debs/guest", "kernel", "host-bundle")
 # Logs of guests, and the encrypted workflow, which these runs do not make and no two runs make alike.
@@ -125,7 +76,7 @@ class Ground:
 
     def start(self, *words: str, output: Path) -> "subprocess.Popen[bytes]":
         self.witness.parent.mkdir(exist_ok=True)
-        self.witness.with_name("sitecustomize.py").write_text(WITNESS)
+        shutil.copy(WITNESS, self.witness.with_name("sitecustomize.py"))
         self.witness.unlink(missing_ok=True)
         with output.open("wb") as stream:
             return subprocess.Popen(

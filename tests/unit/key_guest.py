@@ -113,3 +113,14 @@ def anonymous_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def hung_up(connection: socket.socket) -> bool:
+    """Whether the other end has closed this connection, on which it says nothing."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

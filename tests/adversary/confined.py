@@ -4,8 +4,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,12 +66,3 @@ def qemus_with(word: str) -> list[int]:
                 if word in words and "\0-sandbox\0" in words:
                     found.append(int(path.name))
     return found
-
-
-def waited(question: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
-    """The answer, once there is one that counts."""
-    deadline = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"no {what} in {seconds:.0f} s"
-        time.sleep(0.05)
-    return answer

@@ -2,10 +2,11 @@
 
 import socket
 import struct
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.waiting import wait_until
 
 _RIP = slice(16 * 8, 17 * 8)  # behind the sixteen general registers
 
@@ -17,15 +18,7 @@ class Gdb:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
         self._buffer = b""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                self._socket.connect(str(path))
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        wait_until(lambda: self._socket.connect_ex(str(path)) == 0, lambda: f"QEMU at {path}", timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -13,8 +13,9 @@ import pytest
 
 from sevsnp.vm.confine import Access, landlock_version, wrapped
 from sevsnp.vm.qemu import environment
-from tests.adversary.confined import files_of, opened_by, qemus_with, up, waited
+from tests.adversary.confined import files_of, opened_by, qemus_with, up
 from tests.conftest import PROJECT, Built
+from tests.waiting import wait_until
 
 EVERYTHING = Access(everything=True)
 needs_landlock = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
@@ -133,7 +134,7 @@ def test_no_core_dump_has_the_guest_s_memory(built: Built) -> None:
         assert undumped(process.pid) == [True]
     bare = subprocess.Popen([built.qemu, "-machine", "q35", *memory, "-nodefaults", "-display", "none", "-S"])
     try:
-        assert waited(lambda: undumped(bare.pid), "QEMU with memory") == [False]
+        assert wait_until(lambda: undumped(bare.pid), lambda: "QEMU with memory") == [False]
         assert "Seccomp:\t0" in Path(f"/proc/{bare.pid}/status").read_text()
     finally:
         bare.kill()
@@ -162,12 +163,14 @@ def test_it_dies_with_its_parent(built: Built, tmp_path: Path, how: str) -> None
     parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(built.qemu), str(log), how], cwd=PROJECT)
     try:
         # With more than its standard files open it is past all that starts it.
-        waited(lambda: [pid for pid in qemus_with(str(log)) if pid != parent.pid and len(files_of(pid)) > 4], "QEMU")
+        wait_until(
+            lambda: any(len(files_of(pid)) > 4 for pid in {*qemus_with(str(log))} - {parent.pid}), lambda: "QEMU"
+        )
     finally:
         parent.kill()
         parent.wait()
     if how == "ours":
-        waited(lambda: not qemus_with(str(log)), "end of QEMU")
+        wait_until(lambda: not qemus_with(str(log)), lambda: "end of QEMU")
     else:
         assert qemus_with(str(log)), "it lives on"
         for pid in qemus_with(str(log)):

@@ -24,9 +24,10 @@ from sevsnp.images.foreign import import_image
 from sevsnp.vm.blocks import BlockFile
 from sevsnp.vm.confine import Access, landlock_version
 from sevsnp.vm.disk_record import format_of
-from tests.adversary.confined import files_of, opened_by, qemus_with, waited
+from tests.adversary.confined import files_of, opened_by, qemus_with
 from tests.adversary.hostile_images import CANARY, IMAGES, MIB, Place, edited, read_carelessly, with_data_file
 from tests.conftest import Built
+from tests.waiting import NET, wait_until
 
 # For these QEMU itself is started twice; the others differ in the first line of defence only.
 _STARTED = ("qcow2 with a raw data file", "VMDK with a parent by json")
@@ -263,9 +264,9 @@ def run_and_kill(built: Built, image: Path, words: list[str], place: Place) -> N
             stderr=subprocess.STDOUT,
         )
     try:
-        (files,) = waited(lambda: opened_image(image, process, log), "QEMU with the image")
+        (files,) = wait_until(lambda: opened_image(image, process, log), lambda: "QEMU with the image")
         assert str(place.canary) not in files
     finally:
         process.kill()
-        process.wait(30)
-    waited(lambda: not qemus_with(str(image)), "end of QEMU")
+        process.wait(NET)
+    wait_until(lambda: not qemus_with(str(image)), lambda: "end of QEMU")

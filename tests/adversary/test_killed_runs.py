@@ -19,6 +19,7 @@ import pytest
 from sevsnp import guardian
 from sevsnp.e2e import free_port
 from tests.conftest import PROJECT, Built
+from tests.waiting import wait_until
 
 # A guest that boots in no time, and obeys nobody: its QEMU ignores all signals that can be ignored.
 RUN = """#!/bin/sh
@@ -94,10 +95,11 @@ class Ground:
 
     def await_process(self, words: str, seconds: float = 120.0) -> None:
         """Until a process with ``words`` in its command line runs, and ./run has made its temporary files."""
-        deadline = time.monotonic() + seconds
-        while not any(words in line for line in self.living().values()) or not list(self.temporary.rglob("*")):
-            assert time.monotonic() < deadline, (self.directory / "output").read_text()
-            time.sleep(0.05)
+        wait_until(
+            lambda: any(words in line for line in self.living().values()) and list(self.temporary.rglob("*")),
+            (self.directory / "output").read_text,
+            seconds,
+        )
 
     def nothing_left(self, more: float = 30.0) -> bool:
         """Whether all is gone within the time that it has for ending in order, and ``more`` seconds."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.doitw_tools import Tools
 from tests.waiting import cpu_seconds, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -244,27 +245,6 @@ def test_a_clean_clone_works_with_every_python(tmp_path: Path) -> None:
         check = [str(clone / ".venv/bin/python"), "-m", "pip", "check"]
         checked = subprocess.run(check, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout
-
-
-class Tools:
-    """A PATH of one directory with what doitw needs, and stand-ins."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        for name in ("sh", "dirname", "readlink", "sha256sum", "cat", "mkdir", "rm", "mv", "flock", "env", "id"):
-            found = shutil.which(name, path=os.defpath)
-            assert found
-            (folder / name).symlink_to(found)
-
-    def add(self, name: str, text: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
-        (self.folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (self.folder / name).chmod(0o755)
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"PATH": str(self.folder)}
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def load(file: Path, expected: str = "a YAML file") -> Any:
         raise UserError(f"{file}: not YAML: not UTF-8: {error.reason}") from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{file}: {line}{error.problem}") from error
+        kind = "not YAML: " if isinstance(error, (yaml.parser.ParserError, yaml.scanner.ScannerError)) else ""
+        raise UserError(f"{file}: {kind}{line}{error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from error

@@ -11,7 +11,7 @@ BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
 
 
 def task_host_bundle() -> Task:
-    """Pack what an untrusted host needs to run the guest into build/host-bundle [PLATFORM]"""
+    """Pack what a host needs to run the guest into build/host-bundle [PLATFORM]"""
     disks = [verity.IMAGE, verity.TREE]
     return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not settings().text("IMAGE"))
 

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # What tests share that boot for half a minute each; whoever uses one runs in the same process.
 SHARED_GUESTS = {"guest", "impostor", "copied", "luks_guest"}
+
+
+def pytest_configure() -> None:
+    """Where this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
+
+    A handler of ours is not inherited, and keeps this run alive all the same.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

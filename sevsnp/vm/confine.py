@@ -83,7 +83,9 @@ def main(argv: list[str]) -> None:
     """Confine this process and execute ``argv[2:]``; ``argv[:2]`` are the parent's process id and the access."""
     parent, access, program = int(argv[0]), Access(**json.loads(argv[1])), argv[2:]
     # One byte, not zero: the kernel writes no file for so little and, unlike with zero, hands no dump to a pipe either.
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    least = 1 if most == resource.RLIM_INFINITY else min(1, most)
+    resource.setrlimit(resource.RLIMIT_CORE, (least, least))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if not access.everything:
         if not access.listen and not access.reach:

@@ -151,7 +151,7 @@ def test_control_a_host_s_init_before_a_verified_root(built: Built, tmp_path: Pa
             attest_against(running, config, output)
         log = running.guest.log()
     assert FILE in log and f"init: {INIT}" in log
-    assert (output / "verdict.json").exists() and (output / "ssh_config").exists()
+    assert (output / "known_hosts").exists() and (output / "ssh_config").exists()
 
 
 @pytest.mark.full

@@ -40,7 +40,7 @@ def test_plain_types(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, line: int, problem: str) -> None:
-    with pytest.raises(UserError, match=rf"file\.yaml: line {line}: .*{problem}"):
+    with pytest.raises(UserError, match=rf"file\.yaml: (not YAML: )?line {line}: .*{problem}"):
         load(written(tmp_path, text))
 
 

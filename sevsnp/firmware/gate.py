@@ -1,7 +1,7 @@
 """Which firmware a guest may start with: one that is known to start nothing but the three hashed files.
 
 A known image is judged by its SHA-256; any other is looked into, and is accepted only if it can be read to its last
-byte and neither road for other code of the host is in it. Only the standard library: a host bundle has this too.
+byte and no road for other code of the host is in it. Only the standard library: a host bundle has this too.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ _RISK = "the firmware is not known to start nothing but the measured files; its 
 # A file-path node of a device path (UEFI 2.10, section 10.3.5.4).
 _NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL)
 _SIGNATURE = b"PCIR"
+_DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")
 _MOST = 64 << 20  # what is read of a file; larger than any image that can be judged
 
 
@@ -43,6 +44,8 @@ def _roads_of(leaf: "Leaf") -> list[str]:
         found.append(f"it starts more than the three hashed files (a name in {leaf.place})")
     if _SIGNATURE in leaf.data:
         found.append(f"it starts more than the three hashed files (a signature in {leaf.place})")
+    if _DEFAULT in leaf.data:
+        found.append(f"it starts more than the three hashed files (a file name in {leaf.place})")
     return found
 
 

@@ -30,9 +30,26 @@ _NAME = "shim".encode("utf-16-le")
 # A compare with a signature, and the jump behind it if they differ (jne). The jump becomes one that is always taken
 # (jmp): the host chooses what is compared, so another signature would be no obstacle.
 _SIGNATURE = b"PCIR"
+# Where BdsDxe goes on when the kernel has returned, or could not be started: the host can bring that about, for the
+# machine's memory is not measured. Instead of looking for something else to start it says so and stops.
+_GOES_ON = bytes.fromhex("4531ff ba02000000 4889d9 31ff 4c89bd58fcffff e8")
+_STOPS = bytes.fromhex(
+    "488d0dce740000"  # lea rcx, [the text "%a: No bootable option was found."]
+    "488d15c0740000"  # lea rdx, [the name "BdsDxe"]
+    "e8d28bffff"  # call the function that prints
+    "ebfe"  # jmp to itself
+)
+# What is started of a disk that names nothing else; FAT has no file with a colon in its name.
+_DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI"
 CHANGES = (
     Change(_NODE + _NAME, _NODE + "\u2460\u2461\u2462\u2463".encode("utf-16-le"), (0x1AD8B4,)),
     Change(_SIGNATURE + b"\x75", b"\xff" * 4 + b"\xeb", (0x14C1A3, 0x14C63A)),
+    Change(_GOES_ON, _STOPS, (0x1A50EB,)),
+    Change(
+        _DEFAULT.encode("utf-16-le"),
+        _DEFAULT.replace("X64.", "X64:").encode("utf-16-le"),
+        (0x1ACAAE, 0x1C5714, 0x1DA9C4),
+    ),
 )
 
 # What the pinned Python packs with: the format of .lzma files, which UEFI's LZMA sections have, at xz's highest preset.

@@ -26,9 +26,12 @@ from tests.conftest import Built
 
 # The kernel's first words, and the firmware's last ones.
 KERNEL = "EFI stub"
+PANIC = "Kernel panic"  # the only ones of a kernel that has no initrd
 NOTHING = "No bootable option was found"
 DEAD_LOOP = "dead loop"
 MEMORY = 512 << 20
+# With so little the kernel cannot unpack itself, and returns to the firmware.
+LITTLE = 160 << 20
 # Samples of the next instruction, a twentieth of a second apart: that many at one place are an end.
 _SAMPLES = 100
 
@@ -97,9 +100,9 @@ class Watched:
         seen: deque[int] = deque(maxlen=_SAMPLES)
         while time.monotonic() < deadline:
             log = self.guest.log()
-            for text in (KERNEL, NOTHING):
+            for text, end in ((KERNEL, KERNEL), (PANIC, KERNEL), (NOTHING, NOTHING)):
                 if text in log:
-                    return text
+                    return end
             assert self.guest.process.poll() is None, f"QEMU ended: {self.guest.options.messages.read_text()}"
             seen.append(self.hands.instruction())
             # Timer interrupts still come, so now and then the sample is elsewhere.
@@ -119,20 +122,21 @@ def watched(
     files: tuple[str, ...] = FILES,
     hashes: KernelHashes | None = None,
     guest_type_sev: bool = False,
+    memory: int = MEMORY,
 ) -> Iterator[Watched]:
     """Start the verity guest's machine with ``firmware`` and the host's own options ``extra``.
 
     ``files`` are those of the launch that QEMU is given; ``hashes`` replaces the genuine table; ``guest_type_sev``
-    makes the firmware's drivers believe that they run under SEV.
+    makes the firmware's drivers believe that they run under SEV; ``memory`` is in bytes.
     """
     state.mkdir(parents=True, exist_ok=True)
     launch = built.config("emulated").launch
     options = RunOptions(
-        qemu=built.qemu, memory=MEMORY, ssh_port=free_port(), attest_port=free_port(), state=state, restricted=True
+        qemu=built.qemu, memory=memory, ssh_port=free_port(), attest_port=free_port(), state=state, restricted=True
     )
     with sockets() as where:
         arguments = [
-            *emulated_arguments(launch.vcpu_model, MEMORY, "tcg"),
+            *emulated_arguments(launch.vcpu_model, memory, "tcg"),
             *_table(firmware, hashes or KernelHashes.of(launch), state),
             *machine_arguments(launch.vcpus, options),
             *("-bios", str(firmware)),

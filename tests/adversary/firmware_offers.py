@@ -210,25 +210,27 @@ def disk(tools: Path, path: Path, mark: str) -> Path:
     return path
 
 
-# A disk behind each kind of controller that the ordinary firmware has a driver for; {} is the disk.
+# A disk behind each kind of controller that the ordinary firmware has a driver for: {} is the disk, then its turn.
 _BEHIND: dict[str, tuple[str, ...]] = {
-    "virtio": ("-device", "virtio-blk-pci,drive={}"),
-    "virtio-scsi": ("-device", "virtio-scsi-pci,id=vscsi", "-device", "scsi-hd,bus=vscsi.0,drive={}"),
-    "sata": ("-device", "ide-hd,bus=ide.0,drive={}"),
-    "nvme": ("-device", "nvme,serial=1,drive={}"),
-    "usb": ("-device", "qemu-xhci,id=usb", "-device", "usb-storage,bus=usb.0,drive={}"),
+    "virtio": ("-device", "virtio-blk-pci,drive={},bootindex={}"),
+    "virtio-scsi": ("-device", "virtio-scsi-pci,id=vscsi", "-device", "scsi-hd,bus=vscsi.0,drive={},bootindex={}"),
+    "sata": ("-device", "ide-hd,bus=ide.0,drive={},bootindex={}"),
+    "nvme": ("-device", "nvme,serial=1,drive={},bootindex={}"),
+    "usb": ("-device", "qemu-xhci,id=usb", "-device", "usb-storage,bus=usb.0,drive={},bootindex={}"),
     "sd": ("-device", "sdhci-pci,id=sd", "-device", "sd-card,bus=sd-bus,drive={}"),
 }
+
+
+DISKS = tuple(f"the disk behind {kind} runs" for kind in _BEHIND)
 
 
 def disks(tools: Path, directory: Path) -> dict[str, tuple[str, ...]]:
     """For each kind of controller QEMU's options for a disk to start from, by the mark that its program says."""
     made = dict[str, tuple[str, ...]]()
-    for kind, words in _BEHIND.items():
-        mark = f"the disk behind {kind} runs"
+    for mark, (kind, words) in zip(DISKS, _BEHIND.items(), strict=True):
         image = disk(tools, directory / f"{kind}.img", mark)
         node = f"driver=raw,node-name=disk-{kind},file.driver=file,file.filename={escaped(image)}"
-        made[mark] = ("-blockdev", node, *(word.format(f"disk-{kind},bootindex={len(made)}") for word in words))
+        made[mark] = ("-blockdev", node, *(word.format(f"disk-{kind}", len(made) + 1) for word in words))
     return made
 
 

@@ -2,7 +2,7 @@
 
 A key is bytes in this process's memory, a file of the user's own, or a file in CONFIG_DIR/volumes. It is never a word
 of a command line, a variable that a process started from here has, a line of a log, or a value that doit keeps; and no
-core dump is made of a process that has one (sevsnp.no_dumps).
+core dump is made of a process that has one (sevsnp.taken_key).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from sevsnp import progress, taken_key
 from sevsnp.errors import UserError
-from sevsnp.no_dumps import keep_from_dumps
+from sevsnp.taken_key import keep_from_dumps
 
 # The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
 DESCRIPTOR_VARIABLE = taken_key.DESCRIPTOR

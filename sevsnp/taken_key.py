@@ -1,18 +1,38 @@
-"""LUKS_KEY out of this process's environment, where /proc shows it as long as the process lives, and into a pipe.
+"""A disk key in this process: out of the environment, and into no core dump.
 
-./doitw has done so before it executes anything; this is for a doit that is called directly. Loaded for every command:
-standard library only.
+LUKS_KEY is moved into a pipe, because /proc shows the environment as long as the process lives; ./doitw has done so
+before it executes anything, this is for a doit that is called directly. Loaded for every command: standard library
+only, and ctypes only where there is a key.
 """
 
 import os
+import resource
 import sys
 
-from sevsnp.no_dumps import keep_from_dumps
-
+# linux/prctl.h
+PR_GET_DUMPABLE = 3
+PR_SET_DUMPABLE = 4
 VARIABLE = b"LUKS_KEY"
 # The number of the pipe's file descriptor, for who reads the key.
 DESCRIPTOR = "SEVSNP_LUKS_KEY_FD"
 MAX_KEY = 4096
+
+
+def keep_from_dumps() -> None:
+    """No core dump of this process from now on, and none of what it starts that is written to a file.
+
+    A crash would write the key into a file, and into every backup of it. Two things, because neither is enough:
+    programs started from here inherit RLIMIT_CORE (a QEMU that is handed the key), which a dump that goes to a program
+    (core_pattern with a pipe) does not heed; and PR_SET_DUMPABLE, which ends with the next execve(2), prevents both,
+    and ptrace(2) and /proc/PID/mem for all but root. Raises OSError.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def take_over() -> None:

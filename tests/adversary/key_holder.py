@@ -11,18 +11,17 @@ import signal
 import sys
 from pathlib import Path
 
-from sevsnp import command, no_dumps
+from sevsnp import command, taken_key
 
 how, place, arm = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 if arm == "unprotected":
-    no_dumps.keep_from_dumps = lambda: None  # before the modules that call it take it from there
+    taken_key.keep_from_dumps = lambda: None  # before the modules that call it take it from there
 
 from sevsnp import luks_key  # noqa: E402
-from sevsnp.taken_key import take_over  # noqa: E402
 
 UUID = "11111111-2222-3333-4444-555555555555"
 
-take_over()
+taken_key.take_over()
 if how == "made":
     key = luks_key.make_key(place, UUID)
 else:
@@ -32,7 +31,7 @@ else:
 child = command.run([sys.executable, "-I", "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"])
 found = {
     "key": key.data.hex(),
-    "dumpable": ctypes.CDLL(None).prctl(no_dumps.PR_GET_DUMPABLE, 0, 0, 0, 0),
+    "dumpable": ctypes.CDLL(None).prctl(taken_key.PR_GET_DUMPABLE, 0, 0, 0, 0),
     "limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
     "limit of a child": int(child),
 }

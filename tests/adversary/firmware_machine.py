@@ -9,17 +9,17 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import KernelHashes, launch_digest_of
+from sevsnp.attestation.launch_digest import KernelHashes
 from sevsnp.attestation.ovmf import Ovmf
 from sevsnp.e2e import free_port
-from sevsnp.files import sha256_file
-from sevsnp.vm.config import File, Launch, VmConfig, render_vm_config
+from sevsnp.vm.config import Launch, VmConfig
 from sevsnp.vm.confine import Access
 from sevsnp.vm.qemu import RunOptions, emulated_arguments, escaped, machine_arguments, read_cmdline, start, stop
 from tests.adversary.gdb_remote import Gdb
+from tests.boot.configs import file, honest
 from tests.boot.hands import Hands, hands_on, sockets
 from tests.boot.harness import BOOT_SECONDS, Guest
 from tests.conftest import Built
@@ -64,14 +64,7 @@ def our_firmware(built: Built) -> Path:
 
 def with_firmware(config: VmConfig, firmware: Path, directory: Path) -> VmConfig:
     """The VM config with another firmware and the launch digest that it then has, in ``directory``."""
-    launch = replace(config.launch, firmware=File(firmware, sha256_file(firmware)))
-    made = VmConfig(
-        directory / "vm-config.toml",
-        launch,
-        replace(config.require_reference(), launch_digest=launch_digest_of(launch)),
-    )
-    made.source.write_text(render_vm_config(made))
-    return made
+    return honest(config, directory, firmware=file(firmware))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Devices that a host plugs in, before the start and while the guest runs, and an image whose programs want them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import launch_digest_of
-from sevsnp.files import sha256_file
 from sevsnp.images.adopt import make_image_rootfs
 from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers
 from sevsnp.images.rootfs import Layer, link_entry, make_rootfs, text_entry
 from sevsnp.images.verity import fixed_salt, make_verity
-from sevsnp.vm.config import File, VmConfig, render_vm_config
+from sevsnp.vm.config import VmConfig
 from sevsnp.vm.qemu import escaped
+from tests.boot.configs import file, honest
 from tests.boot.hands import Hands
 from tests.boot.shared import variant
 from tests.conftest import Built
@@ -130,14 +129,7 @@ def without_lock(built: Built, config: VmConfig, directory: Path) -> VmConfig:
     directory.mkdir()
     initrd = directory / "initramfs"
     join_layers(layers=[config.launch.initrd.path, no_lock_layer(built, directory)], output=initrd)
-    launch = replace(config.launch, initrd=File(initrd, sha256_file(initrd)))
-    made = VmConfig(
-        directory / "vm-config.toml",
-        launch,
-        replace(config.require_reference(), launch_digest=launch_digest_of(launch)),
-    )
-    made.source.write_text(render_vm_config(made))
-    return made
+    return honest(config, directory, initrd=file(initrd))
 
 
 def no_lock_layer(built: Built, directory: Path) -> Path:

@@ -5,12 +5,10 @@ Each part must be there exactly once, so that a check that was moved or renamed 
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import launch_digest_of
-from sevsnp.files import sha256_file
 from sevsnp.images import luks2
 from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.filesystem import make_ext4
@@ -19,7 +17,8 @@ from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.lists import read_names
 from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Entry
-from sevsnp.vm.config import File, VmConfig, render_vm_config
+from sevsnp.vm.config import VmConfig
+from tests.boot.configs import file, honest
 from tests.boot.luks import luks_config
 from tests.conftest import Built
 from tests.unit.luks_mutations import HOST_KEY, MUTATIONS
@@ -70,11 +69,7 @@ def without(built: Built, directory: Path, *checks: Check) -> VmConfig:
     with layer.open("wb") as stream:
         write_cpio(with_parents(entries), stream)
     join_layers(layers=[config.launch.initrd.path, layer], output=initrd)
-    launch = replace(config.launch, initrd=File(initrd, sha256_file(initrd)))
-    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
-    made = VmConfig(directory / "vm-config.toml", launch, reference)
-    made.source.write_text(render_vm_config(made))
-    return made
+    return honest(config, directory, initrd=file(initrd))
 
 
 def _null_cipher(built: Built) -> list[Entry]:

@@ -10,16 +10,13 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.e2e import wait_for_login
-from sevsnp.files import sha256_file
-from sevsnp.vm.config import File, VmConfig, render_vm_config
 from tests.adversary.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
+from tests.boot.configs import honest, other_words
 from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
 from tests.boot.shared import Attested, Running, attested, started
 from tests.conftest import Built
@@ -181,7 +178,10 @@ def test_the_encrypted_guest_keeps_no_report_interface(luks_guest: Unlocked, gue
 @pytest.mark.full
 def test_a_setting_keeps_the_report_interface(built: Built, tmp_path: Path) -> None:
     """LUKS_REPORTS=open: the guest's own services may ask for reports."""
-    config = with_open_reports(luks_config(built), tmp_path)
+    genuine = luks_config(built)
+    line = genuine.launch.cmdline.path.read_text()
+    cmdline = other_words(genuine, tmp_path, {line: f"{line} sevsnp.reports=open"})
+    config = honest(genuine, tmp_path, cmdline=cmdline)
     owner = make_owner(built, tmp_path / "owner")
     output = tmp_path / "attested"
     with (
@@ -195,14 +195,3 @@ def test_a_setting_keeps_the_report_interface(built: Built, tmp_path: Path) -> N
         assert {"/sys/module/tsm", "/sys/kernel/config/tsm"} < set(interfaces(opened))
         assert ask_for_report(built, opened) == "1184"
         check_locked(inspect(opened))
-
-
-def with_open_reports(config: VmConfig, directory: Path) -> VmConfig:
-    """The same with the measured word that the setting adds; a whole and honest config in ``directory``."""
-    cmdline = directory / "cmdline"
-    cmdline.write_text(f"{config.launch.cmdline.path.read_text()} sevsnp.reports=open")
-    launch = replace(config.launch, cmdline=File(cmdline, sha256_file(cmdline)))
-    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
-    made = VmConfig(directory / "vm-config.toml", launch, reference)
-    made.source.write_text(render_vm_config(made))
-    return made

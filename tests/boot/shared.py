@@ -6,17 +6,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.e2e import ssh, wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.owner import attest_guest
-from sevsnp.vm.config import Disk, File, VmConfig, render_vm_config
+from sevsnp.vm.config import Disk, VmConfig
+from tests.boot.configs import honest, other_words
 from tests.boot.hands import Hands, hands_on, sockets
 from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
@@ -147,27 +147,18 @@ def variant(
     A whole and honest config, with its own launch digest, in ``directory``.
     """
     config = built.config("emulated")
-    line = config.launch.cmdline.path.read_text()
-    for old, new in (words or {}).items():
-        assert line.count(old) == 1, f"{old!r} in {line!r}"
-        line = line.replace(old, new)
-    cmdline = directory / "cmdline"
-    cmdline.write_text(line)
 
     def disk(old: Disk) -> Disk:
         path = (disks or {}).get(old.role, old.path)
         return old if path == old.path else Disk(old.role, path, path.stat().st_size, sha256_file(path))
 
-    launch = replace(
-        config.launch,
-        cmdline=File(cmdline, sha256_file(cmdline)),
+    return honest(
+        config,
+        directory,
+        cmdline=other_words(config, directory, words or {}),
         disks=tuple(disk(old) for old in config.launch.disks),
         vcpus=vcpus,
     )
-    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
-    made = VmConfig(directory / "vm-config.toml", launch, reference)
-    made.source.write_text(render_vm_config(made))
-    return made
 
 
 _STARTED = pytest.StashKey[dict[str, Running]]()

@@ -8,7 +8,6 @@ there, and knows 1970 to 2069. So for 2099 the guest has ACPI, and the host chan
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,14 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.e2e import wait_for_login
 from sevsnp.e2e_luks import look_at_root
-from sevsnp.files import sha256_file
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import connect, owner_context
 from sevsnp.keys import certificate_der
-from sevsnp.vm.config import File, VmConfig, render_vm_config
+from sevsnp.vm.config import VmConfig
+from tests.boot.configs import honest, other_words
 from tests.boot.harness import BOOT_SECONDS
 from tests.boot.luks import (
     anonymous,
@@ -69,18 +67,7 @@ def image(built: Built, tmp_path: Path) -> Iterator[Path]:
 
 def changed(config: VmConfig, directory: Path, words: Mapping[str, str]) -> VmConfig:
     """A whole and honest VM config with other words on the command line, by old text; with ACPI."""
-    line = config.launch.cmdline.path.read_text()
-    for old, new in {" acpi=off": "", **words}.items():
-        assert line.count(old) == 1
-        line = line.replace(old, new)
-    directory.mkdir(exist_ok=True)
-    cmdline = directory / "cmdline"
-    cmdline.write_text(line)
-    launch = replace(config.launch, cmdline=File(cmdline, sha256_file(cmdline)))
-    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
-    made = VmConfig(directory / "vm-config-luks.emulated.toml", launch, reference)
-    made.source.write_text(render_vm_config(made))
-    return made
+    return honest(config, directory, cmdline=other_words(config, directory, {" acpi=off": "", **words}))
 
 
 @pytest.mark.parametrize(

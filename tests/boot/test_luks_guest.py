@@ -13,18 +13,17 @@ import pytest
 
 from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Evidence, Expected
-from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.e2e import ssh, wait_for_login
 from sevsnp.e2e_luks import WAITING, look_at_root, wait_for_agent
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.key_release import Opened, Secret, connect, owner_context, release, request_evidence
 from sevsnp.keys import ensure_keys
 from sevsnp.luks_owner import Volume, attest_luks
 from sevsnp.owner import Verdict
-from sevsnp.vm.config import File, VmConfig, read_vm_config
+from sevsnp.vm.config import VmConfig, read_vm_config
 from sevsnp.vm.volume import on_copy
+from tests.boot.configs import honest, other_words
 from tests.boot.hands import prompts
 from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
@@ -216,11 +215,8 @@ def test_other_tables_are_not_mounted(luks: Luks, tmp_path: Path) -> None:
     """The right disk and the right key, and a mapping that is not the measured one: the digest here is another's."""
     line = luks.config.launch.cmdline.path.read_text()
     tables = line.partition("sevsnp.luks=")[2].split()[0].rpartition(":")[2]
-    cmdline = tmp_path / "cmdline"
-    cmdline.write_text(line.replace(tables, hashlib.sha256(b"other tables").hexdigest()))
-    launch = replace(luks.config.launch, cmdline=File(cmdline, sha256_file(cmdline)))
-    reference = replace(luks.config.require_reference(), launch_digest=launch_digest_of(launch))
-    other = replace(luks, config=VmConfig(luks.config.source, launch, reference))
+    cmdline = other_words(luks.config, tmp_path, {tables: hashlib.sha256(b"other tables").hexdigest()})
+    other = replace(luks, config=honest(luks.config, tmp_path, cmdline=cmdline))
     key = luks_key.read_made_key(luks.config_dir, luks.volume.uuid).data
     with other.waiting(tmp_path / "state") as guest:
         with pytest.raises(UserError, match="the active dm tables have the SHA-256"):

@@ -1,0 +1,36 @@
+"""VM configs of guests that are changed on purpose: whole and honest, with the launch digest that they then have."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.files import sha256_file
+from sevsnp.vm.config import File, VmConfig, render_vm_config
+
+
+def file(path: Path) -> File:
+    return File(path, sha256_file(path))
+
+
+def honest(config: VmConfig, directory: Path, **changes: Any) -> VmConfig:
+    """``config`` with ``changes`` to its launch, written into ``directory``, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    launch = replace(config.launch, **changes)
+    reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
+    made = VmConfig(directory / "vm-config.toml", launch, reference)
+    made.source.write_text(render_vm_config(made))
+    return made
+
+
+def other_words(config: VmConfig, directory: Path, words: Mapping[str, str]) -> File:
+    """The command line with other words, by old text; a file in ``directory``, which is made."""
+    line = config.launch.cmdline.path.read_text()
+    for old, new in words.items():
+        assert line.count(old) == 1, f"{old!r} in {line!r}"
+        line = line.replace(old, new)
+    directory.mkdir(parents=True, exist_ok=True)
+    cmdline = directory / "cmdline"
+    cmdline.write_text(line)
+    return file(cmdline)

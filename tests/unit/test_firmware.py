@@ -59,7 +59,9 @@ def test_it_reads_down_to_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [NODE, b"x" * 7 + NODE, b"PCIR", b"cmp PCIR,"], ids=["node", "odd", "signature", "in code"]
+    "code",
+    [NODE, b"x" * 7 + NODE, b"PCIR", b"cmp PCIR,", "\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")],
+    ids=["node", "odd", "signature", "in code", "file name"],
 )
 def test_a_road_is_found_wherever_it_stands(code: bytes) -> None:
     assert find_roads(image(b"harmless")) == ()
@@ -133,7 +135,7 @@ def test_the_change_is_made_where_it_must_be_and_nowhere_else() -> None:
     assert changed and changed <= meant and not any(one.old in after for one in CHANGES)
 
 
-@pytest.mark.parametrize("one", CHANGES, ids=["node", "signature"])
+@pytest.mark.parametrize("one", CHANGES, ids=["node", "signature", "going on", "file name"])
 def test_another_place_or_number_is_refused(one: make.Change) -> None:
     for wrong in (content().replace(one.old, bytes(len(one.old))), content() + one.old, b"x" + content()):
         with pytest.raises(UserError, match="expected at"):

@@ -1,7 +1,8 @@
 """What a host can no longer plug in: the last thing that init does before the guest's own programs run.
 
 By then every driver that the guest needs has its devices. From here on none takes another one, drivers that only a host
-could want lose theirs, the modules that the guest's root names are loaded, and the kernel takes no more of them.
+could want lose theirs, the modules that the guest's root names are loaded, and the kernel takes no more. Nothing of
+the root is executed for that: in an encrypted guest a program of it may be from somebody who was root there once.
 """
 
 import os
@@ -17,7 +18,7 @@ _KEPT = {("pci", "pcieport"), ("pci", "virtio-pci"), ("virtio", "virtio_blk"), (
 EMULATED = ("virtio", "virtio_console")
 # Once a driver has lost a device, the one below it has no use: a keyboard, its hub, its controller, their card.
 _LEVELS = 4
-_LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
+_REPORT_MODULES = ("sev_guest", "tsm")
 _MODULE_LISTS = ("etc", "usr/local/lib", "usr/lib", "lib")
 # The key of the console's SysRq is a break on the line; an image's own settings would switch it on again.
 _RUN = {
@@ -60,6 +61,9 @@ def lock(root: str, *, ports: bool, reports: bool) -> None:
         _write(path, "1")
         if linux.read(path).strip() != "1":
             raise linux.Stop(f"{path}: still off")
+    # The root names modules by files of its own, whatever is in them.
+    if not reports and (back := _report_modules(sysfs)):
+        raise linux.Stop(f"the root's modules brought {', '.join(back)} back")
     ignore_host_keys(f"{root}/run")
 
 
@@ -101,23 +105,39 @@ def _close_reports(sysfs: str) -> None:
     """Who could ask for a report could pass for this initramfs. A module that is gone cannot come back after this."""
     if os.path.ismount(f"{sysfs}/kernel/config"):
         linux.unmount(f"{sysfs}/kernel/config")
-    for module in ("sev_guest", "tsm"):
-        if os.path.isdir(f"{sysfs}/module/{module}"):
-            linux.unload_module(module)
+    for module in _report_modules(sysfs):
+        linux.unload_module(module)
+
+
+def _report_modules(sysfs: str) -> "list[str]":
+    return [name for name in _REPORT_MODULES if os.path.isdir(f"{sysfs}/module/{name}")]
 
 
 def load_root_modules(root: str) -> None:
-    """What /etc/modules and modules-load.d of the root name, by the root's own modprobe, where it has one.
+    """What /etc/modules and modules-load.d of the root name, with all they depend on, from the root's own files.
 
-    A name that is not found, or has no use here, is for systemd-modules-load to complain about.
+    Without options: those of modprobe.d are not read. A name that is not found, or has no use here, is for
+    systemd-modules-load to complain about.
     """
-    loader = next((path for path in _LOADERS if os.path.lexists(f"{root}/{path}")), "")
     names = root_modules(root)
-    if loader and names and os.path.isdir(f"{root}/lib/modules/{os.uname().release}"):
+    needed = module_files(f"{root}/lib/modules/{os.uname().release}") if names else {}
+    for name in names:
         try:
-            linux.run("/usr/bin/busybox", "chroot", root, f"/{loader}", "--all", "--quiet", *names)
-        except linux.Stop:
-            print("init: not every module that the root names was loaded", flush=True)
+            for path in needed.get(name.replace("-", "_"), []):
+                linux.load_module(path)
+        except OSError as error:
+            print(f"init: the root's module {name}: {error.strerror}", flush=True)
+
+
+def module_files(directory: str) -> "dict[str, list[str]]":
+    """What has to be loaded for each module, by its name with _ for -, in the order to load it in (modules.dep)."""
+    path = f"{directory}/modules.dep"
+    found = {}
+    for line in linux.read(path).splitlines() if os.path.isfile(path) else []:
+        module, _, others = line.partition(":")
+        name = os.path.basename(module).partition(".ko")[0].replace("-", "_")
+        found[name] = [f"{directory}/{file}" for file in (*reversed(others.split()), module)]
+    return found
 
 
 def root_modules(root: str) -> "list[str]":

@@ -16,6 +16,7 @@ _RB_AUTOBOOT = 0x01234567
 _RB_POWER_OFF = 0x4321FEDC
 _DELETE_MODULE = 176
 _FINIT_MODULE = 313
+_COMPRESSED_FILE = 4  # linux/module.h: MODULE_INIT_COMPRESSED_FILE
 
 
 class Stop(Exception):
@@ -59,10 +60,14 @@ def keep_from_dumps() -> None:
 
 
 def load_module(path: str) -> None:
-    """finit_module(2) with no parameters; a module that is there already, or has no device here, is fine."""
+    """finit_module(2) with no parameters; a module that is there already, or has no device here, is fine.
+
+    The kernel unpacks a compressed one by itself, where it can.
+    """
+    flags = 0 if path.endswith(".ko") else _COMPRESSED_FILE
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        failed = _libc.syscall(_FINIT_MODULE, descriptor, b"", 0) != 0
+        failed = _libc.syscall(_FINIT_MODULE, descriptor, b"", flags) != 0
         if failed and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
             _check(-1, f"load {path}")
     finally:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20
 # A program that failed for want of room leaves less than this: it writes in pieces.
@@ -21,6 +22,16 @@ _NO_ROOM = 256 << 10
 _in_use: set[Path] = set()
 _making = threading.Lock()
 _ended = threading.Event()
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json's ``object_pairs_hook`` for what decides something: a doubled key is a ValueError, not its last value."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!a} is there twice")
+        found[key] = value
+    return found
 
 
 def sha256_file(path: Path) -> str:

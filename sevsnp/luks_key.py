@@ -6,6 +6,7 @@ core dump is made of a process that has one (sevsnp.taken_key).
 """
 
 import contextlib
+import fcntl
 import getpass
 import json
 import os
@@ -14,12 +15,13 @@ import secrets
 import stat
 import sys
 import threading
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sevsnp import progress, taken_key
 from sevsnp.errors import UserError
+from sevsnp.files import each_key_once
 from sevsnp.taken_key import keep_from_dumps
 
 # The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
@@ -172,9 +174,11 @@ def read_record(config_dir: Path, uuid: str) -> Record:
     """What is known of a volume. Raises UserError where nothing is, or it is damaged."""
     path = _place(config_dir, uuid, "json")
     try:
-        document: Any = json.loads(path.read_bytes())
+        document: Any = json.loads(path.read_bytes(), object_pairs_hook=each_key_once)
         if not isinstance(document, dict) or document.pop("format", None) != 1:
             raise ValueError("expected format 1")
+        if set(document) != {each.name for each in fields(Record)}:
+            raise ValueError(f"expected {', '.join(each.name for each in fields(Record))}")
         record = Record(**document)
         if record.key not in ("made", "given") or type(record.exposed) is not bool:
             raise ValueError("expected a key that is made or given, and whether it was exposed")
@@ -189,10 +193,22 @@ def read_record(config_dir: Path, uuid: str) -> Record:
     return record
 
 
-def update_record(config_dir: Path, uuid: str, **changes: Any) -> Record:
-    """Change fields of a volume's record, and return it as it now is."""
-    record = replace(read_record(config_dir, uuid), **changes)
-    write_record(config_dir, uuid, record)
+def update_record(config_dir: Path, uuid: str, *, generation: int = 0, exposed: bool = False) -> Record:
+    """Keep what a guest has reported, and return the record as it now is.
+
+    A generation never goes back and an exposure is never forgotten, whichever of two runs comes last.
+    """
+    directory = _place(config_dir, uuid, "json").parent
+    _private_directory(directory)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        old = read_record(config_dir, uuid)
+        record = replace(old, generation=max(old.generation, generation), exposed=old.exposed or exposed)
+        if record != old:
+            write_record(config_dir, uuid, record)
+    finally:
+        os.close(descriptor)
     return record
 
 

@@ -5,9 +5,11 @@ before it executes anything, this is for a doit that is called directly. Loaded 
 only, and ctypes only where there is a key.
 """
 
+import contextlib
 import os
 import resource
 import sys
+from pathlib import Path
 
 # linux/prctl.h
 PR_GET_DUMPABLE = 3
@@ -26,6 +28,9 @@ def keep_from_dumps() -> None:
     (core_pattern with a pipe) does not heed; and PR_SET_DUMPABLE, which ends with the next execve(2), prevents both,
     and ptrace(2) and /proc/PID/mem for all but root. Raises OSError.
     """
+    # It is inherited like the limit, which a dump that goes to a socket does not heed.
+    with contextlib.suppress(OSError), Path("/proc/self/coredump_filter").open("w") as stream:
+        stream.write("0")
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
     import ctypes

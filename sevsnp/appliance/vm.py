@@ -18,7 +18,6 @@ from sevsnp import progress
 from sevsnp.command import temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import disks as full_disks
-from sevsnp.files import short_name
 from sevsnp.images.disk_format import DiskFormat
 from sevsnp.vm.blocks import BlockFile
 from sevsnp.vm.confine import Access
@@ -73,28 +72,27 @@ def run_job(
 ) -> dict[str, Any]:
     """Do the job initramfs/appliance/NAME.py and return its result.
 
-    ``arguments`` is JSON; ``secret`` goes the same way, over a socket that only this user can reach, and nowhere else.
+    ``arguments`` is JSON; ``secret`` goes the same way, over a socket that no other process has, and nowhere else.
     Raises UserError with what the job says, or with the end of the console where it says nothing, or after ``seconds``.
     """
     for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
         if not path.is_file():
             raise UserError(f"{path}: no such file, needed for the appliance")
-    with temporary_directory("sevsnp-") as work, short_name(work) as short:
-        place = short / "port"
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(place))
-            listener.listen(1)
-            process = start(
-                appliance.qemu,
-                _arguments(appliance, disks, place, work / "console", memory),
-                _access(appliance, disks, work),
-                terminal=False,
-                messages=work / "qemu.log",
-                sockets=short,
-            )
+    with temporary_directory("sevsnp-") as work:
+        port, its_end = socket.socketpair()
+        with port:
+            with its_end:
+                process = start(
+                    appliance.qemu,
+                    _arguments(appliance, disks, its_end.fileno(), work / "console", memory),
+                    _access(appliance, disks, work),
+                    terminal=False,
+                    messages=work / "qemu.log",
+                    inherited=(its_end.fileno(),),
+                )
             try:
                 job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
-                answer = _talk(process, listener, job, secret, seconds)
+                answer = _talk(port, job, secret, seconds)
                 code = process.wait(_ENDING) if answer else None
             except (OSError, subprocess.TimeoutExpired, _NoEnd) as error:
                 raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
@@ -116,7 +114,7 @@ class _NoEnd(Exception):
 
 
 def _arguments(
-    appliance: Appliance, disks: Sequence[ApplianceDisk], place: Path, console: Path, memory: int
+    appliance: Appliance, disks: Sequence[ApplianceDisk], port: int, console: Path, memory: int
 ) -> list[str]:
     kind = accelerator(appliance.kernel, appliance.qemu, appliance.answers)
     arguments = [
@@ -136,7 +134,7 @@ def _arguments(
         *("-chardev", f"file,id=console,path={escaped(console)}"),
         *("-serial", "chardev:console"),
         *("-device", "virtio-serial-pci,disable-legacy=on"),
-        *("-chardev", f"socket,id=port,path={escaped(place)}"),
+        *("-chardev", f"socket,id=port,fd={port}"),
         *("-device", f"virtserialport,chardev=port,name={PORT_NAME}"),
     ]
     for disk in disks:
@@ -163,21 +161,10 @@ def _disk(disk: ApplianceDisk) -> list[str]:
     ]
 
 
-def _talk(
-    process: "subprocess.Popen[bytes]", listener: socket.socket, job: bytes, secret: bytes, seconds: float
-) -> dict[str, Any] | None:
+def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dict[str, Any] | None:
     """Hand over the job and follow it to its end; None where the appliance ended without an answer."""
     deadline = time.monotonic() + seconds
-    listener.settimeout(0.2)
-    while True:
-        try:
-            port, _ = listener.accept()
-            break
-        except TimeoutError:
-            if process.poll() is not None:
-                return None
-            _check(deadline, seconds)
-    with port, progress.amount("starting the appliance") as amount:
+    with progress.amount("starting the appliance") as amount:
         port.settimeout(seconds)
         # QEMU's end, whatever it ended of, closes the port.
         with contextlib.suppress(ConnectionError):
@@ -229,11 +216,6 @@ def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[byt
         yield from whole
         if len(buffer) > _LINE:
             raise _NoEnd("a line without end")
-
-
-def _check(deadline: float, seconds: float) -> None:
-    if time.monotonic() > deadline:
-        raise _NoEnd(f"no end after {seconds:.0f} s")
 
 
 def _check_room(paths: Sequence[Path]) -> None:

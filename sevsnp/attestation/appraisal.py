@@ -40,7 +40,8 @@ class NeverAccepted:
 class Expected:
     """What the evidence must say: the policy, and the launch of the guest it is about.
 
-    ``made_by`` is the command that makes its VM config; ``never`` a release's list, where one was given.
+    ``made_by`` is the command that makes its VM config; ``never`` a release's list, where one was given;
+    ``own_measurement`` says that the policy accepts other launch digests than the VM config's.
     """
 
     policy: Policy
@@ -48,6 +49,7 @@ class Expected:
     acpi: bool
     made_by: str
     never: NeverAccepted | None = None
+    own_measurement: bool = False
 
     @classmethod
     def of(
@@ -61,13 +63,15 @@ class Expected:
         verifier asked for; None where the policy itself says it. Raises :class:`UserError`."""
         document, source = (read_policy(policy), policy) if policy else (config.policy, config.source)
         made = make_policy(document, source, config, report_data)
-        launch = config.launch
-        return cls(made, launch, config.require_reference().acpi, making(config.source, launch.workflow), never)
+        launch, reference = config.launch, config.require_reference()
+        own = made.measurement != OneOf((reference.launch_digest,))
+        return cls(made, launch, reference.acpi, making(config.source, launch.workflow), never, own)
 
 
 # What a verdict must not keep quiet about.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
-ANY_TCB = "any TCB version is accepted, also one with known-broken microcode; the reason given: {}"
+_OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmware they were made is not known here"
+ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
 _EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
 _VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
@@ -102,13 +106,17 @@ def appraise(
 
 
 def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
-    launch, floor = expected.launch, expected.policy.reported_tcb
+    launch, policy = expected.launch, expected.policy
+    floors = {"reported": policy.reported_tcb, "committed": policy.committed_tcb, "launch": policy.launch_tcb}
+    reasons = {name: floor.reason for name, floor in floors.items() if isinstance(floor, Anything)}
     found = [ACPI_OPEN] if expected.acpi else []
     found += open_roads(launch.firmware.sha256, launch.firmware_reason)
-    if isinstance(floor, Anything):
-        found.append(ANY_TCB.format(floor.reason))
-    elif isinstance(floor, Unstated) and root.domain == "emulated":
+    for reason in dict.fromkeys(reasons.values()):
+        found.append(ANY_TCB.format(", ".join(name for name, given in reasons.items() if given == reason), reason))
+    if isinstance(policy.reported_tcb, Unstated) and root.domain == "emulated":
         found.append(_EMULATED_TCB)
+    if expected.own_measurement:
+        found.append(_OWN_MEASUREMENT)
     return tuple(found)
 
 

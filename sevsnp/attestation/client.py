@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from sevsnp.errors import UserError
+from sevsnp.files import each_key_once
 
 REQUEST = b"openend2e-sevsnp/1 ssh\n"
 NONCE_SIZE = 32
@@ -78,7 +79,7 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """The JSON object that a guest sent."""
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):
         raise UserError(f"{where}: found {len(data)} bytes that are not JSON, expected a guest's answer") from None
     if not isinstance(document, dict):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sevsnp.attestation.report import REPORT_SIZE
 from sevsnp.errors import UserError
+from sevsnp.files import each_key_once
 
 _MAX_INPUT = 1 << 20
 _RESPONSE = struct.Struct("<II24s")  # snp_report_resp: status, report_size, reserved
@@ -83,7 +84,7 @@ def _from_json(text: bytes, name: str) -> Input:
     import json
 
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=each_key_once)
         report = base64.b64decode(document["report"], validate=True)
         table = base64.b64decode(document.get("certificates") or "", validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):

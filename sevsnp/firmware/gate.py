@@ -22,9 +22,10 @@ REMEDY = "use the project's own firmware (leave FIRMWARE empty), or say why this
 _RISK = "the firmware is not known to start nothing but the measured files; its owner's reason: {}"
 
 # A file-path node of a device path (UEFI 2.10, section 10.3.5.4).
-_NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL)
+_NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL | re.IGNORECASE)
 _SIGNATURE = b"PCIR"
-_DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")
+# Its letters may be large or small: FAT does not tell them apart.
+_DEFAULT = re.compile(re.escape("\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")), re.IGNORECASE)
 _MOST = 64 << 20  # what is read of a file; larger than any image that can be judged
 
 
@@ -44,7 +45,7 @@ def _roads_of(leaf: "Leaf") -> list[str]:
         found.append(f"it starts more than the three hashed files (a name in {leaf.place})")
     if _SIGNATURE in leaf.data:
         found.append(f"it starts more than the three hashed files (a signature in {leaf.place})")
-    if _DEFAULT in leaf.data:
+    if _DEFAULT.search(leaf.data):
         found.append(f"it starts more than the three hashed files (a file name in {leaf.place})")
     return found
 

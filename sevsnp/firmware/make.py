@@ -41,10 +41,24 @@ _STOPS = bytes.fromhex(
 )
 # What is started of a disk that names nothing else; FAT has no file with a colon in its name.
 _DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI"
+# Sizes that the host gives, which are used for memory before anything is verified. One that is too large is a jump to
+# itself (75fe, 72fe) or is cut to what there is room for.
+# PlatformPei, a file of fw_cfg that is kept: 1 byte to 32 KiB. Before, none was skipped and the sum could wrap round.
+_KEPT = bytes.fromhex("8b433b 85c0 0f84b0010000 448d7006")
+_KEPT_LIMITED = bytes.fromhex("8b433b 448d7006 ffc8 c1e80f 75fe 90")
+# QemuKernelLoaderFsDxe, the kernel's two parts: their sum must not wrap round.
+_SUM = bytes.fromhex("4101c4 4883fb0c 7407 bb0c000000 ebc5")
+_SUM_LIMITED = bytes.fromhex("4101c4 72fe 83fb0c 7406 b30c ebc7 6690")
+# The same driver, the number of files of fw_cfg: its lowest byte; QEMU has 32, and more only if told so.
+_COUNT = bytes.fromhex("89c3 4989de 48c1e306")
+_COUNT_LIMITED = bytes.fromhex("0fb6d8 4989de c1e306")
 CHANGES = (
     Change(_NODE + _NAME, _NODE + "\u2460\u2461\u2462\u2463".encode("utf-16-le"), (0x1AD8B4,)),
     Change(_SIGNATURE + b"\x75", b"\xff" * 4 + b"\xeb", (0x14C1A3, 0x14C63A)),
     Change(_GOES_ON, _STOPS, (0x1A50EB,)),
+    Change(_KEPT, _KEPT_LIMITED, (0xFF43,)),
+    Change(_SUM, _SUM_LIMITED, (0x1E147F,)),
+    Change(_COUNT, _COUNT_LIMITED, (0x1E1A54,)),
     Change(
         _DEFAULT.encode("utf-16-le"),
         _DEFAULT.replace("X64.", "X64:").encode("utf-16-le"),

@@ -16,8 +16,9 @@ from typing import BinaryIO
 from sevsnp.errors import UserError
 
 _START = 0x11000
-_CONVERT = "convert it: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
-_FLATTEN = "make it whole where its other files are: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+# No command: a converter follows the names in the image, which are what the image is refused for.
+CONVERT = "ask whoever made it for a qcow2 image"
+_FLATTEN = "ask whoever made it for one that has all of its data in itself"
 # qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file; all known ones.
 _QCOW2_DATA_FILE, _QCOW2_KNOWN = 1 << 2, (1 << 5) - 1
 # The header extension with that file's name, and how much of a file its header and extensions can take: one cluster.
@@ -84,7 +85,7 @@ def disk_format(path: Path) -> DiskFormat:
         check_whole(path, found)
         return found
     expected = "expected qcow2, raw, VMDK, VHDX or VHD"
-    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", _CONVERT if found else "")
+    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", CONVERT if found else "")
 
 
 def seen_format(path: Path) -> DiskFormat | str | None:
@@ -107,7 +108,7 @@ def check_whole(path: Path, form: DiskFormat) -> None:
             _CHECKS[form](path, stream)
     except OSError as error:
         raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
-    except struct.error:
+    except (struct.error, ValueError, OverflowError):  # cut off, or an offset that no file has
         raise UserError(f"IMAGE={path}: ends within its own header") from None
 
 
@@ -153,7 +154,7 @@ def _check_qcow2(path: Path, stream: BinaryIO) -> None:
         raise _refuse_magic(path, DiskFormat.QCOW2)
     version, backing, size, bits, _, encrypted = struct.unpack_from(">IQIIQI", start, 4)
     if version not in (2, 3):
-        raise UserError(f"IMAGE={path}: qcow2: found version {version}, expected 2 or 3", _CONVERT)
+        raise UserError(f"IMAGE={path}: qcow2: found version {version}, expected 2 or 3", CONVERT)
     if backing or size:
         raise UserError(f"IMAGE={path}: qcow2 with a backing file: only half of the disk is in it", _FLATTEN)
     if encrypted:
@@ -162,7 +163,7 @@ def _check_qcow2(path: Path, stream: BinaryIO) -> None:
     if features & _QCOW2_DATA_FILE:
         raise UserError(f"IMAGE={path}: qcow2 whose data are in another file", _FLATTEN)
     if features & ~_QCOW2_KNOWN:
-        raise UserError(f"IMAGE={path}: qcow2 with unknown features: {features & ~_QCOW2_KNOWN:#x}", _CONVERT)
+        raise UserError(f"IMAGE={path}: qcow2 with unknown features: {features & ~_QCOW2_KNOWN:#x}", CONVERT)
     # The first cluster has them all; QEMU looks no further.
     place, end = struct.unpack_from(">I", start, 100)[0] if version == 3 else 72, 1 << min(bits, 21)
     while place < end:
@@ -184,7 +185,7 @@ def _check_vmdk(path: Path, stream: BinaryIO) -> None:
     if not at:
         raise UserError(f"IMAGE={path}: VMDK without a descriptor: one of the files of a larger disk", _FLATTEN)
     if at * 512 != _VMDK_DESCRIPTOR:
-        raise UserError(f"IMAGE={path}: VMDK with its descriptor at sector {at}, expected 1", _CONVERT)
+        raise UserError(f"IMAGE={path}: VMDK with its descriptor at sector {at}, expected 1", CONVERT)
     # QEMU looks for words in these bytes, not for lines; what stands behind a NUL is read by others.
     text = start[_VMDK_DESCRIPTOR : _VMDK_DESCRIPTOR + max(_VMDK_SIZE, sectors * 512)].lower()
     parents = set(re.findall(rb"parentcid\s*=\s*([^\s\0]*)", text))

@@ -13,6 +13,7 @@ import zstandard
 
 from sevsnp.errors import UserError
 
+_SIGNED = b"~Module signature appended~\n"  # MODULE_SIG_STRING of linux/module_signature.h
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst")
 
 
@@ -85,6 +86,11 @@ class ModuleTree:
             if name not in self.files:
                 raise UserError(f"{asked_by}: no module {name} in {self.directory.name}")
             image = read_module(self.files[name])
+            if not image.endswith(_SIGNED):
+                raise UserError(
+                    f"{self.files[name]}: not signed: a measured guest's kernel takes signed modules only",
+                    "build the kernel with CONFIG_MODULE_SIG_ALL=y",
+                )
             for dependency in filter(None, modinfo(image, self.files[name]).get("depends", "").split(",")):
                 add(dependency, name, (*above, name))
             found[name] = image

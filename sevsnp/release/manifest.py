@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
+from sevsnp.files import each_key_once, write_atomic
 from sevsnp.release.contents import Contents, Unfit, check_name
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.origin import distributions, product, source_state
@@ -99,7 +99,7 @@ def parse_manifest(data: bytes, source: Path) -> dict[str, Any]:
     if not data.startswith(_OPENING):
         raise UserError(f"{source}: not a release manifest that this version knows", f"expected its type: {TYPE}")
     try:
-        document = json.loads(data, object_pairs_hook=_each_key_once)
+        document = json.loads(data, object_pairs_hook=each_key_once)
         del document["type"]
         _check(document)
     except RecursionError:
@@ -177,15 +177,6 @@ _KEYS = frozenset(
         "source", "trees",
     )
 )  # fmt: skip
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!a} is there twice")
-        found[key] = value
-    return found
 
 
 def _check(document: Mapping[str, Any]) -> None:

@@ -19,6 +19,10 @@ _HARDENING = (
     ("oops=panic", "no half-dead kernel goes on"),
     ("random.trust_bootloader=off", "a seed from the host is no entropy"),
     ("random.trust_cpu=on", "RDRAND is inside the trust boundary"),
+    (
+        "lockdown=integrity",
+        "root reads no secrets page through /dev/mem, and the kernel takes only modules with a signature",
+    ),
     ("nohibernate", "no memory image is ever written to a host disk"),
     ("noresume", "no memory image is ever read from a host disk"),
     ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
@@ -39,7 +43,8 @@ _NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML c
 
 # These undo the measured boot or hand the guest to the console, whoever asks for them.
 _DENIED = re.compile(
-    r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|lockdown|cloud-config-url)(=|$)"
+    r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
+    r"|lockdown(=(?!integrity$)|$)"
     r"|rd\.|systemd\.(debug|unit|set_credential|mask|wants|run|setenv)|module_blacklist=|initcall_blacklist="
     r"|mitigations=off|nokaslr|cc:|acpi_|--$"
 )

@@ -7,18 +7,21 @@ dies with the process that started it. Standard library only: a host bundle has 
 Landlock's numbers and structures are those of linux/landlock.h.
 """
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _RULE_PATH, _RULE_PORT = 1, 1, 2
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
@@ -48,6 +51,7 @@ _FACTS = (
 _DEVICES = ("/dev/null", "/dev/kvm", "/dev/sev")
 # Where a QEMU that is not the system's has its libraries and firmware: beside the directory it is in.
 _BESIDE = ("bin", "lib", "lib64", "libexec", "share", "usr")
+_BESIDE_AT_HOME = ("lib/qemu", "lib64/qemu", "libexec/qemu", "share/qemu")
 
 
 class Access(NamedTuple):
@@ -86,11 +90,15 @@ def main(argv: list[str]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     least = 1 if most == resource.RLIM_INFINITY else min(1, most)
     resource.setrlimit(resource.RLIMIT_CORE, (least, least))
+    # A dump that goes to a socket heeds no limit; with this there is no memory in it.
+    with contextlib.suppress(OSError), Path("/proc/self/coredump_filter").open("w") as stream:
+        stream.write("0")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if not access.everything:
         if not access.listen and not access.reach:
             _leave_network()
         _landlock(access, program[0])
+    _filter(connections=access.everything or access.reach)
     # Last, because a change of credentials takes it back. The parent may have died before.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -101,6 +109,56 @@ def main(argv: list[str]) -> None:
 def _leave_network() -> None:
     """A network namespace without any interface, where this user may make one; Landlock knows TCP only."""
     ctypes.CDLL(None).unshare(_NEW_NET if os.geteuid() == 0 else _NEW_USER | _NEW_NET)
+
+
+def _filter(*, connections: bool) -> None:
+    """A seccomp filter for what Landlock does not know and QEMU's own sandbox allows.
+
+    Nothing is typed into the user's terminal. Without ``connections`` there is no connect(2), no io_uring, which can do
+    the same, and no socket but streams of UNIX or TCP, on which QEMU listens: Landlock lets a process connect to any
+    UNIX socket, the user's session bus and agents among them, and send by UDP and MPTCP.
+    """
+    if os.uname().machine != "x86_64":
+        return
+    # BPF: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, ALU|AND|K, RET|K
+    load, equal, least, mask, give = 0x20, 0x15, 0x35, 0x54, 0x06
+    allow, deny, kill = 0x7FFF0000, 0x00050000 | errno.EACCES, 0x80000000
+    # Fields of seccomp_data: the system call, its interface, and the low halves of its arguments.
+    number, interface, second, third = 0, 4, 24, 32
+    ioctl, socket, connect, io_uring_setup = 16, 41, 42, 425
+    tiocsti, tioclinux, stream, tcp = 0x5412, 0x541C, 1, 6
+    program = [
+        (load, 0, 0, interface),
+        (equal, 1, 0, 0xC000003E),  # AUDIT_ARCH_X86_64
+        (give, 0, 0, kill),
+        (load, 0, 0, number),
+        (least, 0, 1, 0x40000000),  # the numbers of x32
+        (give, 0, 0, kill),
+        (equal, 0, 4, ioctl),
+        (load, 0, 0, second),
+        (equal, 1, 0, tiocsti),
+        (equal, 0, 1, tioclinux),
+        (give, 0, 0, deny),
+        (load, 0, 0, number),
+    ]
+    if not connections:
+        program += [
+            (equal, 1, 0, connect),
+            (equal, 0, 1, io_uring_setup),
+            (give, 0, 0, deny),
+            (equal, 0, 7, socket),
+            (load, 0, 0, second),
+            (mask, 0, 0, 0xF),
+            (equal, 0, 3, stream),
+            (load, 0, 0, third),
+            (equal, 2, 0, 0),
+            (equal, 1, 0, tcp),
+            (give, 0, 0, deny),
+        ]
+    program.append((give, 0, 0, allow))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *one) for one in program))
+    filters = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code)))
+    _prctl(_PR_SET_SECCOMP, 2, filters)
 
 
 def _landlock(access: Access, program: str) -> None:
@@ -135,7 +193,9 @@ def _own_files(program: str) -> Iterator[str]:
     real = Path(program).resolve()
     yield from (program, str(real))
     if real.parent.name in ("bin", "sbin"):
-        yield from (str(real.parents[1] / name) for name in _BESIDE)
+        # In ~/bin and ~/.local/bin what lies beside is the user's own.
+        home = real.parents[1] in (Path.home(), Path.home() / ".local")
+        yield from (str(real.parents[1] / name) for name in (_BESIDE_AT_HOME if home else _BESIDE))
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
@@ -161,8 +221,8 @@ def _system_call(number: int, *arguments: bytes | int | None) -> int:
     return int(result)
 
 
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), 0, 0, 0):
+def _prctl(option: int, value: int, more: "ctypes.Array[ctypes.c_char] | int" = 0) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, ctypes.c_ulong(value), more, 0, 0):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

@@ -11,7 +11,7 @@ from shlex import quote
 
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.images.disk_format import DiskFormat, check_whole, seen_format
+from sevsnp.images.disk_format import CONVERT, DiskFormat, check_whole, seen_format
 
 
 def format_of(image: Path, record: Path) -> DiskFormat:
@@ -36,8 +36,7 @@ def format_of(image: Path, record: Path) -> DiskFormat:
         check_whole(image, form)
         return form
     if not isinstance(seen, DiskFormat):
-        convert = f"convert it: qemu-img convert -O qcow2 {quote(str(image))} NEW.qcow2"
-        raise UserError(f"IMAGE={image}: found {seen}, expected qcow2, raw, VMDK, VHDX or VHD", convert)
+        raise UserError(f"IMAGE={image}: found {seen}, expected qcow2, raw, VMDK, VHDX or VHD", CONVERT)
     check_whole(image, seen)
     record.parent.mkdir(parents=True, exist_ok=True)
     kept = {**known, name: seen}

@@ -264,12 +264,14 @@ def check_version(qemu: Path, platform: str) -> None:
 
 
 def start(
-    qemu: Path, arguments: list[str], access: Access, *, terminal: bool, messages: Path, sockets: Path | None = None
-) -> "subprocess.Popen[bytes]":
+    qemu: Path, arguments: list[str], access: Access, *, terminal: bool, messages: Path,
+    sockets: Path | None = None, inherited: tuple[int, ...] = (),
+) -> "subprocess.Popen[bytes]":  # fmt: skip
     """Start QEMU confined to ``access``, so that it dies with this process, whatever kills it.
 
     The thread that calls has to live as long as QEMU: its end is taken for the process's. QEMU's messages go to the
-    file ``messages``; ``sockets`` is a directory's :func:`short_name` of which ``arguments`` make use.
+    file ``messages``; ``sockets`` is a directory's :func:`short_name` of which ``arguments`` make use, and
+    ``inherited`` are file descriptors of this process that they name.
     """
     program = shutil.which(str(qemu))
     if not program:
@@ -286,7 +288,7 @@ def start(
             stdin=None if terminal else subprocess.DEVNULL,
             stdout=None if terminal else log,
             stderr=log,
-            pass_fds=(int(sockets.name),) if sockets else (),
+            pass_fds=(*inherited, *((int(sockets.name),) if sockets else ())),
         )
 
 

@@ -112,6 +112,54 @@ def test_without_ports_it_has_no_network_at_all(built: Built) -> None:
         assert process and os.readlink(f"/proc/{process.pid}/ns/net") == own, said
 
 
+_ROADS = """
+import errno, fcntl, os, socket, sys
+def answer(road):
+    try:
+        road()
+        return "open"
+    except OSError as error:
+        return "refused" if error.errno == errno.EACCES else "open"
+def listen():
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{sys.argv[2]}/own")
+        server.listen()
+roads = {
+    "listening": listen,
+    "UNIX": lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[1]),
+    "UNIX datagrams": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "UDP": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC),
+    "MPTCP": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262),
+    "typing": lambda: fcntl.ioctl(0, 0x5412, b"x"),
+}
+print(*sorted(name for name, road in roads.items() if answer(road) == "refused"), sep=",")
+"""
+
+
+@pytest.mark.parametrize(
+    ("access", "refused"),
+    [
+        (Access(listen=(1,)), {"UNIX", "UNIX datagrams", "UDP", "MPTCP", "typing"}),
+        (Access(listen=(1,), reach=True), {"typing"}),
+        (None, set[str]()),
+    ],
+    ids=["restricted", "open", "control"],
+)
+def test_what_landlock_does_not_know(tmp_path: Path, access: Access | None, refused: set[str]) -> None:
+    """Other sockets of the user's, other protocols, and the user's terminal."""
+    (tmp_path / "scratch").mkdir()
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", _ROADS, str(tmp_path / "of-the-user"), str(tmp_path / "scratch")]
+    words = wrapped(argv, access._replace(scratch=(str(tmp_path / "scratch"),))) if access else argv
+    ours, terminal = os.openpty()
+    with socket.socket(socket.AF_UNIX) as server, open(ours), open(terminal) as stdin:
+        server.bind(str(tmp_path / "of-the-user"))
+        server.listen()
+        done = subprocess.run(
+            words, env=environment(), stdin=stdin, capture_output=True, text=True, check=True, timeout=60
+        )
+    assert done.stdout.strip() == ",".join(sorted(refused))
+
+
 def undumped(pid: int) -> list[bool]:
     """Whether mappings like the guest's memory, here 64 MiB, are left out of core dumps (proc(5): VmFlags dd)."""
     size, flags = "", []

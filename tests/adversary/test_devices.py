@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.e2e import wait_for_login
+from sevsnp.images.kernel_modules import ModuleTree
 from tests.adversary.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
 from tests.boot.configs import honest, other_words
 from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
@@ -195,3 +196,52 @@ def test_a_setting_keeps_the_report_interface(built: Built, tmp_path: Path) -> N
         assert {"/sys/module/tsm", "/sys/kernel/config/tsm"} < set(interfaces(opened))
         assert ask_for_report(built, opened) == "1184"
         check_locked(inspect(opened))
+
+
+_PLANT = """
+set -e
+where=/lib/modules/$(uname -r)
+mkdir -p $where
+printf '%s' {image} | base64 -d >$where/planted.ko
+echo planted.ko: >$where/modules.dep
+echo planted >/etc/modules
+printf '#!/bin/sh\\necho ran >/planted-program-ran\\n' >/usr/sbin/modprobe
+chmod 755 /usr/sbin/modprobe
+sync
+"""
+
+
+@pytest.mark.full
+def test_nothing_of_the_encrypted_root_runs_before_the_lock(built: Built, tmp_path: Path) -> None:
+    """Somebody who was root in it once left a modprobe and a module of any name.
+
+    Control: a module that is not forbidden is loaded in this way.
+    """
+    config, owner = luks_config(built), make_owner(built, tmp_path / "owner")
+    modules = ModuleTree(next((built.build / "kernel/lib/modules").iterdir()))
+
+    def boot_and(script: str, number: int, ended: str = "") -> str:
+        output = tmp_path / f"attested-{number}"
+        with booted(built, config, disk, tmp_path / f"state-{number}") as running:
+            wait_for_key(running)
+            unlock(running, owner, output)
+            if ended:
+                running.guest.wait_end()
+                assert ended in running.guest.log()
+                return ""
+            wait_for_login(output / "ssh_config")
+            said = Attested(running, output).ssh(f"sudo sh -s <<'END'\n{script}\nEND")
+            Attested(running, output).ssh("sudo systemctl poweroff || true")
+            running.guest.wait_end(90)
+            return said
+
+    def plant(module: str) -> str:
+        image = modules.closure([module], "test")[module]
+        return _PLANT.format(image=base64.b64encode(image).decode())
+
+    with image_copy(config.launch.disks[0].path, tmp_path / "disk") as disk:
+        boot_and(plant("dummy"), 1)
+        found = boot_and("ls /sys/module; ls /planted-program-ran 2>&1; true\n" + plant("tsm"), 2)
+        assert "dummy" in found.split()
+        assert "cannot access '/planted-program-ran'" in found
+        boot_and("", 3, ended="the root's modules brought tsm back")

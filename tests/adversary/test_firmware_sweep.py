@@ -236,12 +236,12 @@ def marks_after_kernel(built: Built, firmware: Path, directory: Path, memory: in
         return said(machine.guest.log(), list(offers))
 
 
-def test_no_disk_is_started_when_the_kernel_returns(built: Built, tmp_path: Path) -> None:
+def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path) -> None:
     """The launch digest is the genuine one, whatever the machine's memory is. Control: the next test."""
     assert marks_after_kernel(built, our_firmware(built), tmp_path, LITTLE) == set()
 
 
-def test_control_disks_are_started_when_the_kernel_returns(built: Built, tmp_path: Path) -> None:
+def test_control_after_the_kernel(built: Built, tmp_path: Path) -> None:
     """With the unchanged build."""
     assert marks_after_kernel(built, stock_firmware(built), tmp_path, LITTLE) == set(DISKS)
 

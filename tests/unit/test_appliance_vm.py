@@ -18,7 +18,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *disks: ApplianceDisk) -> list[st
     # Whether this machine has KVM is another test's.
     monkeypatch.setattr(vm, "accelerator", lambda *_: "tcg")
     appliance = Appliance(Path("qemu"), Path("kernel"), Path("initrd"), Path("answers"))
-    return vm._arguments(appliance, disks, Path("/t/port"), Path("/t/console"), 1 << 30)
+    return vm._arguments(appliance, disks, 7, Path("/t/console"), 1 << 30)
 
 
 def test_it_has_no_network_and_no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

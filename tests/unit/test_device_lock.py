@@ -88,6 +88,17 @@ def test_the_modules_that_a_root_names(tmp_path: Path) -> None:
     assert device_lock.root_modules(str(tmp_path / "nowhere")) == []
 
 
+def test_what_a_module_needs_comes_before_it(tmp_path: Path) -> None:
+    lines = "kernel/net/tls-x.ko.xz: kernel/b.ko.xz kernel/a.ko.xz\nkernel/a.ko.xz:\n"
+    (tmp_path / "modules.dep").write_text(lines)
+    place = f"{tmp_path}/kernel"
+    assert device_lock.module_files(str(tmp_path)) == {
+        "tls_x": [f"{place}/a.ko.xz", f"{place}/b.ko.xz", f"{place}/net/tls-x.ko.xz"],
+        "a": [f"{place}/a.ko.xz"],
+    }
+    assert device_lock.module_files(str(tmp_path / "nowhere")) == {}
+
+
 def test_systemd_ignores_the_host_s_keys(tmp_path: Path) -> None:
     device_lock.ignore_host_keys(str(tmp_path))
     assert (tmp_path / "sysctl.d/zz-host-input.conf").read_text() == "kernel.sysrq = 0\n"

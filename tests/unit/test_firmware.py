@@ -135,7 +135,7 @@ def test_the_change_is_made_where_it_must_be_and_nowhere_else() -> None:
     assert changed and changed <= meant and not any(one.old in after for one in CHANGES)
 
 
-@pytest.mark.parametrize("one", CHANGES, ids=["node", "signature", "going on", "file name"])
+@pytest.mark.parametrize("one", CHANGES, ids=["node", "signature", "going on", "kept", "sum", "count", "file name"])
 def test_another_place_or_number_is_refused(one: make.Change) -> None:
     for wrong in (content().replace(one.old, bytes(len(one.old))), content() + one.old, b"x" + content()):
         with pytest.raises(UserError, match="expected at"):

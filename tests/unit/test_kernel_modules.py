@@ -11,6 +11,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.kernel_modules import ModuleTree, modinfo, read_module
 
 RELEASE = "6.1.0-test"
+SIGNATURE = b"~Module signature appended~\n"
 
 
 def elf(info: dict[str, str], section: str = ".modinfo") -> bytes:
@@ -33,7 +34,7 @@ def tree(tmp_path: Path, modules: dict[str, str], builtin: str = "kernel/lib/crc
     directory = tmp_path / "lib" / "modules" / RELEASE
     (directory / "kernel").mkdir(parents=True)
     for name, depends in modules.items():
-        image = elf({"license": "GPL", "depends": depends})
+        image = elf({"license": "GPL", "depends": depends}) + SIGNATURE
         if name.endswith(".xz"):
             image = lzma.compress(image)
         elif name.endswith(".zst"):
@@ -129,3 +130,11 @@ def test_a_directory_without_modules_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no kernel modules here") as caught:
         ModuleTree(tmp_path)
     assert "unpack_kernel" in caught.value.hint
+
+
+def test_an_unsigned_module_is_refused_when_the_guest_is_built(tmp_path: Path) -> None:
+    modules = tree(tmp_path, {"a": ""})
+    assert list(modules.closure(["a"], "test")) == ["a"]
+    (modules.directory / "kernel" / "a.ko").write_bytes(elf({"depends": ""}))
+    with pytest.raises(UserError, match=r"a\.ko: not signed"):
+        modules.closure(["a"], "test")

@@ -73,7 +73,7 @@ def test_what_is_found_in_each(stock: Path, ours: Path, unknown: Path) -> None:
 def test_each_road_alone_is_found(stock: Path) -> None:
     image = stock.read_bytes()
     (section,) = packed_sections(image)
-    signs = dict(zip(CHANGES, ("a name", "a signature", "", "a file name"), strict=True))
+    signs = dict(zip(CHANGES, ("a name", "a signature", "", "", "", "", "a file name"), strict=True))
     for kept, sign in signs.items():
         content = section.content
         for change in CHANGES:

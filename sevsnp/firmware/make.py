@@ -43,7 +43,7 @@ _STOPS = bytes.fromhex(
 _DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI"
 # Sizes that the host gives, which are used for memory before anything is verified. One that is too large is a jump to
 # itself (75fe, 72fe) or is cut to what there is room for.
-# PlatformPei, a file of fw_cfg that is kept: 1 byte to 32 KiB. Before, none was skipped and the sum could wrap round.
+# PlatformPei, a file of fw_cfg that is kept: 1 byte to 32 KiB. The original skips an empty one and has no upper limit.
 _KEPT = bytes.fromhex("8b433b 85c0 0f84b0010000 448d7006")
 _KEPT_LIMITED = bytes.fromhex("8b433b 448d7006 ffc8 c1e80f 75fe 90")
 # QemuKernelLoaderFsDxe, the kernel's two parts: their sum must not wrap round.

@@ -1,13 +1,14 @@
 """Both workflows, unattended: host and owner as two machines would do it, and what each step proved."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,17 @@ from sevsnp.attestation.client import NONCE_SIZE, ask
 from sevsnp.command import run, spawned, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
-from sevsnp.owner import attest, attest_guest, named_for
+from sevsnp.kept import places
+from sevsnp.owner import attest, attest_guest
 from sevsnp.reporter import remarks, timings
 from sevsnp.stages import Stages
 from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.console import MARKER, boot_stage, read_console
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.run import config_of
 
 BOOT_SECONDS = 300.0
 _STOP_SECONDS = 120.0
-MARKER = "Booting dm-verity filesystem.."
-# Lines of the console in the order in which a boot writes them, and how far it is with each.
-_BOOT = (
-    ("Linux version", "the kernel"),
-    ("init: mode", "init"),
-    (MARKER, "the verified root"),
-    ("init: waiting for the disk key", "the disk key"),
-    ("init: switching", "the guest's services"),
-)
-
-
-def boot_stage(console: str) -> str:
-    """How far a guest with this console log has booted: the firmware until there is more."""
-    return next((stage for line, stage in reversed(_BOOT) if line in console), "the firmware")
 
 
 def free_port() -> int:
@@ -50,7 +39,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
+@contextlib.contextmanager
 def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
     """A bundle's ./run as a process of its own; it and its QEMU end with the context, and with this process."""
     run_script = (bundle / "run").absolute()
@@ -72,15 +61,17 @@ def wait_for_evidence(
         if process.poll() is not None:
             message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
             raise UserError(f"the guest ended before it answered (exit code {process.returncode})\n{message}")
-        if console and console.exists():
-            progress.step(f"boot: {boot_stage(console.read_text(errors='replace'))}")
+        if console:
+            progress.step(f"boot: {boot_stage(read_console(console))}")
         try:
             ask("127.0.0.1", port, os.urandom(NONCE_SIZE), timeout=3)
             return
         except UserError as error:
             last = error.message
         time.sleep(0.3)
-    raise UserError(f"no evidence from the guest in {seconds:.0f} s: {last}", "its console is in the serial log")
+    raise UserError(
+        f"no evidence from the guest in {seconds:.0f} s: {last}", f"its console: {console}" if console else ""
+    )
 
 
 def wait_for_login(config: Path, seconds: float = BOOT_SECONDS) -> None:
@@ -126,7 +117,7 @@ def look_inside(config: Path) -> dict[str, str]:
 class Attempt:
     """What a workflow is run with: the host's copy of its bundle, the owner's VM config, and who logs in.
 
-    ``output`` gets known_hosts and ssh_config; ``memory`` is in bytes.
+    ``output`` gets what attestation writes, and at the end the logs of the host; ``memory`` is in bytes.
     """
 
     stages: Stages
@@ -157,16 +148,23 @@ class Attempt:
     @property
     def verdict(self) -> Path:
         """What attestation has written of its verdict."""
-        return named_for(self.output / "verdict.json", emulated=self.platform == "emulated")
+        return places(self.output, emulated=self.platform == "emulated")["verdict"]
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
         """The host's ./run, and the ports of sshd and of the agent at 127.0.0.1."""
         ssh_port, attest_port = free_port(), free_port()
         arguments = ["--platform", self.platform, "--memory", f"{self.memory >> 20}M", "--restricted"]
         arguments += ["--ssh-port", str(ssh_port), "--attest-port", str(attest_port)]
-        with hosted(self.bundle, self.qemu, arguments) as process:
-            yield process, ssh_port, attest_port
+        try:
+            with hosted(self.bundle, self.qemu, arguments) as process:
+                yield process, ssh_port, attest_port
+        finally:
+            # The host's directory ends with the run; how it went must be readable after that.
+            self.output.mkdir(parents=True, exist_ok=True)
+            for log in (self.console, self.console.with_name("qemu.log")):
+                with contextlib.suppress(OSError):
+                    write_atomic(self.output / log.name, log.read_bytes())
 
     def shut_down(self, process: "subprocess.Popen[bytes]") -> None:
         """The guest's own poweroff must end QEMU, and the host's ./run with it."""
@@ -196,8 +194,8 @@ def e2e(
 ) -> None:
     """Run both workflows end to end and write what was shown to ``results`` (JSON).
 
-    The host side runs in a directory that holds only a bundle; ``output`` gets known_hosts and ssh_config. ``luks`` is
-    what else the release of a key needs (:func:`sevsnp.e2e_luks.run_luks`).
+    The host side runs in a directory that holds only a bundle; ``output`` gets a directory for each workflow, with its
+    logs, evidence and verdict. ``luks`` is what else the release of a key needs (:func:`sevsnp.e2e_luks.run_luks`).
     """
     from sevsnp.e2e_luks import run_luks
 
@@ -209,14 +207,19 @@ def e2e(
     name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
     workflows: dict[str, dict[str, Any]] = {}
     for workflow, source, configs in (("luks", luks_bundle, luks_directory), ("verity", bundle, directory)):
+        there = output / workflow
+        shutil.rmtree(there, ignore_errors=True)
         with temporary_directory("sevsnp-host-") as host:
-            there = host / "bundle"
+            copy = host / "bundle"
             with stages.stage(f"{workflow}: hand the bundle to the host") as shown:
-                run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", source, there])
+                run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", source, copy])
                 shown.append("no key and no policy in it")
             config_path = config_of(configs, workflow, name)
-            attempt = Attempt(stages, there, config_path, qemu, name, memory, identity, user, template, output)
-            workflows[workflow] = _verity(attempt) if workflow == "verity" else run_luks(attempt, **luks)
+            attempt = Attempt(stages, copy, config_path, qemu, name, memory, identity, user, template, there)
+            try:
+                workflows[workflow] = _verity(attempt) if workflow == "verity" else run_luks(attempt, **luks)
+            except UserError as error:
+                raise UserError(error.message, f"{error.hint}\n  logs and evidence: {there}".strip()) from error
     taken = {stage: round(seconds, 3) for stage, seconds, _ in stages.rows}
     document = {"platform": name, "workflows": workflows, "timings": taken}
     write_atomic(results, json.dumps(document, indent=2) + "\n")

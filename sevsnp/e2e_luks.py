@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp import progress
-from sevsnp.e2e import BOOT_SECONDS, Attempt, accepted_as, boot_stage, ssh, wait_for_login
+from sevsnp.e2e import BOOT_SECONDS, Attempt, accepted_as, ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.key_release import is_waiting
 from sevsnp.luks_owner import attest_luks
 from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.console import WAITING, boot_stage, read_console
 
-WAITING = "init: waiting for the disk key"
 # With aes-xts-random and hmac-sha256 each sector has 16 bytes of random IV and 32 of authentication.
 _TAG_SIZE = "48"
 
@@ -40,7 +40,7 @@ echo "system=$(systemctl is-system-running --wait || true)"
 
 
 def run_luks(
-    attempt: Attempt, *, header: Path, config_dir: Path, key_file: str, report: Path, asked: Mapping[str, int | str]
+    attempt: Attempt, *, header: Path, config_dir: Path, key_file: str, asked: Mapping[str, int | str]
 ) -> dict[str, Any]:
     """Run it and return what was shown. The disk is the host's copy of the image, which ends with the host.
 
@@ -50,7 +50,7 @@ def run_luks(
     with attempt.running() as (process, ssh_port, attest_port):
         with stages.stage("luks: boot with measured boot") as shown:
             wait_for_agent(process, attest_port, BOOT_SECONDS, attempt.console)
-            if WAITING not in attempt.console.read_text(errors="replace"):
+            if WAITING not in read_console(attempt.console):
                 raise UserError(f"the console log lacks the line {WAITING!r}")
             shown.append(
                 "the guest waits for its key; the firmware accepted kernel, initramfs and command line by hash"
@@ -59,7 +59,7 @@ def run_luks(
             attest_luks(
                 vm_config=attempt.config_path, header=header, config_dir=config_dir, key_file=key_file,
                 host="127.0.0.1", port=attest_port, ssh_port=ssh_port, emulated_root=attempt.emulated_root,
-                user=attempt.user, template=attempt.template, output=attempt.output, report=report, asked=asked,
+                user=attempt.user, template=attempt.template, output=attempt.output, asked=asked,
                 throwaway=True,
             )  # fmt: skip
             verdict = json.loads(attempt.verdict.read_text())
@@ -111,7 +111,6 @@ def wait_for_agent(process: "subprocess.Popen[bytes]", port: int, seconds: float
             message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
             raise UserError(f"the guest ended before it waited for its key (exit code {process.returncode})\n{message}")
         if time.monotonic() > deadline:
-            raise UserError(f"no guest that waits for its key in {seconds:.0f} s", "its console is in the serial log")
-        if console.exists():
-            progress.step(f"boot: {boot_stage(console.read_text(errors='replace'))}")
+            raise UserError(f"no guest that waits for its key in {seconds:.0f} s", f"its console: {console}")
+        progress.step(f"boot: {boot_stage(read_console(console))}")
         time.sleep(0.3)

@@ -11,18 +11,19 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sevsnp import taken_key
-from sevsnp.attestation.appraisal import Evidence
 from sevsnp.attestation.client import MAX_ANSWER, parse_object, printable, read_base64, read_host_keys
 from sevsnp.attestation.report_data import NONCE_SIZE, luks_report_data
 from sevsnp.errors import UserError
-from sevsnp.owner import Verdict
+from sevsnp.kept import Conversation
+from sevsnp.login import Verdict
 
 REQUEST = b"openend2e-sevsnp/1 luks\n"
 MAX_KEY = taken_key.MAX_KEY
@@ -105,10 +106,11 @@ def connect(host: str, port: int, context: ssl.SSLContext, seconds: float = CONN
         ) from error
 
 
-def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> tuple[Evidence, bytes]:
-    """Ask for evidence for a fresh nonce; gives it with the REPORT_DATA (64 bytes) that it must carry.
+def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> Conversation:
+    """Ask for evidence for a fresh nonce; gives it with the REPORT_DATA that it must carry.
 
-    That binds the nonce, the key of this very connection's certificate, and ``header`` (SHA-256, 32 bytes).
+    That binds the nonce, the key of this very connection's certificate (``tls_key``), and ``header`` (``luks_header``):
+    a SHA-256 of 32 bytes, each.
     """
     certificate = connection.getpeercert(binary_form=True)
     if connection.version() != "TLSv1.3" or not certificate:
@@ -119,11 +121,17 @@ def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> tu
         raise UserError(f"{where}: the guest's certificate cannot be read: {error}") from error
     nonce = os.urandom(NONCE_SIZE)
     digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-    expected = luks_report_data(nonce, digest, header)
     _send(connection, REQUEST + nonce, where)
     document = _answer(connection, EVIDENCE_SECONDS, where)
-    report = read_base64(document, "report", where)
-    return Evidence(report, read_base64(document, "certificates", where, optional=True)), expected
+    return Conversation(
+        workflow="luks",
+        report=read_base64(document, "report", where),
+        certificates=read_base64(document, "certificates", where, optional=True),
+        nonce=nonce,
+        report_data=luks_report_data(nonce, digest, header),
+        at=datetime.now(UTC),
+        bound={"tls_key": digest.hex(), "luks_header": header.hex()},
+    )
 
 
 def send_key(connection: ssl.SSLSocket, secret: Secret, where: str) -> Opened:
@@ -144,16 +152,18 @@ def release(
     header: bytes,
     where: str,
     *,
-    appraise: Callable[[Evidence, bytes], Verdict],
+    appraise: Callable[[Conversation], Verdict],
     decide: Callable[[Verdict], Secret],
-) -> tuple[Verdict, Opened]:
+) -> tuple[Verdict, Conversation, Opened]:
     """The whole of it: ``appraise`` verifies evidence for REPORT_DATA, ``decide`` gives the secret for the verdict.
 
-    Either raises, and then nothing is sent.
+    Either raises, and then nothing is sent. Returns the verdict, the conversation with the host keys of the guest, and
+    what the guest has reported.
     """
-    evidence, expected = request_evidence(connection, header, where)
-    verdict = appraise(evidence, expected)
-    return verdict, send_key(connection, decide(verdict), where)
+    talk = request_evidence(connection, header, where)
+    verdict = appraise(talk)
+    opened = send_key(connection, decide(verdict), where)
+    return verdict, replace(talk, host_keys=opened.host_keys), opened
 
 
 def _send(connection: ssl.SSLSocket, data: bytes, where: str) -> None:
@@ -174,7 +184,7 @@ def _answer(connection: ssl.SSLSocket, seconds: float, where: str) -> dict[str, 
     if "error" in document:
         raise UserError(
             f"{where}: the guest refuses, and powers off: {printable(document['error'])}",
-            "its console says more: build/run/luks/serial.log where it runs here",
+            "its console says more; where it runs here: ./doitw logs NAME=luks",
         )
     return document
 

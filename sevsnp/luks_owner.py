@@ -2,19 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.luks2 import Luks2, opens
+from sevsnp.kept import Conversation
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import Secret, connect, owner_context, release
+from sevsnp.login import Login, Verdict
 from sevsnp.luks_key import Record
-from sevsnp.owner import Login, Verdict, named_for, never_accepted, refusal, trust_domain, verifier
+from sevsnp.owner import keep_refused, never_accepted, refusal, trust_domain, verifier
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
@@ -88,7 +88,6 @@ def attest_luks(
     user: str,
     template: Path,
     output: Path,
-    report: Path,
     asked: Mapping[str, int | str] | None = None,
     throwaway: bool = False,
     manifest: Path | None = None,
@@ -96,17 +95,14 @@ def attest_luks(
 ) -> None:
     """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and let ssh know its key.
 
-    ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not; with an
-    emulated VM config ``emulated`` is put into its name.
+    ``asked`` are the settings given for this run. What was accepted before is replaced by what is accepted, and by
+    nothing else; the evidence is kept, accepted or not (sevsnp.kept).
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
     ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
     :class:`UserError`; a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
-    login.forget()
-    for emulated in (True, False):
-        named_for(report, emulated=emulated).unlink(missing_ok=True)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     if config.launch.workflow != "luks":
@@ -120,15 +116,18 @@ def attest_luks(
     check_release(domain, volume.record, emulated_asked=emulated_asked)
     verify = verifier(config, emulated_root)
     never = never_accepted(manifest, manifest_key)
-    report = named_for(report, emulated=domain != "amd")
 
-    def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
-        write_atomic(report, evidence.report)
-        return verify(evidence, Expected.of(config, report_data, never=never), datetime.now(UTC))
+    def appraise(talk: Conversation) -> Verdict:
+        try:
+            expected = Expected.of(config, talk.report_data, never=never)
+            return verify(Evidence(talk.report, talk.certificates), expected, talk.at)
+        except Refused as refused:
+            keep_refused(output, talk, refused, config)
+            raise
 
     with connect(host, port, owner_context(keys.owner_certificate, keys.owner_private)) as connection:
         try:
-            verdict, opened = release(
+            verdict, talk, opened = release(
                 connection,
                 volume.digest,
                 where,
@@ -138,5 +137,5 @@ def attest_luks(
         except Refused as refused:
             raise refusal(refused, config, where) from None
         volume.booted(opened.generation)
-    login.allow(verdict, config, opened.host_keys)
+    login.allow(verdict, config, talk)
     print(f"the key of volume {volume.uuid} was sent; its root is open, generation {opened.generation}")

@@ -1,38 +1,24 @@
 """The owner's side: ask the guest for evidence, verify it, and only then let ssh know its host keys."""
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import Literal, cast
 
 from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
-from sevsnp.attestation.client import NONCE_SIZE, GuestAnswer, ask
+from sevsnp.attestation.client import NONCE_SIZE, ask
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
 from sevsnp.firmware.gate import check_launch_firmware
-from sevsnp.vm.config import BANNER, VmConfig, read_vm_config
+from sevsnp.kept import REFUSED, Conversation, keep
+from sevsnp.login import Login, Verdict
+from sevsnp.vm.config import VmConfig, read_vm_config
 from sevsnp.vm.fixed import check_fixed
-
-
-def named_for(path: Path, *, emulated: bool) -> Path:
-    """``path``, under emulation with ``emulated`` in its name: ``report.bin`` is then ``report.emulated.bin``."""
-    return path.with_name(f"{path.stem}.emulated{path.suffix}") if emulated else path
-
-
-class Verdict(Protocol):
-    """What both verdict types can do. They are no more alike: what releases a secret must ask for the type itself."""
-
-    def to_json(self) -> dict[str, Any]: ...
-
 
 Verify = Callable[[Evidence, Expected, datetime], Verdict]
 
@@ -42,7 +28,7 @@ class Accepted:
     """Evidence that was verified: the verdict (of the type its trust root gives), and what it vouches for."""
 
     verdict: Verdict
-    answer: GuestAnswer
+    conversation: Conversation
 
 
 def verifier(config: VmConfig, emulated_root: Path) -> Verify:
@@ -77,18 +63,33 @@ def attest(
     emulated_root: Path,
     timeout: float = 30.0,
     never: NeverAccepted | None = None,
+    output: Path | None = None,
 ) -> Accepted:
     """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it. ``never``: a release's list.
 
-    Raises :class:`Refused` with its reason, or :class:`UserError` where there is no evidence at all.
+    Refused evidence is kept below ``output``, where there is one. Raises :class:`Refused` with its reason, or
+    :class:`UserError` where there is no evidence at all.
     """
     config.require_reference()
     verify = verifier(config, emulated_root)
     nonce = os.urandom(NONCE_SIZE)
     answer = ask(host, port, nonce, timeout)
-    expected = Expected.of(config, ssh_report_data(nonce, answer.host_key_blobs()), never=never)
-    verdict = verify(Evidence(answer.report, answer.certificates), expected, datetime.now(UTC))
-    return Accepted(verdict, answer)
+    report_data = ssh_report_data(nonce, answer.host_key_blobs())
+    now = datetime.now(UTC)
+    talk = Conversation("verity", answer.report, answer.certificates, nonce, report_data, now, answer.host_keys)
+    try:
+        expected = Expected.of(config, report_data, never=never)
+        return Accepted(verify(Evidence(answer.report, answer.certificates), expected, now), talk)
+    except Refused as refused:
+        keep_refused(output, talk, refused, config)
+        raise
+
+
+def keep_refused(output: Path | None, talk: Conversation, refused: Refused, config: VmConfig) -> None:
+    """Keep what was refused, for its reader, apart from what was accepted."""
+    if output is not None and refused.appraisal is not None:
+        where = keep(output / REFUSED, talk, refused.appraisal, refused.to_json(), config.source)
+        print(f"what was refused, and why: {where['page']}")
 
 
 def attest_guest(
@@ -106,22 +107,22 @@ def attest_guest(
     manifest: Path | None = None,
     manifest_key: Path | None = None,
 ) -> None:
-    """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config and the verdict into ``output``.
+    """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config, evidence and verdict into ``output``.
 
-    ``asked`` are the settings given for this run, which must not contradict the VM config. What an earlier guest left
-    in ``output`` is removed first, so that a refusal leaves nothing that ssh would trust. What a ``manifest`` that
-    ``manifest_key`` has signed lists as never to be accepted is refused.
+    ``asked`` are the settings given for this run, which must not contradict the VM config. What was accepted before is
+    replaced by what is accepted, and by nothing else: ssh goes on to trust the host keys of the guest before, and no
+    others. What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
     """
     login = Login(host, ssh_port, identity, user, template, output)
-    login.forget()
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     check_launch_firmware(config.launch)  # before the guest is spoken to
+    never = never_accepted(manifest, manifest_key)
     try:
-        accepted = attest(config, host, port, emulated_root, never=never_accepted(manifest, manifest_key))
+        accepted = attest(config, host, port, emulated_root, never=never, output=output)
     except Refused as refused:
         raise refusal(refused, config, f"{host}:{port}") from None
-    login.allow(accepted.verdict, config, accepted.answer.host_keys)
+    login.allow(accepted.verdict, config, accepted.conversation)
 
 
 def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAccepted | None:
@@ -139,63 +140,3 @@ def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
     if config.launch.platform == "snp" and not hint:
         hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"
     return UserError(f"{where}: REFUSED ({refused.reason}): {refused}", hint)
-
-
-@dataclass(frozen=True)
-class Login:
-    """Where a guest's sshd is, as whom to log in, and the directory ``output`` that attestation writes to."""
-
-    host: str
-    ssh_port: int
-    identity: Path
-    user: str
-    template: Path
-    output: Path
-
-    @property
-    def _files(self) -> tuple[Path, Path, Path]:
-        return self.output / "known_hosts", self.output / "ssh_config", self.output / "verdict.json"
-
-    def verdict(self, *, emulated: bool) -> Path:
-        """Where a verdict is kept; one under emulation says so by its name too, which nothing goes by."""
-        return named_for(self._files[2], emulated=emulated)
-
-    def forget(self) -> None:
-        """Remove what an earlier guest left, so that a refusal leaves nothing that ssh would trust."""
-        for stale in (*self._files, self.verdict(emulated=True)):
-            stale.unlink(missing_ok=True)
-
-    def allow(self, verdict: Verdict, config: VmConfig, host_keys: tuple[str, ...]) -> None:
-        """Let ssh know the host keys that ``verdict`` vouches for, and say so."""
-        known_hosts, ssh_config, _ = self._files
-        write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, host_keys))
-        templates = Environment(
-            loader=FileSystemLoader(self.template.parent),
-            undefined=StrictUndefined,
-            autoescape=False,  # noqa: S701 - not HTML
-        )
-        text = templates.get_template(self.template.name).render(
-            host=self.host,
-            port=self.ssh_port,
-            user=self.user,
-            identity=self.identity.resolve(),
-            known_hosts=known_hosts.resolve(),
-        )
-        write_atomic(ssh_config, text + "\n")
-        document = verdict.to_json()
-        result = self.verdict(emulated=document["trust_domain"] != "amd")
-        write_atomic(result, json.dumps({**document, "vm_config": str(config.source)}, indent=2) + "\n")
-        if document["trust_domain"] != "amd":
-            print(BANNER)
-        print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
-        for note in document["notes"]:
-            print(f"note: {note}")
-        for road in document["open"]:
-            print(f"open: {road}")
-        print(f"host keys in {known_hosts}; log in with: ssh -F {ssh_config} guest")
-
-
-def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:
-    """The lines of a known_hosts file; a port other than 22 is part of the name (sshd(8))."""
-    name = host if port == 22 else f"[{host}]:{port}"
-    return "".join(f"{name} {key}\n" for key in keys)

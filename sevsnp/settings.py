@@ -48,6 +48,13 @@ def _word(text: str) -> str:
     return text
 
 
+def _guest_name(text: str) -> str:
+    # It becomes a directory in build/run; what else is there has other names.
+    if text and (len(text) > 40 or text == "e2e"):
+        raise ValueError
+    return _word(text) if text else text
+
+
 def _choice(*allowed: str) -> Parser:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -177,6 +184,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
     Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),
     Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535"),
+    Setting("NAME", _guest_name, "", "a guest's name: letters, digits, dots and dashes"),
+    Setting("DETACH", _choice("no", "yes"), "no", "no or yes"),
     Setting("GUEST_NETWORK", _choice("open", "restricted"), "open", "open or restricted"),
     Setting("HOST", _text, "127.0.0.1", "the address at which the guest's forwarded ports answer"),
     Setting("PORT", _integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)"),
@@ -221,6 +230,11 @@ class Settings:
         value = self.values[name]
         assert isinstance(value, int), name
         return value
+
+    def is_default(self, name: str) -> bool:
+        """Whether a setting was left as it comes: not given for this run, and in config.yaml with its default."""
+        setting = _BY_NAME[name]
+        return self.sources[name] not in PER_RUN and self.values[name] == setting.parse(setting.default)
 
     def path(self, name: str, default: Path) -> Path:
         """The path a setting names, or ``default`` where it is empty; ``~`` is the user's home."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks import luks, verity
 from tasks.graph import Task, artefact, command
-from tasks.project import BUILD, LUKS, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
+from tasks.project import BUILD, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
 from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
@@ -60,13 +60,12 @@ def task_e2e() -> Task:
         identity=keys().user_private,
         user="user",
         template=Path("templates/ssh_config.j2"),
-        output=BUILD,
+        output=RUN / "e2e",
         results=BUILD / "e2e.json",
         luks={
             "header": luks.HEADER,
             "config_dir": values.config_dir(),
             "key_file": values.text("LUKS_KEY_FILE"),
-            "report": LUKS / "attestation_report.bin",
             "asked": asked(),
         },
     )

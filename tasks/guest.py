@@ -17,7 +17,7 @@ from tasks.project import (
     TOOLS,
     firmware,
     keys,
-    run_options,
+    launching,
     settings,
 )  # fmt: skip
 
@@ -147,25 +147,26 @@ def task_create_new_vm() -> Task:
 
 
 def task_run_guest() -> Task:
-    """Boot the plain guest without SEV-SNP [IMAGE MEMORY SSH_PORT]"""
-    return _plain("plain")
+    """Boot the plain guest without SEV-SNP [IMAGE MEMORY SSH_PORT NAME DETACH]"""
+    return _plain("run_guest", "plain")
 
 
 def task_run_sev_snp() -> Task:
     """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY …]"""
-    return _plain("snp")
+    return _plain("run_sev_snp", "snp")
 
 
 def task_run_sev_snp_direct_boot() -> Task:
     """Boot the plain guest with SEV-SNP and a measured kernel [IMAGE MEMORY …]"""
-    return _plain("direct")
+    return _plain("run_sev_snp_direct_boot", "direct")
 
 
-def _plain(mode: str) -> Task:
+def _plain(task: str, mode: str) -> Task:
     values = settings()
-    return command(
+    return launching(
         "sevsnp.vm.plain:run_plain",
-        launches=True,
+        task,
+        "guest",
         mode=mode,
         image=values.path("IMAGE", DISK),
         own_image=not values.text("IMAGE"),
@@ -174,5 +175,5 @@ def _plain(mode: str) -> Task:
         initrd=PLAIN_INITRAMFS,
         launch={name: values[name] for name in LAUNCHED},
         platform=values.text("PLATFORM"),
-        options=run_options(RUN / "guest"),
+        identity=keys().user_private,
     )

@@ -4,32 +4,34 @@ from pathlib import Path
 
 from tasks.graph import UNLISTED, Task, command
 from tasks.luks import HEADER, config
-from tasks.project import BUILD, LUKS, RUN, asked, release_manifest, run_options, settings
+from tasks.project import RUN, asked, guest_name, launching, release_manifest, settings
 from tasks.vm_config import launched
 
 
 def task_run_sev_snp_luks() -> Task:
-    """Boot the encrypted guest, which waits for attest_luks [MEMORY VM_CONFIG …]"""
+    """Boot the encrypted guest, which waits for attest_luks [MEMORY NAME DETACH …]"""
     text = settings().text
-    return command(
+    return launching(
         "sevsnp.vm.run:run_workflow",
-        launches=True,
+        "run_sev_snp_luks",
+        "luks",
         directory=launched(config("snp")).parent,
         workflow="luks",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={},
         asked=asked(),
         platform=text("PLATFORM"),
-        options=run_options(RUN / "luks"),
     )
 
 
 def task_attest_luks() -> Task:
-    """Verify the waiting guest, then send it its disk key [HOST PORT VM_CONFIG]"""
+    """Verify the waiting guest, then send it its disk key [PLATFORM NAME HOST PORT …]"""
     values = settings()
     return command(
-        "sevsnp.luks_owner:attest_luks",
+        "sevsnp.attesting:luks",
         needs=["_keys"],
+        name=guest_name("luks"),
+        runs=RUN,
         vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         header=HEADER,
         config_dir=values.config_dir(),
@@ -38,12 +40,10 @@ def task_attest_luks() -> Task:
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
         ssh_port=values.number("SSH_PORT"),
-        emulated_root=values.path("EMULATED_ROOT", RUN / "luks" / "ark.pem"),
+        emulated_root=values.path("EMULATED_ROOT", RUN / guest_name("luks") / "ark.pem"),
         user="user",
         template=Path("templates/ssh_config.j2"),
-        output=BUILD,
         **release_manifest(),
-        report=LUKS / "attestation_report.bin",
     )
 
 

@@ -13,6 +13,7 @@ from sevsnp.errors import UserError
 from sevsnp.key_paths import Keys
 from sevsnp.settings import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
 from sevsnp.store import session
+from tasks.graph import Task, command
 
 Result = TypeVar("Result")
 
@@ -88,8 +89,13 @@ def release_manifest() -> dict[str, Any]:
     return found
 
 
-def run_options(state: Path) -> Any:
-    """What is free at launch, from the settings; ``state`` is where logs go."""
+def guest_name(workflow: str) -> str:
+    """The name of the guest that a command is about: NAME, else that of its workflow."""
+    return settings().text("NAME") or workflow
+
+
+def run_options(workflow: str) -> Any:
+    """What is free at launch, from the settings; the guest's directory has its name."""
     from sevsnp.vm.qemu import RunOptions
 
     chosen = settings()
@@ -98,10 +104,27 @@ def run_options(state: Path) -> Any:
         memory=chosen.number("MEMORY"),
         ssh_port=chosen.number("SSH_PORT"),
         attest_port=chosen.number("ATTEST_PORT"),
-        state=state,
+        state=RUN / guest_name(workflow),
         restricted=chosen.text("GUEST_NETWORK") == "restricted",
-        terminal=True,
+        terminal=not detached(),
+        movable=tuple(name for name in ("SSH_PORT", "ATTEST_PORT") if chosen.is_default(name)),
     )
+
+
+def detached() -> bool:
+    """Whether this very process was started by DETACH=yes, so that no terminal is its own."""
+    from sevsnp.detach import is_detached
+
+    return is_detached()
+
+
+def launching(function: str, task: str, usual: str, /, **arguments: Any) -> Task:
+    """The task that launches a guest, usually called ``usual``: here, or with DETACH=yes in a process of its own."""
+    name = guest_name(usual)
+    if settings().text("DETACH") == "yes" and not detached():
+        words = [f"{each}={text}" for each, text in command_line_words(sys.argv[1:]).items() if each != "DETACH"]
+        return command("sevsnp.detach:run_detached", task=task, words=words, state=RUN / name, name=name)
+    return command(function, launches=True, options=run_options(usual), name=name, **arguments)
 
 
 def end_cleanly() -> None:

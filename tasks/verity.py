@@ -6,7 +6,6 @@ from typing import Any
 from tasks.graph import Task, artefact, command
 from tasks.guest import FILES, guest_inputs, own_rootfs
 from tasks.project import (
-    BUILD,
     EMULATED_INITRAMFS,
     INITRAMFS,
     RELEASE_MANIFEST,
@@ -15,9 +14,10 @@ from tasks.project import (
     VERITY,
     asked,
     checked,
+    guest_name,
     keys,
+    launching,
     release_manifest,
-    run_options,
     settings,
 )  # fmt: skip
 from tasks.vm_config import launched, vm_config
@@ -78,38 +78,39 @@ def task_setup_verity() -> Task:
 
 
 def task_run_sev_snp_verity() -> Task:
-    """Boot the verified guest, on SEV-SNP or emulated [MEMORY VM_CONFIG …]"""
+    """Boot the verified guest, on SEV-SNP or emulated [MEMORY NAME DETACH …]"""
     replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
     text = settings().text
-    return command(
+    return launching(
         "sevsnp.vm.run:run_workflow",
-        launches=True,
+        "run_sev_snp_verity",
+        "verity",
         directory=launched(config("snp")).parent,
         workflow="verity",
         vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
         disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
         asked=asked(),
         platform=text("PLATFORM"),
-        options=run_options(RUN / "verity"),
     )
 
 
 def task_attest_verity() -> Task:
-    """Verify the running guest before any login [HOST PORT VM_CONFIG]"""
+    """Verify the running guest before any login [PLATFORM NAME HOST PORT …]"""
     values = settings()
     return command(
-        "sevsnp.owner:attest_guest",
+        "sevsnp.attesting:verity",
         needs=["_keys"],
+        name=guest_name("verity"),
+        runs=RUN,
         vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
         ssh_port=values.number("SSH_PORT"),
-        emulated_root=values.path("EMULATED_ROOT", RUN / "verity" / "ark.pem"),
+        emulated_root=values.path("EMULATED_ROOT", RUN / guest_name("verity") / "ark.pem"),
         identity=keys().user_private,
         user="user",
         template=Path("templates/ssh_config.j2"),
-        output=BUILD,
         **release_manifest(),
     )
 

@@ -16,6 +16,11 @@ NONCE_SIZE = 32
 MAX_ANSWER = 256 * 1024
 _HOST_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}")
 _MAX_HOST_KEYS = 8
+NOBODY = "is the guest up, and its ATTEST_PORT forwarded?"
+
+
+class NoAnswer(UserError):
+    """Nobody answers there, or not yet."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class GuestAnswer:
 def ask(host: str, port: int, nonce: bytes, timeout: float = 30.0) -> GuestAnswer:
     """Send ``nonce`` (32 bytes) to the guest's agent and read its answer, all within ``timeout`` seconds.
 
-    Raises :class:`UserError` where nobody answers, the answer is malformed, or the guest says it has no evidence.
+    Raises :class:`NoAnswer` where nobody answers, and :class:`UserError` where the answer is malformed or the guest
+    says that it has no evidence.
     """
     assert len(nonce) == NONCE_SIZE
     where = f"{host}:{port}"
@@ -44,9 +50,9 @@ def ask(host: str, port: int, nonce: bytes, timeout: float = 30.0) -> GuestAnswe
             connection.sendall(REQUEST + nonce)
             data = _receive(connection, deadline)
     except OSError as error:
-        raise UserError(
-            f"{where}: no answer: {error.strerror or error}", "is the guest up, and its ATTEST_PORT forwarded?"
-        ) from error
+        raise NoAnswer(f"{where}: no answer: {error.strerror or error}", NOBODY) from error
+    if not data:
+        raise NoAnswer(f"{where}: no answer: the connection was closed", NOBODY)
     return parse_answer(data, where)
 
 

@@ -114,6 +114,7 @@ class Refused(Exception):
         super().__init__(message)
         self.reason, self.message, self.trust_domain, self.checks = reason, message, trust_domain, checks
         self.remedy = remedy
+        self.appraisal: Appraisal | None = None  # what it came out of
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -162,7 +163,9 @@ class Appraisal:
         if self.accepted and self.report and all(check.ok for check in self.checks):
             return self.report
         kind = Undecided if self.decision == "undecided" else Refused
-        raise kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks, self.remedy)
+        refused = kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks, self.remedy)
+        refused.appraisal = self
+        raise refused
 
     def to_json(self) -> dict[str, Any]:
         """For programs. ``accepted`` is for hardware: under another trust domain than AMD's it stays false."""

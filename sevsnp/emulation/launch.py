@@ -68,6 +68,7 @@ def running(
             terminal=options.terminal,
             messages=options.messages,
             sockets=sockets,
+            inherited=options.inherited,
         )
         try:
             with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from sevsnp.settings import LEAST_MEMORY, parse_size
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions
-from sevsnp.vm.run import run_guest
+from sevsnp.vm.run import run_guest, told_of
 
 _REMEDY = "the owner makes one that can be emulated too with: doit host_bundle PLATFORM=auto"
 
@@ -79,8 +79,10 @@ def main(argv: list[str], bundle: Path) -> int:
         chosen = choose(given.platform, production, options.qemu, answers)
         if chosen.name == "emulated" and not emulated.exists():
             raise UserError(f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _REMEDY)
-        launch = production if chosen.name == "snp" else read_vm_config(emulated).launch
-        run_guest(launch=launch, options=options, platform=chosen.name, answers=answers)
+        source = bundle / "launch.toml" if chosen.name == "snp" else emulated
+        launch = read_vm_config(source).launch
+        told = told_of(launch.workflow, launch.platform, " HOST=…", another="run another one: ./run --state second")
+        run_guest(launch=launch, options=options, platform=chosen.name, answers=answers, told=told, source=source)
     except UserError as error:
         print(f"run: {error}", file=sys.stderr)
         return 1

@@ -28,10 +28,14 @@ from sevsnp.vm.qemu import (
     start,
     stop,
 )
-from sevsnp.vm.run import messages
+from sevsnp.vm.run import another_guest
+from sevsnp.vm.session import Told, session
 from sevsnp.vm.snp import capabilities
+from sevsnp.vm.state import Run, check_free
 
 Mode = Literal["plain", "snp", "direct"]
+# What the console has once the firmware no longer clears the screen.
+_KERNEL = "Linux version"
 
 
 def run_plain(
@@ -45,6 +49,8 @@ def run_plain(
     launch: Mapping[str, Any],
     platform: str,
     options: RunOptions,
+    identity: Path,
+    name: str,
     limit: float | None = None,
 ) -> None:
     """Run a disk image in the foreground until the guest ends.
@@ -52,8 +58,11 @@ def run_plain(
     ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it; ``direct`` boots ``kernel`` and
     ``initrd`` with their hashes in the launch digest, and mounts the root of create_new_vm's disk. Changes to our own
     image are discarded at the end; those to a user's IMAGE are kept, and so is what its format was at its first use.
+    ``identity`` is the user's private key, which opens our own image's account ``user``; ``name`` is the guest's.
     """
-    check_options(options)
+    another = another_guest("run_guest", name)
+    check_free(options.state, another)
+    options = check_options(options)
     for path, hint in (
         (image, "make one with: doit create_new_vm"),
         (kernel, "run: doit unpack_kernel"),
@@ -63,7 +72,7 @@ def run_plain(
             raise UserError(f"{path}: no such file", hint)
     # Beside the directory of the guest's logs, not in it: no guest and no QEMU of one can write there.
     form = DiskFormat.QCOW2 if own_image else format_of(image, options.state.parent / "disk-formats.json")
-    options.state.mkdir(parents=True, exist_ok=True)
+    login = f"ssh -p {options.ssh_port} -i {identity} user@127.0.0.1" if own_image else ""
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
         overlay = Path(work) / "changes.qcow2" if own_image else None
         options = replace(options, disks=(BlockFile("root", image, form, overlay=overlay),))
@@ -74,14 +83,15 @@ def run_plain(
             check_launch_firmware(guest)
         asked = "emulated" if mode == "plain" else platform
         chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
-        print(f"serial console in {options.serial_log}; ssh at 127.0.0.1:{options.ssh_port}", flush=True)
-        if mode == "direct":
-            with running(chosen, guest, options) as process:
-                code = process.wait(timeout=limit)
-        else:
-            code = _from_disk(chosen, guest, options, Path(work), limit)
-    if code:
-        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", f"all of it: {options.messages}")
+        run = Run("plain", chosen.name, "", options.ssh_port, options.attest_port)
+        with session(options, run, Told(another, login, _KERNEL)) as options:
+            if mode == "direct":
+                with running(chosen, guest, options) as process:
+                    code = process.wait(timeout=limit)
+            else:
+                code = _from_disk(chosen, guest, options, Path(work), limit)
+            if code:
+                raise UserError(f"QEMU ended with exit code {code}")
 
 
 def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
@@ -118,7 +128,14 @@ def _from_disk(chosen: Platform, guest: Launch, options: RunOptions, work: Path,
         arguments += disk_device(disk)
     access = guest_access(guest, options, work)
     arguments += options.extra
-    process = start(options.qemu, arguments, access, terminal=options.terminal, messages=options.messages)
+    process = start(
+        options.qemu,
+        arguments,
+        access,
+        terminal=options.terminal,
+        messages=options.messages,
+        inherited=options.inherited,
+    )
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:

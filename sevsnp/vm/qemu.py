@@ -1,6 +1,7 @@
 """QEMU's command line, one option and its value a line, and the process that must not outlive us."""
 
 import base64
+import contextlib
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -31,6 +32,7 @@ _ALWAYS = (
 )
 # Whether it was said in this process that the kernel cannot confine QEMU.
 _warned: list[bool] = []
+_PORTS_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class RunOptions:
     """What is free at launch because nothing measures it. ``memory`` in bytes; ports at 127.0.0.1 of this machine.
 
     ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
-    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log.
+    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log, else
+    it may be had from the listening socket ``console``, a file descriptor. In place of a port in ``movable`` (SSH_PORT,
+    ATTEST_PORT) the next free one is taken where it is in use.
     ``disks`` are the guest's beside those of its VM config. ``extra`` are QEMU options of a user's own; since nobody
     here knows which files they need, QEMU may then open all that its user may.
     """
@@ -52,6 +56,13 @@ class RunOptions:
     terminal: bool = False
     disks: tuple[BlockFile, ...] = ()
     extra: tuple[str, ...] = ()
+    console: int | None = None
+    movable: tuple[str, ...] = ()
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """The file descriptors that QEMU's arguments name."""
+        return () if self.console is None else (self.console,)
 
     @property
     def serial_log(self) -> Path:
@@ -87,24 +98,50 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
             raise UserError(f"{file.path}: found SHA-256 {found}, the VM config says {file.sha256} ({name})", hint)
 
 
-def check_options(options: RunOptions) -> None:
-    """Refuse ports that are taken or equal, and memory that this machine does not have."""
+def check_options(options: RunOptions) -> RunOptions:
+    """Refuse ports that are taken or equal, and memory that this machine does not have; the options to launch with."""
     if options.ssh_port == options.attest_port:
         raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
+    options = _with_free_ports(options)
     for name, port in (("SSH_PORT", options.ssh_port), ("ATTEST_PORT", options.attest_port)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except PermissionError:
-                raise UserError(
-                    f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…"
-                ) from None
-            except OSError:
-                raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
+        try:
+            _bind(port)
+        except PermissionError:
+            raise UserError(f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…") from None
+        except OSError:
+            raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
     total = _host_memory()
     if options.memory > total:
         raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
+    return options
+
+
+def _with_free_ports(options: RunOptions) -> RunOptions:
+    ssh_port, attest_port = options.ssh_port, options.attest_port
+    if "SSH_PORT" in options.movable:
+        ssh_port = _free_from(ssh_port, attest_port, "SSH_PORT")
+    if "ATTEST_PORT" in options.movable:
+        attest_port = _free_from(attest_port, ssh_port, "ATTEST_PORT")
+    return replace(options, ssh_port=ssh_port, attest_port=attest_port)
+
+
+def _free_from(wanted: int, other: int, name: str) -> int:
+    """The first port from ``wanted`` that is free and not ``other``; ``wanted`` itself where there is none."""
+    for port in range(wanted, min(wanted + _PORTS_TRIED, 65536)):
+        with contextlib.suppress(OSError):
+            if port != other:
+                _bind(port)
+                if port != wanted:
+                    print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
+                return port
+    return wanted
+
+
+def _bind(port: int) -> None:
+    """Raises OSError where nothing could listen at this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
 
 
 def _host_memory() -> int:
@@ -144,6 +181,8 @@ def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
     forwards = f"hostfwd=tcp:127.0.0.1:{options.ssh_port}-:{GUEST_SSH}"
     forwards += f",hostfwd=tcp:127.0.0.1:{options.attest_port}-:{GUEST_ATTEST}"
     console = "stdio,id=serial,signal=on,mux=off" if options.terminal else "null,id=serial"
+    if options.console is not None:
+        console = f"socket,id=serial,fd={options.console},server=on,wait=off"
     return [
         "-nodefaults",
         "-no-user-config",

@@ -1,6 +1,5 @@
 """Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
 
-import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -9,12 +8,13 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Launch, read_vm_config
+from sevsnp.vm.console import SWITCHING, WAITING
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.platforms import choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
+from sevsnp.vm.session import Told, session
+from sevsnp.vm.state import Run, check_free
 from sevsnp.vm.volume import on_copy
-
-_NOISE = re.compile(r"warning: TCG doesn't support requested feature")
 
 
 def with_disks(launch: Launch, places: Mapping[str, Path]) -> Launch:
@@ -30,45 +30,55 @@ def config_of(directory: Path, workflow: str, platform: str) -> Path:
 
 
 def run_guest(
-    *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
+    *,
+    launch: Launch,
+    options: RunOptions,
+    platform: str,
+    answers: Path,
+    told: Told,
+    source: Path,
+    check: bool = True,
+    limit: float | None = None,
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
-    A volume that the guest writes to is copied into ``options.state`` before, and stays there.
+    ``source`` is the VM config that ``launch`` is of. A volume that the guest writes to is copied into
+    ``options.state`` before, and stays there.
     """
+    check_free(options.state, told.another)
     if check and launch.workflow != "luks":
         check_files(launch)
-    check_options(options)
-    if launch.workflow == "luks":
-        options.state.mkdir(parents=True, exist_ok=True)
-        launch = on_copy(launch, options.state)
+    options = check_options(options)
     chosen = choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
             "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"
         )
     print(f"platform {chosen.name}: {chosen.reason}", flush=True)
-    offers = "it waits for its disk key" if launch.workflow == "luks" else "evidence"
-    print(f"ssh at 127.0.0.1:{options.ssh_port}, {offers} at 127.0.0.1:{options.attest_port}", flush=True)
-    print(f"serial console in {options.serial_log}", flush=True)
+    run = Run(launch.workflow, chosen.name, str(source), options.ssh_port, options.attest_port)
     started = time.monotonic()
-    all_of_it = f"all of it: {options.messages}"
-    try:
-        with running(chosen, launch, options) as process:
-            code = process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"the guest did not end in {limit:.0f} s") from None
-    except UserError as error:
-        raise UserError(f"{error.message}\n{messages(options)}".strip(), error.hint or all_of_it) from error
-    if code:
-        raise UserError(f"QEMU ended with exit code {code}\n{messages(options)}", all_of_it)
+    with session(options, run, told) as options:
+        if launch.workflow == "luks":
+            launch = on_copy(launch, options.state)
+        try:
+            with running(chosen, launch, options) as process:
+                code = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"the guest did not end in {limit:.0f} s") from None
+        if code:
+            raise UserError(f"QEMU ended with exit code {code}")
     print(f"the guest ended after {time.monotonic() - started:.0f} s", flush=True)
 
 
-def messages(options: RunOptions) -> str:
-    """The end of what QEMU said, without what every emulated EPYC provokes."""
-    lines = options.messages.read_text(errors="replace").splitlines() if options.messages.exists() else []
-    return "\n".join(line for line in lines if not _NOISE.search(line))[-2000:]
+def another_guest(task: str, name: str) -> str:
+    """How to run a second guest beside the one called ``name``, which ``task`` started."""
+    return f"run another one: ./doitw {task} NAME=second; or end this one: ./doitw stop NAME={name}"
+
+
+def told_of(workflow: str, platform: str, words: str = "", *, another: str) -> Told:
+    """What the user of a measured guest is told; ``words`` name the guest on the command line."""
+    emulated = "" if platform == "snp" else " PLATFORM=emulated"
+    return Told(another, f"./doitw attest_{workflow}{words}{emulated}", WAITING if workflow == "luks" else SWITCHING)
 
 
 def run_workflow(
@@ -80,17 +90,24 @@ def run_workflow(
     asked: Mapping[str, int | str],
     platform: str,
     options: RunOptions,
+    name: str,
 ) -> None:
-    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground."""
+    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground.
+
+    ``name`` is that of the guest, which its state directory has.
+    """
     answers = options.state.parent / "platform.json"
     if vm_config is None:
         # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
         production = read_vm_config(config_of(directory, workflow, "snp"))
-        name = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
-        vm_config = config_of(directory, workflow, name)
+        where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
+        vm_config = config_of(directory, workflow, where)
     config = read_vm_config(vm_config)
     if config.launch.workflow != workflow:
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
     check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
-    run_guest(launch=with_disks(config.launch, disks), options=options, platform=platform, answers=answers)
+    launch = with_disks(config.launch, disks)
+    words = "" if name == workflow else f" NAME={name}"
+    told = told_of(workflow, launch.platform, words, another=another_guest(f"run_sev_snp_{workflow}", name))
+    run_guest(launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config)

@@ -38,6 +38,7 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
             terminal=options.terminal,
             messages=options.messages,
             sockets=sockets,
+            inherited=options.inherited,
         )
         try:
             yield process

@@ -19,9 +19,11 @@ from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.images.luks2 import HEADER_SIZE
+from sevsnp.kept import Conversation
+from sevsnp.login import Verdict
 from sevsnp.luks_key import Record, key_path, write_record
 from sevsnp.luks_owner import Volume
-from sevsnp.owner import Verdict, verifier
+from sevsnp.owner import verifier
 from sevsnp.vm.config import File, VmConfig
 from tests.adversary.luks_arms import MARK, NULL_CIPHER, Check, HostDisk, make_host_disk, mutated, without
 from tests.adversary.test_tamper_root import FATAL
@@ -186,8 +188,9 @@ def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: 
         volume = Volume(other.header, other.config_dir, "")
         context = key_release.owner_context(owner.keys.owner_certificate, owner.keys.owner_private)
 
-        def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
-            return verify(evidence, Expected.of(config, report_data), datetime.now(UTC))
+        def appraise(talk: Conversation) -> Verdict:
+            evidence = Evidence(talk.report, talk.certificates)
+            return verify(evidence, Expected.of(config, talk.report_data), datetime.now(UTC))
 
         with key_release.connect("127.0.0.1", running.port, context) as connection:
             with pytest.raises(Refused) as refused:

@@ -110,7 +110,6 @@ def unlock(running: Running, owner: Owner, output: Path) -> None:
         user="user",
         template=running.built.project / "templates" / "ssh_config.j2",
         output=output,
-        report=output / "attestation_report.bin",
     )
 
 

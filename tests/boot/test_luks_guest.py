@@ -14,14 +14,16 @@ import pytest
 from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Evidence, Expected
 from sevsnp.e2e import ssh, wait_for_login
-from sevsnp.e2e_luks import WAITING, look_at_root, wait_for_agent
+from sevsnp.e2e_luks import look_at_root, wait_for_agent
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
+from sevsnp.kept import Conversation
 from sevsnp.key_release import Opened, Secret, connect, owner_context, release, request_evidence
 from sevsnp.keys import ensure_keys
+from sevsnp.login import Verdict
 from sevsnp.luks_owner import Volume, attest_luks
-from sevsnp.owner import Verdict
 from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.vm.console import WAITING
 from sevsnp.vm.volume import on_copy
 from tests.boot.configs import honest, other_words
 from tests.boot.hands import prompts
@@ -78,22 +80,22 @@ class Luks:
             user="user",
             template=self.built.project / "templates" / "ssh_config.j2",
             output=output,
-            report=output / "report.bin",
         )
         return output / "ssh_config"
 
     def send(self, guest: Guest, secret: Secret) -> Opened:
         """The owner's own protocol with whatever secret, past everything that attest_luks looks at before."""
 
-        def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
-            return verify_emulated(evidence, Expected.of(self.config, report_data), datetime.now(UTC), guest.root)
+        def appraise(talk: Conversation) -> Verdict:
+            evidence, expected = Evidence(talk.report, talk.certificates), Expected.of(self.config, talk.report_data)
+            return verify_emulated(evidence, expected, datetime.now(UTC), guest.root)
 
         keys = self.built.keys
         context = owner_context(keys.owner_certificate, keys.owner_private)
         with connect("127.0.0.1", guest.options.attest_port, context) as connection:
             return release(
                 connection, self.volume.digest, "the guest", appraise=appraise, decide=lambda verdict: secret
-            )[1]
+            )[2]
 
 
 @pytest.fixture(scope="session")

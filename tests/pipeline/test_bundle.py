@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import MARKER, free_port
+from sevsnp.e2e import free_port
 from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.console import MARKER
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 from tests.processes import ends_with_us

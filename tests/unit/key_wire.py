@@ -18,8 +18,9 @@ from pathlib import Path
 from sevsnp import key_release
 from sevsnp.attestation.appraisal import Evidence
 from sevsnp.emulation.verify import verify_emulated
+from sevsnp.kept import Conversation
 from sevsnp.key_release import Opened, Secret
-from sevsnp.owner import Verdict
+from sevsnp.login import Verdict
 from tests.unit.evidence import ROOT, expected, root
 from tests.unit.key_guest import HOST_KEY, evidence_for
 from tests.waiting import NET
@@ -110,20 +111,21 @@ def guest_process(owner: bytes, directory: Path, *, clock: int | None = None) ->
             process.kill()
 
 
-def appraise(evidence: Evidence, data: bytes) -> Verdict:
-    return verify_emulated(evidence, expected(report_data=data), datetime.now(UTC), root())
+def appraise(talk: Conversation) -> Verdict:
+    evidence = Evidence(talk.report, talk.certificates)
+    return verify_emulated(evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
 
 
-def accept(evidence: Evidence, data: bytes) -> Verdict:
+def accept(talk: Conversation) -> Verdict:
     """A control's verifier, which verifies nothing."""
-    return evidence  # type: ignore[return-value]
+    return talk  # type: ignore[return-value]
 
 
 def release(port: int, context: ssl.SSLContext, appraise: Callable[..., Verdict] = appraise) -> Opened:
     with key_release.connect("127.0.0.1", port, context) as connection:
         return key_release.release(
             connection, HEADER, "there", appraise=appraise, decide=lambda _: Secret(HEADER, 3, KEY)
-        )[1]
+        )[2]
 
 
 Alter = Callable[[int, bytes], bytes]

@@ -22,10 +22,11 @@ from sevsnp.attestation.appraisal import Evidence, Refused
 from sevsnp.attestation.verify import verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
+from sevsnp.kept import Conversation
 from sevsnp.key_paths import Keys
 from sevsnp.key_release import REQUEST, Opened, Secret, is_waiting, owner_context
 from sevsnp.keys import ensure_keys
-from sevsnp.owner import Verdict
+from sevsnp.login import Verdict
 from tests.unit.evidence import expected, root
 from tests.unit.key_guest import (
     HOST_KEY,
@@ -61,8 +62,9 @@ def guest(keys: Keys, tmp_path: Path) -> Iterator[KeyGuest]:
         yield running
 
 
-def appraise(evidence: Evidence, report_data: bytes) -> Verdict:
-    return verify_emulated(evidence, expected(report_data=report_data), datetime.now(UTC), root())
+def appraise(talk: Conversation) -> Verdict:
+    evidence = Evidence(talk.report, talk.certificates)
+    return verify_emulated(evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
 
 
 @contextlib.contextmanager
@@ -77,7 +79,7 @@ def release(port: int, keys: Keys, header: bytes = HEADER, generation: int = 3, 
     with connected(port, keys) as connection:
         return key_release.release(
             connection, header, "there", appraise=appraise, decide=lambda _: Secret(header, generation, KEY)
-        )[1]
+        )[2]
 
 
 def test_the_owner_s_key_arrives_as_it_is(guest: KeyGuest, keys: Keys) -> None:

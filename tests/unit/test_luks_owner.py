@@ -180,7 +180,6 @@ def attest(config_dir: Path, header: Path, guest: KeyGuest, output: Path, **chan
             "user": "user",
             "template": ROOT / "templates" / "ssh_config.j2",
             "output": output,
-            "report": output / "attestation_report.bin",
             **changes,
         }
     )
@@ -205,7 +204,7 @@ def test_attest_luks(config_dir: Path, keys: Keys, header: Path, tmp_path: Path)
     assert "known_hosts" in (out / "ssh_config").read_text()
 
 
-def test_a_refusal_leaves_nothing_that_ssh_would_trust(
+def test_a_refusal_replaces_nothing_that_was_accepted(
     config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:
     keep(config_dir, Record("made"))
@@ -215,7 +214,15 @@ def test_a_refusal_leaves_nothing_that_ssh_would_trust(
     with waiting(keys, tmp_path, header) as guest, pytest.raises(UserError, match=r"REFUSED \(host-data\)"):
         attest(config_dir, header, guest, out, host_data=b"x" * 32)
     assert guest.received == []
-    assert sorted(path.name for path in out.iterdir()) == ["attestation_report.emulated.bin", "vm-config.toml"]
+    # What was accepted before stays, and what was refused is apart from it.
+    assert sorted(path.name for path in (out / "refused").iterdir()) == [
+        "attestation_report.emulated.bin",
+        "evidence.emulated.json",
+        "verdict.emulated.html",
+        "verdict.emulated.json",
+    ]
+    assert (out / "known_hosts").read_text() == f"[127.0.0.1]:2222 {HOST_KEY}\n"
+    assert json.loads((out / "verdict.emulated.json").read_text())["accepted_as_emulated"] is True
 
 
 def test_a_production_config_sends_nothing_to_an_emulated_guest(

@@ -211,7 +211,7 @@ def test_nothing_is_drawn_in_a_pause(screen: Screen) -> None:
 
 
 def test_boot_stages_follow_the_console() -> None:
-    from sevsnp.e2e import MARKER, boot_stage
+    from sevsnp.vm.console import MARKER, boot_stage
 
     console, stages = "", []
     for line in ("EFI stub", "[ 0.0] Linux version 6.12", "init: mode verity", MARKER, "init: switching to", "systemd"):

@@ -1,0 +1,108 @@
+"""The state directory of a guest: its logs, what it was started with, and a lock that lasts as long as it runs.
+
+Standard library only: a host bundle has it too.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+
+LOCK = "guest.lock"
+CONSOLE = "console"
+# What an attestation of an earlier guest has left for ssh: a new guest is another one until it is attested.
+LOGIN = ("ssh_config", "known_hosts")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A guest that runs: its workflow, platform and VM config, and where it answers at 127.0.0.1.
+
+    ``pid`` is the process that started QEMU and ends it; ``since`` is in seconds since 1970. ``console`` says whether
+    its serial console is a socket in the state directory (:data:`CONSOLE`), and not the terminal of that process.
+    """
+
+    workflow: str
+    platform: str
+    vm_config: str
+    ssh_port: int
+    attest_port: int
+    pid: int = 0
+    since: float = 0.0
+    console: bool = False
+
+    @property
+    def started(self) -> str:
+        """When it was started, in local time."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+
+
+@contextlib.contextmanager
+def held(directory: Path, run: Run, hint: str) -> Iterator[None]:
+    """Hold the state directory for this process, and keep there what runs. Raises UserError where a guest runs already.
+
+    The kernel lets go of the lock when this process ends, however it ends. ``hint`` says how to run another guest.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(directory, running(directory), hint) from None
+        for name in LOGIN:
+            (directory / name).unlink(missing_ok=True)
+        stream.truncate()
+        json.dump({**asdict(run), "pid": os.getpid(), "since": time.time()}, stream)
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)  # before the lock goes: what is there without a lock is nothing
+
+
+def check_free(directory: Path, hint: str) -> None:
+    """Raise the UserError of :func:`held` where a guest runs already: before anything else is looked at."""
+    if found := running(directory):
+        raise _taken(directory, found, hint)
+
+
+def _taken(directory: Path, found: Run | None, hint: str) -> UserError:
+    which = f" (process {found.pid}, since {found.started})" if found else ""
+    return UserError(f"{directory}: a guest runs here already{which}", hint)
+
+
+def running(directory: Path) -> Run | None:
+    """What runs in a state directory; None where nothing does."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, encoding="utf-8") as stream:
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                if found := _parsed(stream.read()):
+                    return found
+                time.sleep(0.02)  # it has just begun, or ends
+                continue
+            return None
+    return None
+
+
+def _parsed(text: str) -> Run | None:
+    try:
+        document: Any = json.loads(text)
+        return Run(**{each.name: document[each.name] for each in fields(Run)})
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from sevsnp import kept
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
-from sevsnp.attestation.client import NONCE_SIZE, NoAnswer, ask
+from sevsnp.attestation.client import NOBODY, NONCE_SIZE, NoAnswer, ask
 from sevsnp.attestation.report_data import luks_report_data
 from sevsnp.command import run
 from sevsnp.errors import UserError
@@ -39,8 +39,10 @@ def verity(
     def answers(seconds: float) -> None:
         ask(host, port, os.urandom(NONCE_SIZE), timeout=seconds)
 
-    _wait(guest, f"{host}:{port}", answers)
-    attest_guest(host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how)
+    attest_guest(
+        host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how,
+        wait=lambda: _wait(guest, f"{host}:{port}", answers),
+    )  # fmt: skip
     _say_login(guest, host, ssh_port)
 
 
@@ -55,24 +57,27 @@ def luks(
     guest = Guest.of(runs, name)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
     _check_platform(guest, how["vm_config"], "luks")
-    where, found = f"{host}:{port}", []
+    where = f"{host}:{port}"
 
     def answers(seconds: float) -> None:
         if is_waiting(host, port, seconds):
-            found.append("waiting")
-        elif guest.ssh_config.exists() and sshd_answers(host, ssh_port, seconds):
-            found.append("open")
-        else:
-            raise NoAnswer(
-                f"{where}: no answer: no guest waits for its key there", "is it up, and its ATTEST_PORT forwarded?"
-            )
+            return
+        if guest.ssh_config.exists() and sshd_answers(host, ssh_port, seconds):
+            raise _OpenAlready
+        raise NoAnswer(f"{where}: no answer: no guest waits for its key there", NOBODY)
 
-    _wait(guest, where, answers)
-    if found == ["open"]:
+    try:
+        attest_luks(
+            host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how,
+            wait=lambda: _wait(guest, where, answers),
+        )  # fmt: skip
+    except _OpenAlready:
         _verify_again(guest, where, **how)
-    else:
-        attest_luks(host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how)
     _say_login(guest, host, ssh_port)
+
+
+class _OpenAlready(Exception):
+    """The guest has its key."""
 
 
 def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:

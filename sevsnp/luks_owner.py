@@ -1,7 +1,7 @@
 """`attest_luks`: verify a guest that waits for its key, and send the key only to one that may have it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sevsnp import luks_key
@@ -92,12 +92,14 @@ def attest_luks(
     throwaway: bool = False,
     manifest: Path | None = None,
     manifest_key: Path | None = None,
+    wait: Callable[[], None] | None = None,
 ) -> None:
     """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and let ssh know its key.
 
     ``asked`` are the settings given for this run. What was accepted before is replaced by what is accepted, and by
     nothing else; the evidence is kept, accepted or not (sevsnp.kept).
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
+    ``wait`` is called when all that can be checked without the guest is.
     ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
     :class:`UserError`; a key was sent only where the evidence was accepted.
     """
@@ -125,6 +127,8 @@ def attest_luks(
             keep_refused(output, talk, refused, config)
             raise
 
+    if wait:
+        wait()
     with connect(host, port, owner_context(keys.owner_certificate, keys.owner_private)) as connection:
         try:
             verdict, talk, opened = release(

@@ -106,18 +106,23 @@ def attest_guest(
     asked: Mapping[str, int | str] | None = None,
     manifest: Path | None = None,
     manifest_key: Path | None = None,
+    wait: Callable[[], None] | None = None,
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config, evidence and verdict into ``output``.
 
     ``asked`` are the settings given for this run, which must not contradict the VM config. What was accepted before is
     replaced by what is accepted, and by nothing else: ssh goes on to trust the host keys of the guest before, and no
-    others. What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
+    others. What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused. ``wait`` is
+    called when all that can be checked without the guest is.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
     check_launch_firmware(config.launch)  # before the guest is spoken to
+    config.require_reference()
     never = never_accepted(manifest, manifest_key)
+    if wait:
+        wait()
     try:
         accepted = attest(config, host, port, emulated_root, never=never, output=output)
     except Refused as refused:

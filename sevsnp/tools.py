@@ -23,11 +23,39 @@ _MODULES = {
 }
 
 
-def make_tools(*, get_report_source: Path, project: str, python: str, get_report: Path, **commands: Path) -> None:
-    """Write the tools: get_report is one file for a bare python3; the others run in this project's environment."""
+# One file, as get_report is: a guest has neither this project nor the initramfs's modules.
+_EMULATED = """\
+#!/usr/bin/env python3
+# get_report for an emulated guest: its reports are signed by a software secure processor. EMULATED - NOT CONFIDENTIAL.
+import sys
+import types
+
+SOURCES = {sources!r}
+for name, source in SOURCES.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name + ".py", "exec"), module.__dict__)
+sys.modules["emulated_provider"].register()
+sys.exit(sys.modules["get_report"].main())
+"""
+
+
+def make_tools(
+    *,
+    get_report_source: Path,
+    emulated_provider: Path,
+    project: str,
+    python: str,
+    get_report: Path,
+    get_report_emulated: Path,
+    **commands: Path,
+) -> None:
+    """Write the tools. get_report and get_report_emulated are one file each for the guest's bare python3; the others
+    run in this project's environment."""
     shutil.copyfile(get_report_source, get_report)
+    sources = {"get_report": get_report_source.read_text(), "emulated_provider": emulated_provider.read_text()}
+    get_report_emulated.write_text(_EMULATED.format(sources=sources))
     for name, target in commands.items():
         words = {"name": target.name, "project": shlex.quote(project), "python": shlex.quote(python)}
         target.write_text(_WRAPPER.format(start=START.format(module=_MODULES[name]), **words))
-    for target in (get_report, *commands.values()):
+    for target in (get_report, get_report_emulated, *commands.values()):
         target.chmod(0o755)

@@ -8,8 +8,8 @@ from tasks.project import BUILD
 
 BIN = BUILD / "bin"
 _NAMES = (
-    "get_report", "verify_report", "verify_report_emulated", "inspect_report", "measure", "idblock-generator",
-    "sev-feature-info",
+    "get_report", "get_report_emulated", "verify_report", "verify_report_emulated", "inspect_report", "measure",
+    "idblock-generator", "sev-feature-info",
 )  # fmt: skip
 
 
@@ -17,7 +17,10 @@ def task_build_tools() -> Task:
     """Make build/bin: get_report, the verifiers, measure, idblock-generator"""
     return artefact(
         "sevsnp.tools:make_tools",
-        inputs={"get_report_source": Path("initramfs/get_report.py")},
+        inputs={
+            "get_report_source": Path("initramfs/get_report.py"),
+            "emulated_provider": Path("initramfs/emulated/emulated_provider.py"),
+        },
         outputs={name.replace("-", "_"): BIN / name for name in _NAMES},
         params={"project": str(Path.cwd()), "python": sys.executable},
         cached=False,  # they name this directory

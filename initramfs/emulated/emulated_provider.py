@@ -7,6 +7,7 @@ Standard library only.
 from __future__ import annotations
 
 import base64
+import errno
 import importlib
 import json
 import os
@@ -41,7 +42,7 @@ class EmulatedProvider:
         if device is None:
             raise OSError("no virtio-serial port " + PORT)
         deadline = time.monotonic() + SECONDS
-        port = os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        port = _open(device, deadline)
         try:
             _write(port, report_data, deadline)
             while True:
@@ -66,6 +67,16 @@ class EmulatedProvider:
             except (OSError, UnicodeDecodeError):
                 continue
         return None
+
+
+def _open(device: str, deadline: float) -> int:
+    while True:
+        try:
+            return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # a port has one user at a time: the guest's agent, or get_report
+                raise
+        time.sleep(min(0.05, _left(deadline)))
 
 
 def _left(deadline: float) -> float:

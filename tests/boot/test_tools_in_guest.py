@@ -23,7 +23,7 @@ def run(*argv: "str | Path") -> "subprocess.CompletedProcess[str]":
 
 
 def test_get_report_in_an_emulated_guest_says_in_one_line_why_not(guest: Attested, built: Built) -> None:
-    """The emulated attester is the agent's alone; for everybody else there is no secure processor. Control: --help."""
+    """get_report knows real secure processors only; get_report_emulated is another program. Control: --help."""
     sent = run("scp", "-q", "-F", guest.ssh_config, built.build / "bin" / "get_report", "guest:get_report")
     assert sent.returncode == 0, sent.stderr
     asked = run("ssh", "-F", guest.ssh_config, "guest", "sudo ./get_report --nonce " + "ab" * 32)
@@ -32,6 +32,27 @@ def test_get_report_in_an_emulated_guest_says_in_one_line_why_not(guest: Atteste
     reason = "/sys/kernel/config/tsm/report: No such device or address: this is not an SNP guest"
     assert asked.stderr == f"get_report: {reason}\n"
     assert "--nonce HEX64" in ssh(guest.ssh_config, "./get_report --help")
+
+
+def test_get_report_emulated(guest: Attested, built: Built, tmp_path: Path) -> None:
+    """What a user tries in the guest by hand: get_report there, verify_report here. Production refuses it."""
+    sent = run("scp", "-q", "-F", guest.ssh_config, built.build / "bin" / "get_report_emulated", "guest:")
+    assert sent.returncode == 0, sent.stderr
+    nonce = os.urandom(NONCE_SIZE)
+    document = ssh(guest.ssh_config, f"sudo ./get_report_emulated --nonce {nonce.hex()}", 240)
+    assert json.loads(document)["confidential"] is False
+    evidence, keys = tmp_path / "evidence.emulated.json", tmp_path / "host_keys.pub"
+    evidence.write_text(document)
+    keys.write_text(ssh(guest.ssh_config, "cat /etc/ssh/ssh_host_*_key.pub"))
+    words: list[str | Path] = ["--input", evidence, "--vm_definition", guest.running.config.source, "--host-key", keys]
+    root: list[str | Path] = ["--root", guest.running.guest.root]
+    for tool, more, code in (
+        ("verify_report_emulated", ["--nonce", nonce.hex(), *root], 10),
+        ("verify_report_emulated", ["--nonce", "ab" * NONCE_SIZE, *root], 2),
+        ("verify_report", ["--nonce", nonce.hex()], 2),
+    ):
+        done = run(built.build / "bin" / tool, *words, *more)
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("tool", "code"), [("verify_report_emulated", 10), ("verify_report", 2)])

@@ -18,9 +18,14 @@ COMMANDS = (
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_code_from_beside_the_evidence(tmp_path: Path, name: str) -> None:
-    outputs = {name: tmp_path / name for name in ("get_report", *COMMANDS)}
-    source = PROJECT / "initramfs" / "get_report.py"
-    make_tools(get_report_source=source, project=str(PROJECT), python=sys.executable, **outputs)
+    outputs = {name: tmp_path / name for name in ("get_report", "get_report_emulated", *COMMANDS)}
+    make_tools(
+        get_report_source=PROJECT / "initramfs" / "get_report.py",
+        emulated_provider=PROJECT / "initramfs" / "emulated" / "emulated_provider.py",
+        project=str(PROJECT),
+        python=sys.executable,
+        **outputs,
+    )
     hostile = tmp_path / "evidence"
     hostile.mkdir()
     (hostile / "argparse.py").write_text("print('PWNED')\nraise SystemExit(0)\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp import kept
-from sevsnp.attestation.appraisal import Evidence, Expected, Refused
+from sevsnp.attestation.appraisal import Expected, Refused
 from sevsnp.attestation.client import NOBODY, NONCE_SIZE, NoAnswer, ask
 from sevsnp.attestation.report_data import luks_report_data
 from sevsnp.command import run
@@ -149,7 +149,7 @@ def _verify_again(
         never=never_accepted(manifest, manifest_key),
     )
     try:
-        verdict = verifier(config, emulated_root)(Evidence(talk.report, talk.certificates), expected, datetime.now(UTC))
+        verdict = verifier(config, emulated_root)(talk.evidence, expected, datetime.now(UTC))
     except Refused as refused:
         raise refusal(refused, config, where) from None
     check_release(trust_domain(verdict), read_record(config_dir, luks.uuid), emulated_asked=True)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.outcome import Appraisal
+from sevsnp.attestation.appraisal import Appraisal, Evidence
 from sevsnp.attestation.page import write_page
 from sevsnp.errors import UserError
 from sevsnp.files import each_key_once, write_atomic
@@ -42,6 +42,10 @@ class Conversation:
     at: datetime
     host_keys: tuple[str, ...] = ()
     bound: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(self.report, self.certificates)
 
     def to_json(self, *, emulated: bool) -> dict[str, Any]:
         """The document that get_report writes too (``report``, ``certificates``), with what the owner knows of it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sevsnp import luks_key
-from sevsnp.attestation.appraisal import Evidence, Expected, Refused
+from sevsnp.attestation.appraisal import Expected, Refused
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.luks2 import Luks2, opens
@@ -122,7 +122,7 @@ def attest_luks(
     def appraise(talk: Conversation) -> Verdict:
         try:
             expected = Expected.of(config, talk.report_data, never=never)
-            return verify(Evidence(talk.report, talk.certificates), expected, talk.at)
+            return verify(talk.evidence, expected, talk.at)
         except Refused as refused:
             keep_refused(output, talk, refused, config)
             raise

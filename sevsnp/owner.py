@@ -79,7 +79,7 @@ def attest(
     talk = Conversation("verity", answer.report, answer.certificates, nonce, report_data, now, answer.host_keys)
     try:
         expected = Expected.of(config, report_data, never=never)
-        return Accepted(verify(Evidence(answer.report, answer.certificates), expected, now), talk)
+        return Accepted(verify(talk.evidence, expected, now), talk)
     except Refused as refused:
         keep_refused(output, talk, refused, config)
         raise

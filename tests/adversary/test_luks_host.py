@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp import key_release
-from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
+from sevsnp.attestation.appraisal import Expected, Reason, Refused
 from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
@@ -189,8 +189,7 @@ def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: 
         context = key_release.owner_context(owner.keys.owner_certificate, owner.keys.owner_private)
 
         def appraise(talk: Conversation) -> Verdict:
-            evidence = Evidence(talk.report, talk.certificates)
-            return verify(evidence, Expected.of(config, talk.report_data), datetime.now(UTC))
+            return verify(talk.evidence, Expected.of(config, talk.report_data), datetime.now(UTC))
 
         with key_release.connect("127.0.0.1", running.port, context) as connection:
             with pytest.raises(Refused) as refused:

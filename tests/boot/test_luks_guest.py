@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp import luks_key
-from sevsnp.attestation.appraisal import Evidence, Expected
+from sevsnp.attestation.appraisal import Expected
 from sevsnp.e2e import ssh, wait_for_login
 from sevsnp.e2e_luks import look_at_root, wait_for_agent
 from sevsnp.emulation.verify import verify_emulated
@@ -87,8 +87,8 @@ class Luks:
         """The owner's own protocol with whatever secret, past everything that attest_luks looks at before."""
 
         def appraise(talk: Conversation) -> Verdict:
-            evidence, expected = Evidence(talk.report, talk.certificates), Expected.of(self.config, talk.report_data)
-            return verify_emulated(evidence, expected, datetime.now(UTC), guest.root)
+            expected = Expected.of(self.config, talk.report_data)
+            return verify_emulated(talk.evidence, expected, datetime.now(UTC), guest.root)
 
         keys = self.built.keys
         context = owner_context(keys.owner_certificate, keys.owner_private)

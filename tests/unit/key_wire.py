@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sevsnp import key_release
-from sevsnp.attestation.appraisal import Evidence
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.kept import Conversation
 from sevsnp.key_release import Opened, Secret
@@ -112,8 +111,7 @@ def guest_process(owner: bytes, directory: Path, *, clock: int | None = None) ->
 
 
 def appraise(talk: Conversation) -> Verdict:
-    evidence = Evidence(talk.report, talk.certificates)
-    return verify_emulated(evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
+    return verify_emulated(talk.evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
 
 
 def accept(talk: Conversation) -> Verdict:

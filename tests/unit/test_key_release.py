@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sevsnp import key_release
-from sevsnp.attestation.appraisal import Evidence, Refused
+from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.verify import verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
@@ -63,8 +63,7 @@ def guest(keys: Keys, tmp_path: Path) -> Iterator[KeyGuest]:
 
 
 def appraise(talk: Conversation) -> Verdict:
-    evidence = Evidence(talk.report, talk.certificates)
-    return verify_emulated(evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
+    return verify_emulated(talk.evidence, expected(report_data=talk.report_data), datetime.now(UTC), root())
 
 
 @contextlib.contextmanager
@@ -226,7 +225,7 @@ def test_another_volume_s_guest_gets_nothing(guest: KeyGuest, keys: Keys) -> Non
 def test_without_the_header_in_the_evidence_it_would_get_it(keys: Keys, tmp_path: Path) -> None:
     """Control arm of the one before: the header digest is what makes the difference, and the guest's own comparison."""
     with key_guest(keys, tmp_path, HEADER) as guest, pytest.raises(UserError, match="the owner's key is for another"):
-        release(guest.port, keys, header=OTHER_HEADER, appraise=lambda evidence, _: evidence)
+        release(guest.port, keys, header=OTHER_HEADER, appraise=lambda talk: talk)
     assert guest.received == []
     with key_guest(keys, tmp_path / "other", OTHER_HEADER) as guest:
         release(guest.port, keys, header=OTHER_HEADER)
@@ -276,7 +275,7 @@ def test_without_the_connection_in_the_evidence_the_relay_has_the_key(
 ) -> None:
     """Control arm of the one before."""
     with man_in_the_middle(guest.port, keys, tmp_path) as (port, seen), pytest.raises(UserError):
-        release(port, keys, appraise=lambda evidence, _: evidence)
+        release(port, keys, appraise=lambda talk: talk)
     assert KEY in seen[0]
 
 
@@ -285,8 +284,8 @@ def test_production_refuses_emulated_evidence(guest: KeyGuest, keys: Keys) -> No
         release(
             guest.port,
             keys,
-            appraise=lambda evidence, data: verify_report(
-                evidence, expected(report_data=data, platform="snp"), datetime.now(UTC)
+            appraise=lambda talk: verify_report(
+                talk.evidence, expected(report_data=talk.report_data, platform="snp"), talk.at
             ),
         )
     assert refused.value.reason == "unknown-root"

@@ -107,8 +107,5 @@ class Checklist:
 
     def checks(self) -> tuple[Check, ...]:
         """Every check in the order of Reason, those of single bits behind the rest."""
-        made = [
-            self._checks.get(reason) or Check(reason, "not-reached", reason=ENDED)
-            for reason in _REASONS
-        ]
+        made = [self._checks.get(reason) or Check(reason, "not-reached", reason=ENDED) for reason in _REASONS]
         return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

@@ -50,8 +50,8 @@ GROUPS = (
         "What the host may do to the guest",
         "The guest policy forbids the host to debug the guest and to move it elsewhere.",
         (Reason.DEBUG_POLICY, Reason.MIGRATION_POLICY, Reason.GUEST_POLICY, Reason.GUEST_ABI, Reason.MIGRATION_AGENT),
-        "Start the guest again with this VM config. If its guest policy is the wrong one, make the VM config again with "
-        "another POLICY.",
+        "Start the guest again with this VM config. If its guest policy is the wrong one, make the VM config again "
+        "with another POLICY.",
     ),
     Group(
         "The processor and its firmware",
@@ -67,8 +67,8 @@ GROUPS = (
 _ADVICE = {
     Reason.REPORT_FORMAT: "Give the report whole and unchanged, as get_report has written it.",
     Reason.CERTIFICATES: "Give the certificates that belong to this report, or none: AMD's service is then asked.",
-    Reason.UNKNOWN_ROOT: "No AMD hardware has signed this report. That of an emulated guest is checked with "
-    "verify_report_emulated, or with PLATFORM=emulated.",
+    Reason.UNKNOWN_ROOT: "No root of AMD stands behind this report. The report of an emulated guest is checked "
+    "with verify_report_emulated, or with PLATFORM=emulated.",
     Reason.VALIDITY: "Check the clock of this computer. A report that was kept is appraised as of the day on which it "
     "was made: --at TIME.",
     Reason.REVOCATION: "AMD does not vouch for this chip any more. Do not use this machine.",
@@ -83,19 +83,14 @@ _EMULATED_ROOT = (
     "runs this guest: --root FILE, or EMULATED_ROOT=FILE. Each start of a guest makes a new one."
 )
 MISSING = (
-    "Try again when AMD's service can be reached, or give what is missing: --certs DIR. A VLEK's certificate comes from "
-    "the cloud provider: --certificates FILE."
+    "Try again when AMD's service can be reached, or give what is missing: --certs DIR. A VLEK's certificate comes "
+    "from the cloud provider: --certificates FILE."
 )
-
-
-def reason_of(check: Check) -> Reason:
-    """The reason that a check belongs to; that of a bit begins with it: ``guest-policy.smt``."""
-    return Reason(check.name.partition(".")[0])
 
 
 def advice(check: Check, domain: TrustDomain) -> str:
     """What to do about a check that failed, or that waits for something of AMD's."""
-    reason = reason_of(check)
+    reason = Reason(check.reason_name)
     if check.outcome == "not-reached":
         return MISSING
     if reason == Reason.UNKNOWN_ROOT and domain == "emulated":

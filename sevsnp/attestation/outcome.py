@@ -88,6 +88,11 @@ class Check(NamedTuple):
         return self.outcome in ("passed", "not-compared")
 
     @property
+    def reason_name(self) -> str:
+        """The :class:`Reason` that this check belongs to; that of a bit begins with it: ``guest-policy.smt``."""
+        return self.name.partition(".")[0]
+
+    @property
     def missing(self) -> bool:
         """Whether something of AMD's could not be had that this check needs."""
         return self.outcome == "not-reached" and self.reason != ENDED
@@ -166,6 +171,11 @@ class Appraisal:
     @property
     def accepted(self) -> bool:
         return self.decision == "accepted"
+
+    def troubles(self) -> list[Check]:
+        """What stands in the way of acceptance: that of ``reason`` first, what AMD could not be asked for last."""
+        found = [check for check in self.checks if check.outcome == "failed" or check.missing]
+        return sorted(found, key=lambda check: (check.reason_name != self.reason, check.missing))
 
     def require(self) -> Report:
         """The report, where it was accepted. Raises :class:`Refused`, or :class:`Undecided`."""

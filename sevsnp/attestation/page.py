@@ -4,7 +4,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
 
-from sevsnp.attestation.explain import GROUPS, advice, reason_of
+from sevsnp.attestation.explain import GROUPS, advice
 from sevsnp.attestation.inspection import describe
 from sevsnp.attestation.outcome import REMEDY, Appraisal, Check, Reason
 from sevsnp.files import write_atomic
@@ -71,7 +71,7 @@ def render_page(appraisal: Appraisal, config: VmConfig) -> str:
         at=appraisal.at.astimezone(UTC),
         authentic=_passed(checks, Reason.UNKNOWN_ROOT) and _passed(checks, Reason.SIGNATURE),
         counts=_counts(checks),
-        troubles=[_trouble(check, appraisal) for check in checks if check.outcome == "failed" or check.missing],
+        troubles=[_trouble(check, appraisal) for check in appraisal.troubles()],
         groups=_groups(checks),
         not_reached=[check for check in checks if check.outcome == "not-reached"],
         marks={outcome: mark for outcome, (mark, _) in _COUNTED.items()},
@@ -110,7 +110,7 @@ def _groups(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
     """The groups that have a check which was reached, each with its checks and their counts."""
     found = []
     for group in GROUPS:
-        those = tuple(one for one in checks if one.outcome != "not-reached" and reason_of(one) in group.reasons)
+        those = tuple(one for one in checks if one.outcome != "not-reached" and one.reason_name in group.reasons)
         if those:
             found.append({"title": group.title, "about": group.about, "checks": those, "counts": _counts(those)})
     return found

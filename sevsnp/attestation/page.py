@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sevsnp.attestation.explain import GROUPS, advice
 from sevsnp.attestation.inspection import describe
-from sevsnp.attestation.outcome import REMEDY, Appraisal, Check, Reason
+from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Check, Reason
 from sevsnp.files import write_atomic
 from sevsnp.template import find_template
 from sevsnp.vm.config import BANNER, VmConfig
@@ -73,7 +73,7 @@ def render_page(appraisal: Appraisal, config: VmConfig) -> str:
         counts=_counts(checks),
         troubles=[_trouble(check, appraisal) for check in appraisal.troubles()],
         groups=_groups(checks),
-        not_reached=[check for check in checks if check.outcome == "not-reached"],
+        ended=[check.name for check in checks if check.reason == ENDED],
         marks={outcome: mark for outcome, (mark, _) in _COUNTED.items()},
         fields=describe(appraisal.report) if appraisal.report else {},
     )

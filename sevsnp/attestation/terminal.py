@@ -1,5 +1,6 @@
 """An appraisal in lines for people: the checks, what stays open, what to do, and the verdict last."""
 
+import io
 import re
 import sys
 
@@ -12,8 +13,9 @@ _MARKS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not-compared": 
 
 def print_appraisal(appraisal: Appraisal, headline: str) -> None:
     """Print it on standard output; ``headline`` is the verdict where the evidence was accepted."""
-    amd = appraisal.trust_domain == "amd"
-    good: Colour = "green" if amd else "amber"  # green is for hardware alone
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without these marks is no reason to end without a verdict
+    good: Colour = "green" if appraisal.trust_domain == "amd" else "amber"  # green is for hardware alone
     colours: dict[Outcome, Colour] = {"passed": good, "failed": "red", "not-reached": "cyan"}
     troubles = appraisal.troubles()
     ended = sum(check.reason == ENDED for check in appraisal.checks)

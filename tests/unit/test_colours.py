@@ -67,6 +67,13 @@ def test_no_terminal(words: list[str]) -> None:
         assert done.stdout.splitlines()[-1].startswith(last)
 
 
+def test_a_locale_without_the_marks(words: list[str]) -> None:
+    code, written = on_pty(words, ROOT, TERM="dumb", PYTHONIOENCODING="ascii")
+    assert (code, written.rstrip().splitlines()[-1]) == (10, f"accepted as emulated: {BANNER.replace('–', '?')} "
+                                                             "(policy: default)")  # fmt: skip
+    assert "? passed       measurement" in written and "Traceback" not in written
+
+
 def shown(appraisal: Appraisal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines on a terminal with colours."""
     monkeypatch.setattr("sevsnp.colour.has_colours", lambda stream: True)

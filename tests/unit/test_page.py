@@ -103,6 +103,8 @@ def test_each_verdict_has_its_word_and_its_colour() -> None:
         page = page_of(appraisal)
         assert f'<body class="{classes}">' in page and f"<h1>{word}</h1>" in page
         assert (BANNER in page) is ("emulation" in classes)
+    amber = re.findall(r"\.(?:emulated|of-emulation) \{.*?\}", page)
+    assert len(amber) == 2 and all("var(--amber)" in rule and "green" not in rule for rule in amber)
 
 
 def test_what_failed_stands_above_the_checks_with_both_values_and_what_to_do() -> None:

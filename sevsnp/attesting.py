@@ -18,10 +18,11 @@ from sevsnp.errors import UserError
 from sevsnp.guests import Guest, follow_boot, ports_of, sshd_answers, wait_for_login, words_of
 from sevsnp.images.luks2 import Luks2
 from sevsnp.key_release import is_waiting
+from sevsnp.login import say_accepted
 from sevsnp.luks_key import read_record
 from sevsnp.luks_owner import attest_luks, check_release
 from sevsnp.owner import attest_guest, never_accepted, refusal, trust_domain, verifier
-from sevsnp.vm.config import BANNER, read_vm_config
+from sevsnp.vm.config import read_vm_config
 
 # A guest that boots here, emulated, on a machine that does much else; and one elsewhere, of which nothing is known.
 _HERE_SECONDS, _ELSEWHERE_SECONDS = 600.0, 20.0
@@ -157,9 +158,7 @@ def _verify_again(
     run(["ssh", "-F", guest.ssh_config, "-o", "BatchMode=yes", "guest", "true"], timeout=120)
     print(f"the guest is open. Its evidence of {talk.at.astimezone():%Y-%m-%d %H:%M:%S}, for which it got its key, was")
     print("verified again; it can give no new one. Its sshd has just proven the host key that came with it.")
-    if emulated:
-        print(BANNER)
-    print(f"accepted ({trust_domain(verdict)}): launch digest {verdict.to_json()['measurement']}")
+    say_accepted(verdict.to_json())
 
 
 def _say_login(guest: Guest, host: str, ssh_port: int) -> None:

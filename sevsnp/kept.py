@@ -16,6 +16,7 @@ from sevsnp.attestation.appraisal import Appraisal, Evidence
 from sevsnp.attestation.page import write_page
 from sevsnp.errors import UserError
 from sevsnp.files import each_key_once, write_atomic
+from sevsnp.vm.config import VmConfig
 
 REFUSED = "refused"
 
@@ -79,11 +80,12 @@ def keep(
     conversation: Conversation,
     appraisal: Appraisal,
     verdict: Mapping[str, Any],
-    vm_config: Path,
+    config: VmConfig,
 ) -> dict[str, Path]:
     """Write what an attestation has come to into ``directory``, and return :func:`places`.
 
-    ``verdict`` is the document of the verdict or of the refusal. What another trust domain has left there goes.
+    ``verdict`` is the document of the verdict or of the refusal, ``config`` what it was compared with. What
+    another trust domain has left there goes.
     """
     emulated = appraisal.trust_domain != "amd"
     where = places(directory, emulated=emulated)
@@ -92,8 +94,8 @@ def keep(
     write_atomic(where["evidence"], json.dumps(conversation.to_json(emulated=emulated), indent=2) + "\n")
     if conversation.host_keys:
         write_atomic(where["host_keys"], "".join(f"{key}\n" for key in conversation.host_keys))
-    write_atomic(where["verdict"], json.dumps({**verdict, "vm_config": str(vm_config)}, indent=2) + "\n")
-    write_page(appraisal, conversation.at, where["page"])
+    write_atomic(where["verdict"], json.dumps({**verdict, "vm_config": str(config.source)}, indent=2) + "\n")
+    write_page(where["page"], appraisal, config)
     for stale in places(directory, emulated=not emulated).values():
         if stale not in where.values():
             stale.unlink(missing_ok=True)

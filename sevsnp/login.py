@@ -1,5 +1,7 @@
 """What lets ssh in: the host keys that evidence vouches for, and an ssh configuration that takes no others."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,6 +9,7 @@ from typing import Any, Protocol
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sevsnp.attestation.outcome import Appraisal
+from sevsnp.colour import Colour, paint
 from sevsnp.files import write_atomic
 from sevsnp.kept import Conversation, keep
 from sevsnp.vm.config import BANNER, VmConfig
@@ -39,7 +42,7 @@ class Login:
     def allow(self, verdict: Verdict, config: VmConfig, talk: Conversation) -> None:
         """Keep the evidence, let ssh know the host keys that ``verdict`` vouches for, and say so."""
         document = verdict.to_json()
-        where = keep(self.output, talk, verdict.appraisal, document, config.source)
+        where = keep(self.output, talk, verdict.appraisal, document, config)
         known_hosts = self.output / "known_hosts"
         write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, talk.host_keys))
         templates = Environment(
@@ -60,9 +63,16 @@ class Login:
         for road in document["open"]:
             print(f"open: {road}")
         print(f"evidence in {where['evidence']}, verdict in {where['page']}, host keys in {known_hosts}")
-        if document["trust_domain"] != "amd":
-            print(BANNER)
-        print(f"accepted ({document['trust_domain']}): launch digest {document['measurement']}")
+        say_accepted(document)
+
+
+def say_accepted(document: Mapping[str, Any]) -> None:
+    """Say in a verdict's own colour that evidence was accepted: green is for hardware alone."""
+    colour: Colour = "green" if document["trust_domain"] == "amd" else "amber"
+    if colour == "amber":
+        print(paint(BANNER, colour, sys.stdout))
+    verdict = f"accepted ({document['trust_domain']}): launch digest {document['measurement']}"
+    print(paint(verdict, colour, sys.stdout))
 
 
 def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:

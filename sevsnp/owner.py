@@ -87,8 +87,8 @@ def attest(
 
 def keep_refused(output: Path | None, talk: Conversation, refused: Refused, config: VmConfig) -> None:
     """Keep what was refused, for its reader, apart from what was accepted."""
-    if output is not None and refused.appraisal is not None:
-        where = keep(output / REFUSED, talk, refused.appraisal, refused.to_json(), config.source)
+    if output is not None:
+        where = keep(output / REFUSED, talk, refused.appraisal, refused.to_json(), config)
         print(f"what was refused, and why: {where['page']}")
 
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from doit.reporter import ConsoleReporter
 
 from sevsnp import progress
+from sevsnp.colour import Colour, paint
 from sevsnp.live import Screen, can_draw
 
 # Seconds of each task that ran in this process, and what there was to remark, for the table of an end-to-end run.
@@ -126,7 +127,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             if remark := progress.take_remark(task.name):
                 remarks[_shown(task)] = remark
             self._ended(task)
-            self.write(f"✓ {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
+            self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
 
     def add_failure(self, task: Any, fail: Any) -> None:
         self._ended(task)
@@ -135,12 +136,15 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             # doit's own words for a file that no task makes hold its name and no more that helps.
             absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
             message = f"{absent[1]}: no such file, and no task makes it" if absent else fail.get_msg().strip()
-            self.write(f"✗ {_shown(task)}: {message}\n")
+            self.write(f"{self._mark('✗', 'red')} {_shown(task)}: {message}\n")
 
     def complete_run(self) -> None:
         self._finish()
         for message in self.runtime_errors:
             self.write(f"{message}\n")
+
+    def _mark(self, mark: str, colour: Colour) -> str:
+        return paint(mark, colour, self.outstream)
 
     def _ended(self, task: Any) -> None:
         self._running.discard(task.name)

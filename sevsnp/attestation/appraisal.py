@@ -100,7 +100,7 @@ def appraise(
     signer = report.signing_key.name if report else ""
     remedy = _floor_command(expected, report) if report and reason == Reason.TCB_FLOOR else ""
     return Appraisal(
-        decision, root.domain, policy.profile, report, signer, log.checks(), reason, message,
+        decision, root.domain, policy.profile, report, signer, log.checks(), now, reason, message,
         _open(expected, root), _notes(policy, report), remedy,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from typing import NoReturn, TypeVar
 
 from sevsnp.attestation.chain import ChainError, TrustDomain
 from sevsnp.attestation.extensions import ExtensionError
-from sevsnp.attestation.outcome import Check, Decision, Reason
+from sevsnp.attestation.outcome import ENDED, Check, Decision, Reason
 from sevsnp.attestation.rules import Anything, Rule, Unstated, Value, holds, show
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Tcb
@@ -107,8 +107,5 @@ class Checklist:
 
     def checks(self) -> tuple[Check, ...]:
         """Every check in the order of Reason, those of single bits behind the rest."""
-        made = [
-            self._checks.get(reason) or Check(reason, "not-reached", reason="an earlier check ended it")
-            for reason in _REASONS
-        ]
+        made = [self._checks.get(reason) or Check(reason, "not-reached", reason=ENDED) for reason in _REASONS]
         return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

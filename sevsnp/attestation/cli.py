@@ -9,11 +9,10 @@ from pathlib import Path
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.arguments import USAGE, Parser
 from sevsnp.attestation.authentication import Endorser
-from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
-from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.config import VmConfig, read_vm_config
 
 ACCEPTED, REFUSED, UNDECIDED = 0, 2, 3
 _MAX_FILE = 1 << 20
@@ -28,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from sevsnp.attestation.verify import amd_service, appraise_report
 
-    evidence, expected = read_evidence(options), read_expected(options)
+    config = read_vm_config(options.vm_config)
+    evidence, expected = read_evidence(options), read_expected(options, config)
     appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
-    return show(appraisal, options, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
+    return show(appraisal, options, config, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -103,14 +103,14 @@ def read_evidence(options: argparse.Namespace) -> Evidence:
     return Evidence(found.report, table, tuple(certificates))
 
 
-def read_expected(options: argparse.Namespace) -> Expected:
+def read_expected(options: argparse.Namespace, config: VmConfig) -> Expected:
     """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
     never = None
     if options.manifest or options.manifest_key:
         from sevsnp.release.refused import read_refused
 
         never = read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
-    return Expected.of(read_vm_config(options.vm_config), _report_data(options), options.policy, never)
+    return Expected.of(config, _report_data(options), options.policy, never)
 
 
 def _report_data(options: argparse.Namespace) -> bytes | None:
@@ -132,35 +132,24 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
         raise UserError(str(error), "give every host key of the guest: --host-key FILE") from error
 
 
-def show(appraisal: Appraisal, options: argparse.Namespace, headline: str, accepted: int) -> int:
-    """Print a result, JSON or a line a check and the headline, write the page, and give the exit code."""
+def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, headline: str, accepted: int) -> int:
+    """Print a result, JSON or a line a check and the verdict last, write the page, and give the exit code."""
     document = appraisal.to_json()
     if appraisal.trust_domain != "amd":
         document["accepted_as_emulated"] = appraisal.accepted
     if options.html:
         from sevsnp.attestation.page import write_page
 
-        write_page(appraisal, options.at, options.html)
+        write_page(options.html, appraisal, config)
     if options.json:
         import json
 
         print(json.dumps(document, indent=2))
     else:
-        _table(appraisal, headline)
+        from sevsnp.attestation.terminal import print_appraisal
+
+        print_appraisal(appraisal, headline)
     return {"accepted": accepted, "refused": REFUSED, "undecided": UNDECIDED}[appraisal.decision]
-
-
-def _table(appraisal: Appraisal, headline: str) -> None:
-    for check in appraisal.checks:
-        print(f"{check.outcome:>12}  {check.name}{': ' if check.detail else ''}{check.detail}")
-    for remark in (*appraisal.notes, *appraisal.open_roads):
-        print(f"{'note':>12}  {remark}")
-    if appraisal.accepted:
-        print(f"{headline} (policy: {appraisal.profile})")
-    else:
-        print(f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}")
-        if appraisal.remedy:
-            print(f"{REMEDY}: {appraisal.remedy}")
 
 
 def read_file(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """What comes out of an appraisal: every check with what it expected and found, and accepted, refused or undecided."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
@@ -63,6 +64,10 @@ class Reason(StrEnum):
 REMEDY = "if AMD's bulletins name no higher TCB version than this report's"
 
 
+# Why a check was not reached, unless something of AMD's could not be had.
+ENDED = "an earlier check ended it"
+
+
 def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:
     """What a saved result says at its top level, so that nobody takes an emulated one for another."""
     return {"emulated": False} if domain == "amd" else {"emulated": True, "confidential": False}
@@ -83,6 +88,16 @@ class Check(NamedTuple):
         return self.outcome in ("passed", "not-compared")
 
     @property
+    def reason_name(self) -> str:
+        """The :class:`Reason` that this check belongs to; that of a bit begins with it: ``guest-policy.smt``."""
+        return self.name.partition(".")[0]
+
+    @property
+    def missing(self) -> bool:
+        """Whether something of AMD's could not be had that this check needs."""
+        return self.outcome == "not-reached" and self.reason != ENDED
+
+    @property
     def detail(self) -> str:
         """One line for people."""
         if self.outcome == "failed" and (self.expected or self.found):
@@ -101,20 +116,17 @@ class Check(NamedTuple):
 
 
 class Refused(Exception):
-    """The evidence is not accepted: ``reason`` for programs, the message for people, ``checks`` with every outcome."""
+    """The evidence is not accepted: ``reason`` for programs, the message for people, ``checks`` with every outcome.
 
-    def __init__(
-        self,
-        reason: Reason,
-        message: str,
-        trust_domain: TrustDomain,
-        checks: tuple[Check, ...],
-        remedy: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.reason, self.message, self.trust_domain, self.checks = reason, message, trust_domain, checks
-        self.remedy = remedy
-        self.appraisal: Appraisal | None = None  # what it came out of
+    ``appraisal`` is all that the verifier has found, as a verdict has it; for the page (sevsnp.attestation.page).
+    """
+
+    def __init__(self, appraisal: "Appraisal") -> None:
+        super().__init__(appraisal.message)
+        self.appraisal = appraisal
+        self.reason = appraisal.reason or Reason.REPORT_FORMAT
+        self.message, self.trust_domain = appraisal.message, appraisal.trust_domain
+        self.checks, self.remedy = appraisal.checks, appraisal.remedy
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -137,6 +149,7 @@ class Undecided(Refused):
 class Appraisal:
     """How evidence came out under some trust root. It is not a verdict: what makes one is the root it was made with.
 
+    ``at`` is the time (aware) as of which the evidence was appraised.
     ``report`` is None where there was none to read. ``reason`` and ``message`` are of the first check that failed.
     ``notes`` is what nobody who relies on this may overlook. ``remedy`` is a command, where the relying party has left
     something open that this report answers.
@@ -148,6 +161,7 @@ class Appraisal:
     report: Report | None
     signer: str
     checks: tuple[Check, ...]
+    at: datetime
     reason: Reason | None = None
     message: str = ""
     open_roads: tuple[str, ...] = ()
@@ -158,14 +172,18 @@ class Appraisal:
     def accepted(self) -> bool:
         return self.decision == "accepted"
 
+    def troubles(self) -> list[Check]:
+        """What stands in the way of acceptance: that of ``reason`` first, what AMD could not be asked for last."""
+        found = [check for check in self.checks if check.outcome == "failed" or check.missing]
+        return sorted(found, key=lambda check: (check.reason_name != self.reason, check.missing))
+
     def require(self) -> Report:
         """The report, where it was accepted. Raises :class:`Refused`, or :class:`Undecided`."""
         if self.accepted and self.report and all(check.ok for check in self.checks):
             return self.report
-        kind = Undecided if self.decision == "undecided" else Refused
-        refused = kind(self.reason or Reason.REPORT_FORMAT, self.message, self.trust_domain, self.checks, self.remedy)
-        refused.appraisal = self
-        raise refused
+        if self.decision == "undecided":
+            raise Undecided(self)
+        raise Refused(replace(self, decision="refused"))
 
     def to_json(self) -> dict[str, Any]:
         """For programs. ``accepted`` is for hardware: under another trust domain than AMD's it stays false."""

@@ -1,46 +1,116 @@
-"""The HTML page of a verdict: what was proven, what was checked, each value beside what was expected of it."""
+"""The HTML page of an attestation: the verdict, what failed and what to do about it, and every check in its group."""
 
-from datetime import datetime
+from datetime import UTC
 from pathlib import Path
+from typing import Any, Literal
 
+from sevsnp.attestation.explain import GROUPS, advice
 from sevsnp.attestation.inspection import describe
-from sevsnp.attestation.outcome import REMEDY, Appraisal
+from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Check, Reason
 from sevsnp.files import write_atomic
-from sevsnp.vm.config import BANNER
+from sevsnp.template import find_template
+from sevsnp.vm.config import BANNER, VmConfig
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "verdict.html.j2"
-_WORDS = {
-    ("accepted", "amd"): ("Accepted", "AMD hardware runs the guest of the VM config."),
-    ("accepted", "emulated"): (
+State = Literal["accepted", "emulated", "refused", "undecided"]
+_WORDS: dict[State, tuple[str, str]] = {
+    "accepted": ("Accepted", "AMD hardware runs the guest of the VM config."),
+    "emulated": (
         "Accepted as emulated",
-        "A software secure processor runs the guest of the VM config.",
+        "A software secure processor runs the guest of the VM config. It keeps nothing secret from its host.",
     ),
-    ("refused", "amd"): ("Refused", "Do not trust this guest with anything."),
-    ("refused", "emulated"): ("Refused", "Do not trust this guest with anything."),
+    "refused": ("Refused", "Do not trust this guest with anything."),
+    "undecided": ("Undecided", "What AMD says of this chip could not be had. That is no acceptance."),
+}
+_COUNTED = {
+    "passed": ("✓", "passed"),
+    "failed": ("✗", "failed"),
+    "not-compared": ("–", "not compared"),
+    "not-reached": ("?", "not reached"),
 }
 
 
-def render_page(appraisal: Appraisal, at: datetime) -> str:
-    """The page, complete in itself: no script, no link, nothing loaded from anywhere."""
+def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
+    """Write the page of an attestation to ``path`` (mode 0644), whole or not at all. Raises OSError.
+
+    ``appraisal`` is that of the verdict, or that of the exception where the evidence was refused or is undecided: it
+    has every check, the report and the time. So nothing is verified again. ``config`` is the VM config that the
+    evidence was compared with. In both trust domains::
+
+        try:
+            verdict = verify_report(evidence, Expected.of(config, report_data), now)  # or verify_emulated(…)
+        except Refused as refused:  # Undecided is one, too
+            write_page(path, refused.appraisal, config)
+            raise
+        write_page(path, verdict.appraisal, config)
+    """
+    write_atomic(path, render_page(appraisal, config))
+
+
+def render_page(appraisal: Appraisal, config: VmConfig) -> str:
+    """The page as text, complete in itself: no script, no link, nothing loaded from anywhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    title, sentence = _WORDS.get(
-        (appraisal.decision, appraisal.trust_domain),
-        ("Undecided", "What AMD says of this chip could not be had. That is no acceptance."),
+    template = find_template("verdict.html.j2")
+    state = _state(appraisal)
+    title, sentence = _WORDS[state]
+    checks = appraisal.checks
+    templates = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    templates = Environment(loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, autoescape=True)
-    return templates.get_template(TEMPLATE.name).render(
+    return templates.get_template(template.name).render(
+        state=state,
         title=title,
         sentence=sentence,
-        remedy=REMEDY,
         banner=BANNER,
         appraisal=appraisal,
-        at=f"{at:%Y-%m-%d %H:%M} UTC",
-        product=appraisal.report.processor if appraisal.report else "",
+        config=config,
+        at=appraisal.at.astimezone(UTC),
+        authentic=_passed(checks, Reason.UNKNOWN_ROOT) and _passed(checks, Reason.SIGNATURE),
+        counts=_counts(checks),
+        troubles=[_trouble(check, appraisal) for check in appraisal.troubles()],
+        groups=_groups(checks),
+        ended=[check.name for check in checks if check.reason == ENDED],
+        marks={outcome: mark for outcome, (mark, _) in _COUNTED.items()},
         fields=describe(appraisal.report) if appraisal.report else {},
     )
 
 
-def write_page(appraisal: Appraisal, at: datetime, path: Path) -> None:
-    """Write the page to ``path``."""
-    write_atomic(path, render_page(appraisal, at))
+def _state(appraisal: Appraisal) -> State:
+    if appraisal.decision == "accepted":
+        return "accepted" if appraisal.trust_domain == "amd" else "emulated"
+    return appraisal.decision
+
+
+def _passed(checks: tuple[Check, ...], reason: Reason) -> bool:
+    return any(check.name == reason and check.outcome == "passed" for check in checks)
+
+
+def _counts(checks: tuple[Check, ...]) -> list[tuple[str, str, str]]:
+    """Outcome, mark and words, as "41 passed", of each outcome that some check has."""
+    numbers = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _COUNTED}
+    return [
+        (outcome, mark, f"{numbers[outcome]} {words}")
+        for outcome, (mark, words) in _COUNTED.items()
+        if numbers[outcome]
+    ]
+
+
+def _trouble(check: Check, appraisal: Appraisal) -> dict[str, Any]:
+    """A check that stands in the way of acceptance, and what to do; ``command`` only where a command mends it."""
+    command = appraisal.remedy if check.name == appraisal.reason else ""
+    todo = f"{REMEDY[0].upper()}{REMEDY[1:]}:" if command else advice(check, appraisal.trust_domain)
+    return {"check": check, "advice": todo, "command": command}
+
+
+def _groups(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
+    """The groups that have a check which was reached, each with its checks and their counts."""
+    found = []
+    for group in GROUPS:
+        those = tuple(one for one in checks if one.outcome != "not-reached" and one.reason_name in group.reasons)
+        if those:
+            found.append({"title": group.title, "about": group.about, "checks": those, "counts": _counts(those)})
+    return found

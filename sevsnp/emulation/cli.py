@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sevsnp.attestation.cli import guarded, make_parser, read_evidence, read_expected, show
 from sevsnp.emulation.verify import appraise_emulated
-from sevsnp.vm.config import BANNER
+from sevsnp.vm.config import BANNER, read_vm_config
 
 ACCEPTED_AS_EMULATED = 10
 
@@ -25,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    appraisal = appraise_emulated(read_evidence(options), read_expected(options), options.at, options.root)
-    return show(appraisal, options, f"accepted as emulated: {BANNER}", ACCEPTED_AS_EMULATED)
+    config = read_vm_config(options.vm_config)
+    appraisal = appraise_emulated(read_evidence(options), read_expected(options, config), options.at, options.root)
+    return show(appraisal, options, config, f"accepted as emulated: {BANNER}", ACCEPTED_AS_EMULATED)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
+from sevsnp.template import find_template
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,7 +25,7 @@ FORMAT = 1
 _REASON = r"[^\x00-\x1f\x7f]{1,300}"
 # Shown wherever a guest, or a verdict about one, is emulated.
 BANNER = "EMULATED – NOT CONFIDENTIAL"
-TEMPLATE = Path(__file__).resolve().parents[2] / "templates" / "vm-config.toml.j2"
+TEMPLATE = find_template("vm-config.toml.j2")
 
 
 class File(NamedTuple):

@@ -12,7 +12,7 @@ from sevsnp.attestation.report_input import read_input
 from sevsnp.emulation.verify import appraise_emulated, verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.kept import Conversation, keep, places, read
-from tests.unit.evidence import REPORT_DATA, evidence, expected, now, root
+from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
 
 KEY = "ssh-ed25519 " + "A" * 68
 
@@ -26,7 +26,7 @@ def talk() -> Conversation:
 
 def kept(directory: Path) -> dict[str, Path]:
     appraisal = appraise_emulated(evidence(), expected(), now(), root())
-    return keep(directory, talk(), appraisal, appraisal.to_json(), Path("vm.toml"))
+    return keep(directory, talk(), appraisal, appraisal.to_json(), config())
 
 
 def test_it_is_the_same_when_read_again(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_refusal_knows_what_it_came_out_of(tmp_path: Path) -> None:
         verify_emulated(found, expected(report_data=b"x" * 64), now(), root())
     appraisal = refused.value.appraisal
     assert appraisal and not appraisal.accepted and appraisal.checks == refused.value.checks
-    keep(tmp_path, talk(), appraisal, refused.value.to_json(), Path("vm.toml"))
+    keep(tmp_path, talk(), appraisal, refused.value.to_json(), config())
     assert json.loads(places(tmp_path, emulated=True)["verdict"].read_text())["reason"] == "report-data"
 
 

@@ -69,7 +69,7 @@ def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
     from sevsnp.attestation import verify
 
     report = parse_report(evidence().report, "Genoa")
-    appraisal = Appraisal("accepted", "amd", "default", report, "VCEK", ())
+    appraisal = Appraisal("accepted", "amd", "default", report, "VCEK", (), now())
     assert trust_domain(HardwareVerdict(appraisal, verify._TOKEN)) == "amd"
 
     class Liar:

@@ -9,8 +9,7 @@ from sevsnp.attestation.page import render_page
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.firmware.known import OURS, STOCK
 from sevsnp.vm.config import File, Tcb
-from tests.unit.evidence import evidence, expected, now, root
-from tests.unit.hierarchy import NOW
+from tests.unit.evidence import config, evidence, expected, now, root
 from tests.unit.test_forged_reports import outcome
 
 
@@ -52,7 +51,7 @@ def test_a_firmware_that_is_trusted_for_a_reason_is_named_in_every_verdict() -> 
     assert REASON in road and "not known to start nothing but" in road
     production = outcome(platform="snp", **trusted)
     assert production.accepted and production.open_roads == (road,)
-    assert "audited&lt;/b&gt;" in render_page(production, NOW)
+    assert "audited&lt;/b&gt;" in render_page(production, config())
     ours = outcome(platform="snp", firmware=File(ABSENT, OURS), firmware_reason=REASON)
     assert ours.accepted and ours.open_roads == ()
 

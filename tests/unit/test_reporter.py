@@ -140,6 +140,7 @@ def on_terminal(
     words: Sequence[str],
     *,
     term: str = "xterm",
+    more: Mapping[str, str] | None = None,
     react: Callable[[int, int, str], None] | None = None,
     seen: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
@@ -155,7 +156,7 @@ def on_terminal(
     process = subprocess.Popen(
         [sys.executable, "-m", "doit", *words],
         cwd=project,
-        env=environment(term),
+        env={**environment(term), **(more or {})},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -259,6 +260,15 @@ def test_a_terminal_has_a_live_area_that_leaves_nothing(project: Path) -> None:
     # … and nothing of it is, but the lines.
     assert untimed("\n".join(screen_after(written))).splitlines() == [line.rstrip() for line in IN_TURN]
     assert "\x1b[?25l" not in written  # a cursor that was never hidden needs nobody to show it
+
+
+def test_the_marks_have_colours_unless_the_user_wants_none(project: Path) -> None:
+    _, written = on_terminal(project, ["tools", "fails"])
+    assert "\x1b[32m✓\x1b[0m tools" in written and "\x1b[31m✗\x1b[0m fails: it broke" in written
+    assert "\x1b[32m✓\x1b[0m tools" in on_terminal(project, ["tools"], more={"NO_COLOR": ""})[1]  # empty: not set
+    _, written = on_terminal(project, ["image", "tools", "fails"], more={"NO_COLOR": "1"})
+    assert "✓ tools" in written and "✗ fails: it broke" in written
+    assert re.findall(r"\x1b\[[0-9;]*m", written.replace("\x1b[0m", "")) == []
 
 
 def test_several_at_once_name_their_task(project: Path) -> None:

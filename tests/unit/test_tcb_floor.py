@@ -34,7 +34,7 @@ def test_without_a_minimum_there_is_no_verdict_and_the_line_to_set(by: Hierarchy
     refused = outcome(by=by, minimum_tcb=None)
     assert (refused.decision, refused.reason, failed(refused)) == ("refused", "tcb-floor", {"tcb-floor"})
     assert refused.remedy == SETUP + by.level.setting() and ("fmc:3" in refused.remedy) is (by.product == "Turin")
-    assert refused.to_json()["remedy"] == refused.remedy and refused.remedy in render_page(refused, NOW)
+    assert refused.to_json()["remedy"] == refused.remedy and refused.remedy in render_page(refused, config())
     floor = pasted(refused.remedy, by)
     assert floor == by.level
     accepted = outcome(by=by, minimum_tcb=floor)
@@ -67,7 +67,7 @@ def test_any_is_accepted_and_named() -> None:
     assert found.accepted
     (road,) = found.to_json()["open"]
     assert "known-broken microcode" in road and "MIN_TCB=any" in road
-    assert "known-broken microcode" in render_page(found, NOW)
+    assert "known-broken microcode" in render_page(found, config())
     assert outcome().open_roads == ()  # control: with a minimum there is nothing to say
 
 

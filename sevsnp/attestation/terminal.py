@@ -1,0 +1,47 @@
+"""An appraisal in lines for people: the checks, what stays open, what to do, and the verdict last."""
+
+import io
+import re
+import sys
+
+from sevsnp.attestation.explain import advice
+from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Outcome
+from sevsnp.colour import Colour, paint
+
+_MARKS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not-compared": "–", "not-reached": "?"}
+
+
+def print_appraisal(appraisal: Appraisal, headline: str) -> None:
+    """Print it on standard output; ``headline`` is the verdict where the evidence was accepted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without these marks is no reason to end without a verdict
+    good: Colour = "green" if appraisal.trust_domain == "amd" else "amber"  # green is for hardware alone
+    colours: dict[Outcome, Colour] = {"passed": good, "failed": "red", "not-reached": "cyan"}
+    troubles = appraisal.troubles()
+    ended = sum(check.reason == ENDED for check in appraisal.checks)
+
+    def line(outcome: Outcome, text: str) -> None:
+        mark, colour = f"{_MARKS[outcome]} {outcome:<12}", colours.get(outcome)
+        print(paint(mark, colour, sys.stdout) if colour else mark, _printable(text))
+
+    for check in [one for one in appraisal.checks if one.ok] + troubles[::-1]:
+        line(check.outcome, f"{check.name}{': ' if check.detail else ''}{check.detail}")
+    if ended:
+        line("not-reached", f"{ended} more: {ENDED}")
+    for remark in (*appraisal.notes, *appraisal.open_roads):
+        print("! open        ", _printable(remark))
+    if appraisal.accepted:
+        verdict, colour = f"{headline} (policy: {appraisal.profile})", good
+    else:
+        if appraisal.remedy:
+            print(f"{REMEDY}: {appraisal.remedy}")
+        elif troubles:
+            print(f"what to do: {advice(troubles[0], appraisal.trust_domain)}")
+        verdict = f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}"
+        colour = "red" if appraisal.decision == "refused" else "cyan"
+    print(paint(_printable(verdict), colour, sys.stdout))
+
+
+def _printable(text: str) -> str:
+    """Without what could move the cursor: some of it comes from certificates."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -10,6 +10,7 @@ import os
 import pwd
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sevsnp import progress
 from sevsnp.command import find, run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.images import own_mounts
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Entry
 
@@ -196,14 +198,14 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
-    mmdebstrap = find("mmdebstrap")  # unshare would say it in two thousand characters
+    mmdebstrap = find("mmdebstrap")  # own_mounts would say it in a traceback
     if mmdebstrap is None:
         raise UserError("mmdebstrap: command not found", "run: ./doitw install_dependencies")
     # Root's mounts in the new tree would outlive a mmdebstrap that is killed; those of a namespace end with it.
-    own_mounts = ["unshare", "--mount"] if mode == "root" else []
+    separated = [sys.executable, "-I", "-S", own_mounts.__file__] if mode == "root" else []
     run(
         [
-            *own_mounts,
+            *separated,
             mmdebstrap,
             f"--mode={mode}",
             "--variant=essential",

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -25,7 +26,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import disks
+from sevsnp.files import disks, write_atomic
 
 if TYPE_CHECKING:
     from plumbum.machines.local import LocalMachine
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 600.0
 # Long enough for mmdebstrap to remove a tree whose files belong to a subordinate user, which nobody else can.
 GRACE = 5.0
+
+# More than this of a command says nothing to who reads an error; all of it, and all that it said, is kept in the file.
+_SHOWN = 240
+FAILED = Path(".cache") / "failed-command"
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -47,6 +52,33 @@ atexit.register(_temporaries.close)
 
 # Commands that run now, so that a signal handler can end them whichever thread waits for them.
 _running: set["subprocess.Popen[bytes]"] = set()
+
+
+class CommandFailed(UserError):
+    """A command ended with another exit code than 0; ``said`` is the end of its standard error."""
+
+    def __init__(self, words: Sequence[str], code: int, error: bytes, hint: str = "") -> None:
+        text = error.decode(errors="replace").strip()
+        self.said = text[-2000:]
+        name = Path(words[0]).name
+        *before, last = self.said.splitlines() or [""]
+        lines = [last if re.search(rf"\b{re.escape(name)}\b", last) else f"{name}: {last}"] if last else []
+        lines += ["before that:", *(f"  {line}" for line in before)] if before else []
+        super().__init__("\n".join([*lines, f"exit code {code} from: {_shown(words, text)}"]), hint)
+
+
+def _shown(words: Sequence[str], said: str = "") -> str:
+    """A command as one pastes it; of a long one both ends, and the name of the file that has all of it."""
+    command = shlex.join(words)
+    if len(command) <= _SHOWN:
+        return command
+    try:
+        if not FAILED.parent.is_dir():
+            return command
+        write_atomic(FAILED, f"{command}\n\n{said}\n", 0o600)
+    except OSError:
+        return command  # full, or somebody else's
+    return f"{command[: 2 * _SHOWN // 3]} … {command[-_SHOWN // 3 :]}   (in full: {FAILED})"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -77,10 +109,10 @@ def run(
     """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
 
     The child leads its own process group, and the whole group is ended on a time-out or when this process is
-    interrupted. Raises :class:`UserError` with the pasteable command and the end of its standard error.
+    interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
+    full disk, and what cannot be started.
     """
     words = [str(word) for word in argv]
-    shown = shlex.join(words)
     with (
         _feeder(feed) as fed,
         _started(
@@ -99,25 +131,25 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {_shown(words)}", hint) from None
     if fed:
         fed.finish()
     if process.returncode:
-        _check_room([*words, environment(env).get("TMPDIR", tempfile.gettempdir())], shown, err)
-        tail = err.decode(errors="replace").strip()[-2000:]
-        raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
+        _check_room(words, environment(env).get("TMPDIR", tempfile.gettempdir()), err)
+        raise CommandFailed(words, process.returncode, err, hint)
     return out
 
 
-def _check_room(words: Sequence[str], shown: str, said: bytes) -> None:
+def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
     """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
-    found = disks(words)
+    found = disks([*words, temporary])
     full = [str(disk) for disk, is_full in found.items() if is_full]
     if not full and os.strerror(errno.ENOSPC).encode() in said:
         full = [str(disk) for disk in found]  # it has tidied up behind itself
     if full:
         raise UserError(
-            f"{' or '.join(full)}: cannot be written: the disk is full, in: {shown}", f"see: df -h {' '.join(full)}"
+            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {_shown(words)}",
+            f"see: df -h {' '.join(full)}",
         )
 
 
@@ -206,7 +238,7 @@ def spawned(
         finally:
             timer.cancel()
         if late.is_set():
-            raise UserError(f"no end after {timeout:.0f} s: {shlex.join(words)}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {_shown(words)}", hint) from None
 
 
 def run_attached(
@@ -281,7 +313,7 @@ def _started(
         # plumbum hands on what it started and calls it text; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
-        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
+        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {_shown(words)}", hint) from error
     # A group of its own, or one process of ours.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
     try:

@@ -80,7 +80,7 @@ def main(argv: list[str], bundle: Path) -> int:
         if chosen.name == "emulated" and not emulated.exists():
             raise UserError(f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _REMEDY)
         launch = production if chosen.name == "snp" else read_vm_config(emulated).launch
-        run_guest(launch=launch, options=options, platform=chosen.name, answers=answers)
+        run_guest(launch=launch, options=options, platform=chosen, answers=answers)
     except UserError as error:
         print(f"run: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.vm.config import Launch, read_vm_config
 from sevsnp.vm.fixed import check_fixed
-from sevsnp.vm.platforms import choose, running
+from sevsnp.vm.platforms import Platform, choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
 from sevsnp.vm.volume import on_copy
 
@@ -30,9 +30,17 @@ def config_of(directory: Path, workflow: str, platform: str) -> Path:
 
 
 def run_guest(
-    *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
+    *,
+    launch: Launch,
+    options: RunOptions,
+    platform: str | Platform,
+    answers: Path,
+    check: bool = True,
+    limit: float | None = None,
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
+
+    ``platform`` is a setting's value, or what was chosen for it before, with the reason that is then said.
 
     A volume that the guest writes to is copied into ``options.state`` before, and stays there.
     """
@@ -42,7 +50,7 @@ def run_guest(
     if launch.workflow == "luks":
         options.state.mkdir(parents=True, exist_ok=True)
         launch = on_copy(launch, options.state)
-    chosen = choose(platform, launch, options.qemu, answers)
+    chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
             "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"

@@ -15,9 +15,9 @@ def task_install_dependencies() -> Task:
 
 
 def _nothing_missing() -> bool:
-    from sevsnp.dependencies import missing
+    from sevsnp.dependencies import is_ready
 
-    return not missing()
+    return is_ready()
 
 
 def task__dependencies() -> Task:

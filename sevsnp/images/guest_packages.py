@@ -7,7 +7,6 @@ ordinary user or in a chroot for root. The same packages give the same bytes for
 import gzip
 import hashlib
 import os
-import pwd
 import re
 import shutil
 import sys
@@ -23,6 +22,7 @@ from sevsnp.files import sha256_file
 from sevsnp.images import own_mounts
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Entry
+from sevsnp.subordinate_ids import check_subordinate_ids
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0
@@ -140,7 +140,7 @@ def namespace_mode() -> str:
             "newuidmap: command not found; an ordinary user needs it to install packages into a directory",
             "as root, run: apt-get install uidmap",
         )
-    _check_subordinate_ids()
+    check_subordinate_ids()
     try:
         # mmdebstrap itself, since a security policy (Ubuntu's) may allow it what it forbids to others.
         run(["mmdebstrap", "--unshare-helper", "true"], timeout=20)
@@ -151,20 +151,6 @@ def namespace_mode() -> str:
             "kernel.apparmor_restrict_unprivileged_userns=0 — or run this task as root",
         ) from error
     return "unshare"
-
-
-def _check_subordinate_ids() -> None:
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
-    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
-        lines = file.read_text().splitlines() if file.exists() else []
-        if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
-            raise UserError(
-                f"{file}: no range of subordinate ids for {user}, expected one of 65536",
-                f"as root, run: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
-            )
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:

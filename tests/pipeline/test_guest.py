@@ -191,7 +191,7 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="/etc/subuid: no range of subordinate ids for 4711"):
         guest_packages.namespace_mode()
 
-    monkeypatch.setattr(guest_packages, "_check_subordinate_ids", lambda: None)
+    monkeypatch.setattr(guest_packages, "check_subordinate_ids", lambda: None)
 
     def fail(*_: object, **__: object) -> bytes:
         raise UserError("exit code 1")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.settings import LEAST_MEMORY, parse_size
+from sevsnp.setting_values import LEAST_MEMORY, parse_size
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions

@@ -1,6 +1,5 @@
 """Which platform is chosen: what is probed, how long for, what is remembered, and which QEMU is old."""
 
-import dataclasses
 import json
 import os
 import re

@@ -10,7 +10,13 @@ def task__welcome() -> Task:
 
 
 def task_install_dependencies() -> Task:
-    """Install the few apt packages this machine lacks, after saying why"""
+    """Install the few apt packages this machine lacks, after saying why
+
+    Says which programs of the host are missing and what each is for, asks on a terminal, and installs them with
+    apt-get, as root or through sudo. Everything else is fetched into build/ and needs no installation.
+
+    Next: ./doitw e2e
+    """
     return command("sevsnp.dependencies:install_dependencies")
 
 
@@ -36,7 +42,14 @@ def task__checkout() -> Task:
 
 
 def task_test() -> Task:
-    """Run the tests; --full adds the slow ones, -k WORDS runs those that match"""
+    """Run the tests; --full adds the slow ones, -k WORDS runs those that match
+
+    Runs the tests, boots under emulation among them: most of an hour on two cores. --fast leaves out whatever boots or
+    builds, and takes less than two minutes; --full adds slow sweeps. Name files or directories to run only those:
+    ./doitw test tests/unit/test_settings.py
+
+    Next: ./doitw lint
+    """
     return {
         **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
         "params": [

@@ -146,4 +146,4 @@ def _setting(setting: Setting) -> Iterator[str]:
 def _option(option: Mapping[str, Any]) -> str:
     names = [*([f"-{option['short']}"] if option.get("short") else []), f"--{option['long']}"]
     value = "" if option.get("type") is bool else " WORDS"
-    return f"{', '.join(names)}{value}".ljust(24) + option.get("help", "")
+    return f"{', '.join(names)}{value}".ljust(24) + str(option.get("help", ""))

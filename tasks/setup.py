@@ -42,7 +42,7 @@ def task__checkout() -> Task:
 
 
 def task_test() -> Task:
-    """Run the tests; --full adds the slow ones, -k WORDS runs those that match
+    """Run the tests, or those in PATH; --fast some, --full all of them, -k WORDS those that match
 
     Runs the tests, boots under emulation among them: most of an hour on two cores. --fast leaves out whatever boots or
     builds, and takes less than two minutes; --full adds slow sweeps. Name files or directories to run only those:
@@ -54,6 +54,18 @@ def task_test() -> Task:
         **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
+            {"name": "fast", "long": "fast", "type": bool, "default": False, "help": "unit tests alone, two minutes"},
             {"name": "select", "short": "k", "long": "select", "default": "", "help": "as pytest's -k"},
         ],
+        "pos_arg": "paths",
     }
+
+
+def task_lint() -> Task:
+    """Run the linters and the type checker: ruff check, ruff format --check, mypy
+
+    A change is wanted without a finding of theirs. `ruff format` and `ruff check --fix`, in .venv/bin, mend most.
+
+    Next: ./doitw test
+    """
+    return command("sevsnp.testing:lint")

@@ -1,7 +1,9 @@
 """doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import resource
 import shlex
@@ -14,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.doitw_tools import Tools
-from tests.waiting import cpu_seconds, wait_until
+from tests.processes import ends_with_us
+from tests.waiting import NET, cpu_seconds, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 DODO = """
@@ -42,6 +45,17 @@ def task_key():
         print(json.dumps(found))
     return {"actions": [show], "verbosity": 2}
 
+def task_test():
+    \"\"\"Say whether the test group is there.\"\"\"
+    def look():
+        import importlib.util
+        print("test group:", bool(importlib.util.find_spec("iniconfig")))
+    return {"actions": [look], "verbosity": 2, "pos_arg": "words", "params": [], "uptodate": [False]}
+
+def task_setup_hello():
+    \"\"\"Say hello, and set up what that needs.\"\"\"
+    return {"actions": ["echo hello set up"], "verbosity": 2}
+
 def task_fail():
     \"\"\"Fail.\"\"\"
     return {"actions": ["exit 7"]}
@@ -50,9 +64,9 @@ DOIT_CONFIG = {"default_tasks": ["hello"]}
 """
 
 
-def small_lock() -> str:
-    """doit alone, from the project's own lock: a venv of it takes seconds."""
-    found = re.search(r"^doit==.*?(?<!\\)$", (PROJECT / "requirements.lock").read_text(), re.MULTILINE | re.DOTALL)
+def small_lock(name: str = "doit", lock: str = "requirements.lock") -> str:
+    """One package alone, from the project's own lock: a venv of it takes seconds."""
+    found = re.search(rf"^{name}==.*?(?<!\\)$", (PROJECT / lock).read_text(), re.MULTILINE | re.DOTALL)
     assert found
     return found[0] + "\n"
 
@@ -78,6 +92,7 @@ def make_project(folder: Path) -> Path:
     shutil.copy2(PROJECT / "doitw", folder)
     (folder / "dodo.py").write_text(DODO)
     (folder / "requirements.lock").write_text(small_lock())
+    (folder / "requirements-test.lock").write_text(small_lock("iniconfig", "requirements-test.lock"))
     return folder / "doitw"
 
 
@@ -111,8 +126,92 @@ def made_venv(program: Path) -> bool:
     assert greeting(done.stdout) == "hello you"
     if done.stderr:
         assert done.stderr.startswith("doitw: making .venv from requirements.lock with Python 3.")
-        assert len(done.stderr.splitlines()) == 1
+        size, unasked = done.stderr.splitlines()
+        assert size.endswith(": about 100 MB in this directory, half a minute")
+        assert unasked == "doitw: going on, for without a terminal nobody can be asked"
     return bool(done.stderr)
+
+
+def on_a_terminal(program: Path, *words: str, answer: str) -> tuple[int, str]:
+    """doitw as somebody calls it who types ``answer``; its exit code, and all that is to be seen."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    process = subprocess.Popen(
+        ends_with_us(program, *words), cwd=program.parent, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(ours, 4096):
+            seen += piece
+    os.close(ours)
+    return process.wait(timeout=NET), seen.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "what?\n", "\x04"], ids=["no", "another word", "end of input"])
+def test_a_question_is_asked_before_the_first_set_up(tmp_path: Path, answer: str) -> None:
+    program = make_project(tmp_path / "project")
+    code, seen = on_a_terminal(program, "list", answer=answer)
+    assert code == 1
+    assert "making .venv" in seen and "100 MB" in seen and "half a minute" in seen and "go on? [Y/n]" in seen
+    assert "doitw: nothing was installed" in seen
+    assert not (program.parent / ".venv").exists()
+
+
+def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "asks")
+    code, seen = on_a_terminal(program, "list", answer="\n")
+    assert code == 0 and "go on? [Y/n]" in seen and "Say hello." in seen
+    assert "go on?" not in on_a_terminal(program, "list", answer="")[1]  # control: once is enough
+    code, seen = on_a_terminal(make_project(tmp_path / "does not"), "setup_hello", answer="")
+    assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
+
+
+def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "project")
+    made_venv(program)
+    for words in (("list",), ("help", "test"), ("info", "test"), ("hello", "NAME=test")):
+        assert doitw(*words, program=program).stderr == ""
+    assert not list((program.parent / ".venv").rglob("iniconfig"))
+    adding = "doitw: adding what tests and linters need, from requirements-test.lock: "
+
+    def added() -> bool:
+        done = doitw("test", program=program)
+        assert (done.returncode, greeting(done.stdout)) == (0, "test group: True"), done.stderr
+        assert done.stderr == "" or done.stderr.splitlines()[-1].startswith(adding)
+        return bool(done.stderr)
+
+    assert added() and not added()
+    with (program.parent / "requirements-test.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert not made_venv(program)  # it is not for this task
+    assert added() and not added()
+    with (program.parent / "requirements.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert made_venv(program) and not list((program.parent / ".venv").rglob("iniconfig"))
+    assert added()
+
+
+@pytest.mark.parametrize(
+    ("words", "becomes"),
+    [
+        ("-h", "help doitw"),
+        ("--help", "help doitw"),
+        ("help", "help doitw"),
+        ("help list", "help list"),
+        ("hello --help", "help hello"),
+        ("-n 2 hello -h NAME=x", "help hello NAME=x"),
+        ("hello NAME=--help", "hello NAME=--help"),
+    ],
+)
+def test_help_however_it_is_asked_for(program: Path, words: str, becomes: str) -> None:
+    doit = program.parent / ".venv" / "bin" / "doit"
+    kept = doit.read_text()
+    doit.write_text('#!/bin/sh\necho "$@"\n')
+    try:
+        assert doitw(*words.split(), program=program).stdout == f"{becomes}\n"
+    finally:
+        doit.write_text(kept)
 
 
 def test_it_is_silent_once_all_is_there(program: Path) -> None:
@@ -241,7 +340,7 @@ def test_a_clean_clone_works_with_every_python(tmp_path: Path) -> None:
         (tools / "python3").chmod(0o755)
         done = doitw("list", program=clone / "doitw", env={"PATH": f"{tools}:{os.environ['PATH']}"})
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^test +Run the tests", done.stdout, re.MULTILINE)
+        assert re.search(r"^ +test +Run the tests", done.stdout, re.MULTILINE)
         check = [str(clone / ".venv/bin/python"), "-m", "pip", "check"]
         checked = subprocess.run(check, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout
@@ -280,7 +379,10 @@ def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
     tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
     done = doitw(program=program, env=tools.env)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    making, unasked, *rest = done.stderr.splitlines()
+    assert making.endswith("half a minute; and the apt package python3-venv, for this machine")
+    assert unasked == "doitw: going on, for without a terminal nobody can be asked"
+    assert rest == [
         f"doitw: installing python3-venv, without which Python makes no virtual environment: {INSTALL}",
         "doitw: apt-get update failed; trying with the lists that are here",
         f"doitw: that failed; run as root: {INSTALL}",
@@ -311,7 +413,8 @@ def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools]
         tools.add("sudo", sudo)
     done = doitw(program=program, env=tools.env)
     assert done.returncode == 1
-    assert done.stderr == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}\n"
+    last = done.stderr.splitlines()[-1]
+    assert last == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}"
 
 
 MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]

@@ -264,10 +264,13 @@ def _standard_output() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+        # Of what a thread raised doit keeps the text alone.
+        said = re.fullmatch(r"\[Errno (\d+)\] [^:]*", str(error))
+        number = int(said[1]) if said else 0
+        if error.filename is not None or number not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
             raise
         # Or Python would try again when it ends, and say so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if error.errno != errno.EPIPE:
-            sys.stderr.write(f"standard output: cannot be written: {error.strerror}\n")
+        if number != errno.EPIPE:
+            sys.stderr.write(f"standard output: cannot be written: {os.strerror(number)}\n")
         sys.exit(1)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from doit.reporter import ConsoleReporter
 
 from sevsnp import progress
+from sevsnp.doit_tasks import Tasks
 from sevsnp.live import Screen, can_draw
 
 # Seconds of each task that ran in this process, and what there was to remark, for the table of an end-to-end run.
@@ -88,6 +89,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
+        self._tasks, self._selected = tasks, list(selected_tasks)
+        self._busy: set[str] = set()  # what did something, or should have
         self._started: dict[str, float] = {}
         self._screen = Screen(self.outstream) if can_draw(self.outstream) else None
         self._running: set[str] = set()
@@ -108,6 +111,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._started[task.name] = time.monotonic()
         progress.begin(task.name)
         if task.actions:
+            self._busy.add(task.name)
             self._running.add(task.name)
             if len(self._running) > 1:
                 self._crowded |= self._running
@@ -117,7 +121,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
                 self._screen.begin(task.name, _shown(task), drawn=bool(task.targets))
 
     def skip_uptodate(self, task: Any) -> None:
-        """Nothing to say: what is up to date is not news."""
+        """Nothing to say: what is up to date is not news, unless all of it is (:meth:`complete_run`)."""
 
     def add_success(self, task: Any) -> None:
         if task.actions:
@@ -129,6 +133,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             self.write(f"✓ {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
 
     def add_failure(self, task: Any, fail: Any) -> None:
+        self._busy.add(task.name)
         self._ended(task)
         if fail.report:
             self.failures.append({"task": task, "exception": fail})
@@ -139,8 +144,16 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def complete_run(self) -> None:
         self._finish()
+        if idle := self._idle():
+            self.write(f"{', '.join(idle)}: nothing to do, all is up to date\n")
         for message in self.runtime_errors:
             self.write(f"{message}\n")
+
+    def _idle(self) -> list[str]:
+        """Of the tasks that were asked for, those for which nothing ran."""
+        known = Tasks(self._tasks.values())
+        asked = [name for name in self._selected if name in known.by_name]
+        return [name for name in asked if not self._busy & {name, *known.all_needed(name)}]
 
     def _ended(self, task: Any) -> None:
         self._running.discard(task.name)

@@ -16,7 +16,7 @@ _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIR
 
 
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
-FAST = ("tests/unit", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
+FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
 LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 
 
@@ -35,10 +35,10 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
     argv = [sys.executable, "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
     argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
     if not full:
-        argv += ["-m", "not full and not slow" if fast else "not full"]
+        argv += ["-m", "not full"]
     if select:
         argv += ["-k", select]
-    argv += [*(FAST if fast and not paths else ()), *paths]
+    argv += [*(FAST if fast else ()), *(paths or (("tests/unit",) if fast else ()))]
     _run("pytest", argv)
 
 

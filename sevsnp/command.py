@@ -10,8 +10,6 @@ import contextlib
 import errno
 import functools
 import os
-import re
-import shlex
 import shutil
 import signal
 import socket
@@ -25,8 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from sevsnp import progress
+from sevsnp.command_failed import CommandFailed, shown
 from sevsnp.errors import UserError
-from sevsnp.files import disks, write_atomic
+from sevsnp.files import disks
 
 if TYPE_CHECKING:
     from plumbum.machines.local import LocalMachine
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 600.0
 # Long enough for mmdebstrap to remove a tree whose files belong to a subordinate user, which nobody else can.
 GRACE = 5.0
-
-# More than this of a command says nothing to who reads an error; all of it, and all that it said, is kept in the file.
-_SHOWN = 240
-FAILED = Path(".cache") / "failed-command"
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -52,33 +47,6 @@ atexit.register(_temporaries.close)
 
 # Commands that run now, so that a signal handler can end them whichever thread waits for them.
 _running: set["subprocess.Popen[bytes]"] = set()
-
-
-class CommandFailed(UserError):
-    """A command ended with another exit code than 0; ``said`` is the end of its standard error."""
-
-    def __init__(self, words: Sequence[str], code: int, error: bytes, hint: str = "") -> None:
-        text = error.decode(errors="replace").strip()
-        self.said = text[-2000:]
-        name = Path(words[0]).name
-        *before, last = self.said.splitlines() or [""]
-        lines = [last if re.search(rf"\b{re.escape(name)}\b", last) else f"{name}: {last}"] if last else []
-        lines += ["before that:", *(f"  {line}" for line in before)] if before else []
-        super().__init__("\n".join([*lines, f"exit code {code} from: {_shown(words, text)}"]), hint)
-
-
-def _shown(words: Sequence[str], said: str = "") -> str:
-    """A command as one pastes it; of a long one both ends, and the name of the file that has all of it."""
-    command = shlex.join(words)
-    if len(command) <= _SHOWN:
-        return command
-    try:
-        if not FAILED.parent.is_dir():
-            return command
-        write_atomic(FAILED, f"{command}\n\n{said}\n", 0o600)
-    except OSError:
-        return command  # full, or somebody else's
-    return f"{command[: 2 * _SHOWN // 3]} … {command[-_SHOWN // 3 :]}   (in full: {FAILED})"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -131,7 +99,7 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise UserError(f"no end after {timeout:.0f} s: {_shown(words)}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
     if fed:
         fed.finish()
     if process.returncode:
@@ -148,7 +116,7 @@ def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
         full = [str(disk) for disk in found]  # it has tidied up behind itself
     if full:
         raise UserError(
-            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {_shown(words)}",
+            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words)}",
             f"see: df -h {' '.join(full)}",
         )
 
@@ -238,7 +206,7 @@ def spawned(
         finally:
             timer.cancel()
         if late.is_set():
-            raise UserError(f"no end after {timeout:.0f} s: {_shown(words)}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
 
 
 def run_attached(
@@ -313,7 +281,7 @@ def _started(
         # plumbum hands on what it started and calls it text; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
-        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {_shown(words)}", hint) from error
+        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
     # A group of its own, or one process of ours.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
     try:

@@ -42,7 +42,7 @@ def task__checkout() -> Task:
 
 
 def task_test() -> Task:
-    """Run the tests, or those in PATH; --fast some, --full all of them, -k WORDS those that match
+    """Run the tests, or those in PATH; --fast: two minutes of them, --full: all
 
     Runs the tests, boots under emulation among them: most of an hour on two cores. --fast leaves out whatever boots or
     builds, and takes less than two minutes; --full adds slow sweeps. Name files or directories to run only those:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from sevsnp.command import CommandFailed, run, temporary_directory
+from sevsnp.command import run, temporary_directory
+from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package, dump_lock

@@ -1,104 +1,19 @@
 """doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
 
-import contextlib
 import json
 import os
-import pty
 import re
-import resource
 import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import Tools
-from tests.processes import ends_with_us
-from tests.waiting import NET, cpu_seconds, wait_until
-
-PROJECT = Path(__file__).resolve().parents[2]
-DODO = """
-from doit import get_var
-
-def task_hello():
-    \"\"\"Say hello.\"\"\"
-    return {"actions": [f"echo hello {get_var('NAME', 'you')}"], "verbosity": 2}
-
-def task_key():
-    '''Show where a disk key is.'''
-    def show():
-        import json, os, resource
-        number = int(os.environ.get("SEVSNP_LUKS_KEY_FD", "-1"))
-        found = {"key": None if number < 0 else os.read(number, 10000).decode("latin-1")}
-        found["dumps"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
-        pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
-        for name in ("environ", "cmdline"):
-            found[name] = 0
-            for pid in pids:
-                try:
-                    found[name] += b"canary-7c1" in open(f"/proc/{pid}/{name}", "rb").read()
-                except OSError:
-                    continue
-        print(json.dumps(found))
-    return {"actions": [show], "verbosity": 2}
-
-def task_test():
-    \"\"\"Say whether the test group is there.\"\"\"
-    def look():
-        import importlib.util
-        print("test group:", bool(importlib.util.find_spec("iniconfig")))
-    return {"actions": [look], "verbosity": 2, "pos_arg": "words", "params": [], "uptodate": [False]}
-
-def task_setup_hello():
-    \"\"\"Say hello, and set up what that needs.\"\"\"
-    return {"actions": ["echo hello set up"], "verbosity": 2}
-
-def task_fail():
-    \"\"\"Fail.\"\"\"
-    return {"actions": ["exit 7"]}
-
-DOIT_CONFIG = {"default_tasks": ["hello"]}
-"""
-
-
-def small_lock(name: str = "doit", lock: str = "requirements.lock") -> str:
-    """One package alone, from the project's own lock: a venv of it takes seconds."""
-    found = re.search(rf"^{name}==.*?(?<!\\)$", (PROJECT / lock).read_text(), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[0] + "\n"
-
-
-def doitw(
-    *words: str, program: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program, *words],
-        cwd=cwd or program.parent,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=allow_dumps,
-    )
-
-
-def make_project(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    shutil.copy2(PROJECT / "doitw", folder)
-    (folder / "dodo.py").write_text(DODO)
-    (folder / "requirements.lock").write_text(small_lock())
-    (folder / "requirements-test.lock").write_text(small_lock("iniconfig", "requirements-test.lock"))
-    return folder / "doitw"
-
-
-def greeting(text: str) -> str:
-    """What the task printed, without doit's line about the task."""
-    return text.splitlines()[-1]
+from tests.pipeline.doitw_tools import MOST, PROJECT, Tools, allow_dumps, doitw, greeting, made_venv, make_project
+from tests.waiting import cpu_seconds, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -117,79 +32,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # One made it while the other waited, or came when it was there.
     assert sum("making .venv" in err for _, err in ends) == 1, ends
     return program
-
-
-def made_venv(program: Path) -> bool:
-    """Runs doitw; whether it made .venv anew. In any case it must have worked."""
-    done = doitw(program=program)
-    assert done.returncode == 0, done.stderr
-    assert greeting(done.stdout) == "hello you"
-    if done.stderr:
-        assert done.stderr.startswith("doitw: making .venv from requirements.lock with Python 3.")
-        size, unasked = done.stderr.splitlines()
-        assert size.endswith(": about 100 MB in this directory, half a minute")
-        assert unasked == "doitw: going on, for without a terminal nobody can be asked"
-    return bool(done.stderr)
-
-
-def on_a_terminal(program: Path, *words: str, answer: str) -> tuple[int, str]:
-    """doitw as somebody calls it who types ``answer``; its exit code, and all that is to be seen."""
-    ours, theirs = pty.openpty()
-    os.write(ours, answer.encode())
-    process = subprocess.Popen(
-        ends_with_us(program, *words), cwd=program.parent, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    seen = b""
-    with contextlib.suppress(OSError):  # the end of a terminal
-        while piece := os.read(ours, 4096):
-            seen += piece
-    os.close(ours)
-    return process.wait(timeout=NET), seen.decode().replace("\r\n", "\n")
-
-
-@pytest.mark.parametrize("answer", ["n\n", "what?\n", "\x04"], ids=["no", "another word", "end of input"])
-def test_a_question_is_asked_before_the_first_set_up(tmp_path: Path, answer: str) -> None:
-    program = make_project(tmp_path / "project")
-    code, seen = on_a_terminal(program, "list", answer=answer)
-    assert code == 1
-    assert "making .venv" in seen and "100 MB" in seen and "half a minute" in seen and "go on? [Y/n]" in seen
-    assert "doitw: nothing was installed" in seen
-    assert not (program.parent / ".venv").exists()
-
-
-def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> None:
-    program = make_project(tmp_path / "asks")
-    code, seen = on_a_terminal(program, "list", answer="\n")
-    assert code == 0 and "go on? [Y/n]" in seen and "Say hello." in seen
-    assert "go on?" not in on_a_terminal(program, "list", answer="")[1]  # control: once is enough
-    code, seen = on_a_terminal(make_project(tmp_path / "does not"), "setup_hello", answer="")
-    assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
-
-
-def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
-    program = make_project(tmp_path / "project")
-    made_venv(program)
-    for words in (("list",), ("help", "test"), ("info", "test"), ("hello", "NAME=test")):
-        assert doitw(*words, program=program).stderr == ""
-    assert not list((program.parent / ".venv").rglob("iniconfig"))
-    adding = "doitw: adding what tests and linters need, from requirements-test.lock: "
-
-    def added() -> bool:
-        done = doitw("test", program=program)
-        assert (done.returncode, greeting(done.stdout)) == (0, "test group: True"), done.stderr
-        assert done.stderr == "" or done.stderr.splitlines()[-1].startswith(adding)
-        return bool(done.stderr)
-
-    assert added() and not added()
-    with (program.parent / "requirements-test.lock").open("a") as lock:
-        lock.write("# changed\n")
-    assert not made_venv(program)  # it is not for this task
-    assert added() and not added()
-    with (program.parent / "requirements.lock").open("a") as lock:
-        lock.write("# changed\n")
-    assert made_venv(program) and not list((program.parent / ".venv").rglob("iniconfig"))
-    assert added()
 
 
 @pytest.mark.parametrize(
@@ -415,14 +257,6 @@ def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools]
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}"
-
-
-MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]
-
-
-def allow_dumps() -> None:
-    """As a user's ``ulimit -c unlimited``."""
-    resource.setrlimit(resource.RLIMIT_CORE, (MOST, MOST))
 
 
 KEY = "canary-7c1 \t'\"$(id)`id`\\ \xe9\nand a second line\n"

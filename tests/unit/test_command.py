@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from sevsnp import command
-from sevsnp.command import CommandFailed
+from sevsnp.command_failed import FAILED, CommandFailed
 from sevsnp.errors import UserError
 from tests.waiting import NET, wait_until
 
@@ -155,8 +155,8 @@ def test_a_long_command_is_shortened_in_the_middle_and_kept_whole(
     last = failed.value.message.splitlines()[-1]
     assert last.startswith("exit code 3 from: sh -c ") and last.endswith("word-199   (in full: .cache/failed-command)")
     assert " … " in last and len(last) < 320
-    assert command.FAILED.read_text() == f"{shlex.join(argv)}\n\nit broke\n"
-    assert command.FAILED.stat().st_mode & 0o777 == 0o600
+    assert FAILED.read_text() == f"{shlex.join(argv)}\n\nit broke\n"
+    assert FAILED.stat().st_mode & 0o777 == 0o600
 
 
 def test_only_the_end_of_a_long_complaint_is_shown() -> None:

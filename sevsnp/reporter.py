@@ -145,7 +145,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def complete_run(self) -> None:
         self._finish()
         if idle := self._idle():
-            self.write(f"{', '.join(idle)}: nothing to do, all is up to date\n")
+            self.write(f"{', '.join(map(readable, idle))}: nothing to do, all is up to date\n")
         for message in self.runtime_errors:
             self.write(f"{message}\n")
 

@@ -88,6 +88,8 @@ class List(cmd_list.List):  # type: ignore[misc]
     guide = Guide()
     outstream: Any
 
+    doc_purpose = "list the tasks; --all: subtasks and other names, --status: whether they are up to date"
+
     def _execute(
         self,
         subtasks: bool = False,
@@ -141,6 +143,8 @@ class Help(cmd_help.Help):  # type: ignore[misc]
 
 class Info(cmd_info.Info):  # type: ignore[misc]
     """`doit info TASK`"""
+
+    doc_purpose = "say whether a task is up to date, and why not; its inputs and outputs"
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
         tasks = Tasks(self.task_list, self.dep_manager)
@@ -225,6 +229,7 @@ def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
 
 def _replace(own: Any, ours: Any) -> None:
     original = own._execute
+    own.doc_purpose, own.doc_description = ours.doc_purpose, ours.doc_description
 
     @functools.wraps(original)
     def execute(self: Any, *arguments: Any, **options: Any) -> Any:

@@ -319,5 +319,5 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
     for setting in SETTINGS:
         assert f"  {setting.name}=" in text
     text = doit(guided, "help", "doitw")
-    assert "./doitw setup_verity" in text
+    assert "./doitw setup_verity" in text and "remove what was built" in text
     assert {line.split()[0] for line in text.splitlines()[-10:]} >= {"run", "clean", "info", "forget", "list"}

@@ -12,10 +12,13 @@ take_over()
 import importlib
 
 from sevsnp.doit_commands import adopt
+from sevsnp.doit_help import Guide
 from sevsnp.reporter import Reporter
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
-from tasks.project import end_cleanly
+from tasks.creators import watched
+from tasks.listing import GROUPS
+from tasks.project import end_cleanly, settings_read
 
 # One module a stage; a new one is a word here.
 STAGES = (
@@ -27,11 +30,13 @@ STAGES = (
 os.umask(0o022)
 end_cleanly()
 forgive()
-adopt()
 
+_creators = {}
 for _stage in STAGES:
     _module = importlib.import_module(f"tasks.{_stage}")
-    globals().update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
+    _creators.update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
+globals().update({name: watched(value) for name, value in _creators.items()})
+adopt(Guide(GROUPS, {name[5:]: value.__doc__ or "" for name, value in _creators.items()}, settings_read.by_task))
 
 DOIT_CONFIG = {
     "default_tasks": ["_welcome"],

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from sevsnp import progress
+from sevsnp.command_failed import CommandFailed, shown
 from sevsnp.errors import UserError
 from sevsnp.files import disks
 
@@ -77,10 +77,10 @@ def run(
     """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
 
     The child leads its own process group, and the whole group is ended on a time-out or when this process is
-    interrupted. Raises :class:`UserError` with the pasteable command and the end of its standard error.
+    interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
+    full disk, and what cannot be started.
     """
     words = [str(word) for word in argv]
-    shown = shlex.join(words)
     with (
         _feeder(feed) as fed,
         _started(
@@ -99,25 +99,25 @@ def run(
         try:
             out, err = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise UserError(f"no end after {timeout:.0f} s: {shown}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
     if fed:
         fed.finish()
     if process.returncode:
-        _check_room([*words, environment(env).get("TMPDIR", tempfile.gettempdir())], shown, err)
-        tail = err.decode(errors="replace").strip()[-2000:]
-        raise UserError(f"exit code {process.returncode} from: {shown}\n{tail}".rstrip(), hint)
+        _check_room(words, environment(env).get("TMPDIR", tempfile.gettempdir()), err)
+        raise CommandFailed(words, process.returncode, err, hint)
     return out
 
 
-def _check_room(words: Sequence[str], shown: str, said: bytes) -> None:
+def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
     """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
-    found = disks(words)
+    found = disks([*words, temporary])
     full = [str(disk) for disk, is_full in found.items() if is_full]
     if not full and os.strerror(errno.ENOSPC).encode() in said:
         full = [str(disk) for disk in found]  # it has tidied up behind itself
     if full:
         raise UserError(
-            f"{' or '.join(full)}: cannot be written: the disk is full, in: {shown}", f"see: df -h {' '.join(full)}"
+            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words)}",
+            f"see: df -h {' '.join(full)}",
         )
 
 
@@ -206,7 +206,7 @@ def spawned(
         finally:
             timer.cancel()
         if late.is_set():
-            raise UserError(f"no end after {timeout:.0f} s: {shlex.join(words)}", hint) from None
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
 
 
 def run_attached(
@@ -281,7 +281,7 @@ def _started(
         # plumbum hands on what it started and calls it text; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
     except OSError as error:
-        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shlex.join(words)}", hint) from error
+        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
     # A group of its own, or one process of ours.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
     try:

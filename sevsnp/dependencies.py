@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sevsnp import command
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING
+from sevsnp.subordinate_ids import check_subordinate_ids
 
 # unattended-upgrades may hold dpkg's lock on a machine that has just booted.
 _APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
@@ -77,9 +78,24 @@ def install_command(packages: Sequence[str]) -> list[str]:
 def install_dependencies(also: Sequence[Dependency] = ()) -> None:
     """Say what is missing and why, ask where somebody can answer, and install it as root or through sudo."""
     wanted = [*missing(), *(one for one in also if not one.present())]
+    if wanted:
+        _install_wanted(wanted)
+    # Before anything is fetched: only root can mend it, so it must not be found out after that.
+    check_subordinate_ids()
     if not wanted:
         print("install_dependencies: nothing is missing")
-        return
+
+
+def is_ready() -> bool:
+    """Whether :func:`install_dependencies` would have nothing to do and nothing to refuse."""
+    try:
+        check_subordinate_ids()
+    except UserError:
+        return False
+    return not missing()
+
+
+def _install_wanted(wanted: Sequence[Dependency]) -> None:
     for dependency in wanted:
         print(f"missing: {dependency.package}: {dependency.why}")
     packages = [dependency.package for dependency in wanted]

@@ -4,66 +4,25 @@ doit applies `clean` and `forget` without a task to the default task, which here
 a group (setup_verity) for a task that makes nothing; and it calls a task up to date whose inputs are not.
 """
 
+import contextlib
+import errno
 import functools
 import io
-from collections.abc import Iterable, Mapping
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from doit import cmd_clean, cmd_forget, cmd_info, cmd_list
+from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
 from doit.exceptions import InvalidCommand
 
+from sevsnp.doit_help import LEGEND, Guide, list_text, main_text, settings_text, task_text
+from sevsnp.doit_tasks import Tasks
+from sevsnp.nearest import did_you_mean
+
 BUILD = Path("build")
-
-
-class Tasks:
-    """doit's tasks, who makes what, and whether what they make is as it should be."""
-
-    def __init__(self, tasks: Iterable[Any], database: Any) -> None:
-        self.by_name = {task.name: task for task in tasks}
-        self._maker = {target: task.name for task in self.by_name.values() for target in task.targets}
-        self._database = database
-        self._known: dict[str, str] = {}
-
-    def needed(self, task: Any) -> list[str]:
-        """The tasks before ``task``: those that make its inputs, and those it names."""
-        makers = {self._maker[path] for path in task.file_dep if path in self._maker}
-        return sorted(makers | {*task.task_dep, *task.setup_tasks})
-
-    def standing_for(self, names: Iterable[str]) -> list[str]:
-        """``names`` with the makers of what a group puts together in the group's place."""
-        found: list[str] = []
-        for name in names:
-            task = self.by_name.get(name)
-            found += [name] if task is None or not self.is_group(task) else [name, *self.needed(task)]
-        return list(dict.fromkeys(found))
-
-    @staticmethod
-    def is_group(task: Any) -> bool:
-        return not task.actions and not task.targets
-
-    def status(self, name: str) -> str:
-        """U for up to date, R where something is to be made, E where what it needs is not there and nobody makes it.
-
-        I for ignored, and - for a command, which has nothing to be up to date.
-        """
-        if name not in self._known:
-            self._known[name] = self._status(self.by_name[name])
-        return self._known[name]
-
-    def _status(self, task: Any) -> str:
-        if self._database.status_is_ignore(task):
-            return "I"
-        if not task.targets and not self.is_group(task):
-            return "-"
-        before = {self.status(name) for name in self.needed(task)}
-        if self.is_group(task):
-            own = "U"
-        else:
-            found = self._database.get_status(task, self.by_name, get_log=True)
-            absent = set(found.reasons["missing_file_dep"] or ()) - self._maker.keys()
-            own = "U" if found.status == "up-to-date" else "E" if absent else "R"
-        return next((letter for letter in ("E", "R") if letter in {own, *before}), "U")
 
 
 class Clean(cmd_clean.Clean):  # type: ignore[misc]
@@ -122,39 +81,83 @@ class Forget(cmd_forget.Forget):  # type: ignore[misc]
 class List(cmd_list.List):  # type: ignore[misc]
     """`doit list`
 
-    A task whose ``meta`` says ``unlisted`` (another name for a task, or one that few need) is shown with --all only.
+    A task whose ``meta`` says ``unlisted`` (another name for a task) is shown with --all only. In the order of the
+    guide, whatever --sort says; where a program may read it (--quiet, --template, --deps), without groups.
     """
 
-    def _execute(self, subtasks: bool, *arguments: Any, **options: Any) -> Any:
-        self._everything = subtasks
-        return super()._execute(subtasks, *arguments, **options)
+    guide = Guide()
+    outstream: Any
 
-    def _print_task(self, template: str, task: Any, status: bool, list_deps: bool, tasks: Mapping[str, Any]) -> None:
-        if (task.meta or {}).get("unlisted") and not self._everything:
-            return
-        letter = ""
-        if status:
-            if not hasattr(self, "_tasks"):
-                self._tasks = Tasks(self.task_list, self.dep_manager)
-            letter = self._tasks.status(task.name)
-        self.outstream.write(template.format(name=task.name, doc=task.doc, status=letter))
-        if list_deps:
-            self.outstream.write("".join(f" -  {path}\n" for path in sorted(task.file_dep)) + "\n")
+    doc_purpose = "list the tasks; --all: subtasks and other names, --status: whether they are up to date"
+
+    def _execute(
+        self,
+        subtasks: bool = False,
+        quiet: bool = True,
+        status: bool = False,
+        private: bool = False,
+        list_deps: bool = False,
+        template: str | None = None,
+        sort: str = "name",
+        pos_args: list[str] | None = None,
+    ) -> int:
+        tasks = Tasks(self.task_list, self.dep_manager)
+        if pos_args:
+            shown = self._list_filtered(tasks.by_name, pos_args, subtasks)
+        else:
+            shown = [task for task in self._list_all(subtasks) if subtasks or not (task.meta or {}).get("unlisted")]
+        shown = [task for task in shown if private or not task.name.startswith("_")]
+        letters = {task.name: tasks.status(task.name) for task in shown} if status else {}
+        if not (quiet or list_deps or template or pos_args):
+            self.outstream.write(list_text(self.guide, shown, letters))
+            return 0
+        width = max((len(task.name) for task in shown), default=0)
+        for task in (task for group in self.guide.order(shown).values() for task in group):
+            line = f"{letters.get(task.name, '')} " if status and not template else ""
+            line += template or f"{{name:<{width + 3}}}{'' if quiet else '{doc}'}"
+            self.outstream.write(line.format(name=task.name, doc=task.doc, status=letters.get(task.name, "")) + "\n")
+            if list_deps:
+                self.outstream.write("".join(f" -  {path}\n" for path in sorted(task.file_dep)) + "\n")
+        return 0
+
+
+class Help(cmd_help.Help):  # type: ignore[misc]
+    """`doit help TASK`; without a word doit has said its own before this is loaded, so doitw asks for `help doitw`."""
+
+    guide = Guide()
+    outstream: Any
+
+    def _execute(self, pos_args: list[str]) -> bool:
+        name = pos_args[0]
+        tasks = Tasks(self.task_list)
+        if name == "doitw":
+            self.outstream.write(main_text(self.cmds))
+        elif name == "settings":
+            self.outstream.write(settings_text())
+        elif name in tasks.by_name:
+            self.outstream.write(task_text(self.guide, tasks, name))
+        else:
+            raise InvalidCommand(not_found=name)
+        return True
 
 
 class Info(cmd_info.Info):  # type: ignore[misc]
     """`doit info TASK`"""
 
+    doc_purpose = "say whether a task is up to date, and why not; its inputs and outputs"
+
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
         tasks = Tasks(self.task_list, self.dep_manager)
         if len(pos_args) != 1 or pos_args[0] not in tasks.by_name:
             found = f"found {' '.join(pos_args)}" if pos_args else "found none"
+            if len(pos_args) == 1:
+                raise InvalidCommand(not_found=pos_args[0])
             raise InvalidCommand(f"info: expected the name of one task, {found}; see: ./doitw list")
         task = tasks.by_name[pos_args[0]]
         lines = [task.name, "", task.doc or ""]
         letter = "-" if hide_status else tasks.status(task.name)
         if not hide_status:
-            lines += ["", f"status: {_WORDS[letter]}"]
+            lines += ["", f"status: {LEGEND[letter]}"]
             lines += [f"  {reason}" for reason in self._why(tasks, task, letter)]
         makers = [name for name in tasks.needed(task) if tasks.by_name[name].targets or not name.startswith("_")]
         for title, items in (
@@ -187,13 +190,6 @@ class Info(cmd_info.Info):  # type: ignore[misc]
         return [line for line in own if line != "False"] + waiting
 
 
-_WORDS = {
-    "U": "up to date",
-    "R": "to be made",
-    "E": "cannot be made",
-    "I": "ignored",
-    "-": "a command, runs whenever it is asked for",
-}
 _REASONS = {
     "missing_target": "not there",
     "missing_file_dep": "not there",
@@ -211,25 +207,75 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def adopt() -> None:
+def adopt(guide: Guide | None = None) -> None:
     """Have doit use these for its own.
 
     From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
     path, and would stop a bare checkout from working.
     """
-    for own, ours in ((cmd_clean.Clean, Clean), (cmd_forget.Forget, Forget), (cmd_info.Info, Info)):
-        _replace(own, ours)
-    _replace(cmd_list.List, List)
+    List.guide = Help.guide = guide or Guide()
+    for ours in (Clean, Forget, Help, Info, List):
+        _replace(ours.__base__, ours)
+    _replace(cmd_run.Run, cmd_run.Run)
+    cmd_help.Help.print_usage = _own_words
+
+
+def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
+    """In place of doit's usage, which it prints for whatever is wrong: what is wrong."""
+    if sys.exc_info()[0]:
+        raise  # it is called from an except clause
+    self.outstream.write(main_text(commands))
 
 
 def _replace(own: Any, ours: Any) -> None:
     original = own._execute
+    own.doc_purpose, own.doc_description = ours.doc_purpose, ours.doc_description
 
     @functools.wraps(original)
     def execute(self: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(self, ours):
-            return original(self, *arguments, **options)
-        self.__class__ = ours
-        return self._execute(*arguments, **options)
+        if ours is not own:
+            if isinstance(self, ours):
+                return original(self, *arguments, **options)  # ours, by super()
+            self.__class__ = ours
+        work = functools.partial(original, self) if ours is own else self._execute
+        with _understood(self), _standard_output():
+            Tasks(self.task_list)  # two that make the same file are found whatever is asked for
+            return work(*arguments, **options)
 
     own._execute = execute
+
+
+@contextlib.contextmanager
+def _understood(command: Any) -> Iterator[None]:
+    """A word that names no task is refused with the nearest one that does."""
+    try:
+        yield
+    except InvalidCommand as error:
+        said = re.fullmatch("'(.*)' is not a task.", str(error))
+        word = error.not_found or (said and said[1])
+        if not word:
+            raise
+        names = [task.name for task in command.task_list if not task.name.startswith("_")]
+        meant = did_you_mean(word, [*names, *command.loader.cmd_names], "./doitw {}")
+        raise InvalidCommand(
+            f"{word}: no such task\n  {' '.join(filter(None, (meant, 'all tasks: ./doitw list')))}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """What cannot be written there ends in one line, and silently where nobody reads any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Of what a thread raised doit keeps the text alone.
+        said = re.fullmatch(r"\[Errno (\d+)\] [^:]*", str(error))
+        number = int(said[1]) if said else 0
+        if error.filename is not None or number not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise
+        # Or Python would try again when it ends, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if number != errno.EPIPE:
+            sys.stderr.write(f"standard output: cannot be written: {os.strerror(number)}\n")
+        sys.exit(1)

@@ -2,11 +2,14 @@
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import os
+import pwd
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -15,6 +18,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from sevsnp.errors import UserError
 
 CHUNK = 1 << 20
 # A program that failed for want of room leaves less than this: it writes in pieces.
@@ -158,3 +163,32 @@ def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
         blocks = room.f_bfree if os.geteuid() == 0 else room.f_bavail
         found[place] = blocks * room.f_frsize < _NO_ROOM or bool(room.f_files and not room.f_ffree)
     return found
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to say where ``path`` cannot be written, or read: the disk is full, or it is another user's."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return UserError(f"{path}: cannot be written: {error.strerror}", f"see: df -h {path.parent}")
+    place = path.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    owner, user = place.lstat().st_uid, os.geteuid()
+    if owner == user:
+        return UserError(f"{path}: {error.strerror}", f"see: ls -ld {shlex.quote(str(place))}")
+    # A run as root leaves more than one such thing in a checkout.
+    here = Path.cwd()
+    others = [one.name for one in here.iterdir() if one.lstat().st_uid != user] if place.is_relative_to(here) else []
+    whom = _user(user) if _user(user) == str(user) else f"{_user(user)}:"  # with its group, where it has a name
+    remedy = shlex.join(["chown", "-R", whom, *(sorted(others) or [str(place)])])
+    where = f"cd {shlex.quote(str(here))} && " if others else ""
+    return UserError(
+        f"{path}: {error.strerror}: {place} belongs to {_user(owner)}, and this is {_user(user)}",
+        f"as root, run: {where}{remedy}",
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

@@ -16,6 +16,7 @@ from doit.reporter import ConsoleReporter
 
 from sevsnp import progress
 from sevsnp.colour import Colour, paint
+from sevsnp.doit_tasks import Tasks
 from sevsnp.live import Screen, can_draw
 
 # Seconds of each task that ran in this process, and what there was to remark, for the table of an end-to-end run.
@@ -89,6 +90,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
+        self._tasks, self._selected = tasks, list(selected_tasks)
+        self._busy: set[str] = set()  # what did something, or should have
         self._started: dict[str, float] = {}
         self._screen = Screen(self.outstream) if can_draw(self.outstream) else None
         self._running: set[str] = set()
@@ -109,6 +112,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._started[task.name] = time.monotonic()
         progress.begin(task.name)
         if task.actions:
+            self._busy.add(task.name)
             self._running.add(task.name)
             if len(self._running) > 1:
                 self._crowded |= self._running
@@ -118,7 +122,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
                 self._screen.begin(task.name, _shown(task), drawn=bool(task.targets))
 
     def skip_uptodate(self, task: Any) -> None:
-        """Nothing to say: what is up to date is not news."""
+        """Nothing to say: what is up to date is not news, unless all of it is (:meth:`complete_run`)."""
 
     def add_success(self, task: Any) -> None:
         if task.actions:
@@ -130,6 +134,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
 
     def add_failure(self, task: Any, fail: Any) -> None:
+        self._busy.add(task.name)
         self._ended(task)
         if fail.report:
             self.failures.append({"task": task, "exception": fail})
@@ -140,11 +145,19 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def complete_run(self) -> None:
         self._finish()
+        if idle := self._idle():
+            self.write(f"{', '.join(map(readable, idle))}: nothing to do, all is up to date\n")
         for message in self.runtime_errors:
             self.write(f"{message}\n")
 
     def _mark(self, mark: str, colour: Colour) -> str:
         return paint(mark, colour, self.outstream)
+
+    def _idle(self) -> list[str]:
+        """Of the tasks that were asked for, those for which nothing ran."""
+        known = Tasks(self._tasks.values())
+        asked = [name for name in self._selected if name in known.by_name]
+        return [name for name in asked if not self._busy & {name, *known.all_needed(name)}]
 
     def _ended(self, task: Any) -> None:
         self._running.discard(task.name)

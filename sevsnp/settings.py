@@ -1,12 +1,29 @@
 """Pipeline settings: ``NAME=value`` on the command line, then the environment, then config.yaml, then the default."""
 
+import json
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
+from sevsnp.nearest import did_you_mean
+from sevsnp.setting_values import (
+    LEAST_MEMORY,
+    Choice,
+    Parser,
+    Value,
+    cache_place,
+    choice,
+    guest_name,
+    hex_digits,
+    integer,
+    minimum_tcb,
+    policy,
+    size,
+    text,
+    word,
+)
 from sevsnp.yaml_loader import strict_loader
 
 CONFIG_FILE = "config.yaml"
@@ -14,200 +31,161 @@ COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
 # What is said for one run, as against what config.yaml says for all.
 PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 
-Value = str | int
-Parser = Callable[[str], Value]
-
 # Never taken as a word of the command line, and shown nowhere.
 SECRETS = ("LUKS_KEY",)
+ALL_SETTINGS = "all settings: ./doitw help settings"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name on the command line, how its text is read, and its default as text."""
+    """One setting: its name on the command line, how its text is read, its default as text, and what it is for."""
 
     name: str
     parse: Parser
     default: str
     expected: str
+    help: str
 
     @property
     def key(self) -> str:
         """Its name in config.yaml."""
         return self.name.lower()
 
-
-def _text(text: str) -> str:
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError
-    return text
-
-
-def _word(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise ValueError
-    return text
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The words that it takes, where those are few."""
+        return self.parse.allowed if isinstance(self.parse, Choice) else ()
 
 
-def _guest_name(text: str) -> str:
-    # It becomes a directory in build/run; what else is there has other names.
-    if text and (len(text) > 40 or text == "e2e"):
-        raise ValueError
-    return _word(text) if text else text
+_TMPFS = size(1 << 20, 1 << 40)
+_PORT = integer(1, 65535)
 
-
-def _choice(*allowed: str) -> Parser:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError
-        return text
-
-    return parse
-
-
-def _integer(low: int, high: int) -> Parser:
-    def parse(text: str) -> int:
-        # int() alone would also take 1_000, blanks and other scripts' digits.
-        if not re.fullmatch(r"[0-9]+|0x[0-9A-Fa-f]+", text):
-            raise ValueError
-        value = int(text, 16 if text.startswith("0x") else 10)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
-
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def parse_size(text: str) -> int:
-    """``512M``, ``2G``, ``2GiB`` or plain bytes, in bytes; binary units, no fractions. Raises ValueError."""
-    # ASCII, or the Kelvin sign would count as a K.
-    match = re.fullmatch(r"([0-9]+)(?:([KMG])(?:i?B)?|B)?", text, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise ValueError(text)
-    return int(match[1]) * _UNITS[(match[2] or "").upper()]
-
-
-def _size(low: int, high: int) -> Parser:
-    def parse(text: str) -> int:
-        value = parse_size(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _policy(text: str) -> int:
-    # Reserved bits as AMD 56860 table 10 has them; a policy with debugging or migration is never accepted, so none is
-    # ever made.
-    value = _integer(0, (1 << 64) - 1)(text)
-    assert isinstance(value, int)
-    if not value >> 17 & 1 or value >> 26 or value >> 18 & 0b11:
-        raise ValueError
-    return value
-
-
-def _hex(digits: int) -> Parser:
-    def parse(text: str) -> str:
-        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
-            raise ValueError
-        return text
-
-    return parse
-
-
-# The order in which AMD's documents name the parts of a TCB version; fmc exists on Turin only.
-TCB_PARTS = ("fmc", "bootloader", "tee", "snp", "microcode")
-
-
-def parse_tcb(text: str) -> dict[str, int]:
-    """``bootloader:3,tee:0,snp:8,microcode:115`` as numbers from 0 to 255 by part; what is not named is 0."""
-    values: dict[str, int] = {}
-    for item in text.split(","):
-        name, _, number = item.partition(":")
-        known = name in TCB_PARTS and name not in values
-        if not known or not re.fullmatch("[0-9]{1,3}", number) or int(number) > 255:
-            raise ValueError(text)
-        values[name] = int(number)
-    return dict.fromkeys(TCB_PARTS, 0) | values
-
-
-def _minimum_tcb(text: str) -> str:
-    # A floor of zeros would refuse nothing without saying so; the word for that is any.
-    if text not in ("", "any") and not any(parse_tcb(text).values()):
-        raise ValueError
-    return text
-
-
-def _cache(text: str) -> str:
-    # What a reference must look like is for who opens it to say: what is said here would show a password in it.
-    if text and text != "off" and "://" not in text:
-        raise ValueError
-    return text
-
-
-_TMPFS = _size(1 << 20, 1 << 40)
-_PORT = _integer(1, 65535)
-LEAST_MEMORY = 256 << 20
-
-SETTINGS: tuple[Setting, ...] = (
-    Setting("IMAGE", _text, "", "a path: a root filesystem tar (for setup_*) or a disk image"),
-    Setting("ROOT_DEVICE", _text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME"),
-    Setting("PLATFORM", _choice("auto", "snp", "emulated"), "auto", "auto, snp or emulated"),
-    Setting("PRODUCT", _choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin"),
-    Setting("CPUS", _integer(1, 255), "1", "a number of vCPUs from 1 to 255"),
-    Setting("CPU_MODEL", _word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa"),
-    Setting("POLICY", _policy, "0x30000", "an SNP guest policy without debugging and migration, as 0x30000"),
-    Setting("GUEST_FEATURES", _integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1"),
-    Setting("MIN_TCB", _minimum_tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115, or any"),
-    Setting("PLATFORM_INFO_REQUIRED", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20"),
-    Setting("PLATFORM_INFO_FORBIDDEN", _integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1"),
-    Setting("FAMILY_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
-    Setting("IMAGE_ID", _hex(32), "0" * 32, "32 lower-case hex digits"),
-    Setting("GUEST_SVN", _integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295"),
-    Setting("ID_KEY", _text, "", "a path to a P-384 private key in PEM"),
-    Setting("AUTHOR_KEY", _text, "", "a path to a P-384 private key in PEM"),
-    Setting("FIRMWARE", _text, "", "a path to an OVMF built from OvmfPkg/AmdSev"),
-    Setting("FIRMWARE_REASON", _text, "", "a sentence"),
-    Setting("ACPI", _choice("auto", "on", "off"), "auto", "auto, on or off"),
-    Setting("WRITABLE", _choice("overlay", "copy"), "overlay", "overlay or copy"),
-    Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G"),
-    Setting("TMPFS_HOME", _TMPFS, "8G", "a size, as 512M or 1G"),
-    Setting("TMPFS_VAR", _TMPFS, "2G", "a size, as 512M or 1G"),
-    Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G"),
-    Setting("VERITY_FILESYSTEM", _choice("ext4", "erofs"), "ext4", "ext4 or erofs"),
-    Setting("LUKS_FREE", _size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G"),
-    Setting("LUKS_REPORTS", _choice("closed", "open"), "closed", "closed or open"),
-    Setting("LUKS_KEY_FILE", _text, "", "a path to a key file, or - to be asked"),
-    Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
-    Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),
-    Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535"),
-    Setting("NAME", _guest_name, "", "a guest's name: letters, digits, dots and dashes"),
-    Setting("DETACH", _choice("no", "yes"), "no", "no or yes"),
-    Setting("GUEST_NETWORK", _choice("open", "restricted"), "open", "open or restricted"),
-    Setting("HOST", _text, "127.0.0.1", "the address at which the guest's forwarded ports answer"),
-    Setting("PORT", _integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)"),
-    Setting("VERITY_IMAGE", _text, "", "a path"),
-    Setting("VERITY_HASH_TREE", _text, "", "a path"),
-    Setting("VM_CONFIG", _text, "", "a path to a VM config"),
-    Setting("EMULATED_ROOT", _text, "", "a path to the ark.pem of a software secure processor"),
-    Setting("MANIFEST", _text, "", "a path to a release manifest"),
-    Setting("MANIFEST_KEY", _text, "", "a path to a private key in PEM"),
-    Setting("MANIFEST_PUBLIC_KEY", _text, "", "a path to a public key in PEM"),
-    Setting("KERNEL_DEB", _text, "", "a path to a linux-image package"),
-    Setting("MIRROR", _text, "", "the URI of a Debian mirror"),
-    Setting("SNAPSHOT_MIRROR", _text, "", "the URI of a Debian snapshot mirror, ending before the pool"),
-    Setting("CONFIG_DIR", _text, "", "a directory for the user's keys"),
-    Setting("CACHE_DIR", _text, "", "a directory for downloaded packages"),
-    Setting("SEVSNP_CACHE", _text, "", "a directory for the artefact cache"),
-    Setting("CACHE", _cache, "", "oci://host/repository, off, or nothing"),
-    Setting("CACHE_MODE", _choice("pull", "push"), "pull", "pull or push"),
-    Setting("CACHE_KEY", _text, "", "a path to a private key in PEM"),
-    Setting("CACHE_PUBLIC_KEY", _text, "", "a path to a public key in PEM"),
-    Setting("CACHE_SIZE", _size(1 << 20, 1 << 50), "20G", "a size, as 20G"),
+# What config.yaml, `./doitw help` and the refusal of a bad value say is all from here.
+# fmt: off
+GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
+    ("What a guest is made of and measured with: fixed when a setup_* task writes its VM config.", (
+        Setting("IMAGE", text, "", "a path: a root filesystem tar (for setup_*) or a disk image",
+                "a root filesystem tar, or a disk image (qcow2, raw, VMDK, VHDX); empty: our own guest"),
+        Setting("ROOT_DEVICE", text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME",
+                "which root on a disk image that has several, as /dev/vda2, UUID=… or /dev/GROUP/VOLUME"),
+        Setting("PRODUCT", choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin",
+                "the processor that will run it (Milan, Genoa, Turin): decides the shape of its TCB version"),
+        Setting("CPUS", integer(1, 255), "1", "a number of vCPUs from 1 to 255",
+                "vCPUs, 1-255; each one's initial state is measured"),
+        Setting("CPU_MODEL", word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa",
+                "QEMU CPU model; its signature is part of that state"),
+        Setting("POLICY", policy, "0x30000", "an SNP guest policy without debugging and migration, as 0x30000",
+                "SNP guest policy: SMT allowed, no debugging, no migration"),
+        Setting("GUEST_FEATURES", integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1",
+                "SEV_FEATURES of each vCPU's initial state: SNP active, nothing else"),
+        Setting("MIN_TCB", minimum_tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115, or any",
+                "least TCB version to accept, as bootloader:3,snp:8,microcode:115, or any; empty: none is, on SEV-SNP"),
+        Setting("PLATFORM_INFO_REQUIRED", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20",
+                "bits of PLATFORM_INFO that must be set, as 0x20 (memory alias check complete)"),
+        Setting("PLATFORM_INFO_FORBIDDEN", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1",
+                "bits of PLATFORM_INFO that must not be set, as 0x1 (SMT enabled)"),
+        Setting("FAMILY_ID", hex_digits(32), "0" * 32, "32 lower-case hex digits",
+                "FAMILY_ID of the guest, 16 bytes; it is in an ID block, so zero as long as there is none"),
+        Setting("IMAGE_ID", hex_digits(32), "0" * 32, "32 lower-case hex digits",
+                "IMAGE_ID of the guest, likewise"),
+        Setting("GUEST_SVN", integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295",
+                "security version number of the guest, likewise"),
+        Setting("ID_KEY", text, "", "a path to a P-384 private key in PEM",
+                "P-384 private key that signs an ID block for the guest (doit idblock); empty: it has none"),
+        Setting("AUTHOR_KEY", text, "", "a path to a P-384 private key in PEM",
+                "P-384 private key that signs the ID key; empty: the ID block has none, which some firmware refuses"),
+        Setting("FIRMWARE", text, "", "a path to an OVMF built from OvmfPkg/AmdSev",
+                "firmware of your own that measured guests start with; empty: build/firmware/OVMF.fd"),
+        Setting("FIRMWARE_REASON", text, "", "a sentence",
+                "why that firmware is trusted where it cannot be judged (docs/firmware.md); every verdict says it"),
+        Setting("ACPI", choice("auto", "on", "off"), "auto", "auto, on or off",
+                "ACPI tables carry code of the host that the guest runs; auto: off with one vCPU, else on"),
+        Setting("WRITABLE", choice("overlay", "copy"), "overlay", "overlay or copy",
+                "/etc, /home and /var over a read-only root: an overlay, or a copy in memory"),
+        Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G",
+                "memory that changes below /etc may take"),
+        Setting("TMPFS_HOME", _TMPFS, "8G", "a size, as 512M or 1G",
+                "memory that changes below /home may take"),
+        Setting("TMPFS_VAR", _TMPFS, "2G", "a size, as 512M or 1G",
+                "memory that changes below /var may take"),
+        Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G",
+                "memory that /tmp may take"),
+        Setting("VERITY_FILESYSTEM", choice("ext4", "erofs"), "ext4", "ext4 or erofs",
+                "the root's file system: ext4, or erofs, which is compressed and cannot be written to at all"),
+        Setting("LUKS_FREE", size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G",
+                "room that the encrypted root has beside what is in it"),
+        Setting("LUKS_REPORTS", choice("closed", "open"), "closed", "closed or open",
+                "open: root in the encrypted guest can ask for reports after its key came; closed: nothing can"),
+    )),
+    ("Where the disk key of the encrypted root comes from, unless LUKS_KEY is in the environment.", (
+        Setting("LUKS_KEY_FILE", text, "", "a path to a key file, or - to be asked",
+                "a file of yours with the key, all of its bytes; - asks; empty: setup_luks makes one"),
+    )),
+    ("Free at every launch: not measured.", (
+        Setting("PLATFORM", choice("auto", "snp", "emulated"), "auto", "auto, snp or emulated",
+                "auto: snp where a probe boots a guest with it, else emulated; snp and emulated insist"),
+        Setting("MEMORY", size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M",
+                "the guest's memory, tmpfs included"),
+        Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535",
+                "port on this machine that leads to the guest's sshd"),
+        Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535",
+                "port on this machine that leads to the guest's attestation agent"),
+        Setting("NAME", guest_name, "", "a guest's name: letters, digits, dots and dashes",
+                "the name of the guest, and of its directory in build/run; empty: the workflow's"),
+        Setting("DETACH", choice("no", "yes"), "no", "no or yes",
+                "yes: run_* starts the guest without a terminal and returns once it runs"),
+        Setting("GUEST_NETWORK", choice("open", "restricted"), "open", "open or restricted",
+                "open: the guest reaches what this machine reaches; restricted: only the two ports in"),
+        Setting("VERITY_IMAGE", text, "", "a path",
+                "root image to attach; empty: the one that the VM config names"),
+        Setting("VERITY_HASH_TREE", text, "", "a path",
+                "its hash tree; empty: the one that the VM config names"),
+        Setting("VM_CONFIG", text, "", "a path to a VM config",
+                "VM config to launch or to verify against; empty: the one of the workflow"),
+    )),
+    ("Where the guest is reached from: attest_* and ssh.", (
+        Setting("HOST", text, "127.0.0.1", "the address at which the guest's forwarded ports answer",
+                "the machine that runs the guest"),
+        Setting("PORT", integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)",
+                "the attestation port there; 0: attest_port"),
+        Setting("EMULATED_ROOT", text, "", "a path to the ark.pem of a software secure processor",
+                "ark.pem of the software secure processor to believe; empty: that of the last run here"),
+    )),
+    ("What is given away.", (
+        Setting("MANIFEST", text, "", "a path to a release manifest",
+                "release manifest to verify; empty: build/manifest.json"),
+        Setting("MANIFEST_KEY", text, "", "a path to a private key in PEM",
+                "private key that signs the manifest; empty: it is not signed"),
+        Setting("MANIFEST_PUBLIC_KEY", text, "", "a path to a public key in PEM",
+                "public key that must have signed it; empty: the signature is not checked"),
+    )),
+    ("Where things are fetched from and kept.", (
+        Setting("KERNEL_DEB", text, "", "a path to a linux-image package",
+                "linux-image package to unpack instead of the pinned one"),
+        Setting("MIRROR", text, "", "the URI of a Debian mirror",
+                "Debian mirror; empty: as this machine's apt has it"),
+        Setting("SNAPSHOT_MIRROR", text, "", "the URI of a Debian snapshot mirror, ending before the pool",
+                "mirror that still has pinned versions the other one dropped (a URI that ends before pool/)"),
+        Setting("CONFIG_DIR", text, "", "a directory for the user's keys",
+                "the user's and owner's keys; empty: openend2e-sevsnp in the user's configuration directory"),
+        Setting("CACHE_DIR", text, "", "a directory for downloaded packages",
+                "downloaded packages; empty: openend2e-sevsnp in the user's cache directory"),
+        Setting("SEVSNP_CACHE", text, "", "a directory for the artefact cache",
+                "the artefact cache: what was made before; empty: artefacts in the cache directory"),
+        Setting("CACHE", cache_place, "", "oci://host/repository, off, or nothing",
+                "a registry to share it through, as oci://host/repository; off: no artefact cache at all"),
+        Setting("CACHE_MODE", choice("pull", "push"), "pull", "pull or push",
+                "pull: only take from the registry; push: send what was made here, too"),
+        Setting("CACHE_KEY", text, "", "a path to a private key in PEM",
+                "private key that signs what is sent"),
+        Setting("CACHE_PUBLIC_KEY", text, "", "a path to a public key in PEM",
+                "public key that must have signed what is taken; empty: whoever may write there is trusted"),
+        Setting("CACHE_SIZE", size(1 << 20, 1 << 50), "20G", "a size, as 20G",
+                "what the artefact cache may take on this machine's disk"),
+    )),
 )
+# fmt: on
+SETTINGS: tuple[Setting, ...] = tuple(setting for _, settings in GROUPS for setting in settings)
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
@@ -221,13 +199,15 @@ class Settings:
     sources: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Value:
+        if name not in self.sources:
+            raise UserError(f"there is no setting {name}", did_you_mean(name, _BY_NAME) or ALL_SETTINGS)
         return self.values[name]
 
     def text(self, name: str) -> str:
-        return str(self.values[name])
+        return str(self[name])
 
     def number(self, name: str) -> int:
-        value = self.values[name]
+        value = self[name]
         assert isinstance(value, int), name
         return value
 
@@ -262,6 +242,24 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
+def _meant(name: str, known: Iterable[str], form: str) -> str:
+    return " ".join(filter(None, (did_you_mean(name, known, form), ALL_SETTINGS)))
+
+
+def render_config() -> str:
+    """config.yaml as it is in the repository: every setting with its default and what it is for."""
+    lines = ["# The settings, each with its default. NAME=value on the command line (CPUS=2) and the environment come"]
+    lines += ["# before this file. Its text is made from the table in sevsnp/settings.py."]
+    for title, settings in GROUPS:
+        lines += ["", f"# {title}"]
+        for setting in settings:
+            # What YAML would take for nothing, or for a number with zeros before it, in quotes.
+            plain = setting.default.strip("0") or setting.default == "0"
+            value = setting.default if plain else json.dumps(setting.default)
+            lines.append(f"{f'{setting.key}: {value}':<26} # {setting.help}")
+    return "\n".join(lines) + "\n"
+
+
 def _kind(node: object) -> str:
     return type(node).__name__.removesuffix("Node").lower()
 
@@ -293,7 +291,7 @@ def read_config(file: Path) -> dict[str, str]:
     for key, value in document.value:
         setting = _BY_KEY.get(key.value) if isinstance(key, yaml.ScalarNode) else None
         if setting is None:
-            raise UserError(f"{file}: unknown setting {key.value!r}", f"known: {', '.join(_BY_KEY)}")
+            raise UserError(f"{file}: unknown setting {key.value!r}", _meant(str(key.value), _BY_KEY, "{}:"))
         if setting.name in texts:
             raise UserError(f"{file}: {setting.key} is set twice, expected once")
         if not isinstance(value, yaml.ScalarNode):
@@ -311,7 +309,7 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 f"that key is no secret any more; give another in the environment ({name}=… ./doitw …), or a file",
             )
         if name not in _BY_NAME:
-            raise UserError(f"unknown setting {name}={command_line[name]}", f"known: {', '.join(_BY_NAME)}")
+            raise UserError(f"unknown setting {name}={command_line[name]}", _meant(name, _BY_NAME, "{}="))
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}
@@ -326,8 +324,10 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 try:
                     values[setting.name] = setting.parse(texts[setting.name])
                 except ValueError:
+                    text = texts[setting.name]
                     raise UserError(
-                        f"{setting.name}={texts[setting.name]} (from {source}): expected {setting.expected}"
+                        f"{setting.name}={text} (from {source}): expected {setting.expected}",
+                        did_you_mean(text, setting.allowed, f"{setting.name}={{}}"),
                     ) from None
                 sources[setting.name] = source
                 break
@@ -342,3 +342,7 @@ def command_line_words(argv: list[str]) -> dict[str, str]:
     """
     words = [word for word in argv if "=" in word and not word.startswith("-")]
     return dict(word.split("=", 1) for word in words)
+
+
+if __name__ == "__main__":
+    print(render_config(), end="")

@@ -1,7 +1,8 @@
-"""Runs the project's own tests, each time in the same environment."""
+"""Runs the project's own tests and linters, each time in the same environment."""
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sevsnp.command import run_attached
@@ -14,8 +15,22 @@ ROOT = Path(__file__).resolve().parents[1]
 _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIRROR")
 
 
-def run_tests(full: bool = False, select: str = "") -> None:
-    """Run pytest: without the slow sweeps unless ``full``, and only the tests that ``select`` (pytest's -k) names."""
+# What is under two minutes: nothing is built or booted, and what lint does is not done again.
+FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
+LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+
+
+def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: Sequence[str] = ()) -> None:
+    """Run pytest: the files, directories or tests that ``paths`` names, else all; of them what ``select`` (-k) names.
+
+    Without the slow sweeps unless ``full``; ``fast`` are the unit tests that take no time. Raises UserError.
+    """
+    if full and fast:
+        raise UserError("test: found --full and --fast, expected one of them")
+    # pytest would say it after it has loaded all others.
+    for path in paths:
+        if not (ROOT / path.partition("::")[0]).exists():
+            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/test_settings.py")
     # A guest keeps one core busy; more than four of them at once would make time-outs of tests that measure time.
     argv = [sys.executable, "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
     argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
@@ -23,8 +38,27 @@ def run_tests(full: bool = False, select: str = "") -> None:
         argv += ["-m", "not full"]
     if select:
         argv += ["-k", select]
+    argv += [*(FAST if fast else ()), *(paths or (("tests/unit",) if fast else ()))]
+    _run("pytest", argv)
+
+
+def lint() -> None:
+    """Run every linter, and name those that found something. Raises UserError."""
+    failed = []
+    for words in LINTERS:
+        name = " ".join(words)
+        print(f"  {name}", flush=True)
+        try:
+            _run(name, [sys.executable, "-m", *words])
+        except UserError:
+            failed.append(name)
+    if failed:
+        raise UserError(f"{', '.join(failed)} found something, expected nothing", "their reports are above")
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
     # pip's own configuration, for the tests that make a .venv.
     kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith("PIP_")}
     code = run_attached(argv, env=kept, cwd=ROOT)
     if code:
-        raise UserError(f"pytest: exit code {code}", "its report is above")
+        raise UserError(f"{name}: exit code {code}", "its report is above")

@@ -1,16 +1,25 @@
-"""What a bare `doit` says: nothing is built by accident."""
+"""What a bare `./doitw` says, and `./doitw help` before its list of commands: nothing is built by accident."""
 
-_TEXT = """\
+WELCOME = """\
 openend2e-sevsnp: from a Linux root filesystem to a verified AMD SEV-SNP guest
 
-  doit list                 the tasks
-  doit e2e                  all of it: build, boot with measured boot, verify, log in, shut down
-  doit setup_verity         the verified root and its VM configs, in build/verity
-  doit run_sev_snp_verity   boot it (PLATFORM=auto: SEV-SNP where the host can, else emulated)
-  doit attest_verity        verify it from outside, before any login
-  doit help TASK            one task; settings are NAME=value words, see config.yaml
+  ./doitw e2e                    all of it: set up, build, boot with measured boot, verify, log in, shut down
+
+or step by step:
+
+  ./doitw setup_verity           build the verified root and its VM configs, in build/verity
+  ./doitw run_sev_snp_verity     boot it (PLATFORM=auto: SEV-SNP where the host can, else emulated)
+  ./doitw attest_verity          in a second terminal: verify it before any login (PLATFORM=emulated if it is)
+  ssh -F build/ssh_config guest  log in
+
+The same with an encrypted root: setup_luks, run_sev_snp_luks, attest_luks.
+
+  ./doitw list                   all tasks, in the order in which they are used
+  ./doitw help TASK              one task: what it does, its settings, what it makes, what comes next
+  ./doitw help settings          all settings; they are NAME=value words, or lines in config.yaml
+  ./doitw help                   this, and the commands of doit beside the tasks
 """
 
 
 def welcome() -> None:
-    print(_TEXT, end="")
+    print(WELCOME, end="")

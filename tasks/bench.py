@@ -11,7 +11,13 @@ RESULTS = BUILD / "bench"
 
 
 def task_bench() -> Iterator[Task]:
-    """Measure what it costs: bench:build, bench:boot, bench:attestation"""
+    """Measure what it costs: bench:build, bench:boot, bench:attestation
+
+    Measures builds beside the bare tools, boots with small and large /var, and verifications. Each has a name of its
+    own, as bench:build. The results are in build/bench. It takes a while, and wants a machine that does nothing else.
+
+    Next: README.md says what the numbers mean.
+    """
     values = settings()
     yield {
         "name": "build",

@@ -11,13 +11,24 @@ BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
 
 
 def task_host_bundle() -> Task:
-    """Pack what a host needs to run the guest into build/host-bundle [PLATFORM]"""
+    """Pack what a host needs to run the guest into build/host-bundle [PLATFORM]
+
+    Packs the verified guest into a directory that runs on another machine, where only QEMU has to be: disks, kernel,
+    firmware and a program `run`. It has no key and no policy. PLATFORM=snp leaves the emulation out.
+
+    Next: tar -C build -cS host-bundle | ssh HOST tar -x, and there ./run --help
+    """
     disks = [verity.IMAGE, verity.TREE]
     return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not settings().text("IMAGE"))
 
 
 def task_host_bundle_luks() -> Task:
-    """The same for the encrypted guest, in build/host-bundle-luks"""
+    """The same for the encrypted guest, in build/host-bundle-luks
+
+    Packs the encrypted guest likewise; its disk is in it, its key is not.
+
+    Next: tar -C build -cS host-bundle-luks | ssh HOST tar -x, and there ./run --help
+    """
     return _bundle(LUKS_BUNDLE, luks.config("snp"), luks.config("emulated"), [luks.IMAGE], cached=False)
 
 
@@ -43,7 +54,14 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
 
 
 def task_e2e() -> Task:
-    """Do it all: build, boot with measured boot, verify, log in, shut down"""
+    """Do it all: build, boot with measured boot, verify, log in, shut down
+
+    Builds all that is not there yet, boots the verified and the encrypted guest from their host bundles, verifies each
+    from outside, logs in, and shuts them down. A table at the end says what each stage has shown; build/e2e.json has it
+    for programs. It ends everything that it starts.
+
+    Next: ./doitw setup_verity, to go the same way step by step.
+    """
     values = settings()
     return command(
         "sevsnp.e2e:e2e",

@@ -3,7 +3,7 @@
 Functions are named as "module:function" and imported when they run, so that `doit list` loads none of them.
 """
 
-import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from sevsnp import progress
 from sevsnp.errors import UserError
+from sevsnp.files import cannot_write
+from sevsnp.named import load_named
 from sevsnp.store.artefact import Artefact
 from sevsnp.store.checkout import Checkout
 
@@ -40,7 +42,6 @@ def call(function: str, /, *, alone: bool = False, launches: bool = False, **arg
     ``alone``: nobody else builds in this checkout meanwhile. Else they may: a guest runs for hours. ``launches``: it
     starts a guest, whose temporary files are made by code that a host bundle has too, where no guardian is.
     """
-    module, _, name = function.partition(":")
 
     def work() -> Any:
         if launches:
@@ -49,9 +50,9 @@ def call(function: str, /, *, alone: bool = False, launches: bool = False, **arg
             keep_temporaries()
         if alone:
             with CHECKOUT.making(say):
-                return getattr(importlib.import_module(module), name)(**arguments)
+                return load_named(function)(**arguments)
         CHECKOUT.release()
-        return getattr(importlib.import_module(module), name)(**arguments)
+        return load_named(function)(**arguments)
 
     return _told(function, work)
 
@@ -76,6 +77,8 @@ def _told(function: str, work: Callable[[], Any]) -> Any:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
+        if isinstance(error, PermissionError) and error.filename:
+            return TaskFailed(str(cannot_write(Path(os.fsdecode(error.filename)), error)), report=True)
         return TaskFailed(f"{error.filename or function}: {error.strerror}", report=True)
     # doit keeps what an action returns in its database in clear, so nothing is ever handed back.
     return None if result is None or result is True else TaskFailed(f"{function} failed", report=True)

@@ -136,7 +136,13 @@ def task__image_rootfs() -> Task:
 
 
 def task_create_new_vm() -> Task:
-    """Make a Debian guest in build/guest: rootfs.tar and sevsnptest.qcow2"""
+    """Make a Debian guest in build/guest: rootfs.tar and sevsnptest.qcow2
+
+    Makes a small Debian from the lists in guest-vm/: a root file system tar, of which the measured guests are made too,
+    and a disk image that boots by itself.
+
+    Next: ./doitw run_guest
+    """
     return artefact(
         "sevsnp.images.guest_disk:make_guest_disk",
         inputs={"rootfs": ROOTFS, "kernel": KERNEL / "vmlinuz", "initramfs": PLAIN_INITRAMFS},
@@ -147,17 +153,35 @@ def task_create_new_vm() -> Task:
 
 
 def task_run_guest() -> Task:
-    """Boot the plain guest without SEV-SNP [IMAGE MEMORY SSH_PORT NAME DETACH]"""
+    """Boot the plain guest without SEV-SNP [IMAGE MEMORY NAME DETACH …]
+
+    Boots a disk image in an ordinary VM, in the foreground: that of create_new_vm, which has to be made before, or
+    IMAGE. Nothing is measured or verified.
+
+    Next: ./doitw setup_verity makes of it a guest that can be verified.
+    """
     return _plain("run_guest", "plain")
 
 
 def task_run_sev_snp() -> Task:
-    """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY …]"""
+    """Boot the plain guest's disk with SEV-SNP, unmeasured [IMAGE MEMORY …]
+
+    Boots a disk image as an SEV-SNP guest whose firmware alone is measured: kernel and disk are what the host says they
+    are. It shows that the machine can run SEV-SNP guests; it is emulated where there is none.
+
+    Next: ./doitw run_sev_snp_direct_boot measures the kernel too.
+    """
     return _plain("run_sev_snp", "snp")
 
 
 def task_run_sev_snp_direct_boot() -> Task:
-    """Boot the plain guest with SEV-SNP and a measured kernel [IMAGE MEMORY …]"""
+    """Boot the plain guest with SEV-SNP and a measured kernel [IMAGE MEMORY …]
+
+    Boots a disk image as an SEV-SNP guest with measured firmware, kernel, initramfs and command line; the disk is not
+    protected.
+
+    Next: ./doitw setup_verity protects the disk too.
+    """
     return _plain("run_sev_snp_direct_boot", "direct")
 
 

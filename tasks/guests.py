@@ -11,26 +11,45 @@ def _of_guest(function: str, **arguments: Any) -> Task:
 
 
 def task_status() -> Task:
-    """Say what is built and current, which guests run, and what comes next"""
+    """Say what is built and current, which guests run, and what comes next
+
+    For each guest that runs on this machine: its name, workflow, platform and ports, the process that ends with it,
+    since when it runs, and when it was attested.
+    """
     return command("sevsnp.status:status", runs=RUN)
 
 
 def task_logs() -> Task:
-    """Show the end of a guest's console and of what QEMU said [NAME]"""
+    """Show the end of a guest's console and of what QEMU said [NAME]
+
+    Shows the last lines of the logs in build/run, without anything that would move the terminal's cursor. Without NAME:
+    those of every guest that has any.
+    """
     return _of_guest("logs")
 
 
 def task_console() -> Task:
-    """Open the serial console of a guest started with DETACH=yes [NAME]"""
+    """Open the serial console of a guest started with DETACH=yes [NAME]
+
+    Shows the console on this terminal and sends it what is typed. Ctrl-] leaves it; the guest runs on.
+    """
     return _of_guest("console")
 
 
 def task_ssh() -> Task:
-    """Log in to an attested guest; -c COMMAND runs one there [NAME]"""
+    """Log in to an attested guest; -c COMMAND runs one there [NAME]
+
+    Uses the ssh configuration that the attestation of this guest has written, which takes no host key but the one that
+    the evidence vouches for.
+    """
     option = {"name": "command", "short": "c", "long": "command", "default": "", "help": "what to run in the guest"}
     return {**_of_guest("login"), "params": [option]}
 
 
 def task_stop() -> Task:
-    """End a guest: it powers off where it was attested, else QEMU is ended [NAME]"""
+    """End a guest: it powers off where it was attested, else QEMU is ended [NAME]
+
+    An attested guest is asked by ssh to power itself off. QEMU is ended where that cannot be or does not help: for the
+    guest that is a power cut.
+    """
     return _of_guest("stop")

@@ -4,16 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import luks, verity
-from tasks.graph import UNLISTED, Task, command
+from tasks.graph import Task, command
 from tasks.project import settings
 
 
 def task_idblock() -> Iterator[Task]:
-    """Sign ID blocks for the VM configs: idblock:verity, idblock:luks [ID_KEY …]"""
+    """Sign ID blocks for the VM configs: idblock:verity, idblock:luks [ID_KEY …]
+
+    Writes the VM configs again, each with an ID block: what the owner signs so that the secure processor starts nothing
+    else with it. ID_KEY signs the block; AUTHOR_KEY signs the ID key, and is optional. docs/id-block.md has more.
+
+    Next: ./doitw run_sev_snp_verity ID_KEY=… AUTHOR_KEY=…
+    """
     values = settings()
     id_key, author_key = (values.path(name, Path()) if values.text(name) else None for name in ("ID_KEY", "AUTHOR_KEY"))
-    # The list of tasks has as many lines as a screen; what few need is found in docs/id-block.md.
-    yield {"name": None, "doc": task_idblock.__doc__, "meta": UNLISTED}
     for workflow, config in (("verity", verity.config), ("luks", luks.config)):
         configs = [config("snp"), config("emulated")]
         output = configs[0].parent / "idblock"

@@ -88,7 +88,14 @@ def task__luks_config_emulated() -> Task:
 
 
 def task_setup_luks() -> Task:
-    """Make the encrypted root and its VM configs in build/luks [IMAGE …]"""
+    """Make the encrypted root and its VM configs in build/luks [IMAGE …]
+
+    Makes an encrypted root (LUKS2 with dm-crypt and dm-integrity) that belongs to one key, and two VM configs whose
+    measured command line has the digest of its header. The key is LUKS_KEY from the environment, or the file that
+    LUKS_KEY_FILE names, or it is made here and kept with your keys. A throw-away VM writes the image.
+
+    Next: ./doitw run_sev_snp_luks
+    """
     return {
         "actions": None,
         "file_dep": [str(path) for path in (IMAGE, HEADER, config("snp"), config("emulated"))],

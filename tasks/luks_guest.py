@@ -9,7 +9,13 @@ from tasks.vm_config import launched
 
 
 def task_run_sev_snp_luks() -> Task:
-    """Boot the encrypted guest, which waits for attest_luks [MEMORY NAME DETACH …]"""
+    """Boot the encrypted guest, which waits for attest_luks [MEMORY NAME DETACH …]
+
+    Boots the guest that setup_luks has made, in the foreground, until it ends. It waits for its disk key, which only
+    attest_luks of its owner can send. What the guest writes to its disk stays.
+
+    Next: ./doitw attest_luks in a second terminal, with PLATFORM=emulated for an emulated guest.
+    """
     text = settings().text
     return launching(
         "sevsnp.vm.run:run_workflow",
@@ -25,7 +31,14 @@ def task_run_sev_snp_luks() -> Task:
 
 
 def task_attest_luks() -> Task:
-    """Verify the waiting guest, then send it its disk key [PLATFORM NAME HOST PORT …]"""
+    """Verify the waiting guest, then send it its disk key [PLATFORM NAME HOST PORT …]
+
+    Verifies the guest that waits for its disk key, as attest_verity does, and that this very connection and this very
+    volume are in its report. Only then is the key sent. An emulated guest gets the key that was made here, which is
+    then no longer sent to confidential guests.
+
+    Next: log in with the command that it prints.
+    """
     values = settings()
     return command(
         "sevsnp.attesting:luks",

@@ -15,7 +15,13 @@ LISTS = {
 
 
 def task_packages() -> Task:
-    """Fetch kernel, firmware, QEMU and tools, pinned, into build/snp-release"""
+    """Fetch kernel, firmware, QEMU and tools, pinned, into build/snp-release
+
+    Fetches every package that packages.lock pins, checks its SHA-256, and unpacks the tools (QEMU among them) into a
+    directory from which they run in place. What was fetched before comes from CACHE_DIR.
+
+    Next: ./doitw setup_verity
+    """
     values = settings()
     return artefact(
         "sevsnp.packages.steps:make_packages",
@@ -47,7 +53,13 @@ def task__firmware() -> Task:
 
 
 def task_packages_lock() -> Task:
-    """Pin every package in packages.lock at its newest version, with its SHA-256"""
+    """Pin every package in packages.lock at its newest version, with its SHA-256
+
+    Asks the Debian archive for the newest version of every package in the lists, and of all that those depend on, and
+    writes packages.lock.
+
+    Next: ./doitw test, and commit packages.lock.
+    """
     return command(
         "sevsnp.packages.steps:update_lock",
         mirror=settings().text("MIRROR"),
@@ -60,7 +72,12 @@ def task_packages_lock() -> Task:
 
 
 def task_unpack_kernel() -> Task:
-    """Unpack the kernel package into build/kernel [KERNEL_DEB]"""
+    """Unpack the kernel package into build/kernel [KERNEL_DEB]
+
+    Unpacks the pinned kernel, or the linux-image package that KERNEL_DEB names, with its modules.
+
+    Next: ./doitw initramfs
+    """
     values = settings()
     inputs: dict[str, Any] = {"deb": values.path("KERNEL_DEB", Path())} if values.text("KERNEL_DEB") else {}
     return artefact(

@@ -4,13 +4,15 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sevsnp.errors import UserError
 from sevsnp.key_paths import Keys
+from sevsnp.setting_values import Value
 from sevsnp.settings import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
 from sevsnp.store import session
 from tasks.graph import Task, command
@@ -37,10 +39,40 @@ APPLIANCE_INITRAMFS = BUILD / "initramfs.appliance.cpio.zst"
 EMULATED_INITRAMFS = BUILD / "initramfs.emulated.cpio.zst"
 
 
+class SettingsRead:
+    """The names of the settings that each task reads while it is made; ``by_task`` has them."""
+
+    def __init__(self) -> None:
+        self.by_task: dict[str, set[str]] = {}
+        self._now: set[str] | None = None
+
+    @contextlib.contextmanager
+    def by(self, task: str) -> Iterator[None]:
+        self._now = self.by_task.setdefault(task, set())
+        try:
+            yield
+        finally:
+            self._now = None
+
+    def note(self, name: str) -> None:
+        if self._now is not None:
+            self._now.add(name)
+
+
+settings_read = SettingsRead()
+
+
+class _Noted(dict[str, Value]):
+    def __getitem__(self, name: str) -> Value:
+        settings_read.note(name)
+        return super().__getitem__(name)
+
+
 @cache
 def settings() -> Settings:
     """The settings of this run; doit shows what is wrong with one without a traceback."""
     found = checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
+    found = replace(found, values=_Noted(found.values))
     session.configure(
         session.Options(
             directory=found.artefact_cache(),
@@ -77,14 +109,14 @@ def firmware() -> Path:
 def asked() -> dict[str, Any]:
     """The settings that the user gave for this very run, on the command line or in the environment."""
     chosen = settings()
-    return {name: chosen[name] for name, source in chosen.sources.items() if source in PER_RUN}
+    return {name: value for name, value in chosen.values.items() if chosen.sources[name] in PER_RUN}
 
 
 def release_manifest() -> dict[str, Any]:
     """The manifest whose list counts in an attestation, and the key that must have signed it, where MANIFEST is set."""
     found: dict[str, Path | None] = {"manifest": None, "manifest_key": None}
     for parameter, name in (("manifest", "MANIFEST"), ("manifest_key", "MANIFEST_PUBLIC_KEY")):
-        if settings().text("MANIFEST") and settings().text(name):
+        if settings().text(name) and settings().text("MANIFEST"):
             found[parameter] = settings().path(name, Path())
     return found
 

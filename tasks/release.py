@@ -45,7 +45,13 @@ ENCRYPTED = (
 
 
 def task_manifest() -> Task:
-    """Write build/manifest.json and an SBOM, signed [MANIFEST_KEY]"""
+    """Write build/manifest.json and an SBOM, signed [MANIFEST_KEY]
+
+    Writes the digests of all that was built, the launch digests for 1 to 64 vCPUs, what everything was made with, and
+    what must never be accepted; beside it a software bill of materials (CycloneDX). MANIFEST_KEY signs it.
+
+    Next: ./doitw verify_manifest MANIFEST_PUBLIC_KEY=…
+    """
     values = settings()
     encrypted = all(path.exists() for path in ENCRYPTED)
     # A command, not an artefact: the state of git, the Python environment and the key are no files of the project, and
@@ -76,7 +82,13 @@ def task_manifest() -> Task:
 
 
 def task_verify_manifest() -> Task:
-    """Compare everything with the manifest [MANIFEST MANIFEST_PUBLIC_KEY]"""
+    """Compare everything with the manifest [MANIFEST MANIFEST_PUBLIC_KEY]
+
+    Says which artefact differs from the manifest, or is not there, and checks the signature where MANIFEST_PUBLIC_KEY
+    names the key that must have signed it.
+
+    Next: ./doitw attest_verity MANIFEST=… verifies a guest against it.
+    """
     values = settings()
     return command(
         "sevsnp.release.verify:verify_manifest",

@@ -10,14 +10,20 @@ def task__welcome() -> Task:
 
 
 def task_install_dependencies() -> Task:
-    """Install the few apt packages this machine lacks, after saying why"""
+    """Install the few apt packages this machine lacks, after saying why
+
+    Says which programs of the host are missing and what each is for, asks on a terminal, and installs them with
+    apt-get, as root or through sudo. Everything else is fetched into build/ and needs no installation.
+
+    Next: ./doitw e2e
+    """
     return command("sevsnp.dependencies:install_dependencies")
 
 
 def _nothing_missing() -> bool:
-    from sevsnp.dependencies import missing
+    from sevsnp.dependencies import is_ready
 
-    return not missing()
+    return is_ready()
 
 
 def task__dependencies() -> Task:
@@ -36,11 +42,30 @@ def task__checkout() -> Task:
 
 
 def task_test() -> Task:
-    """Run the tests; --full adds the slow ones, -k WORDS runs those that match"""
+    """Run the tests, or those in PATH; --fast: two minutes of them, --full: all
+
+    Runs the tests, boots under emulation among them: most of an hour on two cores. --fast leaves out whatever boots or
+    builds, and takes less than two minutes; --full adds slow sweeps. Name files or directories to run only those:
+    ./doitw test tests/unit/test_settings.py
+
+    Next: ./doitw lint
+    """
     return {
         **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
+            {"name": "fast", "long": "fast", "type": bool, "default": False, "help": "unit tests alone, two minutes"},
             {"name": "select", "short": "k", "long": "select", "default": "", "help": "as pytest's -k"},
         ],
+        "pos_arg": "paths",
     }
+
+
+def task_lint() -> Task:
+    """Run the linters and the type checker: ruff check, ruff format --check, mypy
+
+    A change is wanted without a finding of theirs. `ruff format` and `ruff check --fix`, in .venv/bin, mend most.
+
+    Next: ./doitw test
+    """
+    return command("sevsnp.testing:lint")

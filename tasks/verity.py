@@ -70,7 +70,14 @@ def task__verity_config_emulated() -> Task:
 
 
 def task_setup_verity() -> Task:
-    """Make the verified root, its hash tree and the VM configs in build/verity"""
+    """Make the verified root, its hash tree and the VM configs in build/verity
+
+    Makes a read-only root file system with its dm-verity hash tree, the measured kernel command line that has the root
+    hash, and two VM configs: one for SEV-SNP hardware and one for the emulation. A VM config has all that is launched,
+    by SHA-256, and the launch digest that a report must show. IMAGE is a root of your own.
+
+    Next: ./doitw run_sev_snp_verity
+    """
     return {
         "actions": None,
         "file_dep": [str(path) for path in (IMAGE, TREE, ROOTHASH, config("snp"), config("emulated"))],
@@ -78,7 +85,14 @@ def task_setup_verity() -> Task:
 
 
 def task_run_sev_snp_verity() -> Task:
-    """Boot the verified guest, on SEV-SNP or emulated [MEMORY NAME DETACH …]"""
+    """Boot the verified guest, on SEV-SNP or emulated [MEMORY NAME DETACH …]
+
+    Boots the guest that setup_verity has made, in the foreground, until it ends. PLATFORM=auto takes SEV-SNP where a
+    test guest boots with it on this machine, else the emulation, and says which. What is measured (CPUS, POLICY and
+    others) is in the VM config, and another value of it is refused here.
+
+    Next: ./doitw attest_verity in a second terminal, with PLATFORM=emulated for an emulated guest.
+    """
     replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
     text = settings().text
     return launching(
@@ -95,7 +109,13 @@ def task_run_sev_snp_verity() -> Task:
 
 
 def task_attest_verity() -> Task:
-    """Verify the running guest before any login [PLATFORM NAME HOST PORT …]"""
+    """Verify the running guest before any login [PLATFORM NAME HOST PORT …]
+
+    Sends a fresh nonce to the running guest, and checks its attestation report: certificates, signature, and every
+    field against the VM config. Only if all is as expected are the files written with which ssh logs in.
+
+    Next: log in with the command that it prints.
+    """
     values = settings()
     return command(
         "sevsnp.attesting:verity",

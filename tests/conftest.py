@@ -88,6 +88,7 @@ def copy_project(target: Path) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out what needs the build, and what is marked slow")
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
 
 
@@ -105,9 +106,18 @@ def pytest_configure() -> None:
             signal.signal(number, lambda *_: None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests in the order of PARTS: files by their own name or by their directory's."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests in the order of PARTS: files by their own name or by their directory's. With --fast only some."""
+    if config.getoption("--fast"):
+        slow = [item for item in items if _is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: min(PARTS.index(part) for part in item.path.parts[-2:] if part in PARTS))
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    marked = any(item.get_closest_marker(name) for name in ("boot", "full", "slow"))
+    return marked or "built" in getattr(item, "fixturenames", ())
 
 
 @functools.cache

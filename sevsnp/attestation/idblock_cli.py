@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         block = block_of(read_vm_config(options.vm_config))
-        id_key, author_key = load_key(options.id_key_path), load_key(options.auth_key_path)
+        id_key = load_key(options.id_key_path)
+        author_key = load_key(options.auth_key_path) if options.auth_key_path else None
         identity = make_identity(block, id_key, author_key)
         write_identity(identity, options.output / BLOCK, options.output / AUTH)
     except UserError as error:
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--id-key-path", metavar="FILE", type=Path, required=True, help="P-384, PKCS#8 or SEC1 in PEM")
     parser.add_argument(
-        "--auth-key-path", metavar="FILE", type=Path, required=True, help="likewise; some firmware insists on it"
+        "--auth-key-path", metavar="FILE", type=Path, help="likewise, signs the ID key; some firmware insists on one"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="(default: here)")
     return parser

@@ -7,9 +7,9 @@ ordinary user or in a chroot for root. The same packages give the same bytes for
 import gzip
 import hashlib
 import os
-import pwd
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from sevsnp import progress
 from sevsnp.command import find, run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.images import own_mounts
 from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Entry
+from sevsnp.subordinate_ids import check_subordinate_ids
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0
@@ -138,7 +140,7 @@ def namespace_mode() -> str:
             "newuidmap: command not found; an ordinary user needs it to install packages into a directory",
             "as root, run: apt-get install uidmap",
         )
-    _check_subordinate_ids()
+    check_subordinate_ids()
     try:
         # mmdebstrap itself, since a security policy (Ubuntu's) may allow it what it forbids to others.
         run(["mmdebstrap", "--unshare-helper", "true"], timeout=20)
@@ -149,20 +151,6 @@ def namespace_mode() -> str:
             "kernel.apparmor_restrict_unprivileged_userns=0 — or run this task as root",
         ) from error
     return "unshare"
-
-
-def _check_subordinate_ids() -> None:
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
-    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
-        lines = file.read_text().splitlines() if file.exists() else []
-        if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
-            raise UserError(
-                f"{file}: no range of subordinate ids for {user}, expected one of 65536",
-                f"as root, run: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
-            )
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:
@@ -196,14 +184,14 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
-    mmdebstrap = find("mmdebstrap")  # unshare would say it in two thousand characters
+    mmdebstrap = find("mmdebstrap")  # own_mounts would say it in a traceback
     if mmdebstrap is None:
         raise UserError("mmdebstrap: command not found", "run: ./doitw install_dependencies")
     # Root's mounts in the new tree would outlive a mmdebstrap that is killed; those of a namespace end with it.
-    own_mounts = ["unshare", "--mount"] if mode == "root" else []
+    separated = [sys.executable, "-I", "-S", own_mounts.__file__] if mode == "root" else []
     run(
         [
-            *own_mounts,
+            *separated,
             mmdebstrap,
             f"--mode={mode}",
             "--variant=essential",

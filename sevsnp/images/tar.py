@@ -135,14 +135,18 @@ _MAGIC = {
     b"BZh": "a bzip2 file",
     b"QFI\xfb": "a qcow2 disk image",
 }
-_HINTS = dict.fromkeys(("a zstd file", "an xz file", "a gzip file", "a bzip2 file"), "decompress it first")
+_NEITHER = "neither a tar archive nor a disk image"
+_HINTS = {
+    **dict.fromkeys(("a zstd file", "an xz file", "a gzip file", "a bzip2 file"), "decompress it first"),
+    _NEITHER: "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)",
+}
 
 
 def _format(path: Path) -> str:
     """What a file that is no tar seems to be, by its first bytes."""
     with path.open("rb") as stream:
         start = stream.read(8)
-    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "something else")
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), _NEITHER)
 
 
 def read_tar(path: Path) -> dict[str, Entry]:

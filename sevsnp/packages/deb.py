@@ -22,7 +22,7 @@ def read_control(deb: Path, *names: str) -> str:
     try:
         return run(["dpkg-deb", "--field", deb, *names]).decode(errors="replace")
     except UserError as error:
-        raise UserError(f"{deb}: not a Debian package: {error.message.splitlines()[-1]}") from error
+        raise UserError(f"{deb}: not a Debian package: {error.message.splitlines()[0]}") from error
 
 
 def member_path(name: str) -> PurePosixPath:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from sevsnp.command import run, temporary_directory
+from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
 from sevsnp.files import write_atomic
 from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package, dump_lock
@@ -118,7 +119,8 @@ class PrivateApt:
 
 def _complaints(error: UserError) -> str:
     """What apt says is wrong, in one line, without the command that said it."""
-    lines = [line[3:] for line in error.message.splitlines() if line.startswith("E: ")]
+    said = error.said if isinstance(error, CommandFailed) else ""
+    lines = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
     return "; ".join(lines) or error.message.splitlines()[0]
 
 

@@ -5,7 +5,6 @@ It is copied from the cache where the same was made before, and made where not.
 
 import errno
 import hashlib
-import importlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory, sha256_file
+from sevsnp.files import cannot_write, scratch_directory, sha256_file
+from sevsnp.named import load_named
 from sevsnp.store import session
 from sevsnp.store.cache import Cache, cache
 from sevsnp.store.digests import read_tree
@@ -184,11 +184,12 @@ class Artefact:
         return True
 
     def _build(self, key: str, parts: Mapping[str, str], store: Cache | None, say: Say) -> None:
-        module, _, name = self.function.partition(":")
+        module = self.function.partition(":")[0]
         self._check_sources(module)
+        function = load_named(self.function)
         with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
             with _Reader(scratch, store) as reader:
-                reader.follow(getattr(importlib.import_module(module), name)(**self.given, **scratch))
+                reader.follow(function(**self.given, **scratch))
                 for output, path in scratch.items():
                     if not path.exists():
                         raise UserError(f"{self.function} did not make {self.outputs[output]}")
@@ -350,4 +351,4 @@ def _full_disk(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise UserError(f"{place}: cannot be written: {error.strerror}", f"see: df -h {place.parent}") from None
+        raise cannot_write(place, error) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sevsnp.errors import UserError
+from sevsnp.files import cannot_write
 from sevsnp.store.locks import locked
 
 Say = Callable[[str], None]
@@ -28,9 +28,7 @@ class Checkout:
                 try:
                     held.__enter__()
                 except OSError as error:
-                    raise UserError(
-                        f"{self._path}: cannot be written: {error.strerror}", f"see: df -h {self._path.parent}"
-                    ) from None
+                    raise cannot_write(self._path, error) from None
                 self._held = held
 
     @contextmanager

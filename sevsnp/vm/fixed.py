@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from sevsnp.errors import UserError
-from sevsnp.settings import parse_tcb
+from sevsnp.setting_values import parse_tcb
 from sevsnp.vm.config import Launch, Reference, Tcb, VmConfig, making
 from sevsnp.vm.qemu import read_cmdline
 

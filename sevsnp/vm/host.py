@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.settings import LEAST_MEMORY, parse_size
+from sevsnp.setting_values import LEAST_MEMORY, parse_size
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions
@@ -82,7 +82,7 @@ def main(argv: list[str], bundle: Path) -> int:
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
         told = told_of(launch.workflow, launch.platform, " HOST=…", another="run another one: ./run --state second")
-        run_guest(launch=launch, options=options, platform=chosen.name, answers=answers, told=told, source=source)
+        run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
     except UserError as error:
         print(f"run: {error}", file=sys.stderr)
         return 1

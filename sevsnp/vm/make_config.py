@@ -11,7 +11,7 @@ from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.hash_tree import BLOCK_SIZE
 from sevsnp.images.verity import VerityParameters, fixed_salt
 from sevsnp.keys import certificate_der
-from sevsnp.settings import parse_tcb
+from sevsnp.setting_values import parse_tcb
 from sevsnp.store import session
 from sevsnp.vm.cmdline import build_cmdline, luks_words, verity_words
 from sevsnp.vm.config import (

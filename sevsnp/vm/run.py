@@ -10,7 +10,7 @@ from sevsnp.errors import UserError
 from sevsnp.vm.config import Launch, read_vm_config
 from sevsnp.vm.console import SWITCHING, WAITING
 from sevsnp.vm.fixed import check_fixed
-from sevsnp.vm.platforms import choose, running
+from sevsnp.vm.platforms import Platform, choose, running
 from sevsnp.vm.qemu import RunOptions, check_files, check_options
 from sevsnp.vm.session import Told, session
 from sevsnp.vm.state import Run, check_free
@@ -33,7 +33,7 @@ def run_guest(
     *,
     launch: Launch,
     options: RunOptions,
-    platform: str,
+    platform: str | Platform,
     answers: Path,
     told: Told,
     source: Path,
@@ -42,14 +42,15 @@ def run_guest(
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
-    ``source`` is the VM config that ``launch`` is of. A volume that the guest writes to is copied into
+    ``platform`` is a setting's value, or what was chosen for it before, with the reason that is then said; ``source``
+    is the VM config that ``launch`` is of. A volume that the guest writes to is copied into
     ``options.state`` before, and stays there.
     """
     check_free(options.state, told.another)
     if check and launch.workflow != "luks":
         check_files(launch)
     options = check_options(options)
-    chosen = choose(platform, launch, options.qemu, answers)
+    chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
             "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"

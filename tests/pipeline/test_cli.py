@@ -1,6 +1,9 @@
 """doit as a user meets it: what it lists, what it loads, what it does unasked, and how it is interrupted."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,16 +48,43 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_list_fits_on_a_screen(clone: Path) -> None:
+def test_the_list_has_every_task_in_the_order_of_use(clone: Path) -> None:
     done = doit("list", cwd=clone)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and done.stderr == ""
-    assert set(CORE) <= {line.split()[0] for line in lines}
-    assert len(lines) <= 24
-    assert [line for line in lines if len(line) > 100] == []
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert set(CORE) <= set(listed) and len(set(listed)) == len(listed)
+    assert {"idblock", "cache_prune", "cache_verify", "lint", "graph"} <= set(listed)
+    for way in (
+        ("setup_verity", "run_sev_snp_verity", "attest_verity"),
+        ("setup_luks", "run_sev_snp_luks", "attest_luks"),
+    ):
+        assert [name for name in listed if name in way] == list(way)
+    assert listed[0] == "e2e"
+    assert [line for line in lines if len(line) > 110] == []
     # One clear line each: it says something, and ends like the others.
-    assert [line for line in lines if len(line.split(maxsplit=1)) < 2 or line.endswith(".")] == []
-    assert not [line for line in lines if line.startswith("_")]
+    assert [line for line in lines if line.startswith("  ") and (len(line.split()) < 2 or line.endswith("."))] == []
+    assert "Others" not in lines, "a task is in no group of tasks/listing.py"
+
+
+NAMED = """
+import inspect, json, re, sys
+import dodo
+from tasks.listing import GROUPS
+makers = {name[5:]: inspect.cleandoc(maker.__doc__ or "") for name, maker in vars(dodo).items() if name[:5] == "task_"}
+print(json.dumps([GROUPS, makers]))
+"""
+
+
+def test_every_listed_task_says_what_it_does_and_what_is_next(clone: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NAMED], cwd=clone, capture_output=True, text=True, check=True)
+    groups, makers = json.loads(done.stdout)
+    listed = [name for names in groups.values() for name in names]
+    assert set(listed) <= set(makers) and len(set(listed)) == len(listed)
+    for name in listed:
+        _, *paragraphs = makers[name].split("\n\n")
+        assert len(paragraphs) >= 2 and paragraphs[-1].startswith("Next: "), name
+        assert set(re.findall(r"\./doitw (\w+)", makers[name])) <= set(makers), name
 
 
 def test_a_list_makes_nothing(clone: Path) -> None:
@@ -89,7 +119,7 @@ def test_a_list_costs_little_more_than_doit_itself(clone: Path, tmp_path: Path) 
 def test_a_bare_doit_is_harmless_and_helpful(clone: Path) -> None:
     done = doit(cwd=clone)
     assert done.returncode == 0
-    for words in ("doit list", "doit e2e", "doit help TASK", "NAME=value"):
+    for words in ("./doitw list", "./doitw e2e", "./doitw help TASK", "NAME=value"):
         assert words in done.stdout
     assert not (clone / "build").exists()
 
@@ -98,14 +128,49 @@ def test_a_bare_doit_is_harmless_and_helpful(clone: Path) -> None:
 def test_help(clone: Path, task: str) -> None:
     done = doit("help", task, cwd=clone)
     assert done.returncode == 0 and task in done.stdout
-    line = next(line for line in doit("list", cwd=clone).stdout.splitlines() if line.split()[0] == task)
-    assert line.split(maxsplit=1)[1] in done.stdout
+    listed = doit("list", cwd=clone).stdout.splitlines()
+    line = next(line for line in listed if line.startswith(f"  {task} "))
+    assert line.split(maxsplit=1)[1] in done.stdout and "\nNext: " in done.stdout
+
+
+def test_help_has_the_settings_that_a_task_reads(clone: Path) -> None:
+    text = doit("help", "setup_verity", cwd=clone).stdout
+    own, _, others = text.partition("Settings of the tasks that run before it:")
+    for name in ("IMAGE", "CPUS", "POLICY", "MIN_TCB", "WRITABLE", "VERITY_FILESYSTEM"):
+        assert f"  {name}=" in own
+    assert "  MEMORY=" not in own and "  LUKS_FREE=" not in own
+    assert re.search(r"^  packages +CACHE_DIR MIRROR SNAPSHOT_MIRROR$", others, re.MULTILINE)
+    assert "  build/verity/verity.img\n" in others
+    # A misspelt one in a task is no traceback.
+    tools = clone / "tasks" / "tools.py"
+    kept = tools.read_text()
+    tools.write_text(
+        kept.replace("str(Path.cwd())", 'settings().text("CPU")').replace("import BUILD", "import BUILD, settings")
+    )
+    try:
+        done = doit("list", cwd=clone)
+    finally:
+        tools.write_text(kept)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "ERROR: task build_tools: there is no setting CPU\n  did you mean CPUS?\n"
+
+
+def test_a_run_that_has_nothing_to_do_says_so(clone: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(clone, copy)
+    words = {"SEVSNP_CACHE": str(tmp_path / "cache"), "CONFIG_DIR": str(tmp_path / "config")}
+    said = "build_tools: nothing to do, all is up to date\n"
+    assert said not in doit("build_tools", cwd=copy, **words).stdout
+    assert doit("build_tools", cwd=copy, **words).stdout == said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nonsuch"], '"nonsuch"'),
+        (["nonsuch"], "nonsuch: no such task"),
+        (["Setup_verity"], "did you mean ./doitw setup_verity?"),
+        (["setup_verity", "platform=snp"], "did you mean PLATFORM=?"),
+        (["setup_verity", "PLATFORM=SNP"], "did you mean PLATFORM=snp?"),
         (["setup_verity", "NONSUCH=1"], "unknown setting NONSUCH=1"),
         (["list", "CPUS=many"], "CPUS=many (from the command line): expected a number of vCPUs"),
         (["setup_verity", "CPUS=2", "ACPI=off"], "ACPI=off: found CPUS=2, expected 1"),

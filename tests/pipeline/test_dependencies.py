@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import command, dependencies
-from sevsnp.dependencies import DEPENDENCIES, install_command, install_dependencies, missing
+from sevsnp import command, dependencies, subordinate_ids
+from sevsnp.dependencies import DEPENDENCIES, install_command, install_dependencies, is_ready, missing
 from sevsnp.errors import UserError
 
 PROGRAMS = ("mmdebstrap", "newuidmap", "newgidmap", "ssh", "ssh-keygen")
@@ -45,6 +45,10 @@ class Machine:
             found = shutil.which(tool, path=os.defpath)
             assert found
             (folder / tool).symlink_to(found)
+        self.subordinate = (folder / "subuid", folder / "subgid")
+        for file in self.subordinate:
+            file.write_text("1000:100000:65536\n")
+        monkeypatch.setattr(subordinate_ids, "FILES", self.subordinate)
         self.user(0)
         self.answer(None)
 
@@ -211,3 +215,22 @@ def test_a_machine_without_apt(machine: Machine) -> None:
     with pytest.raises(UserError, match="expected Debian or Ubuntu") as refused:
         install_dependencies()
     assert refused.value.hint == "install mmdebstrap, openssh-client"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_subordinate_ids_are_looked_for_before_anything_is_fetched(
+    machine: Machine, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine.user(1000)
+    for program in PROGRAMS:
+        machine.add(program)
+    install_dependencies()  # control
+    assert is_ready() and "nothing is missing" in capfd.readouterr().out
+    machine.subordinate[number].write_text("another:100000:65536\n")
+    assert not is_ready()
+    with pytest.raises(UserError, match=r"no range of subordinate ids for \S+, expected one of 65536") as refused:
+        install_dependencies()
+    assert refused.value.hint.startswith("as root, run: usermod --add-subuids ")
+    assert capfd.readouterr().out == ""
+    machine.user(0)  # who needs none
+    assert is_ready()

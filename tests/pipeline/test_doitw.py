@@ -3,87 +3,17 @@
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import Tools
+from tests.pipeline.doitw_tools import MOST, PROJECT, Tools, allow_dumps, doitw, greeting, made_venv, make_project
 from tests.waiting import cpu_seconds, wait_until
-
-PROJECT = Path(__file__).resolve().parents[2]
-DODO = """
-from doit import get_var
-
-def task_hello():
-    \"\"\"Say hello.\"\"\"
-    return {"actions": [f"echo hello {get_var('NAME', 'you')}"], "verbosity": 2}
-
-def task_key():
-    '''Show where a disk key is.'''
-    def show():
-        import json, os, resource
-        number = int(os.environ.get("SEVSNP_LUKS_KEY_FD", "-1"))
-        found = {"key": None if number < 0 else os.read(number, 10000).decode("latin-1")}
-        found["dumps"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
-        pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
-        for name in ("environ", "cmdline"):
-            found[name] = 0
-            for pid in pids:
-                try:
-                    found[name] += b"canary-7c1" in open(f"/proc/{pid}/{name}", "rb").read()
-                except OSError:
-                    continue
-        print(json.dumps(found))
-    return {"actions": [show], "verbosity": 2}
-
-def task_fail():
-    \"\"\"Fail.\"\"\"
-    return {"actions": ["exit 7"]}
-
-DOIT_CONFIG = {"default_tasks": ["hello"]}
-"""
-
-
-def small_lock() -> str:
-    """doit alone, from the project's own lock: a venv of it takes seconds."""
-    found = re.search(r"^doit==.*?(?<!\\)$", (PROJECT / "requirements.lock").read_text(), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[0] + "\n"
-
-
-def doitw(
-    *words: str, program: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program, *words],
-        cwd=cwd or program.parent,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=allow_dumps,
-    )
-
-
-def make_project(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    shutil.copy2(PROJECT / "doitw", folder)
-    (folder / "dodo.py").write_text(DODO)
-    (folder / "requirements.lock").write_text(small_lock())
-    return folder / "doitw"
-
-
-def greeting(text: str) -> str:
-    """What the task printed, without doit's line about the task."""
-    return text.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +34,26 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def made_venv(program: Path) -> bool:
-    """Runs doitw; whether it made .venv anew. In any case it must have worked."""
-    done = doitw(program=program)
-    assert done.returncode == 0, done.stderr
-    assert greeting(done.stdout) == "hello you"
-    if done.stderr:
-        assert done.stderr.startswith("doitw: making .venv from requirements.lock with Python 3.")
-        assert len(done.stderr.splitlines()) == 1
-    return bool(done.stderr)
+@pytest.mark.parametrize(
+    ("words", "becomes"),
+    [
+        ("-h", "help doitw"),
+        ("--help", "help doitw"),
+        ("help", "help doitw"),
+        ("help list", "help list"),
+        ("hello --help", "help hello"),
+        ("-n 2 hello -h NAME=x", "help hello NAME=x"),
+        ("hello NAME=--help", "hello NAME=--help"),
+    ],
+)
+def test_help_however_it_is_asked_for(program: Path, words: str, becomes: str) -> None:
+    doit = program.parent / ".venv" / "bin" / "doit"
+    kept = doit.read_text()
+    doit.write_text('#!/bin/sh\necho "$@"\n')
+    try:
+        assert doitw(*words.split(), program=program).stdout == f"{becomes}\n"
+    finally:
+        doit.write_text(kept)
 
 
 def test_it_is_silent_once_all_is_there(program: Path) -> None:
@@ -241,7 +182,7 @@ def test_a_clean_clone_works_with_every_python(tmp_path: Path) -> None:
         (tools / "python3").chmod(0o755)
         done = doitw("list", program=clone / "doitw", env={"PATH": f"{tools}:{os.environ['PATH']}"})
         assert done.returncode == 0, done.stderr
-        assert re.search(r"^test +Run the tests", done.stdout, re.MULTILINE)
+        assert re.search(r"^ +test +Run the tests", done.stdout, re.MULTILINE)
         check = [str(clone / ".venv/bin/python"), "-m", "pip", "check"]
         checked = subprocess.run(check, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout
@@ -280,7 +221,10 @@ def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
     tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
     done = doitw(program=program, env=tools.env)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    making, unasked, *rest = done.stderr.splitlines()
+    assert making.endswith("half a minute; and the apt package python3-venv, for this machine")
+    assert unasked == "doitw: going on, for without a terminal nobody can be asked"
+    assert rest == [
         f"doitw: installing python3-venv, without which Python makes no virtual environment: {INSTALL}",
         "doitw: apt-get update failed; trying with the lists that are here",
         f"doitw: that failed; run as root: {INSTALL}",
@@ -311,15 +255,8 @@ def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools]
         tools.add("sudo", sudo)
     done = doitw(program=program, env=tools.env)
     assert done.returncode == 1
-    assert done.stderr == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}\n"
-
-
-MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]
-
-
-def allow_dumps() -> None:
-    """As a user's ``ulimit -c unlimited``."""
-    resource.setrlimit(resource.RLIMIT_CORE, (MOST, MOST))
+    last = done.stderr.splitlines()[-1]
+    assert last == f"doitw: python3-venv is missing and only root can install it: run as root: {INSTALL}"
 
 
 KEY = "canary-7c1 \t'\"$(id)`id`\\ \xe9\nand a second line\n"

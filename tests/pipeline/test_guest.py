@@ -191,7 +191,7 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="/etc/subuid: no range of subordinate ids for 4711"):
         guest_packages.namespace_mode()
 
-    monkeypatch.setattr(guest_packages, "_check_subordinate_ids", lambda: None)
+    monkeypatch.setattr(guest_packages, "check_subordinate_ids", lambda: None)
 
     def fail(*_: object, **__: object) -> bytes:
         raise UserError("exit code 1")
@@ -203,7 +203,6 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("mode", ["root", "unshare"])
 def test_no_mmdebstrap_is_said_in_one_line(mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "unshare").symlink_to("/usr/bin/unshare")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^mmdebstrap: command not found") as caught:
         guest_packages._install([], tmp_path, tmp_path / "root.tar", mode, 0)

@@ -301,6 +301,10 @@ INPUTS: dict[str, tuple[str, str]] = {
         "init.cpio.zst: found a zstd file, expected an uncompressed tar",
         IMAGE,
     ),
+    "setup_verity IMAGE=README.md": (
+        "README.md: found neither a tar archive nor a disk image, expected an uncompressed tar archive",
+        IMAGE,
+    ),
     "setup_verity IMAGE=build": ("✗ verity root: build: not a regular file", IMAGE),
     "unpack_kernel KERNEL_DEB=nonsuch.deb": ("nonsuch.deb: no such file", "build/kernel/vmlinuz"),
     "unpack_kernel KERNEL_DEB=config.yaml": ("config.yaml: not a Debian package", "build/kernel/vmlinuz"),

@@ -1,11 +1,12 @@
 """What the attestation tests share: a synthetic firmware, VM configs, and one software secure processor a session."""
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import struct
-import tempfile
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation.appraisal import Evidence, Expected
+from sevsnp.command import temporary_directory
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
@@ -96,9 +98,14 @@ def make_launch(directory: Path, **changes: Any) -> Launch:
     return dataclasses.replace(launch, **changes)
 
 
+_kept = contextlib.ExitStack()
+atexit.register(_kept.close)
+
+
 @functools.cache
 def scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="sevsnp-evidence-"))
+    """A directory that ends with this process, however that ends: a test process of xdist is killed."""
+    return _kept.enter_context(temporary_directory("sevsnp-evidence."))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """External commands: their environment, their end, and what is said when they fail."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import IO
 import pytest
 
 from sevsnp import command
+from sevsnp.command_failed import FAILED, CommandFailed
 from sevsnp.errors import UserError
 from tests.waiting import NET, wait_until
 
@@ -118,24 +120,50 @@ def test_what_cannot_be_started_is_a_clear_line(tmp_path: Path) -> None:
         command.run(["true"], cwd=tmp_path / "none")
 
 
-def test_a_failure_shows_the_command_to_paste_and_its_last_words() -> None:
-    argv = ["sh", "-c", "echo 'it broke' >&2; exit 3", "a b", "$HOME", "it's"]
-    with pytest.raises(UserError) as failed:
+def test_a_failure_shows_its_last_words_first_and_the_command_to_paste_last() -> None:
+    argv = ["sh", "-c", "echo first >&2; echo 'it broke' >&2; exit 3", "a b", "$HOME", "it's"]
+    with pytest.raises(CommandFailed) as failed:
         command.run(argv, hint="mend it")
-    first, last = failed.value.message.splitlines()
-    assert first.startswith("exit code 3 from: sh -c ")
-    assert shlex.split(first.removeprefix("exit code 3 from: ")) == argv
-    assert last == "it broke"
-    assert failed.value.hint == "mend it"
-    pasted = subprocess.run(first.removeprefix("exit code 3 from: "), shell=True, capture_output=True, check=False)
+    *lines, last = failed.value.message.splitlines()
+    assert lines == ["sh: it broke", "before that:", "  first"]
+    pasteable = last.removeprefix("exit code 3 from: ")
+    assert shlex.split(pasteable) == argv
+    assert (failed.value.hint, failed.value.said) == ("mend it", "first\nit broke")
+    pasted = subprocess.run(pasteable, shell=True, capture_output=True, check=False)
     assert pasted.returncode == 3
+
+
+def test_a_tool_that_says_its_own_name_is_not_named_twice(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed) as failed:
+        command.run(["ls", tmp_path / "none"])
+    first = failed.value.message.splitlines()[0]
+    assert re.fullmatch(rf"\S*ls: cannot access '{tmp_path}/none': No such file or directory", first)
+
+
+def test_a_long_command_is_shortened_in_the_middle_and_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["sh", "-c", "echo 'it broke' >&2; exit 3", *(f"word-{number}" for number in range(200))]
+    with pytest.raises(CommandFailed) as failed:
+        command.run(argv)
+    # Control: where there is no place to keep it, all of it is shown.
+    assert shlex.join(argv) in failed.value.message and list(tmp_path.iterdir()) == []
+    (tmp_path / ".cache").mkdir()
+    with pytest.raises(CommandFailed) as failed:
+        command.run(argv)
+    last = failed.value.message.splitlines()[-1]
+    assert last.startswith("exit code 3 from: sh -c ") and last.endswith("word-199   (in full: .cache/failed-command)")
+    assert " … " in last and len(last) < 320
+    assert FAILED.read_text() == f"{shlex.join(argv)}\n\nit broke\n"
+    assert FAILED.stat().st_mode & 0o777 == 0o600
 
 
 def test_only_the_end_of_a_long_complaint_is_shown() -> None:
     with pytest.raises(UserError) as failed:
         command.run([sys.executable, "-c", "import sys; sys.exit('x' * 100_000 + 'the reason')"])
-    assert len(failed.value.message) < 2200
-    assert failed.value.message.endswith("the reason")
+    assert len(failed.value.message) < 2300
+    assert failed.value.message.splitlines()[0].endswith("the reason")
 
 
 @pytest.mark.parametrize("trap", ["", "trap '' TERM; "], ids=["obedient", "deaf"])

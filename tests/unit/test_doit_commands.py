@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.settings import SETTINGS
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 DODO = """
@@ -162,11 +164,160 @@ def test_info_says_why(project: Path) -> None:
     assert "  build/second: not there\n  first is to be made first\n" in said
     assert "\ninputs:\n  build/first\n\noutputs:\n  build/second\n" in said
     (project / "source").unlink()
-    assert "\nstatus: cannot be made\n  source: not there\n" in doit(project, "info", "first")
+    assert "\nstatus: cannot be made: what it needs is not there\n  source: not there\n" in doit(
+        project, "info", "first"
+    )
     assert "runs whenever it is asked for" in doit(project, "info", "go")
 
 
-@pytest.mark.parametrize("words", [["nonsuch"], [], ["first", "both"]])
+@pytest.mark.parametrize("words", [[], ["first", "both"]])
 def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
     said = doit(project, "info", *words)
     assert "expected the name of one task" in said and "./doitw list" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["Frist"], ["list", "Frist"], ["clean", "Frist"], ["forget", "Frist"], ["info", "Frist"], ["help", "Frist"]],
+)
+def test_a_misspelt_task_gets_the_nearest(project: Path, words: list[str]) -> None:
+    said = doit(project, *words)
+    assert said.strip() == "ERROR: Frist: no such task\n  did you mean ./doitw first? all tasks: ./doitw list"
+
+
+def test_a_misspelt_command_gets_the_nearest(project: Path) -> None:
+    assert "did you mean ./doitw list?" in doit(project, "lits")
+    assert doit(project, "zebra").strip() == "ERROR: zebra: no such task\n  all tasks: ./doitw list"
+    (project / "adopts").unlink()
+    assert "did you mean" not in doit(project, "lits")  # control: doit's own
+
+
+SECOND = """
+
+def task_another():
+    return _artefact("source", "build/../build/first", "Make first, too")
+"""
+
+
+@pytest.mark.parametrize("words", [["list"], ["help", "first"], ["info", "first"], ["first"], ["clean"]])
+def test_two_tasks_with_one_target(project: Path, words: list[str]) -> None:
+    dodo = project / "dodo.py"
+    dodo.write_text(dodo.read_text() + SECOND)
+    said = doit(project, *words)
+    assert said == "ERROR: build/../build/first: two tasks make it, first and another; expected one\n"
+    assert made(project) == set()
+    (project / "adopts").unlink()
+    assert "ERROR" not in doit(project, "list")  # control: doit's own
+
+
+def full(project: Path, *words: str, where: str = "/dev/full") -> tuple[int, str]:
+    with open(where, "w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "doit", *words],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["info", "first"], ["help", "first"], ["first"], ["-n", "2", "-P", "thread", "first"], ["clean"]],
+)
+def test_a_full_standard_output_is_one_line(project: Path, words: list[str]) -> None:
+    if words == ["clean"]:
+        doit(project, "first")
+    said = "standard output: cannot be written: No space left on device\n"
+    assert full(project, *words) == (1, said)
+    assert full(project, *words, where="/dev/null")[1] == ""  # control
+
+
+def test_doit_s_own_words_for_it(project: Path) -> None:
+    (project / "adopts").unlink()
+    assert full(project, "list")[1].count("\n") > 1
+
+
+def test_nobody_who_reads_it_is_no_error(project: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "doit", "list"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+GUIDE = """
+from sevsnp.doit_help import Guide
+
+GUIDE = Guide(
+    {"Go on": ("go",), "Make": ("both", "first")},
+    {"first": "Make first\\n\\nIt is made of the source, and of\\nnothing else.\\n\\nNext: ./doitw both"},
+    {"first": {"CPUS", "POLICY"}, "both": {"MEMORY"}, "_second": {"PLATFORM", "CPUS"}},
+)
+"""
+
+
+@pytest.fixture
+def guided(project: Path) -> Path:
+    dodo = project / "dodo.py"
+    dodo.write_text(GUIDE + dodo.read_text().replace("    adopt()", "    adopt(GUIDE)"))
+    return project
+
+
+def test_a_list_in_groups(guided: Path) -> None:
+    lines = doit(guided, "list").splitlines()
+    assert lines[:6] == ["Go on", "  go      Go", "", "Make", "  both    Make both", "  first   Make first"]
+    assert "help TASK" in lines[-2] and "verify_report" in lines[-1]
+    shown = doit(guided, "list", "--status", "--private").splitlines()
+    assert shown[:2] == ["Go on", "  - go         Go"]
+    assert shown[7:9] == ["Others", "  R _second    Make second"]
+    # A legend of the letters that are there.
+    assert [line[0] for line in shown[-2:]] == ["R", "-"]
+
+
+def test_a_list_for_programs_is_flat_and_in_order(guided: Path) -> None:
+    assert doit(guided, "list", "--quiet").split() == ["go", "both", "first"]
+    assert doit(guided, "list", "--template", "{name}.").split() == ["go.", "both.", "first."]
+    assert doit(guided, "list", "--deps", "--quiet", "first").splitlines() == ["first   ", " -  source", ""]
+
+
+def test_help_of_a_task(guided: Path) -> None:
+    lines = doit(guided, "help", "first").splitlines()
+    assert lines[:5] == [
+        "./doitw first", "Make first", "", "It is made of the source, and of nothing else.", "",
+    ]  # fmt: skip
+    assert lines[-4:] == ["It makes:", "  build/first", "", "Next: ./doitw both"]
+    text = " ".join("\n".join(lines).split())
+    assert " CPUS=1 " in text and "Expected: a number of vCPUs from 1 to 255" in text
+    assert "POLICY=0x30000" in text and "MEMORY" not in text and "Settings of the artefact cache: " in text
+
+
+def test_help_of_a_group_has_its_helpers_settings_and_names_the_other_tasks(guided: Path) -> None:
+    text = doit(guided, "help", "both")
+    own, _, others = text.partition("Settings of the tasks that run before it:")
+    assert "  MEMORY=2G " in own and "  PLATFORM=auto " in own and "  CPUS=1 " in own and "POLICY" not in own
+    # What is said above is not said twice.
+    assert others.splitlines()[1].split() == ["first", "POLICY"]
+    assert "It makes:\n  build/second\n" in text
+
+
+def test_help_of_settings_and_of_all(guided: Path) -> None:
+    text = doit(guided, "help", "settings")
+    for setting in SETTINGS:
+        assert f"  {setting.name}=" in text
+    text = doit(guided, "help", "doitw")
+    assert "./doitw setup_verity" in text and "remove what was built" in text
+    assert {line.split()[0] for line in text.splitlines()[-10:]} >= {"run", "clean", "info", "forget", "list"}

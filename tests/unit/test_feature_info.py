@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.settings import parse_tcb
+from sevsnp.setting_values import parse_tcb
 from sevsnp.vm.config import Product, Tcb
 from sevsnp.vm.feature_info import (
     host_product,

@@ -1,5 +1,6 @@
 """Scratch directories: what killed processes leave is removed by the next, what a living one uses is not."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -17,6 +18,8 @@ import pytest
 from sevsnp import files
 from sevsnp.files import scratch_directory, short_name, write_atomic
 from tests.waiting import NET, wait_until
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -244,3 +247,45 @@ def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path) -> None:
                 process.kill()
         assert [path.name for path in directory.iterdir()] == ["socket"]
     assert not short.exists()
+
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+# Python may be where only root may read.
+AS_NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+WRITES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from sevsnp.files import cannot_write
+path = Path("build/deep/file")
+try:
+    path.write_text("x")
+    print("written")
+except OSError as error:
+    print(cannot_write(path, error))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
+def test_what_a_run_as_root_left_says_whose_it_is_and_the_remedy_works(tmp_path: Path) -> None:
+    def write() -> list[str]:
+        words = [*AS_NOBODY, sys.executable, "-B", "-c", WRITES, str(PROJECT)]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout.splitlines()
+
+    (tmp_path / "build" / "deep").mkdir(parents=True)
+    (tmp_path / ".doit.db").touch()
+    (tmp_path / "mine").touch()
+    os.chown(tmp_path / "mine", 65534, 65534)
+    message, hint = write()
+    assert message == (f"build/deep/file: Permission denied: {tmp_path}/build/deep belongs to root, and this is nobody")
+    assert hint == f"  as root, run: cd {tmp_path} && chown -R nobody: .doit.db build"
+    subprocess.run(["sh", "-c", hint.removeprefix("  as root, run: ")], check=True, timeout=60)
+    assert write() == ["written"]
+
+
+def test_a_full_disk_is_still_a_full_disk(tmp_path: Path) -> None:
+    said = files.cannot_write(tmp_path / "file", OSError(errno.ENOSPC, "No space left on device"))
+    assert (said.message, said.hint) == (
+        f"{tmp_path}/file: cannot be written: No space left on device", f"see: df -h {tmp_path}"
+    )  # fmt: skip

@@ -229,21 +229,53 @@ def test_no_file_names_a_path_of_this_machine() -> None:
     assert named == set()
 
 
-def test_the_lock_pins_by_hash_and_names_no_index() -> None:
-    text = (PROJECT / "requirements.lock").read_text()
-    requirements = [line for line in text.replace("\\\n", "").splitlines() if line and not line.startswith("#")]
-    assert requirements
-    assert [line for line in requirements if not re.match(r"[a-z0-9.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
+LOCKS = ("requirements.lock", "requirements-test.lock")
+
+
+def pins(lock: str) -> dict[str, str]:
+    """The requirements of a lock by name, each with its version and its hashes."""
+    text = (PROJECT / lock).read_text().replace("\\\n", "")
+    return {line.split("==")[0]: line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_locks_pin_by_hash_and_name_no_index(lock: str) -> None:
+    text = (PROJECT / lock).read_text()
+    assert pins(lock)
+    form = r"[a-z0-9.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}"
+    assert [line for line in pins(lock).values() if not re.match(form, line)] == []
     assert re.search(r"://|^\s*--(extra-)?index|^\s*--find", text, re.MULTILINE) is None
 
 
-def test_the_lock_covers_pyproject() -> None:
+def test_the_locks_cover_pyproject_and_agree() -> None:
     import tomllib
 
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    asked = {
-        re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower()
-        for requirement in (*project["dependencies"], *project["optional-dependencies"]["test"])
+    document = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    asked = (document["project"]["dependencies"], document["dependency-groups"]["test"])
+    for lock, requirements in zip(LOCKS, asked, strict=True):
+        assert {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in requirements} <= set(pins(lock))
+    needed, for_tests = (
+        {name: (line.split()[0], re.findall("sha256:[0-9a-f]+", line)) for name, line in pins(lock).items()}
+        for lock in LOCKS
+    )
+    assert {name: needed[name] for name in needed.keys() & for_tests} == {
+        name: for_tests[name] for name in needed.keys() & for_tests
     }
-    locked = set(re.findall(r"^([a-z0-9.-]+)==", (PROJECT / "requirements.lock").read_text(), re.MULTILINE))
-    assert asked <= locked
+    # What only tests need is in no user's environment.
+    assert not {"pytest", "mypy", "ruff", "hypothesis", "sev-snp-measure"} & needed.keys()
+
+
+def test_what_users_run_needs_no_package_of_the_tests() -> None:
+    """Loading all of it with nothing but what requirements.lock has; bench, which doitw knows, may need more."""
+    extra = {
+        name.replace("-", "_") for name in pins("requirements-test.lock").keys() - pins("requirements.lock").keys()
+    }
+    assert "pytest" in extra
+    extra |= {"xdist", "sevsnpmeasure"}
+    reached = {
+        f"{relative(path)}: {name}"
+        for path in python_files("sevsnp", "tasks")
+        for name in imports(ast.parse(path.read_text()), ".".join(path.relative_to(PROJECT).parent.parts))
+        if name.split(".")[0] in extra
+    }
+    assert {line.split(":")[0] for line in reached} == {"sevsnp/bench/launch_digest.py"}, reached

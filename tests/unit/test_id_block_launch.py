@@ -139,9 +139,23 @@ def test_sign_configs(config: VmConfig, keys: tuple[Path, Path], tmp_path: Path)
         launch = read_vm_config(output / path.name).launch
         assert launch.id_block and launch.id_auth
         check_identity(read_identity(launch.id_block.path, launch.id_auth.path), MEASUREMENT, launch.guest_policy)
-    for missing in ({"id_key": None, "author_key": keys[1]}, {"id_key": keys[0], "author_key": None}):
-        with pytest.raises(UserError, match=r"(ID|AUTHOR)_KEY: not set"):
-            sign_configs(configs=paths, template=TEMPLATE, output=output, **missing)
+    with pytest.raises(UserError, match=r"ID_KEY: not set"):
+        sign_configs(configs=paths, id_key=None, author_key=keys[1], template=TEMPLATE, output=output)
+
+
+def test_sign_configs_without_an_author(
+    config: VmConfig, keys: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "idblock"
+    sign_configs(configs=[config.source], id_key=keys[0], author_key=None, template=TEMPLATE, output=output)
+    assert "author key none" in capsys.readouterr().out
+    made = read_vm_config(output / config.source.name)
+    launch = made.launch
+    assert launch.id_block and launch.id_auth
+    identity = read_identity(launch.id_block.path, launch.id_auth.path)
+    check_identity(identity, MEASUREMENT, launch.guest_policy)
+    assert not identity.auth.has_author and made.require_reference().author_key_digest == bytes(48)
+    assert made.require_reference().id_key_digest == identity.id_key_digest != bytes(48)
 
 
 def test_the_command(
@@ -165,8 +179,12 @@ def test_the_command(
         assert idblock_cli.main(wrong) == 64
         assert "/nowhere" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        idblock_cli.main([*words, *both[:2]])
+        idblock_cli.main([*words, *both[2:]])
     assert caught.value.code == 64
+    capsys.readouterr()
+    assert idblock_cli.main([*words, *both[:2]]) == 0  # without an author
+    assert f'author_key_digest = "{"0" * 96}"' in capsys.readouterr().out
+    assert not read_identity(output / "id-block.base64", output / "auth-block.base64").auth.has_author
 
 
 def test_an_encrypted_key_asks_on_the_terminal(config: VmConfig, keys: tuple[Path, Path], tmp_path: Path) -> None:

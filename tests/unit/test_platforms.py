@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
+from sevsnp.files import sha256_file
 from sevsnp.vm import platforms
-from sevsnp.vm.config import File, Launch
+from sevsnp.vm.config import Disk, File, Launch, VmConfig, render_vm_config
 from sevsnp.vm.confine import Access
+from sevsnp.vm.host import main as run_bundle
 from sevsnp.vm.platforms import choose
-from sevsnp.vm.qemu import check_version, start
+from sevsnp.vm.qemu import OLDEST, check_version, start
+from tests.unit.evidence import make_launch
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 EVERYTHING = Access(everything=True)
 VERSION = 'if [ "$1" = --version ]; then echo "QEMU emulator version 10.0.2"; exit; fi'
@@ -211,3 +217,39 @@ def test_no_qemu_at_all(tmp_path: Path, host: Host, launch: Launch) -> None:
     (tmp_path / "qemu").write_text("no program")
     with pytest.raises(UserError, match="qemu: no such program"):
         check_version(tmp_path / "qemu", "snp")
+
+
+def test_every_text_says_the_same_versions_of_qemu() -> None:
+    texts = [*(PROJECT / "docs").glob("*.md"), PROJECT / "README.md", PROJECT / "templates" / "bundle-run"]
+    found = {path.name: set(re.findall(r"QEMU (\d+(?:\.\d+)?) or newer", path.read_text())) for path in texts}
+    both = {"9.1", "10"}
+    assert {tuple(int(part) for part in text.split(".")) for text in both} == {OLDEST["snp"], OLDEST["emulated"][:1]}
+    assert {name: versions for name, versions in found.items() if versions} == {
+        "README.md": both, "hardware.md": both, "bundle-run": both,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), [((), "no /dev/kvm"), (("--platform", "emulated"), "asked for")])
+def test_a_bundle_says_why_it_emulates(
+    host: Host,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    """And not that it was asked for where nobody asked."""
+    monkeypatch.setattr(platforms, "_KVM", tmp_path / "none")
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "root.img").write_bytes(bytes(4096))
+    disk = Disk("root", bundle / "root.img", 4096, sha256_file(bundle / "root.img"))
+    for name in ("launch.toml", "launch.emulated.toml"):
+        platform = "emulated" if "emulated" in name else "snp"
+        launch = make_launch(bundle, platform=platform, disks=(disk,))
+        made = VmConfig(bundle / name, launch, None)
+        made.source.write_text(render_vm_config(made))
+    # The stand-in for QEMU ends at once.
+    assert run_bundle([*words, "--qemu", str(host.qemu)], bundle) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"platform emulated: {said}\n"), (out, err)

@@ -34,7 +34,14 @@ def package(tmp_path: Path) -> Path:
     store = tmp_path / "sevsnp" / "store"
     store.mkdir()
     (store / "__init__.py").write_text("")
-    for name in ("store/recipe.py", "store/session.py", "store/digests.py", "store/entries.py", "files.py"):
+    for name in (
+        "store/recipe.py",
+        "store/session.py",
+        "store/digests.py",
+        "store/entries.py",
+        "files.py",
+        "errors.py",
+    ):
         (tmp_path / "sevsnp" / name).write_text((PROJECT / "sevsnp" / name).read_text())
     return tmp_path
 

@@ -344,3 +344,28 @@ def test_an_interrupted_run_leaves_a_sane_terminal(project: Path, number: signal
     assert sent and code == 128 + number
     assert screen_after(written) == ["▸ forever", f"interrupted by {number.name}"]
     assert "\x1b[?25l" not in written and "Traceback" not in written
+
+
+KEPT = """
+
+def task_kept():
+    return {"actions": [lambda: open("kept", "w").close()], "targets": ["kept"], "file_dep": ["dodo.py"]}
+
+
+def task_whole():
+    return {"actions": None, "file_dep": ["kept"]}
+"""
+
+
+def test_a_run_that_finds_nothing_to_do_says_so(project: Path) -> None:
+    dodo = project / "dodo.py"
+    dodo.write_text(dodo.read_text() + KEPT)
+    idle = ": nothing to do, all is up to date\n"
+    assert idle not in in_log(project, "whole").stdout  # control: it was made
+    assert in_log(project, "whole").stdout == f"whole{idle}"
+    assert in_log(project, "-n", "2", "whole", "kept").stdout == f"whole, kept{idle}"
+    said = in_log(project, "tools", "kept").stdout
+    assert "✓ tools" in said and said.endswith(f"kept{idle}") and f"tools{idle}" not in said
+    assert idle not in in_log(project, "fails").stdout
+    dodo.write_text(dodo.read_text() + "# changed\n")
+    assert idle not in in_log(project, "whole").stdout

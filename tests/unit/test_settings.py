@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
-from sevsnp.settings import SETTINGS, Setting, command_line_words, parse_size, read_config, resolve
+from sevsnp.setting_values import parse_size
+from sevsnp.settings import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
 
 PROJECT = Path(__file__).parents[2]
 
@@ -177,7 +178,7 @@ def test_a_key_as_a_word_is_refused_and_not_repeated(tmp_path: Path) -> None:
 def test_an_unknown_word_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown setting CPU=2") as refused:
         resolve({"CPU": "2"}, {}, tmp_path / "none.yaml")
-    assert "CPUS" in refused.value.hint
+    assert "CPUS=" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -234,15 +235,56 @@ def test_the_project_s_config_yaml_lists_every_setting_with_its_default() -> Non
     assert read_config(PROJECT / "config.yaml") == {setting.name: setting.default for setting in SETTINGS}
 
 
-def test_the_project_s_config_yaml_says_why_on_every_line() -> None:
-    lines = (PROJECT / "config.yaml").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line and not line.startswith("#") and " # " not in line] == []
+def test_the_project_s_config_yaml_is_the_table() -> None:
+    assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings >config.yaml"
+    assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
+    assert all(title.endswith(".") for title, _ in GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("platform", "snp", "did you mean PLATFORM=? "),
+        ("CPU", "2", "did you mean CPUS=? "),
+        ("PLATFROM", "snp", "did you mean PLATFORM=? "),
+        ("ZZZ", "1", ""),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve({name: text}, {}, tmp_path / "none.yaml")
+    assert refused.value.message == f"unknown setting {name}={text}"
+    assert refused.value.hint == f"{meant}all settings: ./doitw help settings"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("PLATFORM", "SNP", "did you mean PLATFORM=snp?"),
+        ("PLATFORM", "emulate", "did you mean PLATFORM=emulated?"),
+        ("PRODUCT", "genoa", "did you mean PRODUCT=Genoa?"),
+        ("PLATFORM", "zzz", ""),
+        ("CPUS", "many", ""),
+    ],
+)
+def test_a_misspelt_value_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected") as refused:
+        resolve({name: text}, {}, tmp_path / "none.yaml")
+    assert refused.value.hint == meant
+
+
+def test_a_task_that_reads_no_setting_says_which(tmp_path: Path) -> None:
+    settings = resolve({}, {}, tmp_path / "none.yaml")
+    for read in (settings.text, settings.number, settings.__getitem__, lambda name: settings.path(name, Path())):
+        with pytest.raises(UserError, match="there is no setting CPU") as refused:
+            read("CPU")
+        assert "CPUS" in refused.value.hint
 
 
 def test_the_tables_here_cover_every_setting() -> None:
     names = {setting.name for setting in SETTINGS}
     assert set(OTHERS) == names
-    free = {setting.name for setting in SETTINGS if setting.parse.__name__ == "_text"}
+    free = {setting.name for setting in SETTINGS if getattr(setting.parse, "__name__", "") == "text"}
     assert set(BAD) | free == names
 
 

@@ -13,7 +13,7 @@ from sevsnp.attestation import cli, verify
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.page import render_page
 from sevsnp.emulation.verify import verify_emulated
-from sevsnp.settings import parse_tcb
+from sevsnp.setting_values import parse_tcb
 from sevsnp.vm.config import Tcb, read_vm_config, render_vm_config
 from sevsnp.vm.make_config import _minimum_tcb
 from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root

@@ -1,0 +1,30 @@
+"""What is around every function that makes tasks: a user's error without a traceback, and which settings it reads."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from sevsnp.errors import UserError
+from tasks.project import settings, settings_read
+
+
+def watched(create: Callable[[], Any]) -> Callable[[], Any]:
+    """``create``, a function task_NAME, for doit; the settings that it reads are in ``settings_read[NAME]`` then."""
+    name = create.__name__.removeprefix("task_")
+
+    @functools.wraps(create)
+    def creating() -> Any:
+        from doit.exceptions import InvalidDodoFile
+
+        settings()  # what is wrong with one is no task's fault
+        with settings_read.by(name):
+            try:
+                made = create()
+                made = list(made) if inspect.isgenerator(made) else made
+            except UserError as error:
+                raise InvalidDodoFile(f"task {name}: {error}") from None
+        # doit takes a generator, and no list.
+        return (task for task in made) if isinstance(made, list) else made
+
+    return creating

@@ -1,0 +1,26 @@
+"""The order and the groups of `./doitw list`: a new task that users call by name is a word here.
+
+What `./doitw help TASK` says is the task's docstring; the settings it finds by itself.
+"""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "All of it": ("e2e",),
+    "A guest with a verified root (dm-verity): set up, run, attest, log in": (
+        "setup_verity", "run_sev_snp_verity", "attest_verity",
+    ),
+    "A guest with an encrypted root (LUKS2): set up, run, attest, log in": (
+        "setup_luks", "run_sev_snp_luks", "attest_luks",
+    ),
+    "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
+    "For other machines and other people": (
+        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest",
+    ),
+    "A guest whose root is not measured": (
+        "create_new_vm", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
+    ),
+    "Parts, which the others make by themselves": (
+        "install_dependencies", "packages", "unpack_kernel", "initramfs",
+    ),
+    "The artefact cache": ("cache_status", "cache_prune", "cache_verify"),
+    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "graph"),
+}  # fmt: skip

@@ -1,0 +1,73 @@
+"""What doitw asks before it sets up, and which of the two locked groups of packages it installs for what."""
+
+import contextlib
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.doitw_tools import doitw, greeting, made_venv, make_project
+from tests.processes import ends_with_us
+from tests.waiting import NET
+
+
+def on_a_terminal(program: Path, *words: str, answer: str) -> tuple[int, str]:
+    """doitw as somebody calls it who types ``answer``; its exit code, and all that is to be seen."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    process = subprocess.Popen(
+        ends_with_us(program, *words), cwd=program.parent, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(ours, 4096):
+            seen += piece
+    os.close(ours)
+    return process.wait(timeout=NET), seen.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "what?\n", "\x04"], ids=["no", "another word", "end of input"])
+def test_a_question_is_asked_before_the_first_set_up(tmp_path: Path, answer: str) -> None:
+    program = make_project(tmp_path / "project")
+    code, seen = on_a_terminal(program, "list", answer=answer)
+    assert code == 1
+    assert "making .venv" in seen and "100 MB" in seen and "half a minute" in seen and "go on? [Y/n]" in seen
+    assert "doitw: nothing was installed" in seen
+    assert not (program.parent / ".venv").exists()
+
+
+def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "asks")
+    code, seen = on_a_terminal(program, "list", answer="\n")
+    assert code == 0 and "go on? [Y/n]" in seen and "Say hello." in seen
+    assert "go on?" not in on_a_terminal(program, "list", answer="")[1]  # control: once is enough
+    code, seen = on_a_terminal(make_project(tmp_path / "does not"), "setup_hello", answer="")
+    assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
+
+
+def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "project")
+    made_venv(program)
+    for words in (("list",), ("help", "test"), ("info", "test"), ("hello", "NAME=test")):
+        assert doitw(*words, program=program).stderr == ""
+    assert not list((program.parent / ".venv").rglob("iniconfig"))
+    adding = "doitw: adding what tests and linters need, from requirements-test.lock: "
+
+    def added() -> bool:
+        done = doitw("test", program=program)
+        assert (done.returncode, greeting(done.stdout)) == (0, "test group: True"), done.stderr
+        assert done.stderr == "" or done.stderr.splitlines()[-1].startswith(adding)
+        return bool(done.stderr)
+
+    assert added() and not added()
+    with (program.parent / "requirements-test.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert not made_venv(program)  # it is not for this task
+    assert added() and not added()
+    with (program.parent / "requirements.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert made_venv(program) and not list((program.parent / ".venv").rglob("iniconfig"))
+    assert added()

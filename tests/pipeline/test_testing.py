@@ -1,0 +1,87 @@
+"""`test` and `lint`: which tests run, and what is said where something is found."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, copy_project
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project, in which mypy has little to look at."""
+    target = tmp_path_factory.mktemp("clone") / "project"
+    copy_project(target)
+    pyproject = target / "pyproject.toml"
+    text, count = re.subn(r"^files = .*$", 'files = ["sevsnp/errors.py"]', pyproject.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    pyproject.write_text(text)
+    return target
+
+
+def doit(clone: Path, *words: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "doit", *words],
+        cwd=clone,
+        env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.returncode, done.stdout
+
+
+def test_the_tests_of_a_path(clone: Path) -> None:
+    code, said = doit(clone, "test", "tests/unit/test_named.py::test_it_is_loaded", "tests/unit/test_yaml_loader.py")
+    assert code == 0, said
+    (clone / "tests" / "unit" / "test_wrong.py").write_text("def test_wrong() -> None:\n    assert 1 == 2\n")
+    code, said = doit(clone, "test", "--fast", "tests/unit/test_wrong.py")
+    (clone / "tests" / "unit" / "test_wrong.py").unlink()
+    assert code == 1 and "1 failed" in said and "✗ test: pytest: exit code 1" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tests/nonsuch.py",), "✗ test: tests/nonsuch.py: no such file or directory"),
+        (("--full", "--fast"), "✗ test: test: found --full and --fast, expected one of them"),
+    ],
+)
+def test_what_cannot_be_tested(clone: Path, words: tuple[str, ...], said: str) -> None:
+    code, shown = doit(clone, "test", *words)
+    assert code == 1 and said in shown and "passed" not in shown
+
+
+def collected(*words: str) -> set[str]:
+    argv = [sys.executable, "-m", "pytest", "-n0", "-q", "--collect-only", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=300)
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_the_fast_ones_need_no_build_and_are_most_of_their_files() -> None:
+    files = [f"tests/unit/test_{name}.py" for name in ("foreign", "leavings", "cpio")]
+    all_of_them, fast = collected(*files), collected("--fast", *files)
+    left_out = {name.partition("::")[0].removeprefix("tests/unit/") for name in all_of_them - fast}
+    assert fast < all_of_them and left_out == {"test_foreign.py", "test_leavings.py"}
+    assert any("test_foreign" in name for name in fast)
+
+
+def test_lint_runs_all_and_names_what_found_something(clone: Path) -> None:
+    code, said = doit(clone, "lint")
+    assert code == 0, said
+    wrong = clone / "sevsnp" / "wrong.py"
+    wrong.write_text("import os\nx  = 1\n")
+    errors = clone / "sevsnp" / "errors.py"
+    errors.write_text(errors.read_text() + '\nnumber: int = "text"\n')
+    code, said = doit(clone, "lint")
+    assert code == 1
+    assert "✗ lint: ruff check, ruff format --check, mypy found something, expected nothing" in said
+    assert "F401" in said and "would be reformatted" in said and "Incompatible types" in said

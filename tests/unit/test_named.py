@@ -1,0 +1,47 @@
+"""Functions by name: what is not there is said in one line, with what was probably meant."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from sevsnp.errors import UserError
+from sevsnp.named import load_named
+from sevsnp.nearest import did_you_mean, nearest
+
+
+def test_it_is_loaded() -> None:
+    assert load_named("sevsnp.named:load_named") is load_named
+
+
+# Put together, or the test of all names would look for them.
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        (("sevsnp.tools", "make_tool"), "sevsnp.tools has no function 'make_tool'", "did you mean make_tools?"),
+        (("sevsnp.tools", "START"), "sevsnp.tools has no function 'START'", ""),
+        (("sevsnp.nonsuch", "make"), "there is no module sevsnp.nonsuch", "below tasks/"),
+        (("nonsuch.tools", "make"), "there is no module nonsuch", "below tasks/"),
+    ],
+)
+def test_what_is_not_there(name: tuple[str, str], message: str, hint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_named(":".join(name))
+    assert refused.value.message == f"{':'.join(name)}: {message}" and hint in refused.value.hint
+
+
+def test_a_module_that_lacks_a_library_is_no_misspelt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking_one.py").write_text("import nonsuch_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nonsuch_library"):
+        load_named(":".join(("lacking_one", "make")))
+    sys.modules.pop("lacking_one", None)
+
+
+def test_the_nearest() -> None:
+    known = ("setup_verity", "setup_luks", "PLATFORM")
+    assert [nearest(word, known) for word in ("Setup_verity", "setup_lucks", "platform", "zebra")] == [
+        "setup_verity", "setup_luks", "PLATFORM", "",
+    ]  # fmt: skip
+    assert did_you_mean("stup_luks", known, "./doitw {}") == "did you mean ./doitw setup_luks?"
+    assert did_you_mean("zebra", known) == ""

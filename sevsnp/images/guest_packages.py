@@ -181,8 +181,9 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         repository.mkdir()
         repository.chmod(0o755)
         write_repository(packages, repository)
-        progress.step(f"installing {len(packages)} packages")
-        _install(packages, repository, raw, mode, epoch)
+        progress.step("packing what was installed")
+        with progress.counted("installing packages", len(packages), lambda: _installed(scratch)):
+            _install(packages, repository, raw, mode, epoch)
         progress.step("tidying up")
 
         def settled(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -192,6 +193,13 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         layer = Layer.from_tar(raw)
         clean = Layer("cleaned", [text_entry(name, b"", mtime=epoch) for name in EMPTIED], remove=REMOVED + EMPTIED)
         make_rootfs([layer, clean], output, epoch=epoch, filters=[settled])
+
+
+def _installed(scratch: Path) -> int:
+    """How many packages mmdebstrap has set up so far, by the log of its dpkg; 0 where that may not be read."""
+    logs = scratch.glob("mmdebstrap.*/var/log/dpkg.log")
+    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
+    return len({line.split(" status installed ")[1] for line in lines if " status installed " in line})
 
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:

@@ -137,17 +137,20 @@ class _Run:
         for place in places:
             with suppress(DroppedError):
                 return download(package, place, path, self._meter)
-        if self._snapshots:
-            bases = self._snapshots.bases(package, sources)
-            for base in bases:
-                with suppress(DroppedError):
-                    download(package, _source(package, base, connections), path, self._meter)
-                    return self._snapshots.served.append(package)
-            tried += bases
+        dropped = f"{package.name} {package.version}: the mirror dropped this version"
+        bases = self._snapshots.bases(package, sources) if self._snapshots else []
+        advice = f"{REFRESH}{self._snapshots.advice(sources) if self._snapshots else ''}"
+        for base in bases:
+            try:
+                download(package, _source(package, base, connections), path, self._meter)
+            except DroppedError:
+                continue
+            except UserError as error:
+                raise UserError(f"{dropped}, and the snapshot mirror does not help: {error.message}", advice) from error
+            return self._snapshots.served.append(package) if self._snapshots else None
+        tried += bases
         raise UserError(
-            f"{package.name} {package.version}: the mirror dropped this version, and {' and '.join(tried)} "
-            f"{'have' if len(tried) > 1 else 'has'} it no longer",
-            f"{REFRESH}{self._snapshots.advice(sources) if self._snapshots else ''}",
+            f"{dropped}, and {' and '.join(tried)} {'have' if len(tried) > 1 else 'has'} it no longer", advice
         )
 
 

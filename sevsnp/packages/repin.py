@@ -64,7 +64,7 @@ def _repinned(name: str, asked: PackageSet, locked: LockedSet, apt: PrivateApt, 
     packages |= {package.name: package for package in apt.parse_uris(text) if package.name not in asked.exclude}
     return replace(
         locked,
-        requested=tuple(sorted(asked.packages)),
+        requested=tuple(sorted({*locked.requested, *({name} & {*asked.packages})})),
         resolved=resolved,
         packages=tuple(packages[each] for each in sorted(packages)),
         dates=tuple(sorted({apt.date(), *locked.dates}, reverse=True)),

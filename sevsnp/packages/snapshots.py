@@ -51,12 +51,10 @@ class Snapshots:
         return found
 
     def advice(self, sources: Sources) -> str:
-        """What a user can do about a version that is nowhere."""
-        if self._known or self._setting == OFF or sources.archive:
+        """What else a user can do about a version that is nowhere; empty where a snapshot mirror was given."""
+        if self._setting or sources.archive:
             return ""
-        return (
-            f', or name a snapshot mirror by a line in config.yaml: snapshot_mirror: "https://HOST/PATH/debian/{TIME}"'
-        )
+        return f', or name a snapshot mirror in config.yaml: snapshot_mirror: "https://HOST/archive/debian/{TIME}"'
 
     def _find(self, sources: Sources) -> Mapping[str, tuple[str, ...]]:
         if self._setting == OFF:

@@ -65,7 +65,7 @@ class _Growing(Amount):
 
 
 class _Counted(Amount):
-    """Things that somebody else does, and ``count`` counts whenever somebody looks."""
+    """Things that somebody else does, and ``count`` counts whenever somebody looks; never fewer than before."""
 
     def __init__(self, what: str, total: int, count: Callable[[], int]) -> None:
         super().__init__(what, total, bytes=False)
@@ -74,8 +74,8 @@ class _Counted(Amount):
     @property
     def done(self) -> int:
         with contextlib.suppress(OSError):
-            return self._count()
-        return 0
+            self._done = max(self._done, self._count())
+        return self._done
 
 
 class Board(Protocol):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.store.pinned import PinnedFiles
-from tasks.graph import Task, artefact, command, say
+from tasks.graph import UNLISTED, Task, artefact, command, say
 from tasks.project import (
     BUILD,
     DEBS,
@@ -53,7 +53,7 @@ def task_packages() -> Task:
 def task_pack_sources() -> Task:
     """Pack every pinned file into build/sources.tar, which MIRROR=FILE takes"""
     values = settings()
-    return artefact(
+    task = artefact(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
         inputs={"locks": [LOCK, *sorted(Path("tests").glob("**/*packages.lock"))]},
@@ -65,6 +65,7 @@ def task_pack_sources() -> Task:
         },
         cached=False,  # the downloads are kept as they are
     )
+    return {**task, "meta": UNLISTED}
 
 
 def task__firmware() -> Task:
@@ -79,7 +80,7 @@ def task__firmware() -> Task:
 
 
 def task_packages_lock() -> Task:
-    """Pin every package in packages.lock at its newest version; --only NAME: that one, and what it needs"""
+    """Pin all packages in packages.lock at their newest versions; --only NAME: that one"""
     values = settings()
     task = command(
         "sevsnp.packages.steps:update_lock",

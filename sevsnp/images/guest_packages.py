@@ -196,10 +196,10 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 
 def _installed(scratch: Path) -> int:
-    """How many packages mmdebstrap has set up so far, by the log of its dpkg; 0 where that may not be read."""
+    """How many packages mmdebstrap has installed so far, by the log of its dpkg: unpacking one is half of it."""
     logs = scratch.glob("mmdebstrap.*/var/log/dpkg.log")
-    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
-    return len({line.split(" status installed ")[1] for line in lines if " status installed " in line})
+    text = "".join(log.read_text(errors="replace") for log in logs)
+    return len({*re.findall(r" status (?:unpacked|installed) \S+", text)}) // 2
 
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:

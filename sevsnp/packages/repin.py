@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sevsnp.command import temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import read_control
 from sevsnp.packages.lock import REFRESH, Lock, LockedSet, Package
-from sevsnp.packages.resolve import Note, PrivateApt, complaints, image_behind
+from sevsnp.packages.resolve import Note, PrivateApt, complaints, each_apt, image_behind
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
 
@@ -28,12 +27,8 @@ def repin(
     touched = [asked for asked in sets if asked.name in found and _has(name, asked, found[asked.name])]
     if not touched:
         raise UserError(f"--only {name}: no list asks for it, and no set of {lock.path} has it", "expected a package")
-    for asked in touched:
-        if asked.security and not sources.security:
-            note(f"{sources.origin}: no security archive found; {asked.suite} is locked without security updates")
-        with temporary_directory("sevsnp-apt.") as root:
-            root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
-            apt = PrivateApt.make(root, sources, keyring, asked.suite, security=asked.security)
+    for apt, members in each_apt(touched, sources, keyring, note):
+        for asked in members:
             try:
                 found[asked.name] = _repinned(name, asked, found[asked.name], apt, files)
             except UserError as error:

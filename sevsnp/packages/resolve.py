@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -182,21 +182,27 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
     )
 
 
-def resolve(*, sets: Iterable[PackageSet], sources: Sources, keyring: Path, note: Note) -> dict[str, LockedSet]:
-    """Every set, resolved against ``sources``.
-
-    Uses the network, through the host's apt; ``keyring`` must have signed the archives. ``note`` gets what a user
-    should know but need not mend. Raises :class:`UserError`.
-    """
-    asked_sets = tuple(sets)
-    locked: dict[str, LockedSet] = {}
-    for suite, security in sorted({(asked.suite, asked.security) for asked in asked_sets}):
+def each_apt(
+    sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note
+) -> Iterator[tuple[PrivateApt, list[PackageSet]]]:
+    """An apt for each suite, with the ``sets`` that want it."""
+    for suite, security in sorted({(asked.suite, asked.security) for asked in sets}):
         if security and not sources.security:
             note(f"{sources.origin}: no security archive found; {suite} is locked without security updates")
         with temporary_directory("sevsnp-apt.") as root:
             root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
             apt = PrivateApt.make(root, sources, keyring, suite, security=security)
-            for asked in asked_sets:
-                if (asked.suite, asked.security) == (suite, security):
-                    locked[asked.name] = resolve_set(apt, asked, note)
-    return locked
+            yield apt, [asked for asked in sets if (asked.suite, asked.security) == (suite, security)]
+
+
+def resolve(*, sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note) -> dict[str, LockedSet]:
+    """Every set, resolved against ``sources``.
+
+    Uses the network, through the host's apt; ``keyring`` must have signed the archives. ``note`` gets what a user
+    should know but need not mend. Raises :class:`UserError`.
+    """
+    return {
+        asked.name: resolve_set(apt, asked, note)
+        for apt, members in each_apt(sets, sources, keyring, note)
+        for asked in members
+    }

@@ -25,6 +25,8 @@ def run_tests(full: bool = False, select: str = "") -> None:
         argv += ["-k", select]
     # pip's own configuration, for the tests that make a .venv.
     kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith("PIP_")}
+    if (mirror := Path(kept.get("MIRROR", ""))).is_file():
+        kept["MIRROR"] = str(mirror.absolute())  # some tests run elsewhere
     code = run_attached(argv, env=kept, cwd=ROOT)
     if code:
         raise UserError(f"pytest: exit code {code}", "its report is above")

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
 from tests.pipeline.debian_repository import Repository
 from tests.pipeline.mirror_server import Mirror
+from tests.pipeline.registry_server import Registry
 from tests.pipeline.test_download import content, files_in, pinned
 
 DATE = datetime.datetime(2026, 1, 30, 12, tzinfo=datetime.UTC)
@@ -226,13 +228,13 @@ def test_the_newest_date_is_asked_first(package: Package) -> None:
 
 
 @pytest.fixture
-def open_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], caching.Cache]]:
+def open_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., caching.Cache]]:
     """Caches of other machines, by the name of their directory."""
     indices = []
 
-    def opened(name: str) -> caching.Cache:
+    def opened(name: str, **options: Any) -> caching.Cache:
         indices.append(Index(None))
-        found = caching.Cache(Options(tmp_path / name), indices[-1])
+        found = caching.Cache(Options(tmp_path / name, **options), indices[-1])
         monkeypatch.setattr(pinning, "cache", lambda: found)
         return found
 
@@ -267,6 +269,30 @@ def test_the_artefact_cache_has_what_the_mirror_dropped(
     with pytest.raises(UserError, match="dropped"):
         again(tmp_path / "three")
     assert files_in(tmp_path / "three") == [] and said == []
+
+
+def test_another_machine_takes_it_from_the_shared_cache(
+    package: Package, empty: Mirror, registry: Registry, tmp_path: Path, open_cache: Callable[..., caching.Cache]
+) -> None:
+    said: list[str] = []
+    kept = pinning.PinnedFiles(said.append)
+    file = tmp_path / "tool.deb"
+    file.write_bytes(content())
+    sources = Sources(empty.uri, "", "test")
+
+    def get_it(cache: Path) -> bytes:
+        found = fetch([package], cache_dir=cache, sources=lambda: sources, kept=kept)
+        return found[package].read_bytes()
+
+    open_cache("reader", shared=registry.reference)
+    kept.keep({package: file})  # control: who may not write to it sends nothing
+    open_cache("second", shared=registry.reference)
+    with pytest.raises(UserError, match="dropped"):
+        get_it(tmp_path / "one")
+    open_cache("writer", shared=registry.reference, push=True)
+    kept.keep({package: file})
+    open_cache("third", shared=registry.reference)
+    assert get_it(tmp_path / "two") == content() and said == []
 
 
 # sources.tar.

@@ -80,7 +80,7 @@ def task__firmware() -> Task:
 
 
 def task_packages_lock() -> Task:
-    """Pin all packages in packages.lock at their newest versions; --only NAME: that one"""
+    """Pin the newest versions in packages.lock, or only that of --only NAME"""
     values = settings()
     task = command(
         "sevsnp.packages.steps:update_lock",

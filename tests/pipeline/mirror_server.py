@@ -1,8 +1,10 @@
 """A mirror on loopback that keeps connections open, sends ranges, and can break off, lie and forget."""
 
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 
@@ -23,6 +25,8 @@ class Mirror:
     go_on: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str]] = field(default_factory=list)
     connections: int = 0
+    # What came as Proxy-Authorization.
+    logins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         mirror = self
@@ -56,6 +60,13 @@ class Mirror:
         self._server.shutdown()
         self._server.server_close()
 
+    def encrypt(self, certificate: Path, key: Path) -> str:
+        """Speak TLS; the address for that."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        return self.uri.replace("http:", "https:")
+
     @property
     def ranged(self) -> list[str]:
         """The ranges that were asked for, empty for a whole file."""
@@ -64,6 +75,7 @@ class Mirror:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path, asked = unquote(handler.path), handler.headers.get("Range", "")
         self.requests.append((path, asked))
+        self.logins += handler.headers.get_all("Proxy-Authorization", [])
         if path in self.moved:
             handler.send_response(302)
             handler.send_header("Location", self.moved[path])

@@ -1,5 +1,6 @@
 """Downloads against a real server: kept-alive connections, resumed files, and every way in which that can go wrong."""
 
+import base64
 import hashlib
 import os
 import random
@@ -19,6 +20,7 @@ from sevsnp.packages.fetch import PARALLEL, cached_path, fetch
 from sevsnp.packages.lock import Package
 from sevsnp.packages.sources import Sources
 from tests.pipeline.mirror_server import Mirror
+from tests.pipeline.registry_logins import Certificate
 from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 
@@ -211,6 +213,47 @@ def test_redirects_are_followed_to_servers_only(mirror: Mirror, package: Package
         with pytest.raises(UserError, match="HTTP status 302"):
             get(package, mirror, tmp_path / "two")
     assert files_in(tmp_path / "two") == []
+
+
+def through(
+    settings: dict[str, str], package: Package, cache: Path, main: str = "http://mirror.invalid/debian"
+) -> bytes:
+    sources = Sources(main, "", "test", settings)
+    return fetch([package], cache_dir=cache, sources=lambda: sources)[package].read_bytes()
+
+
+def test_proxies(mirror: Mirror, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apt's proxy, then the environment's, with and without a login; no_proxy and DIRECT go past them."""
+    whole = f"http://mirror.invalid/debian/{package.filename}"
+    mirror.files[whole] = content()
+    proxy = mirror.uri.removeprefix("http://")
+    assert through({"Acquire::http::Proxy": mirror.uri}, package, tmp_path / "apt") == content()
+    assert mirror.requests == [(whole, "")] and mirror.logins == []
+    monkeypatch.setenv("http_proxy", f"http://me:p%40ss@{proxy}")
+    assert through({}, package, tmp_path / "environment") == content()
+    assert mirror.logins == [f"Basic {base64.b64encode(b'me:p@ss').decode()}"]
+    monkeypatch.setenv("http_proxy", proxy)  # without a scheme, as curl takes it
+    assert through({}, package, tmp_path / "plain") == content()
+    # The control: nothing listens at this proxy, so what comes did not go through it.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="Connection refused"):
+        through({}, package, tmp_path / "none", mirror.uri)
+    assert through({"Acquire::http::Proxy": "DIRECT"}, package, tmp_path / "direct", mirror.uri) == content()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert through({}, package, tmp_path / "past", mirror.uri) == content()
+
+
+def test_the_system_s_certificates_decide(
+    mirror: Mirror, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL's own variable stands for the system's store here."""
+    certificate = Certificate(tmp_path)
+    uri = mirror.encrypt(certificate.certificate_file, certificate.key_file)
+    with pytest.raises(UserError, match="certificate verify failed"):
+        through({}, package, tmp_path / "cache", uri)
+    assert mirror.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate_file))
+    assert through({}, package, tmp_path / "cache", uri) == content()
 
 
 PROGRAM = """

@@ -18,6 +18,10 @@ from sevsnp.packages.pipeline import packages, packages_lock
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
 from sevsnp.packages.wrappers import LOADER
+from sevsnp.store import pinned as pinning
+from sevsnp.store.cache import Cache
+from sevsnp.store.digests import Index
+from sevsnp.store.session import Options
 from tests.pipeline.debian_repository import Repository, Server, build_deb, listing
 
 LIST = Path("list.yaml")
@@ -228,7 +232,9 @@ def test_apts_proxy_is_used(served: tuple[Server, Package, Path]) -> None:
     assert server.requests == [f"http://mirror.invalid/debian/{package.deb.replace('+', '%2B')}"]
 
 
-def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
+def test_everything_from_a_lock_to_build(
+    archive: tuple[Repository, Repository], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = (
         make_set("tools", "tool"),
         make_set("ovmf", "unwanted", dependencies=False),
@@ -239,6 +245,9 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
     lock_sets(archive, tmp_path / "packages.lock", *sets)
     main, security = archive
 
+    store = Cache(Options(tmp_path / "artefacts"), Index(None))
+    monkeypatch.setattr(pinning, "cache", lambda: store)
+
     def run(cache: Path, lists: tuple[PackageSet, ...] = sets, source: str = main.uri) -> None:
         packages(
             lock=tmp_path / "packages.lock",
@@ -247,6 +256,7 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
             debs={"initramfs": tmp_path / "build/debs/initramfs", "guest": tmp_path / "build/debs/guest"},
             cache_dir=cache,
             sources=lambda: Sources(source, security.uri, "test"),
+            kept=pinning.PinnedFiles(print),
         )
 
     with pytest.raises(UserError, match="less is not in"):
@@ -259,6 +269,9 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
     assert set(json.loads((release / "packages.json").read_text())["sets"]) == {"tools", "ovmf", "kernel"}
     assert len(list((tmp_path / "build/debs/guest").glob("*.deb"))) == 5
     assert len(list((tmp_path / "build/debs/initramfs").glob("*.deb"))) == 1
+    # The firmware, and nothing else, is kept in the artefact cache.
+    (firmware,) = read_lock(tmp_path / "packages.lock").packages("ovmf")
+    assert [path.name for path in (tmp_path / "artefacts/blobs").glob("*/*")] == [firmware.sha256]
     before = listing(tmp_path / "build")
     shutil.rmtree(tmp_path / "build")
     run(tmp_path / "cache", source="file:/nowhere")  # from the cache alone

@@ -175,7 +175,8 @@ class Screen:
                 words = f"{row.shown}: {amount.what if amount else row.text}".removesuffix(": ")
                 size = ""
                 if amount:
-                    size = decimal(amount.done) + (f" of {decimal(amount.total)}" if amount.total else "")
+                    shown = decimal if amount.bytes else str
+                    size = shown(amount.done) + (f" of {shown(amount.total)}" if amount.total else "")
                 cells: list[RenderableType] = [self._spinner.render(now), Text(words)]
                 if wide and amount and amount.total:
                     cells.append(ProgressBar(amount.total, min(amount.done, amount.total), width=BAR_WIDTH))

@@ -9,7 +9,7 @@ The build's recipes reach this module, so it stays small: how progress is drawn 
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,10 +17,13 @@ from typing import Protocol
 
 
 class Amount:
-    """Bytes of one piece of work: ``done`` of ``total`` (0: not known). Call it with how many more are done."""
+    """Bytes of one piece of work: ``done`` of ``total`` (0: not known). Call it with how many more are done.
 
-    def __init__(self, what: str, total: int = 0) -> None:
-        self.what, self.total = what, total
+    ``bytes`` is false where it is things that are counted.
+    """
+
+    def __init__(self, what: str, total: int = 0, *, bytes: bool = True) -> None:
+        self.what, self.total, self.bytes = what, total, bytes
         self._done = 0
         self._lock = threading.Lock()
 
@@ -59,6 +62,20 @@ class _Growing(Amount):
     @property
     def complete(self) -> bool:
         return False  # the total is a guess; the writer's end is the end
+
+
+class _Counted(Amount):
+    """Things that somebody else does, and ``count`` counts whenever somebody looks; never fewer than before."""
+
+    def __init__(self, what: str, total: int, count: Callable[[], int]) -> None:
+        super().__init__(what, total, bytes=False)
+        self._count = count
+
+    @property
+    def done(self) -> int:
+        with contextlib.suppress(OSError):
+            self._done = max(self._done, self._count())
+        return self._done
 
 
 class Board(Protocol):
@@ -118,6 +135,13 @@ def amount(what: str, total: int = 0) -> Iterator[Amount]:
 def growing(path: Path, total: int, what: str = "writing") -> Iterator[None]:
     """While a child process writes ``path``: how much of ``total`` bytes (0: not known) its blocks take so far."""
     with _opened(_Growing(path, what, total)):
+        yield
+
+
+@contextmanager
+def counted(what: str, total: int, count: Callable[[], int]) -> Iterator[None]:
+    """While a child process does ``total`` things of which ``count`` says how many are done; OSError counts as none."""
+    with _opened(_Counted(what, total, count)):
         yield
 
 

@@ -162,10 +162,11 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     ("Where things are fetched from and kept.", (
         Setting("KERNEL_DEB", text, "", "a path to a linux-image package",
                 "linux-image package to unpack instead of the pinned one"),
-        Setting("MIRROR", text, "", "the URI of a Debian mirror",
-                "Debian mirror; empty: as this machine's apt has it"),
-        Setting("SNAPSHOT_MIRROR", text, "", "the URI of a Debian snapshot mirror, ending before the pool",
-                "mirror that still has pinned versions the other one dropped (a URI that ends before pool/)"),
+        Setting("MIRROR", text, "", "the URI of a Debian mirror, or a file that pack_sources made",
+                "Debian mirror, or a file that pack_sources made; empty: as this machine's apt has it"),
+        Setting("SNAPSHOT_MIRROR", text, "", "the URI of a Debian snapshot mirror, ending before the pool, or off",
+                "where versions are that the mirror dropped: a URI that ends before pool/, @SNAPSHOTID@ in it stands "
+                "for the time of the lock; empty: the one that apt knows of; off: none"),
         Setting("CONFIG_DIR", text, "", "a directory for the user's keys",
                 "the user's and owner's keys; empty: openend2e-sevsnp in the user's configuration directory"),
         Setting("CACHE_DIR", text, "", "a directory for downloaded packages",

@@ -22,5 +22,5 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "install_dependencies", "packages", "unpack_kernel", "initramfs",
     ),
     "The artefact cache": ("cache_status", "cache_prune", "cache_verify"),
-    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "graph"),
+    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "graph"),
 }  # fmt: skip

@@ -3,8 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.graph import Task, artefact, command
-from tasks.project import DEBS, FIRMWARE, KERNEL, LOCK, RELEASE, RELEASE_MANIFEST, STOCK_FIRMWARE, TOOLS, settings
+from sevsnp.store.pinned import PinnedFiles
+from tasks.graph import UNLISTED, Task, artefact, command, say
+from tasks.project import (
+    BUILD,
+    DEBS,
+    FIRMWARE,
+    KERNEL,
+    LOCK,
+    RELEASE,
+    RELEASE_MANIFEST,
+    STOCK_FIRMWARE,
+    TOOLS,
+    settings,
+)
+
+SOURCES = BUILD / "sources.tar"
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -37,8 +51,33 @@ def task_packages() -> Task:
             "cache_dir": str(values.cache_dir()),
             "mirror": values.text("MIRROR"),
             "snapshot": values.text("SNAPSHOT_MIRROR"),
+            "kept": PinnedFiles(say),
         },
     )
+
+
+def task_pack_sources() -> Task:
+    """Pack every pinned file into build/sources.tar, which MIRROR=FILE takes
+
+    For the day on which no mirror has the pinned versions any more. The archive is the same bytes wherever it is made;
+    its SHA-256 is beside it.
+
+    Next: ./doitw setup_verity MIRROR=build/sources.tar builds from it.
+    """
+    values = settings()
+    task = artefact(
+        "sevsnp.packages.steps:pack_sources",
+        needs=["_dependencies"],
+        inputs={"locks": [LOCK, *sorted(Path("tests").glob("**/*packages.lock"))]},
+        outputs={"output": SOURCES, "checksum": SOURCES.with_name(f"{SOURCES.name}.sha256")},
+        how={
+            "cache_dir": str(values.cache_dir()),
+            "mirror": values.text("MIRROR"),
+            "snapshot": values.text("SNAPSHOT_MIRROR"),
+        },
+        cached=False,  # the downloads are kept as they are
+    )
+    return {**task, "meta": UNLISTED}
 
 
 def task__firmware() -> Task:
@@ -53,22 +92,27 @@ def task__firmware() -> Task:
 
 
 def task_packages_lock() -> Task:
-    """Pin every package in packages.lock at its newest version, with its SHA-256
+    """Pin the newest versions in packages.lock, or only that of --only NAME
 
-    Asks the Debian archive for the newest version of every package in the lists, and of all that those depend on, and
-    writes packages.lock.
+    Asks the Debian archive for the newest version of every package in the lists, and of all that those depend on,
+    writes packages.lock, and says what has changed.
 
     Next: ./doitw test, and commit packages.lock.
     """
-    return command(
+    values = settings()
+    task = command(
         "sevsnp.packages.steps:update_lock",
-        mirror=settings().text("MIRROR"),
+        mirror=values.text("MIRROR"),
+        snapshot=values.text("SNAPSHOT_MIRROR"),
+        cache_dir=str(values.cache_dir()),
         output=LOCK,
         tools=LISTS["tools"],
         initramfs=LISTS["initramfs"],
         guest=LISTS["guest"],
         appliance=LISTS["appliance"],
     )
+    only = {"name": "only", "long": "only", "default": "", "help": "the one package to pin anew, with what it needs"}
+    return {**task, "params": [only]}
 
 
 def task_unpack_kernel() -> Task:

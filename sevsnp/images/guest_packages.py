@@ -169,8 +169,9 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         repository.mkdir()
         repository.chmod(0o755)
         write_repository(packages, repository)
-        progress.step(f"installing {len(packages)} packages")
-        _install(packages, repository, raw, mode, epoch)
+        progress.step("packing what was installed")
+        with progress.counted("installing packages", len(packages), lambda: _installed(scratch)):
+            _install(packages, repository, raw, mode, epoch)
         progress.step("tidying up")
 
         def settled(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -180,6 +181,13 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         layer = Layer.from_tar(raw)
         clean = Layer("cleaned", [text_entry(name, b"", mtime=epoch) for name in EMPTIED], remove=REMOVED + EMPTIED)
         make_rootfs([layer, clean], output, epoch=epoch, filters=[settled])
+
+
+def _installed(scratch: Path) -> int:
+    """How many packages mmdebstrap has installed so far, by the log of its dpkg: unpacking one is half of it."""
+    logs = scratch.glob("mmdebstrap.*/var/log/dpkg.log")
+    text = "".join(log.read_text(errors="replace") for log in logs)
+    return len({*re.findall(r" status (?:unpacked|installed) \S+", text)}) // 2
 
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:

@@ -1,156 +1,41 @@
 """Fetch pinned packages: cache, then mirror, then snapshot; nothing is kept that does not match the lock."""
 
-import hashlib
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from http.client import HTTPException
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, cast
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+from urllib.parse import quote
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK, scratch_directory, sha256_file
-from sevsnp.packages import hostapt
-from sevsnp.packages.lock import REFRESH, SECURITY, Package
-from sevsnp.packages.sources import Sources, beside, clean_uri
+from sevsnp.files import sha256_file
+from sevsnp.packages.connections import Connections, DroppedError
+from sevsnp.packages.download import Local, Meter, Progress, Remote, Source, alone, download
+from sevsnp.packages.lock import REFRESH, Package
+from sevsnp.packages.sources import Sources
+
+if TYPE_CHECKING:
+    from sevsnp.packages.snapshots import Snapshots
 
 PARALLEL = 4
-TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 3
-
-# Called with the bytes that are there and the bytes there will be, over all packages; from any thread, one at a time.
-Progress = Callable[[int, int], None]
 
 
-class _DroppedError(Exception):
-    """The archive answers, and does not have the file."""
+class Kept(Protocol):
+    """Somewhere else where single packages are kept, as the shared artefact cache."""
 
+    def open(self, package: Package) -> BinaryIO:
+        """What is kept as ``package``. Raises FileNotFoundError where there is nothing."""
+        ...
 
-class MismatchError(UserError):
-    """What came is not what the lock says. ``short``: it may only have been cut off on the way."""
-
-    def __init__(self, message: str, *, short: bool) -> None:
-        super().__init__(message, "try again; if it stays so, choose another MIRROR")
-        self.short = short
-
-
-class _StoppedError(Exception):
-    """Another download failed, or the user interrupted: what is under way ends here."""
-
-
-class _Meter:
-    """Adds up what the threads fetch, and tells them when to stop."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._lock = threading.Lock()
-        self._total = total
-        self._done = 0
-        self._progress = progress
-        self.stopped = threading.Event()
-
-    def add(self, count: int) -> None:
-        if self.stopped.is_set():
-            raise _StoppedError
-        with self._lock:
-            self._done += count
-            if self._progress:
-                self._progress(self._done, self._total)
-
-    def wait(self, seconds: float) -> None:
-        self.stopped.wait(seconds)
+    def keep(self, files: Mapping[Package, Path]) -> None:
+        """Keep these packages, for as long as anything is kept there."""
+        ...
 
 
 def cached_path(package: Package, cache_dir: Path) -> Path:
     """Where the cache keeps a package: by digest, so that no name, version or archive can stand for another."""
     return cache_dir / "debs" / package.sha256 / package.deb
-
-
-def _open(uri: str, sources: Sources) -> BinaryIO:
-    """A stream of what is at ``uri``. Raises :class:`_DroppedError` where there is nothing, ``OSError`` on trouble."""
-    if uri.startswith("file:"):
-        try:
-            return Path(uri.removeprefix("file:")).open("rb")
-        except FileNotFoundError:
-            raise _DroppedError from None
-    handlers: list[urllib.request.BaseHandler] = []
-    # As apt does: its own setting first, and only without one the environment's http_proxy and no_proxy.
-    if proxy := hostapt.find_proxy(dict(sources.settings), uri):
-        handlers.append(urllib.request.ProxyHandler({} if proxy == hostapt.DIRECT else {urlsplit(uri).scheme: proxy}))
-    try:
-        request = urllib.request.Request(uri, headers={"User-Agent": "openend2e-sevsnp"})  # noqa: S310 (see clean_uri)
-        return cast(BinaryIO, urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT))
-    except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
-            raise _DroppedError from None
-        raise
-
-
-def _stream(source: BinaryIO, target: BinaryIO, package: Package, uri: str, meter: _Meter) -> None:
-    """Copy at most the expected size, hashing on the way. Raises :class:`MismatchError`."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        # One byte more than expected is read at most: a mirror can not fill the disk.
-        while piece := source.read(min(CHUNK, package.size + 1 - size)):
-            size += len(piece)
-            digest.update(piece)
-            target.write(piece)
-            meter.add(len(piece))
-    except (OSError, HTTPException):
-        meter.add(-size)
-        raise
-    if size != package.size or digest.hexdigest() != package.sha256:
-        meter.add(-size)
-        found = f"more than {package.size}" if size > package.size else str(size)
-        raise MismatchError(
-            f"{package.deb}: the download does not match the lock and was removed: found {found} bytes, "
-            f"SHA-256 {digest.hexdigest()}; expected {package.size} bytes, SHA-256 {package.sha256} ({uri})",
-            short=size < package.size,
-        )
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A name for a new file beside ``target``: another run may fetch the same package into the same cache."""
-    with ExitStack() as stack:
-        try:
-            scratch = stack.enter_context(scratch_directory(target))
-        except OSError as error:
-            raise UserError(f"{target.parent}: can not be written: {error.strerror}", "set CACHE_DIR") from error
-        yield scratch / target.name
-
-
-def _download(package: Package, uri: str, target: Path, sources: Sources, meter: _Meter) -> None:
-    """Fetch ``uri`` to ``target``, which appears whole and checked or not at all."""
-    for attempt in range(1, ATTEMPTS + 1):
-        with _beside(target) as new:
-            try:
-                with new.open("wb") as stream, _open(uri, sources) as source:
-                    _stream(source, stream, package, uri, meter)
-                new.chmod(0o644)  # the umask would make it vary otherwise
-                new.replace(target)
-                return
-            except MismatchError as error:
-                if not error.short or attempt == ATTEMPTS:
-                    raise
-            except (OSError, HTTPException) as error:
-                # A mirror that answers badly may answer well a moment later; one that says no will say no again.
-                final = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if final or attempt == ATTEMPTS:
-                    raise UserError(
-                        f"{package.deb}: can not be fetched from {uri}: {error}",
-                        "check the network, the proxy settings or MIRROR",
-                    ) from error
-        meter.wait(attempt)
-
-
-def _snapshot_uris(package: Package, snapshot: str) -> list[str]:
-    """Where a snapshot mirror may have a package: as given, or (for security updates) beside it."""
-    base = clean_uri(snapshot, "SNAPSHOT_MIRROR")
-    return [beside(base), base] if package.archive == SECURITY else [base]
 
 
 def _in_cache(package: Package, path: Path) -> bool:
@@ -164,59 +49,28 @@ def _in_cache(package: Package, path: Path) -> bool:
     return False
 
 
-def _fetch_one(package: Package, cache_dir: Path, sources: Callable[[], Sources], snapshot: str, meter: _Meter) -> Path:
-    path = cached_path(package, cache_dir)
-    if _in_cache(package, path):
-        meter.add(package.size)
-        return path
-    found = sources()
-    bases = [found.uri(package.archive), *(_snapshot_uris(package, snapshot) if snapshot else [])]
-    for base in bases:
-        # "+" must be encoded: some servers read it as a space.
-        uri = f"{base}/{package.filename if base.startswith('file:') else quote(package.filename)}"
-        try:
-            _download(package, uri, path, found, meter)
-            return path
-        except _DroppedError:
-            continue
-    raise UserError(
-        f"{package.name} {package.version}: the mirror dropped this version, and {' and '.join(bases)} "
-        f"{'have' if len(bases) > 1 else 'has'} it no longer",
-        f"{REFRESH}{'' if snapshot else ', or set SNAPSHOT_MIRROR'}",
-    )
-
-
 def fetch(
     packages: Iterable[Package],
     *,
     cache_dir: Path,
     sources: Callable[[], Sources],
-    snapshot: str = "",
+    snapshots: "Snapshots | None" = None,
+    kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> dict[Package, Path]:
     """Every package's file in the cache, fetched where it is not there yet, four at a time.
 
     ``sources`` is asked only if something must be fetched: with a full cache there is no network access and no look at
-    the host's apt. Each file's SHA-256 is checked on every call. Raises :class:`UserError` naming the package for a
-    mismatch (which is removed), a version that neither mirror nor ``snapshot`` has, and network trouble.
+    the host's apt. What the mirror has dropped is looked for in ``kept``, then in ``snapshots``. Each file's SHA-256 is
+    checked on every call. Raises :class:`UserError` naming the package for a mismatch (which is removed), a version
+    that is nowhere, and network trouble.
     """
     # The longest first, so that no thread is left alone with it at the end; each file once, whatever sets it is in.
     asked = tuple(packages)
     wanted = sorted({package.sha256: package for package in asked}.values(), key=lambda package: -package.size)
-    meter = _Meter(sum(package.size for package in wanted), progress)
-    once = threading.Lock()
-    known: list[Sources] = []
-
-    def ask() -> Sources:
-        with once:
-            if not known:
-                known.append(sources())
-            return known[0]
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        futures: dict[Future[Path], Package] = {
-            pool.submit(_fetch_one, package, cache_dir, ask, snapshot, meter): package for package in wanted
-        }
+    meter = Meter(sum(package.size for package in wanted), len(wanted), progress)
+    with _Run(cache_dir, sources, snapshots, kept, meter) as run, ThreadPoolExecutor(PARALLEL) as pool:
+        futures: dict[Future[Path], Package] = {pool.submit(run.fetch, package): package for package in wanted}
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             failures = [error for future in done if (error := future.exception())]
@@ -227,3 +81,90 @@ def fetch(
         raise failures[0]
     files = {package.sha256: future.result() for future, package in futures.items()}
     return {package: files[package.sha256] for package in asked}
+
+
+class _Run:
+    """One call of :func:`fetch`: what its threads share."""
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        sources: Callable[[], Sources],
+        snapshots: "Snapshots | None",
+        kept: Kept | None,
+        meter: Meter,
+    ) -> None:
+        self._cache_dir, self._ask, self._meter = cache_dir, sources, meter
+        self._snapshots, self._kept = snapshots, kept
+        self._once = threading.Lock()
+        self._known: tuple[Sources, Connections] | None = None
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._known:
+            self._known[1].close()
+
+    def fetch(self, package: Package) -> Path:
+        path = cached_path(package, self._cache_dir)
+        if _in_cache(package, path):
+            self._meter.add(package.size, files=1)
+            return path
+        with alone(path.parent, self._meter):
+            # Another process may have fetched it while this one waited.
+            if _in_cache(package, path):
+                self._meter.add(package.size)
+            else:
+                self._download(package, path)
+            self._meter.add(0, files=1)
+        return path
+
+    def _download(self, package: Package, path: Path) -> None:
+        with self._once:
+            if self._known is None:
+                found = self._ask()
+                self._known = found, Connections(found.settings, PARALLEL)
+        sources, connections = self._known
+        if archive := sources.archive:
+            tried = [str(archive.path)]
+            places: list[Source] = [_opened(tried[0], archive, package)]
+        else:
+            tried = [sources.uri(package.archive)]
+            places = [_source(package, tried[0], connections)]
+        if self._kept:
+            places.append(_opened("the artefact cache", self._kept, package))
+        for place in places:
+            with suppress(DroppedError):
+                return download(package, place, path, self._meter)
+        dropped = f"{package.name} {package.version}: the mirror dropped this version"
+        bases = self._snapshots.bases(package, sources) if self._snapshots else []
+        advice = f"{REFRESH}{self._snapshots.advice(sources) if self._snapshots else ''}"
+        for base in bases:
+            try:
+                download(package, _source(package, base, connections), path, self._meter)
+            except DroppedError:
+                continue
+            except UserError as error:
+                raise UserError(f"{dropped}, and the snapshot mirror does not help: {error.message}", advice) from error
+            return self._snapshots.served.append(package) if self._snapshots else None
+        tried += bases
+        raise UserError(
+            f"{dropped}, and {' and '.join(tried)} {'have' if len(tried) > 1 else 'has'} it no longer", advice
+        )
+
+
+class _Openable(Protocol):
+    def open(self, package: Package) -> BinaryIO: ...
+
+
+def _opened(where: str, place: _Openable, package: Package) -> Source:
+    return Local(where, lambda: place.open(package))
+
+
+def _source(package: Package, base: str, connections: Connections) -> Source:
+    if base.startswith("file:"):
+        file = Path(base.removeprefix("file:")) / package.filename
+        return Local(str(file), lambda: file.open("rb"))
+    # "+" must be encoded: some servers read it as a space.
+    return Remote(f"{base}/{quote(package.filename)}", connections)

@@ -76,14 +76,16 @@ def _first_mirror(uri: str) -> str:
     return next((line.split()[0] for line in lines if line.strip() and not line.startswith("#")), uri)
 
 
-def read_sources() -> tuple[Source, ...]:
-    """Every binary archive in the host's sources.list and sources.list.d, in apt's order."""
+def _source_files() -> list[Path]:
     single, parts = _directory()
     files = [single, *(sorted(parts.iterdir()) if parts.is_dir() else [])]
+    return [file for file in files if file.suffix in (".list", ".sources") and file.is_file()]
+
+
+def read_sources() -> tuple[Source, ...]:
+    """Every binary archive in the host's sources.list and sources.list.d, in apt's order."""
     found: list[Source] = []
-    for file in files:
-        if not file.is_file():
-            continue
+    for file in _source_files():
         text = file.read_text(errors="replace")
         if file.suffix == ".list":
             found += parse_one_line(text)
@@ -113,6 +115,35 @@ def find_debian(sources: tuple[Source, ...]) -> tuple[str, str]:
         elif "backports" not in source.suite:
             main = main or source.uri
     return main, security
+
+
+def find_snapshots(settings: dict[str, str]) -> tuple[str, str]:
+    """The snapshots of Debian's main and security archives that this machine's apt knows of; empty where of none.
+
+    They have ``@SNAPSHOTID@`` in the place of a time, as apt (from 3.0 on) has it in its settings. Debian's container
+    images are made from a snapshot, and name it in a comment before each source.
+    """
+    lowered = {name.lower(): value for name, value in settings.items()}
+    # The order is apt's own.
+    kinds = ("override::label", "override::origin", "label", "origin")
+
+    def configured(label: str) -> str:
+        names = {"label": label, "origin": "debian"}
+        found = (lowered.get(f"acquire::snapshots::uri::{kind}::{names[kind.rpartition('::')[2]]}") for kind in kinds)
+        return next((uri for uri in found if uri and "://" in uri and "@SNAPSHOTID@" in uri), "")
+
+    if main := configured("debian"):
+        security = configured("debian-security")
+        return main, security if security != main else ""
+    comments = [
+        f"{match[1]}@SNAPSHOTID@"
+        for file in _source_files()
+        for match in re.finditer(
+            r"^#\s*(https?://\S+/)[0-9]{8}T[0-9]{6}Z/?\s*$", file.read_text(errors="replace"), re.MULTILINE
+        )
+    ]
+    found = {name: [uri for uri in comments if f"/{name}/" in uri] for name in ("debian", "debian-security")}
+    return tuple(next(iter(uris), "") for uris in found.values())  # type: ignore[return-value]
 
 
 def find_proxy(settings: dict[str, str], uri: str) -> str:

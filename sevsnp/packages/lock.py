@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,12 +16,13 @@ from sevsnp.packages.sets import PACKAGE_NAME, SET_NAME, PackageSet
 DEBIAN = "debian"
 SECURITY = "debian-security"
 ARCHIVES = (DEBIAN, SECURITY)
-FORMAT = 1
+FORMAT = 2
 REFRESH = "run: doit packages_lock"
 
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
 _FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.deb")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DATE = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
 # No Debian package comes near; a lock that says more is damaged.
 MAX_SIZE = 1 << 32
 
@@ -47,10 +49,13 @@ class Package:
 class LockedSet:
     """A set as it was asked for, and what apt made of it.
 
-    ``resolved`` maps a requested meta-package to the package that was locked in its stead.
+    ``resolved`` maps a requested meta-package to the package that was locked in its stead. ``dates`` are those of the
+    archives' indices that its packages were taken from (as 2026-01-31T12:00:00Z), the newest first: more than one where
+    single packages were pinned anew.
     """
 
     suite: str
+    dates: tuple[str, ...]
     requested: tuple[str, ...]
     dependencies: bool
     essential: bool
@@ -72,6 +77,11 @@ class Lock:
         if set_name not in self.sets:
             raise UserError(f"{self.path}: no set {set_name!r}, found {', '.join(self.sets) or 'none'}", REFRESH)
         return self.sets[set_name].packages
+
+    def dates(self, package: Package) -> tuple[str, ...]:
+        """When the archives had ``package``: the dates of every set that pins it, the newest first."""
+        found = {date for locked in self.sets.values() if package in locked.packages for date in locked.dates}
+        return tuple(sorted(found, reverse=True))
 
     def check(self, wanted: Iterable[PackageSet]) -> None:
         """Refuse a lock that is older than the lists it was made from.
@@ -168,7 +178,17 @@ def _locked_set(table: Any, where: str) -> LockedSet:
         if resolved.get(name, name) not in names:
             raise UserError(f"{where}: {resolved.get(name, name)} is requested, but not locked", REFRESH)
     exclude = _strings(values["exclude"], f"{where}: exclude")
-    return LockedSet(**{**values, "requested": requested, "exclude": exclude, "packages": packages})
+    dates = _strings(values["dates"], f"{where}: dates")
+    if not dates or not all(_is_date(date) for date in dates):
+        raise UserError(f"{where}: dates: found {list(dates)!r}, expected dates, as 2026-01-31T12:00:00Z", REFRESH)
+    return LockedSet(**{**values, "requested": requested, "exclude": exclude, "dates": dates, "packages": packages})
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(_DATE.fullmatch(text)) and bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def read_lock(path: Path) -> Lock:

@@ -1,13 +1,20 @@
-"""What the tasks call: refresh the lock, or bring everything it names into build/."""
+"""What the tasks call: refresh the lock, bring everything it names into build/, or pack it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sevsnp.packages.fetch import Progress, fetch
-from sevsnp.packages.lock import Lock, Package, read_lock
-from sevsnp.packages.resolve import Note, packages_lock
+from sevsnp.errors import UserError
+from sevsnp.files import write_atomic
+from sevsnp.packages import KEYRING
+from sevsnp.packages.changes import describe
+from sevsnp.packages.download import Progress
+from sevsnp.packages.fetch import Kept, fetch
+from sevsnp.packages.lock import Lock, LockedSet, Package, dump_lock, read_lock
+from sevsnp.packages.repin import repin
+from sevsnp.packages.resolve import Note, resolve
 from sevsnp.packages.sets import PackageSet, read_set, read_sets
-from sevsnp.packages.sources import Sources, find_sources
+from sevsnp.packages.snapshots import Snapshots
+from sevsnp.packages.sources import Sources, find_keyring, find_sources
 from sevsnp.packages.tree import export_debs, make_release
 
 TOOLS, FIRMWARE, KERNEL = "tools", "ovmf", "kernel"
@@ -25,12 +32,102 @@ def checked_lock(path: Path, sets: Iterable[PackageSet]) -> Lock:
     return lock
 
 
-def refresh_lock(*, sets: Iterable[PackageSet], mirror: str, output: Path, note: Note = print) -> None:
-    """`packages_lock` with the MIRROR setting as text. Uses the network. Raises :class:`UserError`."""
-    asked = tuple(sets)
+def refresh_lock(
+    *,
+    sets: Iterable[PackageSet],
+    mirror: str,
+    output: Path,
+    only: str = "",
+    cache_dir: Path | None = None,
+    snapshot: str = "",
+    note: Note = print,
+) -> None:
+    """Resolve ``sets`` anew, write ``output`` whole or not at all, and say what changed.
+
+    ``only`` names the one package to pin anew, with what it needs; what else is locked is fetched into ``cache_dir``
+    then. ``mirror`` is the MIRROR setting. Uses the network. Raises :class:`UserError`.
+    """
     sources = find_sources(mirror)
+    if sources.archive:
+        raise UserError(
+            f"MIRROR={mirror}: found an archive of pinned packages, expected a mirror, which has newer ones",
+            "give the URI of a Debian mirror, or leave MIRROR empty",
+        )
     note(f"packages from {sources.main} ({sources.origin})")
-    packages_lock(sets=asked, sources=sources, output=output, note=note)
+    packages_lock(
+        sets=sets, sources=sources, output=output, only=only, cache_dir=cache_dir, snapshot=snapshot, note=note
+    )
+
+
+def packages_lock(
+    *,
+    sets: Iterable[PackageSet],
+    sources: Sources,
+    output: Path,
+    only: str = "",
+    cache_dir: Path | None = None,
+    snapshot: str = "",
+    keyring: Path = KEYRING,
+    note: Note = print,
+) -> None:
+    """:func:`refresh_lock` from known ``sources``, which ``keyring`` must have signed."""
+    find_keyring(keyring)
+    asked = tuple(sets)
+    if only:
+        lock = read_lock(output)
+        before = lock.sets
+
+        def files(wanted: Sequence[Package]) -> Mapping[Package, Path]:
+            assert cache_dir is not None
+            return locked_files(lock, wanted, cache_dir=cache_dir, snapshot=snapshot, sources=lambda: sources)
+
+        locked = repin(only, lock=lock, sets=asked, sources=sources, files=files, keyring=keyring, note=note)
+        Lock(output, locked).check(asked)
+    else:
+        before = _sets(output)
+        locked = resolve(sets=asked, sources=sources, keyring=keyring, note=note)
+    write_atomic(output, dump_lock(locked))
+    for line in describe(before, locked):
+        note(line)
+
+
+def _sets(path: Path) -> Mapping[str, LockedSet]:
+    """What is locked so far; nothing where there is no lock, or one that has to be made anew."""
+    try:
+        return read_lock(path).sets
+    except UserError:
+        return {}
+
+
+def locked_files(
+    lock: Lock,
+    packages: Iterable[Package],
+    *,
+    cache_dir: Path,
+    mirror: str = "",
+    snapshot: str = "",
+    progress: Progress | None = None,
+    sources: Callable[[], Sources] | None = None,
+    kept: Kept | None = None,
+    note: Note | None = None,
+) -> dict[Package, Path]:
+    """The files of ``packages``, which ``lock`` pins, fetched into ``cache_dir`` where they are not there yet.
+
+    ``mirror`` and ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; ``note`` is told once how many the mirror
+    has dropped. Raises :class:`UserError`.
+    """
+    snapshots = Snapshots(snapshot, lock)
+    files = fetch(
+        packages,
+        cache_dir=cache_dir,
+        sources=sources or (lambda: find_sources(mirror)),
+        snapshots=snapshots,
+        kept=kept,
+        progress=progress,
+    )
+    if snapshots.served and note:
+        note(f"{len(snapshots.served)} that the mirror has dropped, from the snapshot mirror")
+    return files
 
 
 def packages(
@@ -44,26 +141,35 @@ def packages(
     snapshot: str = "",
     progress: Progress | None = None,
     sources: Callable[[], Sources] | None = None,
+    kept: Kept | None = None,
+    note: Note | None = None,
 ) -> None:
     """Fetch every locked package; build ``release`` (build/snp-release) and one directory for each set in ``debs``.
 
     ``debs`` maps ``initramfs``, ``guest`` and ``appliance`` to their directories (build/debs/SET). ``mirror`` and
-    ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; the network is used only for what the cache lacks. Raises
-    :class:`UserError` before anything is replaced.
+    ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; the network is used only for what the cache lacks. The
+    firmware, which the archive drops first, is handed to ``kept``. Raises :class:`UserError` before anything is
+    replaced.
     """
     pinned = checked_lock(lock, sets)
     wanted = {name: pinned.packages(name) for name in (TOOLS, FIRMWARE, KERNEL, *debs)}
-    files = fetch(
+    files = locked_files(
+        pinned,
         [package for listed in wanted.values() for package in listed],
         cache_dir=cache_dir,
-        sources=sources or (lambda: find_sources(mirror)),
+        mirror=mirror,
         snapshot=snapshot,
         progress=progress,
+        sources=sources,
+        kept=kept,
+        note=note,
     )
 
     def of(name: str) -> dict[Package, Path]:
         return {package: files[package] for package in wanted[name]}
 
+    if kept:
+        kept.keep(of(FIRMWARE))
     make_release(tools=of(TOOLS), firmware=of(FIRMWARE), kernels=of(KERNEL), output=release)
     for name, output in debs.items():
         export_debs(name=name, debs=of(name), output=output)

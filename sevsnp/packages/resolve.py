@@ -1,19 +1,20 @@
-"""`packages_lock`: a private apt, which touches nothing of the host's, works out versions and digests."""
+"""Versions and digests for sets of packages, from a private apt that touches nothing of the host's."""
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote
 
 from sevsnp.command import run, temporary_directory
 from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
-from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package, dump_lock
+from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package
 from sevsnp.packages.sets import PackageSet
-from sevsnp.packages.sources import Sources, find_keyring
+from sevsnp.packages.sources import Sources
 
 Note = Callable[[str], None]
 
@@ -82,14 +83,29 @@ class PrivateApt:
         except UserError as error:
             names = " and ".join(base for _, base in bases)
             raise UserError(
-                f"{names}: apt can not read suite {suite}: {_complaints(error)}",
+                f"{names}: apt can not read suite {suite}: {complaints(error)}",
                 "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
             ) from error
         return apt
 
+    def install(self, status: str) -> None:
+        """Take for installed what ``status`` says, in the form of dpkg's own file."""
+        (self.root / "status").write_text(status)
+
     def get(self, *words: str) -> str:
         """What ``apt-get`` prints for ``words``."""
         return run(["apt-get", "-q", "-c", self.root / "apt.conf", *words]).decode(errors="replace")
+
+    def date(self) -> str:
+        """When the newest of the indices was made, as they say themselves, in the lock's own form."""
+        found = []
+        for index in sorted((self.root / "state/lists").glob("*Release")):
+            # The field stands before the digests; a signature around it changes nothing.
+            if match := re.search(r"^Date: (.+)$", index.read_text(errors="replace"), re.MULTILINE):
+                found.append(parsedate_to_datetime(match[1]).astimezone(UTC))
+        if not found:
+            raise UserError(f"{self.bases[0][1]}: its Release file has no Date", "choose another MIRROR")
+        return max(found).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def cache(self, *words: str) -> str:
         """What ``apt-cache`` prints for ``words``."""
@@ -117,14 +133,14 @@ class PrivateApt:
         raise UserError(f"apt names {uri}, which is in none of the archives it was given")
 
 
-def _complaints(error: UserError) -> str:
+def complaints(error: UserError) -> str:
     """What apt says is wrong, in one line, without the command that said it."""
     said = error.said if isinstance(error, CommandFailed) else ""
     lines = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
     return "; ".join(lines) or error.message.splitlines()[0]
 
 
-def _image_behind(apt: PrivateApt, name: str) -> str:
+def image_behind(apt: PrivateApt, name: str) -> str:
     """The versioned kernel image that a meta-package stands for; any other package is itself."""
     if not re.fullmatch(r"linux-image-[a-z][a-z0-9-]*", name):
         return name
@@ -140,11 +156,11 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
             essential = ["?essential", "apt"] if asked.essential else []
             text = apt.get("install", "-y", "--print-uris", *essential, *asked.packages)
         else:
-            resolved = {name: image for name in asked.packages if (image := _image_behind(apt, name)) != name}
+            resolved = {name: image for name in asked.packages if (image := image_behind(apt, name)) != name}
             text = apt.get("download", "--print-uris", *(resolved.get(name, name) for name in asked.packages))
     except UserError as error:
         raise UserError(
-            f"{asked.file}: set {asked.name} ({asked.suite}): {_complaints(error)}",
+            f"{asked.file}: set {asked.name} ({asked.suite}): {complaints(error)}",
             f"mend the list in {asked.file}, or choose another MIRROR",
         ) from error
     packages = apt.parse_uris(text)
@@ -157,6 +173,7 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
             note(f"{asked.file}: exclude: {name} would not be there anyway")
     return LockedSet(
         suite=asked.suite,
+        dates=(apt.date(),),
         requested=tuple(sorted(asked.packages)),
         dependencies=asked.dependencies,
         essential=asked.essential,
@@ -167,24 +184,27 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
     )
 
 
-def packages_lock(
-    *, sets: Iterable[PackageSet], sources: Sources, output: Path, keyring: Path | None = None, note: Note = print
-) -> None:
-    """Resolve every set against ``sources`` and write the lock file ``output``, whole or not at all.
-
-    Uses the network, through the host's apt; ``keyring`` (Debian's, by default) must have signed the archives. ``note``
-    gets what a user should know but need not mend. Raises :class:`UserError`.
-    """
-    keyring = find_keyring(keyring) if keyring else find_keyring()
-    asked_sets = tuple(sets)
-    locked: dict[str, LockedSet] = {}
-    for suite, security in sorted({(asked.suite, asked.security) for asked in asked_sets}):
+def each_apt(
+    sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note
+) -> Iterator[tuple[PrivateApt, list[PackageSet]]]:
+    """An apt for each suite, with the ``sets`` that want it."""
+    for suite, security in sorted({(asked.suite, asked.security) for asked in sets}):
         if security and not sources.security:
             note(f"{sources.origin}: no security archive found; {suite} is locked without security updates")
         with temporary_directory("sevsnp-apt.") as root:
             root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
             apt = PrivateApt.make(root, sources, keyring, suite, security=security)
-            for asked in asked_sets:
-                if (asked.suite, asked.security) == (suite, security):
-                    locked[asked.name] = resolve_set(apt, asked, note)
-    write_atomic(output, dump_lock(locked))
+            yield apt, [asked for asked in sets if (asked.suite, asked.security) == (suite, security)]
+
+
+def resolve(*, sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note) -> dict[str, LockedSet]:
+    """Every set, resolved against ``sources``.
+
+    Uses the network, through the host's apt; ``keyring`` must have signed the archives. ``note`` gets what a user
+    should know but need not mend. Raises :class:`UserError`.
+    """
+    return {
+        asked.name: resolve_set(apt, asked, note)
+        for apt, members in each_apt(sets, sources, keyring, note)
+        for asked in members
+    }

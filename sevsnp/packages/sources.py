@@ -9,6 +9,7 @@ from pathlib import Path
 from sevsnp.command import run, temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING, hostapt
+from sevsnp.packages.archive import Archive
 from sevsnp.packages.lock import SECURITY
 
 _SCHEMES = ("http", "https", "file", "copy")
@@ -19,12 +20,14 @@ class Sources:
     """The archives to use: ``main`` and ``security`` are URIs without a slash at their end; ``security`` may be empty.
 
     ``origin`` says in words where they were found; ``settings`` are the host's apt settings, for its proxies.
+    ``archive`` takes the place of all of them: a file with the pinned packages.
     """
 
     main: str
     security: str
     origin: str
     settings: Mapping[str, str] = field(default_factory=dict)
+    archive: Archive | None = None
 
     def uri(self, archive: str) -> str:
         """The URI of ``debian`` or ``debian-security``.
@@ -50,10 +53,16 @@ def clean_uri(uri: str, where: str) -> str:
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES or not rest.startswith("/" if scheme in ("file", "copy") else "//"):
-        raise UserError(f"{where}: found {uri!r}, expected a URI that begins with http://, https:// or file:/")
+        raise UserError(
+            f"{where}: found {uri!r}, expected a URI that begins with http://, https:// or file:/{_or_file(where)}"
+        )
     if scheme in ("file", "copy"):
         return f"file:/{rest.lstrip('/')}".rstrip("/")
     return uri.rstrip("/")
+
+
+def _or_file(where: str) -> str:
+    return ", or a file that ./doitw pack_sources made" if where == "MIRROR" else ""
 
 
 def find_keyring(path: Path = KEYRING) -> Path:
@@ -117,9 +126,12 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
 def find_sources(mirror: str = "", suite: str = "trixie") -> Sources:
     """The archives to fetch from.
 
-    ``mirror`` is the MIRROR setting: the URI of a Debian mirror and, after a space, that of its security archive.
-    Raises :class:`UserError` for a URI that can not be used, or if no source is found anywhere.
+    ``mirror`` is the MIRROR setting: the URI of a Debian mirror and, after a space, that of its security archive; or a
+    file that pack_sources made. Raises :class:`UserError` for a URI that can not be used, or if no source is found
+    anywhere.
     """
+    if mirror and (file := Path(mirror).expanduser()).is_file():
+        return Sources(main="", security="", origin="MIRROR", archive=Archive(file))
     settings = hostapt.configuration()
     if mirror:
         words = mirror.split()

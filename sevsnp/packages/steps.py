@@ -1,11 +1,17 @@
 """The steps of the pipeline that deal with packages, as tasks call them: files in, files out."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sevsnp import progress
 from sevsnp.errors import UserError
+from sevsnp.packages.archive import write_archive
+from sevsnp.packages.download import Progress
+from sevsnp.packages.fetch import Kept
 from sevsnp.packages.kernel import unpack_kernel
-from sevsnp.packages.pipeline import packages, project_sets, refresh_lock
+from sevsnp.packages.lock import Package, read_lock
+from sevsnp.packages.pipeline import locked_files, packages, project_sets, refresh_lock
 
 
 def make_packages(
@@ -22,10 +28,10 @@ def make_packages(
     initramfs_debs: Path,
     guest_debs: Path,
     appliance_debs: Path,
+    kept: Kept | None = None,
 ) -> None:
     """Fetch everything ``lock`` pins for the four lists; write the release tree and the package directories."""
-    progress.step("unpacking")  # shown once all is fetched
-    with progress.amount("fetching") as fetched:
+    with _fetching() as fetched:
         packages(
             lock=lock,
             sets=project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance),
@@ -34,14 +40,56 @@ def make_packages(
             cache_dir=Path(cache_dir),
             mirror=mirror,
             snapshot=snapshot,
-            progress=fetched.at,
+            progress=fetched,
+            kept=kept,
+            note=progress.remark,
         )
 
 
-def update_lock(*, tools: Path, initramfs: Path, guest: Path, appliance: Path, mirror: str, output: Path) -> None:
-    """Resolve the four lists anew and write ``output``."""
+@contextmanager
+def _fetching() -> Iterator[Progress]:
+    """Shows bytes and files of all downloads."""
+    with progress.amount("fetching packages") as shown:
+
+        def at(size: int, sizes: int, files: int, of: int) -> None:
+            shown.at(size, sizes)
+            shown.what = f"fetching packages, {files} of {of}"
+
+        yield at
+
+
+def update_lock(
+    *,
+    tools: Path,
+    initramfs: Path,
+    guest: Path,
+    appliance: Path,
+    mirror: str,
+    output: Path,
+    cache_dir: str,
+    snapshot: str,
+    only: str = "",
+) -> None:
+    """Resolve the four lists anew, or the package ``only`` with what it needs; write ``output``, say what changed."""
     sets = project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance)
-    refresh_lock(sets=sets, mirror=mirror, output=output)
+    refresh_lock(sets=sets, mirror=mirror, output=output, only=only, cache_dir=Path(cache_dir), snapshot=snapshot)
+
+
+def pack_sources(
+    *, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot: str, output: Path, checksum: Path
+) -> None:
+    """Put every file that ``locks`` pin into the tar ``output``; its SHA-256 into ``checksum``, for sha256sum -c."""
+    files: dict[Package, Path] = {}
+    for path in locks:
+        lock = read_lock(path)
+        wanted = [package for locked in lock.sets.values() for package in locked.packages]
+        with _fetching() as fetched:
+            files |= locked_files(
+                lock, wanted, cache_dir=Path(cache_dir), mirror=mirror, snapshot=snapshot, progress=fetched
+            )
+    with progress.amount("packing", sum({package.sha256: package.size for package in files}.values())) as packed:
+        digest = write_archive(files, output, packed)
+    checksum.write_text(f"{digest}  {output.name}\n")
 
 
 def make_kernel(*, release: Path, output: Path, deb: Path | None = None) -> None:

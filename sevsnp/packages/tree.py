@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
+from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.files import scratch_directory, write_atomic
 from sevsnp.packages.deb import read_control
@@ -58,6 +60,20 @@ def replace_tree(new: Path, target: Path, scratch: Path) -> None:
     new.rename(target)
 
 
+@contextmanager
+def _counted(what: str, packages: Sequence[Package]) -> Iterator[Callable[[Package], None]]:
+    """Show how far a work on ``packages`` is: call what it gives with each that is done."""
+    with progress.amount(f"{what} {len(packages)} packages", sum(package.size for package in packages)) as shown:
+        done: list[Package] = []
+
+        def one(package: Package) -> None:
+            done.append(package)
+            shown(package.size)
+            shown.what = f"{what} packages, {len(done)} of {len(packages)}"
+
+        yield one
+
+
 def make_release(
     *,
     tools: Mapping[Package, Path],
@@ -77,8 +93,10 @@ def make_release(
         # bin stays free: that is where the wrappers go.
         for name in ("sbin", "lib", "lib64"):
             (tree / name).symlink_to(f"usr/{name}")
-        for package in sorted([*tools, *firmware], key=lambda package: package.name):
-            unpack_deb(tools.get(package) or firmware[package], tree, _wanted)
+        with _counted("unpacking", [*tools, *firmware]) as unpacked:
+            for package in sorted([*tools, *firmware], key=lambda package: package.name):
+                unpack_deb(tools.get(package) or firmware[package], tree, _wanted)
+                unpacked(package)
         if tools and not (tree / LOADER).exists():
             raise UserError(f"the set of tools has no {LOADER}", "name libc6, or a package that depends on it")
         write_wrappers(tree)
@@ -112,9 +130,12 @@ def export_debs(*, name: str, debs: Mapping[Package, Path], output: Path) -> Non
         new.chmod(0o755)
         copy_debs(debs, new)
         stanzas = []
-        for package in sorted(debs, key=lambda package: package.name):
-            control = read_control(new / package.deb).strip()
-            stanzas.append(f"{control}\nFilename: ./{package.deb}\nSize: {package.size}\nSHA256: {package.sha256}\n")
+        with _counted(f"indexing {name}", list(debs)) as indexed:
+            for package in sorted(debs, key=lambda package: package.name):
+                control = read_control(new / package.deb).strip()
+                place = f"Filename: ./{package.deb}\nSize: {package.size}\nSHA256: {package.sha256}\n"
+                stanzas.append(f"{control}\n{place}")
+                indexed(package)
         write_atomic(new / "Packages", "\n".join(stanzas))
         write_atomic(new / MANIFEST, manifest_text({name: tuple(debs)}))
         replace_tree(new, output, scratch)

@@ -23,10 +23,8 @@ from sevsnp.images.initramfs import join_layers, make_modules_layer
 from sevsnp.images.rootfs import Layer, link_entry, make_rootfs, text_entry
 from sevsnp.images.tar import Entry, read_tar
 from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity
-from sevsnp.packages.fetch import fetch
-from sevsnp.packages.pipeline import checked_lock, refresh_lock
+from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
 from sevsnp.packages.sets import read_set
-from sevsnp.packages.sources import find_sources
 from sevsnp.settings import resolve
 from sevsnp.vm.cmdline import build_cmdline
 from sevsnp.vm.config import Disk, File, Launch
@@ -62,10 +60,11 @@ def _control_packages(built: Built) -> list[Path]:
     """The pinned packages of the list, from the user's cache or fetched into it."""
     lock = checked_lock(LOCK, [read_set(LIST, SET)])
     settings = resolve({}, os.environ, built.project / "config.yaml")
-    files = fetch(
+    files = locked_files(
+        lock,
         lock.packages(SET),
         cache_dir=settings.cache_dir(),
-        sources=lambda: find_sources(settings.text("MIRROR")),
+        mirror=settings.text("MIRROR"),
         snapshot=settings.text("SNAPSHOT_MIRROR"),
     )
     return list(files.values())

@@ -15,9 +15,7 @@ from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers, make_packages_layer
 from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.images.tar import Entry
-from sevsnp.packages.fetch import fetch
-from sevsnp.packages.pipeline import checked_lock
-from sevsnp.packages.sources import find_sources
+from sevsnp.packages.pipeline import checked_lock, locked_files
 from sevsnp.settings import resolve
 from tests.conftest import PROJECT, Built
 from tests.pipeline.registry_server import LOCK, SET, asked
@@ -54,11 +52,12 @@ class Maker:
 def make_maker(built: Built, directory: Path) -> Maker:
     """Fetch the pinned packages and join the appliance's initramfs with them and with the job."""
     settings = resolve({}, os.environ, PROJECT / "config.yaml")
-    wanted = [package for package in checked_lock(LOCK, [asked()]).packages(SET) if package.name != "docker-registry"]
-    files = fetch(
-        wanted,
+    lock = checked_lock(LOCK, [asked()])
+    files = locked_files(
+        lock,
+        [package for package in lock.packages(SET) if package.name != "docker-registry"],
         cache_dir=settings.cache_dir(),
-        sources=lambda: find_sources(settings.text("MIRROR")),
+        mirror=settings.text("MIRROR"),
         snapshot=settings.text("SNAPSHOT_MIRROR"),
     )
     debs = directory / "debs"

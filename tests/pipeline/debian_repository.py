@@ -118,7 +118,8 @@ class Repository:
         folder.mkdir(parents=True, exist_ok=True)
         return build_deb(folder, name, version, **how)
 
-    def publish(self, suite: str = "trixie") -> None:
+    def publish(self, suite: str = "trixie", when: float | None = None) -> None:
+        """Write the indices, which say that they were made ``when`` (seconds since 1970; now)."""
         stanzas = []
         for deb in sorted(self.root.glob("pool/**/*.deb")):
             control = subprocess.run(["dpkg-deb", "-f", deb], check=True, capture_output=True, text=True).stdout
@@ -136,7 +137,7 @@ class Repository:
             for data, name in ((plain, "Packages"), (index.read_bytes(), "Packages.gz"))
         ]
         release = (
-            f"Origin: Tests\nLabel: Tests\nSuite: {suite}\nCodename: {suite}\nDate: {formatdate(usegmt=True)}\n"
+            f"Origin: Tests\nLabel: Tests\nSuite: {suite}\nCodename: {suite}\nDate: {formatdate(when, usegmt=True)}\n"
             f"Architectures: amd64\nComponents: main\nSHA256:\n" + "\n".join(lines) + "\n"
         ).replace("GMT", "UTC")
         (folder / "Release").write_text(release)

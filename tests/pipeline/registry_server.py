@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sevsnp.packages.fetch import fetch
-from sevsnp.packages.pipeline import checked_lock, refresh_lock
+from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
 from sevsnp.packages.sets import PackageSet, read_set
-from sevsnp.packages.sources import find_sources
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.settings import resolve
 from tests.processes import ends_with_us
@@ -40,10 +38,12 @@ def asked() -> PackageSet:
 def unpack_registry(root: Path) -> Path:
     """The registry's program, below ``root``: from the cache, or fetched into it. The host's libc is enough for it."""
     settings = resolve({}, os.environ, TESTS.parent / "config.yaml")
-    files = fetch(
-        checked_lock(LOCK, [asked()]).packages(SET),
+    lock = checked_lock(LOCK, [asked()])
+    files = locked_files(
+        lock,
+        lock.packages(SET),
         cache_dir=settings.cache_dir(),
-        sources=lambda: find_sources(settings.text("MIRROR")),
+        mirror=settings.text("MIRROR"),
         snapshot=settings.text("SNAPSHOT_MIRROR"),
     )
     for deb in files.values():

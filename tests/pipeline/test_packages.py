@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.packages import fetch as fetching
+from sevsnp.packages import download as downloading
 from sevsnp.packages.fetch import cached_path, fetch
 from sevsnp.packages.lock import Package, read_lock
-from sevsnp.packages.pipeline import packages
-from sevsnp.packages.resolve import packages_lock
+from sevsnp.packages.pipeline import packages, packages_lock
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
 from sevsnp.packages.wrappers import LOADER
+from sevsnp.store import pinned as pinning
+from sevsnp.store.cache import Cache
+from sevsnp.store.digests import Index
+from sevsnp.store.session import Options
 from tests.pipeline.debian_repository import Repository, Server, build_deb, listing
 
 LIST = Path("list.yaml")
@@ -28,7 +31,7 @@ LIST = Path("list.yaml")
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetching, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloading, "ATTEMPTS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_lock_resolves_and_is_deterministic(archive: tuple[Repository, Repositor
         make_set("guest", "tool", essential=True),
         make_set("kernel", "linux-image-amd64", dependencies=False, security=False),
     )
-    assert lock_sets(archive, tmp_path / "packages.lock", *sets) == []
+    assert lock_sets(archive, tmp_path / "packages.lock", *sets)[-1] == "0 changed, 6 added, 0 removed"
     lock = read_lock(tmp_path / "packages.lock")
     lock.check(sets)
     assert [package.name for package in lock.packages("tools")] == ["lib+a", "tool"]
@@ -144,15 +147,15 @@ def files_in(path: Path) -> list[str]:
 
 def test_a_download_comes_whole_and_the_cache_needs_no_network(served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, ...]] = []
     fetched = fetch(
         [package, package],
         cache_dir=cache,
         sources=from_server(server),
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *now: seen.append(now),
     )
     assert fetched == {package: cached_path(package, cache)}
-    assert seen[-1] == (package.size, package.size)
+    assert seen[-1] == (package.size, package.size, 1, 1)
     assert fetched[package].stat().st_mode & 0o777 == 0o644
     assert server.requests == [f"/{package.deb.replace('+', '%2B')}"]
     assert fetch([package], cache_dir=cache, sources=never) == fetched
@@ -190,33 +193,6 @@ def test_a_damaged_cache_entry_heals(served: tuple[Server, Package, Path]) -> No
     assert files_in(cache) == []  # a damaged file is not left there to be used by another
 
 
-def test_a_dropped_version_comes_from_cache_then_snapshot(served: tuple[Server, Package, Path], tmp_path: Path) -> None:
-    server, package, cache = served
-    with Server(tmp_path / "empty") as mirror:
-        with pytest.raises(UserError) as caught:
-            fetch([package], cache_dir=cache, sources=from_server(mirror))
-        assert "tool+x 1.0: the mirror dropped this version" in caught.value.message
-        assert "\n" not in caught.value.message
-        assert "packages_lock" in caught.value.hint
-        assert "SNAPSHOT_MIRROR" in caught.value.hint
-        assert fetch([package], cache_dir=cache, sources=from_server(mirror), snapshot=server.uri)
-        assert len(mirror.requests) == 2
-        assert fetch([package], cache_dir=cache, sources=never, snapshot=server.uri)
-        with pytest.raises(UserError, match="the mirror dropped this version") as caught:
-            fetch([package], cache_dir=tmp_path / "c2", sources=from_server(mirror), snapshot=mirror.uri)
-        assert "SNAPSHOT_MIRROR" not in caught.value.hint
-    with pytest.raises(UserError, match="SNAPSHOT_MIRROR: found 'rubbish'"):
-        fetch([package], cache_dir=tmp_path / "c3", sources=from_server(server), snapshot="rubbish")
-
-
-def test_a_snapshot_is_checked_like_a_mirror(served: tuple[Server, Package, Path], tmp_path: Path) -> None:
-    server, package, cache = served
-    server.answers[package.deb.replace("+", "%2B")] = b"x" * package.size
-    with Server(tmp_path / "empty") as mirror, pytest.raises(UserError, match="does not match the lock"):
-        fetch([package], cache_dir=cache, sources=from_server(mirror), snapshot=server.uri)
-    assert files_in(cache) == []
-
-
 def test_a_mirror_in_trouble_is_not_a_dropped_version(served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
     for code in (403, 500):
@@ -229,14 +205,14 @@ def test_a_passing_trouble_is_tried_again(
     served: tuple[Server, Package, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, package, cache = served
-    monkeypatch.setattr(fetching, "ATTEMPTS", 2)
+    monkeypatch.setattr(downloading, "ATTEMPTS", 2)
     name = package.deb.replace("+", "%2B")
     server.answers[name] = 503
 
     def mend(done: float) -> None:
         server.answers.clear()
 
-    monkeypatch.setattr(fetching._Meter, "wait", lambda self, seconds: mend(seconds))
+    monkeypatch.setattr(downloading.Meter, "wait", lambda self, seconds: mend(seconds))
     assert fetch([package], cache_dir=cache, sources=from_server(server))
     assert len(server.requests) == 2
 
@@ -256,7 +232,9 @@ def test_apts_proxy_is_used(served: tuple[Server, Package, Path]) -> None:
     assert server.requests == [f"http://mirror.invalid/debian/{package.deb.replace('+', '%2B')}"]
 
 
-def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
+def test_everything_from_a_lock_to_build(
+    archive: tuple[Repository, Repository], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = (
         make_set("tools", "tool"),
         make_set("ovmf", "unwanted", dependencies=False),
@@ -267,6 +245,9 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
     lock_sets(archive, tmp_path / "packages.lock", *sets)
     main, security = archive
 
+    store = Cache(Options(tmp_path / "artefacts"), Index(None))
+    monkeypatch.setattr(pinning, "cache", lambda: store)
+
     def run(cache: Path, lists: tuple[PackageSet, ...] = sets, source: str = main.uri) -> None:
         packages(
             lock=tmp_path / "packages.lock",
@@ -275,6 +256,7 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
             debs={"initramfs": tmp_path / "build/debs/initramfs", "guest": tmp_path / "build/debs/guest"},
             cache_dir=cache,
             sources=lambda: Sources(source, security.uri, "test"),
+            kept=pinning.PinnedFiles(print),
         )
 
     with pytest.raises(UserError, match="less is not in"):
@@ -287,6 +269,9 @@ def test_everything_from_a_lock_to_build(archive: tuple[Repository, Repository],
     assert set(json.loads((release / "packages.json").read_text())["sets"]) == {"tools", "ovmf", "kernel"}
     assert len(list((tmp_path / "build/debs/guest").glob("*.deb"))) == 5
     assert len(list((tmp_path / "build/debs/initramfs").glob("*.deb"))) == 1
+    # The firmware, and nothing else, is kept in the artefact cache.
+    (firmware,) = read_lock(tmp_path / "packages.lock").packages("ovmf")
+    assert [path.name for path in (tmp_path / "artefacts/blobs").glob("*/*")] == [firmware.sha256]
     before = listing(tmp_path / "build")
     shutil.rmtree(tmp_path / "build")
     run(tmp_path / "cache", source="file:/nowhere")  # from the cache alone

@@ -11,12 +11,13 @@ from sevsnp.packages.lock import LockedSet, Package, dump_lock, read_lock
 from sevsnp.packages.sets import PackageSet, read_set, read_sets
 
 DIGEST = "ab" * 32
+DATE = "2026-01-31T12:00:00Z"
 BASH = Package("bash", "5.2-1+b1", "amd64", "debian", "pool/main/b/bash/bash_5.2-1+b1_amd64.deb", 1000, DIGEST)
 KERNEL = Package("linux-image-6.1-amd64", "6.1-1", "amd64", "debian-security", "pool/l/k.deb", 2000, "cd" * 32)
 
 
 def locked(**changes: object) -> LockedSet:
-    plain = LockedSet("trixie", ("bash",), True, False, ("tar",), True, {}, (BASH,))
+    plain = LockedSet("trixie", (DATE,), ("bash",), True, False, ("tar",), True, {}, (BASH,))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -107,9 +108,13 @@ TAMPERED = [
     ('version = "5.2-1+b1"\n', "", "version is missing"),
     ("size = 1000", 'size = 1000\nurl = "elsewhere"', "unknown key 'url'"),
     ("essential = false", "essential = false\nextra = 1", "unknown key 'extra'"),
-    ("format = 1", "format = 2", "format: found 2"),
-    ("format = 1", "format = 1\nmirror = 1", "unknown key 'mirror'"),
-    ("format = 1", "format = ", "not TOML"),
+    ("format = 2", "format = 1", "format: found 1"),
+    ("format = 2", "format = 2\nmirror = 1", "unknown key 'mirror'"),
+    ("format = 2", "format = ", "not TOML"),
+    (DATE, "2026-02-31T12:00:00Z", "dates"),
+    (DATE, "20260131T120000Z", "dates"),
+    (f'dates = [ "{DATE}",]', "dates = []", "dates"),
+    (f'dates = [ "{DATE}",]\n', "", "dates is missing"),
 ]
 
 

@@ -17,6 +17,9 @@ from sevsnp.live import SECONDS_BEFORE_SHOWN, Screen, can_draw
 from sevsnp.progress import Amount
 from tests.waiting import NET, wait_until
 
+# In the order in which dpkg has them.
+STATES = ("half-installed", "unpacked", "half-configured", "unpacked", "half-configured", "installed")
+
 
 class Seen:
     """A board that keeps what it is told."""
@@ -130,6 +133,19 @@ def test_a_growing_file_counts_what_is_really_there(board: Seen, tmp_path: Path)
         assert sparse < 1 << 20 <= amount.done < 1 << 22
 
 
+def test_counted_things_never_become_fewer(board: Seen, tmp_path: Path) -> None:
+    with progress.counted("installing", 3, lambda: len((tmp_path / "log").read_text())):
+        ((_, amount),) = board.open
+        assert amount.done == 0  # not there yet
+        (tmp_path / "log").write_text("xx")
+        assert amount.done == 2 and not amount.complete
+        (tmp_path / "log").write_text("xxx")
+        assert amount.complete
+        (tmp_path / "log").unlink()
+        assert amount.done == 3
+    assert board.open == []
+
+
 def test_pauses_reach_the_board(board: Seen) -> None:
     with progress.paused():
         progress.step("inside")
@@ -188,6 +204,16 @@ def test_the_live_area(screen: Screen) -> None:
     assert "\x1b[?25" not in stream.getvalue()  # the cursor is left alone
 
 
+def test_things_are_not_bytes(screen: Screen) -> None:
+    stream = screen.stream
+    assert isinstance(stream, Terminal)
+    screen.begin("_packages", "packages", drawn=True)
+    screen.opened("_packages", Amount("installing", 2000, bytes=False))
+    assert drawn(stream, "0 of 2000")
+    screen.opened("_packages", Amount("fetching", 2000))  # control
+    assert drawn(stream, "0 bytes of 2.0 kB")
+
+
 def test_a_command_has_the_terminal_until_it_says_what_it_does(screen: Screen) -> None:
     screen.begin("_image", "image", drawn=True)
     assert screen.drawing()
@@ -228,3 +254,16 @@ def test_names_and_words_are_not_markup(screen: Screen) -> None:
     screen.begin("x", "x", drawn=True)
     screen.step("x", "[bold]loud[/bold]")
     assert drawn(stream, "[bold]loud[/bold]")
+
+
+def test_installed_packages_are_counted(tmp_path: Path) -> None:
+    from sevsnp.images.guest_packages import _installed
+
+    assert _installed(tmp_path) == 0
+    log = tmp_path / "mmdebstrap.abc/var/log/dpkg.log"
+    log.parent.mkdir(parents=True)
+    lines = [f"2026-01-31 12:00:00 status {state} {name}:amd64 1.0" for name in ("a", "b") for state in STATES]
+    log.write_text("\n".join(lines[:-1]) + "\n")
+    assert _installed(tmp_path) == 1
+    log.write_text("\n".join(lines) + "\n")
+    assert _installed(tmp_path) == 2

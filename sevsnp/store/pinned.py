@@ -1,0 +1,49 @@
+"""Single pinned files in the artefact cache, by their digest alone: what archives drop is there for other checkouts.
+
+Artefacts do not do that: their keys hold the source of what makes them, so each change of it asks for the files anew.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from sevsnp.store.cache import cache
+from sevsnp.store.entries import Blob, Entry, File, canonical
+from sevsnp.store.local import DamagedError
+
+if TYPE_CHECKING:
+    from sevsnp.packages.lock import Package
+
+KIND = "pinned file"
+OUTPUT = "file"
+
+
+class PinnedFiles:
+    """The pinned files of the run's cache; ``say`` takes warnings. Trouble with it never stops a build."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def open(self, package: "Package") -> BinaryIO:
+        """What is kept as ``package``. Raises FileNotFoundError where there is nothing."""
+        expected = _entry(package)
+        if store := cache():
+            try:
+                with store.local.in_use():
+                    if store.find(expected.key, self._say) == expected:
+                        return store.local.check(*expected.blobs()).open("rb")
+            except (OSError, DamagedError) as error:
+                self._say(f"{package.deb}: not to be had from the artefact cache: {error}")
+        raise FileNotFoundError(package.deb)
+
+    def keep(self, files: "Mapping[Package, Path]") -> None:
+        """Keep ``files`` in the cache, and send them to the shared one where that is asked for."""
+        if store := cache():
+            for package, path in files.items():
+                store.keep(_entry(package), {OUTPUT: path}, self._say)
+
+
+def _entry(package: "Package") -> Entry:
+    key = hashlib.sha256(canonical([KIND, package.sha256, package.size])).hexdigest()
+    return Entry(key, KIND, {OUTPUT: File(Blob(package.sha256, package.size), 0o644)})

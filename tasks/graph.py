@@ -165,9 +165,17 @@ def artefact(
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],
-        "clean": [(_clean, [list(places.values()), tuple(ignored)])],
+        "clean": [(_cleaned, [list(places.values()), tuple(ignored)])],
         "verbosity": 2,
     }
+
+
+def _cleaned(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
+    try:
+        _clean(paths, ignored, dryrun)
+    except OSError as error:
+        # doit would show a traceback, go on, and say that all went well.
+        sys.exit(f"✗ clean: {cannot_write(Path(os.fsdecode(error.filename or paths[0])), error)}")
 
 
 def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import PROJECT, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings, ran
-from tests.processes import ends_with_us
+from tests.processes import AS_NOBODY, ends_with_us
 from tests.waiting import NET, cpu_seconds, wait_until
 
 # Each costs more to load than all of doit.
@@ -182,6 +182,38 @@ def test_what_is_not_there_is_refused_by_name(clone: Path, words: list[str], sai
     assert done.returncode == 3
     assert said in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
     assert not (clone / "build").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root leaves what another user may not remove")
+def test_what_root_left_is_one_line_to_others(clone: Path, tmp_path: Path) -> None:
+    """In a build and in a clean; and the command that is printed mends both."""
+    copy = tmp_path / "project"
+    shutil.copytree(clone, copy)
+    words = {"SEVSNP_CACHE": str(copy / ".cache" / "a"), "CONFIG_DIR": str(copy / ".cache" / "b"), "HOME": str(copy)}
+
+    def as_nobody(*argv: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*AS_NOBODY, sys.executable, "-B", "-m", "doit", *argv],
+            cwd=copy, env={**os.environ, **words}, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    assert doit("build_tools", cwd=copy, **words).returncode == 0
+    remedy = f"as root, run: cd {copy} && chown -R nobody: "
+    for argv in (("build_tools",), ("clean",)):
+        for path in (copy, *copy.glob("*"), *(copy / ".cache").rglob("*"), copy / ".cache"):
+            if path.name != "build":
+                os.chown(path, 65534, 65534, follow_symlinks=False)
+        if argv == ("build_tools",):
+            (copy / "initramfs" / "get_report.py").write_text("# another\n")
+        code, said = as_nobody(*argv)
+        assert code == 1 and "Permission denied" in said and "belongs to root, and this is nobody" in said, said
+        assert remedy in said
+    command = next(line for line in said.splitlines() if remedy in line).strip().removeprefix("as root, run: ")
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    assert as_nobody("build_tools")[0] == 0 == as_nobody("clean")[0]
+    assert not (copy / "build" / "bin" / "get_report").exists()
 
 
 def test_a_bad_value_in_the_environment(clone: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from sevsnp import files
 from sevsnp.files import scratch_directory, short_name, write_atomic
+from tests.processes import AS_NOBODY
 from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -249,9 +250,6 @@ def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path) -> None:
     assert not short.exists()
 
 
-AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-# Python may be where only root may read.
-AS_NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 WRITES = """
 import sys
 from pathlib import Path

@@ -18,7 +18,10 @@ from sevsnp.owner import Login, Verdict, named_for, never_accepted, refusal, tru
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
-_ANOTHER = "make a volume with another key: doit setup_luks"
+_ANOTHER = (
+    "is the guest an emulated one? say so: ./doitw attest_luks PLATFORM=emulated — "
+    "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp"
+)
 
 
 def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:
@@ -43,12 +46,12 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:
 class Volume:
     """A volume as its owner has it: header, key and record. Raises UserError where the key does not open it."""
 
-    def __init__(self, header: Path, config_dir: Path, key_file: str, *, throwaway: bool = False) -> None:
+    def __init__(self, header: Path, config_dir: Path, key_file: str | None) -> None:
         luks = Luks2.read(header)
         self.uuid, self.digest = luks.uuid, hashlib.sha256(luks.data).digest()
-        self.config_dir, self._throwaway = config_dir, throwaway
+        self.config_dir = config_dir
         self.record = luks_key.read_record(config_dir, luks.uuid)
-        key = luks_key.given(key_file)
+        key = luks_key.given(key_file) if key_file is not None else None
         if key is None and self.record.key == "made":
             key = luks_key.read_made_key(config_dir, luks.uuid)
         if key is None:
@@ -60,19 +63,18 @@ class Volume:
         self._key = key.data
 
     def secret_for(self, verdict: Verdict, *, emulated_asked: bool) -> Secret:
-        """What this verdict releases. That a guest without a secure processor gets it is on record before it has it."""
+        """What this verdict releases. Who gets it is on record before it has it."""
         domain = trust_domain(verdict)
         # Read again: another attestation may have changed it meanwhile.
         self.record = luks_key.read_record(self.config_dir, self.uuid)
         check_release(domain, self.record, emulated_asked=emulated_asked)
-        if domain == "emulated":
-            self.record = luks_key.update_record(self.config_dir, self.uuid, exposed=True)
-        return Secret(self.digest, 0 if self._throwaway else self.record.generation, self._key)
+        emulated = domain == "emulated"
+        self.record = luks_key.update_record(self.config_dir, self.uuid, exposed=emulated, sent=not emulated)
+        return Secret(self.digest, self.record.generation, self._key)
 
     def booted(self, generation: int) -> None:
         """Keep the generation that a guest has reported."""
-        if not self._throwaway:
-            self.record = luks_key.update_record(self.config_dir, self.uuid, generation=generation)
+        self.record = luks_key.update_record(self.config_dir, self.uuid, generation=generation)
 
 
 def attest_luks(
@@ -80,7 +82,7 @@ def attest_luks(
     vm_config: Path,
     header: Path,
     config_dir: Path,
-    key_file: str,
+    key_file: str | None,
     host: str,
     port: int,
     ssh_port: int,
@@ -90,7 +92,7 @@ def attest_luks(
     output: Path,
     report: Path,
     asked: Mapping[str, int | str] | None = None,
-    throwaway: bool = False,
+    key_dir: Path | None = None,
     manifest: Path | None = None,
     manifest_key: Path | None = None,
 ) -> None:
@@ -99,8 +101,8 @@ def attest_luks(
     ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not; with an
     emulated VM config ``emulated`` is put into its name.
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
-    ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
-    :class:`UserError`; a key was sent only where the evidence was accepted.
+    ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key that
+    was given for this run. Raises :class:`UserError`; a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
@@ -113,7 +115,7 @@ def attest_luks(
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected luks")
     config.require_reference()
     check_launch_firmware(config.launch)
-    volume = Volume(header, config_dir, key_file, throwaway=throwaway)
+    volume = Volume(header, key_dir or config_dir, key_file)
     emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
     # What the verdict will be refused for in any case is said before the guest is spoken to.
     domain = "amd" if config.launch.platform == "snp" else "emulated"

@@ -141,6 +141,12 @@ def _cache(text: str) -> str:
     return text
 
 
+def _volume(text: str) -> str:
+    if not re.fullmatch("[0-9a-f-]{0,36}", text):
+        raise ValueError
+    return text
+
+
 _TMPFS = _size(1 << 20, 1 << 40)
 _PORT = _integer(1, 65535)
 LEAST_MEMORY = 256 << 20
@@ -173,6 +179,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("VERITY_FILESYSTEM", _choice("ext4", "erofs"), "ext4", "ext4 or erofs"),
     Setting("LUKS_FREE", _size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G"),
     Setting("LUKS_REPORTS", _choice("closed", "open"), "closed", "closed or open"),
+    Setting("VOLUME", _volume, "", "the UUID of a volume, or how it begins, as 3fa1"),
     Setting("LUKS_KEY_FILE", _text, "", "a path to a key file, or - to be asked"),
     Setting("MEMORY", _size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M"),
     Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535"),
@@ -191,6 +198,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MIRROR", _text, "", "the URI of a Debian mirror"),
     Setting("SNAPSHOT_MIRROR", _text, "", "the URI of a Debian snapshot mirror, ending before the pool"),
     Setting("CONFIG_DIR", _text, "", "a directory for the user's keys"),
+    Setting("DATA_DIR", _text, "", "a directory for the volumes that guests have written"),
     Setting("CACHE_DIR", _text, "", "a directory for downloaded packages"),
     Setting("SEVSNP_CACHE", _text, "", "a directory for the artefact cache"),
     Setting("CACHE", _cache, "", "oci://host/repository, off, or nothing"),
@@ -237,6 +245,11 @@ class Settings:
         """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         return self.path("CONFIG_DIR", base / "openend2e-sevsnp")
+
+    def data_dir(self) -> Path:
+        """Where the volumes that guests have written are kept: DATA_DIR, else the XDG data directory."""
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        return self.path("DATA_DIR", base / "openend2e-sevsnp")
 
     def artefact_cache(self) -> Path:
         """Where artefacts are kept: SEVSNP_CACHE, else a directory beside the downloads."""

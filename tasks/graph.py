@@ -162,12 +162,13 @@ def artefact(
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],
-        "clean": [(_clean, [list(places.values()), tuple(ignored)])],
+        "clean": [(clean, [list(places.values()), tuple(ignored)])],
         "verbosity": 2,
     }
 
 
-def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
+def clean(paths: list[Path], ignored: tuple[str, ...] = (), *, dryrun: bool) -> None:
+    """Remove what was built at ``paths``, but for what is ``ignored`` at the top of a directory, and say so."""
     import shutil
 
     if not dryrun:

@@ -1,37 +1,54 @@
 """The encrypted workflow's guest: launch, and the release of its key."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tasks.graph import UNLISTED, Task, command
-from tasks.luks import HEADER, config
+from tasks.luks import config
 from tasks.project import BUILD, LUKS, RUN, asked, release_manifest, run_options, settings
 from tasks.vm_config import launched
 
+# The disk that guests of an earlier release have written.
+EARLIER = RUN / "luks" / "luks.img"
+
 
 def task_run_sev_snp_luks() -> Task:
-    """Boot the encrypted guest, which waits for attest_luks [MEMORY VM_CONFIG …]"""
-    text = settings().text
+    """Boot the encrypted guest, which waits for attest_luks [VOLUME MEMORY …]"""
     return command(
-        "sevsnp.vm.run:run_workflow",
+        "sevsnp.volume_guest:run_volume",
+        # What `doit clean` says boots a volume has to, without anything else.
+        needs=["packages"],
         launches=True,
-        directory=launched(config("snp")).parent,
-        workflow="luks",
-        vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
-        disks={},
+        **chosen_volume(),
+        config_dir=settings().config_dir(),
+        earlier=EARLIER,
         asked=asked(),
-        platform=text("PLATFORM"),
+        platform=settings().text("PLATFORM"),
         options=run_options(RUN / "luks"),
     )
 
 
+def chosen_volume() -> Mapping[str, Any]:
+    """Where volumes are, and which one is meant."""
+    values = settings()
+    return {
+        "directory": LUKS,
+        "configs": launched(config("snp")).parent,
+        "data_dir": values.data_dir(),
+        "volume": values.text("VOLUME"),
+        "vm_config": values.path("VM_CONFIG", Path()) if values.text("VM_CONFIG") else None,
+    }
+
+
 def task_attest_luks() -> Task:
-    """Verify the waiting guest, then send it its disk key [HOST PORT VM_CONFIG]"""
+    """Verify the waiting guest, then send it its disk key [VOLUME HOST PORT …]"""
     values = settings()
     return command(
-        "sevsnp.luks_owner:attest_luks",
+        "sevsnp.volume_guest:attest_volume",
         needs=["_keys"],
-        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
-        header=HEADER,
+        **chosen_volume(),
+        platform=values.text("PLATFORM"),
         config_dir=values.config_dir(),
         key_file=values.text("LUKS_KEY_FILE"),
         asked=asked(),

@@ -26,6 +26,7 @@ KERNEL = BUILD / "kernel"
 GUEST = BUILD / "guest"
 VERITY = BUILD / "verity"
 LUKS = BUILD / "luks"
+E2E = BUILD / "e2e"
 RUN = BUILD / "run"
 STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 FIRMWARE = BUILD / "firmware" / "OVMF.fd"
@@ -66,6 +67,11 @@ def checked(function: Callable[..., Result], *arguments: Any) -> Result:
 def keys() -> Keys:
     """The paths of the user's keys; the task _keys makes them."""
     return Keys.of(settings().config_dir())
+
+
+def signing_key(name: str) -> Path | None:
+    """The private key that the setting ``name`` (ID_KEY or AUTHOR_KEY) names."""
+    return settings().path(name, Path()) if settings().text(name) else None
 
 
 def firmware() -> Path:

@@ -30,18 +30,25 @@ def config_of(directory: Path, workflow: str, platform: str) -> Path:
 
 
 def run_guest(
-    *, launch: Launch, options: RunOptions, platform: str, answers: Path, check: bool = True, limit: float | None = None
+    *,
+    launch: Launch,
+    options: RunOptions,
+    platform: str,
+    answers: Path,
+    check: bool = True,
+    limit: float | None = None,
+    volume: Path | None = None,
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
-    A volume that the guest writes to is copied into ``options.state`` before, and stays there.
+    The guest writes to the disk luks.img in ``volume``; without, to a copy in ``options.state``, which stays there.
     """
     if check and launch.workflow != "luks":
         check_files(launch)
     check_options(options)
     if launch.workflow == "luks":
         options.state.mkdir(parents=True, exist_ok=True)
-        launch = on_copy(launch, options.state)
+        launch = on_copy(launch, volume or options.state)
     chosen = choose(platform, launch, options.qemu, answers)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
@@ -80,8 +87,12 @@ def run_workflow(
     asked: Mapping[str, int | str],
     platform: str,
     options: RunOptions,
+    volume: Path | None = None,
 ) -> None:
-    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground."""
+    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground.
+
+    ``volume`` is the directory with the disk that the guest writes to.
+    """
     answers = options.state.parent / "platform.json"
     if vm_config is None:
         # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
@@ -93,4 +104,5 @@ def run_workflow(
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
     check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
-    run_guest(launch=with_disks(config.launch, disks), options=options, platform=platform, answers=answers)
+    launch = with_disks(config.launch, disks)
+    run_guest(launch=launch, options=options, platform=platform, answers=answers, volume=volume)

@@ -1,0 +1,139 @@
+"""`run_sev_snp_luks` and `attest_luks`: which volume, and where it lies; then the guest, or its owner's part."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sevsnp.errors import UserError
+from sevsnp.images.luks2 import Luks2
+from sevsnp.luks_key import read_record
+from sevsnp.luks_owner import attest_luks
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.fixed import check_fixed
+from sevsnp.vm.qemu import RunOptions, check_options, read_cmdline
+from sevsnp.vm.run import config_of, run_workflow
+from sevsnp.vm.volume import measured_header
+from sevsnp.volumes import HEADER, Source, Volume, choose, source_of, volumes
+
+RUN, ATTEST = "run_sev_snp_luks", "attest_luks"
+
+
+def run_volume(
+    *,
+    directory: Path,
+    configs: Path,
+    data_dir: Path,
+    config_dir: Path,
+    volume: str,
+    earlier: Path,
+    vm_config: Path | None,
+    asked: Mapping[str, int | str],
+    platform: str,
+    options: RunOptions,
+) -> None:
+    """Run a guest on the volume that is chosen; what it writes stays in the volume's own directory.
+
+    That is made from ``directory`` and ``configs``, where setup_luks has its own, and brought up to date with them
+    where they are of this volume and have changed. ``earlier`` is the disk that an earlier release wrote to. Raises
+    :class:`UserError`, also where another guest has the volume.
+    """
+    source = source_of(directory, configs, vm_config)
+    chosen = choose(data_dir, source, volume, RUN)
+    if vm_config:
+        _check_same(vm_config, chosen, source)
+    if not chosen.exists:
+        check_fixed(read_vm_config(config_of(source.configs, "luks", "snp")), asked)
+        check_options(options)
+        _check_first(chosen, source, config_dir, earlier)
+        print(f"making {chosen.path}, where what the guest writes stays", flush=True)
+        chosen.make(source)
+        for other in volumes(data_dir):
+            if other != chosen:
+                print(f"another volume, which is not booted now: ./doitw {RUN} VOLUME={other.uuid}", flush=True)
+    with chosen.locked():
+        if source.uuid == chosen.uuid and source.directory.resolve() != chosen.path.resolve():
+            _bring_up_to_date(chosen, source)
+        run_workflow(
+            directory=chosen.path,
+            workflow="luks",
+            vm_config=vm_config,
+            disks={},
+            asked=asked,
+            platform=platform,
+            options=options,
+            volume=chosen.path,
+        )
+
+
+def attest_volume(
+    *,
+    directory: Path,
+    configs: Path,
+    data_dir: Path,
+    volume: str,
+    vm_config: Path | None,
+    platform: str,
+    **more: Any,
+) -> None:
+    """:func:`sevsnp.luks_owner.attest_luks`, which has the rest of the parameters, for the volume that is chosen.
+
+    Its VM config is setup_luks's; that in the volume's directory where it was asked for by name, where setup_luks has
+    made another volume since, and as long as a guest runs from there.
+    """
+    source = source_of(directory, configs, vm_config)
+    chosen = choose(data_dir, source, volume, ATTEST)
+    if chosen.exists and (volume or source.uuid != chosen.uuid or chosen.in_use):
+        source = chosen.source
+    config = vm_config or config_of(source.configs, "luks", platform)
+    print(f"volume {chosen.uuid}, VM config {config}", flush=True)
+    attest_luks(vm_config=config, header=source.directory / HEADER, **more)
+
+
+def note_earlier(earlier: Path, data_dir: Path) -> str:
+    """What to do with the disk that an earlier release wrote to; empty where there is none, or it was adopted."""
+    try:
+        uuid = Luks2.read(earlier).uuid
+        if Volume.of(data_dir, uuid).exists:
+            return ""
+    except (OSError, UserError):
+        return ""
+    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={earlier}"
+
+
+def _check_same(vm_config: Path, chosen: Volume, source: Source) -> None:
+    header = (chosen.path if chosen.exists else source.directory) / HEADER
+    _, measured = measured_header(read_cmdline(read_vm_config(vm_config).launch.cmdline.path))
+    if hashlib.sha256(header.read_bytes()).hexdigest() != measured:
+        raise UserError(
+            f"{vm_config}: measures the header of another volume than {chosen.uuid}",
+            "say which volume it belongs to with VOLUME=…, or leave VM_CONFIG out",
+        )
+
+
+def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path) -> None:
+    """Before a fresh copy is booted: there must be none yet that a guest has written."""
+    note = note_earlier(earlier, chosen.path.parents[1])
+    if chosen.uuid in note:
+        raise UserError(f"{earlier}: the disk of this volume, written under an earlier release",
+                        f"go on with it: ./doitw adopt_luks IMAGE={earlier}")  # fmt: skip
+    if note:
+        print(note, flush=True)
+    record = read_record(config_dir, source.uuid)
+    if record.generation:
+        print(
+            f"note: volume {chosen.uuid} was booted {record.generation} times from another copy of its disk, and "
+            f"{ATTEST} takes no older one; go on with that copy: ./doitw adopt_luks IMAGE=… — "
+            "or, if it is lost, make a new volume: ./doitw forget _luks_image, then ./doitw setup_luks",
+            flush=True,
+        )
+
+
+def _bring_up_to_date(chosen: Volume, source: Source) -> None:
+    if not source.whole or source.digest() == chosen.taken():
+        return
+    try:
+        if chosen.refresh(source, taken=source.digest()):
+            print(f"volume {chosen.uuid}: boots with what {source.configs} has now", flush=True)
+    except UserError as error:
+        print(f"volume {chosen.uuid}: boots as before, for {source.configs} is not up to date: {error}", flush=True)

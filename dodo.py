@@ -15,19 +15,20 @@ from sevsnp.doit_commands import adopt
 from sevsnp.reporter import Reporter
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
+from tasks.luks_guest import left
 from tasks.project import end_cleanly
 
 # One module a stage; a new one is a word here.
 STAGES = (
-    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "idblock", "tools", "e2e", "release",
-    "bench", "cache", "docs",
+    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "keys", "idblock", "tools", "e2e",
+    "release", "bench", "cache", "docs",
 )  # fmt: skip
 
 # What is built must not depend on who builds it.
 os.umask(0o022)
 end_cleanly()
 forgive()
-adopt()
+adopt(left)
 
 for _stage in STAGES:
     _module = importlib.import_module(f"tasks.{_stage}")

@@ -6,7 +6,7 @@ a group (setup_verity) for a task that makes nothing; and it calls a task up to 
 
 import functools
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,13 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
     """`doit clean [TASK …]`"""
 
     outstream: Any
+    # Says what else is left, a line each.
+    left: Callable[[], list[str]] = staticmethod(list)
 
     doc_purpose = "remove what was built"
     doc_description = (
-        "Without TASK everything that was built goes. Keys, downloads, the artefact cache and what guests and tests "
-        "wrote below build/ stay."
+        "Without TASK everything that was built goes. Keys, downloads, the artefact cache, volumes that guests have "
+        "written and what guests and tests wrote below build/ stay."
     )
 
     def _execute(
@@ -86,6 +88,8 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
             _remove_empty(BUILD)
             if left := sorted(path.name for path in BUILD.iterdir()) if BUILD.is_dir() else []:
                 self.outstream.write(f"left in {BUILD}: {', '.join(left)}\n")
+        if everything:
+            self.outstream.write("".join(f"left: {line}\n" for line in self.left()))
 
     def _expand(self, clean_list: list[str]) -> list[str]:
         return Tasks(self.task_list, self.dep_manager).standing_for(super()._expand(clean_list))
@@ -211,12 +215,13 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def adopt() -> None:
-    """Have doit use these for its own.
+def adopt(left: Callable[[], list[str]] = list) -> None:
+    """Have doit use these for its own. ``left`` says what `doit clean` leaves outside build/, a line each.
 
     From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
     path, and would stop a bare checkout from working.
     """
+    Clean.left = staticmethod(left)
     for own, ours in ((cmd_clean.Clean, Clean), (cmd_forget.Forget, Forget), (cmd_info.Info, Info)):
         _replace(own, ours)
     _replace(cmd_list.List, List)

@@ -1,4 +1,4 @@
-"""Whether the volume that setup_luks made still serves, or a new one has to be made; asked at every run that needs it."""
+"""Whether the volume that setup_luks made still serves, or a new one has to be made: asked whenever it is needed."""
 
 from pathlib import Path
 

@@ -101,8 +101,8 @@ def attest_luks(
     ``asked`` are the settings given for this run. The report as it came is kept in ``report``, accepted or not; with an
     emulated VM config ``emulated`` is put into its name.
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
-    ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key that
-    was given for this run. Raises :class:`UserError`; a key was sent only where the evidence was accepted.
+    ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key
+    that was given for this run counts. Raises :class:`UserError`; a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)

@@ -1,5 +1,6 @@
 """`run_sev_snp_luks` and `attest_luks`: which volume, and where it lies; then the guest, or its owner's part."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,10 +120,13 @@ def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path
                         f"go on with it: ./doitw adopt_luks IMAGE={earlier}")  # fmt: skip
     if note:
         print(note, flush=True)
-    record = read_record(config_dir, source.uuid)
-    if record.generation:
+    generation = 0
+    # Who only runs a guest here may have no record of it.
+    with contextlib.suppress(UserError):
+        generation = read_record(config_dir, source.uuid).generation
+    if generation:
         print(
-            f"note: volume {chosen.uuid} was booted {record.generation} times from another copy of its disk, and "
+            f"note: volume {chosen.uuid} was booted {generation} times from another copy of its disk, and "
             f"{ATTEST} takes no older one; go on with that copy: ./doitw adopt_luks IMAGE=… — "
             "or, if it is lost, make a new volume: ./doitw forget _luks_image, then ./doitw setup_luks",
             flush=True,

@@ -6,11 +6,37 @@ from typing import Any
 
 from tasks.graph import UNLISTED, Task, command
 from tasks.luks import config
-from tasks.project import BUILD, LUKS, RUN, asked, release_manifest, run_options, settings
-from tasks.vm_config import launched
+from tasks.project import (
+    APPLIANCE_INITRAMFS,
+    BUILD,
+    EMULATED_INITRAMFS,
+    INITRAMFS,
+    KERNEL,
+    LUKS,
+    QEMU,
+    RUN,
+    asked,
+    checked,
+    firmware,
+    keys,
+    release_manifest,
+    run_options,
+    settings,
+    signing_key,
+)  # fmt: skip
+from tasks.vm_config import SETTINGS, launched
 
 # The disk that guests of an earlier release have written.
 EARLIER = RUN / "luks" / "luks.img"
+
+
+def left() -> list[str]:
+    """The volumes that `doit clean` leaves, a line each with the command that boots it."""
+    from sevsnp import volumes
+    from sevsnp.volume_guest import note_earlier
+
+    data_dir = settings().data_dir()
+    return [*volumes.left(data_dir), *filter(None, [note_earlier(EARLIER, data_dir)])]
 
 
 def task_run_sev_snp_luks() -> Task:
@@ -62,6 +88,61 @@ def task_attest_luks() -> Task:
         **release_manifest(),
         report=LUKS / "attestation_report.bin",
     )
+
+
+def task_update_luks() -> Task:
+    """Give a volume that a guest has written the kernel and initramfs of now [VOLUME]"""
+    chosen = {name: value for name, value in chosen_volume().items() if name != "vm_config"}
+    return {
+        **command("sevsnp.volume_boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot()),
+        "meta": UNLISTED,
+    }
+
+
+def task_adopt_luks() -> Task:
+    """Keep the disk of an encrypted guest that lies somewhere else as a volume here [IMAGE]"""
+    values = settings()
+    return {
+        **command(
+            "sevsnp.volume_boot:adopt_volume",
+            alone=True,
+            needs=[*_BOOT, "_appliance_initramfs"],
+            image=values.path("IMAGE", Path()) if values.text("IMAGE") else None,
+            directory=LUKS,
+            data_dir=values.data_dir(),
+            config_dir=values.config_dir(),
+            key_file=values.text("LUKS_KEY_FILE"),
+            boot=_boot(),
+            appliance={
+                "qemu": QEMU,
+                "kernel": KERNEL / "vmlinuz",
+                "initrd": APPLIANCE_INITRAMFS,
+                "answers": RUN / "platform.json",
+            },
+        ),
+        "meta": UNLISTED,
+    }
+
+
+# Who makes what is in it.
+_BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firmware", "_keys"]
+
+
+def _boot() -> Mapping[str, Any]:
+    """What a guest is booted with as it is built now, for sevsnp.volume_boot."""
+    return {
+        "template": Path("templates/vm-config.toml.j2"),
+        "firmware": firmware(),
+        "kernel": KERNEL / "vmlinuz",
+        "initrd": INITRAMFS,
+        "emulated_initrd": EMULATED_INITRAMFS,
+        "owner_certificate": keys().owner_certificate,
+        "acpi": checked(settings().acpi),
+        "reports": settings().text("LUKS_REPORTS"),
+        "settings": {name: settings()[name] for name in SETTINGS},
+        "id_key": signing_key("ID_KEY"),
+        "author_key": signing_key("AUTHOR_KEY"),
+    }
 
 
 def task_attest_luks_vm() -> Task:

@@ -71,6 +71,42 @@ def opens(header: bytes, key: bytes) -> bool:
         raise UserError(f"LUKS2 header {luks.uuid}: not one of ours: {type(error).__name__}: {error}") from None
 
 
+def check_ours(luks: Luks2) -> None:
+    """Raises UserError unless a header is of the one kind that setup_luks makes, and protects the data as that does.
+
+    A key that opens it says nothing about that: the metadata are in the clear, and the disk's host can change them.
+    """
+    expected: dict[str, list[dict[str, Any]]] = {
+        "keyslots": [{"type": "luks2", "key_size": 96}],
+        "segments": [
+            {
+                "type": "crypt", "offset": str(HEADER_SIZE), "size": "dynamic", "iv_tweak": "0",
+                "encryption": "aes-xts-random", "sector_size": 4096,
+                "integrity": {"type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"},
+            }
+        ],
+        "digests": [{"type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256"}],
+        "tokens": [],
+    }  # fmt: skip
+    try:
+        found: dict[str, list[Mapping[str, Any]]] = {name: list(luks.metadata[name].values()) for name in expected}
+        for name, items in expected.items():
+            if len(found[name]) != len(items):
+                raise ValueError(f"{name}: found {len(found[name])}, expected {len(items)}")
+            for item, wanted in zip(found[name], items, strict=True):
+                kept = dict(item) if name == "segments" else {key: item.get(key) for key in wanted}
+                if kept != wanted:
+                    raise ValueError(f"{name}: found {kept}, expected {wanted}")
+        more = set(luks.metadata["config"]) - {"json_size", "keyslots_size"}
+        if more:
+            raise ValueError(f"config: found {', '.join(sorted(more))}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"LUKS2 header {luks.uuid}: not one of ours: {error}",
+            "take an older copy of this disk: somebody has changed this one",
+        ) from None
+
+
 def _opens(luks: Luks2, number: str, slot: Mapping[str, Any], key: bytes) -> bool:
     area, splitter = slot["area"], slot["af"]
     if area["encryption"] != "aes-xts-plain64" or splitter["type"] != "luks1":

@@ -78,6 +78,7 @@ class Boot:
                 settings=dict(self.settings),
                 place=str(directory / name),
                 output=directory / name,
+                shown=name,
                 image=image,
             )
         if not self.id_key:

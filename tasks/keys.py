@@ -10,13 +10,14 @@ from tasks.project import E2E, settings
 def task_keys() -> Task:
     """List the keys, and what each volume key belongs to; see also keys_prune"""
     values = settings()
-    return command(
+    listed = command(
         "sevsnp.volume_keys:list_keys",
         config_dir=values.config_dir(),
         key_dirs=[E2E],
         disks=DISKS,
         data_dir=values.data_dir(),
     )
+    return {**listed, "meta": UNLISTED}
 
 
 def task_keys_prune() -> Task:

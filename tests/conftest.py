@@ -146,10 +146,11 @@ def _common(config: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def artefact_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """No test takes anything from the user's own artefact cache, or leaves anything there."""
+    """No test takes anything from the user's own artefact cache or volumes, or leaves anything there."""
     directory = _common(request.config) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEVSNP_CACHE", str(directory))
+        patch.setenv("DATA_DIR", str(_common(request.config) / "data"))
         yield directory
 
 

@@ -147,7 +147,8 @@ def make_vm_config(
     config = VmConfig(Path(place).resolve(), launch, reference, policy)
     output.write_text(render_vm_config(config, template))
     if platform == "snp" and reference.minimum_tcb is None:
-        print(f"  {shown or place}: no MIN_TCB: attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set")
+        consequence = f"attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set"
+        print(f"  {shown or place}: no MIN_TCB: {consequence}")
 
 
 def _minimum_tcb(text: str, product: str) -> MinimumTcb:

@@ -57,12 +57,16 @@ class Built:
         suffix = ".emulated.toml" if platform == "emulated" else ".toml"
         return read_vm_config(self.build / "verity" / f"vm-config-verity{suffix}")
 
+    def environment(self, **variables: str) -> dict[str, str]:
+        """What doit gets in the copy."""
+        return {**os.environ, "CONFIG_DIR": str(self.config_dir), **variables}
+
     def doit(self, *words: str, check: bool = True, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run doit in the copy with extra environment variables; its output is in the result."""
         return subprocess.run(
             ends_with_us(sys.executable, "-m", "doit", *words),
             cwd=self.project,
-            env={**os.environ, "CONFIG_DIR": str(self.config_dir), **variables},
+            env=self.environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

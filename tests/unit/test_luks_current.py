@@ -55,7 +55,7 @@ def test_auto_is_snp_where_that_is_known(tmp_path: Path) -> None:
     assert not is_for_snp("auto", qemu, answers)
     for answer, expected in (("", True), ("no /dev/kvm", False)):
         answers.unlink(missing_ok=True)
-        assert platforms._remembered(answers, "snp", qemu, lambda answer=answer: answer) == answer
+        assert platforms._remembered(answers, "snp", qemu, iter([answer]).__next__) == answer
         assert is_for_snp("auto", qemu, answers) is expected
         assert not is_for_snp("emulated", qemu, answers) and is_for_snp("snp", qemu, answers)
     answers.write_text(json.dumps({"snp of another boot": ""}))

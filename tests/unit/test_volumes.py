@@ -48,8 +48,8 @@ def test_it_boots_and_is_attested_without_what_it_was_made_from(volume: Volume, 
         config = read_vm_config(volume.path / name)
         check_files(config.launch)  # all there, and of the right content
         assert config.reference == made[name].reference and config.policy == made[name].policy
-        for file in (*volumes._files(config), *config.launch.disks):
-            assert file.path.is_relative_to(volume.path.resolve())
+        for path in (*(file.path for file in volumes._files(config)), *(disk.path for disk in config.launch.disks)):
+            assert path.is_relative_to(volume.path.resolve())
         text = (volume.path / name).read_text()
         assert str(volume.path.parent) not in text, "it can be moved, and no path of its making is in it"
     assert volume.source.uuid == volume.uuid and volume.source.whole

@@ -135,7 +135,10 @@ def adopt_volume(
         raise UserError("IMAGE: not set, expected the disk of an encrypted guest", "say which: IMAGE=…/luks.img")
     if not image.is_file():
         raise UserError(f"{image}: no such file, expected the disk of an encrypted guest", "give another: IMAGE=…")
-    luks = Luks2.read(image)
+    try:
+        luks = Luks2.read(image)
+    except UserError as error:
+        raise UserError(f"{image}: {error.message}", "expected luks.img of an encrypted guest: IMAGE=…") from None
     new = Volume.of(data_dir, luks.uuid)
     if new.path.exists():
         raise new.exists_error()

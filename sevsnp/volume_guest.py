@@ -80,15 +80,26 @@ def attest_volume(
     """:func:`sevsnp.luks_owner.attest_luks`, which has the rest of the parameters, for the volume that is chosen.
 
     Its VM config is setup_luks's; that in the volume's directory where it was asked for by name, where setup_luks has
-    made another volume since, and as long as a guest runs from there.
+    made another volume since, and for a guest that runs from there unless setup_luks has since changed what is accepted
+    and nothing of what was launched.
     """
     source = source_of(directory, configs, vm_config)
     chosen = choose(data_dir, source, volume, ATTEST)
-    if chosen.exists and (volume or source.uuid != chosen.uuid or chosen.in_use):
+    if chosen.exists and (volume or source.uuid != chosen.uuid or not source.whole or _runs(chosen, source, platform)):
         source = chosen.source
     config = vm_config or config_of(source.configs, "luks", platform)
     print(f"volume {chosen.uuid}, VM config {config}", flush=True)
     attest_luks(vm_config=config, header=source.directory / HEADER, **more)
+
+
+def _runs(chosen: Volume, source: Source, platform: str) -> bool:
+    """Whether a guest runs from the volume's directory with what only the VM config there says."""
+    if not chosen.in_use:
+        return False
+    if source.digest() == chosen.taken():
+        return True
+    launched, made = (read_vm_config(config_of(place, "luks", platform)) for place in (chosen.path, source.configs))
+    return launched.require_reference().launch_digest != made.require_reference().launch_digest
 
 
 def note_earlier(earlier: Path, data_dir: Path) -> str:

@@ -230,17 +230,17 @@ def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
 def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(made: Built, tmp_path: Path) -> None:
     """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
     setup(made)
-    data = {"DATA_DIR": str(tmp_path / "data")}
+    data = str(tmp_path / "data")
     source = Source(made.build / "luks", made.build / "luks")
     written = Volume.of(tmp_path / "data", source.uuid)
     written.make(source)
     before = {path: path.stat() for path in written.path.rglob("*")}
-    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", **data)
+    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", DATA_DIR=data)
     assert "luks image" in ran(done.stdout)
     replaced = source.uuid
     assert replaced != written.uuid and luks_key.key_path(made.config_dir, replaced).exists()
     assert {path: path.stat() for path in written.path.rglob("*")} == before
-    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE}", **data).stdout)
+    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE}", DATA_DIR=data).stdout)
     assert not {replaced} & set(luks_key.known_volumes(made.config_dir))
     assert luks_key.key_path(made.config_dir, written.uuid).exists()
     assert luks_key.read_record(made.config_dir, written.uuid).key == "made"
@@ -267,7 +267,7 @@ def test_the_way_out_for_a_key_that_an_emulated_guest_had(made: Built) -> None:
 def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(made: Built, tmp_path: Path) -> None:
     """adopt_luks finds out by itself what setup_luks knew; the disk stays as it is. One that was changed is refused."""
     setup(made)
-    data, config = {"DATA_DIR": str(tmp_path / "data")}, made.config_dir
+    data, config = str(tmp_path / "data"), made.config_dir
     disk, tables = tmp_path / "luks.img", luks(made, "tables.sha256").read_text()
     shutil.copyfile(luks(made, "luks.img"), disk)
     header = Luks2.read(disk)
@@ -279,22 +279,24 @@ def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(made: Buil
         shutil.copyfile(disk, changed)
         with changed.open("r+b") as stream:
             stream.write(MUTATIONS["other first number"](Header(header.data, b"", b"")))
-        refused = made.doit("adopt_luks", f"IMAGE={changed}", check=False, **data).stdout
+        refused = made.doit("adopt_luks", f"IMAGE={changed}", check=False, DATA_DIR=data).stdout
         assert "not one of ours: segments/0/iv_tweak" in refused and not volume.path.exists()
-        done = made.doit("adopt_luks", f"IMAGE={disk}", check=False, **data)
+        done = made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data)
         assert done.returncode == 0, done.stdout
         assert (volume.path / "tables.sha256").read_text() == tables
         assert hashlib.sha256(disk.read_bytes()).hexdigest() == before
-        assert "VOLUME=" in made.doit("adopt_luks", f"IMAGE={disk}", check=False, **data).stdout, "once is enough"
+        assert "VOLUME=" in made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data).stdout, (
+            "once is enough"
+        )
         # A newer kernel command line, without build/luks: the volume gets it, and only it.
         image = volume.image.stat()
-        done = made.doit("update_luks", "LUKS_REPORTS=open", **data)
+        done = made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data)
         assert "boots with what is built now" in done.stdout
         for name in CONFIGS:
             launch = read_vm_config(volume.path / name).launch
             check_files(launch, disks=False)
             assert "sevsnp.reports=open" in launch.cmdline.path.read_text()
         assert volume.image.stat() == image and luks_key.key_path(config, volume.uuid).exists()
-        assert "nothing to do" in made.doit("update_luks", "LUKS_REPORTS=open", **data).stdout
+        assert "nothing to do" in made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data).stdout
     finally:
         aside.rename(made.build / "luks")

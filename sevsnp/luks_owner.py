@@ -18,21 +18,21 @@ from sevsnp.owner import Login, Verdict, named_for, never_accepted, refusal, tru
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
-_ANOTHER = (
-    "is the guest an emulated one? say so: ./doitw attest_luks PLATFORM=emulated — "
-    "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp"
-)
 
-
-def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:
+def check_release(domain: str, record: Record, *, emulated_asked: bool, again: str = "./doitw attest_luks") -> None:
     """Refuse a key that a guest of this trust domain (amd or emulated) must not have.
 
     ``emulated_asked``: the user said PLATFORM=emulated for this very run. A software secure processor keeps nothing
-    from the host, so what was sent to one host is not for a confidential guest any more.
+    from the host, so what was sent to one host is not for a confidential guest any more. ``again`` is the command that
+    asks for the key.
     """
     if domain == "amd":
         if record.exposed:
-            raise UserError("this volume's key was sent to an emulated guest, whose host could have kept it", _ANOTHER)
+            raise UserError(
+                "this volume's key was sent to an emulated guest, whose host could have kept it",
+                f"is the guest an emulated one? say so: {again} PLATFORM=emulated — "
+                "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp",
+            )
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
             raise UserError(
@@ -93,6 +93,7 @@ def attest_luks(
     report: Path,
     asked: Mapping[str, int | str] | None = None,
     key_dir: Path | None = None,
+    again: str = "./doitw attest_luks",
     manifest: Path | None = None,
     manifest_key: Path | None = None,
 ) -> None:
@@ -102,7 +103,8 @@ def attest_luks(
     emulated VM config ``emulated`` is put into its name.
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
     ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key
-    that was given for this run counts. Raises :class:`UserError`; a key was sent only where the evidence was accepted.
+    that was given for this run counts. ``again`` is the command that this is, for a hint. Raises :class:`UserError`;
+    a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
@@ -119,7 +121,7 @@ def attest_luks(
     emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
     # What the verdict will be refused for in any case is said before the guest is spoken to.
     domain = "amd" if config.launch.platform == "snp" else "emulated"
-    check_release(domain, volume.record, emulated_asked=emulated_asked)
+    check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
     verify = verifier(config, emulated_root)
     never = never_accepted(manifest, manifest_key)
     report = named_for(report, emulated=domain != "amd")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.images.luks2 import Luks2
 from sevsnp.luks_key import read_record
 from sevsnp.luks_owner import attest_luks
 from sevsnp.vm.config import read_vm_config
@@ -15,7 +14,7 @@ from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.qemu import RunOptions, check_options, read_cmdline
 from sevsnp.vm.run import config_of, run_workflow
 from sevsnp.vm.volume import measured_header
-from sevsnp.volumes import HEADER, Source, Volume, choose, source_of, volumes
+from sevsnp.volumes import HEADER, Source, Volume, choose, note_earlier, source_of, volumes
 
 RUN, ATTEST = "run_sev_snp_luks", "attest_luks"
 
@@ -89,7 +88,8 @@ def attest_volume(
         source = chosen.source
     config = vm_config or config_of(source.configs, "luks", platform)
     print(f"volume {chosen.uuid}, VM config {config}", flush=True)
-    attest_luks(vm_config=config, header=source.directory / HEADER, **more)
+    again = f"./doitw {ATTEST}" + (f" VOLUME={volume}" if volume else "")
+    attest_luks(vm_config=config, header=source.directory / HEADER, again=again, **more)
 
 
 def _runs(chosen: Volume, source: Source, platform: str) -> bool:
@@ -100,17 +100,6 @@ def _runs(chosen: Volume, source: Source, platform: str) -> bool:
         return True
     launched, made = (read_vm_config(config_of(place, "luks", platform)) for place in (chosen.path, source.configs))
     return launched.require_reference().launch_digest != made.require_reference().launch_digest
-
-
-def note_earlier(earlier: Path, data_dir: Path) -> str:
-    """What to do with the disk that an earlier release wrote to; empty where there is none, or it was adopted."""
-    try:
-        uuid = Luks2.read(earlier).uuid
-        if Volume.of(data_dir, uuid).exists:
-            return ""
-    except (OSError, UserError):
-        return ""
-    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={earlier}"
 
 
 def _check_same(vm_config: Path, chosen: Volume, source: Source) -> None:

@@ -264,6 +264,27 @@ def left(data_dir: Path) -> list[str]:
     return lines
 
 
+def say_what_stays(*, header: Path, earlier: Path, data_dir: Path) -> None:
+    """After setup_luks has made the volume with ``header``: how to boot those that guests have written."""
+    own = Luks2.read(header).uuid
+    for volume in volumes(data_dir):
+        if volume.uuid != own:
+            print(f"  volume {volume.uuid} stays as it is; boot it: ./doitw run_sev_snp_luks VOLUME={volume.uuid}")
+    if note := note_earlier(earlier, data_dir):
+        print(f"  {note}")
+
+
+def note_earlier(earlier: Path, data_dir: Path) -> str:
+    """What to do with the disk that an earlier release wrote to; empty where there is none, or it was adopted."""
+    try:
+        uuid = Luks2.read(earlier).uuid
+        if Volume.of(data_dir, uuid).exists:
+            return ""
+    except (OSError, UserError):
+        return ""
+    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={earlier}"
+
+
 def _files(config: VmConfig) -> list[File]:
     return list(files_of(config.launch).values())
 

@@ -25,12 +25,14 @@ from tasks.vm_config import vm_config
 
 HEADER, HEADER_DIGEST, TABLES_DIGEST = LUKS / "header.bin", LUKS / "header.sha256", LUKS / "tables.sha256"
 IMAGE = LUKS / "luks.img"
+# The disk that guests of an earlier release have written.
+EARLIER = RUN / "luks" / "luks.img"
 # End to end has it to look around; what is written there ends with its guest.
 E2E_FREE = 64 << 20
 # Where disks of this checkout may lie, beside the volumes' own directories.
 DISKS = (
     IMAGE, E2E / "luks.img", BUILD / "host-bundle-luks" / "luks.img", BUILD / "host-bundle-luks" / "state" / "luks.img",
-    RUN / "luks" / "luks.img",
+    EARLIER,
 )  # fmt: skip
 
 
@@ -45,14 +47,19 @@ def cmdline(platform: str, directory: Path = LUKS) -> Path:
 def task__luks_image() -> Task:
     """The encrypted root's image, which belongs to one key."""
     values = settings()
-    return _image(
-        LUKS, values.number("LUKS_FREE"), values.config_dir(), values.text("LUKS_KEY_FILE"), values.text("PLATFORM")
-    )
+    config_dir, key_file = values.config_dir(), values.text("LUKS_KEY_FILE")
+    made = _image(LUKS, values.number("LUKS_FREE"), config_dir, key_file, values.text("PLATFORM"))
+    made["actions"] += [
+        _drop_replaced(LUKS, config_dir),
+        action("sevsnp.volumes:say_what_stays", header=HEADER, earlier=EARLIER, data_dir=values.data_dir()),
+    ]
+    return made
 
 
 def task__e2e_image() -> Task:
     """The same for end to end, whose key is of no use for anything else."""
     made = _image(E2E, E2E_FREE, E2E, None, "emulated")
+    made["actions"].append(_drop_replaced(E2E, E2E))
     made["clean"].append((clean, [[E2E / "volumes"]]))
     return made
 
@@ -138,9 +145,18 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
         return is_current(header, **known)
 
     made["uptodate"].append(is_current)
-    replaced = {"config_dir": config_dir, "image": image, "disks": DISKS, "data_dir": settings().data_dir()}
-    made["actions"].append(action("sevsnp.volume_keys:drop_replaced", **replaced))
     return made
+
+
+def _drop_replaced(directory: Path, config_dir: Path) -> Any:
+    """The action that removes the key of what was replaced."""
+    return action(
+        "sevsnp.volume_keys:drop_replaced",
+        config_dir=config_dir,
+        image=directory / "luks.img",
+        disks=DISKS,
+        data_dir=settings().data_dir(),
+    )
 
 
 def _cmdline(directory: Path, platform: str) -> Task:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import UNLISTED, Task, command
-from tasks.luks import config
+from tasks.luks import EARLIER, config
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     BUILD,
@@ -26,17 +26,13 @@ from tasks.project import (
 )  # fmt: skip
 from tasks.vm_config import SETTINGS, launched
 
-# The disk that guests of an earlier release have written.
-EARLIER = RUN / "luks" / "luks.img"
-
 
 def left() -> list[str]:
     """The volumes that `doit clean` leaves, a line each with the command that boots it."""
     from sevsnp import volumes
-    from sevsnp.volume_guest import note_earlier
 
     data_dir = settings().data_dir()
-    return [*volumes.left(data_dir), *filter(None, [note_earlier(EARLIER, data_dir)])]
+    return [*volumes.left(data_dir), *filter(None, [volumes.note_earlier(EARLIER, data_dir)])]
 
 
 def task_run_sev_snp_luks() -> Task:

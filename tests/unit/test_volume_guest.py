@@ -12,8 +12,9 @@ from sevsnp.errors import UserError
 from sevsnp.luks_key import Record
 from sevsnp.vm.config import read_vm_config, render_vm_config
 from sevsnp.vm.qemu import RunOptions
-from sevsnp.volume_guest import attest_volume, note_earlier, run_volume
-from sevsnp.volumes import CONFIGS, Source, Volume
+from sevsnp.volume_guest import attest_volume, run_volume
+from sevsnp.volumes import CONFIGS, Source, Volume, note_earlier, say_what_stays
+from tests.unit.luks_volume import make_header
 from tests.unit.written_volume import make_source, uuid_of
 
 
@@ -121,6 +122,22 @@ def test_the_disk_of_an_earlier_release_is_not_passed_over(ground: Ground) -> No
     Volume.of(ground.base / "data", source.uuid).make(source)  # as adopt_luks does
     ground.run()
     assert note_earlier(ground.earlier, ground.base / "data") == ""
+
+
+def test_setup_luks_says_what_stays(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"earlier": ground.earlier, "data_dir": ground.base / "data"}
+    make_source(ground.build, 1)
+    ground.run()
+    ground.earlier.parent.mkdir(parents=True)
+    ground.earlier.write_bytes(make_header(b"key", 3))
+    capsys.readouterr()
+    say_what_stays(header=make_source(ground.build, 2).directory / "header.bin", **said)
+    text = capsys.readouterr().out
+    assert f"./doitw run_sev_snp_luks VOLUME={uuid_of(1)}" in text and "adopt_luks IMAGE=" in text
+    make_source(ground.build, 1)
+    ground.earlier.unlink()
+    say_what_stays(header=ground.build / "header.bin", **said)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_fresh_copy_of_one_that_was_booted_elsewhere(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:

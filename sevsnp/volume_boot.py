@@ -24,10 +24,14 @@ from sevsnp.volumes import CONFIGS, DIGESTS, HEADER, Source, Volume, choose
 
 # What dm-crypt and dm-integrity do with a volume of ours, as dmsetup says it; the numbers are sizes and places.
 _CRYPT = re.compile(
-    r"0 \d+ crypt capi:authenc\(hmac\(sha256\),xts\(aes\)\)-random :?[\w:-]+ 0 \d+:\d+ 0 "
-    r"\d+ integrity:48:aead sector_size:4096"
+    r"0 \d+ crypt capi:authenc\(hmac\(sha256\),xts\(aes\)\)-random 0{192} 0 \d+:\d+ 0 2 "
+    r"integrity:48:aead sector_size:4096"
 )
-_INTEGRITY = re.compile(r"0 \d+ integrity \d+:\d+ 2048 48 J \d+(?: (?:[a-z_]+:)?\w+(?::\w+)*)*")
+_INTEGRITY = re.compile(
+    r"0 \d+ integrity \d+:\d+ 2048 48 J 7 block_size:4096 journal_sectors:\d+ interleave_sectors:32768 "
+    r"buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"
+)
+_F_OFD_GETLK = 36
 _LOCK_QUERY = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -187,13 +191,21 @@ def _tables(image: Path, luks: Luks2, directory: Path, key: Key, appliance: Appl
         return (directory / DIGESTS[1]).read_text().strip()
     disk = ApplianceDisk("luks", image, overlay=scratch / "changes.qcow2")
     found = run_job(appliance, "luks_tables", {}, disks=[disk], secret=key.data)
-    for name, form in (("crypt", _CRYPT), ("integrity", _INTEGRITY)):
-        if not form.fullmatch(str(found[name]).strip()):
+    check_tables(image, str(found["crypt"]), str(found["integrity"]))
+    return str(found["tables"])
+
+
+def check_tables(image: Path, crypt: str, integrity: str) -> None:
+    """Raises UserError unless this is what the kernel does with a volume as setup_luks makes it.
+
+    A part of it stands in the superblock behind the header, which a disk's host can write.
+    """
+    for name, form, found in (("crypt", _CRYPT, crypt.strip()), ("integrity", _INTEGRITY, integrity.strip())):
+        if not form.fullmatch(found):
             raise UserError(
-                f"{image}: its {name} table is none of ours: {str(found[name]).strip()[:300]}",
+                f"{image}: its {name} table is none of ours: {found[:300]}",
                 "take an older copy of this disk: somebody has changed this one",
             )
-    return str(found["tables"])
 
 
 def _check_unused(image: Path) -> None:
@@ -206,6 +218,3 @@ def _check_unused(image: Path) -> None:
     kind, *_ = struct.unpack("hhqqi", answer)
     if kind != fcntl.F_UNLCK:
         raise UserError(f"{image}: a guest runs on it", "end it first: ssh -F build/ssh_config guest sudo poweroff")
-
-
-_F_OFD_GETLK = 36

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -186,14 +187,12 @@ class Volume:
         """Have the volume for oneself. Raises UserError where another process has it, which is named."""
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _taken(descriptor):
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
                 raise UserError(
                     f"volume {self.uuid}: in use by {holder}; two guests on one disk would destroy what is on it",
                     "end that one first, or take another volume: VOLUME=…",
-                ) from None
+                )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} since {datetime.now(UTC):%F %T} UTC\n".encode(), 0)
             yield
@@ -283,6 +282,16 @@ def note_earlier(earlier: Path, data_dir: Path) -> str:
     except (OSError, UserError):
         return ""
     return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={earlier}"
+
+
+def _taken(descriptor: int) -> bool:
+    """Whether the lock could be had: who only looks whether somebody has it holds it for an instant, too."""
+    for pause in (0.05, 0.2, 0.0):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(pause)
+    return False
 
 
 def _files(config: VmConfig) -> list[File]:

@@ -40,7 +40,7 @@ def task_run_sev_snp_luks() -> Task:
     return command(
         "sevsnp.volume_guest:run_volume",
         # What `doit clean` says boots a volume has to, without anything else.
-        needs=["packages"],
+        needs=[] if QEMU.exists() else ["packages"],
         launches=True,
         **chosen_volume(),
         config_dir=settings().config_dir(),

@@ -81,7 +81,7 @@ def test_a_disk_that_a_guest_runs_on(disk: Path) -> None:
 
 # As the appliance has said them.
 CRYPT = (
-    f"0 534008 crypt capi:authenc(hmac(sha256),xts(aes))-random {'0' * 192} 253:0 0 2 integrity:48:aead "
+    f"0 534008 crypt capi:authenc(hmac(sha256),xts(aes))-random {'0' * 192} 0 253:0 0 2 integrity:48:aead "
     "sector_size:4096\n"
 )
 INTEGRITY = (
@@ -102,6 +102,7 @@ def test_the_tables_of_ours(disk: Path) -> None:
         (" integrity:48:aead", ""),
         ("sector_size:4096", "sector_size:512"),
         ("253:0 0 2", "253:0 8 2"),
+        ("0 253:0", "8 253:0"),
         ("2048 48 J", "2048 48 D"),
         ("2048 48 J", "2048 48 R"),
         ("2048 48 J", "4096 48 J"),

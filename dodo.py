@@ -18,12 +18,13 @@ from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.database import forgive
 from tasks.creators import watched
 from tasks.listing import GROUPS
+from tasks.luks_guest import left
 from tasks.project import end_cleanly, settings_read
 
 # One module a stage; a new one is a word here.
 STAGES = (
-    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "guests", "idblock", "tools", "e2e",
-    "release", "bench", "cache", "docs",
+    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "guests", "keys", "idblock", "tools",
+    "e2e", "release", "bench", "cache", "docs",
 )  # fmt: skip
 
 # What is built must not depend on who builds it.
@@ -36,7 +37,7 @@ for _stage in STAGES:
     _module = importlib.import_module(f"tasks.{_stage}")
     _creators.update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
 globals().update({name: watched(value) for name, value in _creators.items()})
-adopt(Guide(GROUPS, {name[5:]: value.__doc__ or "" for name, value in _creators.items()}, settings_read.by_task))
+adopt(Guide(GROUPS, {name[5:]: value.__doc__ or "" for name, value in _creators.items()}, settings_read.by_task), left)
 
 DOIT_CONFIG = {
     "default_tasks": ["_welcome"],

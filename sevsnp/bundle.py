@@ -13,6 +13,7 @@ from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.store.recipe import reached_sources
 from sevsnp.vm.config import Disk, File, Launch, VmConfig, read_vm_config, render_vm_config
+from sevsnp.vm.relocate import relocated
 
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
@@ -58,7 +59,8 @@ def make_bundle(
 def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch:
     """Copy what a launch names into ``output``, each file once, and return the launch of the copies."""
 
-    def copy(path: Path) -> Path:
+    def copy(file: File | Disk) -> Path:
+        path = file.path
         if path not in copied:
             name = path.name
             if name in copied.values():
@@ -69,20 +71,7 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
             copied[path] = name
         return (output / copied[path]).resolve()
 
-    files = {
-        name: File(copy(file.path), file.sha256)
-        for name, file in (
-            ("firmware", launch.firmware),
-            ("kernel", launch.kernel),
-            ("initrd", launch.initrd),
-            ("cmdline", launch.cmdline),
-            ("id_block", launch.id_block),
-            ("id_auth", launch.id_auth),
-        )
-        if file
-    }
-    disks = tuple(Disk(disk.role, copy(disk.path), disk.size, disk.sha256) for disk in launch.disks)
-    return Launch(**{**vars(launch), **files, "disks": disks})
+    return relocated(launch, copy)
 
 
 def _copy_code(library: Path, *, emulation: bool) -> None:

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
     """`doit clean [TASK …]`"""
 
     outstream: Any
+    # Says what else is left, a line each.
+    left: Callable[[], list[str]] = staticmethod(list)
 
     doc_purpose = "remove what was built"
     doc_description = (
-        "Without TASK everything that was built goes. Keys, downloads, the artefact cache and what guests and tests "
-        "wrote below build/ stay."
+        "Without TASK everything that was built goes. Keys, downloads, the artefact cache, volumes that guests have "
+        "written and what guests and tests wrote below build/ stay."
     )
 
     def _execute(
@@ -45,6 +47,8 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
             _remove_empty(BUILD)
             if left := sorted(path.name for path in BUILD.iterdir()) if BUILD.is_dir() else []:
                 self.outstream.write(f"left in {BUILD}: {', '.join(left)}\n")
+        if everything:
+            self.outstream.write("".join(f"left: {line}\n" for line in self.left()))
 
     def _expand(self, clean_list: list[str]) -> list[str]:
         return Tasks(self.task_list, self.dep_manager).standing_for(super()._expand(clean_list))
@@ -207,13 +211,14 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def adopt(guide: Guide | None = None) -> None:
-    """Have doit use these for its own.
+def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> None:
+    """Have doit use these for its own. ``left`` says what `doit clean` leaves outside build/, a line each.
 
     From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
     path, and would stop a bare checkout from working.
     """
     List.guide = Help.guide = guide or Guide()
+    Clean.left = staticmethod(left)
     for ours in (Clean, Forget, Help, Info, List):
         _replace(ours.__base__, ours)
     _replace(cmd_run.Run, cmd_run.Run)

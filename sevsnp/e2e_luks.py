@@ -11,7 +11,9 @@ from typing import Any
 from sevsnp import progress
 from sevsnp.e2e import BOOT_SECONDS, Attempt, accepted_as, ssh, wait_for_login
 from sevsnp.errors import UserError
+from sevsnp.images.luks2 import Luks2
 from sevsnp.key_release import is_waiting
+from sevsnp.luks_key import Record, write_record
 from sevsnp.luks_owner import attest_luks
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.console import WAITING, boot_stage, read_console
@@ -40,13 +42,15 @@ echo "system=$(systemctl is-system-running --wait || true)"
 
 
 def run_luks(
-    attempt: Attempt, *, header: Path, config_dir: Path, key_file: str, asked: Mapping[str, int | str]
+    attempt: Attempt, *, header: Path, config_dir: Path, key_dir: Path, asked: Mapping[str, int | str]
 ) -> dict[str, Any]:
     """Run it and return what was shown. The disk is the host's copy of the image, which ends with the host.
 
     The key release's own parameters are those of :func:`sevsnp.luks_owner.attest_luks`.
     """
     stages = attempt.stages
+    # This copy of the volume has never been booted, whatever became of those before it.
+    write_record(key_dir, Luks2.read(header).uuid, Record("made"))
     with attempt.running() as (process, ssh_port, attest_port):
         with stages.stage("luks: boot with measured boot") as shown:
             wait_for_agent(process, attest_port, BOOT_SECONDS, attempt.console)
@@ -57,10 +61,9 @@ def run_luks(
             )
         with stages.stage("luks: attest and release the key") as shown:
             attest_luks(
-                vm_config=attempt.config_path, header=header, config_dir=config_dir, key_file=key_file,
+                vm_config=attempt.config_path, header=header, config_dir=config_dir, key_dir=key_dir, key_file=None,
                 host="127.0.0.1", port=attest_port, ssh_port=ssh_port, emulated_root=attempt.emulated_root,
                 user=attempt.user, template=attempt.template, output=attempt.output, asked=asked,
-                throwaway=True,
             )  # fmt: skip
             verdict = json.loads(attempt.verdict.read_text())
             shown.append("evidence for a fresh nonce, this connection's key and this volume's header; then the key")

@@ -30,6 +30,7 @@ PROMPT = "-"
 MADE_BYTES = 32
 MOST_BYTES = taken_key.MAX_KEY
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FORMAT = 2
 
 Kind = Literal["made", "given"]
 
@@ -129,12 +130,21 @@ def _checked(data: bytes, source: str) -> bytes:
 @dataclass(frozen=True)
 class Record:
     """What is known of a volume: whether its key was ``made`` here or ``given`` by its user, the ``generation`` of the
-    last boot that its owner saw, and whether a guest without a secure processor was handed the key.
+    last boot that its owner saw, and whether a guest without a secure processor was handed the key (``exposed``).
+
+    ``sent``: a confidential guest was handed it. ``place`` is the image that it was made for, an absolute path.
     """
 
     key: Kind
     generation: int = 0
     exposed: bool = False
+    sent: bool = False
+    place: str = ""
+
+    @property
+    def opened(self) -> bool:
+        """Whether a guest may have opened the volume, so that there may be data of its user's on a copy of it."""
+        return self.sent or self.exposed or self.generation > 0
 
 
 def key_path(config_dir: Path, uuid: str) -> Path:
@@ -167,7 +177,7 @@ def write_record(config_dir: Path, uuid: str, record: Record) -> None:
     """Keep what is known of a volume; the old content or the new is there, never a part, whatever is killed when."""
     path = _place(config_dir, uuid, "json")
     _private_directory(path.parent)
-    _write(path, json.dumps({"format": 1, **asdict(record)}).encode() + b"\n", new=False)
+    _write(path, json.dumps({"format": _FORMAT, **asdict(record)}).encode() + b"\n", new=False)
 
 
 def read_record(config_dir: Path, uuid: str) -> Record:
@@ -175,13 +185,17 @@ def read_record(config_dir: Path, uuid: str) -> Record:
     path = _place(config_dir, uuid, "json")
     try:
         document: Any = json.loads(path.read_bytes(), object_pairs_hook=each_key_once)
-        if not isinstance(document, dict) or document.pop("format", None) != 1:
-            raise ValueError("expected format 1")
+        if not isinstance(document, dict) or (form := document.pop("format", None)) not in (1, _FORMAT):
+            raise ValueError(f"expected format {_FORMAT}")
+        if form == 1:  # of an earlier release, which did not note down that it sent a key
+            document = {"sent": True, "place": "", **document}
         if set(document) != {each.name for each in fields(Record)}:
             raise ValueError(f"expected {', '.join(each.name for each in fields(Record))}")
         record = Record(**document)
-        if record.key not in ("made", "given") or type(record.exposed) is not bool:
-            raise ValueError("expected a key that is made or given, and whether it was exposed")
+        if record.key not in ("made", "given") or {type(record.exposed), type(record.sent)} != {bool}:
+            raise ValueError("expected a key that is made or given, and whether it was exposed or sent")
+        if not isinstance(record.place, str):
+            raise ValueError("expected the path of an image")
         if type(record.generation) is not int or not 0 <= record.generation < 1 << 64:
             raise ValueError("expected a generation of 64 bits")
     except FileNotFoundError:
@@ -193,10 +207,12 @@ def read_record(config_dir: Path, uuid: str) -> Record:
     return record
 
 
-def update_record(config_dir: Path, uuid: str, *, generation: int = 0, exposed: bool = False) -> Record:
-    """Keep what a guest has reported, and return the record as it now is.
+def update_record(
+    config_dir: Path, uuid: str, *, generation: int = 0, exposed: bool = False, sent: bool = False
+) -> Record:
+    """Keep what a guest has reported, or that it gets the key, and return the record as it now is.
 
-    A generation never goes back and an exposure is never forgotten, whichever of two runs comes last.
+    A generation never goes back and what was sent is never forgotten, whichever of two runs comes last.
     """
     directory = _place(config_dir, uuid, "json").parent
     _private_directory(directory)
@@ -204,7 +220,12 @@ def update_record(config_dir: Path, uuid: str, *, generation: int = 0, exposed: 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         old = read_record(config_dir, uuid)
-        record = replace(old, generation=max(old.generation, generation), exposed=old.exposed or exposed)
+        record = replace(
+            old,
+            generation=max(old.generation, generation),
+            exposed=old.exposed or exposed,
+            sent=old.sent or sent,
+        )
         if record != old:
             write_record(config_dir, uuid, record)
     finally:
@@ -212,10 +233,27 @@ def update_record(config_dir: Path, uuid: str, *, generation: int = 0, exposed: 
     return record
 
 
-def _place(config_dir: Path, uuid: str, suffix: str) -> Path:
+def known_volumes(config_dir: Path) -> list[str]:
+    """The UUIDs of all volumes of which a key or a record is here."""
+    found = {path.stem for path in (config_dir / "volumes").glob("*") if path.suffix in (".key", ".json")}
+    return sorted(name for name in found if _UUID.fullmatch(name))
+
+
+def forget(config_dir: Path, uuid: str) -> None:
+    """Remove key and record of a volume: for one that nobody has data on. The key goes first."""
+    for suffix in ("key", "json"):
+        _place(config_dir, uuid, suffix).unlink(missing_ok=True)
+
+
+def check_uuid(uuid: str) -> str:
+    """``uuid``, which becomes a part of a path. Raises UserError for anything but a UUID in lower case."""
     if not _UUID.fullmatch(uuid):
         raise UserError(f"volume {uuid!r}: expected a UUID in lower case")
-    return config_dir / "volumes" / f"{uuid}.{suffix}"
+    return uuid
+
+
+def _place(config_dir: Path, uuid: str, suffix: str) -> Path:
+    return config_dir / "volumes" / f"{check_uuid(uuid)}.{suffix}"
 
 
 def _private_directory(path: Path) -> None:

@@ -18,18 +18,21 @@ from sevsnp.owner import keep_refused, never_accepted, refusal, trust_domain, ve
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
-_ANOTHER = "make a volume with another key: doit setup_luks"
 
-
-def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:
+def check_release(domain: str, record: Record, *, emulated_asked: bool, again: str = "./doitw attest_luks") -> None:
     """Refuse a key that a guest of this trust domain (amd or emulated) must not have.
 
     ``emulated_asked``: the user said PLATFORM=emulated for this very run. A software secure processor keeps nothing
-    from the host, so what was sent to one host is not for a confidential guest any more.
+    from the host, so what was sent to one host is not for a confidential guest any more. ``again`` is the command that
+    asks for the key.
     """
     if domain == "amd":
         if record.exposed:
-            raise UserError("this volume's key was sent to an emulated guest, whose host could have kept it", _ANOTHER)
+            raise UserError(
+                "this volume's key was sent to an emulated guest, whose host could have kept it",
+                f"is the guest an emulated one? say so: {again} PLATFORM=emulated — "
+                "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp",
+            )
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
             raise UserError(
@@ -43,12 +46,12 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:
 class Volume:
     """A volume as its owner has it: header, key and record. Raises UserError where the key does not open it."""
 
-    def __init__(self, header: Path, config_dir: Path, key_file: str, *, throwaway: bool = False) -> None:
+    def __init__(self, header: Path, config_dir: Path, key_file: str | None) -> None:
         luks = Luks2.read(header)
         self.uuid, self.digest = luks.uuid, hashlib.sha256(luks.data).digest()
-        self.config_dir, self._throwaway = config_dir, throwaway
+        self.config_dir = config_dir
         self.record = luks_key.read_record(config_dir, luks.uuid)
-        key = luks_key.given(key_file)
+        key = luks_key.given(key_file) if key_file is not None else None
         if key is None and self.record.key == "made":
             key = luks_key.read_made_key(config_dir, luks.uuid)
         if key is None:
@@ -60,19 +63,18 @@ class Volume:
         self._key = key.data
 
     def secret_for(self, verdict: Verdict, *, emulated_asked: bool) -> Secret:
-        """What this verdict releases. That a guest without a secure processor gets it is on record before it has it."""
+        """What this verdict releases. Who gets it is on record before it has it."""
         domain = trust_domain(verdict)
         # Read again: another attestation may have changed it meanwhile.
         self.record = luks_key.read_record(self.config_dir, self.uuid)
         check_release(domain, self.record, emulated_asked=emulated_asked)
-        if domain == "emulated":
-            self.record = luks_key.update_record(self.config_dir, self.uuid, exposed=True)
-        return Secret(self.digest, 0 if self._throwaway else self.record.generation, self._key)
+        emulated = domain == "emulated"
+        self.record = luks_key.update_record(self.config_dir, self.uuid, exposed=emulated, sent=not emulated)
+        return Secret(self.digest, self.record.generation, self._key)
 
     def booted(self, generation: int) -> None:
         """Keep the generation that a guest has reported."""
-        if not self._throwaway:
-            self.record = luks_key.update_record(self.config_dir, self.uuid, generation=generation)
+        self.record = luks_key.update_record(self.config_dir, self.uuid, generation=generation)
 
 
 def attest_luks(
@@ -80,7 +82,7 @@ def attest_luks(
     vm_config: Path,
     header: Path,
     config_dir: Path,
-    key_file: str,
+    key_file: str | None,
     host: str,
     port: int,
     ssh_port: int,
@@ -89,7 +91,8 @@ def attest_luks(
     template: Path,
     output: Path,
     asked: Mapping[str, int | str] | None = None,
-    throwaway: bool = False,
+    key_dir: Path | None = None,
+    again: str = "./doitw attest_luks",
     manifest: Path | None = None,
     manifest_key: Path | None = None,
     wait: Callable[[], None] | None = None,
@@ -100,8 +103,9 @@ def attest_luks(
     nothing else; the evidence is kept, accepted or not (sevsnp.kept).
     What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
     ``wait`` is called when all that can be checked without the guest is.
-    ``throwaway``: the disk is a fresh copy of the image, and nobody's: its generation is not the volume's. Raises
-    :class:`UserError`; a key was sent only where the evidence was accepted.
+    ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key
+    that was given for this run counts. ``again`` is the command that this is, for a hint. Raises :class:`UserError`;
+    a key was sent only where the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
@@ -111,11 +115,11 @@ def attest_luks(
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected luks")
     config.require_reference()
     check_launch_firmware(config.launch)
-    volume = Volume(header, config_dir, key_file, throwaway=throwaway)
+    volume = Volume(header, key_dir or config_dir, key_file)
     emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
     # What the verdict will be refused for in any case is said before the guest is spoken to.
     domain = "amd" if config.launch.platform == "snp" else "emulated"
-    check_release(domain, volume.record, emulated_asked=emulated_asked)
+    check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
     verify = verifier(config, emulated_root)
     never = never_accepted(manifest, manifest_key)
 

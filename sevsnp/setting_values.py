@@ -42,6 +42,13 @@ def guest_name(text: str) -> str:
     return word(text) if text else text
 
 
+def volume(text: str) -> str:
+    """The UUID of a volume, or its beginning."""
+    if not re.fullmatch("[0-9a-f-]{0,36}", text):
+        raise ValueError
+    return text
+
+
 def choice(*allowed: str) -> Choice:
     return Choice(allowed)
 

@@ -22,6 +22,7 @@ from sevsnp.setting_values import (
     policy,
     size,
     text,
+    volume,
     word,
 )
 from sevsnp.yaml_loader import strict_loader
@@ -140,6 +141,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "root image to attach; empty: the one that the VM config names"),
         Setting("VERITY_HASH_TREE", text, "", "a path",
                 "its hash tree; empty: the one that the VM config names"),
+        Setting("VOLUME", volume, "", "the UUID of a volume, or how it begins, as 3fa1",
+                "encrypted volume to run and attest, as its UUID begins; empty: that of build/luks, else the only one"),
         Setting("VM_CONFIG", text, "", "a path to a VM config",
                 "VM config to launch or to verify against; empty: the one of the workflow"),
     )),
@@ -169,6 +172,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "for the time of the lock; empty: the one that apt knows of; off: none"),
         Setting("CONFIG_DIR", text, "", "a directory for the user's keys",
                 "the user's and owner's keys; empty: openend2e-sevsnp in the user's configuration directory"),
+        Setting("DATA_DIR", text, "", "a directory for the volumes that guests have written",
+                "volumes that guests have written; empty: openend2e-sevsnp in the user's data directory"),
         Setting("CACHE_DIR", text, "", "a directory for downloaded packages",
                 "downloaded packages; empty: openend2e-sevsnp in the user's cache directory"),
         Setting("SEVSNP_CACHE", text, "", "a directory for the artefact cache",
@@ -232,6 +237,11 @@ class Settings:
         """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         return self.path("CONFIG_DIR", base / "openend2e-sevsnp")
+
+    def data_dir(self) -> Path:
+        """Where the volumes that guests have written are kept: DATA_DIR, else the XDG data directory."""
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        return self.path("DATA_DIR", base / "openend2e-sevsnp")
 
     def artefact_cache(self) -> Path:
         """Where artefacts are kept: SEVSNP_CACHE, else a directory beside the downloads."""

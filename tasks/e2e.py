@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tasks import luks, verity
 from tasks.graph import Task, artefact, command
-from tasks.project import BUILD, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
+from tasks.project import BUILD, E2E, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
 from tasks.vm_config import launched
 
-BUNDLE, LUKS_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks"
+BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
 
 
 def task_host_bundle() -> Task:
@@ -30,6 +30,11 @@ def task_host_bundle_luks() -> Task:
     Next: tar -C build -cS host-bundle-luks | ssh HOST tar -x, and there ./run --help
     """
     return _bundle(LUKS_BUNDLE, luks.config("snp"), luks.config("emulated"), [luks.IMAGE], cached=False)
+
+
+def task__e2e_bundle() -> Task:
+    """The same for end to end, with a volume of its own: an emulated guest gets no key of the user's."""
+    return _bundle(E2E_BUNDLE, luks.config("snp", E2E), luks.config("emulated", E2E), [E2E / "luks.img"], cached=False)
 
 
 def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *, cached: bool) -> Task:
@@ -66,11 +71,11 @@ def task_e2e() -> Task:
     return command(
         "sevsnp.e2e:e2e",
         launches=True,
-        needs=["host_bundle", "host_bundle_luks", "create_new_vm", "build_tools", "_keys"],
+        needs=["host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,
-        luks_bundle=LUKS_BUNDLE,
+        luks_bundle=E2E_BUNDLE,
         directory=launched(verity.config("snp")).parent,
-        luks_directory=launched(luks.config("snp")).parent,
+        luks_directory=launched(luks.config("snp", E2E)).parent,
         qemu=QEMU,
         platform=values.text("PLATFORM"),
         memory=values.number("MEMORY"),
@@ -81,9 +86,9 @@ def task_e2e() -> Task:
         output=RUN / "e2e",
         results=BUILD / "e2e.json",
         luks={
-            "header": luks.HEADER,
+            "header": E2E / "header.bin",
             "config_dir": values.config_dir(),
-            "key_file": values.text("LUKS_KEY_FILE"),
+            "key_dir": E2E,
             "asked": asked(),
         },
     )

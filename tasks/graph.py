@@ -19,8 +19,6 @@ from sevsnp.store.checkout import Checkout
 Task = dict[str, Any]
 Paths = Path | Iterable[Path]
 
-# A task's ``meta`` where `doit list` shows it with --all only.
-UNLISTED = {"unlisted": True}
 CHECKOUT = Checkout(Path(".cache") / "build.lock")
 
 
@@ -165,12 +163,13 @@ def artefact(
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],
-        "clean": [(_cleaned, [list(places.values()), tuple(ignored)])],
+        "clean": [(clean, [list(places.values()), tuple(ignored)])],
         "verbosity": 2,
     }
 
 
-def _cleaned(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
+def clean(paths: list[Path], ignored: tuple[str, ...] = (), *, dryrun: bool) -> None:
+    """Remove what was built at ``paths``, but for what is ``ignored`` at the top of a directory, and say so."""
     try:
         _clean(paths, ignored, dryrun)
     except OSError as error:

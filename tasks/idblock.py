@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks import luks, verity
 from tasks.graph import Task, command
-from tasks.project import settings
+from tasks.project import E2E, signing_key
 
 
 def task_idblock() -> Iterator[Task]:
@@ -16,27 +16,36 @@ def task_idblock() -> Iterator[Task]:
 
     Next: ./doitw run_sev_snp_verity ID_KEY=… AUTHOR_KEY=…
     """
-    values = settings()
-    id_key, author_key = (values.path(name, Path()) if values.text(name) else None for name in ("ID_KEY", "AUTHOR_KEY"))
     for workflow, config in (("verity", verity.config), ("luks", luks.config)):
-        configs = [config("snp"), config("emulated")]
-        output = configs[0].parent / "idblock"
-        made = [path.name for path in configs]
-        made += [f"{kind}-block{suffix}.base64" for kind in ("id", "auth") for suffix in ("", ".emulated")]
         yield {
             "name": workflow,
             "doc": f"Sign an ID block for the VM configs of setup_{workflow}",
-            # A command, not an artefact: what a signing key makes belongs into no cache.
-            **command(
-                "sevsnp.vm.signed_config:sign_configs",
-                alone=True,
-                configs=configs,
-                id_key=id_key,
-                author_key=author_key,
-                template=Path("templates/vm-config.toml.j2"),
-                output=output,
-            ),
-            "file_dep": [str(path) for path in (*configs, id_key, author_key) if path],
-            "targets": [str(output / name) for name in made],
-            "uptodate": [],
+            **_signed([config("snp"), config("emulated")]),
         }
+
+
+def task__e2e_idblock() -> Task:
+    """The same for end to end's encrypted guest."""
+    return _signed([luks.config("snp", E2E), luks.config("emulated", E2E)])
+
+
+def _signed(configs: list[Path]) -> Task:
+    id_key, author_key = (signing_key(name) for name in ("ID_KEY", "AUTHOR_KEY"))
+    output = configs[0].parent / "idblock"
+    made = [path.name for path in configs]
+    made += [f"{kind}-block{suffix}.base64" for kind in ("id", "auth") for suffix in ("", ".emulated")]
+    return {
+        # A command, not an artefact: what a signing key makes belongs into no cache.
+        **command(
+            "sevsnp.vm.signed_config:sign_configs",
+            alone=True,
+            configs=configs,
+            id_key=id_key,
+            author_key=author_key,
+            template=Path("templates/vm-config.toml.j2"),
+            output=output,
+        ),
+        "file_dep": [str(path) for path in (*configs, id_key, author_key) if path],
+        "targets": [str(output / name) for name in made],
+        "uptodate": [],
+    }

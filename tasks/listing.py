@@ -9,9 +9,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "setup_verity", "run_sev_snp_verity", "attest_verity",
     ),
     "A guest with an encrypted root (LUKS2): set up, run, attest, log in": (
-        "setup_luks", "run_sev_snp_luks", "attest_luks",
+        "setup_luks", "run_sev_snp_luks", "attest_luks", "update_luks", "adopt_luks",
     ),
     "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
+    "Your keys": ("keys", "keys_prune"),
     "For other machines and other people": (
         "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest",
     ),

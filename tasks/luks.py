@@ -1,13 +1,14 @@
-"""The encrypted workflow: the LUKS2 root, its VM configs."""
+"""The encrypted workflow: the LUKS2 root, its VM configs; and the same for end to end, with a volume of its own."""
 
 from pathlib import Path
 from typing import Any
 
-from sevsnp.luks_key import was_given
-from tasks.graph import Task, artefact
+from tasks.graph import Task, action, artefact, clean
 from tasks.guest import FILES, guest_inputs, own_rootfs
 from tasks.project import (
     APPLIANCE_INITRAMFS,
+    BUILD,
+    E2E,
     EMULATED_INITRAMFS,
     INITRAMFS,
     KERNEL,
@@ -22,69 +23,85 @@ from tasks.project import (
 )  # fmt: skip
 from tasks.vm_config import vm_config
 
+HEADER, HEADER_DIGEST, TABLES_DIGEST = LUKS / "header.bin", LUKS / "header.sha256", LUKS / "tables.sha256"
 IMAGE = LUKS / "luks.img"
-HEADER = LUKS / "header.bin"
-HEADER_DIGEST = LUKS / "header.sha256"
-TABLES_DIGEST = LUKS / "tables.sha256"
+# The disk that guests of an earlier release have written.
+EARLIER = RUN / "luks" / "luks.img"
+# End to end has it to look around; what is written there ends with its guest.
+E2E_FREE = 64 << 20
+# Where disks of this checkout may lie, beside the volumes' own directories.
+DISKS = (
+    IMAGE, E2E / "luks.img", BUILD / "host-bundle-luks" / "luks.img", BUILD / "host-bundle-luks" / "state" / "luks.img",
+    EARLIER,
+)  # fmt: skip
 
 
-def config(platform: str) -> Path:
-    return LUKS / f"vm-config-luks{'.emulated' if platform == 'emulated' else ''}.toml"
+def config(platform: str, directory: Path = LUKS) -> Path:
+    return directory / f"vm-config-luks{'.emulated' if platform == 'emulated' else ''}.toml"
 
 
-def cmdline(platform: str) -> Path:
-    return LUKS / f"cmdline{'.emulated' if platform == 'emulated' else ''}"
+def cmdline(platform: str, directory: Path = LUKS) -> Path:
+    return directory / f"cmdline{'.emulated' if platform == 'emulated' else ''}"
 
 
 def task__luks_image() -> Task:
     """The encrypted root's image, which belongs to one key."""
     values = settings()
-    own = own_rootfs()
-    tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
-    made = artefact(
-        "sevsnp.images.luks:make_luks_image",
-        inputs={**tree, "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
-        directories={} if own else {"files": FILES},
-        watch=[RELEASE_MANIFEST],
-        outputs={
-            "image": IMAGE,
-            "header": HEADER,
-            "header_digest": HEADER_DIGEST,
-            "tables_digest": TABLES_DIGEST,
-        },
-        params={"free": values.number("LUKS_FREE")},
-        how={
-            "tools": TOOLS,
-            "qemu": QEMU,
-            "answers": RUN / "platform.json",
-            "config_dir": values.config_dir(),
-            "key_file": values.text("LUKS_KEY_FILE"),
-            "working": RUN / "luks" / "luks.img",
-        },
-        cached=False,  # no two are alike, and what one holds is for its key's owner
-    )
-    made["uptodate"].append(_key_opens)
+    config_dir, key_file = values.config_dir(), values.text("LUKS_KEY_FILE")
+    made = _image(LUKS, values.number("LUKS_FREE"), config_dir, key_file, values.text("PLATFORM"))
+    made["actions"] += [
+        _drop_replaced(LUKS, config_dir),
+        action("sevsnp.volumes:say_what_stays", header=HEADER, earlier=EARLIER, data_dir=values.data_dir()),
+    ]
+    return made
+
+
+def task__e2e_image() -> Task:
+    """The same for end to end, whose key is of no use for anything else."""
+    made = _image(E2E, E2E_FREE, E2E, None, "emulated")
+    made["actions"].append(_drop_replaced(E2E, E2E))
+    made["clean"].append((clean, [[E2E / "volumes"]]))
     return made
 
 
 def task__luks_cmdline() -> Task:
     """The measured kernel command line of the encrypted workflow."""
-    return _cmdline("snp")
+    return _cmdline(LUKS, "snp")
 
 
 def task__luks_cmdline_emulated() -> Task:
     """The same for the emulated VM config."""
-    return _cmdline("emulated")
+    return _cmdline(LUKS, "emulated")
+
+
+def task__e2e_cmdline() -> Task:
+    """The measured kernel command line of end to end's encrypted guest."""
+    return _cmdline(E2E, "snp")
+
+
+def task__e2e_cmdline_emulated() -> Task:
+    """The same for the emulated VM config."""
+    return _cmdline(E2E, "emulated")
 
 
 def task__luks_config() -> Task:
     """The production VM config of the encrypted workflow."""
-    return _config("snp", INITRAMFS)
+    return _config(LUKS, "snp", INITRAMFS)
 
 
 def task__luks_config_emulated() -> Task:
     """The emulated VM config of the encrypted workflow."""
-    return _config("emulated", EMULATED_INITRAMFS)
+    return _config(LUKS, "emulated", EMULATED_INITRAMFS)
+
+
+def task__e2e_config() -> Task:
+    """The production VM config of end to end's encrypted guest."""
+    return _config(E2E, "snp", INITRAMFS)
+
+
+def task__e2e_config_emulated() -> Task:
+    """The emulated VM config of end to end's encrypted guest."""
+    return _config(E2E, "emulated", EMULATED_INITRAMFS)
 
 
 def task_setup_luks() -> Task:
@@ -102,31 +119,63 @@ def task_setup_luks() -> Task:
     }
 
 
-def _key_opens(task: Any, values: Any) -> bool:
-    """Whether the key of this run opens the image; one that it does not is made anew."""
-    from sevsnp.errors import UserError
+def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, platform: str) -> Task:
+    own = own_rootfs()
+    tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
+    header, image = directory / "header.bin", directory / "luks.img"
+    known: dict[str, Any] = {
+        "config_dir": config_dir,
+        "key_file": key_file,
+        "platform": platform,
+        "qemu": QEMU,
+        "answers": RUN / "platform.json",
+    }
+    made = artefact(
+        "sevsnp.images.luks:make_luks_image",
+        inputs={**tree, "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
+        directories={} if own else {"files": FILES},
+        watch=[RELEASE_MANIFEST],
+        outputs={
+            "image": image,
+            "header": header,
+            "header_digest": directory / "header.sha256",
+            "tables_digest": directory / "tables.sha256",
+        },
+        params={"free": free},
+        how={"tools": TOOLS, "data_dir": settings().data_dir(), "place": image, **known},
+        cached=False,  # no two are alike, and what one holds is for its key's owner
+    )
 
-    # Loaded only where there may be something to ask: doit wants this for every task that needs the image.
-    if not settings().text("LUKS_KEY_FILE") and not was_given():
-        return True
-    from sevsnp.images.luks import key_opens
+    def is_current(task: Any, values: Any) -> bool:
+        from sevsnp.luks_current import is_current
 
-    try:
-        return key_opens(HEADER, settings().text("LUKS_KEY_FILE"))
-    except UserError:
-        return False  # the task says what is wrong, as its own failure
+        return is_current(header, **known)
+
+    made["uptodate"].append(is_current)
+    return made
 
 
-def _cmdline(platform: str) -> Task:
+def _drop_replaced(directory: Path, config_dir: Path) -> Any:
+    """The action that removes the key of what was replaced."""
+    return action(
+        "sevsnp.volume_keys:drop_replaced",
+        config_dir=config_dir,
+        image=directory / "luks.img",
+        disks=DISKS,
+        data_dir=settings().data_dir(),
+    )
+
+
+def _cmdline(directory: Path, platform: str) -> Task:
     return artefact(
         "sevsnp.vm.make_config:make_luks_cmdline",
         inputs={
-            "header": HEADER,
-            "header_digest": HEADER_DIGEST,
-            "tables_digest": TABLES_DIGEST,
+            "header": directory / "header.bin",
+            "header_digest": directory / "header.sha256",
+            "tables_digest": directory / "tables.sha256",
             "owner_certificate": keys().owner_certificate,
         },
-        outputs={"output": cmdline(platform)},
+        outputs={"output": cmdline(platform, directory)},
         params={
             "acpi": checked(settings().acpi),
             "reports": settings().text("LUKS_REPORTS"),
@@ -136,12 +185,12 @@ def _cmdline(platform: str) -> Task:
     )
 
 
-def _config(platform: str, initrd: Path) -> Task:
+def _config(directory: Path, platform: str, initrd: Path) -> Task:
     return vm_config(
         "luks",
         platform,
         initrd=initrd,
-        cmdline=cmdline(platform),
-        disks={"luks": ("image", IMAGE)},
-        output=config(platform),
+        cmdline=cmdline(platform, directory),
+        disks={"luks": ("image", directory / "luks.img")},
+        output=config(platform, directory),
     )

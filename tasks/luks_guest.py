@@ -1,37 +1,77 @@
 """The encrypted workflow's guest: launch, and the release of its key."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tasks.graph import UNLISTED, Task, command
-from tasks.luks import HEADER, config
-from tasks.project import RUN, asked, guest_name, launching, release_manifest, settings
-from tasks.vm_config import launched
+from tasks.graph import Task, command
+from tasks.luks import EARLIER, config
+from tasks.project import (
+    APPLIANCE_INITRAMFS,
+    EMULATED_INITRAMFS,
+    INITRAMFS,
+    KERNEL,
+    LUKS,
+    QEMU,
+    RUN,
+    asked,
+    checked,
+    firmware,
+    guest_name,
+    keys,
+    launching,
+    release_manifest,
+    settings,
+    signing_key,
+)  # fmt: skip
+from tasks.vm_config import SETTINGS, launched
+
+
+def left() -> list[str]:
+    """The volumes that `doit clean` leaves, a line each with the command that boots it."""
+    from sevsnp import volumes
+
+    data_dir = settings().data_dir()
+    return [*volumes.left(data_dir), *filter(None, [volumes.note_earlier(EARLIER, data_dir)])]
 
 
 def task_run_sev_snp_luks() -> Task:
-    """Boot the encrypted guest, which waits for attest_luks [MEMORY NAME DETACH …]
+    """Boot the encrypted guest, which waits for attest_luks [VOLUME NAME DETACH …]
 
-    Boots the guest that setup_luks has made, in the foreground, until it ends. It waits for its disk key, which only
-    attest_luks of its owner can send. What the guest writes to its disk stays.
+    Boots the guest that setup_luks has made, or with VOLUME another one that has run before, in the
+    foreground, until it ends. It waits for its disk key, which only attest_luks of its owner can send. What the
+    guest writes to its disk stays, outside build/.
 
     Next: ./doitw attest_luks in a second terminal, with PLATFORM=emulated for an emulated guest.
     """
-    text = settings().text
     return launching(
-        "sevsnp.vm.run:run_workflow",
+        "sevsnp.volume_guest:run_volume",
         "run_sev_snp_luks",
         "luks",
-        directory=launched(config("snp")).parent,
-        workflow="luks",
-        vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
-        disks={},
+        # What `doit clean` says boots a volume has to, without anything else.
+        needs=[] if QEMU.exists() else ["packages"],
+        **chosen_volume(),
+        config_dir=settings().config_dir(),
+        earlier=EARLIER,
         asked=asked(),
-        platform=text("PLATFORM"),
+        platform=settings().text("PLATFORM"),
     )
 
 
+def chosen_volume() -> Mapping[str, Any]:
+    """Where volumes are, and which one is meant."""
+    values = settings()
+    return {
+        "directory": LUKS,
+        "configs": launched(config("snp")).parent,
+        "data_dir": values.data_dir(),
+        "volume": values.text("VOLUME"),
+        "vm_config": values.path("VM_CONFIG", Path()) if values.text("VM_CONFIG") else None,
+    }
+
+
 def task_attest_luks() -> Task:
-    """Verify the waiting guest, then send it its disk key [PLATFORM NAME HOST PORT …]
+    """Verify the waiting guest, then send it its disk key [PLATFORM VOLUME NAME HOST …]
 
     Verifies the guest that waits for its disk key, as attest_verity does, and that this very connection and this very
     volume are in its report. Only then is the key sent. An emulated guest gets the key that was made here, which is
@@ -41,12 +81,12 @@ def task_attest_luks() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.attesting:luks",
+        "sevsnp.volume_guest:attest_volume",
         needs=["_keys"],
         name=guest_name("luks"),
         runs=RUN,
-        vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
-        header=HEADER,
+        **chosen_volume(),
+        platform=values.text("PLATFORM"),
         config_dir=values.config_dir(),
         key_file=values.text("LUKS_KEY_FILE"),
         asked=asked(),
@@ -60,6 +100,67 @@ def task_attest_luks() -> Task:
     )
 
 
+def task_update_luks() -> Task:
+    """Give a volume that a guest has written the kernel and initramfs of now [VOLUME]
+
+    Makes new VM configs for a volume whose disk stays as it is: with kernel, initramfs, firmware and settings as they
+    are built now.
+
+    Next: ./doitw run_sev_snp_luks VOLUME=…
+    """
+    chosen = {name: value for name, value in chosen_volume().items() if name != "vm_config"}
+    return command("sevsnp.volume_boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot())
+
+
+def task_adopt_luks() -> Task:
+    """Keep the disk of an encrypted guest that lies somewhere else as a volume here [IMAGE]
+
+    Copies luks.img of a host's state directory, of a backup or of an earlier release of this project to where volumes
+    are kept, and makes the VM configs that boot it. Its key has to be among your keys, or is given.
+
+    Next: ./doitw run_sev_snp_luks VOLUME=…
+    """
+    values = settings()
+    return command(
+        "sevsnp.volume_boot:adopt_volume",
+        alone=True,
+        needs=[*_BOOT, "_appliance_initramfs"],
+        image=values.path("IMAGE", Path()) if values.text("IMAGE") else None,
+        directory=LUKS,
+        data_dir=values.data_dir(),
+        config_dir=values.config_dir(),
+        key_file=values.text("LUKS_KEY_FILE"),
+        boot=_boot(),
+        appliance={
+            "qemu": QEMU,
+            "kernel": KERNEL / "vmlinuz",
+            "initrd": APPLIANCE_INITRAMFS,
+            "answers": RUN / "platform.json",
+        },
+    )
+
+
+# Who makes what is in it.
+_BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firmware", "_keys"]
+
+
+def _boot() -> Mapping[str, Any]:
+    """What a guest is booted with as it is built now, for sevsnp.volume_boot."""
+    return {
+        "template": Path("templates/vm-config.toml.j2"),
+        "firmware": firmware(),
+        "kernel": KERNEL / "vmlinuz",
+        "initrd": INITRAMFS,
+        "emulated_initrd": EMULATED_INITRAMFS,
+        "owner_certificate": keys().owner_certificate,
+        "acpi": checked(settings().acpi),
+        "reports": settings().text("LUKS_REPORTS"),
+        "settings": {name: settings()[name] for name in SETTINGS},
+        "id_key": signing_key("ID_KEY"),
+        "author_key": signing_key("AUTHOR_KEY"),
+    }
+
+
 def task_attest_luks_vm() -> Task:
     """The same as attest_luks, under its first name"""
-    return {"actions": None, "task_dep": ["attest_luks"], "meta": UNLISTED}
+    return {"actions": None, "task_dep": ["attest_luks"]}

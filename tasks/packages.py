@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.store.pinned import PinnedFiles
-from tasks.graph import UNLISTED, Task, artefact, command, say
+from tasks.graph import Task, artefact, command, say
 from tasks.project import (
     BUILD,
     DEBS,
@@ -65,7 +65,7 @@ def task_pack_sources() -> Task:
     Next: ./doitw setup_verity MIRROR=build/sources.tar builds from it.
     """
     values = settings()
-    task = artefact(
+    return artefact(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
         inputs={"locks": [LOCK, *sorted(Path("tests").glob("**/*packages.lock"))]},
@@ -77,7 +77,6 @@ def task_pack_sources() -> Task:
         },
         cached=False,  # the downloads are kept as they are
     )
-    return {**task, "meta": UNLISTED}
 
 
 def task__firmware() -> Task:

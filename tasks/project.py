@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ KERNEL = BUILD / "kernel"
 GUEST = BUILD / "guest"
 VERITY = BUILD / "verity"
 LUKS = BUILD / "luks"
+E2E = BUILD / "e2e"
 RUN = BUILD / "run"
 STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 FIRMWARE = BUILD / "firmware" / "OVMF.fd"
@@ -101,6 +102,11 @@ def keys() -> Keys:
     return Keys.of(settings().config_dir())
 
 
+def signing_key(name: str) -> Path | None:
+    """The private key that the setting ``name`` (ID_KEY or AUTHOR_KEY) names."""
+    return settings().path(name, Path()) if settings().text(name) else None
+
+
 def firmware() -> Path:
     """The firmware that measured guests start with: FIRMWARE, else the project's own."""
     return settings().path("FIRMWARE", FIRMWARE)
@@ -150,13 +156,13 @@ def detached() -> bool:
     return is_detached()
 
 
-def launching(function: str, task: str, usual: str, /, **arguments: Any) -> Task:
+def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = (), **arguments: Any) -> Task:
     """The task that launches a guest, usually called ``usual``: here, or with DETACH=yes in a process of its own."""
     name = guest_name(usual)
     if settings().text("DETACH") == "yes" and not detached():
         words = [f"{each}={text}" for each, text in command_line_words(sys.argv[1:]).items() if each != "DETACH"]
-        return command("sevsnp.detach:run_detached", task=task, words=words, state=RUN / name, name=name)
-    return command(function, launches=True, options=run_options(usual), name=name, **arguments)
+        return command("sevsnp.detach:run_detached", needs=needs, task=task, words=words, state=RUN / name, name=name)
+    return command(function, launches=True, needs=needs, options=run_options(usual), name=name, **arguments)
 
 
 def end_cleanly() -> None:

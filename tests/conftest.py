@@ -57,12 +57,16 @@ class Built:
         suffix = ".emulated.toml" if platform == "emulated" else ".toml"
         return read_vm_config(self.build / "verity" / f"vm-config-verity{suffix}")
 
+    def environment(self, **variables: str) -> dict[str, str]:
+        """What doit gets in the copy."""
+        return {**os.environ, "CONFIG_DIR": str(self.config_dir), **variables}
+
     def doit(self, *words: str, check: bool = True, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Run doit in the copy with extra environment variables; its output is in the result."""
         return subprocess.run(
             ends_with_us(sys.executable, "-m", "doit", *words),
             cwd=self.project,
-            env={**os.environ, "CONFIG_DIR": str(self.config_dir), **variables},
+            env=self.environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -156,10 +160,11 @@ def _common(config: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def artefact_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """No test takes anything from the user's own artefact cache, or leaves anything there."""
+    """No test takes anything from the user's own artefact cache or volumes, or leaves anything there."""
     directory = _common(request.config) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEVSNP_CACHE", str(directory))
+        patch.setenv("DATA_DIR", str(_common(request.config) / "data"))
         yield directory
 
 

@@ -41,14 +41,14 @@ def run(job: "dict[str, Any]", secret: bytes, say: Say) -> "dict[str, Any]":
     with _timed(seconds, "format"):
         cryptsetup("luksFormat", *job["format"], "--key-file=-", target, secret=secret)
     # There is nothing to lose yet, so nothing need go through the journal, which would write all of it twice.
-    with _opened(target, secret, "--integrity-no-journal"):
+    with opened(target, secret, "--integrity-no-journal"):
         room = _size(MAPPING)
         if room < size:
             raise linux.Stop(f"the mapping has {room} bytes, the file system needs {size}")
         with _timed(seconds, "write"):
             filling = Filling(source, size, room)
             filling.write(lambda done: say(done=done, total=room, step="encrypting"))
-    with _opened(target, secret):
+    with opened(target, secret):
         crypt, integrity = table(NAME), table(INTEGRITY)
         with _timed(seconds, "check"):
             filling.compare(lambda done: say(done=done, total=room, step="checking"))
@@ -79,7 +79,7 @@ def table(name: str) -> str:
 
 
 @contextmanager
-def _opened(target: str, secret: bytes, *options: str) -> Iterator[None]:
+def opened(target: str, secret: bytes, *options: str) -> Iterator[None]:
     cryptsetup("open", *options, "--key-file=-", target, NAME, secret=secret)
     yield
     cryptsetup("close", NAME)

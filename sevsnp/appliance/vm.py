@@ -37,17 +37,21 @@ _REPORT = "werror=report,rerror=report"
 
 @dataclass(frozen=True)
 class ApplianceDisk:
-    """A disk of the appliance: ``role`` is its serial number; ``format`` is said, never found out by QEMU."""
+    """A disk of the appliance: ``role`` is its serial number; ``format`` is said, never found out by QEMU.
+
+    With ``overlay``, a file that is made for it, changes go there and the disk stays as it is.
+    """
 
     role: str
     path: Path
     format: Format = "raw"
     read_only: bool = False
+    overlay: Path | None = None
 
     @property
     def block(self) -> BlockFile:
         # No journal of the host's disk is waited for: what is half-written when the host fails has not got its name.
-        return BlockFile(self.role, self.path, DiskFormat(self.format), self.read_only, flush=False)
+        return BlockFile(self.role, self.path, DiskFormat(self.format), self.read_only, self.overlay, flush=False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a root filesystem tar to an encrypted root: a LUKS2 image with integrity, written by the appliance."""
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -13,7 +14,8 @@ from sevsnp.images.filesystem import ext4_size, make_ext4, usage
 from sevsnp.images.identity import ImageKind
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.images.tar import Entry
-from sevsnp.luks_key import Kind, Record, given, make_key, write_record
+from sevsnp.luks_current import is_for_snp
+from sevsnp.luks_key import Key, Kind, Record, forget, given, make_key, read_record, write_record
 
 MIB = 1 << 20
 SECTOR = 512
@@ -88,8 +90,10 @@ def make_luks_image(
     qemu: Path,
     answers: Path,
     config_dir: Path,
-    key_file: str,
-    working: Path,
+    key_file: str | None,
+    data_dir: Path,
+    platform: str,
+    place: Path,
     image: Path,
     header: Path,
     header_digest: Path,
@@ -100,25 +104,29 @@ def make_luks_image(
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`).
     ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each. The key is the one given
-    for this run, else a new one in ``config_dir``. Raises UserError, also where ``working`` is: the copy of the volume
-    to be replaced that a guest writes to.
+    for this run, else a new one in ``config_dir``; always a new one where ``key_file`` is None. ``place`` is where the
+    image will lie. Raises UserError, and then leaves no key behind: also for a key that an emulated guest has had,
+    where ``platform`` says that the volume is for SEV-SNP.
     """
-    if working.exists():
+    key = given(key_file, twice=True) if key_file is not None else None
+    exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
+    if exposed and is_for_snp(platform, qemu, answers):
         raise UserError(
-            f"{working}: a guest has written to this volume, and a new one would leave it without header and VM config",
-            f"let it go: rm {working} — or keep it: move it away together with build/luks",
+            f"{key.source if key else ''}: this key was sent to an emulated guest, whose host could have kept it",
+            "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
         )
-    key = given(key_file, twice=True)
     identity = str(uuid.uuid4())
     entries = bootable_entries(rootfs, ImageKind.LUKS, **guest)
     size = root_size(entries, free)
     plain = image.with_suffix(".ext4")
+    whole = False
     try:
         make_ext4(rootfs or Path("guest"), plain, tools=tools.resolve(), entries=entries, size=size, journal=True)
         allocate(image, image_size(size))
-        record = Record("given" if key else "made")
-        key = key or make_key(config_dir, identity)
+        record = Record("given" if key else "made", exposed=exposed, place=str(place.absolute()))
+        # Before the key: a key without a record says nothing about whether somebody's data need it.
         write_record(config_dir, identity, record)
+        key = key or make_key(config_dir, identity)
         made = run_job(
             Appliance(qemu.resolve(), kernel, initrd, answers),
             "luks",
@@ -126,21 +134,32 @@ def make_luks_image(
             disks=[ApplianceDisk("source", plain, read_only=True), ApplianceDisk("luks", image)],
             secret=key.data,
         )
+        found = Luks2.read(image)
+        if found.uuid != identity or not opens(found.data, key.data):
+            raise UserError(f"{image.name}: was just made, but its key does not open it", "is the disk failing?")
+        header.write_bytes(found.data)
+        header_digest.write_text(hashlib.sha256(found.data).hexdigest() + "\n")
+        tables_digest.write_text(made["tables"] + "\n")
+        whole = True
     finally:
         plain.unlink(missing_ok=True)
-    found = Luks2.read(image)
-    if found.uuid != identity or not opens(found.data, key.data):
-        raise UserError(f"{image.name}: was just made, but its key does not open it", "is the disk failing?")
-    header.write_bytes(found.data)
-    header_digest.write_text(hashlib.sha256(found.data).hexdigest() + "\n")
-    tables_digest.write_text(made["tables"] + "\n")
+        if not whole:
+            forget(config_dir, identity)
     print(f"  volume {identity}, {made['mapping'] >> 20} MiB; key: {key.source}")
 
 
-def key_opens(header: Path, key_file: str) -> bool:
-    """Whether the image whose ``header`` this is was made with the key given for this run; true where none is given."""
-    key = given(key_file)
-    return key is None or not header.exists() or opens(Luks2.read(header).data, key.data)
+def _headers(data_dir: Path) -> list[Path]:
+    return sorted((data_dir / "volumes").glob("*/header.bin"))
+
+
+def _was_exposed(key: Key, config_dir: Path, headers: Sequence[Path]) -> bool:
+    """Whether ``key`` opens one of these volumes that an emulated guest has had the key of."""
+    for header in headers:
+        with contextlib.suppress(UserError, OSError):
+            luks = Luks2.read(header)
+            if read_record(config_dir, luks.uuid).exposed and opens(luks.data, key.data):
+                return True
+    return False
 
 
 def allocate(path: Path, size: int) -> None:

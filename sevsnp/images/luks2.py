@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
+from sevsnp.files import each_key_once
 
 # Where our images' data begin, so all in front of it is the header: two copies of it, and the keyslots.
 HEADER_SIZE = 1 << 20
@@ -69,6 +70,79 @@ def opens(header: bytes, key: bytes) -> bool:
         return any(_opens(luks, number, slot, key) for number, slot in luks.metadata["keyslots"].items())
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise UserError(f"LUKS2 header {luks.uuid}: not one of ours: {type(error).__name__}: {error}") from None
+
+
+# A header of ours as cryptsetup writes it; a tuple has what may stand there: a text, a number, or 32 bytes in base64.
+_NUMBER, _BYTES = ("number",), ("bytes",)
+_KDFS: tuple[Mapping[str, Any], ...] = (
+    {"type": "pbkdf2", "hash": "sha256", "iterations": _NUMBER, "salt": _BYTES},
+    {"type": "argon2id", "time": _NUMBER, "memory": _NUMBER, "cpus": _NUMBER, "salt": _BYTES},
+)
+_OURS: Mapping[str, Any] = {
+    "keyslots": {
+        "0": {
+            "type": "luks2",
+            "key_size": 96,
+            "af": {"type": "luks1", "stripes": 4000, "hash": "sha256"},
+            "area": {
+                "type": "raw", "offset": "32768", "size": "385024", "encryption": "aes-xts-plain64", "key_size": 64,
+            },
+        }
+    },
+    "tokens": {},
+    "segments": {
+        "0": {
+            "type": "crypt", "offset": str(HEADER_SIZE), "size": "dynamic", "iv_tweak": "0",
+            "encryption": "aes-xts-random", "sector_size": 4096,
+            "integrity": {"type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"},
+        }
+    },
+    "digests": {
+        "0": {
+            "type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256", "iterations": _NUMBER,
+            "salt": _BYTES, "digest": _BYTES,
+        }
+    },
+    "config": {"json_size": "12288", "keyslots_size": "385024"},
+}  # fmt: skip
+
+
+def check_ours(luks: Luks2) -> None:
+    """Raises UserError unless a header is of the one kind that setup_luks makes, and so protects the data as that does.
+
+    A key that opens it says nothing about that: all but the keyslot is in the clear, and a disk's host can change it.
+    Both copies must say the same: cryptsetup takes the newer one.
+    """
+    first, second = luks.data[: 4 * 4096], luks.data[4 * 4096 : 8 * 4096]
+    try:
+        if first[8:24] != second[8:24] or first[4096:] != second[4096:]:
+            raise ValueError("its two copies differ")
+        metadata = json.loads(first[4096:].rstrip(b"\0"), object_pairs_hook=each_key_once)
+        kdf = metadata["keyslots"]["0"].pop("kdf")
+        _compare(metadata, _OURS, "")
+        _compare(kdf, next((each for each in _KDFS if each["type"] == kdf["type"]), _KDFS[0]), "kdf")
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise UserError(
+            f"LUKS2 header {luks.uuid}: not one of ours: {error}",
+            "take an older copy of this disk: somebody has changed this one",
+        ) from None
+
+
+def _compare(found: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, Mapping):
+        if not isinstance(found, dict) or set(found) != set(expected):
+            names = ", ".join(expected) or "nothing"
+            raise ValueError(f"{where or 'its JSON'}: found {found!r:.200}, expected {names}")
+        for name, value in expected.items():
+            _compare(found[name], value, f"{where}/{name}" if where else name)
+    elif expected == _NUMBER:
+        if type(found) is not int or found < 1:
+            raise ValueError(f"{where}: found {found!r:.200}, expected a number")
+    elif expected == _BYTES:
+        if len(base64.b64decode(found, validate=True)) != 32:
+            raise ValueError(f"{where}: found {found!r:.200}, expected 32 bytes")
+    elif found != expected or type(found) is not type(expected):
+        raise ValueError(f"{where}: found {found!r:.200}, expected {expected!r}")
 
 
 def _opens(luks: Luks2, number: str, slot: Mapping[str, Any], key: bytes) -> bool:

@@ -211,7 +211,10 @@ def read_vm_config(source: Path) -> VmConfig:
 
 
 def making(source: Path, workflow: str) -> str:
-    """The command that makes the VM config ``source``."""
+    """The command that makes the VM config ``source``, or one of the files beside it."""
+    for directory in source.parents:
+        if directory.parent.name == "volumes" and len(directory.name) == 36:
+            return f"./doitw update_luks VOLUME={directory.name}"
     return "doit idblock" if source.parent.name == "idblock" else f"doit setup_{workflow}"
 
 

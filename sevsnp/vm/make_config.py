@@ -97,13 +97,14 @@ def make_vm_config(
     settings: dict[str, Any],
     place: str,
     output: Path,
+    shown: str = "",
     **disk_files: Path,
 ) -> None:
     """Write a VM config whose launch digest is computed from the files themselves.
 
     ``disks`` maps each role to the argument that holds its file, ``settings`` are the pipeline's by name. ``place`` is
-    where the config will lie, which its relative paths start from. HOST_DATA is the SHA-256 of the owner's certificate
-    (DER): it tells one owner's guests from another's.
+    where the config will lie, which its relative paths start from; messages call it ``shown``. HOST_DATA is the SHA-256
+    of the owner's certificate (DER): it tells one owner's guests from another's.
     """
 
     known = session.index()
@@ -146,7 +147,8 @@ def make_vm_config(
     config = VmConfig(Path(place).resolve(), launch, reference, policy)
     output.write_text(render_vm_config(config, template))
     if platform == "snp" and reference.minimum_tcb is None:
-        print(f"  {place}: no MIN_TCB: attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set")
+        consequence = f"attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set"
+        print(f"  {shown or place}: no MIN_TCB: {consequence}")
 
 
 def _minimum_tcb(text: str, product: str) -> MinimumTcb:

@@ -62,14 +62,26 @@ def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platfo
     return Platform("emulated", "kvm" if kvm == "" else "tcg", "asked for")
 
 
-def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
-    """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
+def snp_is_known(qemu: Path, answers: Path) -> bool:
+    """Whether this host was found to have SEV-SNP since it was booted; nothing is tried."""
+    return _known(answers).get(_question("snp", qemu)) == ""
+
+
+def _question(question: str, qemu: Path) -> str:
     status = qemu.stat() if qemu.exists() else None
-    asked = f"{question} {_BOOT_ID.read_text().strip()} {qemu} {status and (status.st_ino, status.st_mtime_ns)}"
-    known: dict[str, str] = {}
+    return f"{question} {_BOOT_ID.read_text().strip()} {qemu} {status and (status.st_ino, status.st_mtime_ns)}"
+
+
+def _known(answers: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(answers.read_text())
-        known = document if isinstance(document, dict) else {}
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
+    """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
+    asked, known = _question(question, qemu), _known(answers)
     if not isinstance(known.get(asked), str):
         known[asked] = probe()
         write_atomic(answers, json.dumps(known, indent=1) + "\n")

@@ -16,7 +16,7 @@ from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.vm.blocks import BlockFile
-from sevsnp.vm.config import Disk, File, Launch
+from sevsnp.vm.config import Disk, File, Launch, making
 from sevsnp.vm.confine import Access, landlock_version, wrapped
 
 # Ports inside the guest.
@@ -87,7 +87,7 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
     ]
     check_launch_firmware(launch)
     for name, file in files:
-        hint = f"make it again with: doit setup_{launch.workflow}"
+        hint = f"make it again with: {making(file.path, launch.workflow)}"
         if not file.path.is_file():
             raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
         size = file.path.stat().st_size

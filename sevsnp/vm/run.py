@@ -39,12 +39,13 @@ def run_guest(
     source: Path,
     check: bool = True,
     limit: float | None = None,
+    volume: Path | None = None,
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
     ``platform`` is a setting's value, or what was chosen for it before, with the reason that is then said; ``source``
-    is the VM config that ``launch`` is of. A volume that the guest writes to is copied into
-    ``options.state`` before, and stays there.
+    is the VM config that ``launch`` is of. The guest writes to the disk luks.img in ``volume``; without,
+    to a copy in ``options.state``, which stays there.
     """
     check_free(options.state, told.another)
     if check and launch.workflow != "luks":
@@ -60,7 +61,7 @@ def run_guest(
     started = time.monotonic()
     with session(options, run, told) as options:
         if launch.workflow == "luks":
-            launch = on_copy(launch, options.state)
+            launch = on_copy(launch, volume or options.state)
         try:
             with running(chosen, launch, options) as process:
                 code = process.wait(timeout=limit)
@@ -92,10 +93,12 @@ def run_workflow(
     platform: str,
     options: RunOptions,
     name: str,
+    volume: Path | None = None,
 ) -> None:
     """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground.
 
-    ``name`` is that of the guest, which its state directory has.
+    ``name`` is that of the guest, which its state directory has; ``volume`` is the directory with the disk that it
+    writes to.
     """
     answers = options.state.parent / "platform.json"
     if vm_config is None:
@@ -111,4 +114,6 @@ def run_workflow(
     launch = with_disks(config.launch, disks)
     words = "" if name == workflow else f" NAME={name}"
     told = told_of(workflow, launch.platform, words, another=another_guest(f"run_sev_snp_{workflow}", name))
-    run_guest(launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config)
+    run_guest(
+        launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config, volume=volume
+    )

@@ -50,6 +50,7 @@ class Ground:
             **kept,
             "CONFIG_DIR": str(self.built.config_dir),
             "SEVSNP_CACHE": str(self.base / "cache"),
+            "DATA_DIR": str(self.base / "data"),
             "TMPDIR": str(self.temporary),
             "HOME": str(self.base / "home"),
         }

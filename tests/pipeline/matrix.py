@@ -14,6 +14,8 @@ IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img",
 GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
 VOLUME = "build/luks/luks.img"
 LUKS_HEADER = ("build/luks/header.bin", "build/luks/header.sha256", "build/luks/tables.sha256")
+E2E_VOLUME = "build/e2e/luks.img"
+E2E_HEADER = ("build/e2e/header.bin", "build/e2e/header.sha256", "build/e2e/tables.sha256")
 TEMPLATE = "templates/vm-config.toml.j2"
 MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
 
@@ -44,17 +46,19 @@ def joined(*layers: str, to: str) -> Row:
     return Row(layers, (to,))
 
 
-def config(workflow: str, initrd: str, suffix: str, *disks: str) -> Row:
-    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"build/{workflow}/cmdline{suffix}", *disks)
+def config(workflow: str, initrd: str, suffix: str, *disks: str, place: str = "") -> Row:
+    place = place or f"build/{workflow}"
+    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"{place}/cmdline{suffix}", *disks)
     return Row(
         (*inputs, "~/owner_certificate.pem"),
-        (f"build/{workflow}/vm-config-{workflow}{suffix}.toml",),
+        (f"{place}/vm-config-{workflow}{suffix}.toml",),
         distributions=("jinja2",),
     )
 
 
-def bundle(workflow: str, directory: str, *disks: str) -> Row:
-    configs = (f"build/{workflow}/vm-config-{workflow}{suffix}.toml" for suffix in ("", ".emulated"))
+def bundle(workflow: str, directory: str, *disks: str, place: str = "") -> Row:
+    place = place or f"build/{workflow}"
+    configs = (f"{place}/vm-config-{workflow}{suffix}.toml" for suffix in ("", ".emulated"))
     return Row(
         (*configs, TEMPLATE, "templates/bundle-run", *disks, RELEASE),
         trees={directory: (f"{directory}/run", f"{directory}/launch.toml")},
@@ -124,6 +128,7 @@ ROWS: dict[str, Row] = {
         "initramfs/linux.py",
         "initramfs/dm_tables.py",
         "initramfs/appliance/luks.py",
+        "initramfs/appliance/luks_tables.py",
         "initramfs/appliance/import_image.py",
         "initramfs/appliance/volumes.py",
         "initramfs/appliance/fstab.py",
@@ -169,12 +174,24 @@ ROWS: dict[str, Row] = {
         (VOLUME, *LUKS_HEADER),
         directories=("guest-vm/files",),
     ),
+    "_e2e_image": Row(
+        (*GUEST, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
+        (E2E_VOLUME, *E2E_HEADER),
+        directories=("guest-vm/files",),
+    ),
     "_luks_cmdline": Row((*LUKS_HEADER, "~/owner_certificate.pem"), ("build/luks/cmdline",)),
     "_luks_cmdline_emulated": Row((*LUKS_HEADER, "~/owner_certificate.pem"), ("build/luks/cmdline.emulated",)),
+    "_e2e_cmdline": Row((*E2E_HEADER, "~/owner_certificate.pem"), ("build/e2e/cmdline",)),
+    "_e2e_cmdline_emulated": Row((*E2E_HEADER, "~/owner_certificate.pem"), ("build/e2e/cmdline.emulated",)),
     "_luks_config": config("luks", "build/initramfs.cpio.zst", "", VOLUME),
     "_luks_config_emulated": config("luks", "build/initramfs.emulated.cpio.zst", ".emulated", VOLUME),
+    "_e2e_config": config("luks", "build/initramfs.cpio.zst", "", E2E_VOLUME, place="build/e2e"),
+    "_e2e_config_emulated": config(
+        "luks", "build/initramfs.emulated.cpio.zst", ".emulated", E2E_VOLUME, place="build/e2e"
+    ),
     "host_bundle": bundle("verity", "build/host-bundle", IMAGE, TREE),
     "host_bundle_luks": bundle("luks", "build/host-bundle-luks", VOLUME),
+    "_e2e_bundle": bundle("luks", "build/e2e/host-bundle-luks", E2E_VOLUME, place="build/e2e"),
     "build_tools": Row(
         ("initramfs/get_report.py",),
         tuple(
@@ -198,10 +215,11 @@ PACKED = frozenset({"_base_layer", "_modules_layer", "_emulated_modules_layer", 
 CMDLINES = frozenset({"_verity_cmdline", "_verity_cmdline_emulated"})
 CONFIGS = frozenset({"_verity_config", "_verity_config_emulated"})
 VERITY = frozenset({"_verity_root"})
-LUKS_CMDLINES = frozenset({"_luks_cmdline", "_luks_cmdline_emulated"})
-LUKS_CONFIGS = frozenset({"_luks_config", "_luks_config_emulated"})
-LUKS = frozenset({"_luks_image"})
-BUNDLES = frozenset({"host_bundle", "host_bundle_luks"})
+LUKS_CMDLINES = frozenset({"_luks_cmdline", "_luks_cmdline_emulated", "_e2e_cmdline", "_e2e_cmdline_emulated"})
+LUKS_CONFIGS = frozenset({"_luks_config", "_luks_config_emulated", "_e2e_config", "_e2e_config_emulated"})
+OWN_LUKS = frozenset({"_luks_image"})
+LUKS = OWN_LUKS | {"_e2e_image"}
+BUNDLES = frozenset({"host_bundle", "host_bundle_luks", "_e2e_bundle"})
 FROM_TARS = frozenset({"_guest_packages", "_guest_rootfs", "create_new_vm"})
 NONE: frozenset[str] = frozenset()
 
@@ -247,9 +265,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
     # More than one needs ACPI.
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
-    "LUKS_FREE": ("17M", LUKS),
+    "LUKS_FREE": ("17M", OWN_LUKS),
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
-    "LUKS_KEY_FILE": ("{tmp}/no-such-key", LUKS),
+    "LUKS_KEY_FILE": ("{tmp}/no-such-key", OWN_LUKS),
+    "VOLUME": ("3fa1", NONE),
     "PRODUCT": ("Milan", CONFIGS | LUKS_CONFIGS),
     "CPU_MODEL": ("EPYC-Genoa", CONFIGS | LUKS_CONFIGS),
     "POLICY": ("0x20000", CONFIGS | LUKS_CONFIGS),
@@ -259,7 +278,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "IMAGE_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
     "GUEST_SVN": ("1", CONFIGS | LUKS_CONFIGS),
     # The bundles then have the VM configs with an ID block.
-    "ID_KEY": ("x", frozenset({"host_bundle", "host_bundle_luks"})),
+    "ID_KEY": ("x", BUNDLES),
     "AUTHOR_KEY": ("x", NONE),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS | LUKS_CONFIGS),
     "PLATFORM_INFO_FORBIDDEN": ("0x1", CONFIGS | LUKS_CONFIGS),
@@ -269,7 +288,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # of a disk image only
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles are without the emulation.
-    "PLATFORM": ("snp", frozenset({"host_bundle", "host_bundle_luks"})),
+    "PLATFORM": ("snp", BUNDLES),
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
     "ATTEST_PORT": ("8089", NONE),
@@ -284,6 +303,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: looked at again, and then copied from the cache.
     "CONFIG_DIR": ("{tmp}/keys", VERITY | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"_guest_rootfs"}),
+    "DATA_DIR": ("{tmp}/data", NONE),
     "CACHE_DIR": ("{tmp}/downloads", NONE),
     "SEVSNP_CACHE": ("{tmp}/cache", NONE),
     "CACHE": ("off", NONE),
@@ -304,7 +324,7 @@ PARAMETERS: dict[str, str] = {
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
         "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN", "FIRMWARE_REASON",
     )},
-    "free": "LUKS_FREE", "disks.luks": "", "lists": "",
+    "free": "LUKS_FREE", "_e2e_image.free": "", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
     "place": "", "project": "", "python": "",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import shutil
 import stat
 import uuid
@@ -18,9 +19,13 @@ from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.images.tar import read_tar
 from sevsnp.keys import certificate_der
 from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.qemu import check_files
+from sevsnp.volumes import CONFIGS, Source, Volume
 from tests.conftest import Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
 from tests.pipeline.copies import copy_built, ran
+from tests.unit.luks_mutations import MUTATIONS
+from tests.unit.luks_volume import Volume as Header
 
 MIB = 1 << 20
 FREE = 20 * MIB
@@ -184,7 +189,7 @@ def test_it_is_made_again_when_the_key_of_the_run_does_not_open_it_and_only_then
     assert after.metadata["keyslots"]["0"]["kdf"]["type"] == "argon2id"
     assert luks_key.read_record(made.config_dir, after.uuid).key == "given"
     assert not luks_key.key_path(made.config_dir, after.uuid).exists()
-    assert luks_key.key_path(made.config_dir, before).exists(), "a made key is never thrown away"
+    assert not luks_key.key_path(made.config_dir, before).exists(), "no guest ever had it"
     # The same key, and none at all: nothing to do.
     assert ran(setup(made, f"LUKS_KEY_FILE={key}")) == set()
     assert ran(setup(made)) == set()
@@ -222,20 +227,76 @@ def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
     assert any(b"make_verity_root" in path.read_bytes() for path in entries)
 
 
-def test_a_volume_that_a_guest_has_written_to_is_not_replaced(made: Built) -> None:
+def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(made: Built, tmp_path: Path) -> None:
+    """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
     setup(made)
-    before = luks(made, "luks.img").stat().st_ino
-    working = made.build / "run" / "luks" / "luks.img"
-    working.parent.mkdir(parents=True, exist_ok=True)
-    working.touch()
-    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False)
-    assert done.returncode != 0 and "a guest has written to this volume" in done.stdout, done.stdout
-    assert luks(made, "luks.img").stat().st_ino == before
-    # As it was asked for before, it is there. Control: as it was refused it is refused again.
-    assert ran(setup(made)) == set()
-    assert made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", check=False).returncode != 0
+    data = str(tmp_path / "data")
+    source = Source(made.build / "luks", made.build / "luks")
+    written = Volume.of(tmp_path / "data", source.uuid)
+    written.make(source)
+    before = {path: path.stat() for path in written.path.rglob("*")}
+    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", DATA_DIR=data)
+    assert "luks image" in ran(done.stdout)
+    replaced = source.uuid
+    assert replaced != written.uuid and luks_key.key_path(made.config_dir, replaced).exists()
+    assert {path: path.stat() for path in written.path.rglob("*")} == before
+    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE}", DATA_DIR=data).stdout)
+    assert not {replaced} & set(luks_key.known_volumes(made.config_dir))
+    assert luks_key.key_path(made.config_dir, written.uuid).exists()
+    assert luks_key.read_record(made.config_dir, written.uuid).key == "made"
 
 
-def test_control_without_a_working_copy_it_is(made: Built) -> None:
-    (made.build / "run" / "luks" / "luks.img").unlink(missing_ok=True)
-    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}").stdout)
+def test_the_way_out_for_a_key_that_an_emulated_guest_had(made: Built) -> None:
+    """Each command as it is printed, to its end: no guest runs here, so that is where it is not answered."""
+    setup(made)
+    header = luks(made, "header.bin")
+    first = Luks2.read(header).uuid
+    luks_key.update_record(made.config_dir, first, exposed=True)
+    assert ran(setup(made)) == set(), "nobody said that it is for SEV-SNP"
+    refused = made.doit("attest_luks", "PORT=1", check=False).stdout
+    assert "this volume's key was sent to an emulated guest" in refused
+    forgotten, anew = re.findall(r"\./doitw ([a-z_]+ PLATFORM=[a-z]+)", refused)
+    assert "127.0.0.1:1: no answer" in made.doit(*forgotten.split(), "PORT=1", check=False).stdout
+    assert "luks image" in ran(made.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout)
+    assert Luks2.read(header).uuid != first
+    assert "127.0.0.1:1: no answer" in made.doit("attest_luks", "PORT=1", check=False).stdout
+    assert ran(made.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout) == set()
+    assert luks_key.read_record(made.config_dir, first).exposed, "a guest may have data there"
+
+
+def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(made: Built, tmp_path: Path) -> None:
+    """adopt_luks finds out by itself what setup_luks knew; the disk stays as it is. One that was changed is refused."""
+    setup(made)
+    data, config = str(tmp_path / "data"), made.config_dir
+    disk, tables = tmp_path / "luks.img", luks(made, "tables.sha256").read_text()
+    shutil.copyfile(luks(made, "luks.img"), disk)
+    header = Luks2.read(disk)
+    volume = Volume.of(tmp_path / "data", header.uuid)
+    aside = (made.build / "luks").rename(tmp_path / "aside")
+    try:
+        before = hashlib.sha256(disk.read_bytes()).hexdigest()
+        changed = tmp_path / "changed.img"
+        shutil.copyfile(disk, changed)
+        with changed.open("r+b") as stream:
+            stream.write(MUTATIONS["other first number"](Header(header.data, b"", b"")))
+        refused = made.doit("adopt_luks", f"IMAGE={changed}", check=False, DATA_DIR=data).stdout
+        assert "not one of ours: segments/0/iv_tweak" in refused and not volume.path.exists()
+        done = made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data)
+        assert done.returncode == 0, done.stdout
+        assert (volume.path / "tables.sha256").read_text() == tables
+        assert hashlib.sha256(disk.read_bytes()).hexdigest() == before
+        assert "VOLUME=" in made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data).stdout, (
+            "once is enough"
+        )
+        # A newer kernel command line, without build/luks: the volume gets it, and only it.
+        image = volume.image.stat()
+        done = made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data)
+        assert "boots with what is built now" in done.stdout
+        for name in CONFIGS:
+            launch = read_vm_config(volume.path / name).launch
+            check_files(launch, disks=False)
+            assert "sevsnp.reports=open" in launch.cmdline.path.read_text()
+        assert volume.image.stat() == image and luks_key.key_path(config, volume.uuid).exists()
+        assert "nothing to do" in made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data).stdout
+    finally:
+        aside.rename(made.build / "luks")

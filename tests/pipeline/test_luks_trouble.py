@@ -139,7 +139,7 @@ def test_a_build_that_is_killed_and_a_machine_that_is(ground: Ground, tmp_path: 
     assert ended(ground) == []
     assert not whole(ground)
     lost = luks_key.key_path(ground.built.config_dir, header.uuid)
-    assert lost.exists()  # a key is never thrown away
+    assert lost.exists()  # nobody could remove it
 
     process = start(ground, tmp_path / "output")
     wait_until_it_writes(ground, process, besides=image)
@@ -148,8 +148,10 @@ def test_a_build_that_is_killed_and_a_machine_that_is(ground: Ground, tmp_path: 
     said = (tmp_path / "output").read_text()
     assert "luks image" in one_line(said) and "appliance" in said, said
     assert not whole(ground) and ground.leavings() == []
+    assert luks_key.known_volumes(ground.built.config_dir) == [header.uuid], "one that failed takes its key with it"
 
     made_anew(ground)
+    assert not lost.exists(), "and what the killed one left goes once there is another"
 
 
 @pytest.mark.full
@@ -169,6 +171,8 @@ def test_a_rebuild_that_is_killed_leaves_the_volume_before_it(
     if process.returncode:
         assert whole(ground) and (ground.luks / "header.bin").read_bytes() == before
     made_anew(ground)
+    current = Luks2.read(ground.luks / "header.bin").uuid
+    assert luks_key.known_volumes(ground.built.config_dir) == [current]
 
 
 # In MiB: the file system's blocks take about 2, the image 28. Every byte of that is asked for before the appliance

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images.luks2 import opens
+from sevsnp.images.luks2 import Luks2, check_ours, opens
 from tests.unit.evidence import ROOT
 from tests.unit.key_guest import guest_module
 from tests.unit.luks_mutations import HOST_KEY, KEYS, MUTATIONS, OBEYED
@@ -139,7 +139,7 @@ OPENS = """
 import resource, sys
 from pathlib import Path
 
-from sevsnp.images.luks2 import opens
+from sevsnp.images.luks2 import Luks2, check_ours, opens
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[3]), 600))
@@ -239,3 +239,32 @@ def test_a_header_that_is_there_already_is_not_written_over(volume: Volume, want
     with pytest.raises(FileExistsError):
         luks_root.copy_header(disk(tmp_path, volume.header), SIZE, wanted, str(target))
     assert not (tmp_path / "elsewhere").exists()
+
+
+# What may differ in a header that is adopted: nothing of it decides how the data are protected.
+HARMLESS = {
+    "label", "other UUID", "another volume's", "JSON: the same, spaced", "other salt", "subsystem", "newer",
+    "older number",
+    "a bit after the keyslots", "derivation of a single round", "derivation of fewer rounds", "digest of fewer rounds",
+    "copy's offset",
+}  # fmt: skip
+
+
+def adopts(header: bytes, key: bytes) -> bool:
+    """As adopt_luks judges a disk that a host has had."""
+    try:
+        luks = Luks2.parse(header)
+        check_ours(luks)
+        return opens(header, key)
+    except UserError:
+        return False
+
+
+@pytest.mark.parametrize("name", [*OBEYED, "older, before the key was changed", "copy's offset"])
+def test_no_header_that_protects_the_data_in_another_way_is_adopted(name: str, volume: Volume) -> None:
+    changed = MUTATIONS[name](volume)
+    assert changed != volume.header and adopts(changed, volume.key) == (name in HARMLESS)
+
+
+def test_control_its_own_header_is_adopted(volume: Volume) -> None:
+    assert adopts(volume.header, volume.key) and not adopts(volume.header, b"another key")

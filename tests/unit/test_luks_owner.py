@@ -144,12 +144,38 @@ def test_a_record_that_changes_meanwhile_counts(config_dir: Path, header: Path) 
         volume.secret_for(emulated_verdict(), emulated_asked=False)
 
 
-def test_a_throwaway_disk_leaves_the_generation_alone(config_dir: Path, header: Path) -> None:
-    keep(config_dir, Record("made", generation=5))
-    volume = Volume(header, config_dir, "", throwaway=True)
-    assert volume.secret_for(emulated_verdict(), emulated_asked=False).generation == 0
-    volume.booted(1)
-    assert read_record(config_dir, UUID) == Record("made", generation=5, exposed=True)
+def test_a_confidential_guest_is_on_record_before_it_has_the_key(config_dir: Path, header: Path) -> None:
+    """Without that, a guest whose answer is lost would have data that nobody knows of."""
+    from sevsnp.attestation import verify
+
+    keep(config_dir, Record("made"))
+    report = parse_report(evidence().report, "Genoa")
+    verdict = HardwareVerdict(Appraisal("accepted", "amd", "default", report, "VCEK", (), now()), verify._TOKEN)
+    assert not read_record(config_dir, UUID).opened
+    Volume(header, config_dir, "").secret_for(verdict, emulated_asked=False)
+    assert read_record(config_dir, UUID) == Record("made", sent=True) and read_record(config_dir, UUID).opened
+
+
+def test_a_key_that_is_elsewhere_than_the_owner_s(
+    config_dir: Path, keys: Keys, header: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As end to end has it: with a volume of its own, and whatever key the user has given."""
+    monkeypatch.setattr(luks_key, "given", lambda *_, **__: luks_key.Key(b"the user's own", "LUKS_KEY"))
+    own = tmp_path / "own"
+    keep(own, Record("made"))
+    with waiting(keys, tmp_path, header) as guest:
+        with pytest.raises(UserError, match="this volume was not made here"):
+            attest(config_dir, header, guest, tmp_path / "out", key_file=None)
+        attest(config_dir, header, guest, tmp_path / "out", key_file=None, key_dir=own)
+        assert guest.received == [(KEY, 0)]
+    assert read_record(own, UUID) == Record("made", generation=1, exposed=True)
+
+
+def test_an_exposed_key_s_remedies_in_the_order_of_their_likelihood(config_dir: Path, header: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        check_release("amd", Record("made", exposed=True), emulated_asked=False)
+    hint = refused.value.hint
+    assert 0 < hint.index("./doitw attest_luks PLATFORM=emulated") < hint.index("./doitw setup_luks PLATFORM=snp")
 
 
 def test_a_key_that_does_not_open_the_header_is_said_at_once(config_dir: Path, header: Path) -> None:

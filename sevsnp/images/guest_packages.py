@@ -24,6 +24,7 @@ from sevsnp.images.tar import Entry
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 # What installing leaves behind that is not the packages: the installer's logs, caches with inode numbers and times,
 # backups of what maintainer scripts edited, identities and keys made up at random.
@@ -136,7 +137,7 @@ def namespace_mode() -> str:
     if not shutil.which("newuidmap", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin"):
         raise UserError(
             "newuidmap: command not found; an ordinary user needs it to install packages into a directory",
-            "as root, run: apt-get install uidmap",
+            "run as root: apt-get install uidmap",
         )
     _check_subordinate_ids()
     try:
@@ -145,8 +146,7 @@ def namespace_mode() -> str:
     except UserError as error:
         raise UserError(
             "user namespaces are not allowed to ordinary users on this machine",
-            "as root, run: sysctl -w kernel.unprivileged_userns_clone=1 "
-            "kernel.apparmor_restrict_unprivileged_userns=0 — or run this task as root",
+            f"run this task as root, or allow them, as root: sysctl -w {' '.join(_switches())}",
         ) from error
     return "unshare"
 
@@ -156,13 +156,30 @@ def _check_subordinate_ids() -> None:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
-    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
+    for file in _SUBORDINATE:
         lines = file.read_text().splitlines() if file.exists() else []
         if not any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines):
             raise UserError(
                 f"{file}: no range of subordinate ids for {user}, expected one of 65536",
-                f"as root, run: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+                f"run as root: usermod --add-subuids {_free_ids()} --add-subgids {_free_ids()} {user}",
             )
+
+
+def _free_ids() -> str:
+    """65536 subordinate ids, above all that anybody has; a range that belongs to two users would join them."""
+    ranges = [line.split(":") for file in _SUBORDINATE if file.exists() for line in file.read_text().splitlines()]
+    first = max([100000, *(int(start) + int(count) for _, start, count in ranges)])
+    return f"{first}-{first + 65535}"
+
+
+def _switches() -> list[str]:
+    """This kernel's settings that can forbid user namespaces, with the values that allow them."""
+    wanted = {
+        "kernel.unprivileged_userns_clone": 1,
+        "kernel.apparmor_restrict_unprivileged_userns": 0,
+        "user.max_user_namespaces": 65536,
+    }
+    return [f"{name}={value}" for name, value in wanted.items() if Path("/proc/sys", *name.split(".")).exists()]
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:
@@ -225,5 +242,5 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
         ],
         env={"SOURCE_DATE_EPOCH": str(epoch), "TMPDIR": str(raw.parent), "DEBIAN_FRONTEND": "noninteractive"},
         timeout=INSTALL_TIMEOUT,
-        hint="are all packages of the set there? run: ./doitw packages",
+        hint="the set of packages may not be whole; fetch what is missing: ./doitw packages",
     )

@@ -211,7 +211,9 @@ def read_vm_config(source: Path) -> VmConfig:
 
 def making(source: Path, workflow: str) -> str:
     """The command that makes the VM config ``source``."""
-    return "doit idblock" if source.parent.name == "idblock" else f"doit setup_{workflow}"
+    if source.parent.name == "idblock":
+        return f"./doitw idblock:{workflow} ID_KEY=FILE AUTHOR_KEY=FILE"
+    return f"./doitw setup_{workflow}"
 
 
 def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:

@@ -76,7 +76,7 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
     ]
     check_launch_firmware(launch)
     for name, file in files:
-        hint = f"make it again with: doit setup_{launch.workflow}"
+        hint = f"make it again with: ./doitw setup_{launch.workflow}"
         if not file.path.is_file():
             raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
         size = file.path.stat().st_size

@@ -98,7 +98,7 @@ def make_ground(built: Built, base: Path) -> Iterator[Ground]:
     for name in ("home", "temporary"):
         (base / name).mkdir()
     _root(base / "root.tar")
-    _venv(ground.project)
+    make_venv(ground.project)
     done = ground.doitw("_appliance_initramfs", "initramfs", "_emulated_initramfs")
     assert done.returncode == 0, done.stdout
     try:
@@ -118,7 +118,7 @@ def _root(path: Path) -> None:
     write_tar(sorted(entries, key=lambda entry: entry.name), path, epoch=EPOCH)
 
 
-def _venv(project: Path) -> None:
+def make_venv(project: Path) -> None:
     """A .venv that doitw takes for its own: the packages of the Python that runs the tests."""
     venv = project / ".venv"
     (venv / "bin").mkdir(parents=True)

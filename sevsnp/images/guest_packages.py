@@ -167,8 +167,9 @@ def _check_subordinate_ids() -> None:
 
 def _free_ids() -> str:
     """65536 subordinate ids, above all that anybody has; a range that belongs to two users would join them."""
-    ranges = [line.split(":") for file in _SUBORDINATE if file.exists() for line in file.read_text().splitlines()]
-    first = max([100000, *(int(start) + int(count) for _, start, count in ranges)])
+    text = "\n".join(file.read_text() for file in _SUBORDINATE if file.exists())
+    ranges = re.findall(r"^[^:\n]+:([0-9]+):([0-9]+)$", text, re.MULTILINE)
+    first = max([100000, *(int(start) + int(count) for start, count in ranges)])
     return f"{first}-{first + 65535}"
 
 

@@ -54,7 +54,7 @@ def make_manifest(
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except Unfit as error:
-        raise UserError(str(error), "build it again, or see: doit clean") from None
+        raise UserError(str(error), "build everything again: ./doitw clean && ./doitw manifest") from None
     about = product(project)
     found = distributions()
     write_atomic(sbom, _sbom(about, document["packages"], found, moment))
@@ -97,7 +97,7 @@ def render_manifest(document: Mapping[str, Any]) -> bytes:
 def parse_manifest(data: bytes, source: Path) -> dict[str, Any]:
     """A manifest without its type, every path in it checked. Raises UserError for anything unknown or doubled."""
     if not data.startswith(_OPENING):
-        raise UserError(f"{source}: not a release manifest that this version knows", f"expected its type: {TYPE}")
+        raise UserError(f"{source}: not a release manifest that this version knows: expected its type: {TYPE}")
     try:
         document = json.loads(data, object_pairs_hook=each_key_once)
         del document["type"]

@@ -1,13 +1,14 @@
 """QEMU's command line, one option and its value a line, and the process that must not outlive us."""
 
 import base64
+import contextlib
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,9 @@ class RunOptions:
         return self.state / "qemu.log"
 
 
+_QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE"
+
+
 def check_files(launch: Launch, *, disks: bool = True) -> None:
     """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
     files: list[tuple[str, File | Disk]] = [
@@ -77,6 +81,8 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
     check_launch_firmware(launch)
     for name, file in files:
         hint = f"make it again with: ./doitw setup_{launch.workflow}"
+        if name in ("id_block", "id_auth"):
+            hint = f"make it again with: ./doitw idblock:{launch.workflow} ID_KEY=FILE AUTHOR_KEY=FILE"
         if not file.path.is_file():
             raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
         size = file.path.stat().st_size
@@ -91,20 +97,34 @@ def check_options(options: RunOptions) -> None:
     """Refuse ports that are taken or equal, and memory that this machine does not have."""
     if options.ssh_port == options.attest_port:
         raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
-    for name, port in (("SSH_PORT", options.ssh_port), ("ATTEST_PORT", options.attest_port)):
+    ports = (options.ssh_port, options.attest_port)
+    for name, port in zip(("SSH_PORT", "ATTEST_PORT"), ports, strict=True):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except PermissionError:
                 raise UserError(
-                    f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…"
+                    f"{name}={port}: this user may not open it",
+                    f"take a port above 1023: {name}={_free_port(1024, ports)}",
                 ) from None
             except OSError:
-                raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
+                raise UserError(
+                    f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={_free_port(port + 1, ports)}"
+                ) from None
     total = _host_memory()
     if options.memory > total:
         raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
+
+
+def _free_port(least: int, others: Sequence[int]) -> int:
+    """A port from ``least`` that nothing uses now, and none of ``others``; any other where there is none."""
+    for port in (*(port for port in range(least, min(least + 100, 65536)) if port not in others), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    return least
 
 
 def _host_memory() -> int:
@@ -245,7 +265,7 @@ def environment() -> dict[str, str]:
 
 def check_version(qemu: Path, platform: str) -> None:
     """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
-    hint = "run: doit packages, or set QEMU to a QEMU of version 10 or newer"
+    hint = _QEMU
     words = [str(qemu), "--version"]
     if not shutil.which(str(qemu)):
         raise UserError(f"{qemu}: no such program", hint)
@@ -275,7 +295,7 @@ def start(
     """
     program = shutil.which(str(qemu))
     if not program:
-        raise UserError(f"{qemu}: no such program", "run: doit packages, or set QEMU to a QEMU of version 10 or newer")
+        raise UserError(f"{qemu}: no such program", _QEMU)
     _warn_unconfined()
     words = [*arguments, *_ALWAYS]
     if sockets:

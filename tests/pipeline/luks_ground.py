@@ -126,7 +126,12 @@ def make_venv(project: Path) -> None:
     (venv / "lib").symlink_to(Path(sys.prefix) / "lib")
     (venv / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     doit = venv / "bin" / "doit"
-    doit.write_text(f"#!{venv / 'bin' / 'python'}\nimport sys\n\nfrom doit.__main__ import main\n\nsys.exit(main())\n")
+    # As pip writes it: the kernel would end the name of an interpreter at a blank.
+    start = f"""#!/bin/sh
+'''exec' "{venv / 'bin' / 'python'}" "$0" "$@"
+' '''
+"""
+    doit.write_text(f"{start}import sys\n\nfrom doit.__main__ import main\n\nsys.exit(main())\n")
     doit.chmod(0o755)
     lock = subprocess.run(
         ["sh", "-c", "sha256sum <requirements.lock"], cwd=project, capture_output=True, text=True, check=True

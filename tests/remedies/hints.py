@@ -184,7 +184,18 @@ class Source:
                         if name in takes:
                             yield module, call, argument
 
+    def _defaults(self) -> Iterator[tuple[Module, ast.expr]]:
+        """What a parameter for a hint is where the caller gives none."""
+        for module in self.modules.values():
+            for function in module.functions.values():
+                places = function.args.posonlyargs + function.args.args
+                rest = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+                pairs = [*zip(reversed(places), reversed(function.args.defaults), strict=False), *rest]
+                yield from ((module, value) for one, value in pairs if value and _is_hint(one))
+
     def hints(self) -> Iterator[Hint]:
+        for module, value in self._defaults():
+            yield from self.texts(module, value, value.lineno)
         for module, call, value in self._given():
             yield from self.texts(module, value, call.lineno)
 

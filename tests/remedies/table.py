@@ -1,10 +1,11 @@
 """The table of all hints: what a test provokes and does, and the few that tell nobody to do anything.
 
-A test of this directory takes its hints as rows with :func:`remedies`, and :class:`Told` sees that each was really said,
+A test of this directory takes its hints as rows with :func:`remedies`. :class:`Told` sees that each was really said,
 that what it says was done as printed, and that what had failed then succeeds.
 """
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ def remedies(module: str, *texts: str) -> Callable[[Test], Test]:
 
 @dataclass
 class Told:
-    """What the messages in one test have told; ``cwd`` is where the user stands, ``variables`` what is exported there."""
+    """What the messages in one test have told; the user stands in ``cwd``, with ``variables`` exported."""
 
     rows: list[str]
     cwd: Path
@@ -55,6 +56,15 @@ class Told:
         row = max(found, key=len)
         self.seen.add(row)
         return found[row]
+
+    def moves_on(self, action: Callable[[], object], mend: Callable[[], object], to: str) -> None:
+        """As :meth:`mended`, where success would be a guest that runs: ``action`` then says ``to``, its next remark."""
+        self.hint(action)
+        mend()
+        assert to in failure(action)
+
+    def doitw(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return self.shell(shlex.join(["./doitw", *words]))
 
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
         """A line that a user types in a shell."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,17 +33,18 @@ def tar_of(entries: list[Entry], path: Path) -> Path:
 )
 def test_layers_that_do_not_fit(told: Told) -> None:
     lower = Layer("lower", [link_entry("lib", "usr/lib"), text_entry("etc/conf/a", "")])
+
+    def upper(entry: Entry, *remove: str) -> Callable[[], object]:
+        return lambda: merge([lower, Layer("upper", [entry], remove=remove)])
+
     directory = Entry("lib", Kind.DIRECTORY, 0o755)
     for entry, other in (
         (directory, Entry("usr/lib", Kind.DIRECTORY, 0o755)),
         (text_entry("lib/new", ""), text_entry("usr/lib/new", "")),
     ):
-        told.instead(lambda: merge([lower, Layer("upper", [entry])]), lambda: merge([lower, Layer("upper", [other])]))
+        told.instead(upper(entry), upper(other))
     for entry, removed in ((directory, "lib"), (text_entry("etc/conf", ""), "etc/conf")):
-        told.instead(
-            lambda: merge([lower, Layer("upper", [entry])]),
-            lambda: merge([lower, Layer("upper", [entry], remove=[removed])]),
-        )
+        told.instead(upper(entry), upper(entry, removed))
 
 
 @remedies("sevsnp.images.rootfs", "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls")

@@ -80,6 +80,7 @@ class Refused(Exception):
     def __init__(self, message, hint=""):
         raise UserError(message, hint)
 raise Refused("m", "of a class")
+def default(hint: str = "by default"): ...
 print("see: ./doitw list")
 '''
 LIBRARY = """
@@ -94,7 +95,7 @@ def test_the_collector() -> None:
     found = {hint.text for hint in hints_of({"a": sample, "b": LIBRARY, "sevsnp.errors": LIBRARY})}
     assert found == {
         "plain", "run as {} it", "by place {}", "through two", "constant", "other", "looped", "twice", "returned",
-        "local", "of a class", "see: ./doitw list",
+        "local", "of a class", "by default", "see: ./doitw list",
     }  # fmt: skip
 
 

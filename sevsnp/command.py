@@ -117,7 +117,7 @@ def _check_room(words: Sequence[str], shown: str, said: bytes) -> None:
         full = [str(disk) for disk in found]  # it has tidied up behind itself
     if full:
         raise UserError(
-            f"{' or '.join(full)}: cannot be written: the disk is full, in: {shown}", f"see: df -h {' '.join(full)}"
+            f"{' or '.join(full)}: cannot be written: the disk is full, in: {shown}", f"see: df -h {shlex.join(full)}"
         )
 
 
@@ -304,20 +304,27 @@ def _started(
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
     """A directory in TMPDIR that is removed with all that is in it, even if this process is killed."""
-    path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    try:
+        path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    except OSError as error:
+        raise _no_room(error, Path(tempfile.gettempdir())) from None
     _guard(f"+{path}")
     try:
         yield path
     except OSError as error:
-        full = [disk for disk, is_full in disks([path]).items() if is_full]
-        if error.errno != errno.ENOSPC or not full:
-            raise
-        raise UserError(
-            f"{full[0]}: cannot be written: {error.strerror}", f"set TMPDIR, or see: df -h {full[0]}"
-        ) from None
+        raise _no_room(error, path) from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
         _guard(f"-{path}")
+
+
+def _no_room(error: OSError, place: Path) -> Exception:
+    """What to raise for ``error``: a UserError where the disk of ``place``, a temporary directory, is full."""
+    full = [str(disk) for disk, is_full in disks([place]).items() if is_full]
+    if error.errno != errno.ENOSPC or not full:
+        return error
+    hint = f"set TMPDIR to a directory on another disk, or see: df -h {shlex.quote(full[0])}"
+    return UserError(f"{full[0]}: cannot be written: {error.strerror}", hint)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import importlib
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -350,4 +351,6 @@ def _full_disk(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise UserError(f"{place}: cannot be written: {error.strerror}", f"see: df -h {place.parent}") from None
+        raise UserError(
+            f"{place}: cannot be written: {error.strerror}", f"see: df -h {shlex.quote(str(place.parent))}"
+        ) from None

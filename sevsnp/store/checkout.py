@@ -1,5 +1,6 @@
 """One run at a time checks and makes artefacts in a checkout."""
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +30,8 @@ class Checkout:
                     held.__enter__()
                 except OSError as error:
                     raise UserError(
-                        f"{self._path}: cannot be written: {error.strerror}", f"see: df -h {self._path.parent}"
+                        f"{self._path}: cannot be written: {error.strerror}",
+                        f"see: df -h {shlex.quote(str(self._path.parent))}",
                     ) from None
                 self._held = held
 

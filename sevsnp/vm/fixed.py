@@ -83,7 +83,7 @@ def _of_cmdline(launch: Launch) -> dict[str, Value]:
         return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
     except LookupError as error:
         raise UserError(
-            f"{launch.cmdline.path}: {error.args[0]}", f"make a new VM config: ./doitw setup_{launch.workflow}"
+            f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
         ) from None
 
 

@@ -66,7 +66,9 @@ def _in_own_words(text: str, launch: Launch | None) -> str:
         again = f"copy the bundle here again; the owner packs it with: ./doitw {_bundle_task(launch)}"
         text = re.sub(r"make it again with: \./doitw \S.*$", again, text, flags=re.MULTILINE)
     return re.sub(
-        r"\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=", lambda name: f"--{name[1].lower().replace('_', '-')} ", text
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # what the owner types stays
+        text,
     )
 
 

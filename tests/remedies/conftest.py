@@ -10,7 +10,10 @@ import pytest
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 from tests.pipeline.luks_ground import make_venv
+from tests.pipeline.test_full_disk import namespace
 from tests.remedies.table import Told
+
+__all__ = ["namespace"]
 
 
 @pytest.fixture

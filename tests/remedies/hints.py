@@ -102,7 +102,19 @@ class Module:
                 return (self.name, call.func.attr)
             if value in self.imports:
                 return (".".join(self.imports[value]), call.func.attr)
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func) == "super().__init__":
+            return self._base(call)
         return None
+
+    def _base(self, node: ast.AST) -> tuple[str, str] | None:
+        """The class above the one around ``node``."""
+        above = self.parents.get(node)
+        while above is not None and not isinstance(above, ast.ClassDef):
+            above = self.parents.get(above)
+        if above is None or not above.bases or not isinstance(above.bases[0], ast.Name):
+            return None
+        name = above.bases[0].id
+        return self.imports.get(name, (self.name, name))
 
 
 def _loop_values(loop: ast.For, target: ast.Tuple, name: str) -> list[ast.expr]:
@@ -313,7 +325,7 @@ def shell_hints(name: str, text: str) -> set[Hint]:
     found = set()
     for number, line in enumerate(text.splitlines(), 1):
         for match in _SHELL_LINE.finditer(line):
-            said = re.sub(r"\$\{[^}]*\}|\$\(.*\)?|\$\w+|\$[@*]", "{}", match[1] or match[2])
+            said = re.sub(r"\$\{[^}]*\}|\$\([^)]*\)?|\$\w+|\$[@*]", "{}", match[1] or match[2])
             found.add(Hint(name, said, number))
     return found
 

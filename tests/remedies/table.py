@@ -54,7 +54,8 @@ class Told:
                 found[row] = match[1]
         assert found, f"none of {self.rows} is in:\n{said}"
         row = max(found, key=len)
-        self.seen.add(row)
+        # One hint can stand in another's hole: a command that several of them end with.
+        self.seen |= {other for other in found if other == row or found[row].endswith(found[other])}
         return found[row]
 
     def moves_on(self, action: Callable[[], object], mend: Callable[[], object], to: str) -> None:
@@ -69,7 +70,7 @@ class Told:
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
         """A line that a user types in a shell."""
         return subprocess.run(
-            ["sh", "-c", command],
+            ["/bin/sh", "-c", command],
             cwd=self.cwd,
             env=self.variables,
             stdin=subprocess.DEVNULL,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.attestation.id_block import read_identity
 from sevsnp.e2e import free_port
-from sevsnp.firmware.gate import check_firmware
 from sevsnp.images.adopted_modules import kernel_modules
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.vm.config import read_vm_config
@@ -20,8 +20,8 @@ from sevsnp.vm.qemu import RunOptions, check_files, check_options, check_version
 from tests.conftest import Built
 from tests.remedies.table import Told, failure, remedies
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
 CONFIG = "build/verity/vm-config-verity.emulated.toml"
-FIRST_PLAIN = ("PLATFORM=emulated", "MEMORY=1G")
 
 
 def options(checkout: Built, **changes: object) -> RunOptions:
@@ -34,7 +34,6 @@ def options(checkout: Built, **changes: object) -> RunOptions:
 def test_no_vm_config(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG
     path.unlink()
-    told.rows.remove("./doitw setup_{}")  # it stands in the other one's hole
     told.mends(lambda: read_vm_config(path))
 
 
@@ -44,7 +43,7 @@ def test_a_bundle_s_launch_file(told: Told, checkout: Built) -> None:
     read_vm_config(checkout.project / hint.rpartition("VM_CONFIG=")[2]).require_reference()
 
 
-@remedies("sevsnp.vm.fixed", "make a new VM config: {} {}={}", "make a new VM config: ./doitw setup_{}")
+@remedies("sevsnp.vm.fixed", "make a new VM config: {} {}={}", "make the VM config again: ./doitw setup_{}")
 def test_what_a_vm_config_has_fixed(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG
     told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 3}))
@@ -72,23 +71,33 @@ def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
     told.mends(check)
 
 
-@remedies(
-    "sevsnp.vm.qemu",
-    "make it again with: ./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE",
-)
-@remedies("sevsnp.attestation.id_block", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE")
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
-def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
-    from sevsnp.attestation.id_block import read_identity
-
+def make_id_block(told: Told, checkout: Built) -> Path:
+    """Signed VM configs of the verified guest; their directory."""
     made = told.shell("(umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem)")
     assert made.returncode == 0
-    words = ("ID_KEY=key.pem", "AUTHOR_KEY=key.pem")
-    assert told.doitw("idblock:verity", *words).returncode == 0
-    directory = checkout.build / "verity" / "idblock"
+    assert told.doitw("idblock:verity", "ID_KEY=key.pem", "AUTHOR_KEY=key.pem").returncode == 0
+    return checkout.build / "verity" / "idblock"
+
+
+@needs_openssl
+@remedies("sevsnp.vm.qemu", "make it again with: ./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
+@remedies("sevsnp.vm.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
+def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
+    directory = make_id_block(told, checkout)
+    config = directory / Path(CONFIG).name
+    (directory / "id-block.emulated.base64").unlink()
+    told.mends(lambda: check_files(read_vm_config(config).launch), FILE="key.pem")
+    config.unlink()
+    told.mends(lambda: read_vm_config(config), FILE="key.pem")
+    shutil.rmtree(directory)
+
+
+@pytest.mark.full  # both workflows: it makes an encrypted volume
+@needs_openssl
+@remedies("sevsnp.attestation.id_block", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE")
+def test_an_id_block_for_qemu(told: Told, checkout: Built) -> None:
+    directory = make_id_block(told, checkout)
     block, auth = directory / "id-block.emulated.base64", directory / "auth-block.emulated.base64"
-    block.unlink()
-    told.mends(lambda: check_files(read_vm_config(directory / Path(CONFIG).name).launch), FILE="key.pem")
     block.unlink()
     told.mends(lambda: read_identity(block, auth), FILE="key.pem")
     shutil.rmtree(directory)
@@ -224,7 +233,7 @@ def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
         file.unlink()
     for _ in range(3):
         told.obey(told.hint(run))
-    with pytest.raises(FileNotFoundError):  # past them all, to the initramfs that nobody gave
+    with pytest.raises(KeyError, match="PRODUCT"):  # past them all, to the launch that nobody gave
         run()
 
 
@@ -242,11 +251,18 @@ def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
 
 @remedies(
     "sevsnp.firmware.gate",
-    "use the project's own firmware (leave FIRMWARE empty), or say why this one is trusted: FIRMWARE_REASON=…",
+    "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT",
+    "use the project's own firmware: leave FIRMWARE away",
 )
 def test_a_firmware_of_one_s_own(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
-    words = ("setup_verity", f"FIRMWARE={stock}")
+    words = ("setup_verity", f"FIRMWARE={stock}", "FIRMWARE_REASON=no reason makes up for it")
+    told.instead(lambda: told.doitw(*words), lambda: told.doitw("setup_verity"))
+    other = checkout.project / "other.fd"
+    data = bytearray(stock.read_bytes())
+    data[16] ^= 1
+    other.write_bytes(data)
+    words = ("setup_verity", "FIRMWARE=other.fd")
     told.instead(lambda: told.doitw(*words), lambda: told.doitw(*words, "FIRMWARE_REASON=for a test"))
     told.instead(lambda: told.doitw(*words), lambda: told.doitw("setup_verity"))
-    assert check_firmware
+    other.unlink()

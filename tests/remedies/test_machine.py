@@ -14,8 +14,12 @@ import pytest
 
 from sevsnp import command, dependencies
 from sevsnp.dependencies import install_dependencies
+from sevsnp.graph import draw
 from sevsnp.images import guest_packages
+from sevsnp.packages.deb import open_content
 from sevsnp.packages.sources import KEYRING, find_keyring
+from tests.conftest import PROJECT
+from tests.pipeline.debian_repository import build_deb
 from tests.remedies.table import Told, remedies
 
 # Makes what a package has, beside itself.
@@ -31,9 +35,14 @@ for word; do
     mount) set mount ;;
     uidmap) set newuidmap newgidmap ;;
     graphviz) set dot ;;
+    dpkg) set dpkg-deb ;;
     *) continue ;;
     esac
-    for name; do printf '#!/bin/sh\\n' > "${0%/*}/$name" && chmod 755 "${0%/*}/$name"; done
+    for name; do
+        # What it installs does nothing, but for what the tests need in earnest.
+        [ "$name" = dpkg-deb ] && does='PATH=/usr/bin:/bin exec dpkg-deb "$@"' || does=:
+        printf '#!/bin/sh\\n%s\\n' "$does" > "${0%/*}/$name" && chmod 755 "${0%/*}/$name"
+    done
 done
 """
 # Of what a doit run needs, but not the programs that are installed.
@@ -130,3 +139,19 @@ def test_no_subordinate_ids(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
     guest_packages._check_subordinate_ids()
     assert "somebody:100000:65536\n" in (etc / "subuid").read_text()
     assert "165536:65536" in (etc / "subgid").read_text()  # not somebody's
+
+
+@remedies("sevsnp.graph", "run as root: apt-get install graphviz")
+@remedies("sevsnp.packages.deb", "run: apt-get install dpkg")
+def test_tools_that_fail(told: Told, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "dot").write_text("#!/bin/sh\nexit 1\n")
+    (bare / "dot").chmod(0o755)
+    monkeypatch.chdir(PROJECT)
+    told.mends(lambda: draw(tmp_path / "pipeline.svg"))
+    deb = build_deb(tmp_path, "x", content={"usr/file": "x"})
+
+    def read() -> None:
+        with open_content(deb) as tar:
+            assert tar.getnames()
+
+    told.mends(read)

@@ -16,6 +16,8 @@ from sevsnp.welcome import _TEXT
 from tests.conftest import copy_project
 from tests.pipeline.luks_ground import make_venv
 from tests.remedies.table import Told, remedies
+from tests.unit import makers
+from tests.unit.test_local_store import keep_bytes
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,6 @@ def test_upkeep(told: Told, clone: Path, tmp_path: Path) -> None:
     with store.in_use():
         told.hint(lambda: told.doitw("cache_prune"))
     assert told.doitw("cache_prune").returncode == 0
-    from tests.unit.test_local_store import keep_bytes
-
     keep_bytes(store, 1, b"x" * 10000)
     [blob] = [path for path in (tmp_path / "cache" / "blobs").rglob("*") if path.is_file()]
     blob.chmod(0o600)
@@ -114,3 +114,13 @@ def test_the_welcome(told: Told, clone: Path) -> None:
         words = [task] if task == "list" else ["help", "e2e"] if task == "help" else ["info", task]
         done = told.doitw(*words)
         assert done.returncode in (0, 1) and "ERROR" not in done.stdout, done.stdout
+
+
+@remedies("sevsnp.store.artefact", "run it again")
+def test_an_input_that_changes_meanwhile(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    makers.begin()
+    with makers.run():
+        makers.meanwhile.append(Path("source"))
+        told.mended(lambda: makers.artefact().make(print, print), lambda: None)
+    assert Path("build/output").read_bytes() == b"OTHER"

@@ -53,16 +53,10 @@ class Told:
             if match := re.search(rf"(?:^|: | )({pattern})$", said, re.MULTILINE):
                 found[row] = match[1]
         assert found, f"none of {self.rows} is in:\n{said}"
-        row = max(found, key=len)
+        row = max(found, key=lambda one: (len(found[one]), len(one)))
         # One hint can stand in another's hole: a command that several of them end with.
         self.seen |= {other for other in found if other == row or found[row].endswith(found[other])}
         return found[row]
-
-    def moves_on(self, action: Callable[[], object], mend: Callable[[], object], to: str) -> None:
-        """As :meth:`mended`, where success would be a guest that runs: ``action`` then says ``to``, its next remark."""
-        self.hint(action)
-        mend()
-        assert to in failure(action)
 
     def doitw(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return self.shell(shlex.join(["./doitw", *words]))

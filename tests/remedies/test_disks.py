@@ -26,7 +26,7 @@ QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:
     place = tmp_path / "a full disk"
     namespace.mount(place, "size=8m,nr_inodes=8")
-    job = [sys.executable, "-m", "tests.remedies.full_disk_job", place, tmp_path, *told.rows]
+    job: list[str | Path] = [sys.executable, "-m", "tests.remedies.full_disk_job", place, tmp_path, *told.rows]
     done = subprocess.run(
         namespace.argv("env", "-C", PROJECT, *job), capture_output=True, text=True, check=False, timeout=120
     )

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,7 @@ CONFIG = "build/verity/vm-config-verity.emulated.toml"
 
 
 def options(checkout: Built, **changes: object) -> RunOptions:
-    ports = {"ssh_port": free_port(), "attest_port": free_port()}
-    made = RunOptions(qemu=checkout.qemu, memory=1 << 30, state=checkout.build / "run" / "hints", **ports)
+    made = RunOptions(checkout.qemu, 1 << 30, free_port(), free_port(), checkout.build / "run" / "hints")
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -103,18 +103,15 @@ def test_an_id_block_for_qemu(told: Told, checkout: Built) -> None:
     shutil.rmtree(directory)
 
 
-def busy_port(action: Callable[[int], object]) -> Callable[[], object]:
-    def work() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            action(other.getsockname()[1])
-
-    return work
+def with_busy_port(checkout: Built, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        check_options(options(checkout, **{name: other.getsockname()[1]}))
 
 
 @remedies("sevsnp.vm.qemu", "take another one: {}={}", "take less: MEMORY=2G")
 def test_ports_and_memory(told: Told, checkout: Built) -> None:
     for name in ("ssh_port", "attest_port"):
-        hint = told.hint(busy_port(lambda port, name=name: check_options(options(checkout, **{name: port}))))
+        hint = told.hint(partial(with_busy_port, checkout, name))
         setting, _, value = hint.rpartition(" ")[2].partition("=")
         check_options(options(checkout, **{setting.lower(): int(value)}))
     told.instead(
@@ -202,7 +199,6 @@ def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
 
     assert "take less: --memory 2G" in failure(run)
     assert told.doitw("host_bundle", "PLATFORM=snp").returncode == 0
-    told.moves_on(run, lambda: None, to="")
     told.obey(told.hint(run))
     replace(bundle / "vmlinuz", b"damaged")
     hint = told.hint(run)
@@ -229,9 +225,8 @@ def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
         )  # fmt: skip
 
     told.hint(lambda: run(checkout.project / "nonsuch.qcow2"))
-    for file in (firmware, kernel, image):
+    for file in (image, kernel, firmware):
         file.unlink()
-    for _ in range(3):
         told.obey(told.hint(run))
     with pytest.raises(KeyError, match="PRODUCT"):  # past them all, to the launch that nobody gave
         run()
@@ -256,8 +251,8 @@ def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
 )
 def test_a_firmware_of_one_s_own(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
-    words = ("setup_verity", f"FIRMWARE={stock}", "FIRMWARE_REASON=no reason makes up for it")
-    told.instead(lambda: told.doitw(*words), lambda: told.doitw("setup_verity"))
+    refused = ("setup_verity", f"FIRMWARE={stock}", "FIRMWARE_REASON=no reason makes up for it")
+    told.instead(lambda: told.doitw(*refused), lambda: told.doitw("setup_verity"))
     other = checkout.project / "other.fd"
     data = bytearray(stock.read_bytes())
     data[16] ^= 1

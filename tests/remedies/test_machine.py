@@ -16,8 +16,9 @@ from sevsnp import command, dependencies
 from sevsnp.dependencies import install_dependencies
 from sevsnp.graph import draw
 from sevsnp.images import guest_packages
+from sevsnp.packages import KEYRING
 from sevsnp.packages.deb import open_content
-from sevsnp.packages.sources import KEYRING, find_keyring
+from sevsnp.packages.sources import find_keyring
 from tests.conftest import PROJECT
 from tests.pipeline.debian_repository import build_deb
 from tests.remedies.table import Told, remedies

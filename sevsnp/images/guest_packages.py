@@ -24,6 +24,7 @@ from sevsnp.images.tar import Entry
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0
+_SYSCTL = Path("/proc/sys")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 # What installing leaves behind that is not the packages: the installer's logs, caches with inode numbers and times,
@@ -134,7 +135,7 @@ def namespace_mode() -> str:
     """
     if os.geteuid() == 0:
         return "root"
-    if not shutil.which("newuidmap", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin"):
+    if not find("newuidmap"):
         raise UserError(
             "newuidmap: command not found; an ordinary user needs it to install packages into a directory",
             "run as root: apt-get install uidmap",
@@ -146,7 +147,9 @@ def namespace_mode() -> str:
     except UserError as error:
         raise UserError(
             "user namespaces are not allowed to ordinary users on this machine",
-            f"run this task as root, or allow them, as root: sysctl -w {' '.join(_switches())}",
+            f"run this task as root, or allow them, as root: sysctl -w {' '.join(forbid)}"
+            if (forbid := _switches())
+            else "run this task as root",
         ) from error
     return "unshare"
 
@@ -174,13 +177,18 @@ def _free_ids() -> str:
 
 
 def _switches() -> list[str]:
-    """This kernel's settings that can forbid user namespaces, with the values that allow them."""
-    wanted = {
-        "kernel.unprivileged_userns_clone": 1,
-        "kernel.apparmor_restrict_unprivileged_userns": 0,
-        "user.max_user_namespaces": 65536,
+    """This kernel's settings that forbid user namespaces, with the values that allow them."""
+    values = {
+        "kernel.unprivileged_userns_clone": ("0", "1"),
+        "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+        "user.max_user_namespaces": ("0", "65536"),
     }
-    return [f"{name}={value}" for name, value in wanted.items() if Path("/proc/sys", *name.split(".")).exists()]
+    places = {name: _SYSCTL.joinpath(*name.split(".")) for name in values}
+    return [
+        f"{name}={allowing}"
+        for name, (forbidding, allowing) in values.items()
+        if places[name].exists() and places[name].read_text().strip() == forbidding
+    ]
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:

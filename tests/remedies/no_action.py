@@ -88,8 +88,6 @@ NOT_YET: frozenset[Row] = frozenset(
         ("doitw", "this sh has no pipe for LUKS_KEY; use LUKS_KEY_FILE=path"),
         ("doitw", "{} has no ensurepip, and there is no apt-get: install its venv package"),
         ("doitw", "{} is missing and only root can install it: run as root: {}"),
-        ("sevsnp.images.guest_packages", "run as root: apt-get install uidmap"),
-        ("sevsnp.images.guest_packages", "run this task as root, or allow them, as root: sysctl -w {}"),
         ("sevsnp.images.luks", "let it go: rm {} — or keep it: move it away together with build/luks"),
         ("sevsnp.images.luks2", "make the image again: ./doitw setup_luks"),
         ("sevsnp.luks_key", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…"),

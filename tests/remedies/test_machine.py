@@ -156,3 +156,41 @@ def test_tools_that_fail(told: Told, bare: Path, tmp_path: Path, monkeypatch: py
             assert tar.getnames()
 
     told.mends(read)
+
+
+# Becomes root in a namespace only where the kernel's setting allows it.
+MMDEBSTRAP = """#!/bin/sh
+read -r allowed < '{setting}' && [ "$allowed" = 1 ]
+"""
+SYSCTL = """#!/bin/sh
+[ "$1" = -w ] && name=${{2%%=*}} && [ "$name" = kernel.unprivileged_userns_clone ] && echo "${{2#*=}}" > '{setting}'
+"""
+
+
+@remedies(
+    "sevsnp.images.guest_packages",
+    "run as root: apt-get install uidmap",
+    "run this task as root, or allow them, as root: sysctl -w {}",
+    "run this task as root",
+)
+def test_no_user_namespaces(told: Told, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = tmp_path / "sys" / "kernel" / "unprivileged_userns_clone"
+    setting.parent.mkdir(parents=True)
+    monkeypatch.setattr(guest_packages, "_SYSCTL", tmp_path / "sys")
+    ids = tmp_path / "subuid"
+    ids.write_text("54321:100000:65536\n")
+    monkeypatch.setattr(guest_packages, "_SUBORDINATE", (ids,))
+    for name, text in (("mmdebstrap", MMDEBSTRAP), ("sysctl", SYSCTL)):
+        (bare / name).write_text(text.format(setting=setting))
+        (bare / name).chmod(0o755)
+    namespace_mode = guest_packages.namespace_mode
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 54321)
+        setting.write_text("0\n")
+        told.obey(told.hint(namespace_mode))
+        told.mends(namespace_mode)
+        assert namespace_mode() == "unshare"
+        setting.write_text("a security policy forbids it\n")
+        told.hint(namespace_mode)
+    if os.geteuid() == 0:
+        assert namespace_mode() == "root"

@@ -292,7 +292,8 @@ def _started(
     finally:
         if start_new_session:
             if process.poll() is None:
-                _end_group(process)
+                _end_groups([process.pid])
+                process.wait()
             _running.discard(process)
         _guard(f"-{guarded}")
         for stream in (process.stdin, process.stdout, process.stderr):
@@ -371,11 +372,6 @@ def _guard(line: str) -> None:
         with contextlib.suppress(BrokenPipeError):
             stream.write(f"{line}\n".encode())
             stream.flush()
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    _end_groups([process.pid])
-    process.wait()
 
 
 def _end_groups(leaders: Sequence[int]) -> None:

@@ -54,7 +54,9 @@ def make_manifest(
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except Unfit as error:
-        raise UserError(str(error), "build everything again: ./doitw clean && ./doitw manifest") from None
+        # All but a volume is made by the tasks that this one needs.
+        task = "setup_luks " if f"{error}".startswith("build/luks/") else ""
+        raise UserError(str(error), f"make it again: ./doitw {task}manifest") from None
     about = product(project)
     found = distributions()
     write_atomic(sbom, _sbom(about, document["packages"], found, moment))

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -117,7 +118,7 @@ def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
     if full:
         raise UserError(
             f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words)}",
-            f"see: df -h {' '.join(full)}",
+            f"see: df -h {shlex.join(full)}",
         )
 
 
@@ -292,7 +293,8 @@ def _started(
     finally:
         if start_new_session:
             if process.poll() is None:
-                _end_group(process)
+                _end_groups([process.pid])
+                process.wait()
             _running.discard(process)
         _guard(f"-{guarded}")
         for stream in (process.stdin, process.stdout, process.stderr):
@@ -304,20 +306,27 @@ def _started(
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
     """A directory in TMPDIR that is removed with all that is in it, even if this process is killed."""
-    path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    try:
+        path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    except OSError as error:
+        raise _no_room(error, Path(tempfile.gettempdir())) from None
     _guard(f"+{path}")
     try:
         yield path
     except OSError as error:
-        full = [disk for disk, is_full in disks([path]).items() if is_full]
-        if error.errno != errno.ENOSPC or not full:
-            raise
-        raise UserError(
-            f"{full[0]}: cannot be written: {error.strerror}", f"set TMPDIR, or see: df -h {full[0]}"
-        ) from None
+        raise _no_room(error, path) from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
         _guard(f"-{path}")
+
+
+def _no_room(error: OSError, place: Path) -> Exception:
+    """What to raise for ``error``: a UserError where the disk of ``place``, a temporary directory, is full."""
+    full = [str(disk) for disk, is_full in disks([place]).items() if is_full]
+    if error.errno != errno.ENOSPC or not full:
+        return error
+    hint = f"set TMPDIR to a directory on another disk, or see: df -h {shlex.quote(full[0])}"
+    return UserError(f"{full[0]}: cannot be written: {error.strerror}", hint)
 
 
 @functools.cache
@@ -364,11 +373,6 @@ def _guard(line: str) -> None:
         with contextlib.suppress(BrokenPipeError):
             stream.write(f"{line}\n".encode())
             stream.flush()
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    _end_groups([process.pid])
-    process.wait()
 
 
 def _end_groups(leaders: Sequence[int]) -> None:

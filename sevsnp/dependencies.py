@@ -101,7 +101,10 @@ def _install_wanted(wanted: Sequence[Dependency]) -> None:
     packages = [dependency.package for dependency in wanted]
     by_hand = f"run as root: {shlex.join(install_command(packages))}"
     if command.find("apt-get") is None:
-        raise UserError("apt-get: command not found, expected Debian or Ubuntu", f"install {', '.join(packages)}")
+        raise UserError(
+            "apt-get: command not found, expected Debian or Ubuntu",
+            f"install with this system's own package manager what Debian calls: {', '.join(packages)}",
+        )
     terminal = sys.stdin is not None and sys.stdin.isatty()
     as_root = _as_root(terminal, by_hand)
     if terminal and not _agreed(shlex.join([*as_root, *install_command(packages)])):

@@ -168,7 +168,7 @@ def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where ``path`` cannot be written, or read: the disk is full, or it is another user's."""
     if error.errno not in (errno.EACCES, errno.EPERM):
-        return UserError(f"{path}: cannot be written: {error.strerror}", f"see: df -h {path.parent}")
+        return UserError(f"{path}: cannot be written: {error.strerror}", f"see: df -h {shlex.quote(str(path.parent))}")
     place = path.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -183,7 +183,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     where = f"cd {shlex.quote(str(here))} && " if others else ""
     return UserError(
         f"{path}: {error.strerror}: {place} belongs to {_user(owner)}, and this is {_user(user)}",
-        f"as root, run: {where}{remedy}",
+        f"run as root: {where}{remedy}",
     )
 
 

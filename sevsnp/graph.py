@@ -192,7 +192,7 @@ def draw(output: Path) -> None:
         install_dependencies([GRAPHVIZ])
 
     description = current_description()
-    svg = run(["dot", "-Tsvg"], stdin=description.encode(), hint="as root, run: apt-get install graphviz").decode()
+    svg = run(["dot", "-Tsvg"], stdin=description.encode(), hint="run as root: apt-get install graphviz").decode()
     # dot's own comments name its version, which says nothing about the picture.
     svg = re.sub(r"<!(--.*?--|DOCTYPE.*?)>\n?", "", svg, flags=re.DOTALL)
     svg = svg.replace("<g id=", f"<!-- sha256 of its description: {digest(description)} -->\n<g id=", 1)

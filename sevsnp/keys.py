@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from shlex import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -92,7 +93,7 @@ def _private_directory(path: Path) -> None:
     if status.st_mode & 0o077:
         raise UserError(
             f"{path}: mode {stat.S_IMODE(status.st_mode):04o}, expected 0700: it holds private keys",
-            f"run: chmod 700 {path}",
+            f"run: chmod 700 {quote(str(path))}",
         )
 
 
@@ -113,7 +114,8 @@ def _read(path: Path, *, private: bool) -> bytes | None:
     except OSError as error:
         if path.is_symlink():
             raise UserError(
-                f"{path}: a symbolic link, expected a file", "put the key itself there, or set CONFIG_DIR"
+                f"{path}: a symbolic link, expected a file",
+                "put the key itself there, or set CONFIG_DIR to a directory of yours",
             ) from error
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as stream:
@@ -124,7 +126,7 @@ def _read(path: Path, *, private: bool) -> bytes | None:
         if private and status.st_mode & 0o077:
             raise UserError(
                 f"{path}: mode {stat.S_IMODE(status.st_mode):04o}, expected 0600: others may have read it",
-                f"run: chmod 600 {path} — or remove it, for a new one",
+                f"remove it for a new one, or keep it and run: chmod 600 {quote(str(path))}",
             )
         return stream.read(1 << 16)
 
@@ -160,7 +162,7 @@ def _private_key(path: Path, form: PrivateFormat) -> Ed25519PrivateKey:
         # The text of the error only: nothing of the key may end up in a message.
         raise UserError(
             f"{path}: expected an Ed25519 private key without passphrase, as {FORMATS[form]}: {error}",
-            "move it away, for a new one",
+            f"move it away, for a new one: mv {quote(str(path))} {quote(f'{path}.old')}",
         ) from None
     return key
 
@@ -172,7 +174,8 @@ def _derived(path: Path, private: Path, data: bytes, *, significant: bytes) -> N
     found = _read(path, private=False) or b""
     if not found.startswith(significant):
         raise UserError(
-            f"{path}: does not belong to {private.name}", f"remove {path}: it is made again from the private key"
+            f"{path}: does not belong to {private.name}",
+            f"remove it, and it is made again from the private key: rm {quote(str(path))}",
         )
 
 

@@ -17,6 +17,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from shlex import quote
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -54,7 +55,7 @@ def load_signing_key(path: Path) -> SigningKey:
             key = load_pem_private_key(data, _ask(path))
     except (ValueError, UnsupportedAlgorithm):
         # Not the library's text: it is about PEM in general, and the file is a secret.
-        raise UserError(f"{path}: not a private key, or not its password", f"expected: {EXPECTED}") from None
+        raise UserError(f"{path}: not a private key, or not its password: expected {EXPECTED}") from None
     if isinstance(key, Ed25519PrivateKey):
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _HASHES:
@@ -70,7 +71,10 @@ def load_public_key(path: Path) -> VerifyingKey:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise UserError(f"{path}: not a public key", "make it with: openssl pkey -in key.pem -pubout") from None
+        raise UserError(
+            f"{path}: not a public key",
+            f"make it from the private key: openssl pkey -in PRIVATE_KEY -pubout -out {quote(str(path))}",
+        ) from None
     if isinstance(key, Ed25519PublicKey):
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _HASHES:
@@ -107,18 +111,18 @@ def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "expected a private key in PEM") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}, expected a private key in PEM") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise UserError(f"{path}: expected a file", "expected a private key in PEM")
+        raise UserError(f"{path}: expected a file with a private key in PEM")
     with os.fdopen(descriptor, "rb") as stream:
         if os.geteuid() not in (0, status.st_uid):
             raise UserError(f"{path}: belongs to uid {status.st_uid}, expected {os.geteuid()}")
         if status.st_mode & 0o077:
             raise UserError(
                 f"{path}: mode {stat.S_IMODE(status.st_mode):04o}, expected 0600: others may have read it",
-                f"run: chmod 600 {path}, or sign with a new one",
+                f"sign with a new one, or keep it and run: chmod 600 {quote(str(path))}",
             )
         return stream.read(MAX_KEY)
 
@@ -130,7 +134,8 @@ def _ask(path: Path) -> bytes:
     except OSError:
         raise UserError(
             f"{path}: is encrypted, and there is no terminal to ask for its password",
-            "run it in a terminal, or give an unencrypted key that only you can read",
+            "run it in a terminal, or give a key without a password: "
+            f"openssl pkey -in {quote(str(path))} -out {quote(str(path.with_suffix('.plain.pem')))}",
         ) from None
     with progress.paused():
         return getpass.getpass(f"Password of {path}: ").encode()

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -9,9 +10,9 @@ from sevsnp.errors import UserError
 FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
-def check_subordinate_ids() -> None:
-    """Raises UserError where this user has no range of them; root needs none."""
-    number = os.geteuid()
+def check_subordinate_ids(number: int | None = None) -> None:
+    """Raises UserError where the user (of this process, or with that number) has no range of them; root needs none."""
+    number = os.geteuid() if number is None else number
     if number == 0:
         return
     try:
@@ -23,5 +24,13 @@ def check_subordinate_ids() -> None:
         if not any(line.split(":")[0] in (user, str(number)) for line in lines):
             raise UserError(
                 f"{file}: no range of subordinate ids for {user}, expected one of 65536",
-                f"as root, run: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+                f"run as root: usermod --add-subuids {free_ids()} --add-subgids {free_ids()} {user}",
             )
+
+
+def free_ids() -> str:
+    """65536 subordinate ids, above all that anybody has; a range that belongs to two users would join them."""
+    text = "\n".join(file.read_text() for file in FILES if file.exists())
+    ranges = re.findall(r"^[^:\n]+:([0-9]+):([0-9]+)$", text, re.MULTILINE)
+    first = max([100000, *(int(start) + int(count) for start, count in ranges)])
+    return f"{first}-{first + 65535}"

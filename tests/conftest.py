@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
 # In this order: one process builds, and those that would wait for it have what needs nothing built. What takes longest
 # does not begin last.
-PARTS = ("test_bench_boot.py", "unit", "boot", "adversary", "pipeline")
+PARTS = ("test_bench_boot.py", "unit", "boot", "adversary", "remedies", "pipeline")
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
 # No two of these are alike, so no cache has them.
 LUKS_GOALS = ("setup_luks", "host_bundle_luks")

@@ -6,6 +6,7 @@ system that somebody else made may attack the kernel that mounts it. What can go
 
 import contextlib
 import json
+import shlex
 import socket
 import subprocess
 import time
@@ -226,7 +227,7 @@ def _check_room(paths: Sequence[Path]) -> None:
     """Raises UserError where a disk of the appliance is on a disk of this machine that is full."""
     full = [str(place) for place, is_full in full_disks(paths).items() if is_full]
     if full:
-        raise UserError(f"{' or '.join(full)}: cannot be written: the disk is full", f"see: df -h {' '.join(full)}")
+        raise UserError(f"{' or '.join(full)}: cannot be written: the disk is full", f"see: df -h {shlex.join(full)}")
 
 
 def _said(work: Path) -> str:

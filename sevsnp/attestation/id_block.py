@@ -26,7 +26,7 @@ _BLOCK = struct.Struct("<48s16s16sIIQ")
 _AUTH = struct.Struct(f"<II56x{SIGNATURE_SIZE}s{KEY_SIZE}s60x{SIGNATURE_SIZE}s{KEY_SIZE}s892x")
 _NO_KEY, _NO_SIGNATURE = bytes(KEY_SIZE), bytes(SIGNATURE_SIZE)
 CURVE = "secp384r1"
-_PUBLIC = "expected a P-384 key: openssl pkey -in key.pem -pubout"
+_PUBLIC = "make it from a P-384 private key: openssl pkey -in PRIVATE_KEY -pubout -out PUBLIC_KEY"
 _MAX_KEY = 1 << 16
 
 
@@ -93,8 +93,8 @@ class IdAuth:
         found = cls(*fields)
         if found.encode() != data:
             raise UserError(
-                f"ID authentication block: algorithms {algorithm} and {author_algorithm}, or bytes between its fields",
-                "expected ECDSA P-384 with SHA-384 (1), an author's only with an author key, and zeros",
+                f"ID authentication block: algorithms {algorithm} and {author_algorithm}, or bytes between its fields: "
+                "expected ECDSA P-384 with SHA-384 (1), an author's only with an author key, and zeros"
             )
         return found
 
@@ -151,7 +151,8 @@ def check_identity(identity: Identity, launch_digest: bytes, policy: int) -> Non
 
 def _refusal(status: str, number: int, why: str) -> UserError:
     return UserError(
-        f"ID block: SNP_LAUNCH_FINISH: {status} ({number:#x}): {why}", "make a new one for this VM config: doit idblock"
+        f"ID block: SNP_LAUNCH_FINISH: {status} ({number:#x}): {why}",
+        "make a new one for this VM config: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE",
     )
 
 
@@ -166,11 +167,16 @@ def _read(path: Path, size: int) -> bytes:
             text = stream.read(2 * size)
         data = base64.b64decode(text.strip(), validate=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "make it with: doit idblock") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE"
+        ) from error
     except binascii.Error:
         data = b""
     if len(data) != size:
-        raise UserError(f"{path}: found other than {size} bytes in base64", "make it with: doit idblock")
+        raise UserError(
+            f"{path}: found other than {size} bytes in base64",
+            "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE",
+        )
     return data
 
 

@@ -6,6 +6,7 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.errors import UserError
 
@@ -51,5 +52,6 @@ class Cache:
             return
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
             raise UserError(
-                f"{self.directory}: others can write to the certificate cache", f"chmod 700 {self.directory}"
+                f"{self.directory}: others can write to the certificate cache",
+                f"run: chmod 700 {quote(str(self.directory))}",
             )

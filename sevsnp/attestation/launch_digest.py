@@ -296,7 +296,7 @@ def _compare(file: File, what: str, found: str) -> None:
     if found != file.sha256:
         raise UserError(
             f"{file.path}: {what}: found SHA-256 {found}, the VM config says {file.sha256}",
-            "the file changed after the config was made: run the setup task again",
+            "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
         )
 
 

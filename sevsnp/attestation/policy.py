@@ -16,7 +16,7 @@ from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Unstated, Value
 from sevsnp.errors import UserError
-from sevsnp.vm.config import MinimumTcb, Tcb, VmConfig
+from sevsnp.vm.config import MinimumTcb, Tcb, VmConfig, making
 
 REPORT_DATA_SIZE = 64
 NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
@@ -227,7 +227,7 @@ class _Reader:
                 return Anything("the VM config accepts any TCB version (MIN_TCB=any)")
             raise UserError(
                 f"{self.source}: policy: {key}: the VM config accepts any TCB version, expected a minimum",
-                "set MIN_TCB to one, and set up again",
+                f"make the VM config again: {making(self.config.source, self.config.launch.workflow)} MIN_TCB=PARTS",
             )
         parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.config.launch.product == "Turin" else []))
         if not isinstance(value, dict) or set(value) != set(parts):

@@ -14,7 +14,7 @@ from sevsnp.files import scratch_directory, write_atomic
 def bench_attestation(*, firmware: Path, results: Path, rounds: int = 5) -> None:
     """Measure, print a table, and write ``results`` (JSON, as the build benchmark's). Needs 200 MB of disk."""
     if not firmware.is_file():
-        raise UserError(f"{firmware}: no such file", "run: doit packages")
+        raise UserError(f"{firmware}: no such file", "run: ./doitw _firmware")
     with scratch_directory(results.absolute()) as scratch:
         rows = [*measure_launch_digest(firmware, scratch, rounds), *measure_verification(scratch, rounds)]
     write_atomic(results, json.dumps({"rounds": rounds, "cpus": os.cpu_count(), "measures": rows}, indent=2) + "\n")

@@ -9,6 +9,7 @@ once, by the functions that build every verified root.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ def check_space(directory: Path, need: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < need:
         found = f"found {free / GIB:.1f} GiB free, expected {need / GIB:.1f} GiB for temporary files"
-        raise UserError(f"{directory}: {found}", f"see: df -h {directory}")
+        raise UserError(f"{directory}: {found}", f"see: df -h {shlex.quote(str(directory))}")
 
 
 def more_files(block: Path, total: int) -> Layer:

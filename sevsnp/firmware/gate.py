@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sevsnp.firmware.volumes import Leaf
     from sevsnp.vm.config import Launch
 
-REMEDY = "use the project's own firmware (leave FIRMWARE empty), or say why this one is trusted: FIRMWARE_REASON=…"
+_OWN = "use the project's own firmware: leave FIRMWARE away"
+REMEDY = "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT"
 # Shown with every verdict about a guest that starts with another firmware for a reason of its owner's.
 _RISK = "the firmware is not known to start nothing but the measured files; its owner's reason: {}"
 
@@ -87,7 +88,8 @@ def open_roads(digest: str, reason: str) -> tuple[str, ...]:
 def check_firmware(digest: str, path: Path, reason: str = "") -> None:
     """Raises :class:`UserError`, one line and its remedy, for a firmware that a guest must not start with."""
     if found := problem(digest, path, reason):
-        raise UserError(f"{path}: firmware refused: {found} (SHA-256 {digest})", REMEDY)
+        # No reason makes up for what is known.
+        raise UserError(f"{path}: firmware refused: {found} (SHA-256 {digest})", _OWN if digest in REFUSED else REMEDY)
 
 
 def check_launch_firmware(launch: "Launch") -> None:

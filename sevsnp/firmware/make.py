@@ -74,7 +74,7 @@ sizes = {"dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}
 filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **sizes}]
 sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read(), format=lzma.FORMAT_ALONE, filters=filters))
 """
-_REMEDY = "run: doit packages, which brings the pinned Python and its liblzma"
+_REMEDY = "the pinned Python and its liblzma make the same again: ./doitw packages"
 _SIZE_FIELD = slice(5, 13)  # behind the five bytes of properties; the firmware's unpacker needs the size there
 
 
@@ -88,7 +88,7 @@ def make_firmware(*, stock: Path, python: Path, output: Path) -> None:
     if found != STOCK:
         raise UserError(
             f"{stock}: found SHA-256 {found}, expected {STOCK}: the firmware can only be made from this build",
-            "restore the ovmf-amdsev lines of packages.lock: git checkout packages.lock, then run: doit packages",
+            "restore the ovmf-amdsev lines of packages.lock: git checkout packages.lock && ./doitw packages",
         )
     made = _changed(image, python, str(stock))
     found = hashlib.sha256(made).hexdigest()

@@ -32,7 +32,7 @@ def kernel_modules(version: Path, tools: Path, scratch: Path) -> list[Entry]:
     release = version.read_text().strip()
     source = version.parent / "lib" / "modules" / release
     if not source.is_dir():
-        raise UserError(f"{source}: no kernel modules here", "run: doit unpack_kernel")
+        raise UserError(f"{source}: no kernel modules here", "run: ./doitw unpack_kernel")
     progress.step("depmod")
     run(
         [

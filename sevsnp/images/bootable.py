@@ -29,7 +29,10 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, **guest: Path) -> lis
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
         if seen.keys().isdisjoint(_INITS):
-            raise UserError(f"{name}: no /sbin/init, expected a root filesystem with an init", "add systemd-sysv to it")
+            raise UserError(
+                f"{name}: no /sbin/init, expected a root filesystem with an init",
+                "add a package with an init to it, as Debian's systemd-sysv",
+            )
         for point in _MOUNT_POINTS:
             if point not in seen:
                 print(f"  added mount point: /{point}")

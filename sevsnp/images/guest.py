@@ -68,7 +68,7 @@ def _unit_entries(guest: Guest, available: set[str]) -> list[Entry]:
 def _lines(packages: Mapping[str, Entry], name: str) -> list[list[str]]:
     entry = packages.get(name)
     if entry is None or entry.content is None:
-        raise UserError(f"/{name}: missing from the guest's packages", "is base-passwd in guest-vm/packages.yaml?")
+        raise UserError(f"/{name}: missing from the guest's packages", "add base-passwd to guest-vm/packages.yaml")
     return [line.split(":") for line in entry.content.read().decode().splitlines() if line]
 
 

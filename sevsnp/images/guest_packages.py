@@ -26,6 +26,8 @@ from sevsnp.subordinate_ids import check_subordinate_ids
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0
+_SYSCTL = Path("/proc/sys")
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 # What installing leaves behind that is not the packages: the installer's logs, caches with inode numbers and times,
 # backups of what maintainer scripts edited, identities and keys made up at random.
@@ -135,10 +137,10 @@ def namespace_mode() -> str:
     """
     if os.geteuid() == 0:
         return "root"
-    if not shutil.which("newuidmap", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin"):
+    if not find("newuidmap"):
         raise UserError(
             "newuidmap: command not found; an ordinary user needs it to install packages into a directory",
-            "as root, run: apt-get install uidmap",
+            "run as root: apt-get install uidmap",
         )
     check_subordinate_ids()
     try:
@@ -147,10 +149,26 @@ def namespace_mode() -> str:
     except UserError as error:
         raise UserError(
             "user namespaces are not allowed to ordinary users on this machine",
-            "as root, run: sysctl -w kernel.unprivileged_userns_clone=1 "
-            "kernel.apparmor_restrict_unprivileged_userns=0 — or run this task as root",
+            f"run this task as root, or allow them, as root: sysctl -w {' '.join(forbid)}"
+            if (forbid := _switches())
+            else "run this task as root",
         ) from error
     return "unshare"
+
+
+def _switches() -> list[str]:
+    """This kernel's settings that forbid user namespaces, with the values that allow them."""
+    values = {
+        "kernel.unprivileged_userns_clone": ("0", "1"),
+        "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+        "user.max_user_namespaces": ("0", "65536"),
+    }
+    places = {name: _SYSCTL.joinpath(*name.split(".")) for name in values}
+    return [
+        f"{name}={allowing}"
+        for name, (forbidding, allowing) in values.items()
+        if places[name].exists() and places[name].read_text().strip() == forbidding
+    ]
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:
@@ -221,5 +239,5 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
         ],
         env={"SOURCE_DATE_EPOCH": str(epoch), "TMPDIR": str(raw.parent), "DEBIAN_FRONTEND": "noninteractive"},
         timeout=INSTALL_TIMEOUT,
-        hint="are all packages of the set there? run: ./doitw packages",
+        hint="the set of packages may not be whole; fetch what is missing: ./doitw packages",
     )

@@ -67,7 +67,7 @@ class ModuleTree:
                 self.files[_normal(path.name.split(".ko")[0])] = path
         builtin = directory / "modules.builtin"
         if not self.files or not builtin.exists():
-            raise UserError(f"{directory}: no kernel modules here", "run: doit unpack_kernel")
+            raise UserError(f"{directory}: no kernel modules here", "run: ./doitw unpack_kernel")
         self.builtin = {_normal(Path(line).stem) for line in builtin.read_text().split()}
 
     def closure(self, names: Iterable[str], source: str) -> dict[str, bytes]:

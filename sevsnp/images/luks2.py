@@ -47,7 +47,7 @@ class Luks2:
             metadata = json.loads(data[4096:size].rstrip(b"\0"))
             return cls(_text(uuid), metadata, data)
         except (ValueError, struct.error) as error:
-            raise UserError(f"not a LUKS2 header: {error}", "make the image again: doit setup_luks") from None
+            raise UserError(f"not a LUKS2 header: {error}", "make the image again: ./doitw setup_luks") from None
 
     @classmethod
     def read(cls, path: Path) -> "Luks2":

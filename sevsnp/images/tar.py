@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.errors import UserError
 from sevsnp.files import CHUNK
@@ -136,10 +137,7 @@ _MAGIC = {
     b"QFI\xfb": "a qcow2 disk image",
 }
 _NEITHER = "neither a tar archive nor a disk image"
-_HINTS = {
-    **dict.fromkeys(("a zstd file", "an xz file", "a gzip file", "a bzip2 file"), "decompress it first"),
-    _NEITHER: "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)",
-}
+_UNPACKERS = {"a zstd file": "zstd", "an xz file": "xz", "a gzip file": "gzip", "a bzip2 file": "bzip2"}
 
 
 def _format(path: Path) -> str:
@@ -147,6 +145,17 @@ def _format(path: Path) -> str:
     with path.open("rb") as stream:
         start = stream.read(8)
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), _NEITHER)
+
+
+def _unpacking(path: Path) -> str:
+    """What makes a tar of a compressed one, where it seems to be one."""
+    form = _format(path)
+    program = _UNPACKERS.get(form)
+    if program is None:
+        wanted = "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)"
+        return wanted if form == _NEITHER else ""
+    plain = path.with_suffix("") if path.stem.endswith(".tar") else path.with_suffix(".tar")
+    return f"decompress it, and give what comes out: {program} -dc {quote(str(path))} >{quote(str(plain))}"
 
 
 def read_tar(path: Path) -> dict[str, Entry]:
@@ -176,7 +185,7 @@ def read_tar(path: Path) -> dict[str, Entry]:
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
             f"{path}: found {_format(path)}, expected an uncompressed tar archive ({error})",
-            _HINTS.get(_format(path), ""),
+            _unpacking(path),
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

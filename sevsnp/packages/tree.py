@@ -1,6 +1,7 @@
 """build/snp-release: tools, firmware and kernel packages, unpacked to be run in place; and packages as plain files."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,9 @@ def manifest_text(sets: Mapping[str, Sequence[Package]]) -> str:
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:
     """Put the finished directory ``new`` where ``target`` is; what was there goes to ``scratch``."""
     if target.is_symlink() or target.is_file():
-        raise UserError(f"{target}: found a file, expected a directory or nothing", f"remove {target}")
+        raise UserError(
+            f"{target}: found a file, expected a directory or nothing", f"remove it: rm {shlex.quote(str(target))}"
+        )
     if target.exists():
         target.rename(scratch / "old")
     new.rename(target)

@@ -54,7 +54,9 @@ def make_manifest(
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except Unfit as error:
-        raise UserError(str(error), "build it again, or see: doit clean") from None
+        # All but a volume is made by the tasks that this one needs.
+        task = "setup_luks " if f"{error}".startswith("build/luks/") else ""
+        raise UserError(str(error), f"make it again: ./doitw {task}manifest") from None
     about = product(project)
     found = distributions()
     write_atomic(sbom, _sbom(about, document["packages"], found, moment))
@@ -97,7 +99,7 @@ def render_manifest(document: Mapping[str, Any]) -> bytes:
 def parse_manifest(data: bytes, source: Path) -> dict[str, Any]:
     """A manifest without its type, every path in it checked. Raises UserError for anything unknown or doubled."""
     if not data.startswith(_OPENING):
-        raise UserError(f"{source}: not a release manifest that this version knows", f"expected its type: {TYPE}")
+        raise UserError(f"{source}: not a release manifest that this version knows: expected its type: {TYPE}")
     try:
         document = json.loads(data, object_pairs_hook=each_key_once)
         del document["type"]

@@ -38,7 +38,7 @@ def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -
 
 def read_manifest(manifest: Path, public_key: Path | None) -> tuple[dict[str, Any], str]:
     """A manifest, and what is to be said of its signature. Raises UserError where ``public_key`` did not sign it."""
-    data = _read(manifest, MAX_MANIFEST, "make one with: doit manifest")
+    data = _read(manifest, MAX_MANIFEST, "make one with: ./doitw manifest")
     said = _check_signature(data, manifest, public_key)
     return parse_manifest(data, manifest), said
 
@@ -142,11 +142,12 @@ def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> st
     key = load_public_key(public_key)
     if not signature.exists():
         raise UserError(
-            f"{manifest}: not signed, expected a signature by {public_key}", "sign with: doit manifest MANIFEST_KEY=…"
+            f"{manifest}: not signed, expected a signature by {public_key}",
+            "sign with: ./doitw manifest MANIFEST_KEY=FILE",
         )
     if not is_signed(key, _read(signature, MAX_SIGNATURE, ""), data):
         raise UserError(
-            f"{signature}: is no signature of {manifest.name} by {public_key}", "nothing in it was looked at"
+            f"{signature}: is no signature of {manifest.name} by {public_key}: nothing in the manifest was looked at"
         )
     return f"signed by {public_key} (SHA-256 of the key {fingerprint(key)})"
 

@@ -5,6 +5,7 @@ import functools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from sevsnp import progress
@@ -30,7 +31,7 @@ class Cache:
                 # What was taken unchecked would be sent back with our signature.
                 raise UserError(
                     f"CACHE_KEY={chosen.signing} without CACHE_PUBLIC_KEY, expected both",
-                    "make the public one: openssl pkey -in KEY -pubout",
+                    f"make the public one: openssl pkey -in {quote(str(chosen.signing))} -pubout -out PUBLIC_KEY",
                 )
             signing_key(chosen.signing)  # asked for now, and not after ten minutes of building
         self.local = LocalStore(chosen.directory, known)
@@ -178,5 +179,8 @@ def require_cache() -> Cache:
     """The cache of this run. Raises UserError where it is switched off."""
     found = cache()
     if found is None:
-        raise UserError("CACHE=off: found no artefact cache, expected one", "leave CACHE away")
+        raise UserError(
+            "CACHE=off: found no artefact cache, expected one",
+            "leave CACHE=off away, in the environment and in config.yaml too",
+        )
     return found

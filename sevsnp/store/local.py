@@ -58,7 +58,7 @@ class LocalStore:
         except OSError as error:
             raise UserError(
                 f"{self.directory}: the artefact cache cannot be made: {error.strerror}",
-                "set SEVSNP_CACHE, or CACHE=off to do without",
+                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without",
             ) from error
         if not is_private(self.directory):
             raise UserError(

@@ -215,7 +215,9 @@ def making(source: Path, workflow: str) -> str:
     for directory in source.parents:
         if directory.parent.name == "volumes" and len(directory.name) == 36:
             return f"./doitw update_luks VOLUME={directory.name}"
-    return "doit idblock" if source.parent.name == "idblock" else f"doit setup_{workflow}"
+    if source.parent.name == "idblock":
+        return f"./doitw idblock:{workflow} ID_KEY=FILE"
+    return f"./doitw setup_{workflow}"
 
 
 def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:

@@ -79,11 +79,16 @@ _CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": _ANY}
 
 def _of_cmdline(launch: Launch) -> dict[str, Value]:
     line = read_cmdline(launch.cmdline.path)
-    return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
+    try:
+        return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
+    except LookupError as error:
+        raise UserError(
+            f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
+        ) from None
 
 
 def _word(line: str, pattern: str) -> str:
     match = re.search(rf"(?:^| ){pattern}", line)
     if not match:
-        raise UserError(f"the command line has no word like {pattern}", "make a new VM config")
+        raise LookupError(f"no word like {pattern}")
     return match[1]

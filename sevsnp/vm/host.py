@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -9,12 +10,10 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.setting_values import LEAST_MEMORY, parse_size
-from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.config import Launch, read_vm_config
 from sevsnp.vm.platforms import choose
 from sevsnp.vm.qemu import RunOptions
 from sevsnp.vm.run import run_guest, told_of
-
-_REMEDY = "the owner makes one that can be emulated too with: doit host_bundle PLATFORM=auto"
 
 
 def _port(text: str) -> int:
@@ -49,8 +48,28 @@ def _qemu(given: str | None) -> Path:
     name = given or os.environ.get("QEMU") or "qemu-system-x86_64"
     found = shutil.which(name)
     if not found:
-        raise UserError(f"{name}: no such program", "install QEMU 10 or newer, or set QEMU to where it is")
+        raise UserError(f"{name}: no such program", "install QEMU 10 or newer, or say where it is: ./run --qemu FILE")
     return Path(found)
+
+
+def _bundle_task(launch: Launch) -> str:
+    return "host_bundle_luks" if launch.workflow == "luks" else "host_bundle"
+
+
+def _other_bundle(launch: Launch) -> str:
+    return f"the owner makes one that can be emulated too with: ./doitw {_bundle_task(launch)} PLATFORM=auto"
+
+
+def _in_own_words(text: str, launch: Launch | None) -> str:
+    """A message as it is meant at the host, where settings are options of ./run and nothing can be made again."""
+    if launch:
+        again = f"copy the bundle here again; the owner packs it with: ./doitw {_bundle_task(launch)}"
+        text = re.sub(r"make it again with: \./doitw \S.*$", again, text, flags=re.MULTILINE)
+    return re.sub(
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # what the owner types stays
+        text,
+    )
 
 
 def main(argv: list[str], bundle: Path) -> int:
@@ -61,9 +80,11 @@ def main(argv: list[str], bundle: Path) -> int:
             signal.signal(ending, lambda number, _: sys.exit(128 + number))
     given = _arguments().parse_args(argv)
     emulated = bundle / "launch.emulated.toml"
+    production = None
     try:
+        production = read_vm_config(bundle / "launch.toml").launch
         if given.platform == "emulated" and not emulated.exists():
-            raise UserError("--platform emulated: this bundle was made for SEV-SNP alone", _REMEDY)
+            raise UserError("--platform emulated: this bundle was made for SEV-SNP alone", _other_bundle(production))
         options = RunOptions(
             qemu=_qemu(given.qemu),
             memory=given.memory,
@@ -75,16 +96,17 @@ def main(argv: list[str], bundle: Path) -> int:
         )
         options.state.mkdir(parents=True, exist_ok=True)
         answers = options.state / "platform.json"
-        production = read_vm_config(bundle / "launch.toml").launch
         chosen = choose(given.platform, production, options.qemu, answers)
         if chosen.name == "emulated" and not emulated.exists():
-            raise UserError(f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _REMEDY)
+            raise UserError(
+                f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _other_bundle(production)
+            )
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
         told = told_of(launch.workflow, launch.platform, " HOST=…", another="run another one: ./run --state second")
         run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
     except UserError as error:
-        print(f"run: {error}", file=sys.stderr)
+        print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"run: {error.filename or bundle}: {error.strerror}", file=sys.stderr)

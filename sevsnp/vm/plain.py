@@ -64,9 +64,9 @@ def run_plain(
     check_free(options.state, another)
     options = check_options(options)
     for path, hint in (
-        (image, "make one with: doit create_new_vm"),
-        (kernel, "run: doit unpack_kernel"),
-        (firmware, "run: doit _firmware"),
+        (image, "make one with: ./doitw create_new_vm" if own_image else "give another one: IMAGE=FILE"),
+        (kernel, "run: ./doitw unpack_kernel"),
+        (firmware, "run: ./doitw _firmware"),
     ):
         if not path.is_file():
             raise UserError(f"{path}: no such file", hint)

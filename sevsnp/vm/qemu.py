@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,9 @@ class RunOptions:
         return self.state / "qemu.log"
 
 
+_QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE"
+
+
 def check_files(launch: Launch, *, disks: bool = True) -> None:
     """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
     files: list[tuple[str, File | Disk]] = [
@@ -103,13 +106,18 @@ def check_options(options: RunOptions) -> RunOptions:
     if options.ssh_port == options.attest_port:
         raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
     options = _with_free_ports(options)
-    for name, port in (("SSH_PORT", options.ssh_port), ("ATTEST_PORT", options.attest_port)):
+    ports = (options.ssh_port, options.attest_port)
+    for name, port in zip(("SSH_PORT", "ATTEST_PORT"), ports, strict=True):
         try:
             _bind(port)
         except PermissionError:
-            raise UserError(f"{name}={port}: this user may not open it", f"take a port above 1023: {name}=…") from None
+            free = _free_port(1024, ports)
+            raise UserError(
+                f"{name}={port}: this user may not open it", f"take a port above 1023: {name}={free}"
+            ) from None
         except OSError:
-            raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={port + 1}") from None
+            free = _free_port(port + 1, ports)
+            raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={free}") from None
     total = _host_memory()
     if options.memory > total:
         raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
@@ -126,15 +134,11 @@ def _with_free_ports(options: RunOptions) -> RunOptions:
 
 
 def _free_from(wanted: int, other: int, name: str) -> int:
-    """The first port from ``wanted`` that is free and not ``other``; ``wanted`` itself where there is none."""
-    for port in range(wanted, min(wanted + _PORTS_TRIED, 65536)):
-        with contextlib.suppress(OSError):
-            if port != other:
-                _bind(port)
-                if port != wanted:
-                    print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
-                return port
-    return wanted
+    """``wanted`` where it is free, else a port above it that is."""
+    port = _free_port(wanted, (other,))
+    if port != wanted:
+        print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
+    return port
 
 
 def _bind(port: int) -> None:
@@ -142,6 +146,16 @@ def _bind(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
+
+
+def _free_port(least: int, others: Sequence[int]) -> int:
+    """A port from ``least`` that nothing uses now, and none of ``others``; ``least`` where there is none near."""
+    for port in range(least, min(least + _PORTS_TRIED, 65536)):
+        with contextlib.suppress(OSError):
+            if port not in others:
+                _bind(port)
+                return port
+    return least
 
 
 def _host_memory() -> int:
@@ -284,7 +298,7 @@ def environment() -> dict[str, str]:
 
 def check_version(qemu: Path, platform: str) -> None:
     """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
-    hint = "run: doit packages, or set QEMU to a QEMU of version 10 or newer"
+    hint = _QEMU
     words = [str(qemu), "--version"]
     if not shutil.which(str(qemu)):
         raise UserError(f"{qemu}: no such program", hint)
@@ -314,7 +328,7 @@ def start(
     """
     program = shutil.which(str(qemu))
     if not program:
-        raise UserError(f"{qemu}: no such program", "run: doit packages, or set QEMU to a QEMU of version 10 or newer")
+        raise UserError(f"{qemu}: no such program", _QEMU)
     _warn_unconfined()
     words = [*arguments, *_ALWAYS]
     if sockets:

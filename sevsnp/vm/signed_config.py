@@ -14,7 +14,7 @@ from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.signature import load_signing_key
 from sevsnp.vm.config import File, VmConfig, read_vm_config, render_vm_config
 
-_MAKE = "umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem"
+_MAKE = "make one: (umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem)"
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -24,7 +24,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     key = load_signing_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != CURVE:
-        raise UserError(f"{path}: found {kind_of(key)}, expected a P-384 key", f"make one: {_MAKE}")
+        raise UserError(f"{path}: found {kind_of(key)}, expected a P-384 key", _MAKE)
     return key
 
 
@@ -53,7 +53,7 @@ def sign_configs(
     are not P-384.
     """
     if id_key is None:
-        raise UserError("ID_KEY: not set, expected a P-384 private key", f"make one: {_MAKE}")
+        raise UserError("ID_KEY: not set, expected a P-384 private key", _MAKE)
     keys = load_key(id_key), load_key(author_key) if author_key else None
     output.mkdir(parents=True, exist_ok=True)
     for path in configs:

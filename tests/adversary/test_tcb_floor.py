@@ -97,7 +97,7 @@ def test_attest_verity_refuses_and_the_printed_command_helps(
         assert attest_verity(copy, config, output)["accepted"] is True
     # The command as it is printed; doitw hands its words to doit.
     command = refused.value.hint.removeprefix(f"{REMEDY}: ")
-    assert re.fullmatch(r"doit setup_verity MIN_TCB=\S+", command)
+    assert re.fullmatch(r"\./doitw setup_verity MIN_TCB=\S+", command)
     before = read_vm_config(config).require_reference()
     said = copy.doit(*shlex.split(command)[1:]).stdout
     after = read_vm_config(config).require_reference()
@@ -132,7 +132,7 @@ def test_attest_luks_sends_no_key_without_a_minimum(
             try:
                 attest(tmp_path / "config", header, guest, tmp_path / "out", vm_config=config.source)
             except UserError as error:
-                assert "REFUSED (tcb-floor)" in error.message and "doit setup_luks MIN_TCB=" in error.hint
+                assert "REFUSED (tcb-floor)" in error.message and "./doitw setup_luks MIN_TCB=" in error.hint
             return list(guest.received)
 
     assert bool(released()) is (minimum is not None)

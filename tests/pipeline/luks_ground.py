@@ -99,7 +99,7 @@ def make_ground(built: Built, base: Path) -> Iterator[Ground]:
     for name in ("home", "temporary"):
         (base / name).mkdir()
     _root(base / "root.tar")
-    _venv(ground.project)
+    make_venv(ground.project)
     done = ground.doitw("_appliance_initramfs", "initramfs", "_emulated_initramfs")
     assert done.returncode == 0, done.stdout
     try:
@@ -119,7 +119,7 @@ def _root(path: Path) -> None:
     write_tar(sorted(entries, key=lambda entry: entry.name), path, epoch=EPOCH)
 
 
-def _venv(project: Path) -> None:
+def make_venv(project: Path) -> None:
     """A .venv that doitw takes for its own: the packages of the Python that runs the tests."""
     venv = project / ".venv"
     (venv / "bin").mkdir(parents=True)
@@ -127,7 +127,12 @@ def _venv(project: Path) -> None:
     (venv / "lib").symlink_to(Path(sys.prefix) / "lib")
     (venv / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     doit = venv / "bin" / "doit"
-    doit.write_text(f"#!{venv / 'bin' / 'python'}\nimport sys\n\nfrom doit.__main__ import main\n\nsys.exit(main())\n")
+    # As pip writes it: the kernel would end the name of an interpreter at a blank.
+    start = f"""#!/bin/sh
+'''exec' "{venv / "bin" / "python"}" "$0" "$@"
+' '''
+"""
+    doit.write_text(f"{start}import sys\n\nfrom doit.__main__ import main\n\nsys.exit(main())\n")
     doit.chmod(0o755)
     lock = subprocess.run(
         ["sh", "-c", "sha256sum <requirements.lock"], cwd=project, capture_output=True, text=True, check=True

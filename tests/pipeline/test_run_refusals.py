@@ -67,9 +67,9 @@ def refused(built: Built, *words: str, ports: bool = True) -> str:
 
 
 LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
-    "CPUS": (["CPUS=2"], [f"CPUS=2: {EMULATED} was made for CPUS=1", "doit setup_verity CPUS=2"]),
-    "POLICY": (["POLICY=0x20000"], ["POLICY=0x20000", "made for POLICY=0x30000", "doit setup_verity POLICY=0x20000"]),
-    "CPU_MODEL": (["CPU_MODEL=EPYC-Milan"], ["made for CPU_MODEL=EPYC-v4", "doit setup_verity CPU_MODEL=EPYC-Milan"]),
+    "CPUS": (["CPUS=2"], [f"CPUS=2: {EMULATED} was made for CPUS=1", "./doitw setup_verity CPUS=2"]),
+    "POLICY": (["POLICY=0x20000"], ["made for POLICY=0x30000", "./doitw setup_verity POLICY=0x20000"]),
+    "CPU_MODEL": (["CPU_MODEL=EPYC-Milan"], ["for CPU_MODEL=EPYC-v4", "./doitw setup_verity CPU_MODEL=EPYC-Milan"]),
     "one port for two": (
         ["SSH_PORT=4321", "ATTEST_PORT=4321"],
         ["SSH_PORT and ATTEST_PORT: found 4321 for both, expected two ports"],
@@ -78,10 +78,10 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
     "too little memory": (["MEMORY=1M"], ["MEMORY=1M (from the command line): expected guest memory from 256M"]),
     "no such memory": (["MEMORY=900T"], ["MEMORY=900T (from ", "expected guest memory from 256M to 4096G"]),
     "more memory than there is": (["MEMORY=4000G"], ["MEMORY=4096000M: this machine has ", "MEMORY=2G"]),
-    "no config": (["VM_CONFIG=nonsuch.toml"], ["nonsuch.toml: no such VM config", "doit setup_verity"]),
+    "no config": (["VM_CONFIG=nonsuch.toml"], ["nonsuch.toml: no such VM config", "./doitw setup_verity"]),
     "no image": (
         ["VERITY_IMAGE=nonsuch.img"],
-        ["nonsuch.img: no such file (verity-data of the VM config)", "doit setup_verity"],
+        ["nonsuch.img: no such file (verity-data of the VM config)", "./doitw setup_verity"],
     ),
     "no hash tree": (["VERITY_HASH_TREE=nonsuch.img"], ["nonsuch.img: no such file (verity-hash of the VM config)"]),
     "an image for a tree": ([f"VERITY_HASH_TREE={IMAGE}"], ["verity.img: found ", " bytes, the VM config says "]),
@@ -131,7 +131,7 @@ def test_changed_files(copy: Built, name: str) -> None:
     file, change, expected = CHANGES[name]
     with changed(copy.project / file, change):
         said = refused(copy, "run_sev_snp_verity", "PLATFORM=emulated")
-    assert f"{copy.project / file}: found " in said and expected in said and "doit setup_verity" in said, said
+    assert f"{copy.project / file}: found " in said and expected in said and "./doitw setup_verity" in said, said
 
 
 def test_a_missing_file(copy: Built) -> None:
@@ -262,7 +262,7 @@ def test_attestation_without_reference_values(copy: Built) -> None:
 @pytest.mark.parametrize("task", ["run_guest", "run_sev_snp", "run_sev_snp_direct_boot"])
 def test_a_plain_guest_without_its_disk(copy: Built, task: str) -> None:
     said = refused(copy, task, "IMAGE=nonsuch.qcow2")
-    assert "nonsuch.qcow2: no such file" in said and "doit create_new_vm" in said
+    assert "nonsuch.qcow2: no such file" in said and "IMAGE=FILE" in said
 
 
 @pytest.mark.parametrize(

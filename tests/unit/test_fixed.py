@@ -75,7 +75,7 @@ def test_repeating_is_fine(config: VmConfig) -> None:
 def test_changing_is_refused_by_name(config: VmConfig, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}=.*was made for {name}=") as refused:
         check_fixed(config, {**SAME, name: OTHER[name]})
-    assert f"doit setup_verity {name}=" in refused.value.hint
+    assert f"./doitw setup_verity {name}=" in refused.value.hint
 
 
 def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
@@ -102,4 +102,4 @@ def test_an_encrypted_root_fixes_nothing_of_the_verified_one(config: VmConfig) -
     for name in ("ACPI", "CPUS"):
         with pytest.raises(UserError, match=f"{name}=") as refused:
             check_fixed(encrypted, {name: OTHER[name]})
-        assert f"doit setup_luks {name}=" in refused.value.hint
+        assert f"./doitw setup_luks {name}=" in refused.value.hint

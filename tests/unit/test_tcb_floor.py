@@ -21,7 +21,7 @@ from tests.unit.hierarchy import LEVEL, NOW, Hierarchy
 from tests.unit.test_forged_reports import GENOA, LOWER, MILAN, failed, outcome
 
 TURIN = Hierarchy("Turin")
-SETUP = "doit setup_verity MIN_TCB="
+SETUP = "./doitw setup_verity MIN_TCB="
 
 
 def pasted(command: str, by: Hierarchy) -> Any:
@@ -131,7 +131,7 @@ def test_the_command_shows_it_and_its_exit_codes(
 
     code, shown = run(None)
     assert code == cli.REFUSED and "REFUSED (tcb-floor)" in shown
-    (line,) = re.findall(rf"^{re.escape(REMEDY)}: doit setup_verity MIN_TCB=(\S+)$", shown, re.MULTILINE)
+    (line,) = re.findall(rf"^{re.escape(REMEDY)}: \./doitw setup_verity MIN_TCB=(\S+)$", shown, re.MULTILINE)
     assert parse_tcb(line)["microcode"] == 200
     code, shown = run(_minimum_tcb(line, "Genoa"))
     assert code == cli.ACCEPTED and "known-broken" not in shown and REMEDY not in shown
@@ -149,4 +149,4 @@ def test_an_id_blocks_vm_config_is_made_by_another_command(tmp_path: Path) -> No
     (tmp_path / "idblock").mkdir()
     source = written(tmp_path / "idblock", None)
     wanted = verify.Expected.of(read_vm_config(source), REPORT_DATA)
-    assert wanted.made_by == "doit idblock"
+    assert wanted.made_by == "./doitw idblock:verity ID_KEY=FILE AUTHOR_KEY=FILE"

@@ -1,0 +1,118 @@
+"""Hints of the verifier: policies, reports, what an ID block is for, the minimum TCB version."""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation import cli
+from sevsnp.attestation.id_block import IdBlock, check_identity, make_identity
+from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.attestation.ovmf import check_size
+from sevsnp.attestation.policy import make_policy
+from sevsnp.attestation.profiles import DEFAULT
+from sevsnp.emulation.verify import verify_emulated
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.make_config import _minimum_tcb
+from tests.conftest import Built
+from tests.remedies.table import Told, remedies
+from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
+from tests.unit.test_forged_reports import GENOA, outcome
+
+HERE = Path("policy.toml")
+
+
+def policy(document: dict[str, Any], **changes: Any) -> object:
+    return make_policy(document, HERE, config(**changes), REPORT_DATA)
+
+
+def own() -> dict[str, Any]:
+    return copy.deepcopy(dict(DEFAULT))
+
+
+@remedies(
+    "sevsnp.attestation.policy",
+    "say {}",
+    "say true, false or { any = … }",
+    "make the VM config again: {} MIN_TCB=PARTS",
+)
+def test_what_a_policy_lacks(told: Told) -> None:
+    without, bits = own(), own()
+    del without["report_id"]
+    del bits["platform_info"]["smt_en"]
+    told.instead(lambda: policy(without), lambda: policy({**without, "report_id": {"any": "for a test"}}))
+    told.instead(
+        lambda: policy(bits),
+        lambda: policy({**bits, "platform_info": {**bits["platform_info"], "smt_en": {"any": "a test"}}}),
+    )
+    demanded = {**own(), "reported_tcb": "vm-config"}
+    hint = told.hint(lambda: policy(demanded, minimum_tcb="any"))
+    assert hint.partition(": ")[2].startswith("./doitw setup_verity MIN_TCB=")
+    # What the setup task makes of it.
+    policy(demanded, minimum_tcb=_minimum_tcb("bootloader:3,snp:8", "Genoa"))
+
+
+@remedies("sevsnp.attestation.appraisal", "{} MIN_TCB={}")
+def test_the_minimum_that_a_report_meets(told: Told) -> None:
+    refused = outcome(by=GENOA, minimum_tcb=None)
+    told.seen.add("{} MIN_TCB={}")
+    command, _, floor = refused.remedy.rpartition(" MIN_TCB=")
+    assert command == "./doitw setup_verity"
+    assert outcome(by=GENOA, minimum_tcb=_minimum_tcb(floor, "Genoa")).accepted
+
+
+@remedies(
+    "sevsnp.emulation.verify", "give the ark.pem that the software secure processor wrote when the guest was started"
+)
+def test_a_root_that_is_none(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "ark.pem").write_text("no certificate")
+    for path in (tmp_path / "ark.pem", tmp_path / "nonsuch"):
+        told.instead(
+            lambda path=path: verify_emulated(evidence(), expected(), now(), path),  # type: ignore[misc]
+            lambda: verify_emulated(evidence(), expected(), now(), root()),
+        )
+
+
+@remedies(
+    "sevsnp.attestation.id_block", "make a new one for this VM config: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE"
+)
+def test_an_id_block_of_another_guest(told: Told) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP384R1())
+
+    def check(made_for: bytes) -> None:
+        block = IdBlock(made_for, bytes(16), bytes(16), 0, 0x30000)
+        check_identity(make_identity(block, key, key), bytes(48), 0x30000)
+
+    # That the command makes one is shown with an ID block that is gone.
+    told.instead(lambda: check(b"x" * 48), lambda: check(bytes(48)))
+
+
+@remedies("sevsnp.attestation.ovmf", "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)")
+def test_a_firmware_for_measuring(told: Told, checkout: Built) -> None:
+    stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
+    told.instead(lambda: check_size(17, "x.fd"), lambda: check_size(stock.stat().st_size, "OVMF.amdsev.fd"))
+
+
+@remedies(
+    "sevsnp.attestation.launch_digest",
+    "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
+)
+def test_a_file_that_changed(told: Told, checkout: Built) -> None:
+    path = checkout.build / "verity" / "vm-config-verity.toml"
+    cmdline = checkout.build / "verity" / "cmdline"
+    cmdline.unlink()
+    cmdline.write_text("other")
+    told.mends(lambda: launch_digest_of(read_vm_config(path).launch), WORKFLOW="verity")
+
+
+@remedies("sevsnp.attestation.cli", "give every host key of the guest: --host-key FILE")
+def test_a_nonce_without_host_keys(told: Told, tmp_path: Path) -> None:
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl root@guest\n"
+    (tmp_path / "key.pub").write_text(line)
+
+    def bound(*files: Path) -> None:
+        cli._report_data(argparse.Namespace(host_key=files, nonce="00" * 32, report_data=None))
+
+    told.instead(bound, lambda: bound(tmp_path / "key.pub"))

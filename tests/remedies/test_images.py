@@ -1,0 +1,106 @@
+"""Hints about trees and images: layers, tars, the guest's lists."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sevsnp.images.bootable import bootable_entries
+from sevsnp.images.guest import guest_layer
+from sevsnp.images.guest_config import Guest
+from sevsnp.images.identity import ImageKind
+from sevsnp.images.rootfs import Layer, check_attributes, link_entry, make_rootfs, merge, text_entry
+from sevsnp.images.tar import Entry, Kind, read_tar
+from tests.remedies.table import Told, remedies
+
+ACCOUNTS = [
+    text_entry(f"etc/{name}", "root:x:0:0:root:/root:/bin/bash\n") for name in ("passwd", "shadow", "group", "gshadow")
+]
+
+
+def tar_of(entries: list[Entry], path: Path) -> Path:
+    make_rootfs([Layer("test", entries)], path)
+    return path
+
+
+@remedies(
+    "sevsnp.images.rootfs",
+    "put its content under {}/, or list {} under `remove`",
+    "list {} under `remove` if that is meant",
+    "put it under {}/ instead",
+)
+def test_layers_that_do_not_fit(told: Told) -> None:
+    lower = Layer("lower", [link_entry("lib", "usr/lib"), text_entry("etc/conf/a", "")])
+
+    def upper(entry: Entry, *remove: str) -> Callable[[], object]:
+        return lambda: merge([lower, Layer("upper", [entry], remove=remove)])
+
+    directory = Entry("lib", Kind.DIRECTORY, 0o755)
+    for entry, other in (
+        (directory, Entry("usr/lib", Kind.DIRECTORY, 0o755)),
+        (text_entry("lib/new", ""), text_entry("usr/lib/new", "")),
+    ):
+        told.instead(upper(entry), upper(other))
+    for entry, removed in ((directory, "lib"), (text_entry("etc/conf", ""), "etc/conf")):
+        told.instead(upper(entry), upper(entry, removed))
+
+
+@remedies("sevsnp.images.rootfs", "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls")
+def test_attributes_that_would_be_lost(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    try:
+        os.setxattr(tmp_path / "file", "user.x", b"1")
+    except OSError:
+        pytest.skip("no extended attributes in this file system")
+    told.shell("tar --xattrs --xattrs-include='*' -cf with.tar file && tar -cf without.tar file")
+    told.instead(
+        lambda: list(check_attributes(read_tar(tmp_path / "with.tar").values())),
+        lambda: list(check_attributes(read_tar(tmp_path / "without.tar").values())),
+    )
+
+
+@remedies("sevsnp.images.tar", "decompress it, and give what comes out: {} -dc {} >{}")
+@pytest.mark.parametrize("program", ["gzip", "xz", "bzip2", "zstd"])
+def test_a_compressed_tar(told: Told, tmp_path: Path, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} here")
+    tar_of([text_entry("file", "x" * 1000)], tmp_path / "my root.tar")
+    assert told.shell(f"{program} 'my root.tar'").returncode == 0
+    told.shell("rm -f 'my root.tar'; mv 'my root.tar'.* 'my root.tar.packed'")
+    told.obey(told.hint(lambda: read_tar(tmp_path / "my root.tar.packed")))
+    assert list(read_tar(tmp_path / "my root.tar")) == ["", "file"]
+
+
+@remedies("sevsnp.images.bootable", "add a package with an init to it, as Debian's systemd-sysv")
+def test_a_root_without_init(told: Told, tmp_path: Path) -> None:
+    tar = tmp_path / "root.tar"
+    tar_of([text_entry("file", "")], tar)
+    # What that package has.
+    told.mended(
+        lambda: bootable_entries(tar, ImageKind.VERITY),
+        lambda: tar_of([text_entry("file", ""), link_entry("sbin/init", "../lib/systemd/systemd")], tar),
+    )
+
+
+@remedies(
+    "sevsnp.images.guest",
+    "add its package to guest-vm/packages.yaml, or the unit to guest-vm/files/etc/systemd/system",
+    "add base-passwd to guest-vm/packages.yaml",
+)
+def test_what_a_guest_needs(told: Told, tmp_path: Path) -> None:
+    packages = {entry.name: entry for entry in ACCOUNTS}
+    files = tmp_path / "files"
+    unit = files / "etc/systemd/system/my.service"
+
+    def layer(packages: dict[str, Entry]) -> Layer:
+        return guest_layer(Guest("guest", enable={"multi-user.target": ("my.service",)}), files, packages, "")
+
+    def add() -> None:
+        unit.parent.mkdir(parents=True)
+        unit.touch()
+
+    told.mended(lambda: layer(packages), add)
+    # The files of that package.
+    told.instead(lambda: layer({}), lambda: layer(packages))

@@ -1,0 +1,264 @@
+"""Hints about launching: VM configs and their files, ports, memory, QEMU, bundles."""
+
+import dataclasses
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sevsnp.attestation.id_block import read_identity
+from sevsnp.e2e import free_port
+from sevsnp.images.adopted_modules import kernel_modules
+from sevsnp.images.kernel_modules import ModuleTree
+from sevsnp.vm.config import read_vm_config
+from sevsnp.vm.fixed import check_fixed
+from sevsnp.vm.plain import run_plain
+from sevsnp.vm.qemu import RunOptions, check_files, check_options, check_version
+from tests.conftest import Built
+from tests.remedies.table import Told, failure, remedies
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
+CONFIG = "build/verity/vm-config-verity.emulated.toml"
+
+
+def options(checkout: Built, **changes: object) -> RunOptions:
+    made = RunOptions(checkout.qemu, 1 << 30, free_port(), free_port(), checkout.build / "run" / "hints")
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+@remedies("sevsnp.vm.config", "make one with: {}", "./doitw setup_{}")
+def test_no_vm_config(told: Told, checkout: Built) -> None:
+    path = checkout.project / CONFIG
+    path.unlink()
+    told.mends(lambda: read_vm_config(path))
+
+
+@remedies("sevsnp.vm.config", "give the file that setup_{} wrote: VM_CONFIG=build/{}/vm-config-{}.toml")
+def test_a_bundle_s_launch_file(told: Told, checkout: Built) -> None:
+    hint = told.hint(lambda: read_vm_config(checkout.build / "host-bundle" / "launch.toml").require_reference())
+    read_vm_config(checkout.project / hint.rpartition("VM_CONFIG=")[2]).require_reference()
+
+
+@remedies("sevsnp.vm.fixed", "make a new VM config: {} {}={}", "make the VM config again: ./doitw setup_{}")
+def test_what_a_vm_config_has_fixed(told: Told, checkout: Built) -> None:
+    path = checkout.project / CONFIG
+    told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 3}))
+    told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 0}))
+    cmdline = checkout.build / "verity" / "cmdline.emulated"
+    replace(cmdline, cmdline.read_bytes().replace(b"sevsnp.writable=", b"sevsnp.nothing="))
+    told.mends(lambda: check_fixed(read_vm_config(path), {"WRITABLE": "overlay"}))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """What was built is hard-linked to what other tests use."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+@remedies("sevsnp.vm.qemu", "make it again with: ./doitw setup_{}")
+def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
+    def check() -> None:
+        check_files(read_vm_config(checkout.project / CONFIG).launch)
+
+    (checkout.build / "verity" / "hash-tree.img").unlink()
+    told.mends(check)
+    tree = checkout.build / "verity" / "hash-tree.img"
+    replace(tree, bytes(tree.stat().st_size))
+    told.mends(check)
+
+
+def make_id_block(told: Told, checkout: Built) -> Path:
+    """Signed VM configs of the verified guest; their directory."""
+    made = told.shell("(umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem)")
+    assert made.returncode == 0
+    assert told.doitw("idblock:verity", "ID_KEY=key.pem", "AUTHOR_KEY=key.pem").returncode == 0
+    return checkout.build / "verity" / "idblock"
+
+
+@needs_openssl
+@remedies("sevsnp.vm.qemu", "make it again with: ./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
+@remedies("sevsnp.vm.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
+def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
+    directory = make_id_block(told, checkout)
+    config = directory / Path(CONFIG).name
+    (directory / "id-block.emulated.base64").unlink()
+    told.mends(lambda: check_files(read_vm_config(config).launch), FILE="key.pem")
+    config.unlink()
+    told.mends(lambda: read_vm_config(config), FILE="key.pem")
+    shutil.rmtree(directory)
+
+
+@pytest.mark.full  # both workflows: it makes an encrypted volume
+@needs_openssl
+@remedies("sevsnp.attestation.id_block", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE")
+def test_an_id_block_for_qemu(told: Told, checkout: Built) -> None:
+    directory = make_id_block(told, checkout)
+    block, auth = directory / "id-block.emulated.base64", directory / "auth-block.emulated.base64"
+    block.unlink()
+    told.mends(lambda: read_identity(block, auth), FILE="key.pem")
+    shutil.rmtree(directory)
+
+
+def with_busy_port(checkout: Built, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        check_options(options(checkout, **{name: other.getsockname()[1]}))
+
+
+@remedies("sevsnp.vm.qemu", "take another one: {}={}", "take less: MEMORY=2G")
+def test_ports_and_memory(told: Told, checkout: Built) -> None:
+    for name in ("ssh_port", "attest_port"):
+        hint = told.hint(partial(with_busy_port, checkout, name))
+        setting, _, value = hint.rpartition(" ")[2].partition("=")
+        check_options(options(checkout, **{setting.lower(): int(value)}))
+    told.instead(
+        lambda: check_options(options(checkout, memory=1 << 60)),
+        lambda: check_options(options(checkout, memory=2 << 30)),
+    )
+
+
+@remedies("sevsnp.vm.qemu", "take a port above 1023: {}={}")
+def test_a_port_that_only_root_may_open(told: Told, checkout: Built) -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
+        pytest.skip("here every user may open every port")
+    hint = told.hint(lambda: as_nobody(lambda: check_options(options(checkout, ssh_port=1))))
+    as_nobody(lambda: check_options(options(checkout, ssh_port=int(hint.rpartition("=")[2]))))
+
+
+def as_nobody(action: Callable[[], object]) -> None:
+    """Do it as an ordinary user, in a child where this is root; its UserError is raised here."""
+    from sevsnp.errors import UserError
+
+    if os.geteuid():
+        action()
+        return
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        said = b"\0"
+        try:
+            action()
+        except UserError as error:
+            said = f"{error.message}\0{error.hint}".encode()
+        finally:
+            os.write(writer, said)
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        message, _, hint = stream.read().decode().partition("\0")
+    if message:
+        raise UserError(message, hint)
+
+
+@remedies(
+    "sevsnp.vm.qemu",
+    "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE",
+)
+def test_qemu(told: Told, checkout: Built) -> None:
+    hint = told.hint(lambda: check_version(checkout.qemu.with_name("nonsuch"), "emulated"))
+    checkout.qemu.unlink()
+    assert told.hint(lambda: check_version(checkout.qemu, "emulated")) == hint
+    told.obey(hint.partition(";")[0])
+    check_version(checkout.qemu, "emulated")
+    bundle = checkout.build / "host-bundle"
+    command = hint.rpartition(": ")[2].replace("FILE", f"'{checkout.qemu}'")
+    # Both ports the same: what is said once QEMU was found.
+    said = failure(lambda: told.shell(f"cd '{bundle}' && {command} --ssh-port 2222 --attest-port 2222"))
+    assert "expected two ports" in said
+
+
+@remedies("sevsnp.vm.host", "install QEMU 10 or newer, or say where it is: ./run --qemu FILE")
+def test_a_bundle_without_qemu(told: Told, checkout: Built) -> None:
+    bundle = checkout.build / "host-bundle"
+
+    def run(*words: str) -> Callable[[], object]:
+        return lambda: told.shell(f"cd '{bundle}' && ./run --ssh-port 2222 --attest-port 2222 {' '.join(words)}")
+
+    hint = told.hint(run("--qemu", "nonsuch"))
+    option = hint.partition("./run ")[2].replace("FILE", f"'{checkout.qemu}'")
+    assert "expected two ports" in failure(run(option))
+
+
+@remedies(
+    "sevsnp.vm.host",
+    "the owner makes one that can be emulated too with: ./doitw {} PLATFORM=auto",
+    "copy the bundle here again; the owner packs it with: ./doitw {}",
+)
+def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
+    bundle = checkout.build / "host-bundle"
+
+    def run() -> object:
+        ports = f"--ssh-port {free_port()} --attest-port {free_port()}"
+        # More memory than there is: what is said when all else is well.
+        return told.shell(f"cd '{bundle}' && ./run --platform emulated --qemu '{checkout.qemu}' {ports} --memory 4000G")
+
+    assert "take less: --memory 2G" in failure(run)
+    assert told.doitw("host_bundle", "PLATFORM=snp").returncode == 0
+    told.obey(told.hint(run))
+    replace(bundle / "vmlinuz", b"damaged")
+    hint = told.hint(run)
+    shutil.rmtree(bundle)
+    told.obey(hint)
+    assert "take less: --memory 2G" in failure(run)
+
+
+@remedies(
+    "sevsnp.vm.plain",
+    "make one with: ./doitw create_new_vm",
+    "run: ./doitw unpack_kernel",
+    "run: ./doitw _firmware",
+    "give another one: IMAGE=FILE",
+)
+def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
+    image = checkout.build / "guest" / "sevsnptest.qcow2"
+    kernel, firmware = checkout.build / "kernel" / "vmlinuz", checkout.build / "firmware" / "OVMF.fd"
+
+    def run(disk: Path = image) -> None:
+        run_plain(
+            mode="direct", image=disk, own_image=disk == image, firmware=firmware, kernel=kernel,
+            initrd=checkout.build / "nonsuch", launch={}, platform="emulated", options=options(checkout),
+            identity=checkout.keys.user_private, name="guest",
+        )  # fmt: skip
+
+    told.hint(lambda: run(checkout.project / "nonsuch.qcow2"))
+    for file in (image, kernel, firmware):
+        file.unlink()
+        told.obey(told.hint(run))
+    with pytest.raises(KeyError, match="PRODUCT"):  # past them all, to the launch that nobody gave
+        run()
+
+
+@remedies("sevsnp.images.kernel_modules", "run: ./doitw unpack_kernel")
+@remedies("sevsnp.images.adopted_modules", "run: ./doitw unpack_kernel")
+def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
+    kernel = checkout.build / "kernel"
+    release = (kernel / "version").read_text().strip()
+    modules = kernel / "lib" / "modules" / release
+    shutil.rmtree(modules)
+    told.mends(lambda: ModuleTree(modules))
+    shutil.rmtree(modules)
+    told.mends(lambda: kernel_modules(kernel / "version", checkout.tools, tmp_path / "scratch"))
+
+
+@remedies(
+    "sevsnp.firmware.gate",
+    "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT",
+    "use the project's own firmware: leave FIRMWARE away",
+)
+def test_a_firmware_of_one_s_own(told: Told, checkout: Built) -> None:
+    stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
+    refused = ("setup_verity", f"FIRMWARE={stock}", "FIRMWARE_REASON=no reason makes up for it")
+    told.instead(lambda: told.doitw(*refused), lambda: told.doitw("setup_verity"))
+    other = checkout.project / "other.fd"
+    data = bytearray(stock.read_bytes())
+    data[16] ^= 1
+    other.write_bytes(data)
+    words = ("setup_verity", "FIRMWARE=other.fd")
+    told.instead(lambda: told.doitw(*words), lambda: told.doitw(*words, "FIRMWARE_REASON=for a test"))
+    told.instead(lambda: told.doitw(*words), lambda: told.doitw("setup_verity"))
+    other.unlink()

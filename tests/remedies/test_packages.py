@@ -1,0 +1,94 @@
+"""Hints about packages: lists and the lock, mirrors, downloads; against an archive that is made here."""
+
+from pathlib import Path
+
+import pytest
+
+from sevsnp.packages import sources
+from sevsnp.packages.fetch import fetch
+from sevsnp.packages.lock import Package, read_lock
+from sevsnp.packages.pipeline import packages_lock
+from sevsnp.packages.sources import Sources
+from sevsnp.packages.tree import make_release
+from tests.pipeline.debian_repository import Repository, Server, as_package
+from tests.pipeline.test_packages import archive, from_server, lock_sets, make_set, no_proxy, served
+from tests.remedies.table import Told, remedies
+
+__all__ = ["archive", "no_proxy", "served"]
+Archive = tuple[Repository, Repository]
+
+
+@remedies("sevsnp.packages.lock", "run: ./doitw packages_lock")
+def test_a_lock_that_is_older_than_its_lists(told: Told, archive: Archive, tmp_path: Path) -> None:
+    path = tmp_path / "packages.lock"
+    wanted = [make_set("tools", "tool", "scripts")]
+
+    def lock() -> None:
+        """What the task packages_lock does, with another archive and its key."""
+        lock_sets(archive, path, *wanted)
+
+    told.mended(lambda: read_lock(path), lock)
+    lock_sets(archive, path, make_set("tools", "tool"))
+    told.mended(lambda: read_lock(path).check(wanted), lock)
+    path.write_text("damaged")
+    told.mended(lambda: read_lock(path), lock)
+
+
+@remedies(
+    "sevsnp.packages.resolve",
+    "mend the list in {}, or choose another MIRROR",
+    "name the package that provides it",
+    "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
+)
+def test_lists_and_mirrors(told: Told, archive: Archive, tmp_path: Path) -> None:
+    def lock(name: str) -> None:
+        lock_sets(archive, tmp_path / "packages.lock", make_set("tools", name))
+
+    told.instead(lambda: lock("no-such-thing"), lambda: lock("tool"))
+    told.instead(lambda: lock("service"), lambda: lock("provider"))
+    main, _ = archive
+
+    def lock_from(uri: str) -> None:
+        lists = [make_set("tools", "tool")]
+        found = Sources(uri, "", "test")
+        packages_lock(sets=lists, sources=found, output=tmp_path / "packages.lock", keyring=main.keyring)
+
+    told.instead(lambda: lock_from(f"file:{tmp_path}"), lambda: lock_from(main.uri))
+
+
+@remedies("sevsnp.packages.sources", "set MIRROR to the URI of a Debian mirror")
+def test_no_mirror_is_known(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a machine whose apt has no source, and whose mmdebstrap names none.
+    monkeypatch.setattr(sources, "_from_host", lambda: ("", ""))
+    monkeypatch.setattr(sources, "run", lambda *_, **__: b"")
+    told.instead(sources.find_sources, lambda: sources.find_sources("http://127.0.0.1:9/debian"))
+
+
+@remedies("sevsnp.packages.fetch", "check the network, the proxy settings or MIRROR", "set CACHE_DIR")
+@remedies("sevsnp.packages.fetch", "try again; if it stays so, choose another MIRROR")
+def test_downloads(told: Told, served: tuple[Server, Package, Path], tmp_path: Path) -> None:
+    server, package, cache = served
+    nobody = Sources("http://127.0.0.1:9/debian", "", "test")
+    told.instead(
+        lambda: fetch([package], cache_dir=cache, sources=lambda: nobody),
+        lambda: fetch([package], cache_dir=cache, sources=from_server(server)),
+    )
+    told.instead(  # nobody can make anything in /proc
+        lambda: fetch([package], cache_dir=Path("/proc/cache"), sources=from_server(server)),
+        lambda: fetch([package], cache_dir=tmp_path / "cache", sources=from_server(server)),
+    )
+    other = tmp_path / "other"
+    server.answers[package.deb] = server.answers[package.deb.replace("+", "%2B")] = b"damaged"
+    told.mended(lambda: fetch([package], cache_dir=other, sources=from_server(server)), server.answers.clear)
+
+
+@remedies("sevsnp.packages.tree", "name libc6, or a package that depends on it")
+def test_tools_without_a_loader(told: Told, archive: Archive, tmp_path: Path) -> None:
+    main, _ = archive
+    debs = {name: next(main.root.rglob(f"{name}_*.deb")) for name in ("scripts", "lib+a")}
+
+    def make(*names: str) -> None:
+        tools = {as_package(debs[name]): debs[name] for name in names}
+        make_release(tools=tools, firmware={}, kernels={}, output=tmp_path / "release")
+
+    told.instead(lambda: make("scripts"), lambda: make("scripts", "lib+a"))  # which has it in this archive

@@ -193,6 +193,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
 # fmt: on
 SETTINGS: tuple[Setting, ...] = tuple(setting for _, settings in GROUPS for setting in settings)
 
+NAMES = tuple(setting.name for setting in SETTINGS)
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 

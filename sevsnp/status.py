@@ -1,12 +1,13 @@
 """`status`: what is built and current, which guests run, and what comes next."""
 
-import subprocess
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sevsnp.errors import UserError
+from sevsnp.command import run
 from sevsnp.guests import Guest, all_guests, words_of
+from sevsnp.settings import NAMES
 
 # What a user builds, in the pipeline's order, and what is there once it is built.
 BUILT = {
@@ -20,12 +21,12 @@ BUILT = {
 _WORDS = {"U": "current", "R": "not built, or out of date", "E": "cannot be built", "I": "ignored"}
 
 
-def status(*, runs: Path) -> None:
-    """Print it. Raises UserError where doit cannot say what is up to date."""
+def status(*, runs: Path, words: Sequence[str]) -> None:
+    """Print it, for the settings ``words`` of this run. Raises UserError where doit cannot say what is up to date."""
     from rich.console import Console
     from rich.table import Table
 
-    letters = _letters()
+    letters = _letters(words)
     screen = Console()
     table = Table("what", "task", "state", title="built", title_justify="left", box=None, pad_edge=False)
     for name, what in BUILT.items():
@@ -49,41 +50,33 @@ def _guests(guests: Iterable[Guest]) -> object:
     table = Table("name", "workflow", "platform", "ssh", "evidence", "process", "since", "attested",
                   title="guests", title_justify="left", box=None, pad_edge=False)  # fmt: skip
     for guest in guests:
-        run = guest.require()
-        platform = f"[yellow]{run.platform}[/]" if run.platform == "emulated" else run.platform
-        ports = (str(run.ssh_port), str(run.attest_port) if run.workflow != "plain" else "")
-        attested = guest.attested() or ("no" if run.workflow != "plain" else "")
-        table.add_row(guest.name, run.workflow, platform, *ports, str(run.pid), run.started, attested)
+        found = guest.require()
+        platform = f"[yellow]{found.platform}[/]" if found.platform == "emulated" else found.platform
+        ports = (str(found.ssh_port), str(found.attest_port) if found.workflow != "plain" else "")
+        attested = guest.attested() or ("no" if found.workflow != "plain" else "")
+        table.add_row(guest.name, found.workflow, platform, *ports, str(found.pid), found.started, attested)
     return table
 
 
 def _next(letters: dict[str, str], guests: list[Guest]) -> list[str]:
     lines = []
     for guest in guests:
-        run = guest.require()
-        if run.workflow == "plain":
+        found = guest.require()
+        if found.workflow == "plain":
             continue
         if guest.attested():
             lines.append(f"./doitw ssh NAME={guest.name}")
         else:
-            lines.append(f"./doitw attest_{run.workflow}{words_of(guest.name, run.workflow, run.platform)}")
+            lines.append(f"./doitw attest_{found.workflow}{words_of(guest.name, found.workflow, found.platform)}")
     if not guests:
         ready = [name for name in ("verity", "luks") if letters.get(f"setup_{name}") == "U"]
         lines += [f"./doitw run_sev_snp_{name}" for name in ready] or ["./doitw setup_verity"]
     return lines
 
 
-def _letters() -> dict[str, str]:
+def _letters(words: Sequence[str]) -> dict[str, str]:
     """doit's own word on each task: U for up to date, R where something is to be made, E where it cannot be."""
-    done = subprocess.run(
-        [sys.executable, "-m", "doit", "list", "--all", "--status"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"doit list --status: exit code {done.returncode}\n{(done.stderr or done.stdout)[-1000:]}")
-    rows = (line.split() for line in done.stdout.splitlines())
+    settings = {name: os.environ[name] for name in NAMES if name in os.environ}
+    said = run([sys.executable, "-m", "doit", "list", "--all", "--status", *words], env=settings).decode()
+    rows = (line.split() for line in said.splitlines())
     return {words[1]: words[0] for words in rows if len(words) > 1 and words[0] in "UREI-"}

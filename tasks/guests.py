@@ -3,7 +3,7 @@
 from typing import Any
 
 from tasks.graph import Task, command
-from tasks.project import RUN, settings
+from tasks.project import RUN, given_words, settings
 
 
 def _of_guest(function: str, **arguments: Any) -> Task:
@@ -16,7 +16,7 @@ def task_status() -> Task:
     For each guest that runs on this machine: its name, workflow, platform and ports, the process that ends with it,
     since when it runs, and when it was attested.
     """
-    return command("sevsnp.status:status", runs=RUN)
+    return command("sevsnp.status:status", runs=RUN, words=given_words())
 
 
 def task_logs() -> Task:

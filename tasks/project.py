@@ -156,11 +156,16 @@ def detached() -> bool:
     return is_detached()
 
 
+def given_words() -> list[str]:
+    """The settings on the command line of this run, as words."""
+    return [f"{name}={text}" for name, text in command_line_words(sys.argv[1:]).items()]
+
+
 def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = (), **arguments: Any) -> Task:
     """The task that launches a guest, usually called ``usual``: here, or with DETACH=yes in a process of its own."""
     name = guest_name(usual)
     if settings().text("DETACH") == "yes" and not detached():
-        words = [f"{each}={text}" for each, text in command_line_words(sys.argv[1:]).items() if each != "DETACH"]
+        words = [word for word in given_words() if not word.startswith("DETACH=")]
         return command("sevsnp.detach:run_detached", needs=needs, task=task, words=words, state=RUN / name, name=name)
     return command(function, launches=True, needs=needs, options=run_options(usual), name=name, **arguments)
 

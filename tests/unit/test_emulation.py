@@ -130,6 +130,7 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
 
 ALLOWED = {
     "sevsnp.errors",
+    "sevsnp.template",
     "sevsnp.vm.cmdline",
     "sevsnp.vm.config",
     "sevsnp.emulation.report_encoder",

@@ -8,6 +8,7 @@ from tests.unit.test_house_rules import python_files, relative
 # Everything else goes through sevsnp.command.spawned, run or run_attached.
 MAY_START = {
     "sevsnp/command.py": "the one place; and the guardian, which nothing can guard",
+    "sevsnp/detach.py": "a guest that the user wants to outlive the command; `stop` ends it",
     "sevsnp/images/own_mounts.py": "becomes the program that sevsnp.command has started it for",
     "sevsnp/taken_key.py": "becomes itself anew, before anything is loaded, and starts nothing",
     "sevsnp/vm/qemu.py": "QEMU, in host bundles too, where there is only the standard library; it dies with its parent",

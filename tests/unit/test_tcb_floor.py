@@ -149,4 +149,4 @@ def test_an_id_blocks_vm_config_is_made_by_another_command(tmp_path: Path) -> No
     (tmp_path / "idblock").mkdir()
     source = written(tmp_path / "idblock", None)
     wanted = verify.Expected.of(read_vm_config(source), REPORT_DATA)
-    assert wanted.made_by == "./doitw idblock:verity ID_KEY=FILE AUTHOR_KEY=FILE"
+    assert wanted.made_by == "./doitw idblock:verity ID_KEY=FILE"

@@ -62,7 +62,7 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
         found.ran.append(named)
 
     monkeypatch.setattr(volume_guest, "run_workflow", run)
-    monkeypatch.setattr(volume_guest, "attest_luks", lambda **named: found.attested.append(named))
+    monkeypatch.setattr(volume_guest, "luks", lambda **named: found.attested.append(named))
     return found
 
 

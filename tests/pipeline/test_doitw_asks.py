@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import doitw, greeting, made_venv, make_project
-from tests.processes import ends_with_us
+from tests.pipeline.doitw_tools import Tools, doitw, greeting, made_venv, make_project
+from tests.processes import AS_NOBODY, ends_with_us
 from tests.waiting import NET
 
 
@@ -71,3 +71,21 @@ def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
         lock.write("# changed\n")
     assert made_venv(program) and not list((program.parent / ".venv").rglob("iniconfig"))
     assert added()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
+def test_another_user_s_checkout_is_one_line(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "project")
+    (program.parent / ".venv").mkdir()
+    os.chown(program.parent, 65534, 65534)
+    done = subprocess.run([*AS_NOBODY, program, "list"], capture_output=True, text=True, check=False, timeout=60)
+    remedy = f"chown -R nobody: '{program.parent}'"
+    assert (done.returncode, done.stderr) == (
+        1, f"doitw: {program.parent}/.venv cannot be written by nobody; as root, run: {remedy}\n"
+    )  # fmt: skip
+    # The remedy works: it comes as far as the next thing that is missing here, a Python that this user may run.
+    subprocess.run(["sh", "-c", remedy], check=True, timeout=60)
+    tools = Tools(tmp_path / "tools")
+    words = [*AS_NOBODY, "env", f"PATH={tools.folder}", program, "list"]
+    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert again.stderr.startswith("doitw: found no python3")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 # Before a command that root's test runs as another user; Python may be where only root may read.
-AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+AS_NOBODY: tuple[str, ...] = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 AS_NOBODY += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 
 

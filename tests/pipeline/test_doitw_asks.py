@@ -13,12 +13,16 @@ from tests.processes import AS_NOBODY, ends_with_us
 from tests.waiting import NET
 
 
-def on_a_terminal(program: Path, *words: str, answer: str) -> tuple[int, str]:
+def on_a_terminal(program: Path, *words: str | Path, answer: str) -> tuple[int, str]:
     """doitw as somebody calls it who types ``answer``; its exit code, and all that is to be seen."""
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode())
     process = subprocess.Popen(
-        ends_with_us(program, *words), cwd=program.parent, stdin=theirs, stdout=theirs, stderr=theirs
+        ends_with_us(*([] if "env" in words else [program]), *words),
+        cwd=program.parent,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     seen = b""
@@ -46,6 +50,20 @@ def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> N
     assert "go on?" not in on_a_terminal(program, "list", answer="")[1]  # control: once is enough
     code, seen = on_a_terminal(make_project(tmp_path / "does not"), "setup_hello", answer="")
     assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
+
+
+def test_what_changes_the_machine_is_asked_for_whatever_the_task(tmp_path: Path) -> None:
+    tools = Tools(tmp_path / "tools")
+    tools.add("python3", 'case "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac')
+    tools.add("id", "echo 0")
+    tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
+    program = make_project(tmp_path / "project")
+    words = ("env", f"PATH={tools.folder}", program, "setup_hello")
+    code, seen = on_a_terminal(program, *words, answer="n\n")
+    assert code == 1 and "the apt package python3-venv, for this machine" in seen and "go on? [Y/n]" in seen
+    assert not (tools.folder / "log").exists()
+    code, seen = on_a_terminal(program, *words, answer="y\n")
+    assert code == 1 and "apt-get update" in (tools.folder / "log").read_text()
 
 
 def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
@@ -86,6 +104,6 @@ def test_another_user_s_checkout_is_one_line(tmp_path: Path) -> None:
     # The remedy works: it comes as far as the next thing that is missing here, a Python that this user may run.
     subprocess.run(["sh", "-c", remedy], check=True, timeout=60)
     tools = Tools(tmp_path / "tools")
-    words = [*AS_NOBODY, "env", f"PATH={tools.folder}", program, "list"]
+    words: list[str | Path] = [*AS_NOBODY, "env", f"PATH={tools.folder}", program, "list"]
     again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert again.stderr.startswith("doitw: found no python3")

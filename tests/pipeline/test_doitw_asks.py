@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import doitw, greeting, made_venv, make_project
-from tests.processes import ends_with_us
+from tests.pipeline.doitw_tools import Tools, doitw, greeting, made_venv, make_project
+from tests.processes import AS_NOBODY, ends_with_us
 from tests.waiting import NET
 
 
-def on_a_terminal(program: Path, *words: str, answer: str) -> tuple[int, str]:
+def on_a_terminal(program: Path, *words: str | Path, answer: str) -> tuple[int, str]:
     """doitw as somebody calls it who types ``answer``; its exit code, and all that is to be seen."""
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode())
     process = subprocess.Popen(
-        ends_with_us(program, *words), cwd=program.parent, stdin=theirs, stdout=theirs, stderr=theirs
+        ends_with_us(*([] if "env" in words else [program]), *words),
+        cwd=program.parent,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     seen = b""
@@ -48,6 +52,20 @@ def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> N
     assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
 
 
+def test_what_changes_the_machine_is_asked_for_whatever_the_task(tmp_path: Path) -> None:
+    tools = Tools(tmp_path / "tools")
+    tools.add("python3", 'case "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac')
+    tools.add("id", "echo 0")
+    tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
+    program = make_project(tmp_path / "project")
+    words = ("env", f"PATH={tools.folder}", program, "setup_hello")
+    code, seen = on_a_terminal(program, *words, answer="n\n")
+    assert code == 1 and "the apt package python3-venv, for this machine" in seen and "go on? [Y/n]" in seen
+    assert not (tools.folder / "log").exists()
+    code, seen = on_a_terminal(program, *words, answer="y\n")
+    assert code == 1 and "apt-get update" in (tools.folder / "log").read_text()
+
+
 def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
     program = make_project(tmp_path / "project")
     made_venv(program)
@@ -71,3 +89,21 @@ def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
         lock.write("# changed\n")
     assert made_venv(program) and not list((program.parent / ".venv").rglob("iniconfig"))
     assert added()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
+def test_another_user_s_checkout_is_one_line(tmp_path: Path) -> None:
+    program = make_project(tmp_path / "project")
+    (program.parent / ".venv").mkdir()
+    os.chown(program.parent, 65534, 65534)
+    done = subprocess.run([*AS_NOBODY, program, "list"], capture_output=True, text=True, check=False, timeout=60)
+    remedy = f"chown -R nobody: '{program.parent}'"
+    assert (done.returncode, done.stderr) == (
+        1, f"doitw: {program.parent}/.venv cannot be written by nobody; as root, run: {remedy}\n"
+    )  # fmt: skip
+    # The remedy works: it comes as far as the next thing that is missing here, a Python that this user may run.
+    subprocess.run(["sh", "-c", remedy], check=True, timeout=60)
+    tools = Tools(tmp_path / "tools")
+    words: list[str | Path] = [*AS_NOBODY, "env", f"PATH={tools.folder}", program, "list"]
+    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert again.stderr.startswith("doitw: found no python3")

@@ -56,6 +56,7 @@ class Connections:
                 headers={"User-Agent": "openend2e-sevsnp", "Accept-Encoding": "identity", **headers},
                 timeout=TIMEOUT,
                 retries=False,
+                redirect=False,  # urllib3 would read the whole body of each, however long
                 preload_content=False,
                 decode_content=False,
             )

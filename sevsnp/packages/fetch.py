@@ -137,7 +137,8 @@ class _Run:
         for place in places:
             with suppress(DroppedError):
                 return download(package, place, path, self._meter)
-        dropped = f"{package.name} {package.version}: the mirror dropped this version"
+        pinned = self._snapshots.pinned(package) if self._snapshots else ""
+        dropped = f"{package.name} {package.version}{pinned}: the mirror dropped this version"
         bases = self._snapshots.bases(package, sources) if self._snapshots else []
         advice = f"{REFRESH}{self._snapshots.advice(sources) if self._snapshots else ''}"
         for base in bases:

@@ -126,7 +126,7 @@ def locked_files(
         progress=progress,
     )
     if snapshots.served and note:
-        note(f"{len(snapshots.served)} that the mirror has dropped, from the snapshot mirror")
+        note(f"{len(snapshots.served)} of them, which the mirror dropped, from the snapshot mirror")
     return files
 
 

@@ -50,6 +50,11 @@ class Snapshots:
             found += [base.replace(TIME, time) for time in times] if TIME in base else [base]
         return found
 
+    def pinned(self, package: Package) -> str:
+        """When ``package`` was pinned, to follow its version in a message."""
+        dates = self._lock.dates(package)
+        return f" (pinned {dates[-1][:10]})" if dates else ""
+
     def advice(self, sources: Sources) -> str:
         """What else a user can do about a version that is nowhere; empty where a snapshot mirror was given."""
         if self._setting or sources.archive:

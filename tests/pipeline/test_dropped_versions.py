@@ -150,7 +150,9 @@ def test_what_this_machine_s_apt_knows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UserError, match="the mirror dropped this version") as caught:  # control: it knows nothing
+    with pytest.raises(
+        UserError, match=r"tool 1.0 \(pinned 2026-01-30\): the mirror dropped this version"
+    ) as caught:  # control: it knows nothing
         get(package, empty, tmp_path / "one")
     assert 'in config.yaml: snapshot_mirror: "https://HOST' in caught.value.hint
     configure_apt(monkeypatch, tmp_path, **known(snapshot))
@@ -332,7 +334,7 @@ def test_mirror_takes_the_archive(two: dict[Package, Path], tmp_path: Path) -> N
         package: path.read_bytes() for package, path in two.items()
     }
     lacking = pinned(content(5, 1000), "lacking")
-    with pytest.raises(UserError, match=f"lacking 1.0: .* {archive} has it no longer") as caught:
+    with pytest.raises(UserError, match=f"lacking 1.0 .pinned 2026-01-30.: .* {archive} has it no longer") as caught:
         locked_files(lock_of(lacking), [lacking], cache_dir=tmp_path / "cache", mirror=str(archive))
     assert caught.value.hint == "run: doit packages_lock"
 

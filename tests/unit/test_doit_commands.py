@@ -170,3 +170,12 @@ def test_info_says_why(project: Path) -> None:
 def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
     said = doit(project, "info", *words)
     assert "expected the name of one task" in said and "./doitw list" in said
+
+
+def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:
+    dodo = project / "dodo.py"
+    dodo.write_text(dodo.read_text().replace("adopt()", "adopt(lambda: ['a disk: boot it: COMMAND'])"))
+    doit(project, "go")
+    assert "left: a disk: boot it: COMMAND\n" in doit(project, "clean", "--dry-run")
+    assert "left: " not in doit(project, "clean", "both"), "only one who removes everything has to know"
+    assert doit(project, "clean").endswith("left: a disk: boot it: COMMAND\n")

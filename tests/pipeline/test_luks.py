@@ -227,6 +227,11 @@ def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
     assert any(b"make_verity_root" in path.read_bytes() for path in entries)
 
 
+def written_at(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(made: Built, tmp_path: Path) -> None:
     """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
     setup(made)
@@ -234,12 +239,12 @@ def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(made: Built, tmp
     source = Source(made.build / "luks", made.build / "luks")
     written = Volume.of(tmp_path / "data", source.uuid)
     written.make(source)
-    before = {path: path.stat() for path in written.path.rglob("*")}
+    before = {path: written_at(path) for path in written.path.rglob("*")}
     done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", DATA_DIR=data)
     assert "luks image" in ran(done.stdout)
     replaced = source.uuid
     assert replaced != written.uuid and luks_key.key_path(made.config_dir, replaced).exists()
-    assert {path: path.stat() for path in written.path.rglob("*")} == before
+    assert {path: written_at(path) for path in written.path.rglob("*")} == before
     assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE}", DATA_DIR=data).stdout)
     assert not {replaced} & set(luks_key.known_volumes(made.config_dir))
     assert luks_key.key_path(made.config_dir, written.uuid).exists()
@@ -289,14 +294,14 @@ def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(made: Buil
             "once is enough"
         )
         # A newer kernel command line, without build/luks: the volume gets it, and only it.
-        image = volume.image.stat()
+        image = written_at(volume.image)
         done = made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data)
         assert "boots with what is built now" in done.stdout
         for name in CONFIGS:
             launch = read_vm_config(volume.path / name).launch
             check_files(launch, disks=False)
             assert "sevsnp.reports=open" in launch.cmdline.path.read_text()
-        assert volume.image.stat() == image and luks_key.key_path(config, volume.uuid).exists()
+        assert written_at(volume.image) == image and luks_key.key_path(config, volume.uuid).exists()
         assert "nothing to do" in made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data).stdout
     finally:
         aside.rename(made.build / "luks")

@@ -321,3 +321,12 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
     text = doit(guided, "help", "doitw")
     assert "./doitw setup_verity" in text and "remove what was built" in text
     assert {line.split()[0] for line in text.splitlines()[-10:]} >= {"run", "clean", "info", "forget", "list"}
+
+
+def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:
+    dodo = project / "dodo.py"
+    dodo.write_text(dodo.read_text().replace("adopt()", "adopt(lambda: ['a disk: boot it: COMMAND'])"))
+    doit(project, "go")
+    assert "left: a disk: boot it: COMMAND\n" in doit(project, "clean", "--dry-run")
+    assert "left: " not in doit(project, "clean", "both"), "only one who removes everything has to know"
+    assert doit(project, "clean").endswith("left: a disk: boot it: COMMAND\n")

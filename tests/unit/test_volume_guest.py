@@ -101,6 +101,19 @@ def test_the_first_run_makes_the_directory_and_the_next_finds_it(
     assert volume.image.read_bytes() == b"what the guest wrote"
 
 
+def test_what_update_luks_made_stays_until_setup_luks_makes_something_else(ground: Ground, tmp_path: Path) -> None:
+    source = make_source(ground.build)
+    volume = ground.run()
+    newer = make_source(tmp_path / "newer")
+    with_floor(newer)
+    assert volume.refresh(newer, taken=source.digest())
+    ground.run()
+    assert read_vm_config(volume.path / CONFIGS[0]).require_reference().minimum_tcb == "any"
+    another_guest(source)
+    ground.run()
+    assert read_vm_config(volume.path / CONFIGS[0]).require_reference().minimum_tcb != "any"
+
+
 def test_another_one_is_started_beside_it_and_says_so(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     make_source(ground.build, 1)
     ground.run()

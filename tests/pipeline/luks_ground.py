@@ -128,7 +128,7 @@ def make_venv(project: Path) -> None:
     doit = venv / "bin" / "doit"
     # As pip writes it: the kernel would end the name of an interpreter at a blank.
     start = f"""#!/bin/sh
-'''exec' "{venv / 'bin' / 'python'}" "$0" "$@"
+'''exec' "{venv / "bin" / "python"}" "$0" "$@"
 ' '''
 """
     doit.write_text(f"{start}import sys\n\nfrom doit.__main__ import main\n\nsys.exit(main())\n")

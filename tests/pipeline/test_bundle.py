@@ -249,8 +249,7 @@ def test_a_qemu_that_fails_is_said_with_its_words(bundle: Path, tmp_path: Path) 
 def test_ports_in_use(bundle: Path, path: Path, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        said = refused(bundle, path, option, str(port))
-    assert f"{option} {port}: in use on 127.0.0.1" in said and f"take another one: {option} " in said
+        assert f"{option} {port}: in use on 127.0.0.1" in refused(bundle, path, option, str(port))
 
 
 BAD_ARGUMENTS = {
@@ -281,8 +280,7 @@ def test_a_changed_file(bundle: Path, path: Path) -> None:
     data = kernel.read_bytes()
     try:
         kernel.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        said = refused(bundle, path)
-        assert f"{kernel}: found SHA-256 " in said and "copy the bundle here again" in said
+        assert f"{kernel}: found SHA-256 " in refused(bundle, path)
         kernel.unlink()
         assert f"{kernel}: no such file" in refused(bundle, path)
     finally:

@@ -325,7 +325,7 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
 
 def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:
     dodo = project / "dodo.py"
-    dodo.write_text(dodo.read_text().replace("adopt()", "adopt(lambda: ['a disk: boot it: COMMAND'])"))
+    dodo.write_text(dodo.read_text().replace("adopt()", "adopt(left=lambda: ['a disk: boot it: COMMAND'])"))
     doit(project, "go")
     assert "left: a disk: boot it: COMMAND\n" in doit(project, "clean", "--dry-run")
     assert "left: " not in doit(project, "clean", "both"), "only one who removes everything has to know"

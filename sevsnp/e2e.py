@@ -219,7 +219,7 @@ def e2e(
             try:
                 workflows[workflow] = _verity(attempt) if workflow == "verity" else run_luks(attempt, **luks)
             except UserError as error:
-                raise UserError(error.message, f"{error.hint}\n  logs and evidence: {there}".strip()) from error
+                raise UserError(f"{error.message}\nlogs and evidence: {there}", error.hint) from error
     taken = {stage: round(seconds, 3) for stage, seconds, _ in stages.rows}
     document = {"platform": name, "workflows": workflows, "timings": taken}
     write_atomic(results, json.dumps(document, indent=2) + "\n")

@@ -92,7 +92,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("GUEST_SVN", integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295",
                 "security version number of the guest, likewise"),
         Setting("ID_KEY", text, "", "a path to a P-384 private key in PEM",
-                "P-384 private key that signs an ID block for the guest (doit idblock); empty: it has none"),
+                "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none"),
         Setting("AUTHOR_KEY", text, "", "a path to a P-384 private key in PEM",
                 "P-384 private key that signs the ID key; empty: the ID block has none, which some firmware refuses"),
         Setting("FIRMWARE", text, "", "a path to an OVMF built from OvmfPkg/AmdSev",

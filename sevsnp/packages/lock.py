@@ -17,7 +17,7 @@ DEBIAN = "debian"
 SECURITY = "debian-security"
 ARCHIVES = (DEBIAN, SECURITY)
 FORMAT = 2
-REFRESH = "run: doit packages_lock"
+REFRESH = "run: ./doitw packages_lock"
 
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
 _FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.deb")
@@ -86,7 +86,7 @@ class Lock:
     def check(self, wanted: Iterable[PackageSet]) -> None:
         """Refuse a lock that is older than the lists it was made from.
 
-        Raises :class:`UserError` that names the package, the list and ``doit packages_lock``.
+        Raises :class:`UserError` that names the package, the list and ``./doitw packages_lock``.
         """
         for asked in wanted:
             self.packages(asked.name)
@@ -223,5 +223,5 @@ def dump_lock(sets: Mapping[str, LockedSet]) -> str:
         table["packages"] = sorted(table["packages"], key=lambda package: package["name"])
         table["resolved"] = dict(sorted(table["resolved"].items()))
         tables[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
-    header = "# Made by `doit packages_lock` from the package lists; do not edit.\n"
+    header = "# Made by `./doitw packages_lock` from the package lists; do not edit.\n"
     return header + toml.dumps({"format": FORMAT, "sets": tables})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sevsnp.attestation.appraisal import Appraisal, Evidence
@@ -120,4 +121,4 @@ def read(directory: Path, *, emulated: bool) -> Conversation | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
-        raise UserError(f"{path}: not the evidence of an attestation: {error!r}", f"remove it: rm {path}") from None
+        raise UserError(f"{path}: not the evidence of an attestation: {error!r}", f"remove it: rm {quote(str(path))}") from None

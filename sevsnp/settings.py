@@ -255,7 +255,8 @@ class Settings:
 
 
 def _meant(name: str, known: Iterable[str], form: str) -> str:
-    return " ".join(filter(None, (did_you_mean(name, known, form), ALL_SETTINGS)))
+    meant = did_you_mean(name, known, form)
+    return f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS
 
 
 def render_config() -> str:

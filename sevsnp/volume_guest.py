@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sevsnp.attesting import luks
@@ -129,7 +130,7 @@ def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path
     note = note_earlier(earlier, chosen.path.parents[1])
     if chosen.uuid in note:
         raise UserError(f"{earlier}: the disk of this volume, written under an earlier release",
-                        f"go on with it: ./doitw adopt_luks IMAGE={earlier}")  # fmt: skip
+                        f"go on with it: ./doitw adopt_luks IMAGE={quote(str(earlier))}")  # fmt: skip
     if note:
         print(note, flush=True)
     generation = 0

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.errors import UserError
 from sevsnp.files import remove_tree, scratch_directory, sha256_file
@@ -246,8 +247,8 @@ def choose(data_dir: Path, source: Source, wanted: str, task: str) -> Volume:
         what = f"VOLUME={wanted}: {len(found)} volumes begin so, expected one"
     else:
         what = f"{source.directory}: no volume there, and {len(found)} in {data_dir / 'volumes'}: which one?"
-    commands = [f"./doitw {task} VOLUME={uuid}" for uuid in found or known]
-    raise UserError(what, "say it: " + "\n          ".join(commands))
+    commands = "\n          ".join(f"./doitw {task} VOLUME={uuid}" for uuid in found or known)
+    raise UserError(what, f"say it: {commands}")
 
 
 def left(data_dir: Path) -> list[str]:
@@ -281,7 +282,7 @@ def note_earlier(earlier: Path, data_dir: Path) -> str:
             return ""
     except (OSError, UserError):
         return ""
-    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={earlier}"
+    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={quote(str(earlier))}"
 
 
 def _taken(descriptor: int) -> bool:
@@ -308,7 +309,7 @@ def _room(path: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{path}: cannot be written: {error.strerror}; nothing was changed",
-            f"make room there, or set DATA_DIR to another disk: df -h {path.parent}",
+            f"make room there, or set DATA_DIR to another disk: df -h {quote(str(path.parent))}",
         ) from None
 
 

@@ -103,7 +103,7 @@ def main(argv: list[str], bundle: Path) -> int:
             )
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
-        told = told_of(launch.workflow, launch.platform, " HOST=…", another="run another one: ./run --state second")
+        told = told_of(launch.workflow, launch.platform, " HOST=…", hint="run another one: ./run --state second")
         run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
     except UserError as error:
         print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)

@@ -47,7 +47,7 @@ def run_guest(
     is the VM config that ``launch`` is of. The guest writes to the disk luks.img in ``volume``; without,
     to a copy in ``options.state``, which stays there.
     """
-    check_free(options.state, told.another)
+    check_free(options.state, told.hint)
     if check and launch.workflow != "luks":
         check_files(launch)
     options = check_options(options)
@@ -77,10 +77,12 @@ def another_guest(task: str, name: str) -> str:
     return f"run another one: ./doitw {task} NAME=second; or end this one: ./doitw stop NAME={name}"
 
 
-def told_of(workflow: str, platform: str, words: str = "", *, another: str) -> Told:
-    """What the user of a measured guest is told; ``words`` name the guest on the command line."""
+def told_of(workflow: str, platform: str, words: str = "", *, hint: str) -> Told:
+    """What the user of a measured guest is told; ``words`` name the guest on the command line, and
+    ``hint`` says how to run another one.
+    """
     emulated = "" if platform == "snp" else " PLATFORM=emulated"
-    return Told(another, f"./doitw attest_{workflow}{words}{emulated}", WAITING if workflow == "luks" else SWITCHING)
+    return Told(hint, f"./doitw attest_{workflow}{words}{emulated}", WAITING if workflow == "luks" else SWITCHING)
 
 
 def run_workflow(
@@ -113,7 +115,7 @@ def run_workflow(
     print(f"VM config {vm_config}", flush=True)
     launch = with_disks(config.launch, disks)
     words = "" if name == workflow else f" NAME={name}"
-    told = told_of(workflow, launch.platform, words, another=another_guest(f"run_sev_snp_{workflow}", name))
+    told = told_of(workflow, launch.platform, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
     run_guest(
         launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config, volume=volume
     )

@@ -22,12 +22,12 @@ _SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Told:
-    """What a guest's user is told: how to run ``another`` guest, the command that comes ``next``, and when.
+    """What a guest's user is told: in ``hint`` how to run another guest, the command that comes ``next``, and when.
 
     The firmware clears the screen, so it is told once more when the console has the line ``after``.
     """
 
-    another: str
+    hint: str
     next: str
     after: str
 
@@ -46,7 +46,7 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
         *([f"next, in a second terminal: {told.next}"] if told.next else []),
     ]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(options.state, replace(run, console=not options.terminal), told.another))
+        stack.enter_context(held(options.state, replace(run, console=not options.terminal), told.hint))
         options.serial_log.unlink(missing_ok=True)  # an earlier guest's, which this one's user would take for its own
         if not options.terminal:
             options = replace(options, console=stack.enter_context(_console(options.state)).fileno())

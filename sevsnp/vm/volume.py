@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.errors import UserError
 from sevsnp.files import scratch_directory
@@ -46,7 +47,7 @@ def measured_header(cmdline: str) -> tuple[int, str]:
 
 
 def _check(copy: Path, volume: Disk, launch: Launch) -> None:
-    hint = f"move it away, or remove it with all that the guest wrote there: rm {copy}"
+    hint = f"move it away, or remove it with all that the guest wrote there: rm {quote(str(copy))}"
     size, wanted = measured_header(read_cmdline(launch.cmdline.path))
     if copy.is_symlink() or not copy.is_file():
         raise UserError(f"{copy}: expected a disk image", hint)

@@ -45,7 +45,9 @@ class Module:
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self.tree = ast.parse(source)
-        self.parents = {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
+        self.nodes = list(ast.walk(self.tree))
+        self.calls = [node for node in self.nodes if isinstance(node, ast.Call)]
+        self.parents = {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
         self.constants = {
             target.id: node.value
             for node in self.tree.body
@@ -54,12 +56,12 @@ class Module:
             if isinstance(target, ast.Name)
         }
         self.imports: dict[str, tuple[str, str]] = {}
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
                     self.imports[alias.asname or alias.name] = (node.module, alias.name)
-        self.functions = {node.name: node for node in ast.walk(self.tree) if isinstance(node, Function)}
-        self.classes = {node.name: node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef)}
+        self.functions = {node.name: node for node in self.nodes if isinstance(node, Function)}
+        self.classes = {node.name: node for node in self.nodes if isinstance(node, ast.ClassDef)}
 
     def around(self, node: ast.AST) -> Iterator[Function]:
         """The functions that enclose ``node``, the nearest first."""
@@ -184,9 +186,7 @@ class Source:
     def _given(self) -> Iterator[tuple[Module, ast.Call, ast.expr]]:
         """Every expression that a call gives as a hint."""
         for module in self.modules.values():
-            for call in ast.walk(module.tree):
-                if not isinstance(call, ast.Call):
-                    continue
+            for call in module.calls:
                 called = module.called(call) or ("", "")
                 takes = self.takes.get(called, set())
                 yield from ((module, call, one.value) for one in call.keywords if one.arg in takes | set(NAMES))
@@ -271,7 +271,7 @@ class Source:
     def commands(self) -> Iterator[Hint]:
         """Every string that names a command, wherever it stands."""
         for module in self.modules.values():
-            for node in ast.walk(module.tree):
+            for node in module.nodes:
                 above = module.parents.get(node)
                 if isinstance(above, ast.Expr | ast.JoinedStr | ast.FormattedValue):
                     continue  # a docstring, or part of a text

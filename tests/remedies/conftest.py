@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Built
+from tests.conftest import Built, copy_project
 from tests.pipeline.copies import copy_built
 from tests.pipeline.luks_ground import make_venv
 from tests.pipeline.test_full_disk import namespace
@@ -44,3 +44,20 @@ def checkout(shared_checkout: Built, told: Told) -> Built:
     told.cwd = shared_checkout.project
     told.variables["CONFIG_DIR"] = str(shared_checkout.config_dir)
     return shared_checkout
+
+
+@pytest.fixture(scope="session")
+def shared_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkout in which nothing is built."""
+    base = tmp_path_factory.mktemp("a clone")
+    copy_project(base / "project")
+    make_venv(base / "project")
+    yield base / "project"
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def clone(shared_clone: Path, told: Told, tmp_path: Path) -> Path:
+    told.cwd = shared_clone
+    told.variables |= {"CONFIG_DIR": str(tmp_path / "config"), "SEVSNP_CACHE": str(tmp_path / "cache")}
+    return shared_clone

@@ -46,7 +46,10 @@ class Told:
 
     def hint(self, action: Callable[[], object]) -> str:
         """The hint with which ``action`` fails, as it is shown; one of this test's rows, at the end of a line."""
-        said = failure(action)
+        return self.read(failure(action))
+
+    def read(self, said: str) -> str:
+        """The hint in what was said, as by a command that did not fail; one of this test's rows, at the end of a line."""
         found = {}
         for row in self.rows:
             pattern = re.escape(row).replace(r"\{\}", ".*")

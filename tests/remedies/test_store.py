@@ -1,8 +1,6 @@
 """Hints of the artefact cache, of settings, and of doit itself: in a checkout in which nothing is built."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,27 +11,9 @@ from sevsnp.store.digests import Index
 from sevsnp.store.local import LocalStore
 from sevsnp.store.oci_reference import parse_reference
 from sevsnp.welcome import WELCOME
-from tests.conftest import copy_project
-from tests.pipeline.luks_ground import make_venv
 from tests.remedies.table import Told, remedies
 from tests.unit import makers
 from tests.unit.test_local_store import keep_bytes
-
-
-@pytest.fixture(scope="module")
-def shared_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    base = tmp_path_factory.mktemp("a clone")
-    copy_project(base / "project")
-    make_venv(base / "project")
-    yield base / "project"
-    shutil.rmtree(base)
-
-
-@pytest.fixture
-def clone(shared_clone: Path, told: Told, tmp_path: Path) -> Path:
-    told.cwd = shared_clone
-    told.variables |= {"CONFIG_DIR": str(tmp_path / "config"), "SEVSNP_CACHE": str(tmp_path / "cache")}
-    return shared_clone
 
 
 @remedies("sevsnp.store.local", "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without")

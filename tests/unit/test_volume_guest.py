@@ -39,7 +39,7 @@ class Ground:
         named: dict[str, Any] = {
             "directory": self.build, "configs": self.build, "data_dir": self.base / "data",
             "config_dir": self.base / "config", "volume": "", "earlier": self.earlier, "vm_config": None, "asked": {},
-            "platform": "auto", "options": options,
+            "platform": "auto", "options": options, "name": "luks",
         }  # fmt: skip
         run_volume(**{**named, **changes})
         return Volume(self.ran[-1]["volume"])
@@ -47,7 +47,7 @@ class Ground:
     def attest(self, **changes: Any) -> tuple[Path, Path]:
         named: dict[str, Any] = {
             "directory": self.build, "configs": self.build, "data_dir": self.base / "data", "volume": "",
-            "vm_config": None, "platform": "emulated", "port": 1,
+            "vm_config": None, "platform": "emulated", "port": 1, "name": "luks", "runs": self.base / "runs",
         }  # fmt: skip
         attest_volume(**{**named, **changes})
         return self.attested[-1]["vm_config"], self.attested[-1]["header"]

@@ -44,6 +44,12 @@ class Guest:
     def console(self) -> Path:
         return self.state / "serial.log"
 
+    @property
+    def logs(self) -> list[Path]:
+        """Those that are there: the console's, QEMU's, and what `run_… DETACH=yes` printed."""
+        names = (self.console.name, "qemu.log", "run.log")
+        return [path for name in names if (path := self.state / name).exists()]
+
     def attested(self) -> str:
         """When the guest that runs now was accepted, and under which trust; empty where it was not."""
         for emulated in (False, True):
@@ -145,13 +151,13 @@ def login(*, runs: Path, name: str, command: str = "") -> None:
 
 def logs(*, runs: Path, name: str, lines: int = 40) -> None:
     """`logs`: the last ``lines`` of the guest's console, and what QEMU said. Raises UserError where there is no log."""
-    guests = [Guest.of(runs, name)] if name else [each for each in all_guests(runs) if each.console.exists()]
-    if not guests or not any(each.console.exists() for each in guests):
+    guests = [each for each in ([Guest.of(runs, name)] if name else all_guests(runs)) if each.logs]
+    if not guests:
         raise UserError(
             f"{runs / name if name else runs}: no log of a guest", f"start one: {start_command(name or 'verity')}"
         )
     for guest in guests:
-        for path in (guest.console, guest.state / "qemu.log", guest.state / "run.log"):
+        for path in guest.logs:
             text = printable_lines(read_console(path).strip())
             if any(text):
                 print(f"── {path}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sevsnp.command import run, temporary_directory
+from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.archive import Archive
@@ -93,7 +94,7 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
             f'cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list > {shlex.quote(str(single))}; '
             f'cat "$1"/etc/apt/sources.list.d/*.sources > {shlex.quote(str(deb822))}; exit 1'
         )
-        failure: UserError | None = None
+        failure: CommandFailed | None = None
         try:
             run(
                 [
@@ -108,7 +109,7 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
                 timeout=60,
                 hint="run: apt-get install mmdebstrap, or set MIRROR",
             )
-        except UserError as error:  # the hook's own exit code, in the good case
+        except CommandFailed as error:  # the hook's own exit code, in the good case
             failure = error
         sources = (
             *(hostapt.parse_one_line(single.read_text()) if single.exists() else ()),

@@ -15,6 +15,7 @@ from sevsnp.appliance.vm import _check_room
 from sevsnp.bench.boot import check_space
 from sevsnp.store.artefact import _full_disk
 from sevsnp.store.checkout import Checkout
+from sevsnp.volumes import _room
 from tests.remedies.table import Told
 
 DATA = bytes(8192)
@@ -47,11 +48,16 @@ def actions(place: Path, source: Path) -> list[Callable[[], object]]:
         lock.acquire(lambda _: None)
         lock.release()
 
+    def volume() -> None:
+        with _room(place / "volume"):
+            (place / "volume").write_bytes(DATA)
+
     return [
         temporary,
         lambda: command.run(["cp", source, place / "copy"]),
         artefact,
         checkout,
+        volume,
         lambda: _check_room([place]),
         lambda: check_space(place, 4 << 20),
     ]

@@ -19,8 +19,8 @@ QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 
 
 @remedies("sevsnp.command", "see: df -h {}", "set TMPDIR to a directory on another disk, or see: df -h {}")
-@remedies("sevsnp.store.artefact", "see: df -h {}")
-@remedies("sevsnp.store.checkout", "see: df -h {}")
+@remedies("sevsnp.files", "see: df -h {}")
+@remedies("sevsnp.volumes", "make room there, or set DATA_DIR to another disk: df -h {}")
 @remedies("sevsnp.appliance.vm", "see: df -h {}")
 @remedies("sevsnp.bench.boot", "see: df -h {}")
 def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:

@@ -1,25 +1,37 @@
 """Hints about launching: VM configs and their files, ports, memory, QEMU, bundles."""
 
 import dataclasses
+import inspect
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sevsnp import kept, luks_key
 from sevsnp.attestation.id_block import read_identity
 from sevsnp.e2e import free_port
+from sevsnp.errors import UserError
 from sevsnp.images.adopted_modules import kernel_modules
 from sevsnp.images.kernel_modules import ModuleTree
+from sevsnp.images.luks import make_luks_image
+from sevsnp.luks_key import Record
+from sevsnp.vm import snp
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.plain import run_plain
+from sevsnp.vm.platforms import Platform
 from sevsnp.vm.qemu import RunOptions, check_files, check_options, check_version
+from sevsnp.vm.run import run_guest
+from sevsnp.vm.session import Told as ToldOf
+from sevsnp.vm.state import Run, held
 from tests.conftest import Built
 from tests.remedies.table import Told, failure, remedies
+from tests.unit.written_volume import KEY, make_source
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
 CONFIG = "build/verity/vm-config-verity.emulated.toml"
@@ -59,7 +71,7 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-@remedies("sevsnp.vm.qemu", "make it again with: ./doitw setup_{}")
+@remedies("sevsnp.vm.qemu", "make it again with: {}")
 def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
     def check() -> None:
         check_files(read_vm_config(checkout.project / CONFIG).launch)
@@ -80,8 +92,8 @@ def make_id_block(told: Told, checkout: Built) -> Path:
 
 
 @needs_openssl
-@remedies("sevsnp.vm.qemu", "make it again with: ./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
-@remedies("sevsnp.vm.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE AUTHOR_KEY=FILE")
+@remedies("sevsnp.vm.qemu", "make it again with: {}")
+@remedies("sevsnp.vm.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE")
 def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
     directory = make_id_block(told, checkout)
     config = directory / Path(CONFIG).name
@@ -130,8 +142,6 @@ def test_a_port_that_only_root_may_open(told: Told, checkout: Built) -> None:
 
 def as_nobody(action: Callable[[], object]) -> None:
     """Do it as an ordinary user, in a child where this is root; its UserError is raised here."""
-    from sevsnp.errors import UserError
-
     if os.geteuid():
         action()
         return
@@ -205,6 +215,74 @@ def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
     shutil.rmtree(bundle)
     told.obey(hint)
     assert "take less: --memory 2G" in failure(run)
+
+
+@remedies("sevsnp.vm.host", "run another one: ./run --state second")
+def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
+    bundle = checkout.build / "host-bundle"
+    words = f"--platform emulated --qemu '{checkout.qemu}' --memory 4000G"
+    ports = f"--ssh-port {free_port()} --attest-port {free_port()}"
+    with held(bundle / "state", Run("verity", "emulated", "launch.emulated.toml", 1, 2), ""):
+        hint = told.hint(lambda: told.shell(f"cd '{bundle}' && ./run {words} {ports}"))
+        second = f"cd '{bundle}' && {hint.rpartition(': ')[2]} {words} {ports}"
+        assert "take less: --memory 2G" in failure(lambda: told.shell(second))
+
+
+@remedies("sevsnp.vm.run", "use the production one, or PLATFORM=emulated")
+@remedies("sevsnp.vm.snp", "on SNP hardware use the production VM config, or PLATFORM=emulated")
+def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> None:
+    config = read_vm_config(checkout.project / CONFIG)
+
+    def run(platform: Platform) -> None:
+        run_guest(
+            launch=config.launch, options=options(checkout), platform=platform, limit=0.1, source=config.source,
+            answers=checkout.build / "run" / "platform.json", told=ToldOf("", "", "x"),
+        )  # fmt: skip
+
+    told.hint(lambda: run(Platform("snp", "as if this were one")))
+    with pytest.raises(UserError, match="the guest did not end in"):  # it was started
+        run(Platform("emulated", "PLATFORM"))
+
+    def start() -> None:
+        with snp.running(config.launch, options(checkout)):
+            raise AssertionError("it was started")
+
+    told.hint(start)
+
+
+@remedies(
+    "sevsnp.images.luks",
+    "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
+)
+def test_a_key_that_an_emulated_guest_has_had(told: Told, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "luks")
+    luks_key.write_record(tmp_path / "config", source.uuid, Record("given", exposed=True))
+    key = tmp_path / "key"
+    key.write_bytes(KEY)
+    key.chmod(0o600)
+
+    def make(key_file: str) -> None:
+        other = tmp_path / "other"
+        given = {"rootfs", "free", "key_file", "config_dir", "data_dir", "platform", "place"}
+        named: dict[str, Any] = {
+            name: other for name in inspect.signature(make_luks_image).parameters if name not in given | {"guest"}
+        }
+        make_luks_image(
+            rootfs=other, free=1, key_file=key_file, config_dir=tmp_path / "config", data_dir=tmp_path / "data",
+            platform="snp", place=source.directory / "luks.img", **named,
+        )  # fmt: skip
+
+    told.hint(lambda: make(str(key)))
+    with pytest.raises((UserError, OSError), match="other"):  # past the key, to the root that is not there
+        make("")
+
+
+@remedies("sevsnp.kept", "remove it: rm {}")
+def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
+    state = tmp_path / "a state"
+    state.mkdir()
+    (state / "evidence.json").write_text("{}")
+    told.mends(lambda: kept.read(state, emulated=False))
 
 
 @remedies(

@@ -16,9 +16,9 @@ from sevsnp import command, dependencies, subordinate_ids
 from sevsnp.dependencies import install_dependencies
 from sevsnp.graph import draw
 from sevsnp.images import guest_packages
-from sevsnp.packages import KEYRING
+from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.deb import open_content
-from sevsnp.packages.sources import find_keyring
+from sevsnp.packages.sources import ask_mmdebstrap, find_keyring, find_sources
 from tests.conftest import PROJECT
 from tests.pipeline.debian_repository import build_deb
 from tests.remedies.table import Told, remedies
@@ -140,6 +140,20 @@ def test_no_subordinate_ids(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
     subordinate_ids.check_subordinate_ids(1000)
     assert "somebody:100000:65536\n" in (etc / "subuid").read_text()
     assert "165536:65536" in (etc / "subgid").read_text()  # not somebody's
+
+
+@remedies("sevsnp.packages.hostapt", "apt is needed: it says where packages come from")
+@remedies("sevsnp.packages.sources", "run: apt-get install mmdebstrap, or set MIRROR")
+def test_where_packages_come_from(told: Told, bare: Path) -> None:
+    def install() -> None:
+        (bare / "apt-config").write_text("#!/bin/sh\necho 'Dir \"/\";'\n")
+        (bare / "apt-config").chmod(0o755)
+
+    told.mended(hostapt.configuration, install)
+    install_or_set = told.hint(lambda: ask_mmdebstrap("trixie"))
+    told.obey(install_or_set.partition(", or ")[0])
+    assert (bare / "mmdebstrap").exists()
+    assert find_sources("http://127.0.0.1:9/debian").main == "http://127.0.0.1:9/debian"
 
 
 @remedies("sevsnp.graph", "run as root: apt-get install graphviz")

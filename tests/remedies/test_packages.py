@@ -7,14 +7,17 @@ import pytest
 from sevsnp.packages import sources
 from sevsnp.packages.fetch import fetch
 from sevsnp.packages.lock import Package, read_lock
-from sevsnp.packages.pipeline import packages_lock
-from sevsnp.packages.sources import Sources
+from sevsnp.packages.pipeline import packages_lock, refresh_lock
+from sevsnp.packages.resolve import PrivateApt
+from sevsnp.packages.sources import Sources, find_sources
+from sevsnp.packages.steps import pack_sources
 from sevsnp.packages.tree import make_release
 from tests.pipeline.debian_repository import Repository, Server, as_package
 from tests.pipeline.test_packages import archive, from_server, lock_sets, make_set, no_proxy, served
+from tests.pipeline.test_repin import Locked, archives, locked
 from tests.remedies.table import Told, remedies
 
-__all__ = ["archive", "no_proxy", "served"]
+__all__ = ["archive", "archives", "locked", "no_proxy", "served"]
 Archive = tuple[Repository, Repository]
 
 
@@ -64,8 +67,8 @@ def test_no_mirror_is_known(told: Told, monkeypatch: pytest.MonkeyPatch) -> None
     told.instead(sources.find_sources, lambda: sources.find_sources("http://127.0.0.1:9/debian"))
 
 
-@remedies("sevsnp.packages.fetch", "check the network, the proxy settings or MIRROR", "set CACHE_DIR")
-@remedies("sevsnp.packages.fetch", "try again; if it stays so, choose another MIRROR")
+@remedies("sevsnp.packages.download", "check the network, the proxy settings or MIRROR", "set CACHE_DIR")
+@remedies("sevsnp.packages.download", "try again; if it stays so, choose another MIRROR")
 def test_downloads(told: Told, served: tuple[Server, Package, Path], tmp_path: Path) -> None:
     server, package, cache = served
     nobody = Sources("http://127.0.0.1:9/debian", "", "test")
@@ -92,3 +95,43 @@ def test_tools_without_a_loader(told: Told, archive: Archive, tmp_path: Path) ->
         make_release(tools=tools, firmware={}, kernels={}, output=tmp_path / "release")
 
     told.instead(lambda: make("scripts"), lambda: make("scripts", "lib+a"))  # which has it in this archive
+
+
+@remedies("sevsnp.packages.repin", "expected a package")
+def test_a_name_that_no_list_has(told: Told, locked: Locked) -> None:
+    told.instead(lambda: locked.refresh(1, only="tol"), lambda: locked.refresh(1, only="tool"))
+
+
+@remedies("sevsnp.packages.resolve", "choose another MIRROR")
+def test_an_archive_without_a_date(told: Told, tmp_path: Path) -> None:
+    def date(text: str) -> None:
+        apt = PrivateApt(tmp_path, (("debian", "copy:/archive"),))
+        (tmp_path / "state" / "lists").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "state" / "lists" / "archive_InRelease").write_text(text)
+        apt.date()
+
+    told.instead(lambda: date("Suite: x\n"), lambda: date("Suite: x\nDate: Sat, 09 Mar 2024 16:00:00 UTC\n"))
+
+
+@remedies("sevsnp.packages.archive", "give a file made by ./doitw pack_sources, or the URI of a mirror")
+@remedies("sevsnp.packages.pipeline", "give the URI of a Debian mirror, or leave MIRROR empty")
+def test_archives_of_pinned_packages(told: Told, archive: Archive, tmp_path: Path) -> None:
+    main, _ = archive
+    lock, wanted = tmp_path / "packages.lock", [make_set("tools", "tool")]
+    lock_sets(archive, lock, *wanted)
+    packed, other = tmp_path / "sources.tar", tmp_path / "other"
+    other.write_text("no archive\n" * 1000)
+
+    def pack() -> None:
+        """What the task pack_sources does, with another lock."""
+        pack_sources(
+            locks=[lock], cache_dir=str(tmp_path / "cache"), mirror=main.uri, snapshot="",
+            output=packed, checksum=tmp_path / "sources.tar.sha256",
+        )  # fmt: skip
+
+    pack()
+    told.instead(lambda: find_sources(str(other)), lambda: find_sources(str(packed)))
+    find_sources(main.uri)
+    told.instead(
+        lambda: refresh_lock(sets=wanted, mirror=str(packed), output=lock), lambda: lock_sets(archive, lock, *wanted)
+    )

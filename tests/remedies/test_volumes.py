@@ -283,8 +283,7 @@ def test_a_disk_from_elsewhere(told: Told, checkout: Built, earlier: Source, gro
     assert volume.exists and ground.run(data_dir=data, volume=volume.uuid) == volume
 
     config = volume.path / CONFIGS[1]
-    (kernel,) = volume.path.glob("boot/*vmlinuz")
-    kernel.unlink()
+    read_vm_config(config).launch.kernel.path.unlink()
     told.mends(lambda: check_files(read_vm_config(config).launch, disks=False))
     config.unlink()
     told.obey(failure(lambda: read_vm_config(config)))

@@ -1,0 +1,62 @@
+"""Hints for a misspelt word, and of the help."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from sevsnp.named import load_named
+from sevsnp.testing import run_tests
+from tests.conftest import PROJECT
+from tests.remedies.table import Told, remedies
+
+
+@remedies("sevsnp.named", "mend the name in the task, below tasks/")
+@remedies("sevsnp.nearest", "did you mean {}?")
+def test_the_name_of_a_function(told: Told) -> None:
+    told.instead(lambda: load_named("sevsnp.nonsuch:fetch"), lambda: load_named("sevsnp.packages.fetch:fetch"))
+    hint = told.hint(lambda: load_named("sevsnp.keys:ensure_kyes"))
+    meant = hint.removeprefix("did you mean ").removesuffix("?")
+    assert load_named(f"sevsnp.keys:{meant}").__name__ == "ensure_keys"
+
+
+@remedies("sevsnp.settings", "all settings: ./doitw help settings")
+@remedies("sevsnp.doit_commands", "./doitw {}", "all tasks: ./doitw list")
+def test_a_misspelt_word(told: Told, clone: Path) -> None:
+    said = told.doitw("list", "CPU=1").stdout
+    told.obey(told.hint(lambda: told.doitw("list", "CPU=1")))
+    meant = re.search(r"did you mean (\S+)\?", said)
+    assert meant and told.doitw("list", f"{meant[1]}1").returncode == 0
+    said = told.doitw("cache_statsu").stdout
+    told.obey(told.hint(lambda: told.doitw("cache_statsu")))
+    command = re.search(r"did you mean (\./doitw .*?)\?", said)
+    assert command and told.shell(command[1]).returncode == 0
+
+
+@remedies(
+    "sevsnp.doit_help",
+    "./doitw TASK [NAME=value]...   ./doitw help TASK: what it does and all its settings, some are in [ ]",
+    "The tasks are run by doit, whose own commands are (./doitw help COMMAND):",
+)
+def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
+    listed = told.doitw("list").stdout
+    run, _, explain = told.read(listed).partition(": ")[0].partition("   ")
+    task = run.replace("TASK [NAME=value]...", f"cache_status SEVSNP_CACHE='{tmp_path / 'one'}'")
+    assert told.shell(task).returncode == 0
+    assert "Settings" in told.shell(explain.replace("TASK", "cache_status")).stdout
+    commands = told.doitw("help").stdout
+    command = re.search(r"\((\./doitw help COMMAND)\)", told.read(commands))
+    names = re.findall(r"^  (\w+) ", commands.partition("help COMMAND):\n")[2], re.MULTILINE)
+    assert command and "clean" in names
+    assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
+
+
+@remedies("sevsnp.testing", "as in: ./doitw test tests/unit/test_settings.py")
+def test_a_path_to_test(told: Told, clone: Path) -> None:
+    # Its .venv has all that this one has.
+    digest = subprocess.run(
+        ["sh", "-c", "sha256sum <requirements-test.lock"], cwd=clone, capture_output=True, check=True, timeout=60
+    )
+    (clone / ".venv" / ".doitw-stamp-test").write_bytes(digest.stdout)
+    hint = told.hint(lambda: run_tests(paths=["tests/unit/nonsuch.py"]))
+    assert (PROJECT / hint.rpartition(" ")[2]).is_file()
+    told.obey(hint)

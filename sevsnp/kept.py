@@ -121,4 +121,6 @@ def read(directory: Path, *, emulated: bool) -> Conversation | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
-        raise UserError(f"{path}: not the evidence of an attestation: {error!r}", f"remove it: rm {quote(str(path))}") from None
+        raise UserError(
+            f"{path}: not the evidence of an attestation: {error!r}", f"remove it: rm {quote(str(path))}"
+        ) from None

@@ -282,7 +282,8 @@ def note_earlier(earlier: Path, data_dir: Path) -> str:
             return ""
     except (OSError, UserError):
         return ""
-    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={quote(str(earlier))}"
+    place = quote(str(earlier))
+    return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={place}"
 
 
 def _taken(descriptor: int) -> bool:

@@ -70,9 +70,10 @@ NO_MESSAGE: dict[Row, str] = {
     ("doitw", "apt-get update failed; trying with the lists that are here"): "says what it does",
     ("sevsnp.dependencies", "apt-get update failed; trying with the package lists that are here"): "says what it does",
     ("sevsnp.doit_help", "./doitw {}"): "the title of a task's help",
-    ("sevsnp.settings", "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none"): (
-        "what a setting is for"
-    ),
+    (
+        "sevsnp.settings",
+        "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none",
+    ): "what a setting is for",
     ("sevsnp.settings", "{} {}"): "two hints that have rows of their own, one after the other",
     ("sevsnp.luks_owner", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
     ("sevsnp.volume_guest", "./doitw {}"): "a command that stands in a hint, which has a row of its own",

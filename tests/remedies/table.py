@@ -49,7 +49,7 @@ class Told:
         return self.read(failure(action))
 
     def read(self, said: str) -> str:
-        """The hint in what was said, as by a command that did not fail; one of this test's rows, at the end of a line."""
+        """The hint in what was said, also by a command that worked; one of this test's rows, at the end of a line."""
         found = {}
         for row in self.rows:
             pattern = re.escape(row).replace(r"\{\}", ".*")

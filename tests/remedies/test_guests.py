@@ -139,7 +139,9 @@ def test_starting_and_stopping(told: Told, checkout: Built, started: Path) -> No
 @remedies("sevsnp.attesting", "attest it as what it is: ./doitw attest_{}{}", "./doitw ssh NAME={}")
 @remedies("sevsnp.detach", "next: ./doitw attest_{}{}{}")
 @remedies("sevsnp.vm.run", "./doitw attest_{}{}{}")
-@remedies("sevsnp.status", "./doitw attest_{}{}", "./doitw ssh NAME={}", "./doitw setup_verity", "./doitw run_sev_snp_{}")
+@remedies(
+    "sevsnp.status", "./doitw attest_{}{}", "./doitw ssh NAME={}", "./doitw setup_verity", "./doitw run_sev_snp_{}"
+)
 def test_a_guest_from_its_start_to_its_login(told: Told, checkout: Built, started: Path, clone: Path) -> None:
     told.cwd = clone
     assert "./doitw setup_verity" in told.read(told.doitw("status").stdout)

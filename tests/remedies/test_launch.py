@@ -233,15 +233,15 @@ def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
 def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> None:
     config = read_vm_config(checkout.project / CONFIG)
 
-    def run(platform: Platform) -> None:
+    def run(platform: str | Platform) -> None:
         run_guest(
             launch=config.launch, options=options(checkout), platform=platform, limit=0.1, source=config.source,
             answers=checkout.build / "run" / "platform.json", told=ToldOf("", "", "x"),
         )  # fmt: skip
 
-    told.hint(lambda: run(Platform("snp", "as if this were one")))
+    told.hint(lambda: run(Platform("snp", "kvm", "as if this were one")))
     with pytest.raises(UserError, match="the guest did not end in"):  # it was started
-        run(Platform("emulated", "PLATFORM"))
+        run("emulated")
 
     def start() -> None:
         with snp.running(config.launch, options(checkout)):

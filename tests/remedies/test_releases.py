@@ -171,5 +171,3 @@ def test_a_key_that_was_mistyped(told: Told, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("getpass.getpass", lambda _: next(typed))  # who types
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     told.instead(lambda: luks_key.given("-", twice=True), lambda: luks_key.given("-", twice=True))
-
-

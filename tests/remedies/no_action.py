@@ -44,7 +44,6 @@ NO_ACTION: dict[Row, str] = {
         "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
     ): _QUESTION,
     ("sevsnp.owner", "{}: {}"): "a remedy of the verifier's, which has a row of its own, and when it applies",
-    ("sevsnp.packages.fetch", "{}{}"): "a command that has a row of its own, and the form of a setting in config.yaml",
 }
 
 # Strings that name a command, and are said to nobody as what to do.
@@ -84,6 +83,3 @@ NO_MESSAGE: dict[Row, str] = {
     ("doitw", "LUKS_KEY is empty, expected a key"): "says what was found",
     ("doitw", "LUKS_KEY: found {} bytes, expected at most 4096"): "says what was found",
 }
-
-# No test obeys these yet: each is work that is left. A new hint may not be added here.
-NOT_YET: frozenset[Row] = frozenset()

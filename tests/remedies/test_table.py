@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.remedies.hints import PROJECT, Hint, Unreadable, all_hints, hints_of, shell_hints
-from tests.remedies.no_action import NO_ACTION, NO_MESSAGE, NOT_YET
+from tests.remedies.no_action import NO_ACTION, NO_MESSAGE
 from tests.remedies.table import CASES, Told
 
 # What a hint without a test may not have: a command, a setting.
@@ -23,7 +23,7 @@ def cases() -> dict[tuple[str, str], str]:
 
 
 def test_every_hint_has_a_row() -> None:
-    rows = cases().keys() | NO_ACTION.keys() | NO_MESSAGE.keys() | NOT_YET
+    rows = cases().keys() | NO_ACTION.keys() | NO_MESSAGE.keys()
     new = sorted(hint for hint in all_hints() if (hint.module, hint.text) not in rows)
     assert not new, "\n".join(
         [
@@ -35,12 +35,12 @@ def test_every_hint_has_a_row() -> None:
 
 def test_every_row_is_a_hint() -> None:
     found = {(hint.module, hint.text) for hint in all_hints()}
-    gone = {**cases(), **NO_ACTION, **NO_MESSAGE, **dict.fromkeys(NOT_YET, "NOT_YET")}
+    gone = {**cases(), **NO_ACTION, **NO_MESSAGE}
     assert sorted(f"{row}: {where}" for row, where in gone.items() if row not in found) == []
 
 
 def test_no_hint_has_two_rows() -> None:
-    groups = (cases().keys(), NO_ACTION.keys(), NO_MESSAGE.keys(), NOT_YET)
+    groups = (cases().keys(), NO_ACTION.keys(), NO_MESSAGE.keys())
     assert sum(map(len, groups)) == len(set().union(*groups))
 
 
@@ -52,7 +52,6 @@ def test_what_can_be_run_has_a_test() -> None:
 
 def test_most_hints_have_a_test() -> None:
     assert len(NO_ACTION) < len(cases()) / 2
-    assert not NOT_YET
 
 
 def test_a_command_is_named_as_it_works_from_the_checkout() -> None:

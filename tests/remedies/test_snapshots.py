@@ -17,7 +17,9 @@ def test_a_version_that_the_mirror_dropped(
     told: Told, package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path
 ) -> None:
     said = failure(lambda: get(package, empty, tmp_path / "one"))
-    form = r'  run: ./doitw packages_lock, or name a snapshot mirror in config\.yaml: snapshot_mirror: "https://HOST(.*)"$'
+    form = (
+        r'  run: ./doitw packages_lock, or name a snapshot mirror in config\.yaml: snapshot_mirror: "https://HOST(.*)"$'
+    )
     setting = re.search(form, said, re.MULTILINE)
     assert setting, said
     told.seen.add("{}{}")

@@ -29,6 +29,7 @@ def test_a_manifest(told: Told, checkout: Built) -> None:
     told.mends(lambda: told.doitw("verify_manifest", "MANIFEST_PUBLIC_KEY=m.pub.pem"), FILE="m.pem")
 
 
+@pytest.mark.full  # makes an encrypted volume
 @remedies("sevsnp.release.manifest", "make it again: ./doitw {}manifest")
 def test_what_no_manifest_can_describe(told: Told, checkout: Built) -> None:
     replace(checkout.build / "luks" / "cmdline", b"another")

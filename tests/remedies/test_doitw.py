@@ -11,6 +11,7 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.store.checkout import Checkout
 from tests.pipeline.doitw_tools import Tools, make_project, small_lock
+from tests.pipeline.luks_ground import make_venv
 from tests.remedies.table import Told, remedies
 from tests.remedies.test_launch import as_nobody
 
@@ -109,6 +110,7 @@ def test_a_checkout_of_another_user(told: Told, program: Path, tools: Tools) -> 
 @remedies("doitw", "this sh has no pipe for LUKS_KEY; use LUKS_KEY_FILE=path")
 def test_a_shell_without_pipes(told: Told, program: Path) -> None:
     """Its pipe's place taken by a file: what such a shell would do."""
+    make_venv(program.parent)
     text = program.read_text()
     (program.parent / "here").write_text("\n")
     program.write_text(text.replace("exec 8<<PIPE\n\nPIPE\n", "exec 8<>here\n"))

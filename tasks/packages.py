@@ -53,18 +53,16 @@ def task_packages() -> Task:
 def task_pack_sources() -> Task:
     """Pack every pinned file into build/sources.tar, which MIRROR=FILE takes"""
     values = settings()
-    task = artefact(
+    task = command(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
-        inputs={"locks": [LOCK, *sorted(Path("tests").glob("**/*packages.lock"))]},
-        outputs={"output": SOURCES, "checksum": SOURCES.with_name(f"{SOURCES.name}.sha256")},
-        how={
-            "cache_dir": str(values.cache_dir()),
-            "mirror": values.text("MIRROR"),
-            "snapshot": values.text("SNAPSHOT_MIRROR"),
-        },
-        cached=False,  # the downloads are kept as they are
+        locks=[LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
+        output=SOURCES,
+        cache_dir=str(values.cache_dir()),
+        mirror=values.text("MIRROR"),
+        snapshot=values.text("SNAPSHOT_MIRROR"),
     )
+    # Not removed by clean: it may be the only place that still has these packages.
     return {**task, "meta": UNLISTED}
 
 

@@ -17,6 +17,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from sevsnp import progress, taken_key
@@ -101,7 +102,9 @@ def read_key_file(path: Path) -> bytes:
             raise UserError(f"{path}: belongs to uid {status.st_uid}, expected {os.geteuid()}")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
-            raise UserError(f"{path}: mode {mode:04o}, expected 0600: others may read it", f"run: chmod 600 {path}")
+            raise UserError(
+                f"{path}: mode {mode:04o}, expected 0600: others may read it", f"run: chmod 600 {quote(str(path))}"
+            )
         with open(descriptor, "rb", closefd=False) as stream:
             return _checked(stream.read(MOST_BYTES + 1), str(path))
     finally:
@@ -148,7 +151,7 @@ def read_made_key(config_dir: Path, uuid: str) -> Key:
     if not path.exists():
         raise UserError(
             f"{path}: no such file: the key that was made for this volume is not here",
-            "set CONFIG_DIR to where it was made, or make a new volume: doit setup_luks",
+            "set CONFIG_DIR to where it was made, or make a new volume: ./doitw setup_luks",
         )
     return Key(read_key_file(path), str(path))
 
@@ -221,7 +224,9 @@ def _place(config_dir: Path, uuid: str, suffix: str) -> Path:
 def _private_directory(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_mode & 0o077:
-        raise UserError(f"{path}: open to others, expected 0700: it holds disk keys", f"run: chmod 700 {path}")
+        raise UserError(
+            f"{path}: open to others, expected 0700: it holds disk keys", f"run: chmod 700 {quote(str(path))}"
+        )
 
 
 def _write(path: Path, data: bytes, *, new: bool) -> None:

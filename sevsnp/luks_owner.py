@@ -18,7 +18,7 @@ from sevsnp.owner import Login, Verdict, named_for, never_accepted, refusal, tru
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 
-_ANOTHER = "make a volume with another key: doit setup_luks"
+_ANOTHER = "make a volume with another key: ./doitw setup_luks"
 
 
 def check_release(domain: str, record: Record, *, emulated_asked: bool) -> None:

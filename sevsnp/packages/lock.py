@@ -16,7 +16,7 @@ DEBIAN = "debian"
 SECURITY = "debian-security"
 ARCHIVES = (DEBIAN, SECURITY)
 FORMAT = 1
-REFRESH = "run: doit packages_lock"
+REFRESH = "run: ./doitw packages_lock"
 
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
 _FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.deb")

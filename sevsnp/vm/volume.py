@@ -26,7 +26,7 @@ def on_copy(launch: Launch, directory: Path) -> Launch:
     """
     volume = next((disk for disk in launch.disks if disk.role == ROLE), None)
     if volume is None or len(launch.disks) != 1:
-        raise UserError(f"the VM config's disks: expected one, with the role {ROLE}", "doit setup_luks")
+        raise UserError(f"the VM config's disks: expected one, with the role {ROLE}", "./doitw setup_luks")
     copy = directory / "luks.img"
     check_files(launch, disks=not os.path.lexists(copy))
     if os.path.lexists(copy):
@@ -41,7 +41,7 @@ def measured_header(cmdline: str) -> tuple[int, str]:
     """The length of the LUKS header in bytes and its SHA-256 (hex), as the measured command line has them."""
     match = re.search(r"(?:^| )sevsnp\.luks=1:([1-9][0-9]{3,7}):([0-9a-f]{64}):", cmdline)
     if not match:
-        raise UserError("the command line has no word sevsnp.luks=…", "make it again with: doit setup_luks")
+        raise UserError("the command line has no word sevsnp.luks=…", "make it again with: ./doitw setup_luks")
     return int(match[1]), match[2]
 
 

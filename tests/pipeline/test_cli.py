@@ -89,7 +89,7 @@ def test_a_list_costs_little_more_than_doit_itself(clone: Path, tmp_path: Path) 
 def test_a_bare_doit_is_harmless_and_helpful(clone: Path) -> None:
     done = doit(cwd=clone)
     assert done.returncode == 0
-    for words in ("doit list", "doit e2e", "doit help TASK", "NAME=value"):
+    for words in ("./doitw list", "./doitw e2e", "./doitw help TASK", "NAME=value"):
         assert words in done.stdout
     assert not (clone / "build").exists()
 

@@ -136,7 +136,7 @@ def test_a_lock_that_does_not_fit_its_lists_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said) as caught:
             lock.check([wanted])
-        assert "doit packages_lock" in caught.value.hint
+        assert "./doitw packages_lock" in caught.value.hint
     two = locked(requested=("bash", KERNEL.name), packages=(BASH, KERNEL))
     lock = read_lock(write(lock.path, dump_lock({"tools": two})))
     lock.check([asked(packages=(KERNEL.name, "bash"))])

@@ -188,7 +188,7 @@ class Volume:
         """Have the volume for oneself. Raises UserError where another process has it, which is named."""
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not _taken(descriptor):
+            if not _has_lock(descriptor):
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
                 raise UserError(
                     f"volume {self.uuid}: in use by {holder}; two guests on one disk would destroy what is on it",
@@ -286,7 +286,7 @@ def note_earlier(earlier: Path, data_dir: Path) -> str:
     return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={place}"
 
 
-def _taken(descriptor: int) -> bool:
+def _has_lock(descriptor: int) -> bool:
     """Whether the lock could be had: who only looks whether somebody has it holds it for an instant, too."""
     for pause in (0.05, 0.2, 0.0):
         with contextlib.suppress(BlockingIOError):

@@ -10,7 +10,7 @@ or step by step:
   ./doitw setup_verity           build the verified root and its VM configs, in build/verity
   ./doitw run_sev_snp_verity     boot it (PLATFORM=auto: SEV-SNP where the host can, else emulated)
   ./doitw attest_verity          in a second terminal: verify it before any login (PLATFORM=emulated if it is)
-  ./doitw ssh                   log in
+  ./doitw ssh                    log in
 
 The same with an encrypted root: setup_luks, run_sev_snp_luks, attest_luks.
 

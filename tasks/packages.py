@@ -65,17 +65,15 @@ def task_pack_sources() -> Task:
     Next: ./doitw setup_verity MIRROR=build/sources.tar builds from it.
     """
     values = settings()
-    return artefact(
+    # Not removed by clean: it may be the only place that still has these packages.
+    return command(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
-        inputs={"locks": [LOCK, *sorted(Path("tests").glob("**/*packages.lock"))]},
-        outputs={"output": SOURCES, "checksum": SOURCES.with_name(f"{SOURCES.name}.sha256")},
-        how={
-            "cache_dir": str(values.cache_dir()),
-            "mirror": values.text("MIRROR"),
-            "snapshot": values.text("SNAPSHOT_MIRROR"),
-        },
-        cached=False,  # the downloads are kept as they are
+        locks=[LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
+        output=SOURCES,
+        cache_dir=str(values.cache_dir()),
+        mirror=values.text("MIRROR"),
+        snapshot=values.text("SNAPSHOT_MIRROR"),
     )
 
 

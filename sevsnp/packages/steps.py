@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sevsnp import progress
 from sevsnp.errors import UserError
+from sevsnp.files import scratch_directory, write_atomic
 from sevsnp.packages.archive import write_archive
 from sevsnp.packages.download import Progress
 from sevsnp.packages.fetch import Kept
@@ -75,10 +76,8 @@ def update_lock(
     refresh_lock(sets=sets, mirror=mirror, output=output, only=only, cache_dir=Path(cache_dir), snapshot=snapshot)
 
 
-def pack_sources(
-    *, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot: str, output: Path, checksum: Path
-) -> None:
-    """Put every file that ``locks`` pin into the tar ``output``; its SHA-256 into ``checksum``, for sha256sum -c."""
+def pack_sources(*, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot: str, output: Path) -> None:
+    """Put every file that ``locks`` pin into the tar ``output``, and beside it its SHA-256 for sha256sum -c."""
     files: dict[Package, Path] = {}
     for path in locks:
         lock = read_lock(path)
@@ -87,9 +86,15 @@ def pack_sources(
             files |= locked_files(
                 lock, wanted, cache_dir=Path(cache_dir), mirror=mirror, snapshot=snapshot, progress=fetched
             )
-    with progress.amount("packing", sum({package.sha256: package.size for package in files}.values())) as packed:
-        digest = write_archive(files, output, packed)
-    checksum.write_text(f"{digest}  {output.name}\n")
+    size = sum({package.sha256: package.size for package in files}.values())
+    with progress.amount("packing", size) as packed, scratch_directory(output) as scratch:
+        new = scratch / output.name
+        digest = write_archive(files, new, packed)
+        new.chmod(0o644)
+        new.replace(output)
+    write_atomic(output.with_name(f"{output.name}.sha256"), f"{digest}  {output.name}\n")
+    print(f"{output}: {len({*files.values()})} packages, SHA-256 {digest}")
+    print(f"to take packages from it: ./doitw e2e MIRROR={output}")
 
 
 def make_kernel(*, release: Path, output: Path, deb: Path | None = None) -> None:

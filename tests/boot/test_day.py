@@ -1,23 +1,28 @@
 """A user's day with guests that run here: two at once, mistakes, a closed terminal, a kill; nothing is lost."""
 
+import base64
 import contextlib
 import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sevsnp.e2e import free_port
 from sevsnp.vm.state import running
+from tests.boot.harness import BOOT_SECONDS
 from tests.boot.terminal import left_behind, terminal
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.boot
+# A public key in the form of RFC 8709 that nobody has.
+OTHER_KEY = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(range(32))
 SMALL = ("PLATFORM=emulated", "GUEST_NETWORK=restricted", "MEMORY=1G")
 
 
@@ -35,7 +40,9 @@ def said(built: Built, *words: str, code: int = 0) -> str:
 def day(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """The built project as its user has it; no guest is left when the day is over."""
     directory = tmp_path_factory.mktemp("day")
-    copy = copy_built(built, directory / "project")
+    # Keys and records of its own: no other test is to meet a volume that this user has booted.
+    shutil.copytree(built.config_dir, directory / "config")
+    copy = replace(copy_built(built, directory / "project"), config_dir=directory / "config")
     try:
         yield copy
     finally:
@@ -94,3 +101,76 @@ def test_a_guest_without_a_terminal(day: Built) -> None:
     assert "no guest runs here" in said(day, "status")
     assert "no guest runs here" in said(day, "stop", code=1)
     assert "written on the console" in said(day, "logs", "NAME=verity")
+
+
+@pytest.mark.full
+def test_a_whole_day(day: Built, tmp_path: Path) -> None:
+    """Both workflows in two terminals, mistakes, a closed terminal, a clean checkout, and the file is still there."""
+    data = f"DATA_DIR={tmp_path / 'data'}"
+    verity, luks = (day.build / "run" / name for name in ("verity", "luks"))
+    with (
+        terminal(day, "run_sev_snp_verity", *SMALL, *ports()) as first,
+        terminal(day, "run_sev_snp_luks", data, *SMALL, *ports()) as second,
+    ):
+        # Told again once the firmware has cleared the screen.
+        second.wait_for("waiting for the disk key", net=BOOT_SECONDS)
+        second.wait_for("\x1b[1mnext, in a second terminal: ./doitw attest_luks", net=BOOT_SECONDS)
+        both = said(day, "status")
+        assert "verity    emulated" in both and "luks      emulated" in both
+        assert "runs emulated" in said(day, "attest_luks", data, code=1)  # the guest has heard nothing of it
+        said(day, "attest_luks", data, "PLATFORM=emulated")
+        said(day, "attest_verity", "PLATFORM=emulated")
+        for name in ("verity", "luks"):
+            assert "hello" in said(day, "ssh", f"NAME={name}", "-c", "echo hello")
+        said(day, "ssh", "NAME=luks", "-c", "echo kept | sudo tee /root/file >/dev/null && sync")
+
+        again = said(day, "attest_luks", data, "PLATFORM=emulated")
+        assert "the guest is open. Its evidence of " in again and "accepted (emulated)" in again
+        for wrong in (damaged_evidence(luks), other_host_key(luks)):
+            with wrong:
+                said(day, "attest_luks", data, "PLATFORM=emulated", code=1)
+        said(day, "attest_luks", data, "PLATFORM=emulated")  # control: with both as they were
+        assert "a guest runs here already" in said(day, "run_sev_snp_luks", data, *SMALL, code=1)
+        volume = next((tmp_path / "data" / "volumes").iterdir())
+        taken = said(day, "run_sev_snp_luks", data, "NAME=other", *SMALL, *ports(), code=1)
+        assert volume.name in taken and "Connection reset" not in taken
+
+        second.close()
+        second.process.wait(120)
+        wait_until(lambda: running(luks) is None)
+        assert running(verity)
+        os.kill(running(verity).pid, signal.SIGKILL)  # type: ignore[union-attr]
+        first.process.wait(120)
+    wait_until(lambda: not left_behind(day.project), what=lambda: left_behind(day.project))
+
+    left = said(day, "clean", data)
+    assert f"./doitw run_sev_snp_luks VOLUME={volume.name}" in left
+    assert not (day.build / "luks" / "luks.img").exists()
+    said(day, "run_sev_snp_luks", data, "DETACH=yes", *SMALL, *ports())
+    said(day, "attest_luks", data, "PLATFORM=emulated")
+    assert "kept" in said(day, "ssh", "-c", "sudo cat /root/file")
+    assert "the guest luks has powered off" in said(day, "stop")
+    assert "no guest runs here" in said(day, "status")
+
+
+@contextlib.contextmanager
+def damaged_evidence(state: Path) -> Iterator[None]:
+    """One bit of the kept report is another one."""
+    path = state / "evidence.emulated.json"
+    kept = path.read_text()
+    document = json.loads(kept)
+    report = bytearray(base64.b64decode(document["report"]))
+    report[0x90] ^= 1
+    path.write_text(json.dumps({**document, "report": base64.b64encode(report).decode()}))
+    yield
+    path.write_text(kept)
+
+
+@contextlib.contextmanager
+def other_host_key(state: Path) -> Iterator[None]:
+    """ssh knows another host key than the guest's."""
+    path = state / "known_hosts"
+    kept = path.read_text()
+    path.write_text(f"{kept.split()[0]} ssh-ed25519 {base64.b64encode(OTHER_KEY).decode()}\n")
+    yield
+    path.write_text(kept)

@@ -31,8 +31,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
 @pytest.fixture(scope="session")
 def shared_checkout(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     base = tmp_path_factory.mktemp("a checkout")  # with a blank, as users have them
-    shutil.copytree(built.config_dir, base / "config")
-    copy = Built(copy_built(built, base / "project").project, base / "config")
+    copy = copy_built(built, base / "project")
     make_venv(copy.project)
     yield copy
     shutil.rmtree(base)

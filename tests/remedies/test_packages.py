@@ -114,8 +114,11 @@ def test_an_archive_without_a_date(told: Told, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.packages.archive", "give a file made by ./doitw pack_sources, or the URI of a mirror")
+@remedies("sevsnp.packages.steps", "to take packages from it: ./doitw e2e MIRROR={}")
 @remedies("sevsnp.packages.pipeline", "give the URI of a Debian mirror, or leave MIRROR empty")
-def test_archives_of_pinned_packages(told: Told, archive: Archive, tmp_path: Path) -> None:
+def test_archives_of_pinned_packages(
+    told: Told, archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main, _ = archive
     lock, wanted = tmp_path / "packages.lock", [make_set("tools", "tool")]
     lock_sets(archive, lock, *wanted)
@@ -124,13 +127,11 @@ def test_archives_of_pinned_packages(told: Told, archive: Archive, tmp_path: Pat
 
     def pack() -> None:
         """What the task pack_sources does, with another lock."""
-        pack_sources(
-            locks=[lock], cache_dir=str(tmp_path / "cache"), mirror=main.uri, snapshot="",
-            output=packed, checksum=tmp_path / "sources.tar.sha256",
-        )  # fmt: skip
+        pack_sources(locks=[lock], cache_dir=str(tmp_path / "cache"), mirror=main.uri, snapshot="", output=packed)
 
     pack()
-    told.instead(lambda: find_sources(str(other)), lambda: find_sources(str(packed)))
+    taken = told.read(capsys.readouterr().out).rpartition("MIRROR=")[2]
+    told.instead(lambda: find_sources(str(other)), lambda: find_sources(taken))
     find_sources(main.uri)
     told.instead(
         lambda: refresh_lock(sets=wanted, mirror=str(packed), output=lock), lambda: lock_sets(archive, lock, *wanted)

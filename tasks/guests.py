@@ -15,6 +15,8 @@ def task_status() -> Task:
 
     For each guest that runs on this machine: its name, workflow, platform and ports, the process that ends with it,
     since when it runs, and when it was attested.
+
+    Next: the command that it prints last.
     """
     return command("sevsnp.status:status", runs=RUN, words=given_words())
 
@@ -24,6 +26,8 @@ def task_logs() -> Task:
 
     Shows the last lines of the logs in build/run, without anything that would move the terminal's cursor. Without NAME:
     those of every guest that has any.
+
+    Next: ./doitw console, or ./doitw ssh for a guest that was attested.
     """
     return _of_guest("logs")
 
@@ -32,6 +36,8 @@ def task_console() -> Task:
     """Open the serial console of a guest started with DETACH=yes [NAME]
 
     Shows the console on this terminal and sends it what is typed. Ctrl-] leaves it; the guest runs on.
+
+    Next: ./doitw stop ends the guest.
     """
     return _of_guest("console")
 
@@ -41,6 +47,8 @@ def task_ssh() -> Task:
 
     Uses the ssh configuration that the attestation of this guest has written, which takes no host key but the one that
     the evidence vouches for.
+
+    Next: ./doitw stop ends the guest.
     """
     option = {"name": "command", "short": "c", "long": "command", "default": "", "help": "what to run in the guest"}
     return {**_of_guest("login"), "params": [option]}
@@ -51,5 +59,7 @@ def task_stop() -> Task:
 
     An attested guest is asked by ssh to power itself off. QEMU is ended where that cannot be or does not help: for the
     guest that is a power cut.
+
+    Next: ./doitw status
     """
     return _of_guest("stop")

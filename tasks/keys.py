@@ -12,6 +12,8 @@ def task_keys() -> Task:
 
     Shows your ssh key, the owner's certificate, and for each disk key whether it was made here or given, how often its
     volume was booted, whether an emulated guest has had it, and where its volume is.
+
+    Next: ./doitw keys_prune
     """
     values = settings()
     return command(
@@ -27,6 +29,8 @@ def task_keys_prune() -> Task:
     """Remove volume keys that belong to nothing and that no guest ever had
 
     What a guest has had may open a disk that lies somewhere else: such a key is named, and you decide.
+
+    Next: ./doitw keys
     """
     values = settings()
     return command(

@@ -49,7 +49,7 @@ def task_run_sev_snp_luks() -> Task:
         "run_sev_snp_luks",
         "luks",
         # What `doit clean` says boots a volume has to, without anything else.
-        needs=[] if QEMU.exists() else ["packages"],
+        needs=["packages"],
         **chosen_volume(),
         config_dir=settings().config_dir(),
         earlier=EARLIER,
@@ -113,7 +113,7 @@ def task_update_luks() -> Task:
 
 
 def task_adopt_luks() -> Task:
-    """Keep the disk of an encrypted guest that lies somewhere else as a volume here [IMAGE]
+    """Keep the disk of an encrypted guest, from elsewhere, as a volume here [IMAGE]
 
     Copies luks.img of a host's state directory, of a backup or of an earlier release of this project to where volumes
     are kept, and makes the VM configs that boot it. Its key has to be among your keys, or is given.

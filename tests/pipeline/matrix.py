@@ -193,11 +193,12 @@ ROWS: dict[str, Row] = {
     "host_bundle_luks": bundle("luks", "build/host-bundle-luks", VOLUME),
     "_e2e_bundle": bundle("luks", "build/e2e/host-bundle-luks", E2E_VOLUME, place="build/e2e"),
     "build_tools": Row(
-        ("initramfs/get_report.py",),
+        ("initramfs/get_report.py", "initramfs/emulated/emulated_provider.py"),
         tuple(
             f"build/bin/{name}"
             for name in (
                 "get_report",
+                "get_report_emulated",
                 "verify_report",
                 "verify_report_emulated",
                 "inspect_report",
@@ -292,6 +293,8 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
     "ATTEST_PORT": ("8089", NONE),
+    "NAME": ("second", NONE),
+    "DETACH": ("yes", NONE),
     "GUEST_NETWORK": ("restricted", NONE),
     "HOST": ("192.0.2.1", NONE),
     "PORT": ("1", NONE),

@@ -200,7 +200,7 @@ def test_what_root_left_is_one_line_to_others(clone: Path, tmp_path: Path) -> No
         return done.returncode, done.stdout + done.stderr
 
     assert doit("build_tools", cwd=copy, **words).returncode == 0
-    remedy = f"as root, run: cd {copy} && chown -R nobody: "
+    remedy = f"run as root: cd {copy} && chown -R nobody: "
     for argv in (("build_tools",), ("clean",)):
         for path in (copy, *copy.glob("*"), *(copy / ".cache").rglob("*"), copy / ".cache"):
             if path.name != "build":

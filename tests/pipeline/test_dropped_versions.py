@@ -120,7 +120,7 @@ def test_the_setting_with_one_time(package: Package, empty: Mirror, snapshot: Mi
     with pytest.raises(UserError, match="it no longer") as caught:
         get(package, empty, tmp_path / "two", f"{snapshot.uri}/archive/debian/{THEN}")
     assert f"{THEN} have it no longer" in caught.value.message and "\n" not in caught.value.message
-    assert caught.value.hint == "run: doit packages_lock"
+    assert caught.value.hint == "run: ./doitw packages_lock"
 
 
 def test_security_updates_are_beside(empty: Mirror, snapshot: Mirror, tmp_path: Path, package: Package) -> None:
@@ -160,7 +160,7 @@ def test_what_this_machine_s_apt_knows(
     assert asked(snapshot) == [DAY_LATER]
     with pytest.raises(UserError, match="the mirror dropped this version") as caught:
         get(package, empty, tmp_path / "three", "off")
-    assert caught.value.hint == "run: doit packages_lock" and len(snapshot.requests) == 1
+    assert caught.value.hint == "run: ./doitw packages_lock" and len(snapshot.requests) == 1
 
 
 def test_the_security_archive_s_own_snapshots(
@@ -336,7 +336,7 @@ def test_mirror_takes_the_archive(two: dict[Package, Path], tmp_path: Path) -> N
     lacking = pinned(content(5, 1000), "lacking")
     with pytest.raises(UserError, match=f"lacking 1.0 .pinned 2026-01-30.: .* {archive} has it no longer") as caught:
         locked_files(lock_of(lacking), [lacking], cache_dir=tmp_path / "cache", mirror=str(archive))
-    assert caught.value.hint == "run: doit packages_lock"
+    assert caught.value.hint == "run: ./doitw packages_lock"
 
 
 @pytest.mark.parametrize("change", ["content", "longer", "cut"])

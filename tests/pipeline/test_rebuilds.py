@@ -90,7 +90,7 @@ SOURCES: dict[str, tuple[Edit, set[str]]] = {
     "init, only touched": (touch("initramfs/init"), set()),
     "emulated attester": (
         append("initramfs/emulated/emulated_provider.py"),
-        {"emulated layer", "emulated initramfs", "verity config emulated", "host_bundle"},
+        {"emulated layer", "emulated initramfs", "verity config emulated", "host_bundle", "build_tools"},
     ),
     # A list that says the same makes the same layers, and what follows stays as it is.
     "remark in the list of modules": (append("initramfs/modules.yaml"), MODULES),

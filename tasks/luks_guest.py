@@ -163,4 +163,4 @@ def _boot() -> Mapping[str, Any]:
 
 def task_attest_luks_vm() -> Task:
     """The same as attest_luks, under its first name"""
-    return {"actions": None, "task_dep": ["attest_luks"]}
+    return {"actions": None, "task_dep": ["attest_luks"], "meta": {"unlisted": True}}

@@ -210,7 +210,7 @@ def test_what_root_left_is_one_line_to_others(clone: Path, tmp_path: Path) -> No
         code, said = as_nobody(*argv)
         assert code == 1 and "Permission denied" in said and "belongs to root, and this is nobody" in said, said
         assert remedy in said
-    command = next(line for line in said.splitlines() if remedy in line).strip().removeprefix("as root, run: ")
+    command = next(line for line in said.splitlines() if remedy in line).strip().removeprefix("run as root: ")
     subprocess.run(["sh", "-c", command], check=True, timeout=60)
     assert as_nobody("build_tools")[0] == 0 == as_nobody("clean")[0]
     assert not (copy / "build" / "bin" / "get_report").exists()

@@ -99,7 +99,7 @@ def test_another_user_s_checkout_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run([*AS_NOBODY, program, "list"], capture_output=True, text=True, check=False, timeout=60)
     remedy = f"chown -R nobody: '{program.parent}'"
     assert (done.returncode, done.stderr) == (
-        1, f"doitw: {program.parent}/.venv cannot be written by nobody; as root, run: {remedy}\n"
+        1, f"doitw: {program.parent}/.venv cannot be written by nobody; run as root: {remedy}\n"
     )  # fmt: skip
     # The remedy works: it comes as far as the next thing that is missing here, a Python that this user may run.
     subprocess.run(["sh", "-c", remedy], check=True, timeout=60)

@@ -80,7 +80,7 @@ def test_a_package_that_could_not_be_had(told: Told, program: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
-@remedies("doitw", "{}/{} cannot be written by {}; as root, run: chown -R {}: '{}'")
+@remedies("doitw", "{}/{} cannot be written by {}; run as root: chown -R {}: '{}'")
 def test_a_checkout_of_another_user(told: Told, program: Path, tools: Tools) -> None:
     # Where every user may look into the directories above.
     place = Path("/var/tmp") / f"sevsnp-{os.getpid()} a project"
@@ -98,7 +98,7 @@ def test_a_checkout_of_another_user(told: Told, program: Path, tools: Tools) -> 
                 check=False, timeout=60, cwd="/",
             )  # fmt: skip
 
-        command = told.hint(run).partition("as root, run: ")[2]
+        command = told.hint(run).partition("run as root: ")[2]
         assert subprocess.run(["/bin/sh", "-c", command], check=False, timeout=60).returncode == 0
         # It goes on: this user's Python, if there is one, makes the .venv.
         done = run()

@@ -278,7 +278,7 @@ def test_what_a_run_as_root_left_says_whose_it_is_and_the_remedy_works(tmp_path:
     message, hint = write()
     assert message == (f"build/deep/file: Permission denied: {tmp_path}/build/deep belongs to root, and this is nobody")
     assert hint == f"  run as root: cd {tmp_path} && chown -R nobody: .doit.db build"
-    subprocess.run(["sh", "-c", hint.removeprefix("  as root, run: ")], check=True, timeout=60)
+    subprocess.run(["sh", "-c", hint.removeprefix("  run as root: ")], check=True, timeout=60)
     assert write() == ["written"]
 
 

@@ -18,7 +18,7 @@ BUILT = {
     "host_bundle_luks": "the same for the encrypted guest",
     "build_tools": "the verifier's commands",
 }
-_WORDS = {"U": "current", "R": "not built, or out of date", "E": "cannot be built", "I": "ignored"}
+_WORDS = {"U": "current", "R": "to be built", "E": "cannot be built", "I": "ignored"}
 
 
 def status(*, runs: Path, words: Sequence[str]) -> None:

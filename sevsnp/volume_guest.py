@@ -13,8 +13,8 @@ from sevsnp.luks_key import read_record
 from sevsnp.vm.config import read_vm_config
 from sevsnp.vm.fixed import check_fixed
 from sevsnp.vm.qemu import RunOptions, check_options, read_cmdline
-from sevsnp.vm.run import config_of, run_workflow
-from sevsnp.vm.state import Run, running
+from sevsnp.vm.run import another_guest, config_of, run_workflow
+from sevsnp.vm.state import Run, check_free, running
 from sevsnp.vm.volume import measured_header
 from sevsnp.volumes import HEADER, Source, Volume, choose, note_earlier, source_of, volumes
 
@@ -41,6 +41,7 @@ def run_volume(
     where they are of this volume and have changed. ``earlier`` is the disk that an earlier release wrote to. Raises
     :class:`UserError`, also where another guest has the volume.
     """
+    check_free(options.state, another_guest(RUN_TASK, name))
     source = source_of(directory, configs, vm_config)
     chosen = choose(data_dir, source, volume, RUN_TASK)
     if vm_config:

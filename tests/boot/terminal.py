@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import select
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ class Terminal:
     def __init__(self, built: Built, *words: str) -> None:
         self._master, slave = pty.openpty()
         self._shown = bytearray()
+        self._closed = threading.Event()
         try:
             self.process = subprocess.Popen(
                 ends_with_us("setsid", "--ctty", sys.executable, "-m", "doit", *words),
@@ -36,8 +38,13 @@ class Terminal:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            while data := os.read(self._master, 65536):
-                self._shown += data
+            # The line hangs up when nothing reads from it any more, not when it is closed during a read.
+            while not self._closed.is_set():
+                ready, _, _ = select.select([self._master], [], [], 0.1)
+                if ready and not (data := os.read(self._master, 65536)):
+                    break
+                if ready:
+                    self._shown += data
 
     @property
     def shown(self) -> str:
@@ -60,9 +67,10 @@ class Terminal:
 
     def close(self) -> None:
         """What closing a terminal's window does: the line hangs up."""
-        if self._master >= 0:
+        if not self._closed.is_set():
+            self._closed.set()
+            self._reader.join()
             os.close(self._master)
-            self._master = -1
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Owner:
             # The VOLUME that was asked for, if one was.
             chosen = [word for word in command.split() if word.startswith("VOLUME=")]
             self.doit("attest_luks", *ports, "PLATFORM=emulated", *chosen)
-            config = self.built.build / "ssh_config"
+            config = self.built.build / "run" / "luks" / "ssh_config"
             wait_for_login(config, BOOT_SECONDS)
             yield config
             ssh(config, "sudo systemctl poweroff || true")
@@ -101,7 +101,7 @@ def test_a_file_is_still_there_after_clean(owner: Owner) -> None:
     with owner.running(command) as config:
         assert ssh(config, "sudo cat /root/kept").strip() == "kept"
         # Another guest on the same disk, meanwhile.
-        refusal = one_line(owner.doit("run_sev_snp_luks", f"VOLUME={volume.name[:4]}", check=False))
+        refusal = one_line(owner.doit("run_sev_snp_luks", f"VOLUME={volume.name[:4]}", "NAME=other", check=False))
         assert re.search(rf"volume {volume.name}: in use by process \d+ since", refusal)
     assert read_record(owner.built.config_dir, volume.name).generation == 2
     # Control: the disk alone, where an earlier release left it, is not enough; and then what is printed brings it back.

@@ -19,7 +19,7 @@ from sevsnp.vm.session import session
 from sevsnp.vm.state import Run, check_free, held, running
 from tests.conftest import Built
 from tests.remedies.table import Told, remedies
-from tests.waiting import wait_until
+from tests.waiting import NET, wait_until
 
 RUN = Run("verity", "emulated", "c.toml", 1, 2)
 # Has a guest's state directory, and does not mind a SIGTERM.
@@ -50,7 +50,7 @@ def test_a_guest_that_does_not_end(told: Told, runs: Path, monkeypatch: pytest.M
         try:
             assert holder.stdout and holder.stdout.readline() == "held\n"
             told.obey(told.hint(lambda: guests.stop(runs=runs, name="stubborn")))
-            assert holder.wait(10) == -signal.SIGKILL
+            assert holder.wait(NET) == -signal.SIGKILL
         finally:
             holder.kill()
     assert running(runs / "stubborn") is None

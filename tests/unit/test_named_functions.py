@@ -18,6 +18,7 @@ MADE_UP = {
     "tests/pipeline/test_full_disk.py": {"sevsnp.standin:by_python", "sevsnp.standin:by_tool", "sevsnp.standin:tree"},
     "tests/pipeline/test_graph.py": {"sevsnp.tools:more"},
     "tests/pipeline/test_registry.py": {"sevsnp.test:make"},
+    "tests/remedies/test_words.py": {"sevsnp.keys:ensure_kyes", "sevsnp.nonsuch:fetch"},
     "tests/unit/test_artefact_trouble.py": {"sevsnp.maker:make"},
     "tests/unit/test_entries.py": {"sevsnp.a:b", "sevsnp.a.b:make_this"},
     "tests/unit/test_house_rules.py": {"sevsnp.emulation.launch:run"},

@@ -19,7 +19,7 @@ from tests.pipeline.copies import copy_built, one_line
 from tests.processes import ends_with_us
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.full]
 
 WAITING = "init: waiting for the disk key"
 END_SECONDS = 300

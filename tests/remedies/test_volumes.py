@@ -227,12 +227,18 @@ def earlier(checkout: Built, told: Told, tmp_path: Path) -> Iterator[Source]:
     """A volume whose disk lies elsewhere, and which setup_luks of the checkout has made."""
     source = make_source(tmp_path / "an earlier one")
     told.variables["DATA_DIR"] = str(tmp_path / "my data")
-    for name in ("header.bin", "header.sha256", "tables.sha256"):
-        (checkout.build / "luks").mkdir(exist_ok=True)
-        (checkout.build / "luks" / name).write_bytes((source.directory / name).read_bytes())
+    names = ("header.bin", "header.sha256", "tables.sha256")
+    luks = checkout.build / "luks"
+    luks.mkdir(exist_ok=True)
+    for name in names:
+        if (luks / name).exists():
+            (luks / name).rename(luks / f"{name}.kept")  # a hard link: what is behind it is every test's
+        (luks / name).write_bytes((source.directory / name).read_bytes())
     yield source
-    for name in ("header.bin", "header.sha256", "tables.sha256"):
-        (checkout.build / "luks" / name).unlink()
+    for name in names:
+        (luks / name).unlink()
+        if (luks / f"{name}.kept").exists():
+            (luks / f"{name}.kept").rename(luks / name)
     luks_key.forget(checkout.config_dir, source.uuid)
 
 

@@ -14,19 +14,14 @@ from sevsnp.vm.console import printable_lines, read_console
 from sevsnp.vm.run import another_guest
 from sevsnp.vm.state import check_free, running
 
-# Set for the process that was detached.
-VARIABLE = "SEVSNP_DETACHED"
 _SECONDS = 120.0
 
 
-def is_detached() -> bool:
-    return VARIABLE in os.environ
-
-
-def run_detached(*, task: str, words: Sequence[str], state: Path, name: str) -> None:
+def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, variable: str) -> None:
     """Start ``task`` with the settings ``words`` for the guest ``name``, and return when the guest runs.
 
-    What it prints goes to ``run.log`` in its state directory. Raises UserError where it ends before the guest runs.
+    The environment ``variable`` tells the new process that it was detached. What it prints goes to ``run.log`` in its
+    state directory. Raises UserError where it ends before the guest runs.
     """
     check_free(state, another_guest(task, name))
     state.mkdir(parents=True, exist_ok=True)
@@ -36,7 +31,7 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str) -> 
         # By itself on purpose: what sevsnp.command starts ends with this process.
         process = subprocess.Popen(
             [sys.executable, "-m", "doit", task, *words, "DETACH=no"],
-            env={**variables, VARIABLE: "1"},
+            env={**variables, variable: "1"},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -69,6 +69,10 @@ class _Noted(dict[str, Value]):
         return super().__getitem__(name)
 
 
+# Set for the process that DETACH=yes has started.
+DETACHED = "SEVSNP_DETACHED"
+
+
 @cache
 def settings() -> Settings:
     """The settings of this run; doit shows what is wrong with one without a traceback."""
@@ -151,9 +155,7 @@ def run_options(workflow: str) -> Any:
 
 def detached() -> bool:
     """Whether this very process was started by DETACH=yes, so that no terminal is its own."""
-    from sevsnp.detach import is_detached
-
-    return is_detached()
+    return DETACHED in os.environ
 
 
 def given_words() -> list[str]:
@@ -166,7 +168,15 @@ def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = ()
     name = guest_name(usual)
     if settings().text("DETACH") == "yes" and not detached():
         words = [word for word in given_words() if not word.startswith("DETACH=")]
-        return command("sevsnp.detach:run_detached", needs=needs, task=task, words=words, state=RUN / name, name=name)
+        return command(
+            "sevsnp.detach:run_detached",
+            needs=needs,
+            task=task,
+            words=words,
+            state=RUN / name,
+            name=name,
+            variable=DETACHED,
+        )
     return command(function, launches=True, needs=needs, options=run_options(usual), name=name, **arguments)
 
 

@@ -136,7 +136,7 @@ def login(*, runs: Path, name: str, command: str = "") -> None:
 
     Raises UserError where none was, and for another exit code than 0.
     """
-    guest = only_guest(runs, name) if not name else Guest.of(runs, name)
+    guest = only_guest(runs, name)
     if not guest.ssh_config.exists():
         workflow = guest.run.workflow if guest.run else "verity"
         emulated = " PLATFORM=emulated" if guest.run and guest.run.platform == "emulated" else ""

@@ -13,6 +13,7 @@ from sevsnp.e2e import ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.owner import attest_guest
 from sevsnp.vm.config import VmConfig
+from sevsnp.vm.console import read_console
 from sevsnp.vm.platforms import Platform, running
 from sevsnp.vm.qemu import RunOptions
 
@@ -65,7 +66,7 @@ def wait_for_line(process: "subprocess.Popen[bytes]", log: Path, line: str, dead
     """Until the console's ``log`` has ``line``. Raises UserError when QEMU ends or ``deadline`` (monotonic) passes."""
     while True:
         ended = process.poll() is not None  # before reading: its last words count
-        text = log.read_text(errors="replace") if log.exists() else ""
+        text = read_console(log)
         if line in text:
             return
         if ended:

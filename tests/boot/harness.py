@@ -11,6 +11,7 @@ from sevsnp.attestation.launch_digest import KernelHashes
 from sevsnp.e2e import free_port
 from sevsnp.emulation.launch import running
 from sevsnp.vm.config import Disk, File, Launch
+from sevsnp.vm.console import read_console
 from sevsnp.vm.qemu import RunOptions
 from tests.waiting import wait_until
 
@@ -31,8 +32,7 @@ class Guest:
         return self.options.state / "ark.pem"
 
     def log(self) -> str:
-        path = self.options.serial_log
-        return path.read_text(errors="replace") if path.exists() else ""
+        return read_console(self.options.serial_log)
 
     def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> str:
         """The console log once it has ``text``; fails when QEMU ends or time is up before."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import pytest
 from sevsnp.e2e import ssh, wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.files import sha256_file
+from sevsnp.guests import sshd_answers
 from sevsnp.owner import attest_guest
 from sevsnp.vm.config import Disk, VmConfig
 from tests.boot.configs import honest, other_words
@@ -99,12 +99,8 @@ def wait_for_sshd(running: Running, seconds: float = BOOT_SECONDS) -> None:
     """Until sshd sends its banner. A connection alone says nothing: QEMU's user network accepts it before the guest."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and running.guest.process.poll() is None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", running.ssh_port), timeout=TRY) as one,
-        ):
-            if one.recv(4) == b"SSH-":
-                return
+        if sshd_answers("127.0.0.1", running.ssh_port, TRY):
+            return
         time.sleep(0.3)
     raise AssertionError(f"no sshd in {seconds:.0f} s:\n{running.guest.log()[-3000:]}")
 

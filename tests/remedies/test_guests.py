@@ -87,8 +87,11 @@ def check_failed() -> None:
 def test_a_guest_that_says_nothing(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(told.cwd)
     monkeypatch.setattr(detach, "_SECONDS", -1.0)
-    named = {"task": "status", "words": (), "state": runs / "silent", "name": "silent"}
-    told.obey(told.hint(lambda: detach.run_detached(**named)))  # type: ignore[arg-type]
+
+    def run() -> None:
+        detach.run_detached(task="status", words=(), state=runs / "silent", name="silent", variable="DETACHED")
+
+    told.obey(told.hint(run))
 
 
 @pytest.fixture

@@ -10,19 +10,24 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from doit.dependency import Dependency, SqliteDB
 
+from sevsnp.files import sha256_file
 from sevsnp.graph import load
-from sevsnp.store import recipe
+from sevsnp.store import digests, recipe
 from sevsnp.store.artefact import Artefact
 from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.copying import copy_file
+from sevsnp.store.digests import Index
+from sevsnp.store.session import index
 from tests.pipeline.matrix import cells
+
+LARGE = 1 << 20
 
 
 def artefact_of(task: Any) -> Artefact | None:
@@ -31,11 +36,61 @@ def artefact_of(task: Any) -> Artefact | None:
     return next((item for item in found if isinstance(item, Artefact)), None)
 
 
+class Trees:
+    """The digests of directories, each asked for again only while something in it is edited.
+
+    All edits are those of :meth:`Matrix.after`, and to look at 11,000 files takes as long as all else together.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._known: dict[tuple[Path, Collection[str]], str] = {}
+        self._tree = index.tree
+        index.tree = self.tree  # type: ignore[method-assign]
+        self._sha256_file = sha256_file
+        self._large: dict[tuple[int, ...], str] = {}
+        digests.sha256_file = self.sha256_file
+
+    def tree(self, root: Path, ignored: Collection[str] = ()) -> str:
+        key = (root.absolute(), ignored)
+        if key not in self._known:
+            self._known[key] = self._tree(root, ignored)
+        return self._known[key]
+
+    def sha256_file(self, path: Path) -> str:
+        """What is large is not read again once an edit of it is taken back; no edit writes into a file."""
+        status = path.stat()
+        if status.st_size < LARGE:
+            return self._sha256_file(path)
+        name = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if name not in self._large:
+            self._large[name] = self._sha256_file(path)
+        return self._large[name]
+
+    @contextmanager
+    def edited(self, path: Path) -> Iterator[None]:
+        """Forget the directories that ``path`` is, is in, or contains, until the edit is taken back."""
+        path = path.absolute()
+        before = dict(self._known)
+        self._known = {
+            key: digest
+            for key, digest in before.items()
+            if not (key[0].is_relative_to(path) or path.is_relative_to(key[0]))
+        }
+        try:
+            yield
+        finally:
+            self._known = before
+
+    def forget(self) -> None:
+        self._known.clear()
+
+
 class Matrix:
     """doit's tasks and database, as a run has them."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
+        self.trees = Trees(index())
         tasks = {task.name: task for task, _ in load()}
         self.tasks = tasks
         self.artefacts = {name: made for name, task in tasks.items() if (made := artefact_of(task))}
@@ -56,7 +111,7 @@ class Matrix:
     def after(self, kind: str, name: str) -> dict[str, str]:
         """What is outdated after one edit, which is taken back."""
         path = Path(os.environ["CONFIG_DIR"], name[2:]) if name.startswith("~/") else Path(name)
-        with EDITS[kind](path, self.scratch):
+        with self.trees.edited(path), EDITS[kind](path, self.scratch):
             return self.outdated()
 
 
@@ -211,8 +266,10 @@ def main() -> None:
         if len(sys.argv) > 1:
             json.dump(matrix.outdated(), sys.stdout)
             return
+        matrix.outdated()  # before the first edit, so that every directory's digest is known
         tasks = {name: described(made) for name, made in matrix.artefacts.items()}
         found = [[kind, name, matrix.after(kind, name)] for kind, name in cells()]
+        matrix.trees.forget()
         json.dump({"tasks": tasks, "cells": found, "afterwards": matrix.outdated()}, sys.stdout)
 
 

@@ -5,6 +5,7 @@ All of it is made from the tasks themselves, their docstrings, and the table of 
 
 import inspect
 import json
+import shutil
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from sevsnp.doit_tasks import Tasks
 from sevsnp.settings import GROUPS, SETTINGS, Setting
 from sevsnp.welcome import WELCOME
 
-WIDTH = 110
+LEAST_WIDTH, WIDTH = 40, 110
+NARROW = 80
 # Read by whatever builds, and by no task in particular.
 OF_THE_CACHE = ("SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_KEY", "CACHE_PUBLIC_KEY", "CACHE_SIZE")
 LEGEND = {
@@ -82,9 +84,13 @@ def main_text(commands: Mapping[str, Any]) -> str:
 
 def settings_text() -> str:
     """`./doitw help settings`: all of them, in their groups."""
-    lines = ["Settings: NAME=value on the command line, the environment, config.yaml; in this order.", ""]
+    width = _width()
+    lines = [
+        *_wrapped("Settings: NAME=value on the command line, the environment, config.yaml; in this order.", width),
+        "",
+    ]
     for title, settings in GROUPS:
-        lines += [title, *(line for setting in settings for line in _setting(setting)), ""]
+        lines += [*_wrapped(title, width), *(line for setting in settings for line in _setting(setting)), ""]
     return "\n".join(lines)
 
 
@@ -94,10 +100,10 @@ def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
     title, *rest = inspect.cleandoc(guide.texts.get(base(name), "")).split("\n\n")
     paragraphs = [" ".join(paragraph.split()) for paragraph in rest]
     then = [text for text in paragraphs if text.startswith("Next: ")]
-    lines = [f"./doitw {name}", f"{task.doc or title}", ""]
+    lines = [f"./doitw {name}", *_wrapped(task.doc or title, _width()), ""]
     for text in paragraphs:
         if text not in then:
-            lines += [*textwrap.wrap(text, WIDTH), ""]
+            lines += [*_wrapped(text, _width()), ""]
     if task.params:
         lines += ["Options:", *(f"  {_option(option)}" for option in task.params), ""]
     before = tasks.all_needed(name)
@@ -108,13 +114,15 @@ def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
         lines += [""]
     if others:
         lines += ["Settings of the tasks that run before it:"]
-        lines += [f"  {other:<22} {' '.join(names)}" for other, names in others.items()]
+        for other, names in others.items():
+            first, *more = _wrapped(" ".join(names), _width() - 25)
+            lines += [f"  {other:<22} {first}", *(f"{'':25}{line}" for line in more)]
         lines += [""]
     if any(tasks.by_name[one].targets for one in (name, *before)):
-        lines += [f"Settings of the artefact cache: {' '.join(OF_THE_CACHE)}", ""]
+        lines += [*_wrapped(f"Settings of the artefact cache: {' '.join(OF_THE_CACHE)}", _width()), ""]
     if made := list(task.targets) or (sorted(task.file_dep) if tasks.is_group(task) else []):
         lines += ["It makes:", *(f"  {path}" for path in made), ""]
-    lines += [line for text in then for line in textwrap.wrap(text, WIDTH)]
+    lines += [line for text in then for line in _wrapped(text, _width())]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -134,13 +142,22 @@ def _settings_of(
 
 def _setting(setting: Setting) -> Iterator[str]:
     shown = f"{setting.name}={setting.default or json.dumps('')}"
-    lines = textwrap.wrap(f"{setting.help}. Expected: {setting.expected}", WIDTH - 31)
-    if len(shown) > 27:
-        yield f"  {shown}"
+    column = 31 if _width() >= NARROW else 6
+    lines = _wrapped(f"{setting.help}. Expected: {setting.expected}", _width() - column)
+    if len(shown) + 4 <= column:
+        yield f"  {shown:<{column - 2}}{lines.pop(0)}"
     else:
-        lines[0] = f"{shown:<28} {lines[0]}"
-    for number, line in enumerate(lines):
-        yield f"  {line}" if number == 0 and len(shown) <= 27 else f"{'':31}{line}"
+        yield f"  {shown}"
+    yield from (f"{'':{column}}{line}" for line in lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def _width() -> int:
+    """Of the terminal, or COLUMNS; in a wide one, lines are no longer than is good to read."""
+    return max(LEAST_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def _option(option: Mapping[str, Any]) -> str:

@@ -133,14 +133,17 @@ def remove_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Write ``path`` whole: a reader sees the old content or the new, never a part."""
-    with scratch_directory(path) as scratch:
-        new = scratch / path.name
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
-        new.chmod(mode)
-        new.replace(path)
+    """Write ``path`` whole: a reader sees the old content or the new, never a part. An OSError names ``path``."""
+    try:
+        with scratch_directory(path) as scratch:
+            new = scratch / path.name
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data.encode() if isinstance(data, str) else data)
+            new.chmod(mode)
+            new.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:

@@ -133,14 +133,10 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
 
 
 def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, headline: str, accepted: int) -> int:
-    """Print a result, JSON or a line a check and the verdict last, write the page, and give the exit code."""
+    """Print a result, JSON or a line a check and the verdict last, then write the page, and give the exit code."""
     document = appraisal.to_json()
     if appraisal.trust_domain != "amd":
         document["accepted_as_emulated"] = appraisal.accepted
-    if options.html:
-        from sevsnp.attestation.page import write_page
-
-        write_page(options.html, appraisal, config)
     if options.json:
         import json
 
@@ -149,6 +145,11 @@ def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, he
         from sevsnp.attestation.terminal import print_appraisal
 
         print_appraisal(appraisal, headline)
+    # After the verdict, which is said even where the page cannot be written.
+    if options.html:
+        from sevsnp.attestation.page import write_page
+
+        write_page(options.html, appraisal, config)
     return {"accepted": accepted, "refused": REFUSED, "undecided": UNDECIDED}[appraisal.decision]
 
 

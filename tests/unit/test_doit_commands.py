@@ -1,6 +1,7 @@
 """doit clean, forget, info and list, as this project has them; beside what doit's own say."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -303,6 +304,16 @@ def test_help_of_a_task(guided: Path) -> None:
     text = " ".join("\n".join(lines).split())
     assert " CPUS=1 " in text and "Expected: a number of vCPUs from 1 to 255" in text
     assert "POLICY=0x30000" in text and "MEMORY" not in text and "Settings of the artefact cache: " in text
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help_is_as_wide_as_the_terminal(guided: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in (["help", "first"], ["help", "settings"]):
+        # A default may be longer than any terminal; it has a line of its own.
+        found = [len(line) for line in doit(guided, *words).splitlines() if not re.match(r"  [A-Z_]+=\S+$", line)]
+        # Where there is room, the lines are as long as is good to read.
+        assert max(found) <= columns and (columns < 80) == (max(found) < 80), words
 
 
 def test_help_of_a_group_has_its_helpers_settings_and_names_the_other_tasks(guided: Path) -> None:

@@ -144,6 +144,11 @@ def test_certificates_from_a_service_a_cache_and_a_directory(
     assert cli.main([*real_words, "--offline", "--policy", f"{tmp_path}/policy.toml"]) == 2
     page = tmp_path / "page.html"
     assert cli.main([*real_words, "--offline", "--html", str(page)]) == 0 and "Accepted" in page.read_text()
+    capsys.readouterr()
+    # The verdict is said even where the page cannot be written.
+    assert cli.main([*real_words, "--offline", "--html", str(tmp_path)]) == 64
+    told = capsys.readouterr()
+    assert "ACCEPTED: " in told.out and told.err.startswith(f"{tmp_path}: Is a directory")
 
 
 @needs_vectors

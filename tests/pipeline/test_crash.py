@@ -335,7 +335,9 @@ def test_the_detectors_detect(ground: Ground) -> None:
     reference = ground.digests()
     orphan = subprocess.Popen(["sleep", "300"], env={"TMPDIR": str(ground.temporary)}, start_new_session=True)
     try:
-        assert [line.split(":")[0] for line in ground.living()] == [str(orphan.pid)]
+        # A process shows its environment a moment after it has begun.
+        (found,) = wait_until(ground.living)
+        assert found.split(":")[0] == str(orphan.pid)
     finally:
         orphan.kill()
         orphan.wait()

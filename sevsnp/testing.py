@@ -31,8 +31,8 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
             raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/test_settings.py")
-    # One more than there are cores, for a test that waits keeps none busy. A guest does keep one busy; more than four of
-    # them at once would make time-outs of tests that measure time.
+    # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
+    # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 1, 4)
     argv = [sys.executable, "-m", "pytest", "--numprocesses", str(processes)]
     argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]

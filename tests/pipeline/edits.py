@@ -48,7 +48,7 @@ class Trees:
         index.tree = self.tree  # type: ignore[method-assign]
         self._sha256_file = sha256_file
         self._large: dict[tuple[int, ...], str] = {}
-        digests.sha256_file = self.sha256_file
+        vars(digests)["sha256_file"] = self.sha256_file
 
     def tree(self, root: Path, ignored: Collection[str] = ()) -> str:
         key = (root.absolute(), ignored)

@@ -4,18 +4,18 @@
 
 import os
 
-from sevsnp.taken_key import take_over
+from sevsnp.keys.taken_key import take_over
 
 # Before anything else is loaded, and so before anything can be started.
 take_over()
 
 import importlib
 
-from sevsnp.doit_commands import adopt
-from sevsnp.doit_help import Guide
-from sevsnp.reporter import Reporter
-from sevsnp.store.checker import Sha256Checker
-from sevsnp.store.database import forgive
+from sevsnp.pipeline.checker import Sha256Checker
+from sevsnp.pipeline.commands import adopt
+from sevsnp.pipeline.database import forgive
+from sevsnp.pipeline.help import Guide
+from sevsnp.pipeline.reporter import Reporter
 from tasks.creators import watched
 from tasks.listing import GROUPS
 from tasks.luks_guest import left

@@ -12,4 +12,4 @@ def task_graph() -> Task:
 
     Next: commit docs/pipeline.svg.
     """
-    return command("sevsnp.graph:draw", output=Path("docs/pipeline.svg"))
+    return command("sevsnp.project.graph:draw", output=Path("docs/pipeline.svg"))

@@ -41,7 +41,7 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
     # For SEV-SNP alone nothing of the emulation is packed.
     emulation = {} if settings().text("PLATFORM") == "snp" else {"emulated": launched(emulated)}
     return artefact(
-        "sevsnp.bundle:make_bundle",
+        "sevsnp.release.bundle:make_bundle",
         inputs={
             "production": launched(production),
             **emulation,
@@ -69,7 +69,7 @@ def task_e2e() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.e2e:e2e",
+        "sevsnp.e2e.run:e2e",
         launches=True,
         needs=["host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys"],
         bundle=BUNDLE,

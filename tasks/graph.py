@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import cannot_write
-from sevsnp.named import load_named
+from sevsnp.pipeline.checkout import Checkout
 from sevsnp.store.artefact import Artefact
-from sevsnp.store.checkout import Checkout
+from sevsnp.system import progress
+from sevsnp.system.files import cannot_write
+from sevsnp.system.named import load_named
 
 Task = dict[str, Any]
 Paths = Path | Iterable[Path]
@@ -43,7 +43,7 @@ def call(function: str, /, *, alone: bool = False, launches: bool = False, **arg
 
     def work() -> Any:
         if launches:
-            from sevsnp.command import keep_temporaries
+            from sevsnp.system.command import keep_temporaries
 
             keep_temporaries()
         if alone:

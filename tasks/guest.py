@@ -36,7 +36,7 @@ IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
 def _keys_are_fine() -> bool:
     """Looked at every time: whoever else may read them, or has exchanged them, is found out by the task."""
     from sevsnp.errors import UserError
-    from sevsnp.keys import ensure_keys
+    from sevsnp.keys.pairs import ensure_keys
 
     try:
         return keys().owner_private.exists() and bool(ensure_keys(settings().config_dir()))
@@ -48,7 +48,7 @@ def task__keys() -> Task:
     """The user's SSH key and the owner's key, made once."""
     paths = keys()
     return {
-        **command("sevsnp.keys:make_keys", alone=True, config_dir=settings().config_dir()),
+        **command("sevsnp.keys.pairs:make_keys", alone=True, config_dir=settings().config_dir()),
         "targets": [str(paths.user_public), str(paths.owner_certificate)],
         "uptodate": [_keys_are_fine],
     }
@@ -85,7 +85,7 @@ def _disk_image() -> Path | None:
     """IMAGE where it is a disk image, and no tar."""
     if not settings().text("IMAGE"):
         return None
-    from sevsnp.images.disk_format import is_disk_image
+    from sevsnp.qemu.disk_format import is_disk_image
 
     image = settings().path("IMAGE", Path())
     return image if is_disk_image(image) else None
@@ -188,7 +188,7 @@ def task_run_sev_snp_direct_boot() -> Task:
 def _plain(task: str, mode: str) -> Task:
     values = settings()
     return launching(
-        "sevsnp.vm.plain:run_plain",
+        "sevsnp.host.plain:run_plain",
         task,
         "guest",
         mode=mode,

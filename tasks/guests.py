@@ -7,7 +7,7 @@ from tasks.project import RUN, given_words, settings
 
 
 def _of_guest(function: str, **arguments: Any) -> Task:
-    return command(f"sevsnp.guests:{function}", runs=RUN, name=settings().text("NAME"), **arguments)
+    return command(f"sevsnp.guests.local:{function}", runs=RUN, name=settings().text("NAME"), **arguments)
 
 
 def task_status() -> Task:
@@ -18,7 +18,7 @@ def task_status() -> Task:
 
     Next: the command that it prints last.
     """
-    return command("sevsnp.status:status", runs=RUN, words=given_words())
+    return command("sevsnp.guests.status:status", runs=RUN, words=given_words())
 
 
 def task_logs() -> Task:

@@ -37,7 +37,7 @@ def _signed(configs: list[Path]) -> Task:
     return {
         # A command, not an artefact: what a signing key makes belongs into no cache.
         **command(
-            "sevsnp.vm.signed_config:sign_configs",
+            "sevsnp.measurement.signed_config:sign_configs",
             alone=True,
             configs=configs,
             id_key=id_key,

@@ -17,7 +17,7 @@ def task_keys() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.volume_keys:list_keys",
+        "sevsnp.volumes.keys:list_keys",
         config_dir=values.config_dir(),
         key_dirs=[E2E],
         disks=DISKS,
@@ -34,7 +34,7 @@ def task_keys_prune() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.volume_keys:prune_keys",
+        "sevsnp.volumes.keys:prune_keys",
         alone=True,
         config_dir=values.config_dir(),
         checkout=Path.cwd(),

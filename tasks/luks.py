@@ -51,7 +51,7 @@ def task__luks_image() -> Task:
     made = _image(LUKS, values.number("LUKS_FREE"), config_dir, key_file, values.text("PLATFORM"))
     made["actions"] += [
         _drop_replaced(LUKS, config_dir),
-        action("sevsnp.volumes:say_what_stays", header=HEADER, earlier=EARLIER, data_dir=values.data_dir()),
+        action("sevsnp.volumes.directory:say_what_stays", header=HEADER, earlier=EARLIER, data_dir=values.data_dir()),
     ]
     return made
 
@@ -147,7 +147,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
     )
 
     def is_current(task: Any, values: Any) -> bool:
-        from sevsnp.luks_current import is_current
+        from sevsnp.images.luks_current import is_current
 
         return is_current(header, **known)
 
@@ -158,7 +158,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
 def _drop_replaced(directory: Path, config_dir: Path) -> Any:
     """The action that removes the key of what was replaced."""
     return action(
-        "sevsnp.volume_keys:drop_replaced",
+        "sevsnp.volumes.keys:drop_replaced",
         config_dir=config_dir,
         image=directory / "luks.img",
         disks=DISKS,
@@ -168,7 +168,7 @@ def _drop_replaced(directory: Path, config_dir: Path) -> Any:
 
 def _cmdline(directory: Path, platform: str) -> Task:
     return artefact(
-        "sevsnp.vm.make_config:make_luks_cmdline",
+        "sevsnp.measurement.make_config:make_luks_cmdline",
         inputs={
             "header": directory / "header.bin",
             "header_digest": directory / "header.sha256",

@@ -29,7 +29,7 @@ from tasks.vm_config import SETTINGS, launched
 
 def left() -> list[str]:
     """The volumes that `doit clean` leaves, a line each with the command that boots it."""
-    from sevsnp import volumes
+    from sevsnp.volumes import directory as volumes
 
     data_dir = settings().data_dir()
     return [*volumes.left(data_dir), *filter(None, [volumes.note_earlier(EARLIER, data_dir)])]
@@ -45,7 +45,7 @@ def task_run_sev_snp_luks() -> Task:
     Next: ./doitw attest_luks in a second terminal, with PLATFORM=emulated for an emulated guest.
     """
     return launching(
-        "sevsnp.volume_guest:run_volume",
+        "sevsnp.guests.volume_guest:run_volume",
         "run_sev_snp_luks",
         "luks",
         # What `doit clean` says boots a volume has to, without anything else.
@@ -81,7 +81,7 @@ def task_attest_luks() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.volume_guest:attest_volume",
+        "sevsnp.guests.volume_guest:attest_volume",
         needs=["_keys"],
         name=guest_name("luks"),
         runs=RUN,
@@ -109,7 +109,7 @@ def task_update_luks() -> Task:
     Next: ./doitw run_sev_snp_luks VOLUME=…
     """
     chosen = {name: value for name, value in chosen_volume().items() if name != "vm_config"}
-    return command("sevsnp.volume_boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot())
+    return command("sevsnp.volumes.boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot())
 
 
 def task_adopt_luks() -> Task:
@@ -122,7 +122,7 @@ def task_adopt_luks() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.volume_boot:adopt_volume",
+        "sevsnp.volumes.boot:adopt_volume",
         alone=True,
         needs=[*_BOOT, "_appliance_initramfs"],
         image=values.path("IMAGE", Path()) if values.text("IMAGE") else None,
@@ -145,7 +145,7 @@ _BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firm
 
 
 def _boot() -> Mapping[str, Any]:
-    """What a guest is booted with as it is built now, for sevsnp.volume_boot."""
+    """What a guest is booted with as it is built now, for sevsnp.volumes.boot."""
     return {
         "template": Path("templates/vm-config.toml.j2"),
         "firmware": firmware(),

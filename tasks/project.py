@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sevsnp.errors import UserError
-from sevsnp.key_paths import Keys
-from sevsnp.setting_values import Value
-from sevsnp.settings import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
+from sevsnp.keys.paths import Keys
+from sevsnp.settings.table import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
+from sevsnp.settings.values import Value
 from sevsnp.store import session
 from tasks.graph import Task, command
 
@@ -138,7 +138,7 @@ def guest_name(workflow: str) -> str:
 
 def run_options(workflow: str) -> Any:
     """What is free at launch, from the settings; the guest's directory has its name."""
-    from sevsnp.vm.qemu import RunOptions
+    from sevsnp.qemu.process import RunOptions
 
     chosen = settings()
     return RunOptions(
@@ -169,7 +169,7 @@ def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = ()
     if settings().text("DETACH") == "yes" and not detached():
         words = [word for word in given_words() if not word.startswith("DETACH=")]
         return command(
-            "sevsnp.detach:run_detached",
+            "sevsnp.guests.detach:run_detached",
             needs=needs,
             task=task,
             words=words,
@@ -188,7 +188,7 @@ def end_cleanly() -> None:
 
     def handler(number: int, frame: object) -> None:
         # Only if it was loaded can anything have been started.
-        if command := sys.modules.get("sevsnp.command"):
+        if command := sys.modules.get("sevsnp.system.command"):
             command.end_all()
         # The terminal may be what went away.
         with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ from tasks.project import checked
 
 def task__welcome() -> Task:
     """Say what there is to do."""
-    return command("sevsnp.welcome:welcome")
+    return command("sevsnp.pipeline.welcome:welcome")
 
 
 def task_install_dependencies() -> Task:
@@ -17,18 +17,18 @@ def task_install_dependencies() -> Task:
 
     Next: ./doitw e2e
     """
-    return command("sevsnp.dependencies:install_dependencies")
+    return command("sevsnp.project.dependencies:install_dependencies")
 
 
 def _nothing_missing() -> bool:
-    from sevsnp.dependencies import is_ready
+    from sevsnp.project.dependencies import is_ready
 
     return is_ready()
 
 
 def task__dependencies() -> Task:
     """The same for tasks that build: silent where nothing is missing."""
-    return {**command("sevsnp.dependencies:install_dependencies", alone=True), "uptodate": [_nothing_missing]}
+    return {**command("sevsnp.project.dependencies:install_dependencies", alone=True), "uptodate": [_nothing_missing]}
 
 
 def _checkout_is_ours() -> bool:
@@ -51,7 +51,7 @@ def task_test() -> Task:
     Next: ./doitw lint
     """
     return {
-        **command("sevsnp.testing:run_tests", needs=["_dependencies"]),
+        **command("sevsnp.project.testing:run_tests", needs=["_dependencies"]),
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
             {"name": "fast", "long": "fast", "type": bool, "default": False, "help": "unit tests alone, two minutes"},
@@ -68,4 +68,4 @@ def task_lint() -> Task:
 
     Next: ./doitw test
     """
-    return command("sevsnp.testing:lint")
+    return command("sevsnp.project.testing:lint")

@@ -22,7 +22,7 @@ def task_build_tools() -> Task:
     Next: build/bin/verify_report --help
     """
     return artefact(
-        "sevsnp.tools:make_tools",
+        "sevsnp.commands.tools:make_tools",
         inputs={
             "get_report_source": Path("initramfs/get_report.py"),
             "emulated_provider": Path("initramfs/emulated/emulated_provider.py"),

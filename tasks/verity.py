@@ -96,7 +96,7 @@ def task_run_sev_snp_verity() -> Task:
     replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
     text = settings().text
     return launching(
-        "sevsnp.vm.run:run_workflow",
+        "sevsnp.host.run:run_workflow",
         "run_sev_snp_verity",
         "verity",
         directory=launched(config("snp")).parent,
@@ -118,7 +118,7 @@ def task_attest_verity() -> Task:
     """
     values = settings()
     return command(
-        "sevsnp.attesting:verity",
+        "sevsnp.guests.attesting:verity",
         needs=["_keys"],
         name=guest_name("verity"),
         runs=RUN,
@@ -138,7 +138,7 @@ def task_attest_verity() -> Task:
 def _cmdline(platform: str, output: Path) -> Task:
     values = settings()
     return artefact(
-        "sevsnp.vm.make_config:make_verity_cmdline",
+        "sevsnp.measurement.make_config:make_verity_cmdline",
         inputs={"image": IMAGE, "roothash": ROOTHASH},
         outputs={"output": output},
         params={

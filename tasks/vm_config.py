@@ -23,7 +23,7 @@ def vm_config(
 ) -> Task:
     """The task that writes ``output``; ``disks`` has for each role the name of the input, and the image."""
     return artefact(
-        "sevsnp.vm.make_config:make_vm_config",
+        "sevsnp.measurement.make_config:make_vm_config",
         inputs={
             "template": Path("templates/vm-config.toml.j2"),
             "firmware": firmware(),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.key_paths import Keys
-from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.keys.paths import Keys
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
 from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Value, at_most, show, show_rule
 from sevsnp.firmware.gate import open_roads, problem
-from sevsnp.vm.config import Launch, Tcb, VmConfig, making
+from sevsnp.vm_config.config import Launch, Tcb, VmConfig, making
 
 __all__ = ["Appraisal", "Check", "Evidence", "Expected", "NeverAccepted", "Reason", "Refused", "Undecided", "appraise"]
 

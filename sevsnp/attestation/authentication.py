@@ -18,7 +18,7 @@ from sevsnp.attestation.report import Report, SigningKey
 from sevsnp.attestation.revocation import CrlError, is_revoked, load_crl
 from sevsnp.attestation.rules import Anything, Rule, show
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 Certificate = x509.Certificate
 

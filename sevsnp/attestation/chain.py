@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.extensions import PARSER_ERRORS, Signer
-from sevsnp.vm.config import PlatformName, Product
+from sevsnp.vm_config.config import PlatformName, Product
 
 TrustDomain = Literal["amd", "emulated"]
 

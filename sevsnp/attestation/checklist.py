@@ -8,7 +8,7 @@ from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.outcome import ENDED, Check, Decision, Reason
 from sevsnp.attestation.rules import Anything, Rule, Unstated, Value, holds, show
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Tcb
+from sevsnp.vm_config.config import Tcb
 
 T = TypeVar("T")
 

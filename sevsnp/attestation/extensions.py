@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 Signer = Literal["VCEK", "VLEK"]
 

@@ -18,7 +18,7 @@ from sevsnp.attestation.report import (
     SigningKey,
 )
 from sevsnp.attestation.rules import Anything
-from sevsnp.vm.config import Tcb
+from sevsnp.vm_config.config import Tcb
 
 
 @dataclass(frozen=True)

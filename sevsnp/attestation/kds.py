@@ -21,7 +21,7 @@ from sevsnp.attestation.extensions import ExtensionError, Signer, read_extension
 from sevsnp.attestation.kds_cache import Cache
 from sevsnp.attestation.revocation import MAX_CRL, CrlError, load_crl
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 if TYPE_CHECKING:
     import requests
@@ -173,7 +173,7 @@ class Kds:
         import requests
         import urllib3
 
-        from sevsnp.store.oci_watch import Watch, WatchedAdapter
+        from sevsnp.system.transfers import Watch, WatchedAdapter
 
         with Watch(self.limits.request) as watch, requests.Session() as session:
             for scheme in ("http://", "https://"):

@@ -37,7 +37,7 @@ class Cache:
 
     def keep(self, name: str, data: bytes) -> None:
         """Keep ``data``; it appears whole."""
-        from sevsnp.files import write_atomic
+        from sevsnp.system.files import write_atomic
 
         with contextlib.suppress(OSError):
             self._mine()

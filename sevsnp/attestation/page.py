@@ -7,9 +7,9 @@ from typing import Any, Literal
 from sevsnp.attestation.explain import GROUPS, advice
 from sevsnp.attestation.inspection import describe
 from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Check, Reason
-from sevsnp.files import write_atomic
-from sevsnp.template import find_template
-from sevsnp.vm.config import BANNER, VmConfig
+from sevsnp.system.files import write_atomic
+from sevsnp.system.template import find_template
+from sevsnp.vm_config.config import BANNER, VmConfig
 
 State = Literal["accepted", "emulated", "refused", "undecided"]
 _WORDS: dict[State, tuple[str, str]] = {

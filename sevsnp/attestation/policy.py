@@ -16,7 +16,7 @@ from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Unstated, Value
 from sevsnp.errors import UserError
-from sevsnp.vm.config import MinimumTcb, Tcb, VmConfig, making
+from sevsnp.vm_config.config import MinimumTcb, Tcb, VmConfig, making
 
 REPORT_DATA_SIZE = 64
 NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
@@ -290,7 +290,7 @@ class _Reader:
     def key(self, item: Any) -> bytes:
         """The digest of an ID or author key: in hex, of a PEM file, or zero for none."""
         if isinstance(item, str) and item.endswith(".pem"):
-            from sevsnp.attestation.id_block import key_digest_of
+            from sevsnp.measurement.id_block import key_digest_of
 
             return key_digest_of(self.source.parent / item)
         return self.hex(48, none=bytes(48))(item)

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 REPORT_SIZE = 1184
 SIGNED_SIZE = 0x2A0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sevsnp.attestation.report import REPORT_SIZE
 from sevsnp.errors import UserError
-from sevsnp.files import each_key_once
+from sevsnp.system.files import each_key_once
 
 _MAX_INPUT = 1 << 20
 _RESPONSE = struct.Struct("<II24s")  # snp_report_resp: status, report_size, reserved

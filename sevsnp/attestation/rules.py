@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sevsnp.vm.config import Tcb
+from sevsnp.vm_config.config import Tcb
 
 Value = int | str | bytes | tuple[int, ...]
 

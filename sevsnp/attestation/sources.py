@@ -12,7 +12,7 @@ from sevsnp.attestation.checklist import Unreachable
 from sevsnp.attestation.extensions import Signer
 from sevsnp.attestation.revocation import CrlError, load_crl
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 _CERTIFICATES, _LISTS = {".pem", ".der", ".crt", ".cer"}, {".crl"}
 _MAX_FILES, _MAX_FILE = 256, 1 << 20

@@ -6,7 +6,7 @@ import sys
 
 from sevsnp.attestation.explain import advice
 from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Outcome
-from sevsnp.colour import Colour, paint
+from sevsnp.system.colour import Colour, paint
 
 _MARKS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not-compared": "–", "not-reached": "?"}
 

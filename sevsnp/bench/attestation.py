@@ -8,7 +8,7 @@ from sevsnp.bench.build import show
 from sevsnp.bench.launch_digest import measure_launch_digest
 from sevsnp.bench.verification import measure_verification
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory, write_atomic
+from sevsnp.system.files import scratch_directory, write_atomic
 
 
 def bench_attestation(*, firmware: Path, results: Path, rounds: int = 5) -> None:

@@ -16,22 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.launch_digest import launch_digest_of
+from sevsnp.archives.rootfs import EPOCH, Layer, make_rootfs
+from sevsnp.archives.tar import Content, Entry, Kind
 from sevsnp.bench.chart import draw_boot, show_boot, summary
 from sevsnp.bench.guest import Login, boot_once
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
+from sevsnp.e2e.stages import Stages
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file, write_atomic
-from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs
-from sevsnp.images.tar import Content, Entry, Kind
+from sevsnp.host.run import config_of
 from sevsnp.images.verity_root import make_verity_root
-from sevsnp.stages import Stages
-from sevsnp.store.locks import locked_if_free
-from sevsnp.vm.config import Disk, File, VmConfig, read_vm_config, render_vm_config
-from sevsnp.vm.make_config import make_verity_cmdline
-from sevsnp.vm.platforms import Platform, choose
-from sevsnp.vm.qemu import RunOptions, check_options
-from sevsnp.vm.run import config_of
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.measurement.make_config import make_verity_cmdline
+from sevsnp.qemu.platforms import Platform, choose
+from sevsnp.qemu.process import RunOptions, check_options
+from sevsnp.system.files import sha256_file, write_atomic
+from sevsnp.system.locks import locked_if_free
+from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config
 
 GIB = 1 << 30
 FILE_SIZE = 1 << 20

@@ -19,10 +19,10 @@ from typing import Any
 
 from sevsnp.bench.luks import bare_luks_image
 from sevsnp.bench.timing import ratio_row
-from sevsnp.command import find, run, spawned
 from sevsnp.errors import UserError
-from sevsnp.files import remove_tree, scratch_directory, write_atomic
 from sevsnp.store.session import options
+from sevsnp.system.command import find, run, spawned
+from sevsnp.system.files import remove_tree, scratch_directory, write_atomic
 
 GOALS = ("setup_verity", "host_bundle", "create_new_vm", "build_tools")
 _LEFT_OUT = ("build", ".git", ".venv", ".cache", ".doit.db*", ".*_cache", "__pycache__", "*.egg-info")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sevsnp.files import write_atomic
+from sevsnp.system.files import write_atomic
 
 MIB = 1 << 20
 # Time and memory with a large /var, as a multiple of those with a small one.

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.client import NONCE_SIZE, ask
-from sevsnp.e2e import ssh, wait_for_login
+from sevsnp.e2e.run import ssh, wait_for_login
 from sevsnp.errors import UserError
-from sevsnp.owner import attest_guest
-from sevsnp.vm.config import VmConfig
-from sevsnp.vm.console import read_console
-from sevsnp.vm.platforms import Platform, running
-from sevsnp.vm.qemu import RunOptions
+from sevsnp.host.console import read_console
+from sevsnp.owner.attestation import attest_guest
+from sevsnp.owner.client import NONCE_SIZE, ask
+from sevsnp.qemu.platforms import Platform, running
+from sevsnp.qemu.process import RunOptions
+from sevsnp.vm_config.config import VmConfig
 
 # Under emulation a copy of 2 GiB takes a minute on an idle machine, and machines are not always idle.
 BOOT_SECONDS = 1800.0

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.launch_digest import KernelHashes, Machine, hash_cmdline, hash_file, measure_firmware
 from sevsnp.bench.timing import in_turns, ratio_row
-from sevsnp.command import run
 from sevsnp.errors import UserError
+from sevsnp.measurement.launch_digest import KernelHashes, Machine, hash_cmdline, hash_file, measure_firmware
+from sevsnp.system.command import run
 
 INITRAMFS = 200_000_000
 _CMDLINE = "console=ttyS0"
@@ -49,7 +49,7 @@ def measure_launch_digest(firmware: Path, scratch: Path, rounds: int, size: int 
 
     works: dict[str, Callable[[], bytes]] = {"ours": ours, "bare": bare}
     files = ("--kernel", str(kernel), "--initrd", str(initrd), "--append", _CMDLINE)
-    peaks = {"ours": _peak("sevsnp.attestation.measure_cli", "--firmware", str(firmware), *files)}
+    peaks = {"ours": _peak("sevsnp.commands.measure", "--firmware", str(firmware), *files)}
     if importlib.util.find_spec("sevsnpmeasure"):
         from sevsnpmeasure import guest
         from sevsnpmeasure.vcpu_types import CPU_SIGS

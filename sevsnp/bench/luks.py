@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
-from sevsnp.command import run
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import text_entry
+from sevsnp.archives.tar import read_tar
 from sevsnp.images.initramfs import join_layers
 from sevsnp.images.luks import allocate, format_options, image_size, root_size
-from sevsnp.images.rootfs import text_entry
-from sevsnp.images.tar import read_tar
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.system.command import run
 
 JOB = Path(__file__).resolve().parents[2] / "initramfs" / "appliance" / "bare_luks.py"
 _UUID = "00000000-0000-4000-8000-000000000000"

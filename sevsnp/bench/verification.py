@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.bench.timing import in_turns, ratio_row
-from sevsnp.command import spawned
+from sevsnp.commands.tools import START
 from sevsnp.errors import UserError
 from sevsnp.firmware.known import OURS
-from sevsnp.tools import START
-from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig, render_vm_config
+from sevsnp.system.command import spawned
+from sevsnp.vm_config.config import Disk, File, Launch, Reference, Tcb, VmConfig, render_vm_config
 
 _PROCESS_GOAL, _ONE_GOAL = 0.150, 0.001
 _REPORTS = 300
 _REPORT_DATA = bytes(range(64))
-_COMMAND = START.format(module="sevsnp.emulation.cli")
+_COMMAND = START.format(module="sevsnp.commands.verify_report_emulated")
 
 
 def measure_verification(scratch: Path, rounds: int) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def _config(scratch: Path) -> VmConfig:
 
 
 def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, Any]]:
-    from sevsnp.emulation.cli import ACCEPTED_AS_EMULATED
+    from sevsnp.commands.verify_report_emulated import ACCEPTED_AS_EMULATED
 
     # A real report's certificates would be in the user's cache, these are in a file.
     words = ["--input", "report", "--certificates", "table", "--root", "psp/ark.pem", "--json",

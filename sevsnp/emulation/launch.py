@@ -11,14 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import KernelHashes
-from sevsnp.attestation.ovmf import Ovmf
 from sevsnp.emulation.measure import measure
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.service import PspService
-from sevsnp.files import short_name
-from sevsnp.vm.config import Launch
-from sevsnp.vm.qemu import (
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.measurement.ovmf import Ovmf
+from sevsnp.qemu.process import (
     RunOptions,
     common_arguments,
     emulated_arguments,
@@ -27,7 +25,9 @@ from sevsnp.vm.qemu import (
     start,
     stop,
 )
-from sevsnp.vm.qmp import Qmp
+from sevsnp.qemu.qmp import Qmp
+from sevsnp.system.files import short_name
+from sevsnp.vm_config.config import Launch
 
 PORT_NAME = "org.openend2e.psp"
 _PAGE = 4096

@@ -2,7 +2,7 @@
 
 import io
 
-from sevsnp.attestation.launch_digest import launch_digest
+from sevsnp.measurement.launch_digest import launch_digest
 
 
 def measure(firmware: bytes, hash_page: bytes, *, vcpus: int, vcpu_model: str, guest_features: int) -> bytes:

@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from sevsnp.attestation.id_block import Identity, check_identity, read_identity
 from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Launch, Product, Tcb
+from sevsnp.measurement.id_block import Identity, check_identity, read_identity
+from sevsnp.vm_config.config import Launch, Product, Tcb
 
 VALIDITY = timedelta(hours=24)
 _SKEW = timedelta(minutes=5)  # owner and host may be two machines with two clocks

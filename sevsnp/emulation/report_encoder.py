@@ -12,7 +12,7 @@ from sevsnp.attestation.report import (
     FirmwareVersion,
     SigningKey,
 )
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 _FIRMWARE = FirmwareVersion(1, 58, 1)
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from sevsnp.attestation.id_block import Identity
 from sevsnp.emulation.psp import EmulatedPsp
-from sevsnp.vm.config import Launch
+from sevsnp.measurement.id_block import Identity
+from sevsnp.vm_config.config import Launch
 
 REQUEST_SIZE = 64
 # How long a guest may take over the rest of a request it has begun, and over reading an answer, in seconds.

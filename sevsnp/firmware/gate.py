@@ -15,7 +15,7 @@ from sevsnp.firmware.known import ACCEPTED, REFUSED
 
 if TYPE_CHECKING:
     from sevsnp.firmware.volumes import Leaf
-    from sevsnp.vm.config import Launch
+    from sevsnp.vm_config.config import Launch
 
 _OWN = "use the project's own firmware: leave FIRMWARE away"
 REMEDY = "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT"

@@ -8,11 +8,11 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import find_roads
 from sevsnp.firmware.known import OURS, STOCK
 from sevsnp.firmware.volumes import Packed, Unreadable, packed_sections
+from sevsnp.system.command import run
 
 
 class Change(NamedTuple):

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from sevsnp.images.rootfs import EPOCH
-from sevsnp.images.tree import Tree
+from sevsnp.archives.rootfs import EPOCH
+from sevsnp.archives.tree import Tree
 
 ACCOUNT = "user"
 _NO_LOGIN = ("nologin", "false", "sync", "shutdown", "halt")

@@ -10,15 +10,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sevsnp import progress
-from sevsnp.files import scratch_directory
+from sevsnp.archives.rootfs import Layer, make_rootfs
+from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tree import Tree
 from sevsnp.images.account import let_in
 from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
-from sevsnp.images.disk_format import printable
 from sevsnp.images.guest import read_public_key
-from sevsnp.images.rootfs import Layer, make_rootfs
-from sevsnp.images.tar import Entry, Kind
-from sevsnp.images.tree import Tree
+from sevsnp.qemu.disk_format import printable
+from sevsnp.system import progress
+from sevsnp.system.files import scratch_directory
 
 _UNITS = "etc/systemd/system"
 _UNIT_FOLDERS = (_UNITS, "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sevsnp import progress
-from sevsnp.command import run
+from sevsnp.archives.rootfs import directory_entries
+from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.initramfs import ADOPTED, MODULE_LISTS
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.lists import read_names
-from sevsnp.images.rootfs import directory_entries
-from sevsnp.images.tar import Entry, Kind
+from sevsnp.system import progress
+from sevsnp.system.command import run
 
 MODULES = "lib/modules"
 # init loads what is named there and in files like it (initramfs/device_lock.py), and then the kernel takes no more.

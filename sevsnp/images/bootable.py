@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.identity import IdentityFilter, ImageKind, summary
-from sevsnp.images.rootfs import Layer, directory_entry, filtered, merge, text_entry
-from sevsnp.images.tar import Entry, Kind
 
 # What init mounts something on. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")

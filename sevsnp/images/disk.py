@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.archives.rootfs import EPOCH
+from sevsnp.archives.tar import read_tar
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK, scratch_directory
 from sevsnp.images.filesystem import MIB, ext4_size, fixed_uuid, make_ext4, usage
-from sevsnp.images.rootfs import EPOCH
-from sevsnp.images.tar import read_tar
+from sevsnp.system.command import run
+from sevsnp.system.files import CHUNK, scratch_directory
 
 SECTOR = 512
 GPT_ENTRIES, GPT_ENTRY_SIZE = 128, 128

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp import progress
-from sevsnp.command import run
+from sevsnp.archives.rootfs import EPOCH
+from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar_writer import stream_tar
 from sevsnp.errors import UserError
-from sevsnp.images.rootfs import EPOCH
-from sevsnp.images.tar import Entry, Kind, read_tar
-from sevsnp.images.tar_writer import stream_tar
+from sevsnp.system import progress
+from sevsnp.system.command import run
 
 BLOCK_SIZE = 4096
 INODE_SIZE = 256

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sevsnp.errors import UserError
-from sevsnp.images.guest_config import Guest, User, read_guest
-from sevsnp.images.rootfs import (
+from sevsnp.archives.rootfs import (
     EPOCH,
     Layer,
     directory_entries,
@@ -16,8 +14,10 @@ from sevsnp.images.rootfs import (
     rootfs_entries,
     text_entry,
 )
-from sevsnp.images.tar import Entry, Kind, read_tar
-from sevsnp.images.tar_writer import write_tar
+from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar_writer import write_tar
+from sevsnp.errors import UserError
+from sevsnp.images.guest_config import Guest, User, read_guest
 
 UNITS = "etc/systemd/system"
 GENERATORS = "etc/systemd/system-generators"

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from sevsnp import progress
-from sevsnp.command import find, run, temporary_directory
+from sevsnp.archives.rootfs import EPOCH, Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
-from sevsnp.images import own_mounts
-from sevsnp.images.rootfs import EPOCH, Layer, make_rootfs, text_entry
-from sevsnp.images.tar import Entry
-from sevsnp.subordinate_ids import check_subordinate_ids
+from sevsnp.system import own_mounts, progress
+from sevsnp.system.command import find, run, temporary_directory
+from sevsnp.system.files import sha256_file
+from sevsnp.system.subordinate_ids import check_subordinate_ids
 
 # Installing a guest takes a minute; a slow disk under load may take ten times that.
 INSTALL_TIMEOUT = 1800.0

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK
+from sevsnp.system.files import CHUNK
+from sevsnp.vm_config.verity_word import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-BLOCK_SIZE = 4096
 _DIGESTS = BLOCK_SIZE // 32
 
 

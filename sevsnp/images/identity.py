@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from sevsnp.images.rootfs import expression, text_entry
-from sevsnp.images.tar import Content, Entry, Kind
+from sevsnp.archives.rootfs import expression, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind
 
 
 class ImageKind(Enum):
@@ -179,7 +179,7 @@ _REWRITTEN_VERITY: dict[str, tuple[str, str, Rewrite]] = {
 
 @dataclass
 class IdentityFilter:
-    """A filter for :func:`sevsnp.images.rootfs.make_rootfs`; ``removed`` then says what it took out."""
+    """A filter for :func:`sevsnp.archives.rootfs.make_rootfs`; ``removed`` then says what it took out."""
 
     kind: ImageKind
     removed: list[Removal] = field(default_factory=list)

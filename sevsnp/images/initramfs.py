@@ -13,13 +13,13 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from sevsnp.command import run
-from sevsnp.files import CHUNK, scratch_directory
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import directory_entry, link_entry, text_entry
+from sevsnp.archives.tar import Entry, read_tar
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.lists import layer_files, read_files_list, read_names
-from sevsnp.images.rootfs import directory_entry, link_entry, text_entry
-from sevsnp.images.tar import Entry, read_tar
+from sevsnp.system.command import run
+from sevsnp.system.files import CHUNK, scratch_directory
 
 # Higher levels take many times longer and save next to nothing.
 _LEVEL = 9

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import load
+from sevsnp.system.yaml_loader import load
 
 _NAMES = ("exclude", "directories")
 _FILES = ("init", "emulated", "plain", "appliance")

@@ -7,15 +7,15 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
+from sevsnp.archives.tar import Entry
 from sevsnp.errors import UserError
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import ext4_size, make_ext4, usage
 from sevsnp.images.identity import ImageKind
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
-from sevsnp.images.tar import Entry
-from sevsnp.luks_current import is_for_snp
-from sevsnp.luks_key import Key, Kind, Record, forget, given, make_key, read_record, write_record
+from sevsnp.images.luks_current import is_for_snp
+from sevsnp.keys.luks_key import Key, Kind, Record, forget, given, make_key, read_record, write_record
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 
 MIB = 1 << 20
 SECTOR = 512

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.files import each_key_once
+from sevsnp.system.files import each_key_once
 
 # Where our images' data begin, so all in front of it is the header: two copies of it, and the keyslots.
 HEADER_SIZE = 1 << 20

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sevsnp.archives.rootfs import EPOCH
+from sevsnp.archives.tar_writer import write_tar
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import ImageKind
-from sevsnp.images.rootfs import EPOCH
-from sevsnp.images.tar_writer import write_tar
-from sevsnp.images.verity import fixed_salt, make_verity
+from sevsnp.images.verity import make_verity
+from sevsnp.vm_config.verity_word import fixed_salt
 
 
 def make_verity_root(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK
 from sevsnp.packages.lock import Package
+from sevsnp.system.files import CHUNK
 
 README = "README"
 # As the cache has them: unpacked into CACHE_DIR, an archive is a full cache.

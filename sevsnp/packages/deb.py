@@ -6,8 +6,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sevsnp.command import DEFAULT_TIMEOUT, run, spawned
 from sevsnp.errors import UserError
+from sevsnp.system.command import DEFAULT_TIMEOUT, run, spawned
 
 
 def read_field(deb: Path, name: str) -> str:
@@ -39,7 +39,7 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
 
     dpkg-deb does the unpacking, whatever the compression. Raises :class:`UserError` naming the file if it is damaged.
     """
-    # Not sevsnp.command.run: its result is in memory, and a kernel's would be 100 MB of it.
+    # Not sevsnp.system.command.run: its result is in memory, and a kernel's would be 100 MB of it.
     with spawned(
         ["dpkg-deb", "--fsys-tarfile", deb],
         stdout=subprocess.PIPE,

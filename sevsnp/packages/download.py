@@ -18,9 +18,9 @@ from typing import BinaryIO, Protocol
 from urllib3.exceptions import HTTPError
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK
 from sevsnp.packages.connections import Connections, DroppedError, StatusError
 from sevsnp.packages.lock import Package
+from sevsnp.system.files import CHUNK
 
 ATTEMPTS = 4
 

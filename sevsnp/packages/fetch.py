@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import quote
 
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.packages.connections import Connections, DroppedError
 from sevsnp.packages.download import Local, Meter, Progress, Remote, Source, alone, download
 from sevsnp.packages.lock import REFRESH, Package
 from sevsnp.packages.sources import Sources
+from sevsnp.system.files import sha256_file
 
 if TYPE_CHECKING:
     from sevsnp.packages.snapshots import Snapshots

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sevsnp.command import run
+from sevsnp.system.command import run
 
 DIRECT = "DIRECT"
 

@@ -6,10 +6,10 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory, write_atomic
 from sevsnp.packages.deb import member_path, open_content, read_field
 from sevsnp.packages.tree import replace_tree
 from sevsnp.packages.unpack import unpack_member
+from sevsnp.system.files import scratch_directory, write_atomic
 
 VERSION_FILE = "version"
 _HINT = "give a linux-image package for amd64, with its modules, as KERNEL_DEB="

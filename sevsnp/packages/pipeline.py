@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.files import write_atomic
 from sevsnp.packages import KEYRING
 from sevsnp.packages.changes import describe
 from sevsnp.packages.download import Progress
@@ -16,6 +15,7 @@ from sevsnp.packages.sets import PackageSet, read_set, read_sets
 from sevsnp.packages.snapshots import Snapshots
 from sevsnp.packages.sources import Sources, find_keyring, find_sources
 from sevsnp.packages.tree import export_debs, make_release
+from sevsnp.system.files import write_atomic
 
 TOOLS, FIRMWARE, KERNEL = "tools", "ovmf", "kernel"
 

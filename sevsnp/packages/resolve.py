@@ -9,12 +9,12 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote
 
-from sevsnp.command import run, temporary_directory
-from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import DEBIAN, SECURITY, LockedSet, Package
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
+from sevsnp.system.command import run, temporary_directory
+from sevsnp.system.command_failed import CommandFailed
 
 Note = Callable[[str], None]
 

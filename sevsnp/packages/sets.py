@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import load
+from sevsnp.system.yaml_loader import load
 
 # A trailing "-" is legal nowhere in Debian and would make apt remove the package instead.
 PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")

@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sevsnp.command import temporary_directory
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.deb import open_content
@@ -21,6 +20,7 @@ from sevsnp.packages.fetch import fetch
 from sevsnp.packages.lock import DEBIAN, SECURITY, Lock, Package
 from sevsnp.packages.resolve import PrivateApt
 from sevsnp.packages.sources import Sources, beside, clean_uri, find_keyring
+from sevsnp.system.command import temporary_directory
 
 OFF = "off"
 # What apt's own settings have in the place of the time of a snapshot.

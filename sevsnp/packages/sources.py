@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sevsnp.command import run, temporary_directory
-from sevsnp.command_failed import CommandFailed
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.archive import Archive
 from sevsnp.packages.lock import SECURITY
+from sevsnp.system.command import run, temporary_directory
+from sevsnp.system.command_failed import CommandFailed
 
 _SCHEMES = ("http", "https", "file", "copy")
 

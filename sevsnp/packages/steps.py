@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory, write_atomic
 from sevsnp.packages.archive import write_archive
 from sevsnp.packages.download import Progress
 from sevsnp.packages.fetch import Kept
 from sevsnp.packages.kernel import unpack_kernel
 from sevsnp.packages.lock import Package, read_lock
 from sevsnp.packages.pipeline import locked_files, packages, project_sets, refresh_lock
+from sevsnp.system import progress
+from sevsnp.system.files import scratch_directory, write_atomic
 
 
 def make_packages(

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
-from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import scratch_directory, write_atomic
 from sevsnp.packages.deb import read_control
 from sevsnp.packages.lock import Package
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.packages.wrappers import LOADER, write_wrappers
+from sevsnp.system import progress
+from sevsnp.system.files import scratch_directory, write_atomic
 
 MANIFEST = "packages.json"
 GUEST_KERNELS = "linux/guest"

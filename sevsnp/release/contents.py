@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK
+from sevsnp.system.files import CHUNK
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 

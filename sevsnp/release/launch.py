@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from sevsnp.attestation.launch_digest import KernelHashes, hash_cmdline, launch_digest
 from sevsnp.errors import UserError
+from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest
 from sevsnp.release.contents import Contents, Unfit
-from sevsnp.vm.cmdline import MAX_LENGTH, hardening_words
-from sevsnp.vm.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
+from sevsnp.vm_config.cmdline import MAX_LENGTH, hardening_words
+from sevsnp.vm_config.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
 
 USUAL_VCPUS = (1, 2, 4, 8, 16, 32, 64)
 MAX_CONFIG = 1 << 20

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.files import each_key_once, write_atomic
 from sevsnp.release.contents import Contents, Unfit, check_name
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.origin import distributions, product, source_state
 from sevsnp.release.refused import check_refused, contradictions, refused_of
+from sevsnp.system.files import each_key_once, write_atomic
 
 TYPE = "openend2e-sevsnp release manifest 2"
 MAX_LIST = 16 << 20
@@ -47,7 +47,7 @@ def make_manifest(
     """
     signing_key = None
     if key is not None:
-        from sevsnp.signature import load_signing_key, sign
+        from sevsnp.keys.signature import load_signing_key, sign
 
         signing_key = load_signing_key(key)
     contents, moment = Contents(project), _seconds(created)

@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from sevsnp.command import find, run
 from sevsnp.errors import UserError
+from sevsnp.system.command import find, run
 
 
 def product(project: Path) -> dict[str, str]:

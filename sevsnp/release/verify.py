@@ -137,7 +137,7 @@ def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> st
         if signature.exists():
             return "signature not checked: no MANIFEST_PUBLIC_KEY is given, so anybody may have written it"
         return "not signed: anybody may have written it"
-    from sevsnp.signature import fingerprint, is_signed, load_public_key
+    from sevsnp.keys.signature import fingerprint, is_signed, load_public_key
 
     key = load_public_key(public_key)
     if not signature.exists():

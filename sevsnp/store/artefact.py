@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sevsnp import progress
 from sevsnp.errors import UserError
-from sevsnp.files import cannot_write, scratch_directory, sha256_file
-from sevsnp.named import load_named
 from sevsnp.store import session
 from sevsnp.store.cache import Cache, cache
 from sevsnp.store.digests import read_tree
 from sevsnp.store.entries import MODES, SCHEMA, Blob, Entry, File, Tree, canonical
 from sevsnp.store.local import DamagedError
 from sevsnp.store.recipe import reached_sources, recipe_digest
+from sevsnp.system import progress
+from sevsnp.system.files import cannot_write, scratch_directory, sha256_file
+from sevsnp.system.named import load_named
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -332,7 +332,7 @@ def _listing(directory: Path) -> list[list[str]]:
 
 def _program(name: str) -> str:
     """What a program of the host is: the digest of its file."""
-    from sevsnp.command import find
+    from sevsnp.system.command import find
 
     path = find(name)
     return session.index().file(path) if path else "missing"

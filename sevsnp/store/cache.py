@@ -8,13 +8,13 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from sevsnp import progress
 from sevsnp.errors import UserError
 from sevsnp.store.digests import Index
 from sevsnp.store.entries import Entry, EntryError, File
 from sevsnp.store.local import DamagedError, LocalStore
 from sevsnp.store.sealed import seal, signing_key, unseal
 from sevsnp.store.session import OFF, Options, index, options
+from sevsnp.system import progress
 
 if TYPE_CHECKING:
     from sevsnp.store.registry import Registry

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sevsnp.files import CHUNK, sha256_file
 from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Node, Tree
+from sevsnp.system.files import CHUNK, sha256_file
 
 # A file may be written again within one tick of the kernel's clock and keep its change time. Ticks are 1 to 10 ms.
 _TICK_NS = 20_000_000

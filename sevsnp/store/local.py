@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.files import CHUNK, remove_tree, scratch_directory, sha256_file
-from sevsnp.store.copying import copy_file
 from sevsnp.store.digests import Index, is_private
 from sevsnp.store.entries import Blob, Directory, Entry, EntryError, File, Link, Tree
-from sevsnp.store.locks import locked, locked_if_free
+from sevsnp.system.copying import copy_file
+from sevsnp.system.files import CHUNK, remove_tree, scratch_directory, sha256_file
+from sevsnp.system.locks import locked, locked_if_free
 
 # Outputs that not everybody may read are somebody's secret.
 _PUBLIC = 0o044

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from sevsnp.files import CHUNK
 from sevsnp.store.entries import Blob
 from sevsnp.store.oci_reference import Tampered
+from sevsnp.system.files import CHUNK
 
 # One level and one thread: the same blob is the same layer, whoever pushes it.
 LEVEL = 3

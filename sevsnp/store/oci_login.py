@@ -18,9 +18,9 @@ from oras.auth.token import TokenAuth
 from oras.logger import logger
 from oras.utils import iter_localhosts
 
-from sevsnp.command import run
 from sevsnp.errors import UserError
 from sevsnp.store.oci_reference import Reference, Refused
+from sevsnp.system.command import run
 
 # It may have to ask a locked keyring, but nobody is there to answer.
 _HELPER_SECONDS = 20.0

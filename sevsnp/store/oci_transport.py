@@ -15,10 +15,10 @@ import requests
 from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
-from sevsnp.files import CHUNK
 from sevsnp.store.oci_login import Login
 from sevsnp.store.oci_reference import Reference, Refused, Tampered, Unavailable, clean, is_loopback
-from sevsnp.store.oci_watch import FLOOR, Watch, WatchedAdapter, current_watch
+from sevsnp.system.files import CHUNK
+from sevsnp.system.transfers import FLOOR, Watch, WatchedAdapter, current_watch
 
 REDIRECTS = 5
 # Bytes a second at which a registry can be expected to put away what it was sent, before it answers.

@@ -43,7 +43,7 @@ def _named(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-            # `from sevsnp.images import cpio` names a module, `from sevsnp.files import sha256_file` does not.
+            # `from sevsnp.images import cpio` names a module, `from sevsnp.system.files import sha256_file` does not.
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
             found.add(node.value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sevsnp.store.entries import EntryError, canonical
 
 if TYPE_CHECKING:
-    from sevsnp.signature import SigningKey
+    from sevsnp.keys.signature import SigningKey
 
 _FIELD = "signature"
 # What is signed begins with what it is, so that no signature made for something else counts here.
@@ -24,14 +24,14 @@ _TYPE = b"openend2e-sevsnp artefact cache entry\n"
 @functools.cache
 def signing_key(path: Path) -> "SigningKey":
     """Read once in a run: an encrypted one asks for its password."""
-    from sevsnp.signature import load_signing_key
+    from sevsnp.keys.signature import load_signing_key
 
     return load_signing_key(path)
 
 
 def seal(document: bytes, key: Path) -> bytes:
     """An entry's document with a signature by the private key in ``key``. Raises UserError for a key that is none."""
-    from sevsnp.signature import sign
+    from sevsnp.keys.signature import sign
 
     value = base64.b64encode(sign(signing_key(key), _TYPE + document)).decode()
     return canonical({**json.loads(document), _FIELD: value})
@@ -54,7 +54,7 @@ def unseal(document: bytes, key: Path | None) -> bytes:
     except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise EntryError(f"malformed: {type(error).__name__} {error}") from None
     if key is not None:
-        from sevsnp.signature import is_signed, load_public_key
+        from sevsnp.keys.signature import is_signed, load_public_key
 
         if signature is None:
             raise EntryError(f"is not signed, and CACHE_PUBLIC_KEY={key} asks for it")

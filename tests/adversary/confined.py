@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sevsnp.errors import UserError
-from sevsnp.files import short_name
-from sevsnp.vm.confine import Access
-from sevsnp.vm.qemu import start, stop
-from sevsnp.vm.qmp import Qmp
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import start, stop
+from sevsnp.qemu.qmp import Qmp
+from sevsnp.system.files import short_name
 
 T = TypeVar("T")
 SECONDS = 120.0

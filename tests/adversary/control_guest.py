@@ -14,21 +14,22 @@ from pathlib import Path
 
 import yaml
 
-from sevsnp.command import run
-from sevsnp.files import sha256_file
+from sevsnp.archives.rootfs import Layer, link_entry, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry, read_tar
 from sevsnp.images.filesystem import fixed_uuid, make_ext4
 from sevsnp.images.guest import guest_layer, read_public_key
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.initramfs import join_layers, make_modules_layer
-from sevsnp.images.rootfs import Layer, link_entry, make_rootfs, text_entry
-from sevsnp.images.tar import Entry, read_tar
-from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity
+from sevsnp.images.verity import make_verity
 from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
 from sevsnp.packages.sets import read_set
-from sevsnp.settings import resolve
-from sevsnp.vm.cmdline import build_cmdline
-from sevsnp.vm.config import Disk, File, Launch
-from sevsnp.yaml_loader import load
+from sevsnp.settings.table import resolve
+from sevsnp.system.command import run
+from sevsnp.system.files import sha256_file
+from sevsnp.system.yaml_loader import load
+from sevsnp.vm_config.cmdline import build_cmdline
+from sevsnp.vm_config.config import Disk, File, Launch
+from sevsnp.vm_config.verity_word import VerityParameters, fixed_salt
 from tests.adversary.hostile_devices import no_lock_layer
 from tests.adversary.hostile_disks import SWAP_UUID
 from tests.conftest import Built

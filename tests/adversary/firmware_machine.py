@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import KernelHashes
-from sevsnp.attestation.ovmf import Ovmf
-from sevsnp.e2e import free_port
-from sevsnp.vm.config import Launch, VmConfig
-from sevsnp.vm.confine import Access
-from sevsnp.vm.qemu import RunOptions, emulated_arguments, escaped, machine_arguments, read_cmdline, start, stop
+from sevsnp.e2e.run import free_port
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.measurement.ovmf import Ovmf
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import RunOptions, emulated_arguments, escaped, machine_arguments, start, stop
+from sevsnp.vm_config.cmdline import read_cmdline
+from sevsnp.vm_config.config import Launch, VmConfig
 from tests.adversary.gdb_remote import Gdb
 from tests.boot.configs import file, honest
 from tests.boot.hands import Hands, hands_on, sockets

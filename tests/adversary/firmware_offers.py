@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sevsnp.command import run
 from sevsnp.firmware.volumes import leaves
-from sevsnp.vm.confine import Access
-from sevsnp.vm.qemu import environment, escaped, start, stop
-from sevsnp.vm.qmp import Qmp
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import environment, escaped, start, stop
+from sevsnp.qemu.qmp import Qmp
+from sevsnp.system.command import run
 from tests.adversary.efi_program import NOT_FOUND, card_rom, speaker
 from tests.adversary.firmware_machine import added_file
 from tests.boot.hands import sockets

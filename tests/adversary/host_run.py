@@ -1,10 +1,10 @@
-"""What the doit of test_killed_runs.py runs: a bundle's ./run, started as e2e does, or past sevsnp.command."""
+"""What the doit of test_killed_runs.py runs: a bundle's ./run, started as e2e does, or past sevsnp.system.command."""
 
 import subprocess
 from pathlib import Path
 
-from sevsnp.command import temporary_directory
-from sevsnp.e2e import hosted
+from sevsnp.e2e.run import hosted
+from sevsnp.system.command import temporary_directory
 
 
 def as_e2e(*, bundle: Path, qemu: Path, arguments: list[str]) -> None:

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import Layer, link_entry, make_rootfs, text_entry
 from sevsnp.images.adopt import make_image_rootfs
-from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers
-from sevsnp.images.rootfs import Layer, link_entry, make_rootfs, text_entry
-from sevsnp.images.verity import fixed_salt, make_verity
-from sevsnp.vm.config import VmConfig
-from sevsnp.vm.qemu import escaped
+from sevsnp.images.verity import make_verity
+from sevsnp.qemu.process import escaped
+from sevsnp.vm_config.config import VmConfig
+from sevsnp.vm_config.verity_word import fixed_salt
 from tests.boot.configs import file, honest
 from tests.boot.hands import Hands
 from tests.boot.shared import variant

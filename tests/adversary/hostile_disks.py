@@ -7,9 +7,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.images.filesystem import make_ext4
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.system.command import run
 
 MIB = 1 << 20
 SECTOR = 512

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.system.command import run
 
 MIB = 1 << 20
 CANARY = b"canary of the owner's"

@@ -11,13 +11,14 @@ import signal
 import sys
 from pathlib import Path
 
-from sevsnp import command, taken_key
+from sevsnp.keys import taken_key
+from sevsnp.system import command
 
 how, place, arm = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 if arm == "unprotected":
     taken_key.keep_from_dumps = lambda: None  # before the modules that call it take it from there
 
-from sevsnp import luks_key  # noqa: E402
+from sevsnp.keys import luks_key  # noqa: E402
 
 UUID = "11111111-2222-3333-4444-555555555555"
 

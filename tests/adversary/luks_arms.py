@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry
 from sevsnp.images import luks2
-from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import MODULE_LISTS, join_layers
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.lists import read_names
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
-from sevsnp.images.tar import Entry
-from sevsnp.vm.config import VmConfig
+from sevsnp.vm_config.config import VmConfig
 from tests.boot.configs import file, honest
 from tests.boot.luks import luks_config
 from tests.conftest import Built

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.vm.confine import Access, landlock_version, wrapped
-from sevsnp.vm.qemu import environment
+from sevsnp.qemu.confine import Access, landlock_version, wrapped
+from sevsnp.qemu.process import environment
 from tests.adversary.confined import files_of, opened_by, qemus_with, up
 from tests.conftest import PROJECT, Built
 from tests.waiting import wait_until
@@ -192,8 +192,8 @@ def test_no_core_dump_has_the_guest_s_memory(built: Built) -> None:
 _PARENT = """
 import subprocess, sys, time
 from pathlib import Path
-from sevsnp.vm.confine import Access
-from sevsnp.vm.qemu import environment, start
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import environment, start
 qemu, log, how = sys.argv[1:]
 words = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-name", log]
 if how == "ours":
@@ -247,7 +247,7 @@ program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(instructions),
 libc = ctypes.CDLL(None)
 assert not libc.prctl(38, 1, 0, 0, 0)
 assert not libc.prctl(22, 2, program, 0, 0)
-from sevsnp.vm.confine import Access, landlock_version
+from sevsnp.qemu.confine import Access, landlock_version
 assert landlock_version() == 0
 from tests.adversary.confined import opened_by
 qemu, canary = map(Path, sys.argv[1:])

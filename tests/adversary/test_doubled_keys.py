@@ -9,7 +9,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.lists import read_list
 from sevsnp.packages.sets import read_set
-from sevsnp.settings import read_config
+from sevsnp.settings.table import read_config
 from tests.conftest import PROJECT
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
-from sevsnp.attestation.client import NONCE_SIZE, REQUEST, GuestAnswer, ask, parse_answer
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
-from sevsnp.owner import attest
-from sevsnp.vm.config import Reference, VmConfig
+from sevsnp.owner.attestation import attest
+from sevsnp.owner.client import NONCE_SIZE, REQUEST, GuestAnswer, ask, parse_answer
+from sevsnp.vm_config.config import Reference, VmConfig
 from tests.boot.relay import listening, replay, rewrite
 from tests.boot.shared import Attested, Running, refusal
 from tests.waiting import NET

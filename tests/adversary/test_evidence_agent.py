@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import pytest
 
 from sevsnp.attestation.appraisal import Evidence, Expected
-from sevsnp.attestation.client import NONCE_SIZE, REQUEST, parse_answer
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.emulation.verify import verify_emulated
-from sevsnp.owner import attest
+from sevsnp.owner.attestation import attest
+from sevsnp.owner.client import NONCE_SIZE, REQUEST, parse_answer
 from tests.boot.shared import Attested, Running
 from tests.waiting import NET
 

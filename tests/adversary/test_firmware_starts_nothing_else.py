@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import wait_for_evidence
-from sevsnp.files import sha256_file
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import text_entry
+from sevsnp.e2e.run import wait_for_evidence
 from sevsnp.firmware import gate
 from sevsnp.firmware.known import ACCEPTED
-from sevsnp.images.cpio import with_parents, write_cpio
 from sevsnp.images.initramfs import join_layers
-from sevsnp.images.rootfs import text_entry
-from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.adversary.efi_program import NOT_FOUND, card_rom, speaker, starter
 from tests.adversary.firmware_machine import (
     KERNEL,

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from sevsnp.attestation.launch_digest import KernelHashes
 from sevsnp.firmware.gate import find_roads
-from sevsnp.vm.qemu import read_cmdline
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.vm_config.cmdline import read_cmdline
 from tests.adversary.efi_program import card_rom, speaker
 from tests.adversary.firmware_machine import (
     DEAD_LOOP,

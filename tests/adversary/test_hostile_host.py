@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import ssh, wait_for_evidence
+from sevsnp.e2e.run import ssh, wait_for_evidence
 from sevsnp.errors import UserError
-from sevsnp.files import short_name
-from sevsnp.owner import attest_guest
-from sevsnp.vm.qemu import disk_arguments
+from sevsnp.owner.attestation import attest_guest
+from sevsnp.qemu.process import disk_arguments
+from sevsnp.system.files import short_name
 from tests.adversary.aml import marking_ssdt
 from tests.adversary.control_guest import TWIN_PLACE, control_launch
 from tests.adversary.hostile_devices import BOUND, SIMPLE

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.command import run
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
 from sevsnp.errors import UserError
-from sevsnp.images.disk_format import DiskFormat, disk_format
 from sevsnp.images.foreign import import_image
-from sevsnp.vm.blocks import BlockFile
-from sevsnp.vm.confine import Access, landlock_version
-from sevsnp.vm.disk_record import format_of
+from sevsnp.qemu.blocks import BlockFile
+from sevsnp.qemu.confine import Access, landlock_version
+from sevsnp.qemu.disk_format import DiskFormat, disk_format
+from sevsnp.qemu.disk_record import format_of
+from sevsnp.system.command import run
 from tests.adversary.confined import files_of, opened_by, qemus_with
 from tests.adversary.hostile_images import CANARY, IMAGES, MIB, Place, edited, read_carelessly, with_data_file
 from tests.conftest import Built

@@ -1,6 +1,6 @@
 """A doit that is killed, however that is done, takes with it the host's ./run, its QEMU, and what they left in TMPDIR.
 
-The control arm starts the same ./run past sevsnp.command, and finds it alive.
+The control arm starts the same ./run past sevsnp.system.command, and finds it alive.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import guardian
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
+from sevsnp.system import guardian
 from tests.conftest import PROJECT, Built
 from tests.waiting import wait_until
 

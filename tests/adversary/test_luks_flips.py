@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import ssh, wait_for_login
+from sevsnp.e2e.run import ssh, wait_for_login
 from sevsnp.errors import UserError
-from sevsnp.vm.config import VmConfig
+from sevsnp.vm_config.config import VmConfig
 from tests.adversary.luks_arms import Check, without
 from tests.adversary.luks_disk import BLOCK, TAG, Places, flip, swapped
 from tests.adversary.test_luks_disk import ERROR, FORGET, VICTIM, block_numbers

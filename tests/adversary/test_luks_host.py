@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import key_release
 from sevsnp.attestation.appraisal import Expected, Reason, Refused
-from sevsnp.attestation.launch_digest import launch_digest_of
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.images.luks2 import HEADER_SIZE
-from sevsnp.kept import Conversation
-from sevsnp.login import Verdict
-from sevsnp.luks_key import Record, key_path, write_record
-from sevsnp.luks_owner import Volume
-from sevsnp.owner import verifier
-from sevsnp.vm.config import File, VmConfig
+from sevsnp.keys.luks_key import Record, key_path, write_record
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.owner import key_release
+from sevsnp.owner.attestation import verifier
+from sevsnp.owner.kept import Conversation
+from sevsnp.owner.login import Verdict
+from sevsnp.owner.luks import Volume
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import File, VmConfig
 from tests.adversary.luks_arms import MARK, NULL_CIPHER, Check, HostDisk, make_host_disk, mutated, without
 from tests.adversary.test_tamper_root import FATAL
 from tests.boot.luks import (

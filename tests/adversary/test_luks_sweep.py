@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import text_entry
 from sevsnp.images.initramfs import join_layers
-from sevsnp.images.rootfs import text_entry
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from tests.adversary.luks_disk import BLOCK, DIRTY_BITMAP, FIELDS, SUPERBLOCK, TAG, Places, field, flip, packed, swapped
 from tests.boot.luks import image_copy, luks_config, make_owner, read_disk
 from tests.conftest import Built

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import cli, verify
-from sevsnp.emulation import cli as emulated_cli
+from sevsnp.attestation import verify
+from sevsnp.commands import verify_report as cli
+from sevsnp.commands import verify_report_emulated as emulated_cli
 from sevsnp.errors import UserError
 from sevsnp.firmware.known import REFUSED
-from sevsnp.owner import never_accepted
-from sevsnp.vm.config import File, VmConfig, render_vm_config
+from sevsnp.owner.attestation import never_accepted
+from sevsnp.vm_config.config import File, VmConfig, render_vm_config
 from tests.conftest import Built
 from tests.pipeline.released import CONFIG, Released, release, replace
 from tests.unit.evidence import REPORT_DATA, psp, root

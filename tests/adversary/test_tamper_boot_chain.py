@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sevsnp.attestation.appraisal import Refused
-from sevsnp.attestation.launch_digest import KernelHashes
-from sevsnp.files import sha256_file
-from sevsnp.owner import attest
-from sevsnp.vm.config import File, Launch, VmConfig
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.owner.attestation import attest
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import File, Launch, VmConfig
 from tests.adversary.firmware_machine import NoHashes
 from tests.boot.hands import hands_on, sockets
 from tests.boot.harness import boot, flipped

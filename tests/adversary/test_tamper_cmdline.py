@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.files import sha256_file
-from sevsnp.vm.cmdline import MAX_LENGTH, build_cmdline
-from sevsnp.vm.config import File
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.cmdline import MAX_LENGTH, build_cmdline
+from sevsnp.vm_config.config import File
 from tests.adversary.test_tamper_root import FATAL, ends
 from tests.boot.harness import boot
 from tests.conftest import Built

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.vm.config import Disk, Launch
+from sevsnp.vm_config.config import Disk, Launch
 from tests.boot.hands import Hands, hands_on, prompts, sockets
 from tests.boot.harness import BOOT_SECONDS, Guest, boot, flipped, with_disk
 from tests.boot.shared import Attested

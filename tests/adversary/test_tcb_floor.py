@@ -17,14 +17,14 @@ from cryptography import x509
 
 from sevsnp.attestation import appraisal, verify
 from sevsnp.attestation.authentication import Nobody
-from sevsnp.attestation.client import NONCE_SIZE, REQUEST
 from sevsnp.attestation.outcome import REMEDY, Reason
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.errors import UserError
-from sevsnp.keys import ensure_keys
-from sevsnp.luks_key import Record
-from sevsnp.owner import attest_guest
-from sevsnp.vm.config import Tcb, VmConfig, read_vm_config, render_vm_config
+from sevsnp.keys.luks_key import Record
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.owner.attestation import attest_guest
+from sevsnp.owner.client import NONCE_SIZE, REQUEST
+from sevsnp.vm_config.config import Tcb, VmConfig, read_vm_config, render_vm_config
 from tests.boot.relay import listening
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
@@ -48,7 +48,7 @@ class Service(Nobody):
 @pytest.fixture(autouse=True)
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_AMD", OLD.root)
-    monkeypatch.setattr("sevsnp.owner.amd_service", Service)
+    monkeypatch.setattr("sevsnp.owner.attestation.amd_service", Service)
 
 
 def without_the_check(log: Any, policy: Any, root: Any) -> None:

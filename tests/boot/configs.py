@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.launch_digest import launch_digest_of
-from sevsnp.files import sha256_file
-from sevsnp.vm.config import File, VmConfig, render_vm_config
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import File, VmConfig, render_vm_config
 
 
 def file(path: Path) -> File:

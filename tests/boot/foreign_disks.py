@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
-from sevsnp.command import run
-from sevsnp.files import scratch_directory
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry
 from sevsnp.images.disk import EFI_SYSTEM, LINUX_DATA, Partition, write_disk
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers, make_packages_layer
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
-from sevsnp.images.tar import Entry
 from sevsnp.packages.pipeline import checked_lock, locked_files
-from sevsnp.settings import resolve
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.settings.table import resolve
+from sevsnp.system.command import run
+from sevsnp.system.files import scratch_directory
 from tests.conftest import PROJECT, Built
 from tests.pipeline.registry_server import LOCK, SET, asked
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.files import short_name
-from sevsnp.vm.qmp import Qmp
+from sevsnp.qemu.qmp import Qmp
+from sevsnp.system.files import short_name
 from tests.waiting import NET
 
 # What someone tries who hopes for a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sevsnp.attestation.launch_digest import KernelHashes
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
 from sevsnp.emulation.launch import running
-from sevsnp.vm.config import Disk, File, Launch
-from sevsnp.vm.console import read_console
-from sevsnp.vm.qemu import RunOptions
+from sevsnp.host.console import read_console
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.qemu.process import RunOptions
+from sevsnp.vm_config.config import Disk, File, Launch
 from tests.waiting import wait_until
 
 BOOT_SECONDS = 600.0

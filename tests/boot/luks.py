@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import wait_for_login
+from sevsnp.e2e.run import wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2
-from sevsnp.key_paths import Keys
-from sevsnp.key_release import Secret, connect, owner_context, request_evidence, send_key
-from sevsnp.keys import ensure_keys
-from sevsnp.luks_key import Record, read_made_key, read_record, write_record
-from sevsnp.luks_owner import attest_luks
-from sevsnp.store.copying import copy_file
-from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.keys.luks_key import Record, read_made_key, read_record, write_record
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner.key_release import Secret, connect, owner_context, request_evidence, send_key
+from sevsnp.owner.luks import attest_luks
+from sevsnp.system.copying import copy_file
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.boot.harness import BOOT_SECONDS, with_disk
 from tests.boot.shared import Attested, Running, shared, started
 from tests.conftest import Built

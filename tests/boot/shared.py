@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import ssh, wait_for_evidence
+from sevsnp.e2e.run import ssh, wait_for_evidence
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
-from sevsnp.guests import sshd_answers
-from sevsnp.owner import attest_guest
-from sevsnp.vm.config import Disk, VmConfig
+from sevsnp.guests.local import sshd_answers
+from sevsnp.owner.attestation import attest_guest
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import Disk, VmConfig
 from tests.boot.configs import honest, other_words
 from tests.boot.hands import Hands, hands_on, sockets
 from tests.boot.harness import BOOT_SECONDS, Guest, boot

@@ -8,11 +8,11 @@ import pytest
 
 from sevsnp.bench.boot import bench_boot
 from sevsnp.bench.guest import Login, boot_once, look_inside
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
 from sevsnp.errors import UserError
-from sevsnp.vm.config import VmConfig
-from sevsnp.vm.platforms import Platform
-from sevsnp.vm.qemu import RunOptions
+from sevsnp.qemu.platforms import Platform
+from sevsnp.qemu.process import RunOptions
+from sevsnp.vm_config.config import VmConfig
 from tests.boot.shared import Attested, variant
 from tests.conftest import Built
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import free_port
-from sevsnp.vm.state import running
+from sevsnp.e2e.run import free_port
+from sevsnp.host.state import running
 from tests.boot.harness import BOOT_SECONDS
 from tests.boot.terminal import left_behind, terminal
 from tests.conftest import Built

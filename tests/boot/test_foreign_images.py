@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.command import run
-from sevsnp.e2e import wait_for_login
-from sevsnp.files import sha256_file
+from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, make_rootfs, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
+from sevsnp.e2e.run import wait_for_login
 from sevsnp.images.adopt import make_image_rootfs
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.foreign import import_image
-from sevsnp.images.rootfs import Layer, check_attributes, directory_entry, make_rootfs, text_entry
-from sevsnp.images.tar import Content, Entry, Kind, read_tar
+from sevsnp.system.command import run
+from sevsnp.system.files import sha256_file
 from tests.boot.foreign_disks import (
     MIB,
     SPARSE,

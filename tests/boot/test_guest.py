@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, make_rootfs
 from sevsnp.images.filesystem import make_erofs
-from sevsnp.images.rootfs import Layer, make_rootfs
-from sevsnp.images.verity import fixed_salt, make_verity
-from sevsnp.owner import attest
-from sevsnp.vm.config import VmConfig
+from sevsnp.images.verity import make_verity
+from sevsnp.owner.attestation import attest
+from sevsnp.vm_config.config import VmConfig
+from sevsnp.vm_config.verity_word import fixed_salt
 from tests.boot.hands import prompts
 from tests.boot.shared import Attested, Running, attested, ssh_unchecked, started, variant
 from tests.conftest import Built

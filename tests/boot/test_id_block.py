@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sevsnp.attestation.client import ask
-from sevsnp.attestation.id_block import Identity, make_identity
-from sevsnp.attestation.launch_digest import KernelHashes, hash_cmdline
 from sevsnp.attestation.report import parse_report
-from sevsnp.e2e import wait_for_evidence
+from sevsnp.e2e.run import wait_for_evidence
 from sevsnp.errors import UserError
-from sevsnp.vm.config import VmConfig
-from sevsnp.vm.signed_config import block_of, with_identity
+from sevsnp.measurement.id_block import Identity, make_identity
+from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline
+from sevsnp.measurement.signed_config import block_of, with_identity
+from sevsnp.owner.client import ask
+from sevsnp.vm_config.config import VmConfig
 from tests.boot.harness import BOOT_SECONDS, boot
 from tests.conftest import Built
 

@@ -16,12 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sevsnp.e2e import wait_for_login
-from sevsnp.e2e_luks import look_at_root
-from sevsnp.key_paths import Keys
-from sevsnp.key_release import connect, owner_context
-from sevsnp.keys import certificate_der
-from sevsnp.vm.config import VmConfig
+from sevsnp.e2e.luks import look_at_root
+from sevsnp.e2e.run import wait_for_login
+from sevsnp.keys.pairs import certificate_der
+from sevsnp.keys.paths import Keys
+from sevsnp.owner.key_release import connect, owner_context
+from sevsnp.vm_config.config import VmConfig
 from tests.boot.configs import honest, other_words
 from tests.boot.harness import BOOT_SECONDS
 from tests.boot.luks import (

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Expected
-from sevsnp.e2e import ssh, wait_for_login
-from sevsnp.e2e_luks import look_at_root, wait_for_agent
+from sevsnp.e2e.luks import look_at_root, wait_for_agent
+from sevsnp.e2e.run import ssh, wait_for_login
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.kept import Conversation
-from sevsnp.key_release import Opened, Secret, connect, owner_context, release, request_evidence
-from sevsnp.keys import ensure_keys
-from sevsnp.login import Verdict
-from sevsnp.luks_owner import Volume, attest_luks
-from sevsnp.vm.config import VmConfig, read_vm_config
-from sevsnp.vm.console import WAITING
-from sevsnp.vm.volume import on_copy
+from sevsnp.host.console import WAITING
+from sevsnp.host.volume import on_copy
+from sevsnp.keys import luks_key
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.owner.kept import Conversation
+from sevsnp.owner.key_release import Opened, Secret, connect, owner_context, release, request_evidence
+from sevsnp.owner.login import Verdict
+from sevsnp.owner.luks import Volume, attest_luks
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.boot.configs import honest, other_words
 from tests.boot.hands import prompts
 from tests.boot.harness import BOOT_SECONDS, Guest, boot

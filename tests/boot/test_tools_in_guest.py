@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.client import NONCE_SIZE, ask
-from sevsnp.e2e import ssh
+from sevsnp.e2e.run import ssh
+from sevsnp.owner.client import NONCE_SIZE, ask
 from tests.boot.shared import Attested
 from tests.conftest import Built
 

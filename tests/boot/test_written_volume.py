@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import free_port, ssh, wait_for_login
-from sevsnp.luks_key import read_record
+from sevsnp.e2e.run import free_port, ssh, wait_for_login
+from sevsnp.keys.luks_key import read_record
 from tests.boot.harness import BOOT_SECONDS
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built, one_line

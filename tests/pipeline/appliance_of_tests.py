@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sevsnp.appliance.vm import Appliance
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import text_entry
 from sevsnp.images.initramfs import join_layers
-from sevsnp.images.rootfs import text_entry
+from sevsnp.qemu.appliance import Appliance
 from tests.conftest import Built
 
 PROBE = Path(__file__).with_name("appliance_probe.py")

@@ -17,14 +17,14 @@ from typing import Any
 
 from doit.dependency import Dependency, SqliteDB
 
-from sevsnp.files import sha256_file
-from sevsnp.graph import load
+from sevsnp.pipeline.checker import Sha256Checker
+from sevsnp.project.graph import load
 from sevsnp.store import digests, recipe
 from sevsnp.store.artefact import Artefact
-from sevsnp.store.checker import Sha256Checker
-from sevsnp.store.copying import copy_file
 from sevsnp.store.digests import Index
 from sevsnp.store.session import index
+from sevsnp.system.copying import copy_file
+from sevsnp.system.files import sha256_file
 from tests.pipeline.matrix import cells
 
 LARGE = 1 << 20

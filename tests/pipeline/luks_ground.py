@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.images.rootfs import EPOCH, directory_entry, link_entry, text_entry
-from sevsnp.images.tar_writer import write_tar
+from sevsnp.archives.rootfs import EPOCH, directory_entry, link_entry, text_entry
+from sevsnp.archives.tar_writer import write_tar
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 

@@ -20,7 +20,7 @@ import yaml
 from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
 from sevsnp.packages.sets import PackageSet, read_set
 from sevsnp.packages.unpack import unpack_deb
-from sevsnp.settings import resolve
+from sevsnp.settings.table import resolve
 from tests.processes import ends_with_us
 from tests.waiting import NET, wait_until
 

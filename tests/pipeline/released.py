@@ -54,7 +54,7 @@ class Released:
 
     def resign(self, document: dict[str, Any]) -> None:
         """Write a manifest and the owner's signature of it: what no attacker can."""
-        from sevsnp.signature import load_signing_key, sign
+        from sevsnp.keys.signature import load_signing_key, sign
 
         document.pop("type", None)
         replace(self.manifest, render_manifest(document))

@@ -14,7 +14,7 @@ from typing import Any
 
 import zstandard
 
-from sevsnp.files import sha256_file
+from sevsnp.system.files import sha256_file
 from tests.conftest import copy_project
 from tests.pipeline.registry_server import Registry
 from tests.processes import ends_with_us
@@ -30,7 +30,7 @@ FUNCTIONS = f"""
 import random
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.system.command import run
 
 
 def word(*, source: Path, number: int, output: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
 from sevsnp.errors import UserError
-from sevsnp.vm import blocks
+from sevsnp.qemu import blocks
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from tests.conftest import PROJECT, Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
 from tests.processes import ends_with_us
@@ -67,7 +67,7 @@ def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: P
 _SLEEP = """
 import sys
 from pathlib import Path
-from sevsnp.appliance.vm import Appliance, run_job
+from sevsnp.qemu.appliance import Appliance, run_job
 run_job(Appliance(*map(Path, sys.argv[1:5])), "probe", {"what": "sleep"}, disks=[], seconds=float(sys.argv[5]))
 """
 

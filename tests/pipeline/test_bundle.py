@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import free_port
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.console import MARKER
+from sevsnp.e2e.run import free_port
+from sevsnp.host.console import MARKER
+from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built
 from tests.processes import ends_with_us
@@ -152,12 +152,17 @@ def test_what_is_in_it(built: Built, bundle: Path) -> None:
         "hash-tree.img",
     }  # fmt: skip
     modules = {path.relative_to(bundle / "lib").as_posix() for path in (bundle / "lib").rglob("*.py")}
-    assert {"sevsnp/vm/host.py", "sevsnp/vm/snp.py", "sevsnp/emulation/launch.py"} <= modules
+    assert {"sevsnp/host/bundle_run.py", "sevsnp/qemu/snp.py", "sevsnp/emulation/launch.py"} <= modules
     # Nothing of what an owner or a builder does.
-    for name in ("sevsnp/owner.py", "sevsnp/keys.py", "sevsnp/bundle.py", "sevsnp/emulation/verify.py"):
+    for name in (
+        "sevsnp/owner/attestation.py",
+        "sevsnp/keys/pairs.py",
+        "sevsnp/release/bundle.py",
+        "sevsnp/emulation/verify.py",
+    ):
         assert name not in modules
     # But what judges a disk image before QEMU opens it.
-    modules -= {"sevsnp/images/__init__.py", "sevsnp/images/disk_format.py"}
+    modules -= {"sevsnp/images/__init__.py", "sevsnp/qemu/disk_format.py"}
     assert not [module for module in modules if module.startswith(("sevsnp/images", "sevsnp/packages", "tasks"))]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.files import sha256_file
+from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built
 from tests.pipeline.copies import copy_built, leavings, made, one_line, ran, restored
 from tests.unit.test_locks import held_elsewhere

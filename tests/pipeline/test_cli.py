@@ -241,7 +241,7 @@ def group(leader: int) -> list[str]:
 SLEEPER = """
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.system.command import run
 
 
 def make(*, source: Path, output: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.files import sha256_file
+from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built, copy_project
 from tests.pipeline.copies import copy_built, leavings
 from tests.processes import ends_with_us

@@ -38,8 +38,8 @@ STAGES = {
         ("verity/verity.img", "verity/hash-tree.img", "verity/roothash.txt"),
         4.0,
     ),
-    "host_bundle": ("sevsnp.bundle:make_bundle", ("host-bundle",), 2.0),
-    "build_tools": ("sevsnp.tools:make_tools", ("bin",), 0.2),
+    "host_bundle": ("sevsnp.release.bundle:make_bundle", ("host-bundle",), 2.0),
+    "build_tools": ("sevsnp.commands.tools:make_tools", ("bin",), 0.2),
 }
 # Writes down when which of these functions begins and ends, in the process in which it runs.
 WITNESS = Path(__file__).with_name("crash_witness.py")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import command, dependencies, subordinate_ids
-from sevsnp.dependencies import DEPENDENCIES, install_command, install_dependencies, is_ready, missing
 from sevsnp.errors import UserError
+from sevsnp.project import dependencies
+from sevsnp.project.dependencies import DEPENDENCIES, install_command, install_dependencies, is_ready, missing
+from sevsnp.system import command, subordinate_ids
 
 PROGRAMS = ("mmdebstrap", "newuidmap", "newgidmap", "ssh", "ssh-keygen")
 # "Installs" a package's programs beside itself and notes its words.

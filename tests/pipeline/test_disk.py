@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.errors import UserError
 from sevsnp.images.disk import (
     EFI_SYSTEM,
@@ -21,7 +22,6 @@ from sevsnp.images.disk import (
     partition_table,
     write_disk,
 )
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
 
 MIB = 1 << 20
 

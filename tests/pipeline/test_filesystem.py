@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import check_ext4, fixed_uuid, make_erofs, make_ext4
-from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
-from sevsnp.images.tar import Content, Entry, Kind
 
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 

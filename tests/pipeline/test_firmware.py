@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.firmware.gate import find_roads, problem
 from sevsnp.firmware.known import ACCEPTED, OURS, REFUSED, STOCK
 from sevsnp.firmware.make import CHANGES, make_firmware
 from sevsnp.firmware.volumes import Packed, packed_sections
-from sevsnp.vm.config import File, read_vm_config, render_vm_config
-from sevsnp.vm.signed_config import block_of
+from sevsnp.measurement.signed_config import block_of
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import File, read_vm_config, render_vm_config
 from tests.conftest import PROJECT, Built
 from tests.pipeline.copies import copy_built, one_line
 
@@ -176,7 +176,7 @@ def test_run_and_attest_and_measure_refuse_it(copy: Built, name: str, request: p
 
 
 def measure(*words: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "sevsnp.attestation.measure_cli", *map(str, words)]
+    command = [sys.executable, "-m", "sevsnp.commands.measure", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

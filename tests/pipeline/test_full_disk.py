@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.files import sha256_file
+from sevsnp.system.files import sha256_file
 from tests.conftest import Built, copy_project
 from tests.pipeline.copies import copy_built, leavings
 from tests.waiting import NET
@@ -22,7 +22,7 @@ NAMES = ("first", "second", "third")
 LIBRARY = """
 from pathlib import Path
 
-from sevsnp.command import run
+from sevsnp.system.command import run
 
 
 def by_python(*, source: Path, output: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.graph import current_description, describe, digest, draw, drawn_digest, read_graph
+from sevsnp.project.graph import current_description, describe, digest, draw, drawn_digest, read_graph
 from tests.conftest import PROJECT, copy_project
 
 PICTURE = PROJECT / "docs" / "pipeline.svg"
@@ -28,7 +28,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def described(project: Path, **variables: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", "sevsnp.graph"],
+        [sys.executable, "-m", "sevsnp.project.graph"],
         cwd=project,
         env={"PATH": os.environ["PATH"], **variables},
         capture_output=True,
@@ -49,7 +49,7 @@ def test_a_task_more_makes_it_outdated(clone: Path, tmp_path: Path) -> None:
     tools.write_text(
         f"{tools.read_text()}\n\ndef task_more() -> Task:\n"
         '    inputs, outputs = {"x": BIN / "get_report"}, {"output": BUILD / "more"}\n'
-        '    return artefact("sevsnp.tools:more", inputs=inputs, outputs=outputs)\n'
+        '    return artefact("sevsnp.commands.tools:more", inputs=inputs, outputs=outputs)\n'
     )
     text = described(copy)
     assert '"build_tools" -> "more";' in text
@@ -129,7 +129,7 @@ def test_drawing(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_dot_it_says_what_to_install(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
-    monkeypatch.setattr("sevsnp.command._SBIN", ())
+    monkeypatch.setattr("sevsnp.system.command._SBIN", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"apt-get: command not found.*\n.*graphviz"):
         draw(tmp_path / "pipeline.svg")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, make_rootfs, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.errors import UserError
 from sevsnp.images import guest_packages
 from sevsnp.images.guest import guest_layer, make_guest_rootfs, read_public_key
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.guest_packages import make_packages_layer, read_packages
-from sevsnp.images.rootfs import Layer, make_rootfs, merge, text_entry
-from sevsnp.images.tar import Entry, Kind, read_tar
-from sevsnp.keys import ensure_keys
+from sevsnp.keys.pairs import ensure_keys
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUEST, FILES = PROJECT / "guest-vm/guest.yaml", PROJECT / "guest-vm/files"

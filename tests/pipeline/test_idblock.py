@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.id_block import check_identity, read_identity
-from sevsnp.vm.config import Launch, read_vm_config
-from sevsnp.vm.qemu import snp_arguments
+from sevsnp.measurement.id_block import check_identity, read_identity
+from sevsnp.qemu.process import snp_arguments
+from sevsnp.vm_config.config import Launch, read_vm_config
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built, ran
 

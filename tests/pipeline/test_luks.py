@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import luks_key
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
+from sevsnp.archives.tar import read_tar
 from sevsnp.errors import UserError
 from sevsnp.images.luks import format_options, image_size
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
-from sevsnp.images.tar import read_tar
-from sevsnp.keys import certificate_der
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.qemu import check_files
-from sevsnp.volumes import CONFIGS, Source, Volume
+from sevsnp.keys import luks_key
+from sevsnp.keys.pairs import certificate_der
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.qemu.process import check_files
+from sevsnp.vm_config.config import read_vm_config
+from sevsnp.volumes.directory import CONFIGS, Source, Volume
 from tests.conftest import Built
 from tests.pipeline.appliance_of_tests import appliance_with_probe
 from tests.pipeline.copies import copy_built, ran

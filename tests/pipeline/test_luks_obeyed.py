@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from sevsnp.appliance.vm import Appliance, ApplianceDisk, run_job
-from sevsnp.images.cpio import with_parents, write_cpio
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import text_entry
 from sevsnp.images.initramfs import join_layers
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.luks import format_options
-from sevsnp.images.rootfs import text_entry
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from tests.conftest import Built
 from tests.unit.luks_mutations import KEYS, MUTATIONS, OBEYED, SUPERBLOCKS
 from tests.unit.luks_volume import SIZE, synthetic

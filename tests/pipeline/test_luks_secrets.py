@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.images.luks2 import Luks2, opens
-from sevsnp.vm.config import VmConfig, read_vm_config
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.conftest import Built
 from tests.pipeline.luks_ground import SECONDS, Ground, make_ground
 from tests.pipeline.secret_search import forms, search, search_file

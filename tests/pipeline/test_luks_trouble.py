@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.errors import UserError
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
+from sevsnp.keys import luks_key
 from tests.conftest import Built
 from tests.pipeline.copies import one_line
 from tests.pipeline.luks_ground import OUTPUTS, SECONDS, Ground, make_ground

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sevsnp.files import sha256_file
+from sevsnp.measurement.make_config import make_verity_cmdline
 from sevsnp.release.launch import USUAL_VCPUS
-from sevsnp.vm.config import VmConfig
-from sevsnp.vm.make_config import make_verity_cmdline
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built, one_line
 from tests.pipeline.released import CONFIG, LINK, Released, release, replace

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sevsnp.settings import SETTINGS as KNOWN
+from sevsnp.settings.table import SETTINGS as KNOWN
 from tests.conftest import GOALS, LUKS_GOALS, Built
 from tests.pipeline.copies import copy_built, ran
 from tests.pipeline.matrix import PARAMETERS, RECIPES, ROWS, SETTINGS, cells

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.images import own_mounts
+from sevsnp.system import own_mounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts without a user namespace")
 

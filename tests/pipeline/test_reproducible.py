@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.files import remove_tree
+from sevsnp.system.files import remove_tree
 from tests.conftest import BUILD_SECONDS, GOALS, Built
 
 CHUNK = 1 << 20
@@ -258,7 +258,7 @@ def test_no_artefact_names_the_directory_or_the_user(second: Built) -> None:
 def test_another_key_of_the_user_is_another_guest(built: Built, tmp_path: Path) -> None:
     """The control arm: the comparison sees what a build takes from its inputs."""
     from sevsnp.images.guest import make_guest_rootfs
-    from sevsnp.keys import ensure_keys
+    from sevsnp.keys.pairs import ensure_keys
 
     made = {}
     for name, key in (("same", built.keys.user_public), ("other", ensure_keys(tmp_path / "keys").user_public)):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
 from sevsnp.errors import UserError
-from sevsnp.vm.qemu import RunOptions, check_options
+from sevsnp.qemu.process import RunOptions, check_options
 from tests.conftest import Built
 from tests.pipeline.copies import copy_built, leavings, one_line, ran
 from tests.waiting import NET

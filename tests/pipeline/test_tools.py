@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.tools import make_tools
+from sevsnp.commands.tools import make_tools
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sevsnp.files import sha256_file
 from sevsnp.release.manifest import render_manifest
+from sevsnp.system.files import sha256_file
 from tests.conftest import Built
 from tests.pipeline.copies import one_line
 from tests.pipeline.released import CONFIG, LINK, Released, flipped, release, replace

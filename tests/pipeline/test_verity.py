@@ -7,7 +7,8 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.images.hash_tree import HashTree
-from sevsnp.images.verity import VerityParameters, fixed_salt, make_verity
+from sevsnp.images.verity import make_verity
+from sevsnp.vm_config.verity_word import VerityParameters, fixed_salt
 
 ROOT, SALT = "a" * 64, fixed_salt("test")
 

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sevsnp import command
-from sevsnp.appliance.vm import _check_room
 from sevsnp.bench.boot import check_space
+from sevsnp.pipeline.checkout import Checkout
+from sevsnp.qemu.appliance import _check_room
 from sevsnp.store.artefact import _full_disk
-from sevsnp.store.checkout import Checkout
-from sevsnp.volumes import _room
+from sevsnp.system import command
+from sevsnp.volumes.directory import _room
 from tests.remedies.table import Told
 
 DATA = bytes(8192)

@@ -5,15 +5,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation import cli
-from sevsnp.attestation.id_block import IdBlock, check_identity, make_identity
-from sevsnp.attestation.launch_digest import launch_digest_of
-from sevsnp.attestation.ovmf import check_size
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.profiles import DEFAULT
+from sevsnp.commands import verify_report as cli
 from sevsnp.emulation.verify import verify_emulated
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.make_config import _minimum_tcb
+from sevsnp.measurement.id_block import IdBlock, check_identity, make_identity
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.measurement.make_config import _minimum_tcb
+from sevsnp.measurement.ovmf import check_size
+from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
 from tests.remedies.table import Told, remedies
 from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
@@ -74,7 +74,7 @@ def test_a_root_that_is_none(told: Told, tmp_path: Path) -> None:
 
 
 @remedies(
-    "sevsnp.attestation.id_block", "make a new one for this VM config: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE"
+    "sevsnp.measurement.id_block", "make a new one for this VM config: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE"
 )
 def test_an_id_block_of_another_guest(told: Told) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -89,14 +89,14 @@ def test_an_id_block_of_another_guest(told: Told) -> None:
     told.instead(lambda: check(b"x" * 48), lambda: check(bytes(48)))
 
 
-@remedies("sevsnp.attestation.ovmf", "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)")
+@remedies("sevsnp.measurement.ovmf", "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)")
 def test_a_firmware_for_measuring(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
     told.instead(lambda: check_size(17, "x.fd"), lambda: check_size(stock.stat().st_size, "OVMF.amdsev.fd"))
 
 
 @remedies(
-    "sevsnp.attestation.launch_digest",
+    "sevsnp.measurement.launch_digest",
     "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
 )
 def test_a_file_that_changed(told: Told, checkout: Built) -> None:
@@ -107,7 +107,7 @@ def test_a_file_that_changed(told: Told, checkout: Built) -> None:
     told.mends(lambda: launch_digest_of(read_vm_config(path).launch), WORKFLOW="verity")
 
 
-@remedies("sevsnp.attestation.cli", "give every host key of the guest: --host-key FILE")
+@remedies("sevsnp.commands.verify_report", "give every host key of the guest: --host-key FILE")
 def test_a_nonce_without_host_keys(told: Told, tmp_path: Path) -> None:
     line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl root@guest\n"
     (tmp_path / "key.pub").write_text(line)

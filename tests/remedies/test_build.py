@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sevsnp.bench.attestation import bench_attestation
+from sevsnp.commands.feature_info import read_status
 from sevsnp.firmware.make import make_firmware
 from sevsnp.images.guest_packages import make_packages_layer, read_packages
 from sevsnp.packages.kernel import unpack_kernel
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.feature_info import read_status
-from sevsnp.vm.platforms import choose
+from sevsnp.qemu.platforms import choose
+from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
 from tests.pipeline.debian_repository import build_deb
 from tests.remedies.table import Told, failure, remedies
@@ -98,7 +98,7 @@ def test_a_measurement_without_firmware(told: Told, checkout: Built) -> None:
         bench()
 
 
-@remedies("sevsnp.vm.platforms", "use PLATFORM=emulated, or see docs/hardware.md")
+@remedies("sevsnp.qemu.platforms", "use PLATFORM=emulated, or see docs/hardware.md")
 def test_no_hardware(told: Told, checkout: Built, tmp_path: Path) -> None:
     if Path("/dev/sev").exists():
         pytest.skip("this host has SEV hardware")
@@ -112,7 +112,7 @@ def test_no_hardware(told: Told, checkout: Built, tmp_path: Path) -> None:
     assert (checkout.project / hint.rpartition("see ")[2]).is_file()
 
 
-@remedies("sevsnp.vm.feature_info", "run it as root")
+@remedies("sevsnp.commands.feature_info", "run it as root")
 def test_the_secure_processor_s_device(told: Told, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can be root")

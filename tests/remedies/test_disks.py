@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sevsnp.bench.boot import bench_boot
-from sevsnp.store.locks import locked
-from sevsnp.vm.disk_record import format_of
+from sevsnp.qemu.disk_record import format_of
+from sevsnp.system.locks import locked
 from tests.conftest import PROJECT
 from tests.pipeline.test_full_disk import Namespace
 from tests.remedies.table import Told, remedies
@@ -18,10 +18,10 @@ from tests.remedies.table import Told, remedies
 QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 
 
-@remedies("sevsnp.command", "see: df -h {}", "set TMPDIR to a directory on another disk, or see: df -h {}")
-@remedies("sevsnp.files", "see: df -h {}")
-@remedies("sevsnp.volumes", "make room there, or set DATA_DIR to another disk: df -h {}")
-@remedies("sevsnp.appliance.vm", "see: df -h {}")
+@remedies("sevsnp.system.command", "see: df -h {}", "set TMPDIR to a directory on another disk, or see: df -h {}")
+@remedies("sevsnp.system.files", "see: df -h {}")
+@remedies("sevsnp.volumes.directory", "make room there, or set DATA_DIR to another disk: df -h {}")
+@remedies("sevsnp.qemu.appliance", "see: df -h {}")
 @remedies("sevsnp.bench.boot", "see: df -h {}")
 def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:
     place = tmp_path / "a full disk"
@@ -34,7 +34,7 @@ def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:
     told.seen |= set(done.stdout.splitlines())
 
 
-@remedies("sevsnp.vm.disk_record", "if it is another disk now, forget what it was: rm {}", "remove it: rm {}")
+@remedies("sevsnp.qemu.disk_record", "if it is another disk now, forget what it was: rm {}", "remove it: rm {}")
 def test_another_disk(told: Told, tmp_path: Path) -> None:
     image, record = tmp_path / "my disk", tmp_path / "the record.json"
     image.write_bytes(QCOW2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.store.checkout import Checkout
+from sevsnp.pipeline.checkout import Checkout
 from tests.pipeline.doitw_tools import Tools, make_project, small_lock
 from tests.pipeline.luks_ground import make_venv
 from tests.remedies.table import Told, remedies
@@ -120,7 +120,7 @@ def test_a_shell_without_pipes(told: Told, program: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
-@remedies("sevsnp.files", "run as root: {}{}", "see: ls -ld {}")
+@remedies("sevsnp.system.files", "run as root: {}{}", "see: ls -ld {}")
 def test_what_a_run_as_root_left(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path("/var/tmp") / f"sevsnp-{os.getpid()} left"
     place.mkdir()

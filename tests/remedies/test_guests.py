@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import detach, guests
-from sevsnp.guests import Guest, follow_boot
-from sevsnp.vm.qemu import RunOptions
-from sevsnp.vm.session import Told as ToldOf
-from sevsnp.vm.session import session
-from sevsnp.vm.state import Run, check_free, held, running
+from sevsnp.guests import detach
+from sevsnp.guests import local as guests
+from sevsnp.guests.local import Guest, follow_boot
+from sevsnp.host.session import Told as ToldOf
+from sevsnp.host.session import session
+from sevsnp.host.state import Run, check_free, held, running
+from sevsnp.qemu.process import RunOptions
 from tests.conftest import Built
 from tests.remedies.table import Told, remedies
 from tests.waiting import NET, wait_until
@@ -26,7 +27,7 @@ RUN = Run("verity", "emulated", "c.toml", 1, 2)
 STUBBORN = """
 import signal, sys, time
 from pathlib import Path
-from sevsnp.vm.state import Run, held
+from sevsnp.host.state import Run, held
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with held(Path(sys.argv[1]), Run("verity", "emulated", "c.toml", 1, 2), ""):
     print("held", flush=True)
@@ -42,7 +43,7 @@ def runs(clone: Path) -> Path:
     return directory
 
 
-@remedies("sevsnp.guests", "end it: kill -9 {}")
+@remedies("sevsnp.guests.local", "end it: kill -9 {}")
 def test_a_guest_that_does_not_end(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "_END_SECONDS", 0.2)
     argv = [sys.executable, "-c", STUBBORN, str(runs / "stubborn")]
@@ -56,8 +57,8 @@ def test_a_guest_that_does_not_end(told: Told, runs: Path, monkeypatch: pytest.M
     assert running(runs / "stubborn") is None
 
 
-@remedies("sevsnp.guests", "look at it: ./doitw logs NAME={}", "see why: ./doitw logs NAME={}")
-@remedies("sevsnp.vm.session", "all of it: {}")
+@remedies("sevsnp.guests.local", "look at it: ./doitw logs NAME={}", "see why: ./doitw logs NAME={}")
+@remedies("sevsnp.host.session", "all of it: {}")
 def test_where_to_look(told: Told, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = runs / "looked-at"
     with held(state, RUN, ""):
@@ -83,7 +84,7 @@ def check_failed() -> None:
     raise UserError("QEMU ended with exit code 1")
 
 
-@remedies("sevsnp.detach", "see: ./doitw logs NAME={}")
+@remedies("sevsnp.guests.detach", "see: ./doitw logs NAME={}")
 def test_a_guest_that_says_nothing(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(told.cwd)
     monkeypatch.setattr(detach, "_SECONDS", -1.0)
@@ -108,7 +109,7 @@ def started(checkout: Built, told: Told) -> Iterator[Path]:
 
 
 @remedies(
-    "sevsnp.guests",
+    "sevsnp.guests.local",
     "start one: {}",
     "./doitw run_sev_snp_{}",
     "choose one: NAME={}",
@@ -116,8 +117,8 @@ def started(checkout: Built, told: Told) -> Iterator[Path]:
     "./doitw run_sev_snp_verity NAME={}",
     "./doitw run_guest",
 )
-@remedies("sevsnp.vm.run", "run another one: ./doitw {} NAME=second; or end this one: ./doitw stop NAME={}")
-@remedies("sevsnp.detach", "./doitw logs, console, ssh or stop NAME={}")
+@remedies("sevsnp.host.run", "run another one: ./doitw {} NAME=second; or end this one: ./doitw stop NAME={}")
+@remedies("sevsnp.guests.detach", "./doitw logs, console, ssh or stop NAME={}")
 def test_starting_and_stopping(told: Told, checkout: Built, started: Path) -> None:
     told.obey(told.hint(lambda: told.doitw("stop")))
     assert running(started / "verity")
@@ -137,12 +138,16 @@ def test_starting_and_stopping(told: Told, checkout: Built, started: Path) -> No
 
 @pytest.mark.boot
 @pytest.mark.full
-@remedies("sevsnp.guests", "attest it first: ./doitw attest_{} NAME={}{}")
-@remedies("sevsnp.attesting", "attest it as what it is: ./doitw attest_{}{}", "./doitw ssh NAME={}")
-@remedies("sevsnp.detach", "next: ./doitw attest_{}{}{}")
-@remedies("sevsnp.vm.run", "./doitw attest_{}{}{}")
+@remedies("sevsnp.guests.local", "attest it first: ./doitw attest_{} NAME={}{}")
+@remedies("sevsnp.guests.attesting", "attest it as what it is: ./doitw attest_{}{}", "./doitw ssh NAME={}")
+@remedies("sevsnp.guests.detach", "next: ./doitw attest_{}{}{}")
+@remedies("sevsnp.host.run", "./doitw attest_{}{}{}")
 @remedies(
-    "sevsnp.status", "./doitw attest_{}{}", "./doitw ssh NAME={}", "./doitw setup_verity", "./doitw run_sev_snp_{}"
+    "sevsnp.guests.status",
+    "./doitw attest_{}{}",
+    "./doitw ssh NAME={}",
+    "./doitw setup_verity",
+    "./doitw run_sev_snp_{}",
 )
 def test_a_guest_from_its_start_to_its_login(told: Told, checkout: Built, started: Path, clone: Path) -> None:
     told.cwd = clone

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, check_attributes, link_entry, make_rootfs, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
-from sevsnp.images.rootfs import Layer, check_attributes, link_entry, make_rootfs, merge, text_entry
-from sevsnp.images.tar import Entry, Kind, read_tar
 from tests.remedies.table import Told, remedies
 
 ACCOUNTS = [
@@ -26,7 +26,7 @@ def tar_of(entries: list[Entry], path: Path) -> Path:
 
 
 @remedies(
-    "sevsnp.images.rootfs",
+    "sevsnp.archives.rootfs",
     "put its content under {}/, or list {} under `remove`",
     "list {} under `remove` if that is meant",
     "put it under {}/ instead",
@@ -47,7 +47,7 @@ def test_layers_that_do_not_fit(told: Told) -> None:
         told.instead(upper(entry), upper(entry, removed))
 
 
-@remedies("sevsnp.images.rootfs", "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls")
+@remedies("sevsnp.archives.rootfs", "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls")
 def test_attributes_that_would_be_lost(told: Told, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     try:
@@ -61,7 +61,7 @@ def test_attributes_that_would_be_lost(told: Told, tmp_path: Path) -> None:
     )
 
 
-@remedies("sevsnp.images.tar", "decompress it, and give what comes out: {} -dc {} >{}")
+@remedies("sevsnp.archives.tar", "decompress it, and give what comes out: {} -dc {} >{}")
 @pytest.mark.parametrize("program", ["gzip", "xz", "bzip2", "zstd"])
 def test_a_compressed_tar(told: Told, tmp_path: Path, program: str) -> None:
     if shutil.which(program) is None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from sevsnp.attestation import kds_cache
-from sevsnp.attestation.id_block import key_digest_of
-from sevsnp.keys import ensure_keys
-from sevsnp.signature import load_public_key, load_signing_key
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.signature import load_public_key, load_signing_key
+from sevsnp.measurement.id_block import key_digest_of
+from sevsnp.measurement.signed_config import load_key, sign_configs
 from sevsnp.store.cache import Cache
 from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
-from sevsnp.vm.signed_config import load_key, sign_configs
 from tests.conftest import PROJECT
 from tests.remedies.table import Told, remedies
 
@@ -23,7 +23,7 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no o
 P384 = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384"
 
 
-@remedies("sevsnp.keys", "run: chmod 700 {}", "remove it for a new one, or keep it and run: chmod 600 {}")
+@remedies("sevsnp.keys.pairs", "run: chmod 700 {}", "remove it for a new one, or keep it and run: chmod 600 {}")
 def test_modes(told: Told, tmp_path: Path) -> None:
     directory = tmp_path / "my keys"
     keys = ensure_keys(directory)
@@ -36,7 +36,7 @@ def test_modes(told: Told, tmp_path: Path) -> None:
         assert key.read_bytes() == before
 
 
-@remedies("sevsnp.keys", "remove it for a new one, or keep it and run: chmod 600 {}")
+@remedies("sevsnp.keys.pairs", "remove it for a new one, or keep it and run: chmod 600 {}")
 def test_a_key_that_others_have_read_is_made_anew(told: Told, tmp_path: Path) -> None:
     key = ensure_keys(tmp_path / "keys").user_private
     key.chmod(0o644)
@@ -49,7 +49,7 @@ def test_a_key_that_others_have_read_is_made_anew(told: Told, tmp_path: Path) ->
 
 
 @remedies(
-    "sevsnp.keys",
+    "sevsnp.keys.pairs",
     "move it away, for a new one: mv {} {}",
     "remove it, and it is made again from the private key: rm {}",
 )
@@ -65,7 +65,7 @@ def test_what_is_no_key(told: Told, tmp_path: Path) -> None:
 
 
 @remedies(
-    "sevsnp.keys",
+    "sevsnp.keys.pairs",
     "set CONFIG_DIR to a directory of yours",
     "put the key itself there, or set CONFIG_DIR to a directory of yours",
 )
@@ -86,7 +86,7 @@ def test_another_directory(told: Told, tmp_path: Path) -> None:
 
 
 @needs_openssl
-@remedies("sevsnp.signature", "sign with a new one, or keep it and run: chmod 600 {}")
+@remedies("sevsnp.keys.signature", "sign with a new one, or keep it and run: chmod 600 {}")
 def test_a_signing_key_that_others_may_read(told: Told, tmp_path: Path) -> None:
     key = tmp_path / "my key.pem"
     told.shell(f"{P384} -out {key.name!r}")
@@ -95,7 +95,7 @@ def test_a_signing_key_that_others_may_read(told: Told, tmp_path: Path) -> None:
 
 
 @needs_openssl
-@remedies("sevsnp.signature", "make it from the private key: openssl pkey -in PRIVATE_KEY -pubout -out {}")
+@remedies("sevsnp.keys.signature", "make it from the private key: openssl pkey -in PRIVATE_KEY -pubout -out {}")
 def test_what_is_no_public_key(told: Told, tmp_path: Path) -> None:
     told.shell(f"{P384} -out key.pem")
     public = tmp_path / "my key.pub.pem"
@@ -104,7 +104,9 @@ def test_what_is_no_public_key(told: Told, tmp_path: Path) -> None:
 
 
 @needs_openssl
-@remedies("sevsnp.signature", "run it in a terminal, or give a key without a password: openssl pkey -in {} -out {}")
+@remedies(
+    "sevsnp.keys.signature", "run it in a terminal, or give a key without a password: openssl pkey -in {} -out {}"
+)
 def test_an_encrypted_key_without_a_terminal(told: Told, tmp_path: Path) -> None:
     told.shell(f"{P384} -aes256 -pass pass:secret -out key.pem")
     (tmp_path / "key.pem").chmod(0o600)
@@ -115,8 +117,8 @@ def test_an_encrypted_key_without_a_terminal(told: Told, tmp_path: Path) -> None
 
 
 def without_terminal(function: str, path: Path) -> "subprocess.CompletedProcess[str]":
-    """What a function of sevsnp.signature says in a process that has no terminal."""
-    script = f"import sys, pathlib; from sevsnp.signature import *; {function}(pathlib.Path(sys.argv[1]))"
+    """What a function of sevsnp.keys.signature says in a process that has no terminal."""
+    script = f"import sys, pathlib; from sevsnp.keys.signature import *; {function}(pathlib.Path(sys.argv[1]))"
     return subprocess.run(
         [sys.executable, "-c", script, path],
         cwd=PROJECT,
@@ -132,7 +134,7 @@ def without_terminal(function: str, path: Path) -> "subprocess.CompletedProcess[
 
 @needs_openssl
 @remedies(
-    "sevsnp.attestation.id_block",
+    "sevsnp.measurement.id_block",
     "make it from a P-384 private key: openssl pkey -in PRIVATE_KEY -pubout -out PUBLIC_KEY",
 )
 def test_a_public_key_for_a_policy(told: Told, tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_a_public_key_for_a_policy(told: Told, tmp_path: Path) -> None:
 
 @needs_openssl
 @remedies(
-    "sevsnp.vm.signed_config",
+    "sevsnp.measurement.signed_config",
     "make one: (umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out key.pem)",
 )
 def test_a_key_for_id_blocks(told: Told, tmp_path: Path) -> None:

@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 
-from sevsnp import kept, luks_key
-from sevsnp.attestation.id_block import read_identity
-from sevsnp.e2e import free_port
+from sevsnp.e2e.run import free_port
 from sevsnp.errors import UserError
+from sevsnp.host.plain import run_plain
+from sevsnp.host.run import run_guest
+from sevsnp.host.session import Told as ToldOf
+from sevsnp.host.state import Run, held
 from sevsnp.images.adopted_modules import kernel_modules
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.luks import make_luks_image
-from sevsnp.luks_key import Record
-from sevsnp.vm import snp
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.fixed import check_fixed
-from sevsnp.vm.plain import run_plain
-from sevsnp.vm.platforms import Platform
-from sevsnp.vm.qemu import RunOptions, check_files, check_options, check_version
-from sevsnp.vm.run import run_guest
-from sevsnp.vm.session import Told as ToldOf
-from sevsnp.vm.state import Run, held
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
+from sevsnp.measurement.id_block import read_identity
+from sevsnp.owner import kept
+from sevsnp.qemu import snp
+from sevsnp.qemu.platforms import Platform
+from sevsnp.qemu.process import RunOptions, check_files, check_options, check_version
+from sevsnp.vm_config.config import read_vm_config
+from sevsnp.vm_config.fixed import check_fixed
 from tests.conftest import Built
 from tests.remedies.table import Told, failure, remedies
 from tests.unit.written_volume import KEY, make_source
@@ -42,20 +43,20 @@ def options(checkout: Built, **changes: object) -> RunOptions:
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-@remedies("sevsnp.vm.config", "make one with: {}", "./doitw setup_{}")
+@remedies("sevsnp.vm_config.config", "make one with: {}", "./doitw setup_{}")
 def test_no_vm_config(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG
     path.unlink()
     told.mends(lambda: read_vm_config(path))
 
 
-@remedies("sevsnp.vm.config", "give the file that setup_{} wrote: VM_CONFIG=build/{}/vm-config-{}.toml")
+@remedies("sevsnp.vm_config.config", "give the file that setup_{} wrote: VM_CONFIG=build/{}/vm-config-{}.toml")
 def test_a_bundle_s_launch_file(told: Told, checkout: Built) -> None:
     hint = told.hint(lambda: read_vm_config(checkout.build / "host-bundle" / "launch.toml").require_reference())
     read_vm_config(checkout.project / hint.rpartition("VM_CONFIG=")[2]).require_reference()
 
 
-@remedies("sevsnp.vm.fixed", "make a new VM config: {} {}={}", "make the VM config again: ./doitw setup_{}")
+@remedies("sevsnp.vm_config.fixed", "make a new VM config: {} {}={}", "make the VM config again: ./doitw setup_{}")
 def test_what_a_vm_config_has_fixed(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG
     told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 3}))
@@ -71,7 +72,7 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-@remedies("sevsnp.vm.qemu", "make it again with: {}")
+@remedies("sevsnp.qemu.process", "make it again with: {}")
 def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
     def check() -> None:
         check_files(read_vm_config(checkout.project / CONFIG).launch)
@@ -92,8 +93,8 @@ def make_id_block(told: Told, checkout: Built) -> Path:
 
 
 @needs_openssl
-@remedies("sevsnp.vm.qemu", "make it again with: {}")
-@remedies("sevsnp.vm.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE")
+@remedies("sevsnp.qemu.process", "make it again with: {}")
+@remedies("sevsnp.vm_config.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE")
 def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
     directory = make_id_block(told, checkout)
     config = directory / Path(CONFIG).name
@@ -106,7 +107,7 @@ def test_an_id_block_that_is_gone(told: Told, checkout: Built) -> None:
 
 @pytest.mark.full  # both workflows: it makes an encrypted volume
 @needs_openssl
-@remedies("sevsnp.attestation.id_block", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE")
+@remedies("sevsnp.measurement.id_block", "make it with: ./doitw idblock ID_KEY=FILE AUTHOR_KEY=FILE")
 def test_an_id_block_for_qemu(told: Told, checkout: Built) -> None:
     directory = make_id_block(told, checkout)
     block, auth = directory / "id-block.emulated.base64", directory / "auth-block.emulated.base64"
@@ -120,7 +121,7 @@ def with_busy_port(checkout: Built, name: str) -> None:
         check_options(options(checkout, **{name: other.getsockname()[1]}))
 
 
-@remedies("sevsnp.vm.qemu", "take another one: {}={}", "take less: MEMORY=2G")
+@remedies("sevsnp.qemu.process", "take another one: {}={}", "take less: MEMORY=2G")
 def test_ports_and_memory(told: Told, checkout: Built) -> None:
     for name in ("ssh_port", "attest_port"):
         hint = told.hint(partial(with_busy_port, checkout, name))
@@ -132,7 +133,7 @@ def test_ports_and_memory(told: Told, checkout: Built) -> None:
     )
 
 
-@remedies("sevsnp.vm.qemu", "take a port above 1023: {}={}")
+@remedies("sevsnp.qemu.process", "take a port above 1023: {}={}")
 def test_a_port_that_only_root_may_open(told: Told, checkout: Built) -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
         pytest.skip("here every user may open every port")
@@ -166,7 +167,7 @@ def as_nobody(action: Callable[[], object]) -> None:
 
 
 @remedies(
-    "sevsnp.vm.qemu",
+    "sevsnp.qemu.process",
     "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE",
 )
 def test_qemu(told: Told, checkout: Built) -> None:
@@ -182,7 +183,7 @@ def test_qemu(told: Told, checkout: Built) -> None:
     assert "expected two ports" in said
 
 
-@remedies("sevsnp.vm.host", "install QEMU 10 or newer, or say where it is: ./run --qemu FILE")
+@remedies("sevsnp.host.bundle_run", "install QEMU 10 or newer, or say where it is: ./run --qemu FILE")
 def test_a_bundle_without_qemu(told: Told, checkout: Built) -> None:
     bundle = checkout.build / "host-bundle"
 
@@ -195,7 +196,7 @@ def test_a_bundle_without_qemu(told: Told, checkout: Built) -> None:
 
 
 @remedies(
-    "sevsnp.vm.host",
+    "sevsnp.host.bundle_run",
     "the owner makes one that can be emulated too with: ./doitw {} PLATFORM=auto",
     "copy the bundle here again; the owner packs it with: ./doitw {}",
 )
@@ -217,7 +218,7 @@ def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
     assert "take less: --memory 2G" in failure(run)
 
 
-@remedies("sevsnp.vm.host", "run another one: ./run --state second")
+@remedies("sevsnp.host.bundle_run", "run another one: ./run --state second")
 def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
     bundle = checkout.build / "host-bundle"
     words = f"--platform emulated --qemu '{checkout.qemu}' --memory 4000G"
@@ -228,8 +229,8 @@ def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
         assert "take less: --memory 2G" in failure(lambda: told.shell(second))
 
 
-@remedies("sevsnp.vm.run", "use the production one, or PLATFORM=emulated")
-@remedies("sevsnp.vm.snp", "on SNP hardware use the production VM config, or PLATFORM=emulated")
+@remedies("sevsnp.host.run", "use the production one, or PLATFORM=emulated")
+@remedies("sevsnp.qemu.snp", "on SNP hardware use the production VM config, or PLATFORM=emulated")
 def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> None:
     config = read_vm_config(checkout.project / CONFIG)
 
@@ -277,7 +278,7 @@ def test_a_key_that_an_emulated_guest_has_had(told: Told, tmp_path: Path) -> Non
         make("")
 
 
-@remedies("sevsnp.kept", "remove it: rm {}")
+@remedies("sevsnp.owner.kept", "remove it: rm {}")
 def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
     state = tmp_path / "a state"
     state.mkdir()
@@ -286,7 +287,7 @@ def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
 
 
 @remedies(
-    "sevsnp.vm.plain",
+    "sevsnp.host.plain",
     "make one with: ./doitw create_new_vm",
     "run: ./doitw unpack_kernel",
     "run: ./doitw _firmware",

@@ -4,15 +4,15 @@ import shutil
 from pathlib import Path
 from uuid import uuid4
 
-from sevsnp import luks_key
-from sevsnp.luks_key import Record, make_key, read_key_file, read_made_key, read_record, write_record
-from sevsnp.luks_owner import check_release
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record, make_key, read_key_file, read_made_key, read_record, write_record
+from sevsnp.owner.luks import check_release
 from tests.conftest import PROJECT
 from tests.remedies.table import Told, remedies
 
 
 @remedies(
-    "sevsnp.luks_key",
+    "sevsnp.keys.luks_key",
     "run: chmod 600 {}",
     "run: chmod 700 {}",
     "name the file itself",
@@ -32,23 +32,23 @@ def test_key_files(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: make_key(config, str(uuid4())))
 
 
-@remedies("sevsnp.luks_key", "set CONFIG_DIR to where it was: CONFIG_DIR=…")
+@remedies("sevsnp.keys.luks_key", "set CONFIG_DIR to where it was: CONFIG_DIR=…")
 def test_the_record_of_a_volume(told: Told, tmp_path: Path) -> None:
     uuid = str(uuid4())
     write_record(tmp_path / "where it was", uuid, Record("made"))
     told.instead(lambda: read_record(tmp_path, uuid), lambda: read_record(tmp_path / "where it was", uuid))
 
 
-@remedies("sevsnp.luks_key", "set CONFIG_DIR to where it was made, or make a new volume: ./doitw setup_luks")
+@remedies("sevsnp.keys.luks_key", "set CONFIG_DIR to where it was made, or make a new volume: ./doitw setup_luks")
 def test_a_key_that_was_made_elsewhere(told: Told, tmp_path: Path) -> None:
     uuid = str(uuid4())
     make_key(tmp_path / "where it was", uuid)
     told.instead(lambda: read_made_key(tmp_path, uuid), lambda: read_made_key(tmp_path / "where it was", uuid))
 
 
-@remedies("sevsnp.luks_key", "run ./doitw", "run ./doitw, which gives it")
+@remedies("sevsnp.keys.luks_key", "run ./doitw", "run ./doitw, which gives it")
 def test_a_descriptor_that_is_none(told: Told) -> None:
-    script = "import sys\nfrom sevsnp.errors import UserError\nfrom sevsnp.luks_key import given\n"
+    script = "import sys\nfrom sevsnp.errors import UserError\nfrom sevsnp.keys.luks_key import given\n"
     script += "try:\n    given('')\nexcept UserError as error:\n    sys.exit(str(error))\n"
     (told.cwd / "give.py").write_text(script)
     python = PROJECT / ".venv" / "bin" / "python"
@@ -59,7 +59,7 @@ def test_a_descriptor_that_is_none(told: Told) -> None:
     assert told.shell(f"exec 8<<'K'\nsecret\nK\nSEVSNP_LUKS_KEY_FD=8 {give}").returncode == 0
 
 
-@remedies("sevsnp.luks_owner", "if its host may have the key, say so: PLATFORM=emulated")
+@remedies("sevsnp.owner.luks", "if its host may have the key, say so: PLATFORM=emulated")
 def test_a_key_of_one_s_own_for_an_emulated_guest(told: Told) -> None:
     def release(asked: bool) -> None:
         check_release("emulated", Record("given"), emulated_asked=asked)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import command, dependencies, subordinate_ids
-from sevsnp.dependencies import install_dependencies
-from sevsnp.graph import draw
 from sevsnp.images import guest_packages
 from sevsnp.packages import KEYRING, hostapt
 from sevsnp.packages.deb import open_content
 from sevsnp.packages.sources import ask_mmdebstrap, find_keyring, find_sources
+from sevsnp.project import dependencies
+from sevsnp.project.dependencies import install_dependencies
+from sevsnp.project.graph import draw
+from sevsnp.system import command, subordinate_ids
 from tests.conftest import PROJECT
 from tests.pipeline.debian_repository import build_deb
 from tests.remedies.table import Told, remedies
@@ -73,7 +74,7 @@ def install_here() -> None:
     install_dependencies()
 
 
-@remedies("sevsnp.command", "run: ./doitw install_dependencies")
+@remedies("sevsnp.system.command", "run: ./doitw install_dependencies")
 @remedies("sevsnp.images.guest_packages", "run: ./doitw install_dependencies")
 def test_a_program_that_is_not_there(told: Told, bare: Path) -> None:
     hint = told.hint(lambda: command.run(["mmdebstrap", "--version"]))
@@ -88,7 +89,9 @@ def test_a_program_that_is_not_there(told: Told, bare: Path) -> None:
 
 
 @remedies(
-    "sevsnp.dependencies", "run as root: {}", "install with this system's own package manager what Debian calls: {}"
+    "sevsnp.project.dependencies",
+    "run as root: {}",
+    "install with this system's own package manager what Debian calls: {}",
 )
 def test_what_is_to_be_installed(told: Told, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apt_get = (bare / "apt-get").read_text()
@@ -123,7 +126,7 @@ def test_packages_by_name(told: Told, tmp_path: Path) -> None:
     find_keyring()
 
 
-@remedies("sevsnp.subordinate_ids", "run as root: usermod --add-subuids {} --add-subgids {} {}")
+@remedies("sevsnp.system.subordinate_ids", "run as root: usermod --add-subuids {} --add-subgids {} {}")
 def test_no_subordinate_ids(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() or shutil.which("usermod") is None:
         pytest.skip("only root may give subordinate ids")
@@ -156,7 +159,7 @@ def test_where_packages_come_from(told: Told, bare: Path) -> None:
     assert find_sources("http://127.0.0.1:9/debian").main == "http://127.0.0.1:9/debian"
 
 
-@remedies("sevsnp.graph", "run as root: apt-get install graphviz")
+@remedies("sevsnp.project.graph", "run as root: apt-get install graphviz")
 @remedies("sevsnp.packages.deb", "run: apt-get install dpkg")
 def test_tools_that_fail(told: Told, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "dot").write_text("#!/bin/sh\nexit 1\n")

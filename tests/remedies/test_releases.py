@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from sevsnp import attesting, luks_key
-from sevsnp.key_paths import Keys
-from sevsnp.keys import ensure_keys
-from sevsnp.luks_key import Record, read_record
-from sevsnp.luks_owner import check_release
+from sevsnp.guests import attesting
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record, read_record
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner.luks import check_release
 from tests.remedies.table import Told, remedies
 from tests.unit.evidence import ROOT, root
 from tests.unit.key_guest import key_guest
@@ -48,7 +49,7 @@ def key_file(path: Path, key: bytes) -> str:
 
 
 @remedies(
-    "sevsnp.luks_owner",
+    "sevsnp.owner.luks",
     "LUKS_KEY=… ./doitw attest_luks",
     "nothing was sent; give the right key",
     "is the guest an emulated one? say so: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: "
@@ -75,7 +76,7 @@ def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path,
 
 
 @remedies(
-    "sevsnp.owner",
+    "sevsnp.owner.attestation",
     "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated",
 )
 def test_the_vm_config_of_an_emulated_guest(
@@ -88,7 +89,7 @@ def test_the_vm_config_of_an_emulated_guest(
         attest(config_dir, header, guest, tmp_path / "out", platform="emulated")
 
 
-@remedies("sevsnp.key_release", "its console says more; where it runs here: ./doitw logs NAME=luks")
+@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs NAME=luks")
 def test_a_guest_that_refuses(
     told: Told, clone: Path, config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:
@@ -119,7 +120,7 @@ def sshd() -> Iterator[int]:
 
 
 @remedies(
-    "sevsnp.attesting",
+    "sevsnp.guests.attesting",
     "the guest gives evidence only while it waits for its key: boot it again",
     "boot the guest again",
 )
@@ -160,12 +161,12 @@ def test_a_guest_that_is_open(
     assert re.search(r"log in with: ssh -F .* \(or \./doitw ssh NAME=luks\)", capsys.readouterr().out)
 
 
-@remedies("sevsnp.luks_key", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…")
+@remedies("sevsnp.keys.luks_key", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…")
 def test_no_terminal_to_ask_on(told: Told, tmp_path: Path) -> None:
     told.instead(lambda: luks_key.given("-"), lambda: luks_key.given(key_file(tmp_path / "key", KEY)))
 
 
-@remedies("sevsnp.luks_key", "run it again")
+@remedies("sevsnp.keys.luks_key", "run it again")
 def test_a_key_that_was_mistyped(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["one", "two", "one", "one"])
     monkeypatch.setattr("getpass.getpass", lambda _: next(typed))  # who types

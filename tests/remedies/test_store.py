@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from sevsnp.packages.tree import replace_tree
-from sevsnp.settings import resolve
+from sevsnp.pipeline.welcome import WELCOME
+from sevsnp.settings.table import resolve
 from sevsnp.store.digests import Index
 from sevsnp.store.local import LocalStore
 from sevsnp.store.oci_reference import parse_reference
-from sevsnp.welcome import WELCOME
 from tests.remedies.table import Told, remedies
 from tests.unit import makers
 from tests.unit.test_local_store import keep_bytes
@@ -60,7 +60,8 @@ def test_a_reference(told: Told) -> None:
 
 
 @remedies(
-    "sevsnp.settings", "that key is no secret any more; give another one in the environment, or in a file: {}_FILE=FILE"
+    "sevsnp.settings.table",
+    "that key is no secret any more; give another one in the environment, or in a file: {}_FILE=FILE",
 )
 def test_a_key_on_the_command_line(told: Told, clone: Path) -> None:
     resolve({}, {}, clone / "config.yaml")
@@ -69,7 +70,7 @@ def test_a_key_on_the_command_line(told: Told, clone: Path) -> None:
     told.instead(lambda: told.doitw("list", "LUKS_KEY=secret"), lambda: told.doitw("list", "LUKS_KEY_FILE=my.key"))
 
 
-@remedies("sevsnp.doit_commands", "info: expected the name of one task, {}; see: ./doitw list")
+@remedies("sevsnp.pipeline.commands", "info: expected the name of one task, {}; see: ./doitw list")
 def test_info_without_a_task(told: Told, clone: Path) -> None:
     told.hint(lambda: told.doitw("info"))
     names = [line.split()[0] for line in told.shell("./doitw list").stdout.splitlines() if line]
@@ -84,7 +85,7 @@ def test_a_file_where_a_tree_belongs(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: replace_tree(tmp_path / "new", tmp_path / "the target", tmp_path))
 
 
-@remedies("sevsnp.welcome", WELCOME)
+@remedies("sevsnp.pipeline.welcome", WELCOME)
 def test_the_welcome(told: Told, clone: Path) -> None:
     """What a bare ./doitw says: each of its lines names a task that there is, or works itself."""
     said = told.doitw().stdout

@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from sevsnp import luks_key
+from sevsnp.host.volume import measured_header, on_copy
 from sevsnp.images.luks2 import Luks2, check_ours
-from sevsnp.luks_key import Record
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.qemu import check_files, read_cmdline
-from sevsnp.vm.volume import measured_header, on_copy
-from sevsnp.volume_boot import _check_unused, adopt_volume, check_tables, update_volume
-from sevsnp.volumes import CONFIGS, Source, Volume, left, note_earlier, say_what_stays
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
+from sevsnp.qemu.process import check_files
+from sevsnp.vm_config.cmdline import read_cmdline
+from sevsnp.vm_config.config import read_vm_config
+from sevsnp.volumes.boot import _check_unused, adopt_volume, check_tables, update_volume
+from sevsnp.volumes.directory import CONFIGS, Source, Volume, left, note_earlier, say_what_stays
 from tests.conftest import Built
 from tests.remedies.table import Told, failure, remedies
 from tests.unit.luks_volume import make_header, metadata_of, with_metadata
@@ -42,7 +43,7 @@ def word(hint: str, name: str) -> str:
     return found[1]
 
 
-@remedies("sevsnp.volumes", "make one: ./doitw setup_luks — or set DATA_DIR to where yours are")
+@remedies("sevsnp.volumes.directory", "make one: ./doitw setup_luks — or set DATA_DIR to where yours are")
 def test_no_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     source = make_source(tmp_path / "away")
     Volume.of(tmp_path / "yours", source.uuid).make(source)
@@ -50,7 +51,7 @@ def test_no_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     told.mended(ground.run, lambda: make_source(ground.build))
 
 
-@remedies("sevsnp.volumes", "say it: {}", "./doitw {} VOLUME={}")
+@remedies("sevsnp.volumes.directory", "say it: {}", "./doitw {} VOLUME={}")
 def test_which_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     for seed in (1, 2):
         source = make_source(tmp_path / str(seed), seed)
@@ -60,7 +61,7 @@ def test_which_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     assert ground.run(volume=word(hint, "VOLUME")).uuid == uuid_of(1)
 
 
-@remedies("sevsnp.volumes", "end that one first, or take another volume: VOLUME=…")
+@remedies("sevsnp.volumes.directory", "end that one first, or take another volume: VOLUME=…")
 def test_a_volume_in_use(told: Told, ground: Ground, tmp_path: Path) -> None:
     make_source(ground.build)
     other = make_source(tmp_path / "other", 2)
@@ -71,7 +72,7 @@ def test_a_volume_in_use(told: Told, ground: Ground, tmp_path: Path) -> None:
 
 
 @remedies(
-    "sevsnp.volumes",
+    "sevsnp.volumes.directory",
     "boot it: ./doitw run_sev_snp_luks VOLUME={}",
     "{}: {} MiB, written {}; boot it: ./doitw run_sev_snp_luks VOLUME={}",
     "  volume {} stays as it is; boot it: ./doitw run_sev_snp_luks VOLUME={}",
@@ -91,7 +92,7 @@ def test_how_to_boot_it(told: Told, ground: Ground, tmp_path: Path, capsys: pyte
 
 
 @remedies(
-    "sevsnp.volume_guest",
+    "sevsnp.guests.volume_guest",
     "another volume, which is not booted now: ./doitw {} VOLUME={}",
     "say which volume it belongs to with VOLUME=…, or leave VM_CONFIG out",
 )
@@ -109,7 +110,7 @@ def test_a_volume_beside_another(told: Told, ground: Ground, capsys: pytest.Capt
 
 
 @remedies(
-    "sevsnp.volume_guest",
+    "sevsnp.guests.volume_guest",
     "note: volume {} was booted {} times from another copy of its disk, and {} takes no older one; go on with that "
     "copy: ./doitw adopt_luks IMAGE=… — or, if it is lost, make a new volume: ./doitw forget _luks_image, then "
     "./doitw setup_luks",
@@ -127,7 +128,7 @@ def test_a_volume_whose_written_disk_is_elsewhere(
     assert "times from another copy" not in capsys.readouterr().out
 
 
-@remedies("sevsnp.volume_boot", "run: ./doitw setup_luks")
+@remedies("sevsnp.volumes.boot", "run: ./doitw setup_luks")
 def test_nothing_to_update(told: Told, tmp_path: Path) -> None:
     source = make_source(tmp_path / "build" / "luks")
     told.hint(
@@ -139,7 +140,7 @@ def test_nothing_to_update(told: Told, tmp_path: Path) -> None:
     assert read_vm_config(source.configs / CONFIGS[0]).launch.vcpus == 2
 
 
-@remedies("sevsnp.vm.volume", "./doitw setup_luks", "make it again with: ./doitw setup_luks")
+@remedies("sevsnp.host.volume", "./doitw setup_luks", "make it again with: ./doitw setup_luks")
 @remedies("sevsnp.images.luks2", "make the image again: ./doitw setup_luks")
 def test_what_setup_luks_makes(told: Told, tmp_path: Path) -> None:
     source = make_source(tmp_path / "luks")
@@ -162,7 +163,7 @@ def test_what_setup_luks_makes(told: Told, tmp_path: Path) -> None:
     told.mended(lambda: Luks2.read(source.directory / "header.bin"), again)
 
 
-@remedies("sevsnp.vm.volume", "move it away, or remove it with all that the guest wrote there: rm {}")
+@remedies("sevsnp.host.volume", "move it away, or remove it with all that the guest wrote there: rm {}")
 def test_another_volume_s_copy(told: Told, tmp_path: Path) -> None:
     state = tmp_path / "a state"
     state.mkdir()
@@ -171,7 +172,7 @@ def test_another_volume_s_copy(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: on_copy(launch, state))
 
 
-@remedies("sevsnp.volume_boot", "take an older copy of this disk: somebody has changed this one")
+@remedies("sevsnp.volumes.boot", "take an older copy of this disk: somebody has changed this one")
 @remedies("sevsnp.images.luks2", "take an older copy of this disk: somebody has changed this one")
 def test_a_changed_disk(told: Told, tmp_path: Path) -> None:
     ours = make_header(KEY)
@@ -187,7 +188,7 @@ def test_a_changed_disk(told: Told, tmp_path: Path) -> None:
 HOLDER = """
 import fcntl, os, struct, sys, time
 from pathlib import Path
-from sevsnp.vm.state import Run, held
+from sevsnp.host.state import Run, held
 disk = os.open(sys.argv[2], os.O_RDWR)
 fcntl.fcntl(disk, 37, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0))  # as QEMU does
 with held(Path(sys.argv[1]), Run("luks", "emulated", "c.toml", 1, 2), ""):
@@ -196,7 +197,7 @@ with held(Path(sys.argv[1]), Run("luks", "emulated", "c.toml", 1, 2), ""):
 """
 
 
-@remedies("sevsnp.volume_boot", "end it first: ./doitw stop")
+@remedies("sevsnp.volumes.boot", "end it first: ./doitw stop")
 def test_a_disk_that_a_guest_runs_on(told: Told, clone: Path, tmp_path: Path) -> None:
     disk = make_source(tmp_path / "luks").directory / "luks.img"
     argv = [sys.executable, "-c", HOLDER, str(clone / "build" / "run" / "luks"), str(disk)]
@@ -208,7 +209,7 @@ def test_a_disk_that_a_guest_runs_on(told: Told, clone: Path, tmp_path: Path) ->
             holder.kill()
 
 
-@remedies("sevsnp.volume_keys", "./doitw keys_prune removes it", "{}; to remove it: rm {}")
+@remedies("sevsnp.volumes.keys", "./doitw keys_prune removes it", "{}; to remove it: rm {}")
 def test_keys_that_belong_to_nothing(told: Told, clone: Path, tmp_path: Path) -> None:
     config_dir = Path(told.variables["CONFIG_DIR"])
     told.variables["DATA_DIR"] = str(tmp_path / "data")
@@ -242,10 +243,12 @@ def earlier(checkout: Built, told: Told, tmp_path: Path) -> Iterator[Source]:
     luks_key.forget(checkout.config_dir, source.uuid)
 
 
-@remedies("sevsnp.volumes", "{}: volume {}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={}")
-@remedies("sevsnp.volume_guest", "go on with it: ./doitw adopt_luks IMAGE={}")
 @remedies(
-    "sevsnp.volume_boot",
+    "sevsnp.volumes.directory", "{}: volume {}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={}"
+)
+@remedies("sevsnp.guests.volume_guest", "go on with it: ./doitw adopt_luks IMAGE={}")
+@remedies(
+    "sevsnp.volumes.boot",
     "say which: IMAGE=…/luks.img",
     "give another: IMAGE=…",
     "expected luks.img of an encrypted guest: IMAGE=…",
@@ -255,8 +258,8 @@ def earlier(checkout: Built, told: Told, tmp_path: Path) -> Iterator[Source]:
     "boot it: ./doitw run_sev_snp_luks VOLUME={}",
     "volume {}: {}: ./doitw run_sev_snp_luks VOLUME={}",
 )
-@remedies("sevsnp.vm.config", "./doitw update_luks VOLUME={}")
-@remedies("sevsnp.vm.qemu", "make it again with: {}")
+@remedies("sevsnp.vm_config.config", "./doitw update_luks VOLUME={}")
+@remedies("sevsnp.qemu.process", "make it again with: {}")
 def test_a_disk_from_elsewhere(told: Told, checkout: Built, earlier: Source, ground: Ground, tmp_path: Path) -> None:
     image, data = earlier.directory / "luks.img", tmp_path / "my data"
     key, wrong = tmp_path / "key", tmp_path / "wrong"

@@ -4,23 +4,23 @@ import re
 import subprocess
 from pathlib import Path
 
-from sevsnp.named import load_named
-from sevsnp.testing import run_tests
+from sevsnp.project.testing import run_tests
+from sevsnp.system.named import load_named
 from tests.conftest import PROJECT
 from tests.remedies.table import Told, remedies
 
 
-@remedies("sevsnp.named", "mend the name in the task, below tasks/")
-@remedies("sevsnp.nearest", "did you mean {}?")
+@remedies("sevsnp.system.named", "mend the name in the task, below tasks/")
+@remedies("sevsnp.system.nearest", "did you mean {}?")
 def test_the_name_of_a_function(told: Told) -> None:
     told.instead(lambda: load_named("sevsnp.nonsuch:fetch"), lambda: load_named("sevsnp.packages.fetch:fetch"))
-    hint = told.hint(lambda: load_named("sevsnp.keys:ensure_kyes"))
+    hint = told.hint(lambda: load_named("sevsnp.keys.pairs:ensure_kyes"))
     meant = hint.removeprefix("did you mean ").removesuffix("?")
-    assert load_named(f"sevsnp.keys:{meant}").__name__ == "ensure_keys"
+    assert load_named(f"sevsnp.keys.pairs:{meant}").__name__ == "ensure_keys"
 
 
-@remedies("sevsnp.settings", "all settings: ./doitw help settings")
-@remedies("sevsnp.doit_commands", "./doitw {}", "all tasks: ./doitw list")
+@remedies("sevsnp.settings.table", "all settings: ./doitw help settings")
+@remedies("sevsnp.pipeline.commands", "./doitw {}", "all tasks: ./doitw list")
 def test_a_misspelt_word(told: Told, clone: Path) -> None:
     said = told.doitw("list", "CPU=1").stdout
     told.obey(told.hint(lambda: told.doitw("list", "CPU=1")))
@@ -33,7 +33,7 @@ def test_a_misspelt_word(told: Told, clone: Path) -> None:
 
 
 @remedies(
-    "sevsnp.doit_help",
+    "sevsnp.pipeline.help",
     "./doitw TASK [NAME=value]...   ./doitw help TASK: what it does and all its settings, some are in [ ]",
     "The tasks are run by doit, whose own commands are (./doitw help COMMAND):",
 )
@@ -50,7 +50,7 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
 
 
-@remedies("sevsnp.testing", "as in: ./doitw test tests/unit/test_settings.py")
+@remedies("sevsnp.project.testing", "as in: ./doitw test tests/unit/test_settings.py")
 def test_a_path_to_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.
     digest = subprocess.run(

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation.appraisal import Evidence, Expected
-from sevsnp.command import temporary_directory
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.report_encoder import encode_report
-from sevsnp.vm.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
+from sevsnp.system.command import temporary_directory
+from sevsnp.vm_config.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT.parent / "shared" / "vectors"

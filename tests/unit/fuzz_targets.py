@@ -19,19 +19,19 @@ from sevsnp.attestation.appraisal import Evidence, Expected, appraise
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.chain import pem
 from sevsnp.attestation.checklist import Unreachable
-from sevsnp.attestation.client import parse_answer
 from sevsnp.attestation.extensions import ExtensionError, named_product, read_extensions
-from sevsnp.attestation.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
 from sevsnp.attestation.inspection import inspect
 from sevsnp.attestation.kds import Kds
 from sevsnp.attestation.kds_cache import Cache
-from sevsnp.attestation.ovmf import read_firmware, read_svsm
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.report_input import read_input
 from sevsnp.attestation.revocation import CrlError, load_crl
 from sevsnp.errors import UserError
-from sevsnp.vm.config import parse_vm_config, render_vm_config
+from sevsnp.measurement.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
+from sevsnp.measurement.ovmf import read_firmware, read_svsm
+from sevsnp.owner.client import parse_answer
+from sevsnp.vm_config.config import parse_vm_config, render_vm_config
 from tests.unit.evidence import REPORT_DATA, config, firmware, psp
 from tests.unit.hierarchy import NOW, Hierarchy, leaf_key
 

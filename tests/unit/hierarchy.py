@@ -22,7 +22,7 @@ from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.report import Cpuid, SigningKey
 from sevsnp.emulation.psp import _integer
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 from tests.unit.evidence import MEASUREMENT, REPORT_DATA
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

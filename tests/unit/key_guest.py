@@ -16,7 +16,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.key_paths import Keys
+from sevsnp.keys.paths import Keys
 from tests.unit.evidence import MEASUREMENT, ROOT, launch, psp
 from tests.waiting import NET
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sevsnp import key_release
 from sevsnp.emulation.verify import verify_emulated
-from sevsnp.kept import Conversation
-from sevsnp.key_release import Opened, Secret
-from sevsnp.login import Verdict
+from sevsnp.owner import key_release
+from sevsnp.owner.kept import Conversation
+from sevsnp.owner.key_release import Opened, Secret
+from sevsnp.owner.login import Verdict
 from tests.unit.evidence import ROOT, expected, root
 from tests.unit.key_guest import HOST_KEY, evidence_for
 from tests.waiting import NET

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
 from sevsnp.images.adopt import adopt
 from sevsnp.images.identity import IdentityFilter, ImageKind
-from sevsnp.images.rootfs import Layer, directory_entry, link_entry, merge, text_entry
-from sevsnp.images.tar import Entry, Kind
-from sevsnp.images.tree import Tree
 
 KEY = "ssh-ed25519 AAAAowner"
 NO_SHELL = "[Service]\nExecStart=/usr/bin/systemctl poweroff\n"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.appliance import vm
-from sevsnp.appliance.vm import Appliance, ApplianceDisk
 from sevsnp.errors import UserError
 from sevsnp.images.luks import format_options, image_size, root_size
-from sevsnp.vm import blocks
+from sevsnp.qemu import appliance as vm
+from sevsnp.qemu import blocks
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk
 
 MIB = 1 << 20
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import read_tar
 from sevsnp.bench.boot import FILE_SIZE, bench_boot, check_space, more_files, space_needed
 from sevsnp.bench.chart import MEMORY_WIDTH, TIME_WIDTH, boot_rows, draw_boot, summary
 from sevsnp.bench.guest import wait_for_line
 from sevsnp.errors import UserError
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
-from sevsnp.images.tar import read_tar
-from sevsnp.store.locks import locked
+from sevsnp.system.locks import locked
 from tests.waiting import NET
 
 PROJECT = Path(__file__).resolve().parents[2]

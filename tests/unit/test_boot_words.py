@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sevsnp.vm.cmdline import build_cmdline, luks_words, verity_words
+from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from tests.unit.evidence import load_script
 
 boot_words = load_script(Path(__file__).parents[2] / "initramfs" / "boot_words.py")

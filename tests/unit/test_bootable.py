@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.identity import ImageKind
-from sevsnp.images.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
-from sevsnp.images.tar import Entry, Kind
 
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 

@@ -19,7 +19,7 @@ from sevsnp.attestation.verify import _AMD
 from sevsnp.emulation import psp as soft
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 from tests.unit.evidence import VECTORS, needs_vectors, psp
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

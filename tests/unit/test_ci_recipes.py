@@ -199,7 +199,7 @@ def test_they_name_no_host() -> None:
 
 
 def test_the_settings_they_use_exist() -> None:
-    from sevsnp.settings import SETTINGS
+    from sevsnp.settings.table import SETTINGS
 
     used = {"SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_DIR"}
     assert all(name in GITHUB.read_text() and name in GITLAB.read_text() for name in used)

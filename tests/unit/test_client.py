@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sevsnp.attestation import client
-from sevsnp.attestation.client import MAX_ANSWER, NONCE_SIZE, REQUEST, ask, parse_answer
 from sevsnp.errors import UserError
+from sevsnp.owner import client
+from sevsnp.owner.client import MAX_ANSWER, NONCE_SIZE, REQUEST, ask, parse_answer
 from tests.waiting import NET, Clock
 
 

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
-from sevsnp.vm.cmdline import FIRMWARE_PREFIX, MAX_LENGTH, build_cmdline, hardening_words, luks_words, verity_words
+from sevsnp.vm_config.cmdline import (
+    FIRMWARE_PREFIX,
+    MAX_LENGTH,
+    build_cmdline,
+    hardening_words,
+    luks_words,
+    verity_words,
+)
 
 SIZES = {"etc": 1, "home": 2, "var": 3, "tmp": 4}
 

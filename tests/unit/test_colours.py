@@ -10,7 +10,7 @@ import pytest
 
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.terminal import print_appraisal
-from sevsnp.vm.config import BANNER, render_vm_config
+from sevsnp.vm_config.config import BANNER, render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, evidence, psp, root
 from tests.unit.evidence import config as vm_config
 from tests.unit.hierarchy import Hierarchy
@@ -30,7 +30,7 @@ def words(tmp_path: Path) -> list[str]:
     config = dataclasses.replace(vm_config(), source=tmp_path / "vm.toml")
     config.source.write_text(render_vm_config(config))
     return [
-        *(sys.executable, "-m", "sevsnp.emulation.cli", "--input", f"{tmp_path}/report"),
+        *(sys.executable, "-m", "sevsnp.commands.verify_report_emulated", "--input", f"{tmp_path}/report"),
         *("--certificates", f"{tmp_path}/table", "--vm_definition", str(config.source), "--root", str(root())),
         *("--report-data", REPORT_DATA.hex()),
     ]
@@ -76,7 +76,7 @@ def test_a_locale_without_the_marks(words: list[str]) -> None:
 
 def shown(appraisal: Appraisal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines on a terminal with colours."""
-    monkeypatch.setattr("sevsnp.colour.has_colours", lambda stream: True)
+    monkeypatch.setattr("sevsnp.system.colour.has_colours", lambda stream: True)
     print_appraisal(appraisal, "ACCEPTED: hardware")
     return capsys.readouterr().out.splitlines()
 
@@ -108,7 +108,7 @@ def test_what_a_certificate_says_moves_no_cursor(
 
 
 STAGES = """
-from sevsnp.stages import Stages
+from sevsnp.e2e.stages import Stages
 stages = Stages()
 with stages.stage("boot"): pass
 try:

@@ -12,9 +12,9 @@ from typing import IO
 
 import pytest
 
-from sevsnp import command
-from sevsnp.command_failed import FAILED, CommandFailed
 from sevsnp.errors import UserError
+from sevsnp.system import command
+from sevsnp.system.command_failed import FAILED, CommandFailed
 from tests.waiting import NET, wait_until
 
 
@@ -233,7 +233,7 @@ def test_an_attached_command_may_clean_up_when_we_are_ended(tmp_path: Path) -> N
     child = f"trap 'touch {mark}; exit 1' INT; touch {ready}; while :; do sleep 0.1; done"
     script = (
         "import signal, sys\n"
-        "from sevsnp.command import run_attached\n"
+        "from sevsnp.system.command import run_attached\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"run_attached(['sh', '-c', {child!r}])"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.store import copying
-from sevsnp.store.copying import copy_file
+from sevsnp.system import copying
+from sevsnp.system.copying import copy_file
 
 MIB = 1 << 20
 

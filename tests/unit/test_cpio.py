@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sevsnp.archives.cpio import with_parents, write_cpio
+from sevsnp.archives.rootfs import directory_entry, link_entry, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind
 from sevsnp.errors import UserError
-from sevsnp.images.cpio import with_parents, write_cpio
-from sevsnp.images.rootfs import directory_entry, link_entry, text_entry
-from sevsnp.images.tar import Content, Entry, Kind
 from tests.unit.newc import Member, read_newc
 
 

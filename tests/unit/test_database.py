@@ -27,7 +27,7 @@ def task_copy():
             "verbosity": 2,
         }}
 """
-OURS = "from sevsnp.store.database import forgive; forgive()"
+OURS = "from sevsnp.pipeline.database import forgive; forgive()"
 CONTROL = ""
 
 
@@ -59,7 +59,7 @@ ARTEFACT = """
 import os
 from pathlib import Path
 from doit.dependency import Dependency
-from sevsnp.store.database import forgive
+from sevsnp.pipeline.database import forgive
 from tasks.graph import artefact
 original = Dependency.remove_success
 forgive()

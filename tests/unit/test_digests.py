@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from doit.dependency import MD5Checker
 
-from sevsnp.files import CHUNK, sha256_file
+from sevsnp.pipeline.checker import Sha256Checker
 from sevsnp.store import digests
-from sevsnp.store.checker import Sha256Checker
 from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
+from sevsnp.system.files import CHUNK, sha256_file
 from tests.unit.makers import new_run
 
 TICK = 0.03

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.settings import SETTINGS
+from sevsnp.settings.table import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +16,7 @@ DODO = """
 from pathlib import Path
 
 if Path("adopts").exists():
-    from sevsnp.doit_commands import adopt
+    from sevsnp.pipeline.commands import adopt
 
     adopt()
 
@@ -261,7 +261,7 @@ def test_nobody_who_reads_it_is_no_error(project: Path) -> None:
 
 
 GUIDE = """
-from sevsnp.doit_help import Guide
+from sevsnp.pipeline.help import Guide
 
 GUIDE = Guide(
     {"Go on": ("go",), "Make": ("both", "first")},

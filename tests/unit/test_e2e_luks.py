@@ -2,7 +2,7 @@
 
 import pytest
 
-from sevsnp.e2e_luks import check_root
+from sevsnp.e2e.luks import check_root
 from sevsnp.errors import UserError
 
 VOLUME = "0123456789abcdef" * 2

@@ -130,9 +130,9 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
 
 ALLOWED = {
     "sevsnp.errors",
-    "sevsnp.template",
-    "sevsnp.vm.cmdline",
-    "sevsnp.vm.config",
+    "sevsnp.system.template",
+    "sevsnp.vm_config.cmdline",
+    "sevsnp.vm_config.config",
     "sevsnp.emulation.report_encoder",
     "sevsnp.emulation.mark",
 }

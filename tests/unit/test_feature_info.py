@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.errors import UserError
-from sevsnp.setting_values import parse_tcb
-from sevsnp.vm.config import Product, Tcb
-from sevsnp.vm.feature_info import (
+from sevsnp.commands.feature_info import (
     host_product,
     main,
     parse_status,
@@ -23,6 +20,9 @@ from sevsnp.vm.feature_info import (
     settings_lines,
     warnings,
 )
+from sevsnp.errors import UserError
+from sevsnp.settings.values import parse_tcb
+from sevsnp.vm_config.config import Product, Tcb
 
 
 def answer(

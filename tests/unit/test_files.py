@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import files
-from sevsnp.files import scratch_directory, short_name, write_atomic
+from sevsnp.system import files
+from sevsnp.system.files import scratch_directory, short_name, write_atomic
 from tests.processes import AS_NOBODY
 from tests.waiting import NET, wait_until
 
@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from sevsnp.files import scratch_directory
+from sevsnp.system.files import scratch_directory
 with scratch_directory(Path(sys.argv[1])) as scratch:
     (scratch / "half").write_text("half")
     (scratch / "locked").mkdir(mode=0o500)
@@ -37,7 +37,7 @@ with scratch_directory(Path(sys.argv[1])) as scratch:
 CROWD = """
 import sys
 from pathlib import Path
-from sevsnp.files import scratch_directory
+from sevsnp.system.files import scratch_directory
 for number in range(400):
     with scratch_directory(Path(sys.argv[1])) as scratch:
         (scratch / "mine").write_text(str(number))
@@ -177,7 +177,7 @@ def test_a_crowd(tmp_path: Path) -> None:
 
 def test_an_exit_while_a_thread_works_leaves_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys, threading, time\nfrom pathlib import Path\nfrom sevsnp.files import scratch_directory\n"
+        "import sys, threading, time\nfrom pathlib import Path\nfrom sevsnp.system.files import scratch_directory\n"
         "entered = threading.Event()\n"
         "def work():\n"
         "    with scratch_directory(Path(sys.argv[1])) as scratch:\n"
@@ -206,7 +206,7 @@ def test_a_file_is_written_whole_with_its_mode(tmp_path: Path, umask: int) -> No
 def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
     target = tmp_path / "file"
     script = (
-        "import sys\nfrom pathlib import Path\nfrom sevsnp.files import write_atomic\n"
+        "import sys\nfrom pathlib import Path\nfrom sevsnp.system.files import write_atomic\n"
         "while True:\n    for letter in 'ab':\n        write_atomic(Path(sys.argv[1]), letter * 3_000_000)\n"
     )
     for round_ in range(5):
@@ -254,7 +254,7 @@ WRITES = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from sevsnp.files import cannot_write
+from sevsnp.system.files import cannot_write
 path = Path("build/deep/file")
 try:
     path.write_text("x")

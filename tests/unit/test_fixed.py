@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Disk, File, Launch, Reference, Tcb, VmConfig
-from sevsnp.vm.fixed import check_fixed
+from sevsnp.vm_config.config import Disk, File, Launch, Reference, Tcb, VmConfig
+from sevsnp.vm_config.fixed import check_fixed
 
 LINE = "console=ttyS0 acpi=off sevsnp.rootfs=ext4 sevsnp.writable=overlay sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4"
 

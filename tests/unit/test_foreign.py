@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp.command import run
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.errors import UserError
 from sevsnp.images.disk import LINUX_DATA, Partition, write_disk
-from sevsnp.images.disk_format import DiskFormat, disk_format, is_disk_image
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.qemu.disk_format import DiskFormat, disk_format, is_disk_image
+from sevsnp.system.command import run
 from tests.unit.evidence import load_script
 
 INITRAMFS = Path(__file__).parents[2] / "initramfs"

@@ -16,7 +16,7 @@ from sevsnp.attestation.report import FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
-from sevsnp.vm.config import File, Tcb
+from sevsnp.vm_config.config import File, Tcb
 from tests.unit.evidence import MEASUREMENT, expected
 from tests.unit.hierarchy import NOW, Hierarchy
 

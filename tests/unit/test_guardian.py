@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import command
+from sevsnp.system import command
 from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ OBEDIENT = "trap 'touch {mark}; exit 1' TERM; echo $$ >> {pids}; sh -c 'echo $$ 
 GRACE = 0.5
 RUN = """
 import sys
-from sevsnp import command
+from sevsnp.system import command
 command.GRACE = float(sys.argv[3])
 if sys.argv[2] == "unguarded":
     command._guard = lambda line: None
@@ -190,7 +190,7 @@ def test_what_is_already_gone_does_no_harm(tmp_path: Path) -> None:
 
 def test_commands_have_a_tmpdir_of_the_runs_own(tmp_path: Path) -> None:
     """What a tool leaves there when it is ended (dpkg-deb does) goes with the run."""
-    script = "from sevsnp.command import run; run(['mktemp']); print(run(['mktemp', '-d']).decode(), end='')"
+    script = "from sevsnp.system.command import run; run(['mktemp']); print(run(['mktemp', '-d']).decode(), end='')"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=PROJECT,

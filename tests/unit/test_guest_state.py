@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from sevsnp import guests
 from sevsnp.errors import UserError
-from sevsnp.vm.console import boot_stage, printable_lines
-from sevsnp.vm.qemu import RunOptions, check_options
-from sevsnp.vm.session import Told, session
-from sevsnp.vm.state import CONSOLE, LOCK, Run, check_free, held, running
+from sevsnp.guests import local as guests
+from sevsnp.host.console import boot_stage, printable_lines
+from sevsnp.host.session import Told, session
+from sevsnp.host.state import CONSOLE, LOCK, Run, check_free, held, running
+from sevsnp.qemu.process import RunOptions, check_options
 from tests.waiting import wait_until
 
 RUN = Run("verity", "emulated", "vm-config.toml", 2222, 8088)
@@ -28,7 +28,7 @@ TOLD = Told("./doitw run NAME=second", "./doitw attest", "Linux version")
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sevsnp.vm.state import Run, held
+from sevsnp.host.state import Run, held
 with held(Path(sys.argv[1]), Run("luks", "emulated", "c.toml", 1, 2), ""):
     print("held", flush=True)
     time.sleep(600)

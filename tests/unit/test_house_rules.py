@@ -21,7 +21,12 @@ PRODUCTION = ("sevsnp/attestation", "sevsnp/vm", "sevsnp/images", "sevsnp/store"
 WALLED_OFF = "sevsnp.emulation"
 # By a string, and only for what says that it is emulated: launching, the owner's choice by VM config, what a bundle is
 # made of, and the emulated verifier's wrapper.
-MAY_LOAD_EMULATION = {"sevsnp/vm/platforms.py", "sevsnp/owner.py", "sevsnp/bundle.py", "sevsnp/tools.py"}
+MAY_LOAD_EMULATION = {
+    "sevsnp/qemu/platforms.py",
+    "sevsnp/owner/attestation.py",
+    "sevsnp/release/bundle.py",
+    "sevsnp/commands/tools.py",
+}
 
 
 def output(*argv: str) -> str:
@@ -66,7 +71,7 @@ def test_yaml_is_read_by_one_loader() -> None:
     """Any other would keep the last of two equal keys and say nothing."""
     assert yaml_readers("import yaml\nyaml.safe_load(text)\nyaml.load(text, x)") == {"safe_load", "load"}  # control
     readers = {relative(path) for path in python_files("sevsnp", "tasks") if yaml_readers(path.read_text())}
-    assert readers == {"sevsnp/yaml_loader.py"}
+    assert readers == {"sevsnp/system/yaml_loader.py"}
 
 
 def test_mypy() -> None:
@@ -143,7 +148,7 @@ def test_loading_all_of_production_loads_no_emulation() -> None:
         relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for path in python_files(*PRODUCTION)
     ]
-    assert "sevsnp.vm.config" in modules
+    assert "sevsnp.vm_config.config" in modules
     script = (
         "import importlib, json, sys\n"
         "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"

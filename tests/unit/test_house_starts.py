@@ -1,18 +1,18 @@
-"""Processes are started in one place: sevsnp.command, whose guardian ends them when a run is killed."""
+"""Processes are started in one place: sevsnp.system.command, whose guardian ends them when a run is killed."""
 
 import pytest
 
 from tests.unit.house_starts import process_starts
 from tests.unit.test_house_rules import python_files, relative
 
-# Everything else goes through sevsnp.command.spawned, run or run_attached.
+# Everything else goes through sevsnp.system.command.spawned, run or run_attached.
 MAY_START = {
-    "sevsnp/command.py": "the one place; and the guardian, which nothing can guard",
-    "sevsnp/detach.py": "a guest that the user wants to outlive the command; `stop` ends it",
-    "sevsnp/images/own_mounts.py": "becomes the program that sevsnp.command has started it for",
-    "sevsnp/taken_key.py": "becomes itself anew, before anything is loaded, and starts nothing",
-    "sevsnp/vm/qemu.py": "QEMU, in host bundles too, where there is only the standard library; it dies with its parent",
-    "sevsnp/vm/confine.py": "becomes the QEMU that sevsnp/vm/qemu.py starts",
+    "sevsnp/system/command.py": "the one place; and the guardian, which nothing can guard",
+    "sevsnp/guests/detach.py": "a guest that the user wants to outlive the command; `stop` ends it",
+    "sevsnp/system/own_mounts.py": "becomes the program that sevsnp.system.command has started it for",
+    "sevsnp/keys/taken_key.py": "becomes itself anew, before anything is loaded, and starts nothing",
+    "sevsnp/qemu/process.py": "QEMU, in host bundles too, with only the standard library; it dies with its parent",
+    "sevsnp/qemu/confine.py": "becomes the QEMU that sevsnp/qemu/process.py starts",
 }
 
 
@@ -33,7 +33,7 @@ MAY_START = {
         ("from concurrent.futures import ProcessPoolExecutor", {"concurrent.futures.ProcessPoolExecutor"}),
         ("import subprocess\nx: 'subprocess.Popen[bytes]'\nsubprocess.PIPE; subprocess.TimeoutExpired", set()),
         ("import os\nos.path.join('fork')\nos.environ", set()),
-        ("from sevsnp.command import run\nrun(['x'])", set()),
+        ("from sevsnp.system.command import run\nrun(['x'])", set()),
     ],
 )
 def test_the_detector(source: str, found: set[str]) -> None:
@@ -42,9 +42,9 @@ def test_the_detector(source: str, found: set[str]) -> None:
 
 
 def test_processes_are_started_in_one_place() -> None:
-    """What is started elsewhere lives on when a run is killed: use sevsnp.command.spawned, run or run_attached."""
+    """What is started elsewhere lives on when a run is killed: use spawned, run or run_attached."""
     # Another world, without doit: the guest. The tests' own processes are tests/processes.py's.
     files = [path for path in python_files() if not relative(path).startswith(("tests/", "initramfs/"))]
     starting = {relative(path): starts for path in files if (starts := process_starts(path.read_text()))}
     assert {name: starts for name, starts in starting.items() if name not in MAY_START} == {}
-    assert {"sevsnp/command.py", "sevsnp/vm/qemu.py", "sevsnp/taken_key.py"} <= starting.keys()
+    assert {"sevsnp/system/command.py", "sevsnp/qemu/process.py", "sevsnp/keys/taken_key.py"} <= starting.keys()

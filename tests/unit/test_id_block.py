@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sevsnp.attestation.id_block import (
+from sevsnp.errors import UserError
+from sevsnp.measurement.id_block import (
     IdAuth,
     IdBlock,
     Identity,
@@ -22,8 +23,7 @@ from sevsnp.attestation.id_block import (
     read_identity,
     write_identity,
 )
-from sevsnp.errors import UserError
-from sevsnp.vm.signed_config import load_key
+from sevsnp.measurement.signed_config import load_key
 from tests.unit.evidence import MEASUREMENT, VECTORS, needs_vectors
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")

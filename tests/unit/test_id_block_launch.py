@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation import idblock_cli
-from sevsnp.attestation.id_block import Identity, check_identity, key_digest, make_identity, read_identity
 from sevsnp.attestation.report import parse_report
+from sevsnp.commands import idblock_generator as idblock_cli
 from sevsnp.emulation.service import PspService
 from sevsnp.errors import UserError
-from sevsnp.vm.config import TEMPLATE, VmConfig, read_vm_config, render_vm_config
-from sevsnp.vm.qemu import check_files, snp_arguments
-from sevsnp.vm.signed_config import block_of, load_key, sign_configs, with_identity
+from sevsnp.measurement.id_block import Identity, check_identity, key_digest, make_identity, read_identity
+from sevsnp.measurement.signed_config import block_of, load_key, sign_configs, with_identity
+from sevsnp.qemu.process import check_files, snp_arguments
+from sevsnp.vm_config.config import TEMPLATE, VmConfig, read_vm_config, render_vm_config
 from tests.unit.evidence import MEASUREMENT, REFERENCE, REPORT_DATA, make_launch, psp
 from tests.unit.test_id_block import BLOCK, ID_KEY, P384, POLICY, SIGNED, openssl, write_key
 from tests.waiting import NET
@@ -190,7 +190,7 @@ def test_the_command(
 def test_an_encrypted_key_asks_on_the_terminal(config: VmConfig, keys: tuple[Path, Path], tmp_path: Path) -> None:
     secret = write_key(tmp_path / "secret.pem", openssl("ec -aes256 -passout pass:correct", keys[0].read_bytes()))
     words = ["--vm-definition", str(config.source), "--output", str(tmp_path), "--auth-key-path", str(keys[1])]
-    argv = [sys.executable, "-m", "sevsnp.attestation.idblock_cli", *words, "--id-key-path", str(secret)]
+    argv = [sys.executable, "-m", "sevsnp.commands.idblock_generator", *words, "--id-key-path", str(secret)]
     done = subprocess.run(argv, capture_output=True, start_new_session=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 64 and b"no terminal to ask" in done.stderr
     pid, terminal = pty.fork()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.identity import DENIED, IdentityFilter, ImageKind, denied, summary
-from sevsnp.images.rootfs import Layer, make_rootfs, text_entry
-from sevsnp.images.tar import Content, Entry, Kind, read_tar
 
 TOOLS = Path(__file__).resolve().parents[2] / "build/snp-release/bin"
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation import cli, inspect_cli, kds
+from sevsnp.attestation import kds
 from sevsnp.attestation.inspection import describe, inspect
 from sevsnp.attestation.report import parse_report
+from sevsnp.commands import inspect_report as inspect_cli
+from sevsnp.commands import verify_report as cli
 from tests.unit.evidence import VECTORS, evidence, needs_vectors, psp
 from tests.unit.hierarchy import NOW, Hierarchy
 
@@ -97,8 +99,9 @@ def test_wrong_command_lines() -> None:
 
 
 def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    from sevsnp.attestation import idblock_cli, measure_cli
-    from sevsnp.vm import feature_info
+    from sevsnp.commands import feature_info
+    from sevsnp.commands import idblock_generator as idblock_cli
+    from sevsnp.commands import measure as measure_cli
 
     for main in (cli.main, inspect_cli.main, measure_cli.main, idblock_cli.main, feature_info.main):
         with pytest.raises(SystemExit):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.vm.config import render_vm_config
+from sevsnp.vm_config.config import render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, evidence, psp, root
 from tests.unit.evidence import config as vm_config
 from tests.unit.test_house_rules import project_files, relative
@@ -87,8 +87,8 @@ def test_an_installed_verifier_writes_its_page(installed: Path, tmp_path: Path) 
     page = tmp_path / "page.html"
     trusted = ["--root", str(root())]
     for module, more, code, word in (
-        ("sevsnp.emulation.cli", trusted, 10, "<h1>Accepted as emulated</h1>"),
-        ("sevsnp.attestation.cli", ["--offline"], 2, "<h1>Refused</h1>"),
+        ("sevsnp.commands.verify_report_emulated", trusted, 10, "<h1>Accepted as emulated</h1>"),
+        ("sevsnp.commands.verify_report", ["--offline"], 2, "<h1>Refused</h1>"),
     ):
         done = call(installed, module, *words(tmp_path), *more, "--html", str(page))
         assert done.returncode == code, done.stderr
@@ -109,10 +109,15 @@ def test_control_without_the_mapping_there_is_no_page(tmp_path: Path) -> None:
     assert len(lines) == len(text.splitlines()) - 3
     page = tmp_path / "page.html"
     done = call(
-        build(tmp_path, "\n".join(lines)), "sevsnp.attestation.cli", *words(tmp_path), "--offline", "--html", str(page)
+        build(tmp_path, "\n".join(lines)),
+        "sevsnp.commands.verify_report",
+        *words(tmp_path),
+        "--offline",
+        "--html",
+        str(page),
     )
     assert done.returncode not in (0, 2) and not page.exists()
-    assert call(tmp_path / "library", "sevsnp.attestation.cli", *words(tmp_path), "--offline").returncode == 2
+    assert call(tmp_path / "library", "sevsnp.commands.verify_report", *words(tmp_path), "--offline").returncode == 2
 
 
 def test_every_installed_command_starts(installed: Path) -> None:

@@ -18,7 +18,7 @@ from sevsnp.attestation.kds_cache import Cache
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.sources import Directory
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Tcb
+from sevsnp.vm_config.config import Tcb
 from tests.unit import fake_kds
 from tests.unit.evidence import expected
 from tests.unit.fake_kds import FakeKds, serving

@@ -11,7 +11,7 @@ from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.report_input import read_input
 from sevsnp.emulation.verify import appraise_emulated, verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.kept import Conversation, keep, places, read
+from sevsnp.owner.kept import Conversation, keep, places, read
 from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
 
 KEY = "ssh-ed25519 " + "A" * 68

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import key_release
 from sevsnp.attestation.appraisal import Refused
-from sevsnp.attestation.client import MAX_ANSWER
 from sevsnp.attestation.report_data import luks_report_data, report_data
 from sevsnp.errors import UserError
-from sevsnp.key_paths import Keys
-from sevsnp.key_release import REQUEST, owner_context
-from sevsnp.keys import ensure_keys
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner import key_release
+from sevsnp.owner.client import MAX_ANSWER
+from sevsnp.owner.key_release import REQUEST, owner_context
 from tests.unit.key_guest import HOST_KEY, agent, der, evidence_for, guest_module
 from tests.unit.key_wire import HEADER, KEY, accept, release
 from tests.waiting import NET, Clock

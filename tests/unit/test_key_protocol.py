@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sevsnp.attestation.appraisal import Refused
 from sevsnp.errors import UserError
-from sevsnp.key_paths import Keys
-from sevsnp.key_release import Opened, owner_context
-from sevsnp.keys import ensure_keys
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner.key_release import Opened, owner_context
 from tests.unit.key_guest import HOST_KEY, der
 from tests.unit.key_wire import KEY, Alter, GuestProcess, flip, guest_process, release, wire
 from tests.waiting import NET

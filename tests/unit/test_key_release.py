@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from sevsnp import key_release
 from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.verify import verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.kept import Conversation
-from sevsnp.key_paths import Keys
-from sevsnp.key_release import REQUEST, Opened, Secret, is_waiting, owner_context
-from sevsnp.keys import ensure_keys
-from sevsnp.login import Verdict
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner import key_release
+from sevsnp.owner.kept import Conversation
+from sevsnp.owner.key_release import REQUEST, Opened, Secret, is_waiting, owner_context
+from sevsnp.owner.login import Verdict
 from tests.unit.evidence import expected, root
 from tests.unit.key_guest import (
     HOST_KEY,

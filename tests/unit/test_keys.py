@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.keys import certificate_der, ensure_keys
+from sevsnp.keys.pairs import certificate_der, ensure_keys
 from tests.waiting import NET
 
 

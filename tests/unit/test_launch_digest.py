@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation.launch_digest import (
+from sevsnp.emulation.measure import measure
+from sevsnp.errors import UserError
+from sevsnp.measurement.launch_digest import (
     NO_INITRD,
     KernelHashes,
     Machine,
@@ -21,9 +23,7 @@ from sevsnp.attestation.launch_digest import (
     measure_firmware,
     measure_svsm,
 )
-from sevsnp.attestation.vmsa import HOST_KERNELS, VCPU_SIGNATURES, Vmm, cpu_signature, host_kernel, vcpu_signature
-from sevsnp.emulation.measure import measure
-from sevsnp.errors import UserError
+from sevsnp.measurement.vmsa import HOST_KERNELS, VCPU_SIGNATURES, Vmm, cpu_signature, host_kernel, vcpu_signature
 from tests.unit.evidence import (
     METADATA,
     REAL_FIRMWARE,
@@ -328,7 +328,7 @@ def test_large_files_are_not_read_whole(tmp_path: Path) -> None:
         found.update(bytes(1 << 20))
     script = (
         "import resource, sys; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from sevsnp.vm.config import File\n"
+        "from pathlib import Path; from sevsnp.vm_config.config import File\n"
         "from sevsnp.attestation import launch_digest\n"
         "resource.setrlimit(resource.RLIMIT_AS, (128 << 20, 128 << 20))\n"
         "launch_digest._hash_file(File(Path(sys.argv[1]), sys.argv[3]), 'kernel')\n"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.store.checkout import Checkout
-from sevsnp.store.locks import locked, locked_if_free
+from sevsnp.pipeline.checkout import Checkout
+from sevsnp.system.locks import locked, locked_if_free
 from tests.waiting import NET
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from sevsnp.store.locks import locked
+from sevsnp.system.locks import locked
 with locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.images.luks import _was_exposed
-from sevsnp.luks_current import is_current, is_for_snp
-from sevsnp.luks_key import Record
-from sevsnp.vm import platforms
+from sevsnp.images.luks_current import is_current, is_for_snp
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
+from sevsnp.qemu import platforms
 from tests.unit.written_volume import KEY, make_source
 
 

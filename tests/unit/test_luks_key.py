@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.errors import UserError
-from sevsnp.luks_key import Record
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
 from tests.waiting import NET
 
 UUID = "0f2a6c1e-5b1f-4f0c-9d3c-6a7b8c9d0e1f"
@@ -132,7 +132,7 @@ def test_without_a_terminal_nobody_is_asked() -> None:
     ],
 )
 def test_a_typed_key(typed: list[str], calls: str, expected: str) -> None:
-    script = f"from sevsnp.luks_key import given; print('KEY', ([{calls.replace(';', ',')}])[-1].data.decode())"
+    script = f"from sevsnp.keys.luks_key import given; print('KEY', ([{calls.replace(';', ',')}])[-1].data.decode())"
     master, slave = pty.openpty()
     shown = b""
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.attestation.appraisal import Appraisal
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.verify import HardwareVerdict
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.key_paths import Keys
-from sevsnp.keys import ensure_keys
-from sevsnp.luks_key import Record, read_record, write_record
-from sevsnp.luks_owner import Volume, attest_luks, check_release
-from sevsnp.owner import trust_domain
-from sevsnp.vm.config import VmConfig, render_vm_config
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record, read_record, write_record
+from sevsnp.keys.pairs import ensure_keys
+from sevsnp.keys.paths import Keys
+from sevsnp.owner.attestation import trust_domain
+from sevsnp.owner.luks import Volume, attest_luks, check_release
+from sevsnp.vm_config.config import VmConfig, render_vm_config
 from tests.unit.evidence import REFERENCE, ROOT, evidence, expected, launch, now, root
 from tests.unit.key_guest import HOST_KEY, KeyGuest, key_guest
 from tests.unit.luks_volume import make_header

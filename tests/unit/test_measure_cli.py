@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.launch_digest import launch_digest_of
-from sevsnp.attestation.measure_cli import main
-from sevsnp.vm.config import VmConfig, render_vm_config
+from sevsnp.commands.measure import main
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.vm_config.config import VmConfig, render_vm_config
 from tests.unit.evidence import REFERENCE, ROOT, make_launch, write_file
 
 THEIRS = shutil.which("sev-snp-measure", path=str(Path(sys.executable).parent))
@@ -151,7 +151,7 @@ def test_a_large_initramfs_takes_no_memory(tmp_path: Path) -> None:
         stream.truncate(200 << 20)
     script = (
         "import re, sys\n"
-        "from sevsnp.attestation.measure_cli import main\n"
+        "from sevsnp.commands.measure import main\n"
         "assert main(sys.argv[1:]) == 0\n"
         # Not getrusage: its maximum is that of the process which started this one, too.
         "print(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])\n"

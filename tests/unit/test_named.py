@@ -6,20 +6,24 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.named import load_named
-from sevsnp.nearest import did_you_mean, nearest
+from sevsnp.system.named import load_named
+from sevsnp.system.nearest import did_you_mean, nearest
 
 
 def test_it_is_loaded() -> None:
-    assert load_named("sevsnp.named:load_named") is load_named
+    assert load_named("sevsnp.system.named:load_named") is load_named
 
 
 # Put together, or the test of all names would look for them.
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        (("sevsnp.tools", "make_tool"), "sevsnp.tools has no function 'make_tool'", "did you mean make_tools?"),
-        (("sevsnp.tools", "START"), "sevsnp.tools has no function 'START'", ""),
+        (
+            ("sevsnp.commands.tools", "make_tool"),
+            "sevsnp.commands.tools has no function 'make_tool'",
+            "did you mean make_tools?",
+        ),
+        (("sevsnp.commands.tools", "START"), "sevsnp.commands.tools has no function 'START'", ""),
         (("sevsnp.nonsuch", "make"), "there is no module sevsnp.nonsuch", "below tasks/"),
         (("nonsuch.tools", "make"), "there is no module nonsuch", "below tasks/"),
     ],

@@ -16,9 +16,9 @@ MADE_UP = {
     "tests/pipeline/test_cli.py": {"sevsnp.sleeper:make", "sevsnp.sleeper:quick"},
     "tests/pipeline/test_concurrent.py": {"sevsnp.standin:guest", "sevsnp.standin:make"},
     "tests/pipeline/test_full_disk.py": {"sevsnp.standin:by_python", "sevsnp.standin:by_tool", "sevsnp.standin:tree"},
-    "tests/pipeline/test_graph.py": {"sevsnp.tools:more"},
+    "tests/pipeline/test_graph.py": {"sevsnp.commands.tools:more"},
     "tests/pipeline/test_registry.py": {"sevsnp.test:make"},
-    "tests/remedies/test_words.py": {"sevsnp.keys:ensure_kyes", "sevsnp.nonsuch:fetch"},
+    "tests/remedies/test_words.py": {"sevsnp.keys.pairs:ensure_kyes", "sevsnp.nonsuch:fetch"},
     "tests/unit/test_artefact_trouble.py": {"sevsnp.maker:make"},
     "tests/unit/test_entries.py": {"sevsnp.a:b", "sevsnp.a.b:make_this"},
     "tests/unit/test_house_rules.py": {"sevsnp.emulation.launch:run"},
@@ -43,7 +43,7 @@ def is_there(name: str) -> bool:
         ("sevsnp.images.initramfs:make_base_layer", False),
         ("sevsnp.images.initramfs:FILES_THAT_ARE_NOT", False),
         ("sevsnp.images.no_such_module:make", False),
-        ("sevsnp.command:DEFAULT_TIMEOUT", False),
+        ("sevsnp.system.command:DEFAULT_TIMEOUT", False),
     ],
 )
 def test_the_detector(name: str, there: bool) -> None:
@@ -58,6 +58,10 @@ def test_every_function_that_is_named_is_there() -> None:
         if path.suffix in TEXT and relative(path) != here:
             found[relative(path)] |= {":".join(name) for name in NAME.findall(path.read_text())}
     named = set().union(*found.values())
-    assert {"sevsnp.bundle:make_bundle", "sevsnp.attestation.cli:main", "sevsnp.keys:make_keys"} <= named
+    assert {
+        "sevsnp.release.bundle:make_bundle",
+        "sevsnp.commands.verify_report:main",
+        "sevsnp.keys.pairs:make_keys",
+    } <= named
     missing = {file: {name for name in names if not is_there(name)} for file, names in found.items()}
     assert {file: names for file, names in missing.items() if names} == MADE_UP

@@ -8,7 +8,7 @@ import pytest
 from sevsnp.attestation.page import render_page
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.firmware.known import OURS, STOCK
-from sevsnp.vm.config import File, Tcb
+from sevsnp.vm_config.config import File, Tcb
 from tests.unit.evidence import config, evidence, expected, now, root
 from tests.unit.test_forged_reports import outcome
 

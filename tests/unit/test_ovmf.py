@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sevsnp.attestation.ovmf import Ovmf, SectionKind, read_firmware
 from sevsnp.errors import UserError
+from sevsnp.measurement.ovmf import Ovmf, SectionKind, read_firmware
 from tests.unit.evidence import (
     HASH_TABLE,
     METADATA,

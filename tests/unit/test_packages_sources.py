@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.command import find
 from sevsnp.errors import UserError
 from sevsnp.packages import hostapt
 from sevsnp.packages.hostapt import Source, find_debian, find_proxy, parse_deb822, parse_one_line
 from sevsnp.packages.sources import Sources, ask_mmdebstrap, beside, clean_uri, find_keyring, find_sources
+from sevsnp.system.command import find
 
 DEB822 = """\
 # made by an installer

@@ -18,8 +18,8 @@ from sevsnp.attestation.outcome import ENDED, Appraisal, Check, Reason, Refused
 from sevsnp.attestation.page import render_page, write_page
 from sevsnp.attestation.verify import HardwareVerdict
 from sevsnp.emulation.verify import appraise_emulated, verify_emulated
-from sevsnp.template import find_template
-from sevsnp.vm.config import BANNER, VmConfig
+from sevsnp.system.template import find_template
+from sevsnp.vm_config.config import BANNER, VmConfig
 from tests.unit.browser import blank_page, find_browser
 from tests.unit.evidence import config, evidence, expected, now, root
 from tests.unit.hierarchy import NOW, Hierarchy

@@ -12,10 +12,11 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import cli, verify
+from sevsnp.attestation import verify
 from sevsnp.attestation.chain import pem
+from sevsnp.commands import verify_report as cli
 from sevsnp.errors import UserError
-from sevsnp.vm.config import render_vm_config
+from sevsnp.vm_config.config import render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, expected
 from tests.unit.evidence import config as vm_config
 from tests.unit.hierarchy import Hierarchy

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sevsnp.archives import tar as tar_module
+from sevsnp.archives.plain_tar import plain_members
+from sevsnp.archives.rootfs import directory_entry, link_entry, text_entry
+from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
-from sevsnp.images import tar as tar_module
-from sevsnp.images.plain_tar import plain_members
-from sevsnp.images.rootfs import directory_entry, link_entry, text_entry
-from sevsnp.images.tar import Entry, Kind, read_tar
-from sevsnp.images.tar_writer import write_tar
 
 EPOCH = 1_700_000_000
 CAPABILITY = bytes.fromhex("0100000200240000000000000000000000000000")

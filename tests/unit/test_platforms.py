@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
-from sevsnp.vm import platforms
-from sevsnp.vm.config import Disk, File, Launch, VmConfig, render_vm_config
-from sevsnp.vm.confine import Access
-from sevsnp.vm.host import main as run_bundle
-from sevsnp.vm.platforms import choose
-from sevsnp.vm.qemu import OLDEST, check_version, start
+from sevsnp.host.bundle_run import main as run_bundle
+from sevsnp.qemu import platforms
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.platforms import choose
+from sevsnp.qemu.process import OLDEST, check_version, start
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import Disk, File, Launch, VmConfig, render_vm_config
 from tests.unit.evidence import make_launch
 
 PROJECT = Path(__file__).resolve().parents[2]

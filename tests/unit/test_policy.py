@@ -14,7 +14,7 @@ from sevsnp.attestation.profiles import DEFAULT, LEGACY_MILAN, PROFILES, STRICT
 from sevsnp.attestation.report import GUEST_POLICY_BITS, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, TcbFloor, Unstated, holds, show, show_rule
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Tcb, read_vm_config, render_vm_config
+from sevsnp.vm_config.config import Tcb, read_vm_config, render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, config
 
 HERE = Path("policy.toml")
@@ -217,7 +217,7 @@ def test_rules() -> None:
 
 
 def test_the_section_that_a_host_prints_is_a_policy() -> None:
-    from sevsnp.vm.feature_info import parse_status, policy_section
+    from sevsnp.commands.feature_info import parse_status, policy_section
 
     tcb = bytes((10, 0, 0, 0, 0, 0, 23, 84))
     status = parse_status(bytes((1, 55, 1, 1, 40, 0, 0, 0)) + bytes(8) + tcb + tcb, "Genoa")

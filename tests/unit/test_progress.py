@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import progress
-from sevsnp.live import SECONDS_BEFORE_SHOWN, Screen, can_draw
-from sevsnp.progress import Amount
+from sevsnp.system import progress
+from sevsnp.system.live import SECONDS_BEFORE_SHOWN, Screen, can_draw
+from sevsnp.system.progress import Amount
 from tests.waiting import NET, wait_until
 
 # In the order in which dpkg has them.
@@ -237,7 +237,7 @@ def test_nothing_is_drawn_in_a_pause(screen: Screen) -> None:
 
 
 def test_boot_stages_follow_the_console() -> None:
-    from sevsnp.vm.console import MARKER, boot_stage
+    from sevsnp.host.console import MARKER, boot_stage
 
     console, stages = "", []
     for line in ("EFI stub", "[ 0.0] Linux version 6.12", "init: mode verity", MARKER, "init: switching to", "systemd"):

@@ -9,7 +9,7 @@ from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.verify import inspect_report, verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, VmConfig
+from sevsnp.vm_config.config import Product, VmConfig
 from tests.unit.evidence import VECTORS, config, evidence, expected, needs_vectors, now, root
 from tests.unit.test_report import read_vector
 from tests.unit.test_verify import flipped

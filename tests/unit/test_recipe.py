@@ -16,7 +16,7 @@ FILES = {
     "a/middle.py": "def f():\n    import sevsnp.c\n",
     "a/unused.py": "",
     "b/__init__.py": "from sevsnp import d\n",
-    "b/deep.py": "value = 1\nTEXT = 'sevsnp.named'\nPROSE = 'about sevsnp.unnamed, a module'\n",
+    "b/deep.py": "value = 1\nTEXT = 'sevsnp.system.named'\nPROSE = 'about sevsnp.unnamed, a module'\n",
     "c.py": "import os, json\n",
     "d.py": "",
     "named.py": "",
@@ -62,7 +62,7 @@ def reached(package: Path, module: str) -> set[str]:
 def test_nested_named_and_packages_own_imports_are_reached(package: Path) -> None:
     assert reached(package, "sevsnp.a.top") == {
         "sevsnp", "sevsnp.a", "sevsnp.a.top", "sevsnp.a.middle", "sevsnp.b", "sevsnp.b.deep", "sevsnp.c", "sevsnp.d",
-        "sevsnp.named",
+        "sevsnp.system.named",
     }  # fmt: skip
 
 
@@ -95,9 +95,9 @@ def test_neither_directory_nor_time_matters(package: Path, tmp_path: Path) -> No
 
 
 def test_the_recipes_of_this_project() -> None:
-    layers, bundle = (set(reached_sources(name)) for name in ("sevsnp.images.initramfs", "sevsnp.bundle"))
-    assert {"sevsnp.images.cpio", "sevsnp.images.kernel_modules", "sevsnp.command", "sevsnp.errors"} <= layers
-    assert not {"sevsnp.vm.qemu", "sevsnp.images.filesystem"} & layers
+    layers, bundle = (set(reached_sources(name)) for name in ("sevsnp.images.initramfs", "sevsnp.release.bundle"))
+    assert {"sevsnp.archives.cpio", "sevsnp.images.kernel_modules", "sevsnp.system.command", "sevsnp.errors"} <= layers
+    assert not {"sevsnp.qemu.process", "sevsnp.images.filesystem"} & layers
     # What a bundle carries along is only named there, to be started on the host.
-    assert {"sevsnp.vm.host", "sevsnp.vm.qmp", "sevsnp.emulation.service"} <= bundle
-    assert recipe_digest("sevsnp.bundle") != recipe_digest("sevsnp.images.initramfs")
+    assert {"sevsnp.host.bundle_run", "sevsnp.qemu.qmp", "sevsnp.emulation.service"} <= bundle
+    assert recipe_digest("sevsnp.release.bundle") != recipe_digest("sevsnp.images.initramfs")

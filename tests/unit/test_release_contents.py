@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
 from sevsnp.release.contents import Contents, Unfit, check_name
+from sevsnp.system.files import sha256_file
 
 SECRET = b"what lies outside"
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.images.hash_tree import BLOCK_SIZE
+from sevsnp.measurement.make_config import make_verity_cmdline
 from sevsnp.release.launch import boots_with_acpi, with_acpi
 from sevsnp.release.manifest import TYPE, make_manifest, parse_manifest, render_manifest
 from sevsnp.release.verify import MAX_MANIFEST, verify_manifest
-from sevsnp.vm.make_config import make_verity_cmdline
+from sevsnp.vm_config.verity_word import BLOCK_SIZE
 
 SOURCE = Path("manifest.json")
 DIGEST = "0" * 64
@@ -174,7 +174,7 @@ def test_a_command_line_that_is_not_ours_is_refused() -> None:
 
 
 def test_acpi_is_as_the_settings_have_it() -> None:
-    from sevsnp.settings import resolve
+    from sevsnp.settings.table import resolve
 
     for setting in ("auto", "on", "off"):
         for vcpus in (1, 2, 64):

@@ -9,7 +9,7 @@ from sevsnp.attestation.report import REPORT_SIZE, Cpuid, SigningKey, parse_repo
 from sevsnp.attestation.report_data import read_public_key, report_data, ssh_report_data
 from sevsnp.emulation.report_encoder import append_signature, encode_report
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 from tests.unit.evidence import MEASUREMENT, REPORT_DATA, VECTORS, launch, needs_vectors, psp
 
 

@@ -24,8 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-from sevsnp import progress
-from sevsnp.reporter import Reporter
+from sevsnp.system import progress
+from sevsnp.pipeline.reporter import Reporter
 
 DOIT_CONFIG = {"backend": "sqlite3", "par_type": "thread", "reporter": Reporter, "verbosity": 2}
 

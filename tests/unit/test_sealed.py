@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sevsnp.errors import UserError
-from sevsnp.signature import load_signing_key, sign
+from sevsnp.keys.signature import load_signing_key, sign
 from sevsnp.store.entries import Blob, Entry, EntryError, File, canonical
 from sevsnp.store.sealed import seal, unseal
 

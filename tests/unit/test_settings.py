@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
-from sevsnp.setting_values import parse_size
-from sevsnp.settings import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
+from sevsnp.settings.table import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
+from sevsnp.settings.values import parse_size
 
 PROJECT = Path(__file__).parents[2]
 
@@ -239,7 +239,7 @@ def test_the_project_s_config_yaml_lists_every_setting_with_its_default() -> Non
 
 
 def test_the_project_s_config_yaml_is_the_table() -> None:
-    assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings >config.yaml"
+    assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings.table >config.yaml"
     assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
     assert all(title.endswith(".") for title, _ in GROUPS)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.signature import fingerprint, is_signed, load_public_key, load_signing_key, sign
+from sevsnp.keys.signature import fingerprint, is_signed, load_public_key, load_signing_key, sign
 
 OPENSSL = shutil.which("openssl")
 DATA = b'{\n  "type": "something to sign"\n}\n'
@@ -145,7 +145,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from sevsnp.errors import UserError
-from sevsnp.signature import load_signing_key, sign
+from sevsnp.keys.signature import load_signing_key, sign
 try:
     sys.stdout.write(sign(load_signing_key(Path(sys.argv[1])), b"text").hex())
 except UserError as error:

@@ -13,7 +13,7 @@ from tests.unit.evidence import ROOT
 DODO = """
 import os
 if os.environ.get("TAKES", "1") == "1":
-    from sevsnp.taken_key import take_over
+    from sevsnp.keys.taken_key import take_over
     take_over()
 
 def show():
@@ -91,4 +91,4 @@ def test_a_key_of_no_possible_length(tmp_path: Path, key: bytes) -> None:
 def test_the_pipeline_takes_it_over_before_it_loads_anything_else() -> None:
     lines = (ROOT / "dodo.py").read_text().splitlines()
     statements = [line for line in lines if line and not line.startswith(("#", '"', " "))]
-    assert statements[:3] == ["import os", "from sevsnp.taken_key import take_over", "take_over()"]
+    assert statements[:3] == ["import os", "from sevsnp.keys.taken_key import take_over", "take_over()"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.rootfs import Layer, directory_entries, expression, link_entry, make_rootfs, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
-from sevsnp.images.rootfs import Layer, directory_entries, expression, link_entry, make_rootfs, merge, text_entry
-from sevsnp.images.tar import Entry, Kind, read_tar
-from sevsnp.images.tar_writer import write_tar
 
 # cap_net_raw=ep as the kernel stores it: VFS_CAP_REVISION_2 with the effective bit, permitted, inheritable.
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import cli, verify
+from sevsnp.attestation import verify
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.page import render_page
+from sevsnp.commands import verify_report as cli
 from sevsnp.emulation.verify import verify_emulated
-from sevsnp.setting_values import parse_tcb
-from sevsnp.vm.config import Tcb, read_vm_config, render_vm_config
-from sevsnp.vm.make_config import _minimum_tcb
+from sevsnp.measurement.make_config import _minimum_tcb
+from sevsnp.settings.values import parse_tcb
+from sevsnp.vm_config.config import Tcb, read_vm_config, render_vm_config
 from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
 from tests.unit.hierarchy import LEVEL, NOW, Hierarchy
 from tests.unit.test_forged_reports import GENOA, LOWER, MILAN, failed, outcome

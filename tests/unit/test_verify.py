@@ -20,7 +20,7 @@ from sevsnp.emulation import psp as soft
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
 from sevsnp.errors import UserError
-from sevsnp.vm.config import Product, Tcb
+from sevsnp.vm_config.config import Product, Tcb
 from tests.unit.evidence import (
     MEASUREMENT,
     REPORT_DATA,

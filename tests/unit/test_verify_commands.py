@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation import cli
 from sevsnp.attestation.report_data import read_public_key, ssh_report_data
-from sevsnp.emulation import cli as emulated_cli
-from sevsnp.vm.config import render_vm_config
+from sevsnp.commands import verify_report as cli
+from sevsnp.commands import verify_report_emulated as emulated_cli
+from sevsnp.vm_config.config import render_vm_config
 from tests.unit.evidence import REPORT_DATA, ROOT, VECTORS, evidence, needs_vectors, psp, root
 from tests.unit.evidence import config as vm_config
 from tests.unit.fake_kds import FakeKds, pour, serving

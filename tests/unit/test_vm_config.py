@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.vm.config import (
+from sevsnp.vm_config.config import (
     Disk,
     File,
     Launch,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.files import sha256_file
-from sevsnp.vm.config import Disk, File, Launch
-from sevsnp.vm.volume import measured_header, on_copy
+from sevsnp.host.volume import measured_header, on_copy
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import Disk, File, Launch
 from tests.unit.evidence import make_launch
 
 HEADER_SIZE = 8192

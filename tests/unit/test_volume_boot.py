@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.errors import UserError
 from sevsnp.images.luks2 import Luks2
-from sevsnp.luks_key import Record, read_record
-from sevsnp.volume_boot import _check_unused, _key, adopt_volume, check_tables, update_volume
-from sevsnp.volumes import Source, Volume
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record, read_record
+from sevsnp.volumes.boot import _check_unused, _key, adopt_volume, check_tables, update_volume
+from sevsnp.volumes.directory import Source, Volume
 from tests.unit.written_volume import KEY, make_source
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from sevsnp import luks_key, volume_guest
 from sevsnp.errors import UserError
-from sevsnp.luks_key import Record
-from sevsnp.vm.config import read_vm_config, render_vm_config
-from sevsnp.vm.qemu import RunOptions
-from sevsnp.volume_guest import attest_volume, run_volume
-from sevsnp.volumes import CONFIGS, Source, Volume, note_earlier, say_what_stays
+from sevsnp.guests import volume_guest
+from sevsnp.guests.volume_guest import attest_volume, run_volume
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
+from sevsnp.qemu.process import RunOptions
+from sevsnp.vm_config.config import read_vm_config, render_vm_config
+from sevsnp.volumes.directory import CONFIGS, Source, Volume, note_earlier, say_what_stays
 from tests.unit.luks_volume import make_header
 from tests.unit.written_volume import make_source, uuid_of
 

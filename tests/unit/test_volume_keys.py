@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp import luks_key
 from sevsnp.errors import UserError
-from sevsnp.luks_key import Record
-from sevsnp.volume_keys import drop_replaced, list_keys, prune_keys, volume_keys
-from sevsnp.volumes import Volume
+from sevsnp.keys import luks_key
+from sevsnp.keys.luks_key import Record
+from sevsnp.volumes.directory import Volume
+from sevsnp.volumes.keys import drop_replaced, list_keys, prune_keys, volume_keys
 from tests.unit.written_volume import KEY, make_source, uuid_of
 
 

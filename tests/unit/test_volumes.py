@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp import volumes
 from sevsnp.errors import UserError
-from sevsnp.vm.config import read_vm_config
-from sevsnp.vm.qemu import check_files
-from sevsnp.volumes import CONFIGS, Source, Volume, choose, left, source_of
+from sevsnp.qemu.process import check_files
+from sevsnp.vm_config.config import read_vm_config
+from sevsnp.volumes import directory as volumes
+from sevsnp.volumes.directory import CONFIGS, Source, Volume, choose, left, source_of
 from tests.unit.written_volume import make_source, uuid_of
 
 TASK = "run_sev_snp_luks"
@@ -75,7 +75,7 @@ def test_all_of_its_blocks_are_there(data: Path, tmp_path: Path) -> None:
 
 
 def make_configs_fit(source: Source) -> None:
-    from sevsnp.files import sha256_file
+    from sevsnp.system.files import sha256_file
 
     image = source.directory / "luks.img"
     for name in CONFIGS:
@@ -170,7 +170,7 @@ def test_what_changed_is_taken_over_and_the_disk_stays(volume: Volume, source: S
 
 def rewritten(source: Source, name: str) -> None:
     """The VM configs as setup_luks writes them after a change of the file ``name``."""
-    from sevsnp.files import sha256_file
+    from sevsnp.system.files import sha256_file
 
     for each in CONFIGS:
         path = source.configs / each

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.yaml_loader import load
+from sevsnp.system.yaml_loader import load
 
 
 def written(directory: Path, text: str) -> Path:

@@ -5,10 +5,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sevsnp.files import sha256_file
 from sevsnp.images.luks2 import Luks2
-from sevsnp.vm.config import Disk, File, VmConfig, render_vm_config
-from sevsnp.volumes import CONFIGS, DIGESTS, HEADER, Source
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import Disk, File, VmConfig, render_vm_config
+from sevsnp.volumes.directory import CONFIGS, DIGESTS, HEADER, Source
 from tests.unit.evidence import REFERENCE, make_launch
 from tests.unit.luks_volume import make_header
 

@@ -1,0 +1,275 @@
+"""Tar archives, read into an index of entries.
+
+Nothing is unpacked, so owners, device nodes, set-user-id bits and file capabilities need no privilege. Of a file only
+its place in the archive is kept in memory, never its content.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from shlex import quote
+
+from sevsnp.archives.plain_tar import Member, plain_members
+from sevsnp.errors import UserError
+from sevsnp.system.files import CHUNK
+
+BLOCK = 512
+CAPABILITY = "security.capability"
+
+_ATTRIBUTE = re.compile(r"(?:(?:SCHILY|LIBARCHIVE)\.xattr|RHT)\.(.+)|SCHILY\.(acl\..+)")
+
+
+class Kind(Enum):
+    """What an entry is; the value is its ustar type flag. A hard link is a FILE that shares its content's inode."""
+
+    FILE = b"0"
+    SYMLINK = b"2"
+    CHARACTER = b"3"
+    BLOCK = b"4"
+    DIRECTORY = b"5"
+    FIFO = b"6"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file's bytes: a range of an archive or another file, or ``data`` itself.
+
+    Entries with equal ``inode`` are hard links of each other.
+    """
+
+    size: int
+    inode: tuple[str, int]
+    path: Path | None = None
+    offset: int = 0
+    data: bytes = b""
+    sparse: bool = False
+
+    @classmethod
+    def literal(cls, name: str, data: bytes) -> "Content":
+        """The content ``data`` of the file ``name``."""
+        return cls(size=len(data), inode=(f"literal:{name}", 0), data=data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, at most 1 MiB at a time. Raises UserError when the archive ends early."""
+        if self.path is None:
+            yield self.data
+            return
+        if self.sparse:
+            yield from self._expanded()
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            left = self.size
+            while left:
+                piece = stream.read(min(CHUNK, left))
+                if not piece:
+                    raise UserError(f"{self.path}: ends early: {left} bytes of {self.inode} are missing")
+                left -= len(piece)
+                yield piece
+
+    def _expanded(self) -> Iterator[bytes]:
+        # Only tarfile knows the three sparse formats of GNU tar; it finds the member by its header.
+        assert self.path is not None
+        with tarfile.open(self.path, "r:") as archive:
+            member = archive.next()  # the first, which opening has read already
+            if self.inode[1]:
+                archive.offset = self.inode[1]
+                member = archive.next()
+            assert member is not None
+            stream = archive.extractfile(member)
+            assert stream is not None
+            while piece := stream.read(CHUNK):
+                yield piece
+
+    def read(self, limit: int = CHUNK) -> bytes:
+        """All bytes of a small file. Raises UserError above ``limit`` bytes."""
+        if self.size > limit:
+            raise UserError(f"{self.inode[0]}: {self.size} bytes, expected at most {limit}")
+        return b"".join(self.pieces())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. ``name`` is relative without ``./`` and trailing ``/``; the root directory is the empty name.
+
+    ``target`` is a symbolic link's text, ``device`` a node's (major, minor), ``capability`` the raw value of
+    security.capability (20 or 24 bytes) or empty, ``attributes`` the names of other extended attributes and ACLs.
+    """
+
+    name: str
+    kind: Kind
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    target: str = ""
+    device: tuple[int, int] = (0, 0)
+    content: Content | None = None
+    capability: bytes = b""
+    attributes: tuple[str, ...] = ()
+
+
+def normal_name(name: str, where: object) -> str:
+    """``./a//b/`` as ``a/b``. Raises UserError for ``..`` and NUL, naming the archive ``where``."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in name:
+        raise UserError(f"{where}: entry {name!r}: expected a path inside the root, without '..'")
+    return "/".join(parts)
+
+
+_KINDS = {
+    tarfile.SYMTYPE: Kind.SYMLINK,
+    tarfile.CHRTYPE: Kind.CHARACTER,
+    tarfile.BLKTYPE: Kind.BLOCK,
+    tarfile.DIRTYPE: Kind.DIRECTORY,
+    tarfile.FIFOTYPE: Kind.FIFO,
+}
+
+
+_MAGIC = {
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"QFI\xfb": "a qcow2 disk image",
+}
+_NEITHER = "neither a tar archive nor a disk image"
+_UNPACKERS = {"a zstd file": "zstd", "an xz file": "xz", "a gzip file": "gzip", "a bzip2 file": "bzip2"}
+
+
+def _format(path: Path) -> str:
+    """What a file that is no tar seems to be, by its first bytes."""
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), _NEITHER)
+
+
+def _unpacking(path: Path) -> str:
+    """What makes a tar of a compressed one, where it seems to be one."""
+    form = _format(path)
+    program = _UNPACKERS.get(form)
+    if program is None:
+        wanted = "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)"
+        return wanted if form == _NEITHER else ""
+    plain = path.with_suffix("") if path.stem.endswith(".tar") else path.with_suffix(".tar")
+    return f"decompress it, and give what comes out: {program} -dc {quote(str(path))} >{quote(str(plain))}"
+
+
+def read_tar(path: Path) -> dict[str, Entry]:
+    """The entries of an uncompressed tar by name; of a name that comes twice the later one, as tar extracts it.
+
+    Raises UserError for anything that is not a whole tar, a name outside the root, or a hard link to nothing.
+    """
+    entries: dict[str, Entry] = {}
+    try:
+        if (members := plain_members(path)) is not None:
+            for plain in members:
+                entry = _plain_entry(plain, path, entries)
+                entries.pop(entry.name, None)
+                entries[entry.name] = entry
+            return entries
+        with tarfile.open(path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as archive:
+            for member in archive:
+                entry = _entry(member, path, entries)
+                entries.pop(entry.name, None)
+                entries[entry.name] = entry
+            end = archive.offset
+        with path.open("rb") as stream:
+            stream.seek(end)
+            # A damaged or missing header in the middle is the end of the archive to tarfile, and no error.
+            if stream.read(BLOCK) != bytes(BLOCK):
+                raise UserError(f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark")
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"{path}: found {_format(path)}, expected an uncompressed tar archive ({error})",
+            _unpacking(path),
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return entries
+
+
+def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
+    """What :func:`_entry` makes of the same member."""
+    name = normal_name(member.name, path)
+    capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
+    content = None
+    if member.kind == b"1":
+        content, kind, capability = _linked(member.name, member.link, capability, path, seen)
+    else:
+        kind = Kind(member.kind)
+    if kind is Kind.FILE and content is None:
+        content = Content(member.size, (str(path), member.offset), path, member.data)
+    _check_root(name, member.name, kind, path)
+    return Entry(
+        name=name,
+        kind=kind,
+        mode=member.mode & 0o7777,
+        uid=member.uid,
+        gid=member.gid,
+        mtime=member.mtime,
+        target=member.link if kind is Kind.SYMLINK else "",
+        device=member.device if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
+        content=content,
+        capability=capability,
+    )
+
+
+def _linked(
+    shown: str, target: str, capability: bytes, path: Path, seen: dict[str, Entry]
+) -> tuple[Content | None, Kind, bytes]:
+    linked = seen.get(normal_name(target, path))
+    if linked is None or linked.kind is not Kind.FILE:
+        raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
+    return linked.content, Kind.FILE, capability or linked.capability
+
+
+def _check_root(name: str, shown: str, kind: Kind, path: Path) -> None:
+    if not name and kind is not Kind.DIRECTORY:
+        raise UserError(f"{path}: entry {shown!r}: expected a directory as the root, found a {kind.name.lower()}")
+
+
+def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
+    name = normal_name(member.name, path)
+    capability = b""
+    attributes = []
+    for key, value in member.pax_headers.items():
+        if match := _ATTRIBUTE.fullmatch(key):
+            attribute = match[1] or match[2]
+            if attribute == CAPABILITY and key.startswith("SCHILY."):
+                capability = value.encode("utf-8", "surrogateescape")
+            elif attribute != CAPABILITY:  # libarchive writes each attribute twice; its own copy is base64
+                attributes.append(attribute)
+    content = None
+    if member.islnk():
+        content, kind, capability = _linked(member.name, member.linkname, capability, path, seen)
+    elif member.isreg():
+        kind = Kind.FILE
+        content = Content(
+            size=member.size,
+            inode=(str(path), member.offset),
+            path=path,
+            offset=member.offset_data,
+            sparse=member.issparse(),
+        )
+    elif member.type in _KINDS:
+        kind = _KINDS[member.type]
+    else:
+        raise UserError(f"{path}: entry {member.name!r}: type {member.type!r} is none a file system can hold")
+    _check_root(name, member.name, kind, path)
+    return Entry(
+        name=name,
+        kind=kind,
+        mode=member.mode & 0o7777,
+        uid=member.uid,
+        gid=member.gid,
+        mtime=max(0, int(member.mtime)),
+        target=member.linkname if kind is Kind.SYMLINK else "",
+        device=(member.devmajor, member.devminor) if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
+        content=content,
+        capability=capability,
+        attributes=tuple(sorted(attributes)),
+    )

@@ -1,0 +1,117 @@
+"""A root file system as a tree of entries that can be edited, with paths as the guest itself would follow them."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sevsnp.archives.rootfs import EPOCH, directory_entry, link_entry, text_entry
+from sevsnp.archives.tar import Entry, Kind
+from sevsnp.errors import UserError
+
+_LINKS = 40
+_SMALL = 16 << 20
+
+
+class Tree:
+    """Entries by name. A path that is given may lead through symbolic links; what is made lies where they lead to."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+
+    def ordered(self) -> list[Entry]:
+        """All entries, a directory before what it holds."""
+        return [entry for _, entry in sorted(self.entries.items(), key=lambda item: item[0].split("/"))]
+
+    def find(self, path: str) -> Entry | None:
+        """The entry at ``path`` with all links followed; None where there is none."""
+        return self.entries.get(self._real(path, last=True))
+
+    def has(self, path: str) -> bool:
+        """Whether there is anything at ``path``, a dangling link included."""
+        return self._real(path, last=False) in self.entries
+
+    def names(self, directory: str) -> list[str]:
+        """What is directly in a directory; nothing where there is none."""
+        prefix = f"{self._real(directory, last=True)}/".lstrip("/")
+        return sorted(
+            n.removeprefix(prefix) for n in self.entries if n.startswith(prefix) and "/" not in n[len(prefix) :]
+        )
+
+    def text(self, path: str) -> str:
+        """A small file's content; empty where there is none. What is no UTF-8 survives a write."""
+        entry = self.find(path)
+        if entry is None or entry.content is None:
+            return ""
+        return entry.content.read(_SMALL).decode("utf-8", "surrogateescape")
+
+    def write(self, path: str, text: str, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
+        """Write a file; one that is there keeps its owner, mode and name, and loses its hard links."""
+        data = text.encode("utf-8", "surrogateescape")
+        old = self.find(path)
+        if old is not None and old.kind is Kind.FILE:
+            new = text_entry(old.name, data)
+            self.entries[old.name] = replace(old, content=new.content, mtime=EPOCH, capability=b"")
+            return
+        name = self._place(path)
+        self.entries[name] = text_entry(name, data, mode, uid, gid)
+
+    def link(self, path: str, target: str) -> None:
+        """A symbolic link in place of whatever file is there."""
+        name = self._place(path)
+        self.entries[name] = link_entry(name, target)
+
+    def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        """A directory; one that is there stays as it is."""
+        entry = self.find(path)
+        if entry is None or entry.kind is not Kind.DIRECTORY:
+            name = self._place(path)
+            self.entries[name] = directory_entry(name, mode, uid, gid)
+
+    def remove(self, path: str) -> None:
+        """Take away a file, or a link."""
+        del self.entries[self._real(path, last=False)]
+
+    def clear(self, path: str) -> None:
+        """Take away a directory with all that is in it; nothing happens where there is none."""
+        name = self._real(path, last=True)
+        self.entries = {n: entry for n, entry in self.entries.items() if n != name and not n.startswith(f"{name}/")}
+
+    def add(self, entry: Entry) -> None:
+        """An entry of another tree, under its name here."""
+        name = self._place(entry.name)
+        self.entries[name] = replace(entry, name=name)
+
+    def _place(self, path: str) -> str:
+        """Where ``path`` is to be made, its directories made. Raises UserError where it leads through a file."""
+        above, _, last = path.strip("/").rpartition("/")
+        if above:
+            real = self._real(above, last=True)
+            entry = self.entries.get(real)
+            if entry is None:
+                self.directory(real)
+            elif entry.kind is not Kind.DIRECTORY:
+                raise UserError(f"/{above}: found a {entry.kind.name.lower()} in the image, expected a directory")
+            above = self._real(above, last=True)
+        return f"{above}/{last}".lstrip("/")
+
+    def _real(self, path: str, *, last: bool) -> str:
+        """``path`` without links, the last name's only if ``last``; of what does not exist, the name it would have."""
+        left = path.split("/")[::-1]
+        place: list[str] = []
+        links = 0
+        while left:
+            part = left.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                place = place[:-1]
+                continue
+            entry = self.entries.get("/".join((*place, part)))
+            if entry is not None and entry.kind is Kind.SYMLINK and (last or left):
+                links += 1
+                if links > _LINKS:
+                    raise UserError(f"/{path}: links that lead in a circle")
+                place = [] if entry.target.startswith("/") else place
+                left += entry.target.split("/")[::-1]
+                continue
+            place.append(part)
+        return "/".join(place)

@@ -1,0 +1,1 @@
+"""The commands in build/bin, a module each."""

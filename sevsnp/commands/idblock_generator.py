@@ -1,0 +1,55 @@
+"""idblock-generator: sign an ID block for a VM config's guest. Exit 0 done, 64 usage or unusable input."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.commands.measure import DONE
+from sevsnp.errors import UserError
+from sevsnp.measurement.id_block import make_identity, write_identity
+from sevsnp.measurement.signed_config import block_of, load_key
+from sevsnp.vm_config.config import read_vm_config
+
+BLOCK, AUTH = "id-block.base64", "auth-block.base64"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        block = block_of(read_vm_config(options.vm_config))
+        id_key = load_key(options.id_key_path)
+        author_key = load_key(options.auth_key_path) if options.auth_key_path else None
+        identity = make_identity(block, id_key, author_key)
+        write_identity(identity, options.output / BLOCK, options.output / AUTH)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"{error.filename or options.output}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    print(f'id_key_digest = "{identity.id_key_digest.hex()}"')
+    print(f'author_key_digest = "{identity.author_key_digest.hex()}"')
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="idblock-generator",
+        description=f"Write {BLOCK} and {AUTH}: launch digest, family, image and SVN from the VM config's [reference], "
+        "the guest policy from its [launch]. The digests that it prints are those that reports will have.",
+    )
+    parser.add_argument(
+        "--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config"
+    )
+    parser.add_argument("--id-key-path", metavar="FILE", type=Path, required=True, help="P-384, PKCS#8 or SEC1 in PEM")
+    parser.add_argument(
+        "--auth-key-path", metavar="FILE", type=Path, help="likewise, signs the ID key; some firmware insists on one"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="(default: here)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

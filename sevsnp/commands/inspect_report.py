@@ -1,0 +1,57 @@
+"""inspect_report: what a report says, bit by bit, and whether AMD hardware says so. Exit 0, 2, 3 or 64."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sevsnp.commands.arguments import Parser
+from sevsnp.commands.verify_report import add_input, add_sources, endorser, guarded, read_evidence
+from sevsnp.vm_config.config import BANNER
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="inspect_report",
+        description="Show what an SNP attestation report says, and whether it is authentic; not whether to accept it.",
+        epilog="exit: 0 authentic, 2 not, 3 undecided, 64 usage",
+    )
+    add_input(parser)
+    add_sources(parser)
+    options = parser.parse_args(arguments)
+
+    def work() -> int:
+        from sevsnp.attestation.verify import amd_service, inspect_report
+
+        found = inspect_report(read_evidence(options), options.at, endorser=endorser(options, amd_service))
+        if options.json:
+            print(json.dumps(found.to_json(), indent=2))
+        else:
+            _print(found.fields)
+            word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
+            if found.emulated:
+                print(BANNER)
+            print(f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}")
+        return {True: 0, False: 2, None: 3}[found.authentic]
+
+    return guarded(work)
+
+
+def _print(fields: Mapping[str, Any], indent: str = "") -> None:
+    for name, value in fields.items():
+        if isinstance(value, dict) and all(not isinstance(one, bool | str | None) for one in value.values()):
+            print(f"{indent}{name}: {', '.join(f'{part} {one}' for part, one in value.items())}")
+        elif isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print(value, indent + "  ")
+        else:
+            shown = {True: "1", False: "0", None: "not in this version"}.get(value, value) if _special(value) else value
+            print(f"{indent}{name}: {shown}")
+
+
+def _special(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""measure: the launch digest of a VM config or of files, without the hardware. Exit 0, or 64 for unusable input."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.errors import UserError
+from sevsnp.firmware.gate import check_firmware, open_roads
+from sevsnp.measurement.launch_digest import (
+    NO_INITRD,
+    KernelHashes,
+    Machine,
+    checked_cmdline,
+    hash_cmdline,
+    hash_file,
+    launch_digests_of,
+    measure_firmware,
+    measure_svsm,
+)
+from sevsnp.measurement.vmsa import DEFAULT_KERNEL, HOST_KERNELS, Vmm, host_kernel
+from sevsnp.vm_config.config import VmConfig, read_vm_config
+
+DONE = 0
+_MOST_COUNTS = 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        config = read_vm_config(options.vm_config) if options.vm_config else None
+        _check(options)
+        vcpus = options.vcpus or [config.launch.vcpus if config else 1]
+        digests = _of_config(options, config, vcpus) if config else _of_files(options, vcpus)
+        _show(options, config, digests)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = "measure --vm-config FILE | --firmware FILE [--kernel FILE --initrd FILE --append TEXT] …"
+    parser = Parser(prog="measure", usage=usage, description="Compute SNP launch digests, of a VM config or of files.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config")
+    what.add_argument("--firmware", metavar="FILE", type=Path, help="an OVMF")
+    parser.add_argument("--firmware-reason", metavar="TEXT", default="", help="why another than ours is measured")
+    parser.add_argument("--kernel", metavar="FILE", type=Path, help="needs the firmware of OvmfPkg/AmdSev")
+    parser.add_argument("--initrd", metavar="FILE", type=Path)
+    parser.add_argument("--append", metavar="TEXT", help="the kernel's command line")
+    parser.add_argument("--vcpus", metavar="N,…", type=_counts, help="as 1,2,4 (default: the VM config's, else 1)")
+    parser.add_argument("--vcpu-model", metavar="MODEL", help="QEMU's name, or family/model/stepping (EPYC-v4)")
+    parser.add_argument("--guest-features", metavar="MASK", type=_mask, help="SEV_FEATURES, as 0x1")
+    parser.add_argument("--host-kernel", metavar="NAME", help=f"{', '.join(HOST_KERNELS)} (default: {DEFAULT_KERNEL})")
+    parser.add_argument("--vmm", choices=[str(vmm) for vmm in Vmm], default="qemu", help="(default: qemu)")
+    parser.add_argument("--svsm", metavar="FILE", type=Path, help="an SVSM that QEMU starts below the firmware")
+    parser.add_argument("--vars-size", metavar="BYTES", type=_size, help="of the variables between the two")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if len(parts) > _MOST_COUNTS or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise argparse.ArgumentTypeError(f"found {text[:60]!r}, expected numbers as 1,2,4")
+    return [int(part) for part in parts]
+
+
+def _mask(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text[:60]!r}, expected a number as 0x1") from None
+
+
+def _size(text: str) -> int:
+    value = _mask(text)
+    if not 0 <= value < 1 << 24 or value % 4096:
+        raise argparse.ArgumentTypeError(f"found {text[:60]!r}, expected a multiple of 4096")
+    return value
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What argparse cannot say: options that mean nothing beside others."""
+
+    def given(*names: str) -> str:
+        return next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None), "")
+
+    if options.vm_config and (wrong := given("kernel", "initrd", "append", "svsm", "vars_size")):
+        raise UserError(f"{wrong}: the VM config says what is measured")
+    if options.kernel is None and (wrong := given("initrd", "append")):
+        raise UserError(f"{wrong}: goes with --kernel")
+    beside_svsm = given("kernel", "guest_features", "host_kernel") or ("--vmm" if options.vmm != "qemu" else "")
+    if options.svsm and (wrong := beside_svsm):
+        raise UserError(f"{wrong}: not with --svsm, which decides that itself")
+    if (options.svsm is None) != (options.vars_size is None):
+        raise UserError("--svsm and --vars-size: expected both or neither")
+
+
+def _machine(options: argparse.Namespace, model: str, features: int | None) -> Machine:
+    """The vCPUs that the options ask for; ``features`` are the VM config's, which a named host kernel's replace."""
+    kernel = host_kernel(options.host_kernel or DEFAULT_KERNEL)
+    if options.guest_features is not None:
+        features = options.guest_features
+    elif options.host_kernel or features is None:
+        features = kernel.guest_features
+    return Machine(options.vcpu_model or model, features, kernel, Vmm(options.vmm))
+
+
+def _judge(digest: str, firmware: Path, reason: str) -> None:
+    check_firmware(digest, firmware, reason)
+    for road in open_roads(digest, reason):
+        print(f"open: {road}", file=sys.stderr)
+
+
+def _of_config(options: argparse.Namespace, config: VmConfig, vcpus: list[int]) -> dict[int, bytes]:
+    launch = config.launch
+    _judge(launch.firmware.sha256, launch.firmware.path, options.firmware_reason or launch.firmware_reason)
+    return launch_digests_of(launch, vcpus, _machine(options, launch.vcpu_model, launch.guest_features))
+
+
+def _of_files(options: argparse.Namespace, vcpus: list[int]) -> dict[int, bytes]:
+    _judge(hash_file(options.firmware, "firmware").hex(), options.firmware, options.firmware_reason)
+    if options.svsm:
+        model = options.vcpu_model or "EPYC-v4"
+        return measure_svsm(options.firmware, options.svsm, options.vars_size, vcpus, model)
+    hashes = None
+    if options.kernel:
+        hashes = KernelHashes(
+            kernel=hash_file(options.kernel, "kernel"),
+            initrd=hash_file(options.initrd, "initrd") if options.initrd else NO_INITRD,
+            cmdline=hash_cmdline((options.append or "").encode()),
+        )
+    return measure_firmware(options.firmware, hashes, vcpus, _machine(options, "EPYC-v4", None))[0]
+
+
+def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[int, bytes]) -> None:
+    reference = config.reference.launch_digest if config and config.reference else None
+    own = digests.get(config.launch.vcpus) if config else None
+    if options.json:
+        document: dict[str, Any] = {"launch_digests": {str(count): one.hex() for count, one in digests.items()}}
+        if reference is not None:
+            document |= {"reference": reference.hex(), "equal": own == reference}
+        print(json.dumps(document, indent=2))
+    if config and max(digests) > 1 and b"acpi=off" in checked_cmdline(config.launch.cmdline).split():
+        print(
+            "more than one vCPU needs ACPI: set up with CPUS=N, the command line and so the digest are others",
+            file=sys.stderr,
+        )
+    if options.json:
+        return
+    for count, one in digests.items():
+        print(one.hex() if len(digests) == 1 else f"{count:>4}  {one.hex()}")
+    if reference is not None and own is not None and own != reference:
+        print(f"the VM config's reference is another: {reference.hex()}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

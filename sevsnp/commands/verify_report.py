@@ -1,0 +1,190 @@
+"""verify_report: appraise evidence of AMD hardware. Exit 0 accepted, 2 refused, 3 undecided, 64 usage."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
+from sevsnp.attestation.authentication import Endorser
+from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
+from sevsnp.attestation.report_input import read_input
+from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.errors import UserError
+from sevsnp.vm_config.config import VmConfig, read_vm_config
+
+ACCEPTED, REFUSED, UNDECIDED = 0, 2, 3
+_MAX_FILE = 1 << 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config.")
+    add_sources(parser)
+    return guarded(lambda: _verify(parser.parse_args(arguments)))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from sevsnp.attestation.verify import amd_service, appraise_report
+
+    config = read_vm_config(options.vm_config)
+    evidence, expected = read_evidence(options), read_expected(options, config)
+    appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
+    return show(appraisal, options, config, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The options that both verifiers have."""
+    usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
+    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 usage"
+    parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
+    add_input(parser)
+    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config")
+    parser.add_argument("--policy", metavar="FILE", type=Path, help="in place of the VM config's [policy]")
+    bound = parser.add_mutually_exclusive_group()
+    bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
+    bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
+    parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="repeatable")
+    parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
+    parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
+    return parser
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Which report, with which certificates, as of when, and how the result is shown."""
+    parser.add_argument("--input", "--report", metavar="FILE", type=Path, required=True, dest="report",
+                        help="a report in any form, - for standard input")  # fmt: skip
+    parser.add_argument("--certificates", metavar="FILE", type=Path, action="append", default=[],
+                        help="PEM, DER or a certificate table, repeatable")  # fmt: skip
+    parser.add_argument("--at", metavar="TIME", type=_time, default=datetime.now(UTC), help="as 2026-05-31T12:00Z")
+    parser.add_argument("--json", action="store_true")
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Where certificates come from that the evidence does not bring along."""
+    parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
+    parser.add_argument("--offline", action="store_true", help="ask nobody; what is in the cache is used")
+    parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a command; what the user gave wrongly is one line on standard error."""
+    try:
+        return work()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USAGE
+
+
+def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], Endorser]) -> Endorser:
+    """The sources that the options name."""
+    from sevsnp.attestation.sources import Directory
+
+    behind = service(options.kds, options.offline)
+    return Directory.read(options.certs, behind) if options.certs else behind
+
+
+def read_evidence(options: argparse.Namespace) -> Evidence:
+    """The evidence in the files of the command line."""
+    found = read_input(read_file(options.report), str(options.report))
+    table, certificates = found.certificate_table, []
+    for path in options.certificates:
+        data = read_file(path)
+        if b"-----BEGIN CERTIFICATE-----" in data or data[:2] == b"\x30\x82":
+            certificates.append(data)
+        elif not table:
+            table = data
+        else:
+            raise UserError(f"{path}: a second certificate table")
+    return Evidence(found.report, table, tuple(certificates))
+
+
+def read_expected(options: argparse.Namespace, config: VmConfig) -> Expected:
+    """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
+    never = None
+    if options.manifest or options.manifest_key:
+        from sevsnp.release.refused import read_refused
+
+        never = read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
+    return Expected.of(config, _report_data(options), options.policy, never)
+
+
+def _report_data(options: argparse.Namespace) -> bytes | None:
+    if options.host_key and options.nonce is None:
+        raise UserError("--host-key: goes with --nonce")
+    if options.report_data is not None:
+        return _hex(options.report_data, SIZE, "--report-data")
+    if options.nonce is None:
+        return None  # for the policy to say
+    keys = []
+    for path in options.host_key:
+        try:
+            keys += [read_public_key(line) for line in read_file(path).decode("ascii").splitlines() if line.strip()]
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+    try:
+        return ssh_report_data(_hex(options.nonce, NONCE_SIZE, "--nonce"), keys)
+    except ValueError as error:
+        raise UserError(str(error), "give every host key of the guest: --host-key FILE") from error
+
+
+def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, headline: str, accepted: int) -> int:
+    """Print a result, JSON or a line a check and the verdict last, then write the page, and give the exit code."""
+    document = appraisal.to_json()
+    if appraisal.trust_domain != "amd":
+        document["accepted_as_emulated"] = appraisal.accepted
+    if options.json:
+        import json
+
+        print(json.dumps(document, indent=2))
+    else:
+        from sevsnp.attestation.terminal import print_appraisal
+
+        print_appraisal(appraisal, headline)
+    # After the verdict, which is said even where the page cannot be written.
+    if options.html:
+        from sevsnp.attestation.page import write_page
+
+        write_page(options.html, appraisal, config)
+    return {"accepted": accepted, "refused": REFUSED, "undecided": UNDECIDED}[appraisal.decision]
+
+
+def read_file(path: Path) -> bytes:
+    """A file of at most 1 MiB, or standard input for "-". Raises :class:`UserError`."""
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(_MAX_FILE + 1)
+        else:
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+    if len(data) > _MAX_FILE:
+        raise UserError(f"{path}: more than {_MAX_FILE} bytes")
+    return data
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a time as 2026-05-31T12:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _hex(text: str, size: int, option: str) -> bytes:
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if len(data) != size:
+        raise UserError(f"{option}: expected {2 * size} hex digits ({size} bytes)")
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Both workflows end to end, unattended."""

@@ -1,0 +1,169 @@
+"""`attest_verity` and `attest_luks`: wait for the guest, verify it, and say how to log in once its sshd answers."""
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sevsnp.attestation.appraisal import Expected, Refused
+from sevsnp.attestation.report_data import luks_report_data
+from sevsnp.errors import UserError
+from sevsnp.guests.local import Guest, follow_boot, ports_of, sshd_answers, wait_for_login, words_of
+from sevsnp.images.luks2 import Luks2
+from sevsnp.keys.luks_key import read_record
+from sevsnp.owner import kept
+from sevsnp.owner.attestation import attest_guest, never_accepted, refusal, trust_domain, verifier
+from sevsnp.owner.client import NOBODY, NONCE_SIZE, NoAnswer, ask
+from sevsnp.owner.key_release import is_waiting
+from sevsnp.owner.login import say_accepted
+from sevsnp.owner.luks import attest_luks, check_release
+from sevsnp.system.command import run
+from sevsnp.vm_config.config import read_vm_config
+
+# A guest that boots here, emulated, on a machine that does much else; and one elsewhere, of which nothing is known.
+_HERE_SECONDS, _ELSEWHERE_SECONDS = 600.0, 20.0
+_LOGIN_SECONDS = 300.0
+
+
+def verity(
+    *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
+) -> None:
+    """`attest_verity` for the guest ``name``; ``how`` is what :func:`.attest_guest` takes besides."""
+    guest = Guest.of(runs, name)
+    port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
+    _check_platform(guest, how["vm_config"], "verity")
+
+    def answers(seconds: float) -> None:
+        ask(host, port, os.urandom(NONCE_SIZE), timeout=seconds)
+
+    attest_guest(
+        host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how,
+        wait=lambda: _wait(guest, f"{host}:{port}", answers),
+    )  # fmt: skip
+    _say_login(guest, host, ssh_port)
+
+
+def luks(
+    *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
+) -> None:
+    """`attest_luks` for the guest ``name``; ``how`` is what :func:`sevsnp.owner.luks.attest_luks` takes besides.
+
+    Nothing in a guest that has got its key can ask for reports any more. So the evidence of the release is verified
+    once more, and the guest's sshd has to prove that it has the host key which came with it.
+    """
+    guest = Guest.of(runs, name)
+    port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
+    _check_platform(guest, how["vm_config"], "luks")
+    where = f"{host}:{port}"
+
+    def answers(seconds: float) -> None:
+        if is_waiting(host, port, seconds):
+            return
+        if guest.ssh_config.exists() and sshd_answers(host, ssh_port, seconds):
+            raise _OpenAlready
+        raise NoAnswer(f"{where}: no answer: no guest waits for its key there", NOBODY)
+
+    try:
+        attest_luks(
+            host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how,
+            wait=lambda: _wait(guest, where, answers),
+        )  # fmt: skip
+    except _OpenAlready:
+        _verify_again(guest, where, **how)
+    _say_login(guest, host, ssh_port)
+
+
+class _OpenAlready(Exception):
+    """The guest has its key."""
+
+
+def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:
+    """Refuse, before the guest is spoken to, what its evidence would be refused for in any case.
+
+    An encrypted guest powers off for it. What decides is the VM config; what runs here only spares the try.
+    """
+    wanted = read_vm_config(vm_config).launch.platform
+    if guest.run and guest.run.platform == "emulated" and wanted == "snp":
+        raise UserError(
+            f"the guest {guest.name} runs emulated, and {vm_config} is for SEV-SNP hardware",
+            f"attest it as what it is: ./doitw attest_{workflow}{words_of(guest.name, workflow, 'emulated')}",
+        )
+
+
+def _wait(guest: Guest, where: str, answers: Callable[[float], None]) -> None:
+    """Until ``answers``, which gets the seconds that it may take, raises NoAnswer no more."""
+    started = time.monotonic()
+    while True:
+        follow_boot(guest, where)
+        passed = time.monotonic() - started
+        try:
+            return answers(5.0 + passed / 20)
+        except NoAnswer:
+            # Who refuses a connection is no guest that boots: QEMU takes it from its first moment.
+            if passed > (_HERE_SECONDS if guest.run else _ELSEWHERE_SECONDS) or (not guest.run and not _taken(where)):
+                raise
+        time.sleep(0.3)
+
+
+def _taken(where: str) -> bool:
+    host, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def _verify_again(
+    guest: Guest,
+    where: str,
+    *,
+    vm_config: Path,
+    header: Path,
+    config_dir: Path,
+    emulated_root: Path,
+    manifest: Path | None = None,
+    manifest_key: Path | None = None,
+    **_: Any,
+) -> None:
+    """Verify the evidence that a key was released for once more, now, and have the guest's sshd prove its host key."""
+    config = read_vm_config(vm_config)
+    emulated = config.launch.platform == "emulated"
+    talk = kept.read(guest.state, emulated=emulated)
+    if talk is None or talk.workflow != "luks":
+        raise UserError(
+            f"{where}: no guest that waits for its key, and no evidence of an earlier release in {guest.state}",
+            "the guest gives evidence only while it waits for its key: boot it again",
+        )
+    luks = Luks2.read(header)
+    digest = hashlib.sha256(luks.data).digest()
+    bound = {name: bytes.fromhex(talk.bound[name]) for name in ("tls_key", "luks_header")}
+    if bound["luks_header"] != digest:
+        raise UserError(f"{where}: the kept evidence is of another volume than {header}", "boot the guest again")
+    expected = Expected.of(
+        config,
+        luks_report_data(talk.nonce, bound["tls_key"], digest),
+        never=never_accepted(manifest, manifest_key),
+    )
+    try:
+        verdict = verifier(config, emulated_root)(talk.evidence, expected, datetime.now(UTC))
+    except Refused as refused:
+        raise refusal(refused, config, where) from None
+    check_release(trust_domain(verdict), read_record(config_dir, luks.uuid), emulated_asked=True)
+    # Batch mode, the kept host key and no other: ssh itself fails where the server cannot prove it.
+    run(["ssh", "-F", guest.ssh_config, "-o", "BatchMode=yes", "guest", "true"], timeout=120)
+    print(f"the guest is open. Its evidence of {talk.at.astimezone():%Y-%m-%d %H:%M:%S}, for which it got its key, was")
+    print("verified again; it can give no new one. Its sshd has just proven the host key that came with it.")
+    say_accepted(verdict.to_json())
+
+
+def _say_login(guest: Guest, host: str, ssh_port: int) -> None:
+    named = f"./doitw ssh NAME={guest.name}"
+    if wait_for_login(guest, host, ssh_port, _LOGIN_SECONDS if guest.run else _ELSEWHERE_SECONDS):
+        print(f"log in with: ssh -F {guest.ssh_config} guest (or {named})")
+    else:
+        print(f"its sshd at {host}:{ssh_port} does not answer yet; log in later with: {named}")

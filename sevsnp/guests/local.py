@@ -1,0 +1,263 @@
+"""The guests that run on this machine, each in a state directory: where one answers, how far it is, and its end."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.host.console import boot_stage, printable_lines, read_console
+from sevsnp.host.state import CONSOLE, Run, running
+from sevsnp.owner import kept
+from sevsnp.system import progress
+from sevsnp.system.command import run, run_attached
+from sevsnp.system.files import short_name
+
+_STOP_SECONDS = 60.0
+_END_SECONDS = 20.0
+# Leaves the console: Ctrl-].
+_LEAVE = b"\x1d"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest by its name; ``state`` is its directory, ``run`` what runs there, or None."""
+
+    name: str
+    state: Path
+    run: Run | None
+
+    @classmethod
+    def of(cls, runs: Path, name: str) -> "Guest":
+        return cls(name, runs / name, running(runs / name))
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.state / "ssh_config"
+
+    @property
+    def console(self) -> Path:
+        return self.state / "serial.log"
+
+    @property
+    def logs(self) -> list[Path]:
+        """Those that are there: the console's, QEMU's, and what `run_… DETACH=yes` printed."""
+        names = (self.console.name, "qemu.log", "run.log")
+        return [path for name in names if (path := self.state / name).exists()]
+
+    def attested(self) -> str:
+        """When the guest that runs now was accepted, and under which trust; empty where it was not."""
+        for emulated in (False, True):
+            with contextlib.suppress(UserError):
+                talk = kept.read(self.state, emulated=emulated)
+                if talk and self.run and talk.at.timestamp() >= self.run.since and self.ssh_config.exists():
+                    return f"{talk.at.astimezone():%H:%M:%S}{' as emulated' if emulated else ''}"
+        return ""
+
+    def require(self) -> Run:
+        """What runs. Raises UserError where nothing does."""
+        if self.run is None:
+            others = ", ".join(each.name for each in all_guests(self.state.parent) if each.run)
+            raise UserError(
+                f"no guest {self.name} runs here" + (f"; those that do: {others}" if others else ""),
+                f"choose with NAME=…, or start it: {start_command(self.name)}",
+            )
+        return self.run
+
+
+def start_command(name: str) -> str:
+    """The command that starts a guest of that name."""
+    if name in ("verity", "luks"):
+        return f"./doitw run_sev_snp_{name}"
+    return "./doitw run_guest" if name == "guest" else f"./doitw run_sev_snp_verity NAME={name}"
+
+
+def all_guests(runs: Path) -> list[Guest]:
+    """Every guest that has a state directory below ``runs``, by name."""
+    names = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    return [Guest.of(runs, name) for name in names]
+
+
+def only_guest(runs: Path, name: str) -> Guest:
+    """The guest called ``name``; without a name, the one that runs. Raises UserError where that is not one."""
+    if name:
+        return Guest.of(runs, name)
+    found = [each for each in all_guests(runs) if each.run]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError("no guest runs here", f"start one: {start_command('verity')}")
+    raise UserError(
+        f"{len(found)} guests run here: {', '.join(each.name for each in found)}", f"choose one: NAME={found[0].name}"
+    )
+
+
+def stop(*, runs: Path, name: str) -> None:
+    """`stop`: have the guest power itself off where its sshd was attested, else end QEMU. Raises UserError."""
+    guest = only_guest(runs, name)
+    found = guest.require()
+    process = os.pidfd_open(found.pid)
+    try:
+        if running(guest.state) != found:
+            raise UserError(f"the guest {guest.name} has just ended")
+        if guest.attested():
+            progress.step("the guest powers off")
+            with contextlib.suppress(UserError):
+                run(_ssh(guest.ssh_config, "sudo systemctl poweroff"), timeout=30)
+            if _ended(process, _STOP_SECONDS):
+                print(f"the guest {guest.name} has powered off")
+                return
+        else:
+            print(f"the guest {guest.name} was not attested, so it cannot be asked to power off: QEMU is ended")
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not _ended(process, _END_SECONDS):
+            raise UserError(f"process {found.pid} did not end in {_END_SECONDS:.0f} s", f"end it: kill -9 {found.pid}")
+        print(f"QEMU of the guest {guest.name} was ended, as if its power had been cut")
+    finally:
+        os.close(process)
+
+
+def _ended(process: int, seconds: float) -> bool:
+    ready, _, _ = select.select([process], [], [], seconds)
+    return bool(ready)
+
+
+def _ssh(config: Path, *words: str) -> list[str | Path]:
+    return ["ssh", "-F", config, "guest", *words]
+
+
+def login(*, runs: Path, name: str, command: str = "") -> None:
+    """`ssh`: log in to the guest that was attested last under this name, or run ``command`` in it.
+
+    Raises UserError where none was, and for another exit code than 0.
+    """
+    guest = only_guest(runs, name)
+    if not guest.ssh_config.exists():
+        workflow = guest.run.workflow if guest.run else "verity"
+        emulated = " PLATFORM=emulated" if guest.run and guest.run.platform == "emulated" else ""
+        raise UserError(
+            f"the guest {guest.name} was not attested: there is no {guest.ssh_config}",
+            f"attest it first: ./doitw attest_{workflow} NAME={guest.name}{emulated}",
+        )
+    code = run_attached([str(word) for word in _ssh(guest.ssh_config, *([command] if command else []))])
+    if code:
+        raise UserError(f"ssh: exit code {code}")
+
+
+def logs(*, runs: Path, name: str, lines: int = 40) -> None:
+    """`logs`: the last ``lines`` of the guest's console, and what QEMU said. Raises UserError where there is no log."""
+    guests = [each for each in ([Guest.of(runs, name)] if name else all_guests(runs)) if each.logs]
+    if not guests:
+        raise UserError(
+            f"{runs / name if name else runs}: no log of a guest", f"start one: {start_command(name or 'verity')}"
+        )
+    for guest in guests:
+        for path in guest.logs:
+            text = printable_lines(read_console(path).strip())
+            if any(text):
+                print(f"── {path}")
+                print("\n".join(text[-lines:]))
+
+
+def console(*, runs: Path, name: str) -> None:
+    """`console`: the serial console of a guest that was started with DETACH=yes, on this terminal.
+
+    Raises UserError where the guest has its own terminal, and where somebody else has the console.
+    """
+    guest = only_guest(runs, name)
+    found = guest.require()
+    if not found.console:
+        raise UserError(
+            f"the guest {guest.name} has its console in the terminal that it was started from",
+            f"look at it: ./doitw logs NAME={guest.name}",
+        )
+    with short_name(guest.state) as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect(str(short / CONSOLE))
+        print(f"console of the guest {guest.name}; Ctrl-] leaves it\r", flush=True)
+        with progress.paused(), _raw_terminal():
+            _bridge(line)
+    print("\nleft the console; the guest runs on" if running(guest.state) else "\nthe guest has ended")
+
+
+def _bridge(line: socket.socket) -> None:
+    ends = [line, sys.stdin.fileno()]
+    while True:
+        ready, _, _ = select.select(ends, [], [])
+        if line in ready:
+            data = line.recv(65536)
+            if not data:
+                return
+            os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, data)
+        if sys.stdin.fileno() in ready:
+            typed = os.read(sys.stdin.fileno(), 4096)
+            if not typed:
+                ends.remove(sys.stdin.fileno())  # no terminal: what the guest says still comes
+            if _LEAVE in typed:
+                return
+            line.sendall(typed)
+
+
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[None]:
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def sshd_answers(host: str, port: int, seconds: float = 5.0) -> bool:
+    """Whether something that speaks SSH answers. A connection alone says nothing: QEMU takes it before the guest."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=seconds) as connection:
+        return connection.recv(4) == b"SSH-"
+    return False
+
+
+def wait_for_login(guest: Guest, host: str, port: int, seconds: float) -> bool:
+    """Until sshd answers; whether it does within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not sshd_answers(host, port):
+        if time.monotonic() > deadline or (guest.run and not running(guest.state)):
+            return False
+        progress.step(f"boot: waiting for sshd at {host}:{port}")
+        time.sleep(0.5)
+    return True
+
+
+def follow_boot(guest: Guest, where: str) -> None:
+    """Say how far the guest is. Raises UserError where it ran on this machine and has ended."""
+    if guest.run is None:
+        progress.step(f"waiting for a guest at {where}")
+        return
+    if running(guest.state) is None:
+        raise UserError(f"the guest {guest.name} has ended", f"see why: ./doitw logs NAME={guest.name}")
+    progress.step(f"boot: {boot_stage(read_console(guest.console))}")
+
+
+def words_of(name: str, workflow: str, platform: str) -> str:
+    """The words of an attest command that name a guest."""
+    named = "" if name == workflow else f" NAME={name}"
+    return named + (" PLATFORM=emulated" if platform == "emulated" else "")
+
+
+def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:
+    """The ports of the agent and of sshd: as asked for, else where the guest of this name answers on this machine."""
+    if guest.run is None or "HOST" in asked:
+        return port, ssh_port
+    return (
+        port if {"PORT", "ATTEST_PORT"} & asked.keys() else guest.run.attest_port,
+        ssh_port if "SSH_PORT" in asked else guest.run.ssh_port,
+    )

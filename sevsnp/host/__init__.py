@@ -1,0 +1,1 @@
+"""What the untrusted host runs: a guest in the foreground, its state directory and its console."""

@@ -1,0 +1,116 @@
+"""A host bundle's ./run: starts the guest of this directory. It decides nothing; what decides is the owner's."""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.host.run import run_guest, told_of
+from sevsnp.qemu.platforms import choose
+from sevsnp.qemu.process import RunOptions
+from sevsnp.settings.values import LEAST_MEMORY, parse_size
+from sevsnp.vm_config.config import Launch, read_vm_config
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a TCP port from 1 to 65535")
+    return int(text)
+
+
+def _memory(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = 0
+    if size < LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size from {LEAST_MEMORY >> 20}M, as 1536M or 4G")
+    return size
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run", description="Start the guest of this bundle.")
+    parser.add_argument("--platform", choices=("auto", "snp", "emulated"), default="auto")
+    parser.add_argument("--memory", type=_memory, default="2G", help="as 1536M or 4G (default: %(default)s)")
+    parser.add_argument("--ssh-port", type=_port, default=2222, help="(default: %(default)s)")
+    parser.add_argument("--attest-port", type=_port, default=8088, help="(default: %(default)s)")
+    parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only the two ports in")
+    parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
+    parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
+    return parser
+
+
+def _qemu(given: str | None) -> Path:
+    name = given or os.environ.get("QEMU") or "qemu-system-x86_64"
+    found = shutil.which(name)
+    if not found:
+        raise UserError(f"{name}: no such program", "install QEMU 10 or newer, or say where it is: ./run --qemu FILE")
+    return Path(found)
+
+
+def _bundle_task(launch: Launch) -> str:
+    return "host_bundle_luks" if launch.workflow == "luks" else "host_bundle"
+
+
+def _other_bundle(launch: Launch) -> str:
+    return f"the owner makes one that can be emulated too with: ./doitw {_bundle_task(launch)} PLATFORM=auto"
+
+
+def _in_own_words(text: str, launch: Launch | None) -> str:
+    """A message as it is meant at the host, where settings are options of ./run and nothing can be made again."""
+    if launch:
+        again = f"copy the bundle here again; the owner packs it with: ./doitw {_bundle_task(launch)}"
+        text = re.sub(r"make it again with: \./doitw \S.*$", again, text, flags=re.MULTILINE)
+    return re.sub(
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # what the owner types stays
+        text,
+    )
+
+
+def main(argv: list[str], bundle: Path) -> int:
+    """Run the bundle in the directory ``bundle``; returns the exit code."""
+    # Unwound, so that QEMU and what was written for it are gone.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    given = _arguments().parse_args(argv)
+    emulated = bundle / "launch.emulated.toml"
+    production = None
+    try:
+        production = read_vm_config(bundle / "launch.toml").launch
+        if given.platform == "emulated" and not emulated.exists():
+            raise UserError("--platform emulated: this bundle was made for SEV-SNP alone", _other_bundle(production))
+        options = RunOptions(
+            qemu=_qemu(given.qemu),
+            memory=given.memory,
+            ssh_port=given.ssh_port,
+            attest_port=given.attest_port,
+            state=bundle / given.state,
+            restricted=given.restricted,
+            terminal=True,
+        )
+        options.state.mkdir(parents=True, exist_ok=True)
+        answers = options.state / "platform.json"
+        chosen = choose(given.platform, production, options.qemu, answers)
+        if chosen.name == "emulated" and not emulated.exists():
+            raise UserError(
+                f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _other_bundle(production)
+            )
+        source = bundle / "launch.toml" if chosen.name == "snp" else emulated
+        launch = read_vm_config(source).launch
+        told = told_of(launch.workflow, launch.platform, " HOST=…", hint="run another one: ./run --state second")
+        run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
+    except UserError as error:
+        print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"run: {error.filename or bundle}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

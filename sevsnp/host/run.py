@@ -1,0 +1,121 @@
+"""Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
+
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.host.console import SWITCHING, WAITING
+from sevsnp.host.session import Told, session
+from sevsnp.host.state import Run, check_free
+from sevsnp.host.volume import on_copy
+from sevsnp.qemu.platforms import Platform, choose, running
+from sevsnp.qemu.process import RunOptions, check_files, check_options
+from sevsnp.vm_config.config import Launch, read_vm_config
+from sevsnp.vm_config.fixed import check_fixed
+
+
+def with_disks(launch: Launch, places: Mapping[str, Path]) -> Launch:
+    """The launch with its disks elsewhere (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
+    disks = tuple(disk._replace(path=places.get(disk.role, disk.path).resolve()) for disk in launch.disks)
+    return replace(launch, disks=disks)
+
+
+def config_of(directory: Path, workflow: str, platform: str) -> Path:
+    """The VM config of a workflow for a platform, in the directory that its setup task writes."""
+    suffix = ".emulated.toml" if platform == "emulated" else ".toml"
+    return directory / f"vm-config-{workflow}{suffix}"
+
+
+def run_guest(
+    *,
+    launch: Launch,
+    options: RunOptions,
+    platform: str | Platform,
+    answers: Path,
+    told: Told,
+    source: Path,
+    check: bool = True,
+    limit: float | None = None,
+    volume: Path | None = None,
+) -> None:
+    """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
+
+    ``platform`` is a setting's value, or what was chosen for it before, with the reason that is then said; ``source``
+    is the VM config that ``launch`` is of. The guest writes to the disk luks.img in ``volume``; without,
+    to a copy in ``options.state``, which stays there.
+    """
+    check_free(options.state, told.hint)
+    if check and launch.workflow != "luks":
+        check_files(launch)
+    options = check_options(options)
+    chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, answers)
+    if chosen.name == "snp" and launch.platform != "snp":
+        raise UserError(
+            "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"
+        )
+    print(f"platform {chosen.name}: {chosen.reason}", flush=True)
+    run = Run(launch.workflow, chosen.name, str(source), options.ssh_port, options.attest_port)
+    started = time.monotonic()
+    with session(options, run, told) as options:
+        if launch.workflow == "luks":
+            launch = on_copy(launch, volume or options.state)
+        try:
+            with running(chosen, launch, options) as process:
+                code = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"the guest did not end in {limit:.0f} s") from None
+        if code:
+            raise UserError(f"QEMU ended with exit code {code}")
+    print(f"the guest ended after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def another_guest(task: str, name: str) -> str:
+    """How to run a second guest beside the one called ``name``, which ``task`` started."""
+    return f"run another one: ./doitw {task} NAME=second; or end this one: ./doitw stop NAME={name}"
+
+
+def told_of(workflow: str, platform: str, words: str = "", *, hint: str) -> Told:
+    """What the user of a measured guest is told; ``words`` name the guest on the command line, and
+    ``hint`` says how to run another one.
+    """
+    emulated = "" if platform == "snp" else " PLATFORM=emulated"
+    return Told(hint, f"./doitw attest_{workflow}{words}{emulated}", WAITING if workflow == "luks" else SWITCHING)
+
+
+def run_workflow(
+    *,
+    directory: Path,
+    workflow: str,
+    vm_config: Path | None,
+    disks: Mapping[str, Path],
+    asked: Mapping[str, int | str],
+    platform: str,
+    options: RunOptions,
+    name: str,
+    volume: Path | None = None,
+) -> None:
+    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground.
+
+    ``name`` is that of the guest, which its state directory has; ``volume`` is the directory with the disk that it
+    writes to.
+    """
+    answers = options.state.parent / "platform.json"
+    if vm_config is None:
+        # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
+        production = read_vm_config(config_of(directory, workflow, "snp"))
+        where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
+        vm_config = config_of(directory, workflow, where)
+    config = read_vm_config(vm_config)
+    if config.launch.workflow != workflow:
+        raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
+    check_fixed(config, asked)
+    print(f"VM config {vm_config}", flush=True)
+    launch = with_disks(config.launch, disks)
+    words = "" if name == workflow else f" NAME={name}"
+    told = told_of(workflow, launch.platform, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
+    run_guest(
+        launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config, volume=volume
+    )

@@ -1,0 +1,105 @@
+"""A guest in its state directory: one at a time, with a console, and said to its user where it can be read."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.host.console import read_console
+from sevsnp.host.state import CONSOLE, Run, held
+from sevsnp.qemu.process import RunOptions
+from sevsnp.system.files import short_name
+
+# Warnings that every emulated EPYC provokes.
+_NOISE = "warning: TCG doesn't support requested feature"
+_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a guest's user is told: in ``hint`` how to run another guest, the command that comes ``next``, and when.
+
+    The firmware clears the screen, so it is told once more when the console has the line ``after``.
+    """
+
+    hint: str
+    next: str
+    after: str
+
+
+@contextlib.contextmanager
+def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
+    """Hold the guest's state directory for as long as it runs; gives the options to start it with.
+
+    Raises :class:`UserError` where another guest runs there; and for one that QEMU caused, with QEMU's own words first.
+    """
+    lines = [
+        f"ssh at 127.0.0.1:{run.ssh_port}, evidence at 127.0.0.1:{run.attest_port}"
+        if run.workflow != "plain"
+        else f"ssh at 127.0.0.1:{run.ssh_port}",
+        f"serial console in {options.serial_log}",
+        *([f"next, in a second terminal: {told.next}"] if told.next else []),
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held(options.state, replace(run, console=not options.terminal), told.hint))
+        options.serial_log.unlink(missing_ok=True)  # an earlier guest's, which this one's user would take for its own
+        if not options.terminal:
+            options = replace(options, console=stack.enter_context(_console(options.state)).fileno())
+        print("\n".join(lines), flush=True)
+        if options.terminal and sys.stdout.isatty():
+            stack.enter_context(_repeated(lines, options.serial_log, told.after))
+        try:
+            yield options
+        except UserError as error:
+            raise UserError(
+                f"{_said(options)}{error.message}".strip(), error.hint or f"all of it: {options.messages}"
+            ) from error
+
+
+def _said(options: RunOptions) -> str:
+    """The end of what QEMU said, without what says nothing, its last line first."""
+    lines = [line for line in read_console(options.messages).splitlines() if line.strip() and _NOISE not in line]
+    return "".join(f"QEMU: {line[:500]}\n" for line in reversed(lines[-5:]))
+
+
+@contextlib.contextmanager
+def _console(directory: Path) -> Iterator[socket.socket]:
+    """A socket in ``directory`` at which QEMU offers the serial console to this user."""
+    place = directory / CONSOLE
+    place.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, short_name(directory) as short:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(short / CONSOLE))
+        finally:
+            os.umask(mask)
+        listener.listen(1)
+        try:
+            yield listener
+        finally:
+            place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _repeated(lines: Sequence[str], log: Path, after: str) -> Iterator[None]:
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_SECONDS):
+            if after in read_console(log):
+                sys.stdout.write("".join(f"\r\n\033[1m{line}\033[0m" for line in lines) + "\r\n")
+                sys.stdout.flush()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""What a launch measures: from firmware, vCPUs and files to the launch digest and the ID block."""

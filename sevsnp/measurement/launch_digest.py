@@ -1,0 +1,304 @@
+"""The SNP launch digest that the secure processor computes over what QEMU loads.
+
+Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections). What is not
+QEMU's (EC2, GCE, an SVSM beside an OVMF) is as sev-snp-measure 0.0.13 computes it. Each vCPU's part is in
+sevsnp.measurement.vmsa. Files are read in pieces and never held whole.
+"""
+
+import hashlib
+import io
+import struct
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sevsnp.errors import UserError
+from sevsnp.measurement.ovmf import FOUR_GIB, PAGE, Section, SectionKind, check_size, read_firmware, read_svsm
+from sevsnp.measurement.vmsa import (
+    BSP_EIP,
+    DEFAULT_KERNEL,
+    HOST_KERNELS,
+    HostKernel,
+    Vmm,
+    svsm_vmsa,
+    vcpu_signature,
+    vmsa,
+)
+from sevsnp.vm_config.cmdline import MAX_LENGTH
+from sevsnp.vm_config.config import File, Launch
+
+DIGEST_SIZE = 48
+TABLE_SIZE = 176  # 168 bytes, padded to a multiple of 16 as QEMU does
+MAX_VCPUS = 4096
+
+_HEADER = uuid.UUID("9438d606-4f22-4cc9-b479-a793d411fd21").bytes_le
+_CMDLINE = uuid.UUID("97d02dd8-bd20-4c94-aa78-e7714d36ab2a").bytes_le
+_INITRD = uuid.UUID("44baf731-3a2f-4bd7-9af1-41e29169781d").bytes_le
+_KERNEL = uuid.UUID("4de79437-abd2-427f-b835-d5b172d2045b").bytes_le
+
+NO_INITRD = hashlib.sha256(b"").digest()
+
+
+@dataclass(frozen=True)
+class KernelHashes:
+    """SHA-256 (32 bytes each) of kernel, initrd (of nothing where there is none) and cmdline with its final NUL."""
+
+    kernel: bytes
+    initrd: bytes
+    cmdline: bytes
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if len(value) != 32:
+                raise ValueError(f"{name}: {len(value)} bytes, expected a SHA-256 of 32")
+
+    @classmethod
+    def of(cls, launch: Launch) -> "KernelHashes":
+        """The hashes of a launch's files, each compared with the SHA-256 in the VM config as it is read."""
+        kernel = _hash_file(launch.kernel, "kernel")
+        initrd = _hash_file(launch.initrd, "initrd")
+        return cls(kernel, initrd, hash_cmdline(checked_cmdline(launch.cmdline)))
+
+    def table(self) -> bytes:
+        """QEMU's PaddedSevHashTable, 176 bytes: what ``kernel-hashes=on`` puts into guest memory."""
+        entries = b"".join(
+            struct.pack("<16sH32s", guid, 50, digest)
+            for guid, digest in ((_CMDLINE, self.cmdline), (_INITRD, self.initrd), (_KERNEL, self.kernel))
+        )
+        return (struct.pack("<16sH", _HEADER, 18 + len(entries)) + entries).ljust(TABLE_SIZE, b"\0")
+
+    def page(self, offset: int) -> bytes:
+        """The 4096-byte page with the table at ``offset`` and zeros around it."""
+        if not 0 <= offset <= PAGE - TABLE_SIZE:
+            raise UserError(f"kernel-hashes table at {offset:#x} of its page: no room for {TABLE_SIZE} bytes")
+        return (bytes(offset) + self.table()).ljust(PAGE, b"\0")
+
+
+def hash_cmdline(cmdline: bytes) -> bytes:
+    """SHA-256 of a command line as QEMU puts it into the table, with the NUL."""
+    return hashlib.sha256(cmdline + b"\0").digest()
+
+
+def checked_cmdline(file: File) -> bytes:
+    """A cmdline file's bytes, which are the command line itself: printable ASCII, no newline, at most MAX_LENGTH."""
+    try:
+        cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_LENGTH else None
+    except OSError as error:
+        raise _unreadable(file.path, "cmdline", error) from error
+    if cmdline is None:
+        raise UserError(f"{file.path}: more than {MAX_LENGTH} bytes: the kernel would cut the command line off")
+    _compare(file, "cmdline", hashlib.sha256(cmdline).hexdigest())
+    for position, byte in enumerate(cmdline):
+        if not 0x20 <= byte < 0x7F:
+            raise UserError(
+                f"{file.path}: byte {byte:#04x} at {position}: expected one line of printable ASCII without its newline"
+            )
+    return cmdline
+
+
+def launch_digest_of(launch: Launch) -> bytes:
+    """The launch digest (48 bytes) of a VM config's files. Raises :class:`UserError` where a file is another."""
+    return launch_digests_of(launch, [launch.vcpus])[launch.vcpus]
+
+
+def launch_digests_of(launch: Launch, vcpus: Iterable[int], machine: "Machine | None" = None) -> dict[int, bytes]:
+    """The launch digests of a VM config's files by number of vCPUs; ``machine`` is in place of the config's own."""
+    hashes = KernelHashes.of(launch)
+    machine = machine or Machine(launch.vcpu_model, launch.guest_features)
+    digests, sha256 = measure_firmware(launch.firmware.path, hashes, vcpus, machine)
+    # The bytes measured are the bytes compared: the firmware is read once for both.
+    _compare(launch.firmware, "firmware", sha256)
+    return digests
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides on each vCPU's first state. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits)."""
+
+    vcpu_model: str
+    guest_features: int
+    kernel: HostKernel = HOST_KERNELS[DEFAULT_KERNEL]
+    vmm: Vmm = Vmm.QEMU
+
+    def __post_init__(self) -> None:
+        if not self.guest_features & 1 or self.guest_features >> 64:
+            raise UserError(f"guest_features: found {self.guest_features:#x}, expected 64 bits with bit 0 (SNP active)")
+
+    @property
+    def signature(self) -> int:
+        # Other monitors than QEMU show the guest no signature, so that there need not be a model.
+        return vcpu_signature(self.vcpu_model) if self.vmm is Vmm.QEMU else 0
+
+
+def measure_firmware(
+    path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine
+) -> tuple[dict[int, bytes], str]:
+    """The launch digests of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits)."""
+    try:
+        with path.open("rb") as stream:
+            return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine)
+    except OSError as error:
+        raise _unreadable(path, "firmware", error) from error
+
+
+def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int], vcpu_model: str) -> dict[int, bytes]:
+    """The launch digests, by number of vCPUs, of an SVSM that lies ``variables`` bytes below an OVMF."""
+    context = _Context()
+    try:
+        with firmware.open("rb") as stream, svsm.open("rb") as other:
+            size = stream.seek(0, io.SEEK_END)
+            check_size(size, str(firmware))
+            end = FOUR_GIB - size - variables
+            info = read_svsm(other, other.seek(0, io.SEEK_END), end, str(svsm))
+            for address, content in _pages(stream, FOUR_GIB - size, size, str(firmware)):
+                context.data(_NORMAL, address, content)
+            for address, content in _pages(other, info.address, info.size, str(svsm)):
+                context.data(_NORMAL, address, content)
+    except OSError as error:
+        raise UserError(f"{firmware} and {svsm}: cannot be read: {error.strerror}") from error
+    _add_sections(context, info.sections, None)
+    page = svsm_vmsa(info.eip, vcpu_signature(vcpu_model))
+    return _with_vcpus(context, vcpus, page, page)
+
+
+def launch_digest(
+    firmware: BinaryIO,
+    size: int,
+    hashes: KernelHashes | bytes | None,
+    *,
+    vcpus: int,
+    vcpu_model: str,
+    guest_features: int,
+    name: str = "firmware image",
+) -> bytes:
+    """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
+
+    ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory, or None
+    for a guest that boots without ``kernel-hashes=on``. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits).
+    ``name`` names the firmware in errors.
+    """
+    return _digests(firmware, size, name, hashes, [vcpus], Machine(vcpu_model, guest_features))[0][vcpus]
+
+
+def _digests(
+    stream: BinaryIO,
+    size: int,
+    name: str,
+    hashes: KernelHashes | bytes | None,
+    vcpus: Iterable[int],
+    machine: Machine,
+) -> tuple[dict[int, bytes], str]:
+    """The launch digests, and the SHA-256 of the firmware that went into them (64 hex digits)."""
+    signature = machine.signature
+    info = read_firmware(stream, size, name, kernel_hashes=hashes is not None)
+    page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else hashes
+    if page is not None and len(page) != PAGE:
+        raise UserError(f"kernel-hashes page: found {len(page)} bytes, expected {PAGE}")
+    if page is not None and info.hash_table_size < TABLE_SIZE:
+        raise UserError(f"{name}: room for {info.hash_table_size} bytes of kernel hashes, expected {TABLE_SIZE}")
+    context = _Context()
+    sha256 = hashlib.sha256()
+    for address, content in _pages(stream, info.address, info.size, name):
+        sha256.update(content)
+        context.data(_NORMAL, address, content)
+    _add_sections(context, info.sections, page, machine.vmm)
+    first, others = (
+        vmsa(eip, signature, machine.guest_features, machine.kernel, machine.vmm) for eip in (BSP_EIP, info.reset_eip)
+    )
+    return _with_vcpus(context, vcpus, first, others), sha256.hexdigest()
+
+
+def _with_vcpus(context: "_Context", vcpus: Iterable[int], first: bytes, others: bytes) -> dict[int, bytes]:
+    """The digests with the VMSAs of each number of ``vcpus``; a larger number goes on from the smaller."""
+    found = {}
+    wanted = sorted(set(vcpus))
+    for number in wanted:
+        if not 1 <= number <= MAX_VCPUS:
+            raise UserError(f"vcpus: found {number}, expected 1 to {MAX_VCPUS}")
+    measured = hashlib.sha384(first).digest()
+    for number in range(1, max(wanted, default=0) + 1):
+        context.add(_VMSA, _VMSA_ADDRESS, measured)
+        if number == 1:
+            measured = hashlib.sha384(others).digest()
+        if number in wanted:
+            found[number] = context.digest
+    return found
+
+
+def _pages(stream: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[int, bytes]]:
+    """Each page of a file that is loaded at ``start``, with its address."""
+    stream.seek(0)
+    for offset in range(0, size, PAGE):
+        content = stream.read(PAGE)
+        if len(content) != PAGE:
+            raise UserError(f"{name}: ends after {offset + len(content)} bytes, expected {size}")
+        yield start + offset, content
+
+
+def _add_sections(
+    context: "_Context", sections: tuple[Section, ...], hash_page: bytes | None, vmm: Vmm = Vmm.QEMU
+) -> None:
+    if vmm is Vmm.EC2:  # adds the CPUID page after all others
+        sections = tuple(sorted(sections, key=lambda section: section.kind is SectionKind.CPUID))
+    for section in sections:
+        for address in range(section.address, section.address + section.size, PAGE):
+            match section.kind:
+                case SectionKind.SNP_KERNEL_HASHES if hash_page is not None:
+                    context.data(_NORMAL, address, hash_page)
+                case SectionKind.SNP_SECRETS:
+                    context.add(_SECRETS, address)
+                case SectionKind.CPUID:
+                    context.add(_CPUID, address)
+                case SectionKind.SNP_SEC_MEM if vmm is Vmm.GCE:
+                    context.add(_UNMEASURED, address)
+                case _:
+                    context.add(_ZERO, address)
+
+
+_NORMAL, _VMSA, _ZERO, _UNMEASURED, _SECRETS, _CPUID = range(1, 7)  # page types, AMD 56860 SNP_LAUNCH_UPDATE
+_NO_CONTENT = bytes(DIGEST_SIZE)
+_VMSA_ADDRESS = 0xFFFFFFFFF000  # what the secure processor records for every VMSA page
+_PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
+
+
+class _Context:
+    """The digest so far; each page makes a new one from it and its PAGE_INFO (0x70 bytes)."""
+
+    def __init__(self) -> None:
+        self.digest = _NO_CONTENT
+
+    def add(self, kind: int, address: int, content: bytes = _NO_CONTENT) -> None:
+        info = _PAGE_INFO.pack(self.digest, content, _PAGE_INFO.size, kind, 0, 0, 0, 0, 0, address)
+        self.digest = hashlib.sha384(info).digest()
+
+    def data(self, kind: int, address: int, page: bytes) -> None:
+        self.add(kind, address, hashlib.sha384(page).digest())
+
+
+def _hash_file(file: File, what: str) -> bytes:
+    digest = hash_file(file.path, what)
+    _compare(file, what, digest.hex())
+    return digest
+
+
+def hash_file(path: Path, what: str) -> bytes:
+    """SHA-256 (32 bytes) of the file that an error calls ``what``."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
+
+
+def _compare(file: File, what: str, found: str) -> None:
+    if found != file.sha256:
+        raise UserError(
+            f"{file.path}: {what}: found SHA-256 {found}, the VM config says {file.sha256}",
+            "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
+        )
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot read the {what}: {error.strerror}")

@@ -1,0 +1,162 @@
+"""Making a VM config: the command line, the launch digest, and the TOML file that says them."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+from sevsnp.errors import UserError
+from sevsnp.firmware.gate import check_launch_firmware
+from sevsnp.keys.pairs import certificate_der
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.settings.values import parse_tcb
+from sevsnp.store import session
+from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
+from sevsnp.vm_config.config import (
+    Disk,
+    File,
+    Launch,
+    MinimumTcb,
+    PlatformName,
+    Product,
+    Reference,
+    Tcb,
+    VmConfig,
+    render_vm_config,
+)
+from sevsnp.vm_config.verity_word import BLOCK_SIZE, VerityParameters, fixed_salt
+
+
+def make_verity_cmdline(
+    *,
+    image: Path,
+    roothash: Path,
+    label: str,
+    rootfs: str,
+    writable: str,
+    tmpfs: dict[str, int],
+    acpi: bool,
+    platform: str,
+    output: Path,
+) -> None:
+    """Write the measured command line of the integrity workflow, one line without a newline.
+
+    ``label`` is what the salt was made from; ``tmpfs`` is in bytes, by directory.
+    """
+    parameters = VerityParameters(
+        data_blocks=image.stat().st_size // BLOCK_SIZE,
+        root_hash=roothash.read_text().strip(),
+        salt=fixed_salt(label),
+    )
+    words = verity_words(
+        table=parameters.word(),
+        rootfs=rootfs,
+        writable=writable,
+        tmpfs=tmpfs,
+        acpi=acpi,
+        emulated=platform == "emulated",
+    )
+    output.write_text(build_cmdline(word.text for word in words))
+
+
+def make_luks_cmdline(
+    *,
+    header: Path,
+    header_digest: Path,
+    tables_digest: Path,
+    owner_certificate: Path,
+    acpi: bool,
+    reports: str,
+    platform: str,
+    output: Path,
+) -> None:
+    """Write the measured command line of the encrypted workflow, one line without a newline."""
+    words = luks_words(
+        header=f"{header.stat().st_size}:{header_digest.read_text().strip()}",
+        tables=tables_digest.read_text().strip(),
+        owner=base64.b64encode(certificate_der(owner_certificate)).decode(),
+        acpi=acpi,
+        reports=reports,
+        emulated=platform == "emulated",
+    )
+    output.write_text(build_cmdline(word.text for word in words))
+
+
+def make_vm_config(
+    *,
+    template: Path,
+    workflow: str,
+    platform: str,
+    firmware: Path,
+    kernel: Path,
+    initrd: Path,
+    cmdline: Path,
+    disks: dict[str, str],
+    owner_certificate: Path,
+    settings: dict[str, Any],
+    place: str,
+    output: Path,
+    shown: str = "",
+    **disk_files: Path,
+) -> None:
+    """Write a VM config whose launch digest is computed from the files themselves.
+
+    ``disks`` maps each role to the argument that holds its file, ``settings`` are the pipeline's by name. ``place`` is
+    where the config will lie, which its relative paths start from; messages call it ``shown``. HOST_DATA is the SHA-256
+    of the owner's certificate (DER): it tells one owner's guests from another's.
+    """
+
+    known = session.index()
+
+    def file(path: Path) -> File:
+        return File(path.resolve(), known.file(path))
+
+    def disk(role: str, path: Path) -> Disk:
+        return Disk(role, path.resolve(), path.stat().st_size, known.file(path))
+
+    launch = Launch(
+        workflow=workflow,
+        platform=cast(PlatformName, platform),
+        product=cast(Product, settings["PRODUCT"]),
+        vcpus=settings["CPUS"],
+        vcpu_model=settings["CPU_MODEL"],
+        guest_policy=settings["POLICY"],
+        guest_features=settings["GUEST_FEATURES"],
+        host_data=hashlib.sha256(certificate_der(owner_certificate)).digest(),
+        firmware=file(firmware),
+        kernel=file(kernel),
+        initrd=file(initrd),
+        cmdline=file(cmdline),
+        disks=tuple(disk(role, disk_files[argument]) for role, argument in disks.items()),
+        firmware_reason=settings["FIRMWARE_REASON"],
+    )
+    check_launch_firmware(launch)
+    reference = Reference(
+        launch_digest=launch_digest_of(launch),
+        minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
+        vmpl=0,
+        guest_svn=settings["GUEST_SVN"],
+        family_id=bytes.fromhex(settings["FAMILY_ID"]),
+        image_id=bytes.fromhex(settings["IMAGE_ID"]),
+        platform_info_required=settings["PLATFORM_INFO_REQUIRED"],
+        platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
+        acpi="acpi=off" not in cmdline.read_text().split(),
+    )
+    policy = {"profile": "legacy-milan" if launch.product == "Milan" else "default"}
+    config = VmConfig(Path(place).resolve(), launch, reference, policy)
+    output.write_text(render_vm_config(config, template))
+    if platform == "snp" and reference.minimum_tcb is None:
+        consequence = f"attest_{workflow} refuses a guest on SEV-SNP without, and shows the line to set"
+        print(f"  {shown or place}: no MIN_TCB: {consequence}")
+
+
+def _minimum_tcb(text: str, product: str) -> MinimumTcb:
+    if not text:
+        return None
+    if text == "any":
+        return "any"
+    parts = parse_tcb(text)
+    fmc = parts.pop("fmc")
+    if product != "Turin" and fmc:
+        raise UserError(f"MIN_TCB={text}: fmc: found {fmc}, but {product} has no such part")
+    return Tcb(**parts, fmc=fmc if product == "Turin" else None)

@@ -1,0 +1,81 @@
+"""What lets ssh in: the host keys that evidence vouches for, and an ssh configuration that takes no others."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sevsnp.attestation.outcome import Appraisal
+from sevsnp.owner.kept import Conversation, keep
+from sevsnp.system.colour import Colour, paint
+from sevsnp.system.files import write_atomic
+from sevsnp.vm_config.config import BANNER, VmConfig
+
+
+class Verdict(Protocol):
+    """What both verdict types can do. They are no more alike: what releases a secret must ask for the type itself."""
+
+    @property
+    def appraisal(self) -> Appraisal: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where a guest's sshd is, as whom to log in, and the directory ``output`` that attestation writes to."""
+
+    host: str
+    ssh_port: int
+    identity: Path
+    user: str
+    template: Path
+    output: Path
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.output / "ssh_config"
+
+    def allow(self, verdict: Verdict, config: VmConfig, talk: Conversation) -> None:
+        """Keep the evidence, let ssh know the host keys that ``verdict`` vouches for, and say so."""
+        document = verdict.to_json()
+        where = keep(self.output, talk, verdict.appraisal, document, config)
+        known_hosts = self.output / "known_hosts"
+        write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, talk.host_keys))
+        templates = Environment(
+            loader=FileSystemLoader(self.template.parent),
+            undefined=StrictUndefined,
+            autoescape=False,  # noqa: S701 - not HTML
+        )
+        text = templates.get_template(self.template.name).render(
+            host=self.host,
+            port=self.ssh_port,
+            user=self.user,
+            identity=self.identity.resolve(),
+            known_hosts=known_hosts.resolve(),
+        )
+        write_atomic(self.ssh_config, text + "\n")
+        for note in document["notes"]:
+            print(f"note: {note}")
+        for road in document["open"]:
+            print(f"open: {road}")
+        print(f"evidence in {where['evidence']}, verdict in {where['page']}, host keys in {known_hosts}")
+        say_accepted(document)
+
+
+def say_accepted(document: Mapping[str, Any]) -> None:
+    """Say in a verdict's own colour that evidence was accepted: green is for hardware alone."""
+    colour: Colour = "green" if document["trust_domain"] == "amd" else "amber"
+    if colour == "amber":
+        print(paint(BANNER, colour, sys.stdout))
+    verdict = f"accepted ({document['trust_domain']}): launch digest {document['measurement']}"
+    print(paint(verdict, colour, sys.stdout))
+
+
+def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:
+    """The lines of a known_hosts file; a port other than 22 is part of the name (sshd(8))."""
+    name = host if port == 22 else f"[{host}]:{port}"
+    return "".join(f"{name} {key}\n" for key in keys)

@@ -1,0 +1,1 @@
+"""All that knows doit: its tasks, commands, reporter and database, as this project uses them."""

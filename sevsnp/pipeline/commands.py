@@ -1,0 +1,286 @@
+"""doit's own commands, where they would say something else than a user of this project expects.
+
+doit applies `clean` and `forget` without a task to the default task, which here only says what there is to do; it takes
+a group (setup_verity) for a task that makes nothing; and it calls a task up to date whose inputs are not.
+"""
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
+from doit.exceptions import InvalidCommand
+
+from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, settings_text, task_text
+from sevsnp.pipeline.tasks import Tasks
+from sevsnp.system.nearest import did_you_mean
+
+BUILD = Path("build")
+
+
+class Clean(cmd_clean.Clean):  # type: ignore[misc]
+    """`doit clean [TASK …]`"""
+
+    outstream: Any
+    # Says what else is left, a line each.
+    left: Callable[[], list[str]] = staticmethod(list)
+
+    doc_purpose = "remove what was built"
+    doc_description = (
+        "Without TASK everything that was built goes. Keys, downloads, the artefact cache, volumes that guests have "
+        "written and what guests and tests wrote below build/ stay."
+    )
+
+    def _execute(
+        self, dryrun: bool, cleandep: bool, cleanall: bool, cleanforget: bool, pos_args: list[str] | None = None
+    ) -> None:
+        everything = cleanall or not pos_args
+        super()._execute(dryrun, cleandep, everything, cleanforget, pos_args)
+        if everything and not dryrun and BUILD.is_dir():
+            _remove_empty(BUILD)
+            if left := sorted(path.name for path in BUILD.iterdir()) if BUILD.is_dir() else []:
+                self.outstream.write(f"left in {BUILD}: {', '.join(left)}\n")
+        if everything:
+            self.outstream.write("".join(f"left: {line}\n" for line in self.left()))
+
+    def _expand(self, clean_list: list[str]) -> list[str]:
+        return Tasks(self.task_list, self.dep_manager).standing_for(super()._expand(clean_list))
+
+    def clean_tasks(self, tasks: list[Any], dryrun: bool, cleanforget: bool) -> None:
+        said = io.StringIO()
+        outstream, self.outstream = self.outstream, said
+        try:
+            super().clean_tasks(tasks, dryrun, cleanforget)
+        finally:
+            self.outstream = outstream
+        # The name of a function within the library is no news to anybody.
+        lines = [line for line in said.getvalue().splitlines() if " - executing 'Python: " not in line]
+        if dryrun:
+            lines = [line.replace("removing ", "would remove ", 1) for line in lines]
+        outstream.write("".join(f"{line}\n" for line in lines) or "nothing to remove\n")
+
+
+class Forget(cmd_forget.Forget):  # type: ignore[misc]
+    """`doit forget [TASK …]`"""
+
+    sel_tasks: Any
+
+    doc_purpose = "forget that tasks have run, so that they run again"
+    doc_description = "Without TASK: all of them. What the artefact cache has is copied from there all the same."
+
+    def _execute(self, forget_sub: bool, forget_disable_default: bool, forget_all: bool) -> None:
+        if not self.sel_default_tasks:
+            known = Tasks(self.task_list, self.dep_manager)
+            self.sel_tasks = known.standing_for(self.sel_tasks)
+        super()._execute(forget_sub, forget_disable_default, forget_all or self.sel_default_tasks)
+
+
+class List(cmd_list.List):  # type: ignore[misc]
+    """`doit list`
+
+    A task whose ``meta`` says ``unlisted`` (another name for a task) is shown with --all only. In the order of the
+    guide, whatever --sort says; where a program may read it (--quiet, --template, --deps), without groups.
+    """
+
+    guide = Guide()
+    outstream: Any
+
+    doc_purpose = "list the tasks; --all: subtasks and other names, --status: whether they are up to date"
+
+    def _execute(
+        self,
+        subtasks: bool = False,
+        quiet: bool = True,
+        status: bool = False,
+        private: bool = False,
+        list_deps: bool = False,
+        template: str | None = None,
+        sort: str = "name",
+        pos_args: list[str] | None = None,
+    ) -> int:
+        tasks = Tasks(self.task_list, self.dep_manager)
+        if pos_args:
+            shown = self._list_filtered(tasks.by_name, pos_args, subtasks)
+        else:
+            shown = [task for task in self._list_all(subtasks) if subtasks or not (task.meta or {}).get("unlisted")]
+        shown = [task for task in shown if private or not task.name.startswith("_")]
+        letters = {task.name: tasks.status(task.name) for task in shown} if status else {}
+        if not (quiet or list_deps or template or pos_args):
+            self.outstream.write(list_text(self.guide, shown, letters))
+            return 0
+        width = max((len(task.name) for task in shown), default=0)
+        for task in (task for group in self.guide.order(shown).values() for task in group):
+            line = f"{letters.get(task.name, '')} " if status and not template else ""
+            line += template or f"{{name:<{width + 3}}}{'' if quiet else '{doc}'}"
+            self.outstream.write(line.format(name=task.name, doc=task.doc, status=letters.get(task.name, "")) + "\n")
+            if list_deps:
+                self.outstream.write("".join(f" -  {path}\n" for path in sorted(task.file_dep)) + "\n")
+        return 0
+
+
+class Help(cmd_help.Help):  # type: ignore[misc]
+    """`doit help TASK`; without a word doit has said its own before this is loaded, so doitw asks for `help doitw`."""
+
+    guide = Guide()
+    outstream: Any
+
+    def _execute(self, pos_args: list[str]) -> bool:
+        name = pos_args[0]
+        tasks = Tasks(self.task_list)
+        if name == "doitw":
+            self.outstream.write(main_text(self.cmds))
+        elif name == "settings":
+            self.outstream.write(settings_text())
+        elif name in tasks.by_name:
+            self.outstream.write(task_text(self.guide, tasks, name))
+        else:
+            raise InvalidCommand(not_found=name)
+        return True
+
+
+class Info(cmd_info.Info):  # type: ignore[misc]
+    """`doit info TASK`"""
+
+    doc_purpose = "say whether a task is up to date, and why not; its inputs and outputs"
+
+    def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
+        tasks = Tasks(self.task_list, self.dep_manager)
+        if len(pos_args) != 1 or pos_args[0] not in tasks.by_name:
+            found = f"found {' '.join(pos_args)}" if pos_args else "found none"
+            if len(pos_args) == 1:
+                raise InvalidCommand(not_found=pos_args[0])
+            raise InvalidCommand(f"info: expected the name of one task, {found}; see: ./doitw list")
+        task = tasks.by_name[pos_args[0]]
+        lines = [task.name, "", task.doc or ""]
+        letter = "-" if hide_status else tasks.status(task.name)
+        if not hide_status:
+            lines += ["", f"status: {LEGEND[letter]}"]
+            lines += [f"  {reason}" for reason in self._why(tasks, task, letter)]
+        makers = [name for name in tasks.needed(task) if tasks.by_name[name].targets or not name.startswith("_")]
+        for title, items in (
+            ("after", makers),
+            ("inputs", sorted(task.file_dep)),
+            ("outputs", list(task.targets)),
+            ("options", [f"--{option['long']}: {option.get('help', '')}" for option in task.params]),
+        ):
+            if items:
+                lines += ["", f"{title}:", *(f"  {item}" for item in items)]
+        self.outstream.write("\n".join(lines) + "\n")
+        return int(letter in "RE")
+
+    def _why(self, tasks: Tasks, task: Any, letter: str) -> list[str]:
+        """The reasons for a status, a line each."""
+        if letter not in "RE":
+            return []
+        waiting = [f"{name} is to be made first" for name in tasks.needed(task) if tasks.status(name) in "RE"]
+        if tasks.is_group(task):
+            return waiting
+        reasons = self.dep_manager.get_status(task, tasks.by_name, get_log=True).reasons
+        # An item that can say what it found says it; doit's own are values and functions.
+        own = [
+            repr(item)
+            for item, _, _ in reasons["uptodate_false"] or ()
+            if not callable(item) or hasattr(item, "reason")
+        ]
+        for reason, words in _REASONS.items():
+            own += [f"{path}: {words}" for path in sorted(reasons[reason] or ())]
+        return [line for line in own if line != "False"] + waiting
+
+
+_REASONS = {
+    "missing_target": "not there",
+    "missing_file_dep": "not there",
+    "changed_file_dep": "changed",
+    "removed_file_dep": "no longer an input",
+    "added_file_dep": "a new input",
+}
+
+
+def _remove_empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _remove_empty(path)
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> None:
+    """Have doit use these for its own. ``left`` says what `doit clean` leaves outside build/, a line each.
+
+    From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
+    path, and would stop a bare checkout from working.
+    """
+    List.guide = Help.guide = guide or Guide()
+    Clean.left = staticmethod(left)
+    for ours in (Clean, Forget, Help, Info, List):
+        _replace(ours.__base__, ours)
+    _replace(cmd_run.Run, cmd_run.Run)
+    cmd_help.Help.print_usage = _own_words
+
+
+def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
+    """In place of doit's usage, which it prints for whatever is wrong: what is wrong."""
+    if sys.exc_info()[0]:
+        raise  # it is called from an except clause
+    self.outstream.write(main_text(commands))
+
+
+def _replace(own: Any, ours: Any) -> None:
+    original = own._execute
+    own.doc_purpose, own.doc_description = ours.doc_purpose, ours.doc_description
+
+    @functools.wraps(original)
+    def execute(self: Any, *arguments: Any, **options: Any) -> Any:
+        if ours is not own:
+            if isinstance(self, ours):
+                return original(self, *arguments, **options)  # ours, by super()
+            self.__class__ = ours
+        work = functools.partial(original, self) if ours is own else self._execute
+        with _understood(self), _standard_output():
+            Tasks(self.task_list)  # two that make the same file are found whatever is asked for
+            return work(*arguments, **options)
+
+    own._execute = execute
+
+
+@contextlib.contextmanager
+def _understood(command: Any) -> Iterator[None]:
+    """A word that names no task is refused with the nearest one that does."""
+    try:
+        yield
+    except InvalidCommand as error:
+        said = re.fullmatch("'(.*)' is not a task.", str(error))
+        word = error.not_found or (said and said[1])
+        if not word:
+            raise
+        names = [task.name for task in command.task_list if not task.name.startswith("_")]
+        meant = did_you_mean(word, [*names, *command.loader.cmd_names], "./doitw {}")
+        raise InvalidCommand(
+            f"{word}: no such task\n  {' '.join(filter(None, (meant, 'all tasks: ./doitw list')))}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """What cannot be written there ends in one line, and silently where nobody reads any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Of what a thread raised doit keeps the text alone.
+        said = re.fullmatch(r"\[Errno (\d+)\] [^:]*", str(error))
+        number = int(said[1]) if said else 0
+        if error.filename is not None or number not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise
+        # Or Python would try again when it ends, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if number != errno.EPIPE:
+            sys.stderr.write(f"standard output: cannot be written: {os.strerror(number)}\n")
+        sys.exit(1)

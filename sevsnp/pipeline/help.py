@@ -1,0 +1,166 @@
+"""What there is to do, in words: `./doitw list`, `help`, `help TASK` and `help settings`.
+
+All of it is made from the tasks themselves, their docstrings, and the table of settings.
+"""
+
+import inspect
+import json
+import shutil
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sevsnp.pipeline.tasks import Tasks
+from sevsnp.pipeline.welcome import WELCOME
+from sevsnp.settings.table import GROUPS, SETTINGS, Setting
+
+LEAST_WIDTH, WIDTH = 40, 110
+NARROW = 80
+# Read by whatever builds, and by no task in particular.
+OF_THE_CACHE = ("SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_KEY", "CACHE_PUBLIC_KEY", "CACHE_SIZE")
+LEGEND = {
+    "U": "up to date",
+    "R": "to be made",
+    "E": "cannot be made: what it needs is not there",
+    "I": "ignored",
+    "-": "a command, which runs whenever it is asked for",
+}
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What is known of the tasks by name: in which groups they are listed, their docstrings, and settings they read."""
+
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def order(self, tasks: Sequence[Any]) -> dict[str, list[Any]]:
+        """``tasks`` in their groups, with subtasks behind their task; those of no group come last."""
+        place = {name: (title, number) for title, names in self.groups.items() for number, name in enumerate(names)}
+        grouped: dict[str, list[Any]] = {title: [] for title in (*self.groups, "Others")}
+        for task in tasks:
+            grouped[place.get(base(task.name), ("Others", 0))[0]].append(task)
+        for title, found in grouped.items():
+            found.sort(key=lambda task: (place.get(base(task.name), (title, 0))[1], task.name))
+        return {title: found for title, found in grouped.items() if found}
+
+
+def base(name: str) -> str:
+    """The name of the task that a subtask belongs to."""
+    return name.partition(":")[0]
+
+
+def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) -> str:
+    """The list for somebody who reads it: in groups, with a legend; ``letters`` are statuses by task, or empty."""
+    width = max((len(task.name) for task in tasks), default=0)
+    lines: list[str] = []
+    grouped = guide.order(tasks)
+    for title, found in grouped.items():
+        if guide.groups:
+            lines += [*([""] if lines else []), title]
+        for task in found:
+            status = f"{letters[task.name]} " if letters else ""
+            lines.append(f"{'  ' if guide.groups else ''}{status}{task.name:<{width}}   {task.doc}".rstrip())
+    if guide.groups:
+        lines += [
+            "",
+            "./doitw TASK [NAME=value]...   ./doitw help TASK: what it does and all its settings, some are in [ ]",
+        ]
+        lines += [
+            "After build_tools, build/bin has verify_report, inspect_report, measure, idblock-generator and others."
+        ]
+        lines += [f"{letter}  {words}" for letter, words in LEGEND.items() if letter in letters.values()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def main_text(commands: Mapping[str, Any]) -> str:
+    """`./doitw help`: what this is, the way through it, and the commands of doit."""
+    lines = [WELCOME.rstrip(), "", "The tasks are run by doit, whose own commands are (./doitw help COMMAND):"]
+    lines += [f"  {name:<22} {command.doc_purpose}" for name, command in sorted(commands.items()) if name != "help"]
+    return "\n".join(lines) + "\n"
+
+
+def settings_text() -> str:
+    """`./doitw help settings`: all of them, in their groups."""
+    width = _width()
+    lines = [
+        *_wrapped("Settings: NAME=value on the command line, the environment, config.yaml; in this order.", width),
+        "",
+    ]
+    for title, settings in GROUPS:
+        lines += [*_wrapped(title, width), *(line for setting in settings for line in _setting(setting)), ""]
+    return "\n".join(lines)
+
+
+def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
+    """`./doitw help TASK`: a paragraph, its options and settings, what it makes, and what comes next."""
+    task = tasks.by_name[name]
+    title, *rest = inspect.cleandoc(guide.texts.get(base(name), "")).split("\n\n")
+    paragraphs = [" ".join(paragraph.split()) for paragraph in rest]
+    then = [text for text in paragraphs if text.startswith("Next: ")]
+    lines = [f"./doitw {name}", *_wrapped(task.doc or title, _width()), ""]
+    for text in paragraphs:
+        if text not in then:
+            lines += [*_wrapped(text, _width()), ""]
+    if task.params:
+        lines += ["Options:", *(f"  {_option(option)}" for option in task.params), ""]
+    before = tasks.all_needed(name)
+    own, others = _settings_of(guide, tasks, name, before)
+    if own:
+        lines += ["Settings, with their defaults:"]
+        lines += [line for setting in SETTINGS if setting.name in own for line in _setting(setting)]
+        lines += [""]
+    if others:
+        lines += ["Settings of the tasks that run before it:"]
+        for other, names in others.items():
+            first, *more = _wrapped(" ".join(names), _width() - 25)
+            lines += [f"  {other:<22} {first}", *(f"{'':25}{line}" for line in more)]
+        lines += [""]
+    if any(tasks.by_name[one].targets for one in (name, *before)):
+        lines += [*_wrapped(f"Settings of the artefact cache: {' '.join(OF_THE_CACHE)}", _width()), ""]
+    if made := list(task.targets) or (sorted(task.file_dep) if tasks.is_group(task) else []):
+        lines += ["It makes:", *(f"  {path}" for path in made), ""]
+    lines += [line for text in then for line in _wrapped(text, _width())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _settings_of(
+    guide: Guide, tasks: Tasks, name: str, before: Collection[str]
+) -> tuple[set[str], dict[str, list[str]]]:
+    """What a task and its helpers read, and what the tasks before it read beside that, by task."""
+
+    def read(one: str) -> set[str]:
+        return {*guide.settings.get(base(one), ()), *((tasks.by_name[one].meta or {}).get("settings", ()))}
+
+    helpers = [one for one in before if one.startswith("_") or base(one) == base(name)]
+    own = set().union(*(read(one) for one in (name, *helpers)))
+    others = {one: sorted(read(one) - own) for one in sorted(before) if one not in helpers}
+    return own, {one: names for one, names in others.items() if names}
+
+
+def _setting(setting: Setting) -> Iterator[str]:
+    shown = f"{setting.name}={setting.default or json.dumps('')}"
+    column = 31 if _width() >= NARROW else 6
+    lines = _wrapped(f"{setting.help}. Expected: {setting.expected}", _width() - column)
+    if len(shown) + 4 <= column:
+        yield f"  {shown:<{column - 2}}{lines.pop(0)}"
+    else:
+        yield f"  {shown}"
+    yield from (f"{'':{column}}{line}" for line in lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def _width() -> int:
+    """Of the terminal, or COLUMNS; in a wide one, lines are no longer than is good to read."""
+    return max(LEAST_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def _option(option: Mapping[str, Any]) -> str:
+    names = [*([f"-{option['short']}"] if option.get("short") else []), f"--{option['long']}"]
+    value = "" if option.get("type") is bool else " WORDS"
+    return f"{', '.join(names)}{value}".ljust(24) + str(option.get("help", ""))

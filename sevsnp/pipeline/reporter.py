@@ -1,0 +1,185 @@
+"""What doit says while it runs: a line for each task that does something, and how long it took.
+
+On a terminal a live area below shows what runs (sevsnp.system.live). Elsewhere there are the lines and nothing more: no
+escape code, no carriage return, nothing that comes periodically.
+"""
+
+import atexit
+import re
+import sys
+import threading
+import time
+from collections.abc import Container
+from typing import Any, TextIO
+
+from doit.reporter import ConsoleReporter
+
+from sevsnp.pipeline.tasks import Tasks
+from sevsnp.system import progress
+from sevsnp.system.colour import Colour, paint
+from sevsnp.system.live import Screen, can_draw
+
+# Seconds of each task that ran in this process, and what there was to remark, for the table of an end-to-end run.
+timings: dict[str, float] = {}
+remarks: dict[str, str] = {}
+
+
+class Lines:
+    """A stream for what tasks print: in whole lines, above the live area, and with the task's name where several run.
+
+    A line that has no end yet (a prompt) waits for it, or for a flush while there is no live area.
+    """
+
+    def __init__(self, stream: TextIO, screen: Screen | None, crowded: Container[str]) -> None:
+        self.stream = stream
+        self._crowded = crowded  # the tasks during which another one ran
+        self._screen = screen if stream.isatty() else None
+        self._partial: dict[int, str] = {}
+        self._inside: set[int] = set()  # threads whose line has begun on the stream
+        self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        thread = threading.get_ident()
+        with self._lock:
+            whole, newline, rest = (self._partial.pop(thread, "") + text).rpartition("\n")
+            if rest:
+                self._partial[thread] = rest
+            if newline:
+                named = "".join(self._named(line) + "\n" for line in whole.split("\n"))
+                self._inside.discard(thread)
+                self.put(named)
+        return len(text)
+
+    def flush(self) -> None:
+        thread = threading.get_ident()
+        with self._lock:
+            if thread in self._partial and not (self._screen and self._screen.drawing()):
+                text = self._named(self._partial.pop(thread))
+                self._inside.add(thread)
+                self.stream.write(text)
+            self.stream.flush()
+
+    def put(self, text: str) -> None:
+        """Write whole lines as they are."""
+        with self._lock:
+            if not (self._screen and self._screen.write(text)):
+                self.stream.write(text)
+                self.stream.flush()
+
+    def finish(self) -> None:
+        """Write the lines that never ended."""
+        with self._lock:
+            for text in self._partial.values():
+                self.put(f"{text}\n")
+            self._partial.clear()
+
+    def _named(self, line: str) -> str:
+        name = progress.current()
+        if name not in self._crowded or not line.strip() or threading.get_ident() in self._inside:
+            return line
+        return f"  {readable(name)}: {line.lstrip()}"
+
+
+class Reporter(ConsoleReporter):  # type: ignore[misc]
+    """doit's console reporter with timings, and errors without the name of the exception class."""
+
+    desc = "a line for each task that runs, with its time"
+
+    def initialize(self, tasks: Any, selected_tasks: Any) -> None:
+        super().initialize(tasks, selected_tasks)
+        self._tasks, self._selected = tasks, list(selected_tasks)
+        self._busy: set[str] = set()  # what did something, or should have
+        self._started: dict[str, float] = {}
+        self._screen = Screen(self.outstream) if can_draw(self.outstream) else None
+        self._running: set[str] = set()
+        self._crowded: set[str] = set()
+        self._lines = Lines(self.outstream, self._screen, self._crowded)
+        self._streams = (sys.stdout, sys.stderr)
+        progress.show_on(self._screen)
+        # doit hands each task what sys.stdout is by then.
+        self._wrapped = [Lines(stream, self._screen, self._crowded) for stream in self._streams]
+        sys.stdout, sys.stderr = self._wrapped
+        atexit.register(self._finish)
+
+    def write(self, text: str) -> None:
+        self._lines.put(text)
+
+    def execute_task(self, task: Any) -> None:
+        """Called in the thread that runs the task, right before it does."""
+        self._started[task.name] = time.monotonic()
+        progress.begin(task.name)
+        if task.actions:
+            self._busy.add(task.name)
+            self._running.add(task.name)
+            if len(self._running) > 1:
+                self._crowded |= self._running
+            self.write(f"▸ {_shown(task)}\n")
+            if self._screen:
+                # A command may talk to the user, or start what does; it is drawn once it says what it is doing.
+                self._screen.begin(task.name, _shown(task), drawn=bool(task.targets))
+
+    def skip_uptodate(self, task: Any) -> None:
+        """Nothing to say: what is up to date is not news, unless all of it is (:meth:`complete_run`)."""
+
+    def add_success(self, task: Any) -> None:
+        if task.actions:
+            seconds = time.monotonic() - self._started[task.name]
+            timings[_shown(task)] = seconds
+            if remark := progress.take_remark(task.name):
+                remarks[_shown(task)] = remark
+            self._ended(task)
+            self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        self._busy.add(task.name)
+        self._ended(task)
+        if fail.report:
+            self.failures.append({"task": task, "exception": fail})
+            # doit's own words for a file that no task makes hold its name and no more that helps.
+            absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
+            message = f"{absent[1]}: no such file, and no task makes it" if absent else fail.get_msg().strip()
+            self.write(f"{self._mark('✗', 'red')} {_shown(task)}: {message}\n")
+
+    def complete_run(self) -> None:
+        self._finish()
+        if idle := self._idle():
+            self.write(f"{', '.join(map(readable, idle))}: nothing to do, all is up to date\n")
+        for message in self.runtime_errors:
+            self.write(f"{message}\n")
+
+    def _mark(self, mark: str, colour: Colour) -> str:
+        return paint(mark, colour, self.outstream)
+
+    def _idle(self) -> list[str]:
+        """Of the tasks that were asked for, those for which nothing ran."""
+        known = Tasks(self._tasks.values())
+        asked = [name for name in self._selected if name in known.by_name]
+        return [name for name in asked if not self._busy & {name, *known.all_needed(name)}]
+
+    def _ended(self, task: Any) -> None:
+        self._running.discard(task.name)
+        if self._screen:
+            self._screen.end(task.name)
+
+    def _finish(self) -> None:
+        """Give the streams back; also when doit does not get as far as complete_run."""
+        atexit.unregister(self._finish)
+        progress.show_on(None)
+        progress.begin("")
+        if self._screen:
+            self._screen.close()
+        for lines in self._wrapped:
+            lines.finish()
+        sys.stdout, sys.stderr = self._streams
+
+
+def readable(name: str) -> str:
+    """A task's name as it is shown: helpers, which nobody calls by name, in plain words."""
+    return name[1:].replace("_", " ") if name.startswith("_") else name
+
+
+def _shown(task: Any) -> str:
+    return readable(str(task.title()))

@@ -1,0 +1,151 @@
+"""What the pipeline runs from the host itself, the apt package each comes from, and how the missing ones get here.
+
+Everything else (QEMU, the firmware, file-system tools, the kernel) is fetched into build/ and run in place.
+"""
+
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sevsnp.errors import UserError
+from sevsnp.packages import KEYRING
+from sevsnp.system import command
+from sevsnp.system.subordinate_ids import check_subordinate_ids
+
+# unattended-upgrades may hold dpkg's lock on a machine that has just booted.
+_APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """An apt package, what the pipeline does with it, and whether what it brings is here."""
+
+    package: str
+    why: str
+    present: Callable[[], bool]
+    needed: Callable[[], bool] = lambda: True
+
+
+def _has(*programs: str) -> Callable[[], bool]:
+    # The programs count, not dpkg's word: another package, or the user, may have brought them.
+    return lambda: all(command.find(program) for program in programs)
+
+
+DEPENDENCIES: tuple[Dependency, ...] = (
+    Dependency(
+        "mmdebstrap",
+        "unpacks Debian packages into the guest's root, the initramfs and the tools, without root",
+        _has("mmdebstrap"),
+    ),
+    Dependency(
+        "uidmap",
+        "gives those trees root's files although an ordinary user builds them (newuidmap)",
+        _has("newuidmap", "newgidmap"),
+        needed=lambda: os.geteuid() != 0,
+    ),
+    Dependency("mount", "lets mmdebstrap mount /proc for the packages that it installs", _has("mount")),
+    Dependency(
+        "debian-archive-keyring",
+        "checks the signatures of the Debian archive, which Ubuntu's own keys cannot",
+        KEYRING.is_file,
+    ),
+    Dependency("openssh-client", "makes SSH keys and logs in to the guest", _has("ssh", "ssh-keygen")),
+    Dependency(
+        "python3-venv",
+        "makes .venv, here and in the tests",
+        lambda: importlib.util.find_spec("ensurepip") is not None,
+    ),
+)
+
+
+# Only for who draws the pipeline anew.
+GRAPHVIZ = Dependency("graphviz", "lays out the picture of the pipeline", _has("dot"))
+
+
+def missing() -> list[Dependency]:
+    """The packages that this user needs on this machine and that are not there."""
+    return [dependency for dependency in DEPENDENCIES if dependency.needed() and not dependency.present()]
+
+
+def install_command(packages: Sequence[str]) -> list[str]:
+    """The one command that installs ``packages``, as root would type it."""
+    return ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+
+
+def install_dependencies(also: Sequence[Dependency] = ()) -> None:
+    """Say what is missing and why, ask where somebody can answer, and install it as root or through sudo."""
+    wanted = [*missing(), *(one for one in also if not one.present())]
+    if wanted:
+        _install_wanted(wanted)
+    # Before anything is fetched: only root can mend it, so it must not be found out after that.
+    check_subordinate_ids()
+    if not wanted:
+        print("install_dependencies: nothing is missing")
+
+
+def is_ready() -> bool:
+    """Whether :func:`install_dependencies` would have nothing to do and nothing to refuse."""
+    try:
+        check_subordinate_ids()
+    except UserError:
+        return False
+    return not missing()
+
+
+def _install_wanted(wanted: Sequence[Dependency]) -> None:
+    for dependency in wanted:
+        print(f"missing: {dependency.package}: {dependency.why}")
+    packages = [dependency.package for dependency in wanted]
+    by_hand = f"run as root: {shlex.join(install_command(packages))}"
+    if command.find("apt-get") is None:
+        raise UserError(
+            "apt-get: command not found, expected Debian or Ubuntu",
+            f"install with this system's own package manager what Debian calls: {', '.join(packages)}",
+        )
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    as_root = _as_root(terminal, by_hand)
+    if terminal and not _agreed(shlex.join([*as_root, *install_command(packages)])):
+        raise UserError(f"not installed: {', '.join(packages)}", by_hand)
+    _install(packages, as_root, by_hand)
+    if still := [dependency.package for dependency in wanted if not dependency.present()]:
+        raise UserError(f"installed, and still not there: {', '.join(still)}", by_hand)
+    print(f"install_dependencies: installed {', '.join(packages)}")
+
+
+def _as_root(terminal: bool, by_hand: str) -> list[str]:
+    """The words before a command that make it run as root."""
+    if os.geteuid() == 0:
+        return []
+    if command.find("sudo") is None:
+        raise UserError("packages are missing, and only root can install them: there is no sudo", by_hand)
+    if terminal:
+        return ["sudo"]  # it asks for the password itself
+    try:
+        command.run(["sudo", "-n", "true"], timeout=30)
+    except UserError:
+        raise UserError(
+            "packages are missing, and only root can install them: sudo needs a password, and there is no terminal",
+            by_hand,
+        ) from None
+    return ["sudo", "-n"]
+
+
+def _agreed(line: str) -> bool:
+    print(f"Install with: {line} [Y/n] ", end="", flush=True)
+    answer = sys.stdin.readline()
+    # An empty line takes the default; an empty string is the end of the input, where nobody agreed to anything.
+    return answer != "" and answer.strip().lower() in ("", "y", "yes")
+
+
+def _install(packages: Sequence[str], as_root: Sequence[str], by_hand: str) -> None:
+    # sudo drops the environment, so the variable travels as an argument.
+    apt_get = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", *_APT_GET]
+    # A new machine has no package lists, an old one lists what the mirror no longer has.
+    if command.run_attached([*apt_get, "--quiet", "update"]):
+        print("apt-get update failed; trying with the package lists that are here")
+    code = command.run_attached([*apt_get, *install_command(packages)[1:]])
+    if code:
+        raise UserError(f"apt-get could not install {', '.join(packages)} (exit code {code})", by_hand)

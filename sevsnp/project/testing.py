@@ -1,0 +1,68 @@
+"""Runs the project's own tests and linters, each time in the same environment."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.system.command import run_attached
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Where things are fetched from and kept is the machine's business and goes through. Anything else a user has set
+# (IMAGE, CPUS, PYTEST_ADDOPTS…) would change what the tests test.
+_KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIRROR")
+
+
+# What is under two minutes: nothing is built or booted, and what lint does is not done again.
+FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
+LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+
+
+def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: Sequence[str] = ()) -> None:
+    """Run pytest: the files, directories or tests that ``paths`` names, else all; of them what ``select`` (-k) names.
+
+    Without the slow sweeps unless ``full``; ``fast`` are the unit tests that take no time. Raises UserError.
+    """
+    if full and fast:
+        raise UserError("test: found --full and --fast, expected one of them")
+    # pytest would say it after it has loaded all others.
+    for path in paths:
+        if not (ROOT / path.partition("::")[0]).exists():
+            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/test_settings.py")
+    # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
+    # once would let tests that measure time reach their limits.
+    processes = min(len(os.sched_getaffinity(0)) + 1, 4)
+    argv = [sys.executable, "-m", "pytest", "--numprocesses", str(processes)]
+    argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
+    if not full:
+        argv += ["-m", "not full"]
+    if select:
+        argv += ["-k", select]
+    argv += [*(FAST if fast else ()), *(paths or (("tests/unit",) if fast else ()))]
+    _run("pytest", argv)
+
+
+def lint() -> None:
+    """Run every linter, and name those that found something. Raises UserError."""
+    failed = []
+    for words in LINTERS:
+        name = " ".join(words)
+        print(f"  {name}", flush=True)
+        try:
+            _run(name, [sys.executable, "-m", *words])
+        except UserError:
+            failed.append(name)
+    if failed:
+        raise UserError(f"{', '.join(failed)} found something, expected nothing", "their reports are above")
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    # pip's own configuration, for the tests that make a .venv.
+    kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith("PIP_")}
+    if (mirror := Path(kept.get("MIRROR", ""))).is_file():
+        kept["MIRROR"] = str(mirror.absolute())  # some tests run elsewhere
+    code = run_attached(argv, env=kept, cwd=ROOT)
+    if code:
+        raise UserError(f"{name}: exit code {code}", "its report is above")

@@ -1,0 +1,239 @@
+"""Running one job in the appliance: a VM on QEMU's own firmware, with our kernel and initramfs and no network.
+
+It runs where the host's kernel will not: opening device-mapper volumes and foreign file systems needs root, and a file
+system that somebody else made may attack the kernel that mounts it. What can go wrong there ends with the VM.
+"""
+
+import contextlib
+import json
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sevsnp.errors import UserError
+from sevsnp.qemu.blocks import BlockFile
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.disk_format import DiskFormat
+from sevsnp.qemu.platforms import accelerator
+from sevsnp.qemu.process import escaped, start, stop
+from sevsnp.system import progress
+from sevsnp.system.command import temporary_directory
+from sevsnp.system.files import disks as full_disks
+
+PORT_NAME = "org.openend2e.appliance"
+Format = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc"]
+MEMORY = 1 << 30
+_CPUS = 2
+_TAIL = 2000
+_LINE = 1 << 20
+_ENDING = 30.0
+# QEMU would stop the machine on a full disk, and wait for somebody who makes room.
+_REPORT = "werror=report,rerror=report"
+
+
+@dataclass(frozen=True)
+class ApplianceDisk:
+    """A disk of the appliance: ``role`` is its serial number; ``format`` is said, never found out by QEMU.
+
+    With ``overlay``, a file that is made for it, changes go there and the disk stays as it is.
+    """
+
+    role: str
+    path: Path
+    format: Format = "raw"
+    read_only: bool = False
+    overlay: Path | None = None
+
+    @property
+    def block(self) -> BlockFile:
+        # No journal of the host's disk is waited for: what is half-written when the host fails has not got its name.
+        return BlockFile(self.role, self.path, DiskFormat(self.format), self.read_only, self.overlay, flush=False)
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """What it is made of. ``answers`` is where it is remembered whether KVM boots here."""
+
+    qemu: Path
+    kernel: Path
+    initrd: Path
+    answers: Path
+
+
+def run_job(
+    appliance: Appliance,
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    disks: Sequence[ApplianceDisk],
+    secret: bytes = b"",
+    seconds: float = 1800.0,
+    memory: int = MEMORY,
+) -> dict[str, Any]:
+    """Do the job initramfs/appliance/NAME.py and return its result.
+
+    ``arguments`` is JSON; ``secret`` goes the same way, over a socket that no other process has, and nowhere else.
+    Raises UserError with what the job says, or with the end of the console where it says nothing, or after ``seconds``.
+    """
+    for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, needed for the appliance")
+    with temporary_directory("sevsnp-") as work:
+        port, its_end = socket.socketpair()
+        with port:
+            with its_end:
+                process = start(
+                    appliance.qemu,
+                    _arguments(appliance, disks, its_end.fileno(), work / "console", memory),
+                    _access(appliance, disks, work),
+                    terminal=False,
+                    messages=work / "qemu.log",
+                    inherited=(its_end.fileno(),),
+                )
+            try:
+                job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
+                answer = _talk(port, job, secret, seconds)
+                code = process.wait(_ENDING) if answer else None
+            except (OSError, subprocess.TimeoutExpired, _NoEnd) as error:
+                raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
+            finally:
+                stop(process)
+        if code != 0 or answer is None or "error" in answer:
+            _check_room([disk.path for disk in disks if not disk.read_only])
+        if answer is None:
+            raise UserError(f"the appliance ended in its job {name}\n{_said(work)}")
+        if "error" in answer:
+            raise UserError(f"the appliance's job {name}: {_printable(answer['error'])}")
+        if code:
+            raise UserError(f"the appliance's QEMU ended with exit code {code}\n{_said(work)}")
+        return dict(answer["result"])
+
+
+class _NoEnd(Exception):
+    """A limit was reached, or an answer is none."""
+
+
+def _arguments(
+    appliance: Appliance, disks: Sequence[ApplianceDisk], port: int, console: Path, memory: int
+) -> list[str]:
+    kind = accelerator(appliance.kernel, appliance.qemu, appliance.answers)
+    arguments = [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        *("-display", "none"),
+        *("-machine", "q35,smm=off,vmport=off"),
+        *("-accel", f"{kind},thread=multi" if kind == "tcg" else kind),
+        *("-cpu", "max"),
+        *("-smp", str(_CPUS)),
+        *("-m", f"{memory >> 20}M"),
+        *("-kernel", str(appliance.kernel)),
+        *("-initrd", str(appliance.initrd)),
+        # no_timer_check: on a busy machine a virtual CPU is not run often enough for the kernel's test of its timer.
+        *("-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_check"),
+        *("-chardev", f"file,id=console,path={escaped(console)}"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,disable-legacy=on"),
+        *("-chardev", f"socket,id=port,fd={port}"),
+        *("-device", f"virtserialport,chardev=port,name={PORT_NAME}"),
+    ]
+    for disk in disks:
+        arguments += _disk(disk)
+    return arguments
+
+
+def _access(appliance: Appliance, disks: Sequence[ApplianceDisk], work: Path) -> Access:
+    """The files it is made of and its disks; no network."""
+    blocks = [disk.block for disk in disks]
+    files = [appliance.kernel, appliance.initrd, *(path for block in blocks for path in block.only_read)]
+    return Access(
+        read=tuple(map(str, files)),
+        write=tuple(str(path) for block in blocks for path in block.written),
+        scratch=(str(work),),
+    )
+
+
+def _disk(disk: ApplianceDisk) -> list[str]:
+    """A virtio disk. No other file than the one named is ever opened for it."""
+    return [
+        *disk.block.arguments(),
+        *("-device", f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,{_REPORT}"),
+    ]
+
+
+def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dict[str, Any] | None:
+    """Hand over the job and follow it to its end; None where the appliance ended without an answer."""
+    deadline = time.monotonic() + seconds
+    with progress.amount("starting the appliance") as amount:
+        port.settimeout(seconds)
+        # QEMU's end, whatever it ended of, closes the port.
+        with contextlib.suppress(ConnectionError):
+            port.sendall(len(job).to_bytes(4, "big") + job + secret)
+            for line in _lines(port, deadline, seconds):
+                said = _parse(line)
+                if "result" in said or "error" in said:
+                    return said
+                if "done" in said:
+                    amount.at(said["done"], said["total"])
+                if "step" in said:
+                    amount.what = _printable(said["step"])[:60]
+    return None
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """What the appliance said, as far as its form goes: what it mounts may have made its kernel somebody else's."""
+    try:
+        said = json.loads(line)
+        if not isinstance(said, dict):
+            raise ValueError("no object")
+        for name, kind in (("result", dict), ("error", str), ("step", str), ("done", int), ("total", int)):
+            if name in said and not isinstance(said[name], kind):
+                raise ValueError(name)
+        if "done" in said and "total" not in said:
+            raise ValueError("total")
+        return said
+    except (ValueError, TypeError, RecursionError):
+        raise _NoEnd("an answer that makes no sense") from None
+
+
+def _printable(text: str) -> str:
+    """Nothing in it moves a terminal's cursor, or is a colour."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[bytes]:
+    buffer = b""
+    while True:
+        port.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            piece = port.recv(1 << 16)
+        except TimeoutError:
+            raise _NoEnd(f"no end after {seconds:.0f} s") from None
+        if not piece:
+            return
+        buffer += piece
+        *whole, buffer = buffer.split(b"\n")
+        yield from whole
+        if len(buffer) > _LINE:
+            raise _NoEnd("a line without end")
+
+
+def _check_room(paths: Sequence[Path]) -> None:
+    """Raises UserError where a disk of the appliance is on a disk of this machine that is full."""
+    full = [str(place) for place, is_full in full_disks(paths).items() if is_full]
+    if full:
+        raise UserError(f"{' or '.join(full)}: cannot be written: the disk is full", f"see: df -h {shlex.join(full)}")
+
+
+def _said(work: Path) -> str:
+    """The end of what its console and QEMU have said."""
+    texts = []
+    for name in ("console", "qemu.log"):
+        with contextlib.suppress(OSError):
+            texts.append((work / name).read_bytes()[-_TAIL:].decode(errors="replace").replace("\r\n", "\n").strip())
+    return _printable("\n".join(filter(None, texts)))

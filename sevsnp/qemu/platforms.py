@@ -1,0 +1,140 @@
+"""Which platform a guest is launched on: `snp` where the host really can, else `emulated`.
+
+/dev/kvm existing proves nothing, nor does a kernel parameter: a kernel is booted, and the answer is remembered until
+the machine or QEMU changes.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import RunOptions, check_version, snp_arguments, start, stop
+from sevsnp.system.files import write_atomic
+from sevsnp.vm_config.config import BANNER, Launch
+
+_KVM = Path("/dev/kvm")
+_SNP_PARAMETER = Path("/sys/module/kvm_amd/parameters/sev_snp")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_KVM_SECONDS = 5.0
+_SNP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A platform, the accelerator its vCPUs run on, and why it was chosen."""
+
+    name: str
+    accelerator: str
+    reason: str
+
+
+def choose(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
+    """The platform for ``requested`` (auto, snp or emulated); ``answers`` is where earlier answers are remembered.
+
+    Raises :class:`UserError` where ``snp`` is asked for and the host cannot, and for a QEMU too old for the platform.
+    """
+    platform = _chosen(requested, launch, qemu, answers)
+    check_version(qemu, platform.name)
+    return platform
+
+
+def accelerator(kernel: Path, qemu: Path, answers: Path) -> str:
+    """``kvm`` where it boots ``kernel``, else ``tcg``, QEMU's own emulation; for what is no measured guest."""
+    return "tcg" if _remembered(answers, "kvm", qemu, lambda: _kvm_boots(kernel, qemu)) else "kvm"
+
+
+def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
+    kvm = _remembered(answers, "kvm", qemu, lambda: _kvm_boots(launch.kernel.path, qemu))
+    if requested != "emulated":
+        snp = _remembered(answers, "snp", qemu, lambda: _snp_boots(launch, qemu)) if kvm == "" else kvm
+        if snp == "":
+            return Platform("snp", "kvm", "a test guest booted with SEV-SNP")
+        if requested == "snp":
+            raise UserError(f"PLATFORM=snp: this host cannot: {snp}", "use PLATFORM=emulated, or see docs/hardware.md")
+        return Platform("emulated", "kvm" if kvm == "" else "tcg", snp)
+    return Platform("emulated", "kvm" if kvm == "" else "tcg", "asked for")
+
+
+def snp_is_known(qemu: Path, answers: Path) -> bool:
+    """Whether this host was found to have SEV-SNP since it was booted; nothing is tried."""
+    return _known(answers).get(_question("snp", qemu)) == ""
+
+
+def _question(question: str, qemu: Path) -> str:
+    status = qemu.stat() if qemu.exists() else None
+    return f"{question} {_BOOT_ID.read_text().strip()} {qemu} {status and (status.st_ino, status.st_mtime_ns)}"
+
+
+def _known(answers: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads(answers.read_text())
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
+    """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
+    asked, known = _question(question, qemu), _known(answers)
+    if not isinstance(known.get(asked), str):
+        known[asked] = probe()
+        write_atomic(answers, json.dumps(known, indent=1) + "\n")
+    return known[asked]
+
+
+def _kvm_boots(kernel: Path, qemu: Path) -> str:
+    if not _KVM.exists():
+        return "no /dev/kvm"
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return "/dev/kvm is not open to this user"
+    machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
+    return _boots(kernel, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
+
+
+def _snp_boots(launch: Launch, qemu: Path) -> str:
+    try:
+        if _SNP_PARAMETER.read_text().strip() not in ("Y", "1"):
+            return f"{_SNP_PARAMETER} says no"
+    except OSError:
+        return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
+    probe = replace(launch, id_block=None, id_auth=None)  # it is another guest, with another launch digest
+    machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
+    files = (launch.firmware.path,)
+    return _boots(launch.kernel.path, qemu, machine, files, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
+
+
+def _boots(
+    kernel: Path, qemu: Path, machine: list[str], files: tuple[Path, ...], seconds: float, otherwise: str
+) -> str:
+    """Boot a kernel with no root: it panics and, told so on its command line, resets, which ends QEMU."""
+    arguments = [*machine, "-nodefaults", "-no-reboot", "-display", "none", "-kernel", str(kernel)]
+    access = Access(read=tuple(str(path) for path in (kernel, *files)))
+    process = start(qemu, [*arguments, "-append", "panic=-1"], access, terminal=False, messages=Path(os.devnull))
+    try:
+        return "" if process.wait(timeout=seconds) == 0 else otherwise
+    except subprocess.TimeoutExpired:
+        return f"{otherwise} in {seconds:.0f} s"
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def running(platform: Platform, launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the guest on a platform; the emulation is named by a string, and loaded only where it is the one."""
+    options.state.mkdir(parents=True, exist_ok=True)
+    if platform.name == "snp":
+        from sevsnp.qemu import snp
+
+        with snp.running(launch, options) as process:
+            yield process
+    else:
+        emulation = importlib.import_module("sevsnp.emulation.launch")
+        print(f"{BANNER} ({platform.reason}; {platform.accelerator})", flush=True)
+        with emulation.running(launch, options, platform.accelerator) as process:
+            yield process

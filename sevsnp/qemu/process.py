@@ -1,0 +1,355 @@
+"""QEMU's command line, one option and its value a line, and the process that must not outlive us."""
+
+import base64
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.firmware.gate import check_launch_firmware
+from sevsnp.qemu.blocks import BlockFile
+from sevsnp.qemu.confine import Access, landlock_version, wrapped
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.cmdline import read_cmdline
+from sevsnp.vm_config.config import Disk, File, Launch, making
+
+# Ports inside the guest.
+GUEST_SSH = 22
+GUEST_ATTEST = 8088
+
+# sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
+OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
+# For every QEMU: no system call but those it needs itself, and no guest memory in a core dump.
+_ALWAYS = (
+    *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+    *("-machine", "dump-guest-core=off"),
+)
+# Whether it was said in this process that the kernel cannot confine QEMU.
+_warned: list[bool] = []
+_PORTS_TRIED = 100
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is free at launch because nothing measures it. ``memory`` in bytes; ports at 127.0.0.1 of this machine.
+
+    ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
+    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log, else
+    it may be had from the listening socket ``console``, a file descriptor. In place of a port in ``movable`` (SSH_PORT,
+    ATTEST_PORT) the next free one is taken where it is in use.
+    ``disks`` are the guest's beside those of its VM config. ``extra`` are QEMU options of a user's own; since nobody
+    here knows which files they need, QEMU may then open all that its user may.
+    """
+
+    qemu: Path
+    memory: int
+    ssh_port: int
+    attest_port: int
+    state: Path
+    restricted: bool = False
+    terminal: bool = False
+    disks: tuple[BlockFile, ...] = ()
+    extra: tuple[str, ...] = ()
+    console: int | None = None
+    movable: tuple[str, ...] = ()
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """The file descriptors that QEMU's arguments name."""
+        return () if self.console is None else (self.console,)
+
+    @property
+    def serial_log(self) -> Path:
+        """What the guest wrote to its serial console."""
+        return self.state / "serial.log"
+
+    @property
+    def messages(self) -> Path:
+        """What QEMU itself had to say."""
+        return self.state / "qemu.log"
+
+
+_QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE"
+
+
+def check_files(launch: Launch, *, disks: bool = True) -> None:
+    """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
+    files: list[tuple[str, File | Disk]] = [
+        ("firmware", launch.firmware),
+        ("kernel", launch.kernel),
+        ("initrd", launch.initrd),
+        ("cmdline", launch.cmdline),
+        *((name, file) for name, file in (("id_block", launch.id_block), ("id_auth", launch.id_auth)) if file),
+        *((disk.role, disk) for disk in launch.disks if disks),
+    ]
+    check_launch_firmware(launch)
+    for name, file in files:
+        hint = f"make it again with: {making(file.path, launch.workflow)}"
+        if not file.path.is_file():
+            raise UserError(f"{file.path}: no such file ({name} of the VM config)", hint)
+        size = file.path.stat().st_size
+        if isinstance(file, Disk) and size != file.size:
+            raise UserError(f"{file.path}: found {size} bytes, the VM config says {file.size}", hint)
+        found = sha256_file(file.path)
+        if found != file.sha256:
+            raise UserError(f"{file.path}: found SHA-256 {found}, the VM config says {file.sha256} ({name})", hint)
+
+
+def check_options(options: RunOptions) -> RunOptions:
+    """Refuse ports that are taken or equal, and memory that this machine does not have; the options to launch with."""
+    if options.ssh_port == options.attest_port:
+        raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
+    options = _with_free_ports(options)
+    ports = (options.ssh_port, options.attest_port)
+    for name, port in zip(("SSH_PORT", "ATTEST_PORT"), ports, strict=True):
+        try:
+            _bind(port)
+        except PermissionError:
+            free = _free_port(1024, ports)
+            raise UserError(
+                f"{name}={port}: this user may not open it", f"take a port above 1023: {name}={free}"
+            ) from None
+        except OSError:
+            free = _free_port(port + 1, ports)
+            raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={free}") from None
+    total = _host_memory()
+    if options.memory > total:
+        raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
+    return options
+
+
+def _with_free_ports(options: RunOptions) -> RunOptions:
+    ssh_port, attest_port = options.ssh_port, options.attest_port
+    if "SSH_PORT" in options.movable:
+        ssh_port = _free_from(ssh_port, attest_port, "SSH_PORT")
+    if "ATTEST_PORT" in options.movable:
+        attest_port = _free_from(attest_port, ssh_port, "ATTEST_PORT")
+    return replace(options, ssh_port=ssh_port, attest_port=attest_port)
+
+
+def _free_from(wanted: int, other: int, name: str) -> int:
+    """``wanted`` where it is free, else a port above it that is."""
+    port = _free_port(wanted, (other,))
+    if port != wanted:
+        print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
+    return port
+
+
+def _bind(port: int) -> None:
+    """Raises OSError where nothing could listen at this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+
+
+def _free_port(least: int, others: Sequence[int]) -> int:
+    """A port from ``least`` that nothing uses now, and none of ``others``; ``least`` where there is none near."""
+    for port in range(least, min(least + _PORTS_TRIED, 65536)):
+        with contextlib.suppress(OSError):
+            if port not in others:
+                _bind(port)
+                return port
+    return least
+
+
+def _host_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("/proc/meminfo: no MemTotal")
+
+
+def escaped(path: Path) -> str:
+    """A path inside a QEMU option, where a comma ends the value."""
+    return str(path).replace(",", ",,")
+
+
+def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> list[str]:
+    """A measured guest, as far as it does not depend on the platform: files, disks, network card and serial port."""
+    arguments = [
+        *machine_arguments(launch.vcpus, options),
+        *("-qmp", f"unix:{escaped(qmp_socket)},server=on,wait=off"),
+        *("-bios", str(launch.firmware.path)),
+        *("-kernel", str(launch.kernel.path)),
+        *("-initrd", str(launch.initrd.path)),
+        *("-append", read_cmdline(launch.cmdline.path)),
+    ]
+    for disk in (*launch_disks(launch), *options.disks):
+        arguments += disk_device(disk)
+    return [*arguments, *options.extra]
+
+
+def launch_disks(launch: Launch) -> tuple[BlockFile, ...]:
+    """The disks of a measured guest: raw, whatever is on them."""
+    return tuple(BlockFile(disk.role, disk.path, read_only=launch.workflow == "verity") for disk in launch.disks)
+
+
+def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
+    """What every guest has: one network card, one serial port, and nothing that QEMU would add by itself."""
+    forwards = f"hostfwd=tcp:127.0.0.1:{options.ssh_port}-:{GUEST_SSH}"
+    forwards += f",hostfwd=tcp:127.0.0.1:{options.attest_port}-:{GUEST_ATTEST}"
+    console = "stdio,id=serial,signal=on,mux=off" if options.terminal else "null,id=serial"
+    if options.console is not None:
+        console = f"socket,id=serial,fd={options.console},server=on,wait=off"
+    return [
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        *("-display", "none"),
+        *("-smp", str(vcpus)),
+        *("-chardev", f"{console},logfile={escaped(options.serial_log)},logappend=off"),
+        *("-serial", "chardev:serial"),
+        *("-netdev", f"user,id=net,restrict={'on' if options.restricted else 'off'},{forwards}"),
+        *("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,iommu_platform=on"),
+    ]
+
+
+def disk_arguments(role: str, path: Path, *, read_only: bool) -> list[str]:
+    """A raw virtio disk with the serial number ``role``."""
+    return disk_device(BlockFile(role, path, read_only=read_only))
+
+
+def disk_device(disk: BlockFile) -> list[str]:
+    """A virtio disk with the image's role as its serial number."""
+    device = f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,iommu_platform=on"
+    return [*disk.arguments(), "-device", device]
+
+
+def guest_access(launch: Launch, options: RunOptions, work: Path) -> Access:
+    """What the QEMU of a guest may open: the guest's files and disks, its console's log, and the directory ``work``.
+
+    The log is made here, so that QEMU needs no right to make files in the state directory.
+    """
+    options.serial_log.touch()
+    disks = (*launch_disks(launch), *options.disks)
+    files = (launch.firmware.path, launch.kernel.path, launch.initrd.path)
+    return Access(
+        read=_names((*files, *(path for disk in disks for path in disk.only_read))),
+        write=_names((options.serial_log, *(path for disk in disks for path in disk.written))),
+        scratch=_names((work,)),
+        listen=(options.ssh_port, options.attest_port),
+        reach=not options.restricted,
+        everything=bool(options.extra),
+    )
+
+
+def _names(paths: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(str(path) for path in paths)
+
+
+def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[str]:
+    """The machine without SEV-SNP, on KVM or on QEMU's own emulation (tcg)."""
+    return [
+        *("-machine", "q35,smm=off,vmport=off"),
+        *("-accel", f"{accelerator},thread=multi" if accelerator == "tcg" else accelerator),
+        *("-cpu", vcpu_model),
+        *("-m", f"{memory >> 20}M"),
+    ]
+
+
+def snp_arguments(
+    launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
+) -> list[str]:
+    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
+    host_data = base64.b64encode(launch.host_data).decode()
+    hashes = "on" if kernel_hashes else "off"
+    return [
+        *("-machine", "q35,smm=off,vmport=off,confidential-guest-support=snp,memory-backend=ram,kernel-irqchip=split"),
+        *("-accel", "kvm"),
+        *("-cpu", launch.vcpu_model),
+        *("-m", f"{memory >> 20}M"),
+        *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
+        "-object",
+        f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
+        f"kernel-hashes={hashes},host-data={host_data}{_identity(launch)}",
+    ]
+
+
+def _identity(launch: Launch) -> str:
+    """The ID block and its authentication as properties of sev-snp-guest; QEMU takes both or neither."""
+    if not launch.id_block or not launch.id_auth:
+        return ""
+    from sevsnp.measurement.id_block import read_identity  # doit loads this module for every command
+
+    identity = read_identity(launch.id_block.path, launch.id_auth.path)
+    block, auth = (base64.b64encode(part.encode()).decode() for part in (identity.block, identity.auth))
+    return f",id-block={block},id-auth={auth},author-key-enabled={'on' if identity.auth.has_author else 'off'}"
+
+
+def environment() -> dict[str, str]:
+    """What QEMU gets of our environment: where things are, and nothing that may be a secret."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "TERM") if name in os.environ}
+    return {**kept, "LC_ALL": "C.UTF-8"}
+
+
+def check_version(qemu: Path, platform: str) -> None:
+    """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
+    hint = _QEMU
+    words = [str(qemu), "--version"]
+    if not shutil.which(str(qemu)):
+        raise UserError(f"{qemu}: no such program", hint)
+    try:
+        said = subprocess.run(
+            words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{qemu} --version: {error}", hint) from error
+    match = re.match(rb"QEMU emulator version (\d+)\.(\d+)", said)
+    if not match:
+        raise UserError(f"{qemu} --version: found {said[:60]!r}, expected QEMU emulator version …", hint)
+    if (int(match[1]), int(match[2])) < OLDEST[platform]:
+        least = "{}.{}".format(*OLDEST[platform])
+        raise UserError(f"{qemu}: found version {int(match[1])}.{int(match[2])}, expected {least} or newer", hint)
+
+
+def start(
+    qemu: Path, arguments: list[str], access: Access, *, terminal: bool, messages: Path,
+    sockets: Path | None = None, inherited: tuple[int, ...] = (),
+) -> "subprocess.Popen[bytes]":  # fmt: skip
+    """Start QEMU confined to ``access``, so that it dies with this process, whatever kills it.
+
+    The thread that calls has to live as long as QEMU: its end is taken for the process's. QEMU's messages go to the
+    file ``messages``; ``sockets`` is a directory's :func:`short_name` of which ``arguments`` make use, and
+    ``inherited`` are file descriptors of this process that they name.
+    """
+    program = shutil.which(str(qemu))
+    if not program:
+        raise UserError(f"{qemu}: no such program", _QEMU)
+    _warn_unconfined()
+    words = [*arguments, *_ALWAYS]
+    if sockets:
+        # A confined process may not look into another's descriptors: it gets the directory's, and its own name for it.
+        words = [word.replace(f"{sockets}/", f"/proc/self/fd/{sockets.name}/") for word in words]
+    with messages.open("wb") as log:
+        return subprocess.Popen(
+            wrapped([str(Path(program).absolute()), *words], access),
+            env=environment(),
+            stdin=None if terminal else subprocess.DEVNULL,
+            stdout=None if terminal else log,
+            stderr=log,
+            pass_fds=(*inherited, *((int(sockets.name),) if sockets else ())),
+        )
+
+
+def _warn_unconfined() -> None:
+    if not _warned and not landlock_version():
+        _warned.append(True)
+        print("warning: this kernel has no Landlock: QEMU may open all files that you may", file=sys.stderr, flush=True)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End QEMU if it still runs."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

@@ -1,0 +1,1 @@
+"""The settings: one table, and how their values are read."""

@@ -1,0 +1,361 @@
+"""Pipeline settings: ``NAME=value`` on the command line, then the environment, then config.yaml, then the default."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.settings.values import (
+    LEAST_MEMORY,
+    Choice,
+    Parser,
+    Value,
+    cache_place,
+    choice,
+    guest_name,
+    hex_digits,
+    integer,
+    minimum_tcb,
+    policy,
+    size,
+    text,
+    volume,
+    word,
+)
+from sevsnp.system.nearest import did_you_mean
+from sevsnp.system.yaml_loader import strict_loader
+
+CONFIG_FILE = "config.yaml"
+COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
+# What is said for one run, as against what config.yaml says for all.
+PER_RUN = (COMMAND_LINE, ENVIRONMENT)
+
+# Never taken as a word of the command line, and shown nowhere.
+SECRETS = ("LUKS_KEY",)
+ALL_SETTINGS = "all settings: ./doitw help settings"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its name on the command line, how its text is read, its default as text, and what it is for."""
+
+    name: str
+    parse: Parser
+    default: str
+    expected: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """Its name in config.yaml."""
+        return self.name.lower()
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The words that it takes, where those are few."""
+        return self.parse.allowed if isinstance(self.parse, Choice) else ()
+
+
+_TMPFS = size(1 << 20, 1 << 40)
+_PORT = integer(1, 65535)
+
+# What config.yaml, `./doitw help` and the refusal of a bad value say is all from here.
+# fmt: off
+GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
+    ("What a guest is made of and measured with: fixed when a setup_* task writes its VM config.", (
+        Setting("IMAGE", text, "", "a path: a root filesystem tar (for setup_*) or a disk image",
+                "a root filesystem tar, or a disk image (qcow2, raw, VMDK, VHDX); empty: our own guest"),
+        Setting("ROOT_DEVICE", text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME",
+                "which root on a disk image that has several, as /dev/vda2, UUID=… or /dev/GROUP/VOLUME"),
+        Setting("PRODUCT", choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin",
+                "the processor that will run it (Milan, Genoa, Turin): decides the shape of its TCB version"),
+        Setting("CPUS", integer(1, 255), "1", "a number of vCPUs from 1 to 255",
+                "vCPUs, 1-255; each one's initial state is measured"),
+        Setting("CPU_MODEL", word, "EPYC-v4", "a QEMU CPU model, as EPYC-v4 or EPYC-Genoa",
+                "QEMU CPU model; its signature is part of that state"),
+        Setting("POLICY", policy, "0x30000", "an SNP guest policy without debugging and migration, as 0x30000",
+                "SNP guest policy: SMT allowed, no debugging, no migration"),
+        Setting("GUEST_FEATURES", integer(0, (1 << 64) - 1), "0x1", "SEV_FEATURES of the VMSA, as 0x1",
+                "SEV_FEATURES of each vCPU's initial state: SNP active, nothing else"),
+        Setting("MIN_TCB", minimum_tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115, or any",
+                "least TCB version to accept, as bootloader:3,snp:8,microcode:115, or any; empty: none is, on SEV-SNP"),
+        Setting("PLATFORM_INFO_REQUIRED", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20",
+                "bits of PLATFORM_INFO that must be set, as 0x20 (memory alias check complete)"),
+        Setting("PLATFORM_INFO_FORBIDDEN", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1",
+                "bits of PLATFORM_INFO that must not be set, as 0x1 (SMT enabled)"),
+        Setting("FAMILY_ID", hex_digits(32), "0" * 32, "32 lower-case hex digits",
+                "FAMILY_ID of the guest, 16 bytes; it is in an ID block, so zero as long as there is none"),
+        Setting("IMAGE_ID", hex_digits(32), "0" * 32, "32 lower-case hex digits",
+                "IMAGE_ID of the guest, likewise"),
+        Setting("GUEST_SVN", integer(0, (1 << 32) - 1), "0", "a security version number from 0 to 4294967295",
+                "security version number of the guest, likewise"),
+        Setting("ID_KEY", text, "", "a path to a P-384 private key in PEM",
+                "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none"),
+        Setting("AUTHOR_KEY", text, "", "a path to a P-384 private key in PEM",
+                "P-384 private key that signs the ID key; empty: the ID block has none, which some firmware refuses"),
+        Setting("FIRMWARE", text, "", "a path to an OVMF built from OvmfPkg/AmdSev",
+                "firmware of your own that measured guests start with; empty: build/firmware/OVMF.fd"),
+        Setting("FIRMWARE_REASON", text, "", "a sentence",
+                "why that firmware is trusted where it cannot be judged (docs/firmware.md); every verdict says it"),
+        Setting("ACPI", choice("auto", "on", "off"), "auto", "auto, on or off",
+                "ACPI tables carry code of the host that the guest runs; auto: off with one vCPU, else on"),
+        Setting("WRITABLE", choice("overlay", "copy"), "overlay", "overlay or copy",
+                "/etc, /home and /var over a read-only root: an overlay, or a copy in memory"),
+        Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G",
+                "memory that changes below /etc may take"),
+        Setting("TMPFS_HOME", _TMPFS, "8G", "a size, as 512M or 1G",
+                "memory that changes below /home may take"),
+        Setting("TMPFS_VAR", _TMPFS, "2G", "a size, as 512M or 1G",
+                "memory that changes below /var may take"),
+        Setting("TMPFS_TMP", _TMPFS, "1G", "a size, as 512M or 1G",
+                "memory that /tmp may take"),
+        Setting("VERITY_FILESYSTEM", choice("ext4", "erofs"), "ext4", "ext4 or erofs",
+                "the root's file system: ext4, or erofs, which is compressed and cannot be written to at all"),
+        Setting("LUKS_FREE", size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G",
+                "room that the encrypted root has beside what is in it"),
+        Setting("LUKS_REPORTS", choice("closed", "open"), "closed", "closed or open",
+                "open: root in the encrypted guest can ask for reports after its key came; closed: nothing can"),
+    )),
+    ("Where the disk key of the encrypted root comes from, unless LUKS_KEY is in the environment.", (
+        Setting("LUKS_KEY_FILE", text, "", "a path to a key file, or - to be asked",
+                "a file of yours with the key, all of its bytes; - asks; empty: setup_luks makes one"),
+    )),
+    ("Free at every launch: not measured.", (
+        Setting("PLATFORM", choice("auto", "snp", "emulated"), "auto", "auto, snp or emulated",
+                "auto: snp where a probe boots a guest with it, else emulated; snp and emulated insist"),
+        Setting("MEMORY", size(LEAST_MEMORY, 1 << 42), "2G", "guest memory from 256M to 4096G, as 1536M",
+                "the guest's memory, tmpfs included"),
+        Setting("SSH_PORT", _PORT, "2222", "a TCP port from 1 to 65535",
+                "port on this machine that leads to the guest's sshd"),
+        Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535",
+                "port on this machine that leads to the guest's attestation agent"),
+        Setting("NAME", guest_name, "", "a guest's name: letters, digits, dots and dashes",
+                "the name of the guest, and of its directory in build/run; empty: the workflow's"),
+        Setting("DETACH", choice("no", "yes"), "no", "no or yes",
+                "yes: run_* starts the guest without a terminal and returns once it runs"),
+        Setting("GUEST_NETWORK", choice("open", "restricted"), "open", "open or restricted",
+                "open: the guest reaches what this machine reaches; restricted: only the two ports in"),
+        Setting("VERITY_IMAGE", text, "", "a path",
+                "root image to attach; empty: the one that the VM config names"),
+        Setting("VERITY_HASH_TREE", text, "", "a path",
+                "its hash tree; empty: the one that the VM config names"),
+        Setting("VOLUME", volume, "", "the UUID of a volume, or how it begins, as 3fa1",
+                "encrypted volume to run and attest, as its UUID begins; empty: that of build/luks, else the only one"),
+        Setting("VM_CONFIG", text, "", "a path to a VM config",
+                "VM config to launch or to verify against; empty: the one of the workflow"),
+    )),
+    ("Where the guest is reached from: attest_* and ssh.", (
+        Setting("HOST", text, "127.0.0.1", "the address at which the guest's forwarded ports answer",
+                "the machine that runs the guest"),
+        Setting("PORT", integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)",
+                "the attestation port there; 0: attest_port"),
+        Setting("EMULATED_ROOT", text, "", "a path to the ark.pem of a software secure processor",
+                "ark.pem of the software secure processor to believe; empty: that of the last run here"),
+    )),
+    ("What is given away.", (
+        Setting("MANIFEST", text, "", "a path to a release manifest",
+                "release manifest to verify; empty: build/manifest.json"),
+        Setting("MANIFEST_KEY", text, "", "a path to a private key in PEM",
+                "private key that signs the manifest; empty: it is not signed"),
+        Setting("MANIFEST_PUBLIC_KEY", text, "", "a path to a public key in PEM",
+                "public key that must have signed it; empty: the signature is not checked"),
+    )),
+    ("Where things are fetched from and kept.", (
+        Setting("KERNEL_DEB", text, "", "a path to a linux-image package",
+                "linux-image package to unpack instead of the pinned one"),
+        Setting("MIRROR", text, "", "the URI of a Debian mirror, or a file that pack_sources made",
+                "Debian mirror, or a file that pack_sources made; empty: as this machine's apt has it"),
+        Setting("SNAPSHOT_MIRROR", text, "", "the URI of a Debian snapshot mirror, ending before the pool, or off",
+                "where versions are that the mirror dropped: a URI that ends before pool/, @SNAPSHOTID@ in it stands "
+                "for the time of the lock; empty: the one that apt knows of; off: none"),
+        Setting("CONFIG_DIR", text, "", "a directory for the user's keys",
+                "the user's and owner's keys; empty: openend2e-sevsnp in the user's configuration directory"),
+        Setting("DATA_DIR", text, "", "a directory for the volumes that guests have written",
+                "volumes that guests have written; empty: openend2e-sevsnp in the user's data directory"),
+        Setting("CACHE_DIR", text, "", "a directory for downloaded packages",
+                "downloaded packages; empty: openend2e-sevsnp in the user's cache directory"),
+        Setting("SEVSNP_CACHE", text, "", "a directory for the artefact cache",
+                "the artefact cache: what was made before; empty: artefacts in the cache directory"),
+        Setting("CACHE", cache_place, "", "oci://host/repository, off, or nothing",
+                "a registry to share it through, as oci://host/repository; off: no artefact cache at all"),
+        Setting("CACHE_MODE", choice("pull", "push"), "pull", "pull or push",
+                "pull: only take from the registry; push: send what was made here, too"),
+        Setting("CACHE_KEY", text, "", "a path to a private key in PEM",
+                "private key that signs what is sent"),
+        Setting("CACHE_PUBLIC_KEY", text, "", "a path to a public key in PEM",
+                "public key that must have signed what is taken; empty: whoever may write there is trusted"),
+        Setting("CACHE_SIZE", size(1 << 20, 1 << 50), "20G", "a size, as 20G",
+                "what the artefact cache may take on this machine's disk"),
+    )),
+)
+# fmt: on
+SETTINGS: tuple[Setting, ...] = tuple(setting for _, settings in GROUPS for setting in settings)
+
+NAMES = tuple(setting.name for setting in SETTINGS)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+_BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run; ``settings["CPUS"]`` is parsed and in range."""
+
+    values: Mapping[str, Value]
+    sources: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Value:
+        if name not in self.sources:
+            raise UserError(f"there is no setting {name}", did_you_mean(name, _BY_NAME) or ALL_SETTINGS)
+        return self.values[name]
+
+    def text(self, name: str) -> str:
+        return str(self[name])
+
+    def number(self, name: str) -> int:
+        value = self[name]
+        assert isinstance(value, int), name
+        return value
+
+    def is_default(self, name: str) -> bool:
+        """Whether a setting was left as it comes: not given for this run, and in config.yaml with its default."""
+        setting = _BY_NAME[name]
+        return self.sources[name] not in PER_RUN and self.values[name] == setting.parse(setting.default)
+
+    def path(self, name: str, default: Path) -> Path:
+        """The path a setting names, or ``default`` where it is empty; ``~`` is the user's home."""
+        text = self.text(name)
+        return Path(text).expanduser() if text else default
+
+    def acpi(self) -> bool:
+        """Whether the guest boots with ACPI. More than one vCPU cannot be started without: UserError for ACPI=off."""
+        if self.text("ACPI") == "off" and self.number("CPUS") > 1:
+            raise UserError(f"ACPI=off: found CPUS={self.number('CPUS')}, expected 1: more cannot start without ACPI")
+        return self.text("ACPI") == "on" or self.number("CPUS") > 1
+
+    def config_dir(self) -> Path:
+        """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        return self.path("CONFIG_DIR", base / "openend2e-sevsnp")
+
+    def data_dir(self) -> Path:
+        """Where the volumes that guests have written are kept: DATA_DIR, else the XDG data directory."""
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        return self.path("DATA_DIR", base / "openend2e-sevsnp")
+
+    def artefact_cache(self) -> Path:
+        """Where artefacts are kept: SEVSNP_CACHE, else a directory beside the downloads."""
+        return self.path("SEVSNP_CACHE", self.cache_dir() / "artefacts")
+
+    def cache_dir(self) -> Path:
+        """Where downloads are kept: CACHE_DIR, else the XDG cache directory."""
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return self.path("CACHE_DIR", base / "openend2e-sevsnp")
+
+
+def _meant(name: str, known: Iterable[str], form: str) -> str:
+    meant = did_you_mean(name, known, form)
+    return f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS
+
+
+def render_config() -> str:
+    """config.yaml as it is in the repository: every setting with its default and what it is for."""
+    lines = ["# The settings, each with its default. NAME=value on the command line (CPUS=2) and the environment come"]
+    lines += ["# before this file. Its text is made from the table in sevsnp/settings/table.py."]
+    for title, settings in GROUPS:
+        lines += ["", f"# {title}"]
+        for setting in settings:
+            # What YAML would take for nothing, or for a number with zeros before it, in quotes.
+            plain = setting.default.strip("0") or setting.default == "0"
+            value = setting.default if plain else json.dumps(setting.default)
+            lines.append(f"{f'{setting.key}: {value}':<26} # {setting.help}")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(node: object) -> str:
+    return type(node).__name__.removesuffix("Node").lower()
+
+
+def read_config(file: Path) -> dict[str, str]:
+    """The settings in a config.yaml, as text by NAME; unknown and doubled keys are refused by name.
+
+    The text is taken as it stands in the file: YAML's own types would make a boolean of ``on``, 8 of ``010`` and
+    5400 of ``1:30:00``, and a dict would silently drop a key that is there twice.
+    """
+    import yaml
+
+    try:
+        document = yaml.compose(file.read_text(encoding="utf-8"), strict_loader())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{file}: {line}not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, yaml.MappingNode):
+        raise UserError(f"{file}: found a {_kind(document)}, expected `name: value` lines")
+    texts: dict[str, str] = {}
+    for key, value in document.value:
+        setting = _BY_KEY.get(key.value) if isinstance(key, yaml.ScalarNode) else None
+        if setting is None:
+            raise UserError(f"{file}: unknown setting {key.value!r}", _meant(str(key.value), _BY_KEY, "{}:"))
+        if setting.name in texts:
+            raise UserError(f"{file}: {setting.key} is set twice, expected once")
+        if not isinstance(value, yaml.ScalarNode):
+            raise UserError(f"{file}: {setting.key}: found a {_kind(value)}, expected {setting.expected}")
+        texts[setting.name] = "" if value.tag == "tag:yaml.org,2002:null" else value.value
+    return texts
+
+
+def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], file: Path) -> Settings:
+    """Every setting from its strongest source. Unknown names and bad values are refused by name."""
+    for name in command_line:
+        if name in SECRETS:
+            raise UserError(
+                f"{name}=… on the command line: every process on this machine can read it there",
+                f"that key is no secret any more; give another one in the environment, or in a file: {name}_FILE=FILE",
+            )
+        if name not in _BY_NAME:
+            raise UserError(f"unknown setting {name}={command_line[name]}", _meant(name, _BY_NAME, "{}="))
+    configured = read_config(file)
+    values: dict[str, Value] = {}
+    sources: dict[str, str] = {}
+    for setting in SETTINGS:
+        for source, texts in (
+            (COMMAND_LINE, command_line),
+            (ENVIRONMENT, environment),
+            (str(file), configured),
+            ("the default", {setting.name: setting.default}),
+        ):
+            if setting.name in texts:
+                try:
+                    values[setting.name] = setting.parse(texts[setting.name])
+                except ValueError:
+                    text = texts[setting.name]
+                    raise UserError(
+                        f"{setting.name}={text} (from {source}): expected {setting.expected}",
+                        did_you_mean(text, setting.allowed, f"{setting.name}={{}}"),
+                    ) from None
+                sources[setting.name] = source
+                break
+    return Settings(values, sources)
+
+
+def command_line_words(argv: list[str]) -> dict[str, str]:
+    """The ``NAME=value`` words of a doit command line.
+
+    doit's own rule (``DoitMain.process_args``), so that both always take the same words: any word with ``=`` that does
+    not begin with ``-``, even where it was meant as an option's value; the last of two wins.
+    """
+    words = [word for word in argv if "=" in word and not word.startswith("-")]
+    return dict(word.split("=", 1) for word in words)
+
+
+if __name__ == "__main__":
+    print(render_config(), end="")

@@ -1,0 +1,1 @@
+"""What everything else stands on: processes, files, progress, locks, the terminal, YAML."""

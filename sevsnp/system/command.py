@@ -1,0 +1,398 @@
+"""External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
+
+All of them go through here but QEMU, which a host bundle starts too, where there is only the standard library
+(sevsnp.qemu.process). However this process ends, what it started ends with it: in order, by an exception, by a signal,
+and by SIGKILL, after which the guardian does it (sevsnp.system.guardian).
+"""
+
+import atexit
+import contextlib
+import errno
+import functools
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from sevsnp.errors import UserError
+from sevsnp.system import progress
+from sevsnp.system.command_failed import CommandFailed, shown
+from sevsnp.system.files import disks
+
+if TYPE_CHECKING:
+    from plumbum.machines.local import LocalMachine
+
+# A command that hangs must not hang the build; what legitimately takes longer says so.
+DEFAULT_TIMEOUT = 600.0
+# Long enough for mmdebstrap to remove a tree whose files belong to a subordinate user, which nobody else can.
+GRACE = 5.0
+
+_KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+# The process that ends them should this one be killed, and its list of them (sevsnp.system.guardian).
+_guardian: list["subprocess.Popen[bytes]"] = []
+_starting = threading.Lock()
+# Directories that end with this process.
+_temporaries = contextlib.ExitStack()
+atexit.register(_temporaries.close)
+
+# Commands that run now, so that a signal handler can end them whichever thread waits for them.
+_running: set["subprocess.Popen[bytes]"] = set()
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child: only what it needs, in the C locale and UTC, so that its output never varies."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    path = kept.get("PATH", "/usr/bin:/bin").split(":")
+    # mkfs, blkid and their like live in sbin, which an ordinary Debian user's PATH leaves out.
+    kept["PATH"] = ":".join([*path, *(folder for folder in _SBIN if folder not in path)])
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+
+
+def find(name: str | Path) -> Path | None:
+    """The program that :func:`run` would start for ``name``, as an absolute path; None where there is none."""
+    found = shutil.which(name, path=environment()["PATH"])
+    return Path(found).absolute() if found else None
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes | None = None,
+    feed: Callable[[IO[bytes]], object] | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    hint: str = "",
+) -> bytes:
+    """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
+
+    The child leads its own process group, and the whole group is ended on a time-out or when this process is
+    interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
+    full disk, and what cannot be started.
+    """
+    words = [str(word) for word in argv]
+    with (
+        _feeder(feed) as fed,
+        _started(
+            words,
+            hint,
+            env=environment({"TMPDIR": _private_temporary(), **(env or {})}),
+            cwd=cwd,
+            stdin=fed.theirs if fed else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+    ):
+        if fed:
+            fed.start()
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
+    if fed:
+        fed.finish()
+    if process.returncode:
+        _check_room(words, environment(env).get("TMPDIR", tempfile.gettempdir()), err)
+        raise CommandFailed(words, process.returncode, err, hint)
+    return out
+
+
+def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
+    """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
+    found = disks([*words, temporary])
+    full = [str(disk) for disk, is_full in found.items() if is_full]
+    if not full and os.strerror(errno.ENOSPC).encode() in said:
+        full = [str(disk) for disk in found]  # it has tidied up behind itself
+    if full:
+        raise UserError(
+            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words)}",
+            f"see: df -h {shlex.join(full)}",
+        )
+
+
+@contextlib.contextmanager
+def _feeder(feed: Callable[[IO[bytes]], object] | None) -> Iterator["_Feeder | None"]:
+    if feed is None:
+        yield None
+        return
+    # Not a pipe: a full pipe wakes its writer for each page that is read, a socket when half of it is free.
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield _Feeder(ours, theirs, feed)
+
+
+class _Feeder:
+    """Writes a child's input from a thread; what goes wrong there is raised by :meth:`finish`."""
+
+    def __init__(self, ours: socket.socket, theirs: socket.socket, feed: Callable[[IO[bytes]], object]) -> None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # only faster: the two take turns less often
+        self._ours = ours
+        self.theirs = theirs
+        self._feed = feed
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """To be called when the child has its end."""
+        self.theirs.close()
+        self._thread = threading.Thread(target=self._work, args=(os.fdopen(self._ours.detach(), "wb"),), daemon=True)
+        self._thread.start()
+
+    def _work(self, stream: IO[bytes]) -> None:
+        try:
+            with stream:
+                self._feed(stream)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the child has ended, and says why
+        except BaseException as error:
+            self._error = error
+
+    def finish(self) -> None:
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+
+@contextlib.contextmanager
+def spawned(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    timeout: float | None = None,
+    hint: str = "",
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start ``argv`` and give its process, which runs beside this one until the context ends.
+
+    It leads a session of its own, and with all that it started is ended with the context, after ``timeout`` seconds,
+    and with this process, however that ends: SIGTERM first, SIGKILL for what is left :data:`GRACE` seconds later. What
+    it left in TMPDIR is removed when this process ends. Raises :class:`UserError` where it cannot be started, and after
+    the time-out.
+    """
+    words = [str(word) for word in argv]
+    variables = environment({**(env or {}), "TMPDIR": _private_temporary()})
+    with _started(
+        words, hint, env=variables, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+    ) as process:
+        late = threading.Event()
+
+        def end() -> None:
+            if process.poll() is None:
+                late.set()
+                _end_groups([process.pid])
+
+        timer = threading.Timer(timeout or 0.0, end)
+        timer.daemon = True
+        if timeout is not None:
+            timer.start()
+        try:
+            yield process
+        except Exception:
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
+
+
+def run_attached(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    hint: str = "",
+) -> int:
+    """Run ``argv`` on this terminal, with its input and output, and return its exit code.
+
+    For what talks to the user (sudo asks for a password) or shows its progress as it goes. It stays in our process
+    group, because only the terminal's foreground group may read from it and is reached by Ctrl-C. It is interrupted
+    when this process ends before it; what sudo started for root is beyond us.
+    """
+    words = [str(word) for word in argv]
+    terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()  # what was printed before must come out before what the child prints
+    with progress.paused(), _started(words, hint, env=environment({**terminal, **(env or {})}), cwd=cwd) as process:
+        try:
+            return process.wait()
+        except BaseException as error:
+            # sudo's child is root's: not ours to signal, but the terminal's Ctrl-C reaches it.
+            with contextlib.suppress(subprocess.TimeoutExpired, PermissionError):
+                # Interrupted, a test run takes down the guests it started. On Ctrl-C the terminal has told it already,
+                # and a second time would stop it from doing that.
+                if not isinstance(error, KeyboardInterrupt):
+                    process.send_signal(signal.SIGINT)
+                process.wait(GRACE)
+            with contextlib.suppress(PermissionError):
+                process.kill()
+            raise
+
+
+def end_all() -> None:
+    """End every command that runs now, with what it started; for the handler of a signal that ends this process."""
+    # Only signals: the code that was interrupted may hold the lock under which Popen.wait() reaps.
+    _end_groups([process.pid for process in list(_running)])
+
+
+@contextlib.contextmanager
+def _started(
+    words: Sequence[str],
+    hint: str,
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    stdin: int | socket.socket | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    start_new_session: bool = False,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    program = shutil.which(words[0], path=env["PATH"])
+    if program is None:
+        if "/" in words[0] and Path(words[0]).is_file():
+            raise UserError(f"{words[0]}: not executable", hint)
+        raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
+    _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
+    try:
+        # Absolute, or a relative path would be looked for under cwd.
+        started = _bare()[str(Path(program).absolute())].popen(
+            words[1:],
+            env=dict(env),
+            cwd=str(cwd or Path.cwd()),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=start_new_session,
+        )
+        # plumbum hands on what it started and calls it text; nothing here asks for text.
+        process = cast("subprocess.Popen[bytes]", started)
+    except OSError as error:
+        raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
+    # A group of its own, or one process of ours.
+    guarded = str(process.pid) if start_new_session else f"={process.pid}"
+    try:
+        if start_new_session:
+            _running.add(process)
+        _guard(f"+{guarded}")
+        yield process
+    finally:
+        if start_new_session:
+            if process.poll() is None:
+                _end_groups([process.pid])
+                process.wait()
+            _running.discard(process)
+        _guard(f"-{guarded}")
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@contextlib.contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """A directory in TMPDIR that is removed with all that is in it, even if this process is killed."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
+    except OSError as error:
+        raise _no_room(error, Path(tempfile.gettempdir())) from None
+    _guard(f"+{path}")
+    try:
+        yield path
+    except OSError as error:
+        raise _no_room(error, path) from None
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _guard(f"-{path}")
+
+
+def _no_room(error: OSError, place: Path) -> Exception:
+    """What to raise for ``error``: a UserError where the disk of ``place``, a temporary directory, is full."""
+    full = [str(disk) for disk, is_full in disks([place]).items() if is_full]
+    if error.errno != errno.ENOSPC or not full:
+        return error
+    hint = f"set TMPDIR to a directory on another disk, or see: df -h {shlex.quote(full[0])}"
+    return UserError(f"{full[0]}: cannot be written: {error.strerror}", hint)
+
+
+@functools.cache
+def _bare() -> "LocalMachine":
+    from plumbum.machines.local import LocalMachine  # a tenth of the time in which doit finds nothing to do
+
+    machine = LocalMachine()
+    machine.env.clear()  # plumbum adds it to what a command is given
+    return machine
+
+
+def keep_temporaries() -> None:
+    """What this process makes with tempfile from now on is removed when it ends, even if it is killed.
+
+    For code that a host bundle has too, where :func:`temporary_directory` is not.
+    """
+    tempfile.tempdir = _private_temporary()
+
+
+@functools.cache
+def _private_temporary() -> str:
+    """Commands' TMPDIR: dpkg-deb, for one, leaves what it had there when it is ended."""
+    return _temporaries.enter_context(temporary_directory("sevsnp.")).as_posix()
+
+
+def _guard(line: str) -> None:
+    with _starting:
+        if not _guardian or _guardian[0].poll() is not None:
+            # -S -I: it starts in milliseconds, and needs nothing of ours.
+            program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), str(GRACE)]
+            _guardian[:] = [
+                subprocess.Popen(
+                    program,
+                    cwd="/",
+                    env=environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            ]
+        stream = _guardian[0].stdin
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(f"{line}\n".encode())
+            stream.flush()
+
+
+def _end_groups(leaders: Sequence[int]) -> None:
+    """SIGTERM to the process groups that ``leaders`` lead, then SIGKILL to what is left of them."""
+    _signal_groups(leaders, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and not all(map(_ended, leaders)):
+        time.sleep(0.02)
+    _signal_groups(leaders, signal.SIGKILL)
+
+
+def _signal_groups(leaders: Sequence[int], number: signal.Signals) -> None:
+    for leader in leaders:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, number)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        # WNOWAIT leaves the leader a zombie: its number, which is the group's, cannot belong to anyone else meanwhile.
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

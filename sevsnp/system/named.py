@@ -1,0 +1,26 @@
+"""Functions by name: a task names what does its work, and it is loaded when the task runs."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from sevsnp.errors import UserError
+from sevsnp.system.nearest import did_you_mean
+
+
+def load_named(function: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names. Raises UserError where there is no such module or function."""
+    module, _, name = function.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks something itself
+        raise UserError(
+            f"{function}: there is no module {error.name}", "mend the name in the task, below tasks/"
+        ) from None
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        wrong = f"{function}: {module} has no function {name!r}"
+        raise UserError(wrong, did_you_mean(name, vars(loaded)) or "mend the name in the task, below tasks/")
+    return found  # type: ignore[no-any-return]

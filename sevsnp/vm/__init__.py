@@ -1,1 +1,0 @@
-"""What is launched and how: VM config, QEMU, platforms."""

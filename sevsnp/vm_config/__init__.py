@@ -1,0 +1,1 @@
+"""The VM config: what is launched and what must be measured, as one document."""

@@ -1,0 +1,141 @@
+"""The kernel command line: a file artefact that launch, measurement and verification all read, made by one function."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+
+# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware puts this in front when there is an initrd. A
+# longer line would be measured whole and used cut off.
+FIRMWARE_PREFIX = "initrd=initrd "
+MAX_LENGTH = 2047 - len(FIRMWARE_PREFIX)
+
+_CONSOLE = (("console=ttyS0", "the boot log goes to the serial console, which nothing in the guest reads"),)
+
+_HARDENING = (
+    ("loglevel=4", "the console shows what went wrong, and an emulated serial port is slow"),
+    ("panic=-1", "a panic ends the guest at once (QEMU runs with -no-reboot)"),
+    ("oops=panic", "no half-dead kernel goes on"),
+    ("random.trust_bootloader=off", "a seed from the host is no entropy"),
+    ("random.trust_cpu=on", "RDRAND is inside the trust boundary"),
+    (
+        "lockdown=integrity",
+        "root reads no secrets page through /dev/mem, and the kernel takes only modules with a signature",
+    ),
+    ("nohibernate", "no memory image is ever written to a host disk"),
+    ("noresume", "no memory image is ever read from a host disk"),
+    ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
+    ("i8042.nokbd", "the keyboard is the host's: no key of it does anything"),
+    ("i8042.noaux", "… nor a mouse"),
+    ("pcie_ports=compat", "no slot takes a card while the guest runs: the kernel would give it a driver at once"),
+    ("acpiphp.disable=1", "… nor through ACPI, where there is any"),
+    ("systemd.import_credentials=no", "SMBIOS and fw_cfg are the host's: no credentials from there"),
+    ("systemd.gpt_auto=0", "no file system is mounted because a host's partition table says so"),
+    ("systemd.swap=0", "no swap area is used because a host's disk offers one"),
+    ("fstab=no", "no disk is mounted because a label or UUID on it says so"),
+    ("systemd.firstboot=no", "nothing asks questions on the console"),
+    ("systemd.getty_auto=no", "no login prompt on a console that the host reads"),
+    ("fsck.mode=skip", "the root is verified block by block; nothing repairs it"),
+)
+
+_NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML code would run in the kernel")
+
+# These undo the measured boot or hand the guest to the console, whoever asks for them.
+_DENIED = re.compile(
+    r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
+    r"|lockdown(=(?!integrity$)|$)"
+    r"|rd\.|systemd\.(debug|unit|set_credential|mask|wants|run|setenv)|module_blacklist=|initcall_blacklist="
+    r"|mitigations=off|nokaslr|cc:|acpi_|--$"
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the command line and why it is there."""
+
+    text: str
+    reason: str
+
+
+def hardening_words(*, acpi: bool) -> list[Word]:
+    """The words every measured guest boots with; without ACPI unless ``acpi``."""
+    pairs = [*_CONSOLE, *_HARDENING, *([] if acpi else [_NO_ACPI])]
+    return [Word(*pair) for pair in pairs]
+
+
+def _normal(name: str) -> str:
+    """A name as its readers compare it: to the kernel and systemd - and _ are one, to sysctl / and . are."""
+    return name.replace("-", "_").replace("/", ".") if name.startswith("sysctl") else name.replace("-", "_")
+
+
+def build_cmdline(words: Iterable[str]) -> str:
+    """Join words into a command line: printable ASCII without quotes, at most 2,033 bytes, no name twice.
+
+    Raises :class:`UserError` naming the word. The result has no newline and no trailing space.
+    """
+    seen: set[str] = set()
+    checked = []
+    for word in words:
+        if not re.fullmatch(r"[!#-&(-\[\]-~]+", word):
+            raise UserError(f"command line: {word!r}: expected printable ASCII without blanks, quotes and backslashes")
+        name = _normal(word.partition("=")[0])
+        if _DENIED.match(word) or _DENIED.match(_normal(word)):
+            raise UserError(f"command line: {word}: refused: it would undo the measured boot")
+        if name in seen:
+            raise UserError(f"command line: {name}: given twice")
+        seen.add(name)
+        checked.append(word)
+    line = " ".join(checked)
+    if len(line) > MAX_LENGTH:
+        raise UserError(f"command line: found {len(line)} bytes, expected at most {MAX_LENGTH}")
+    return line
+
+
+def verity_words(
+    *, table: str, rootfs: str, writable: str, tmpfs: dict[str, int], acpi: bool, emulated: bool
+) -> list[Word]:
+    """The whole command line of the integrity workflow, word by word; ``tmpfs`` in bytes for etc, home, var and tmp."""
+    sizes = ",".join(f"{name}:{tmpfs[name]}" for name in ("etc", "home", "var", "tmp"))
+    words = [
+        *hardening_words(acpi=acpi),
+        Word("sevsnp.mode=verity", "the one boot mode"),
+        Word(f"sevsnp.verity={table}", "the whole verity table: nothing is read from the disk before it is verified"),
+        Word(f"sevsnp.rootfs={rootfs}", "the file system of the verified root"),
+        Word(f"sevsnp.writable={writable}", "how /etc, /home and /var become writable"),
+        Word(f"sevsnp.tmpfs={sizes}", "their sizes in bytes"),
+    ]
+    return [*words, *_emulation(emulated)]
+
+
+def luks_words(
+    *, header: str, tables: str, owner: str, acpi: bool, emulated: bool, reports: str = "closed"
+) -> list[Word]:
+    """The whole command line of the encrypted workflow, word by word.
+
+    ``header`` is SIZE:SHA-256 of the volume's header, ``tables`` the SHA-256 of its active device-mapper tables,
+    ``owner`` the owner's certificate (DER) in base64. ``reports`` is closed or open.
+    """
+    opened = Word("sevsnp.reports=open", "the guest's own services may ask for reports: LUKS_REPORTS=open")
+    return [
+        *hardening_words(acpi=acpi),
+        Word("sevsnp.mode=luks", "the one boot mode"),
+        Word(f"sevsnp.luks=1:{header}:{tables}", "this volume and no other: no two of them measure alike"),
+        Word("sevsnp.rootfs=ext4", "the file system of the encrypted root"),
+        Word(f"sevsnp.owner={owner}", "who alone may hand over the key: a host has no root of its own to offer"),
+        *([opened] if reports == "open" else []),
+        *_emulation(emulated),
+    ]
+
+
+def _emulation(emulated: bool) -> list[Word]:
+    return [Word("sevsnp.emulated=1", "evidence comes from the software secure processor")] if emulated else []
+
+
+def read_cmdline(path: Path) -> str:
+    """The command line as QEMU gets it: the file's bytes, which must be ASCII with no newline."""
+    data = path.read_bytes()
+    if not data.isascii() or any(byte < 32 or byte == 127 for byte in data):
+        raise UserError(f"{path}: found a control or non-ASCII character, expected one line of ASCII and no newline")
+    return data.decode()

@@ -1,0 +1,94 @@
+"""What a VM config has fixed: settings that a later launch or verification may repeat, but not change."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from sevsnp.errors import UserError
+from sevsnp.settings.values import parse_tcb
+from sevsnp.vm_config.cmdline import read_cmdline
+from sevsnp.vm_config.config import Launch, Reference, Tcb, VmConfig, making
+
+Value = int | str
+_HEX = ("POLICY", "GUEST_FEATURES", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN")
+
+
+def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
+    """Refuse settings that differ from what the VM config was made with, with the command that makes a new one.
+
+    ``asked`` has what the user said for this very run, by setting name; what a VM config does not fix is passed over.
+    """
+    fixed = _of_launch(config.launch)
+    # Read only if needed: who just verifies may have the VM config and not the guest's files.
+    if set(asked) & set(_CMDLINE[config.launch.workflow]):
+        fixed |= _of_cmdline(config.launch)
+    if config.reference:
+        fixed |= _of_reference(config.reference)
+    for name, value in asked.items():
+        if name in fixed and not _equal(name, value, fixed[name]):
+            found, made = _text(name, value), _text(name, fixed[name])
+            raise UserError(
+                f"{name}={found}: {config.source} was made for {name}={made}",
+                f"make a new VM config: {making(config.source, config.launch.workflow)} {name}={found}",
+            )
+
+
+def _text(name: str, value: Value) -> str:
+    return f"{value:#x}" if name in _HEX and isinstance(value, int) else str(value)
+
+
+def _equal(name: str, asked: Value, fixed: Value) -> bool:
+    if name == "MIN_TCB" and not {asked, fixed} & {"", "any"}:
+        return parse_tcb(str(asked)) == parse_tcb(str(fixed))
+    return asked == fixed or (name == "ACPI" and asked == "auto")
+
+
+def _of_launch(launch: Launch) -> dict[str, Value]:
+    return {
+        "PRODUCT": launch.product,
+        "CPUS": launch.vcpus,
+        "CPU_MODEL": launch.vcpu_model,
+        "POLICY": launch.guest_policy,
+        "GUEST_FEATURES": launch.guest_features,
+    }
+
+
+def _of_reference(reference: Reference) -> dict[str, Value]:
+    return {
+        "MIN_TCB": tcb.setting() if isinstance(tcb := reference.minimum_tcb, Tcb) else tcb or "",
+        "FAMILY_ID": reference.family_id.hex(),
+        "IMAGE_ID": reference.image_id.hex(),
+        "GUEST_SVN": reference.guest_svn,
+        "PLATFORM_INFO_REQUIRED": reference.platform_info_required,
+        "PLATFORM_INFO_FORBIDDEN": reference.platform_info_forbidden,
+    }
+
+
+# How each setting stands on the measured command line.
+_Readers = Mapping[str, Callable[[str], Value]]
+_ANY: _Readers = {"ACPI": lambda line: "off" if "acpi=off" in line.split() else "on"}
+_VERITY: _Readers = {
+    "WRITABLE": lambda line: _word(line, r"sevsnp\.writable=(\w+)"),
+    "VERITY_FILESYSTEM": lambda line: _word(line, r"sevsnp\.rootfs=(\w+)"),
+    **{
+        f"TMPFS_{name.upper()}": lambda line, name=name: int(_word(line, rf"sevsnp\.tmpfs=\S*\b{name}:(\d+)"))  # type: ignore[misc]
+        for name in ("etc", "home", "var", "tmp")
+    },
+}
+_CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": _ANY}
+
+
+def _of_cmdline(launch: Launch) -> dict[str, Value]:
+    line = read_cmdline(launch.cmdline.path)
+    try:
+        return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
+    except LookupError as error:
+        raise UserError(
+            f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
+        ) from None
+
+
+def _word(line: str, pattern: str) -> str:
+    match = re.search(rf"(?:^| ){pattern}", line)
+    if not match:
+        raise LookupError(f"no word like {pattern}")
+    return match[1]

@@ -1,0 +1,20 @@
+"""A launch whose files lie elsewhere: in a host bundle, or in the directory of a volume."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sevsnp.vm_config.config import Disk, File, Launch
+
+FILES = ("firmware", "kernel", "initrd", "cmdline", "id_block", "id_auth")
+
+
+def files_of(launch: Launch) -> dict[str, File]:
+    """The files that a launch names beside its disks, by what they are."""
+    return {name: file for name in FILES if (file := getattr(launch, name))}
+
+
+def relocated(launch: Launch, place: Callable[[File | Disk], Path]) -> Launch:
+    """``launch`` with each file and disk where ``place`` says that it is now; the content must be the same."""
+    files = {name: File(place(file), file.sha256) for name, file in files_of(launch).items()}
+    disks = tuple(Disk(disk.role, place(disk), disk.size, disk.sha256) for disk in launch.disks)
+    return Launch(**{**vars(launch), **files, "disks": disks})

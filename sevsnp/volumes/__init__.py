@@ -1,0 +1,1 @@
+"""Volumes that guests have written: user data, outside build/."""

@@ -20,7 +20,7 @@ from sevsnp.archives.rootfs import EPOCH, Layer, make_rootfs
 from sevsnp.archives.tar import Content, Entry, Kind
 from sevsnp.bench.chart import draw_boot, show_boot, summary
 from sevsnp.bench.guest import Login, boot_once
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.e2e.stages import Stages
 from sevsnp.errors import UserError
 from sevsnp.host.run import config_of

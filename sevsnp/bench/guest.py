@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.e2e.run import ssh, wait_for_login
+from sevsnp.e2e.guest import ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.host.console import read_console
 from sevsnp.owner.attestation import attest_guest

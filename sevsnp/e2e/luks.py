@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sevsnp.e2e.run import BOOT_SECONDS, Attempt, accepted_as, ssh, wait_for_login
+from sevsnp.e2e.guest import BOOT_SECONDS, Attempt, accepted_as, ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.host.console import WAITING, boot_stage, read_console
 from sevsnp.images.luks2 import Luks2

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -17,7 +17,13 @@ _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIR
 
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
 FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
-LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+# Each by its name and its program's own arguments.
+LINTERS: Mapping[str, Sequence[str]] = {
+    "ruff check": ("-m", "ruff", "check"),
+    "ruff format --check": ("-m", "ruff", "format", "--check"),
+    "mypy": ("-m", "mypy"),
+    "lint-imports": (str(Path(sys.executable).with_name("lint-imports")), "--no-cache"),
+}
 
 
 def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: Sequence[str] = ()) -> None:
@@ -47,11 +53,10 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
 def lint() -> None:
     """Run every linter, and name those that found something. Raises UserError."""
     failed = []
-    for words in LINTERS:
-        name = " ".join(words)
+    for name, words in LINTERS.items():
         print(f"  {name}", flush=True)
         try:
-            _run(name, [sys.executable, "-m", *words])
+            _run(name, [sys.executable, *words])
         except UserError:
             failed.append(name)
     if failed:

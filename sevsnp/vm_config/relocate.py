@@ -1,7 +1,9 @@
 """A launch whose files lie elsewhere: in a host bundle, or in the directory of a volume."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sevsnp.vm_config.config import Disk, File, Launch
 
@@ -15,6 +17,6 @@ def files_of(launch: Launch) -> dict[str, File]:
 
 def relocated(launch: Launch, place: Callable[[File | Disk], Path]) -> Launch:
     """``launch`` with each file and disk where ``place`` says that it is now; the content must be the same."""
-    files = {name: File(place(file), file.sha256) for name, file in files_of(launch).items()}
+    files: dict[str, Any] = {name: File(place(file), file.sha256) for name, file in files_of(launch).items()}
     disks = tuple(Disk(disk.role, place(disk), disk.size, disk.sha256) for disk in launch.disks)
-    return Launch(**{**vars(launch), **files, "disks": disks})
+    return replace(launch, **files, disks=disks)

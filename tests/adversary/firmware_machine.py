@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.measurement.ovmf import Ovmf
 from sevsnp.qemu.confine import Access

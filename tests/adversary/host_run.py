@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from sevsnp.e2e.run import hosted
+from sevsnp.e2e.guest import hosted
 from sevsnp.system.command import temporary_directory
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import wait_for_login
+from sevsnp.e2e.guest import wait_for_login
 from sevsnp.images.kernel_modules import ModuleTree
 from tests.adversary.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
 from tests.boot.configs import honest, other_words

@@ -12,7 +12,7 @@ import pytest
 
 from sevsnp.archives.cpio import with_parents, write_cpio
 from sevsnp.archives.rootfs import text_entry
-from sevsnp.e2e.run import wait_for_evidence
+from sevsnp.e2e.guest import wait_for_evidence
 from sevsnp.firmware import gate
 from sevsnp.firmware.known import ACCEPTED
 from sevsnp.images.initramfs import join_layers

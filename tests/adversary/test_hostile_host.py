@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import ssh, wait_for_evidence
+from sevsnp.e2e.guest import ssh, wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.qemu.process import disk_arguments

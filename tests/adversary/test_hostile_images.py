@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.images.foreign import import_image
 from sevsnp.qemu.blocks import BlockFile

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.system import guardian
 from tests.conftest import PROJECT, Built
 from tests.waiting import wait_until

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.e2e.guest import wait_for_login
 from sevsnp.e2e.luks import look_at_root
-from sevsnp.e2e.run import wait_for_login
 from sevsnp.errors import UserError
 from tests.adversary.luks_disk import (
     BLOCK,

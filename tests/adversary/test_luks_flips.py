@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import ssh, wait_for_login
+from sevsnp.e2e.guest import ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import VmConfig
 from tests.adversary.luks_arms import Check, without

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import wait_for_login
+from sevsnp.e2e.guest import wait_for_login
 from tests.adversary.luks_arms import Check, without
 from tests.adversary.test_tamper_root import FATAL
 from tests.boot.harness import BOOT_SECONDS

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.emulation.launch import running
 from sevsnp.host.console import read_console
 from sevsnp.measurement.launch_digest import KernelHashes

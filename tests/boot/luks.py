@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import wait_for_login
+from sevsnp.e2e.guest import wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2
 from sevsnp.keys.luks_key import Record, read_made_key, read_record, write_record

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import ssh, wait_for_evidence
+from sevsnp.e2e.guest import ssh, wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.guests.local import sshd_answers
 from sevsnp.owner.attestation import attest_guest

@@ -8,7 +8,7 @@ import pytest
 
 from sevsnp.bench.boot import bench_boot
 from sevsnp.bench.guest import Login, boot_once, look_inside
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.qemu.platforms import Platform
 from sevsnp.qemu.process import RunOptions

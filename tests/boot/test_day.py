@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.host.state import running
 from tests.boot.harness import BOOT_SECONDS
 from tests.boot.terminal import left_behind, terminal

@@ -9,7 +9,7 @@ import pytest
 
 from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, make_rootfs, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
-from sevsnp.e2e.run import wait_for_login
+from sevsnp.e2e.guest import wait_for_login
 from sevsnp.images.adopt import make_image_rootfs
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.foreign import import_image

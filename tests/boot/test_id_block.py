@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sevsnp.attestation.report import parse_report
-from sevsnp.e2e.run import wait_for_evidence
+from sevsnp.e2e.guest import wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import Identity, make_identity
 from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline

@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from sevsnp.e2e.guest import wait_for_login
 from sevsnp.e2e.luks import look_at_root
-from sevsnp.e2e.run import wait_for_login
 from sevsnp.keys.pairs import certificate_der
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.key_release import connect, owner_context

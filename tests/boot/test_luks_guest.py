@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.attestation.appraisal import Expected
+from sevsnp.e2e.guest import ssh, wait_for_login
 from sevsnp.e2e.luks import look_at_root, wait_for_agent
-from sevsnp.e2e.run import ssh, wait_for_login
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.host.console import WAITING

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from tests.conftest import Built
 from tests.processes import ends_with_us
 from tests.waiting import NET

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import ssh
+from sevsnp.e2e.guest import ssh
 from sevsnp.owner.client import NONCE_SIZE, ask
 from tests.boot.shared import Attested
 from tests.conftest import Built

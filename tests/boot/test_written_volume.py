@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port, ssh, wait_for_login
+from sevsnp.e2e.guest import free_port, ssh, wait_for_login
 from sevsnp.keys.luks_key import read_record
 from tests.boot.harness import BOOT_SECONDS
 from tests.conftest import Built

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.qemu.process import RunOptions, check_options
 from tests.conftest import Built

@@ -14,7 +14,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
     ("sevsnp.packages.sets", "known: {}"): _KNOWN,
     ("sevsnp.attestation.report_input", "give a report: {}"): "the forms of a report that are known",
-    ("sevsnp.e2e.run", "its console: {}"): _LOOK,
+    ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
     ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
     ("sevsnp.project.testing", "its report is above"): _LOOK,
     ("sevsnp.project.testing", "their reports are above"): _LOOK,

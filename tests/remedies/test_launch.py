@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sevsnp.e2e.run import free_port
+from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.host.plain import run_plain
 from sevsnp.host.run import run_guest

@@ -12,7 +12,8 @@ from typing import Any
 from sevsnp.attestation.appraisal import Expected, Refused
 from sevsnp.attestation.report_data import luks_report_data
 from sevsnp.errors import UserError
-from sevsnp.guests.local import Guest, follow_boot, ports_of, sshd_answers, wait_for_login, words_of
+from sevsnp.guests.local import Guest, follow_boot, ports_of, sshd_answers, wait_for_login
+from sevsnp.host.run import words_of
 from sevsnp.images.luks2 import Luks2
 from sevsnp.keys.luks_key import read_record
 from sevsnp.owner import kept

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.host.console import printable_lines, read_console
-from sevsnp.host.run import another_guest
+from sevsnp.host.run import another_guest, words_of
 from sevsnp.host.state import check_free, running
 from sevsnp.keys.luks_key import DESCRIPTOR_VARIABLE
 from sevsnp.system import progress
@@ -54,5 +54,4 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
     print(f", evidence at 127.0.0.1:{found.attest_port}" if found.workflow != "plain" else "")
     print(f"./doitw logs, console, ssh or stop NAME={name}")
     if found.workflow != "plain":
-        emulated = " PLATFORM=emulated" if found.platform == "emulated" else ""
-        print(f"next: ./doitw attest_{found.workflow}{'' if name == found.workflow else f' NAME={name}'}{emulated}")
+        print(f"next: ./doitw attest_{found.workflow}{words_of(name, found.workflow, found.platform)}")

@@ -247,12 +247,6 @@ def follow_boot(guest: Guest, where: str) -> None:
     progress.step(f"boot: {boot_stage(read_console(guest.console))}")
 
 
-def words_of(name: str, workflow: str, platform: str) -> str:
-    """The words of an attest command that name a guest."""
-    named = "" if name == workflow else f" NAME={name}"
-    return named + (" PLATFORM=emulated" if platform == "emulated" else "")
-
-
 def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:
     """The ports of the agent and of sshd: as asked for, else where the guest of this name answers on this machine."""
     if guest.run is None or "HOST" in asked:

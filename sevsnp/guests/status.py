@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sevsnp.guests.local import Guest, all_guests, words_of
+from sevsnp.guests.local import Guest, all_guests
+from sevsnp.host.run import words_of
 from sevsnp.settings.table import NAMES
 from sevsnp.system.command import run
 

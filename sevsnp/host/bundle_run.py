@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.host.run import run_guest, told_of
+from sevsnp.host.run import run_guest, told_of, words_of
 from sevsnp.qemu.platforms import choose
 from sevsnp.qemu.process import RunOptions
 from sevsnp.settings.values import LEAST_MEMORY, parse_size
@@ -103,7 +103,8 @@ def main(argv: list[str], bundle: Path) -> int:
             )
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
-        told = told_of(launch.workflow, launch.platform, " HOST=…", hint="run another one: ./run --state second")
+        words = " HOST=…" + words_of(launch.workflow, launch.workflow, launch.platform)
+        told = told_of(launch.workflow, words, hint="run another one: ./run --state second")
         run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
     except UserError as error:
         print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)

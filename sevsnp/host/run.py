@@ -77,12 +77,18 @@ def another_guest(task: str, name: str) -> str:
     return f"run another one: ./doitw {task} NAME=second; or end this one: ./doitw stop NAME={name}"
 
 
-def told_of(workflow: str, platform: str, words: str = "", *, hint: str) -> Told:
-    """What the user of a measured guest is told; ``words`` name the guest on the command line, and
-    ``hint`` says how to run another one.
+def words_of(name: str, workflow: str, platform: str) -> str:
+    """The settings of an attest command that name a guest, each with a space before it."""
+    named = "" if name == workflow else f" NAME={name}"
+    return named + (" PLATFORM=emulated" if platform == "emulated" else "")
+
+
+def told_of(workflow: str, words: str, *, hint: str) -> Told:
+    """What the user of a measured guest is told.
+
+    ``words`` are the settings of the attest command, and ``hint`` says how to run another guest.
     """
-    emulated = "" if platform == "snp" else " PLATFORM=emulated"
-    return Told(hint, f"./doitw attest_{workflow}{words}{emulated}", WAITING if workflow == "luks" else SWITCHING)
+    return Told(hint, f"./doitw attest_{workflow}{words}", WAITING if workflow == "luks" else SWITCHING)
 
 
 def run_workflow(
@@ -114,8 +120,8 @@ def run_workflow(
     check_fixed(config, asked)
     print(f"VM config {vm_config}", flush=True)
     launch = with_disks(config.launch, disks)
-    words = "" if name == workflow else f" NAME={name}"
-    told = told_of(workflow, launch.platform, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
+    words = words_of(name, workflow, launch.platform)
+    told = told_of(workflow, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
     run_guest(
         launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config, volume=volume
     )

@@ -140,8 +140,8 @@ def test_starting_and_stopping(told: Told, checkout: Built, started: Path) -> No
 @pytest.mark.full
 @remedies("sevsnp.guests.local", "attest it first: ./doitw attest_{} NAME={}{}")
 @remedies("sevsnp.guests.attesting", "attest it as what it is: ./doitw attest_{}{}", "./doitw ssh NAME={}")
-@remedies("sevsnp.guests.detach", "next: ./doitw attest_{}{}{}")
-@remedies("sevsnp.host.run", "./doitw attest_{}{}{}")
+@remedies("sevsnp.guests.detach", "next: ./doitw attest_{}{}")
+@remedies("sevsnp.host.run", "./doitw attest_{}{}")
 @remedies(
     "sevsnp.guests.status",
     "./doitw attest_{}{}",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pipeline: `doit list` shows its tasks; tasks/ holds one module a stage."""
 
 # ruff: noqa: E402 - nothing is loaded before the secret is out of the environment

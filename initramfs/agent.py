@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's agent: answers a nonce with evidence, as long as the guest runs.
 
 One request a connection: the line ``openend2e-sevsnp/1 ssh`` and 32 bytes of nonce. One answer: a JSON document with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measured command line as init understands it: every word it needs exactly once, nothing it does not know.
 
 The kernel command line is the only configuration there is. What is missing, doubled or malformed is an error, because

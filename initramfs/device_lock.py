@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host can no longer plug in: the last thing that init does before the guest's own programs run.
 
 By then every driver that the guest needs has its devices. From here on none takes another one, drivers that only a host

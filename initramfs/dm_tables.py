@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active device-mapper tables of an encrypted root as one digest: what is measured and what the guest compares.
 
 A table says all of what the kernel does with a disk: cipher, integrity, sizes, offsets, optional parameters. The

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Ask this guest's secure processor for an SNP attestation report.
 
 One file, standard library only, Python 3.8 or later, in any SNP guest:

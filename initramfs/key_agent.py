@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a guest with an encrypted root waits for its key: TLS 1.3 with the owner, who is told first who is asking.
 
 Both ends are authenticated. The client's certificate is the owner's own, which stands on the measured command line; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few system calls that init needs and Python does not wrap (x86-64 Linux)."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted root: opened with the measured header and the owner's key, and with nothing that the disk says.
 
 The header is read once, compared with its measured digest, and used from memory. What the kernel then does with the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of a guest that waits for its key: one card, and an address from the host's DHCP, whatever it says."""
 
 import os

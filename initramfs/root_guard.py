@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Device-mapper tables over the opened root with which a block that cannot be read ends the machine.
 
 dm-crypt answers a block that fails its check with an I/O error, and a file system hands that on to whatever reads the

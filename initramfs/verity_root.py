@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verified root: read-only, every block checked against the measured root hash, with memory for what is written."""
 
 import os

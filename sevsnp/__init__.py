@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a Linux root filesystem to a verified AMD SEV-SNP guest."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What building, booting and measuring cost, beside the bare tools."""
 
 from collections.abc import Iterator

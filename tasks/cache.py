@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache: what it holds, keeping it small, and reading all of it again."""
 
 from tasks.graph import Task, command

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is around every function that makes tasks: a user's error without a traceback, and which settings it reads."""
 
 import functools

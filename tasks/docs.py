@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures in docs/ that are made from the project itself."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host bundle, and the whole workflow end to end."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a task says what it is: inputs, outputs, parameters, and the name of the library function that does the work.
 
 Functions are named as "module:function" and imported when they run, so that `doit list` loads none of them.

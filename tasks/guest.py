@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's root file system, or that of a user's own image, and the plain guest that boots from its own disk."""
 
 from functools import cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guests that run on this machine: what runs, its logs, its console, a login, its end."""
 
 from typing import Any

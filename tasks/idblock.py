@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ID block of a workflow's guests: signed for the secure processor, which then starts nothing else with it."""
 
 from collections.abc import Iterator

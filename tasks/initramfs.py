@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The initramfs, in layers: base packages, kernel modules, init and agent; and the emulated platform's own layers."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keys: what there is, and what is needed no more."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order and the groups of `./doitw list`: a new task that users call by name is a word here.
 
 What `./doitw help TASK` says is the task's docstring; the settings it finds by itself.

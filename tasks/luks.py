@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted workflow: the LUKS2 root, its VM configs; and the same for end to end, with a volume of its own."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted workflow's guest: launch, and the release of its key."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages from the Debian archive: the lock, the tools that run in place, and the kernel."""
 
 from pathlib import Path

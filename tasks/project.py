@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where things are, relative to the project, and the settings of this run."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The release manifest: what was built, by digest, and the check of it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks that set up the machine and check the project."""
 
 from tasks.graph import CHECKOUT, Task, command, say

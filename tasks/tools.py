@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command-line tools: the guest's get_report, the verifiers, and what computes and signs reference values."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The integrity workflow: a verified root, the VM configs, launch and attestation."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VM config of a workflow, as a task."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tests' own long-running processes (runs of doit, servers, guests) end with the test run, however that ends."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests wait with: until a thing has happened, never for so many seconds; and a clock that a test sets itself.
 
 How long anything takes is the machine's affair: with a busy loop on each core all of it takes several times as long. So

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What writing a volume costs with nothing but cryptsetup and dd. In no initramfs that the project makes: for bench."""
 
 from collections.abc import Callable

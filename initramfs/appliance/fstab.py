@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An image's own fstab, and paths inside a root that is mounted somewhere else."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job `import_image`: finds the root file system on a foreign disk and streams it, whole, as a tar onto another.
 
 The disk `image` is read-only, and only this machine's kernel, which ends with the job, ever mounts it. Separate file

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job `luks`: a LUKS2 volume with integrity on one disk, filled from a finished file system on another.
 
 Every sector of the mapping is written once, since one that never was has no tag and cannot be read. Then its data is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job `luks_tables`: the device-mapper tables of a volume that exists, as the guest's kernel has them.
 
 To open it replays its journal: the disk is to be one whose changes are thrown away.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mounted file system as a tar, streamed: owners, modes, hard links, holes, nodes and extended attributes kept.
 
 POSIX pax with the records that GNU tar writes. Python's tarfile would do the same in many times the time, which under

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the partitions and logical volumes of a foreign disk hold, by their first bytes, and how they are called."""
 
 import os

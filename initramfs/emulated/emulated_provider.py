@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence from the software secure processor at the other end of a virtio-serial port. EMULATED – NOT CONFIDENTIAL.
 
 Shipped in the emulated layer of the initramfs only. ``register()`` makes it one of get_report's providers.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The newc cpio archives that the kernel unpacks as initramfs (Documentation/driver-api/early-userspace/buffer-format).
 
 Written in the given order with zero times, fixed inode numbers and numeric owners, so that equal content gives equal

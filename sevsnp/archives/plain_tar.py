@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quick way through a tar's headers, for archives of the plain form that most programs write, ours among them.
 
 tarfile takes 50 microseconds an entry, which is a third of the time that an edited file takes to a new image. What is

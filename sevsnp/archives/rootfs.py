@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The root filesystem as layers: packages, our files, a user's own; joined into one tar without unpacking."""
 
 import fnmatch

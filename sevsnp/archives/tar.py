@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tar archives, read into an index of entries.
 
 Nothing is unpacked, so owners, device nodes, set-user-id bits and file capabilities need no privilege. Of a file only

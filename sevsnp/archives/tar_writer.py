@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tar archives, written as the same bytes on every machine.
 
 POSIX pax: numeric owners without names, whole-second times, records only where a field does not fit its header. tarfile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A root file system as a tree of entries that can be edited, with paths as the guest itself would follow them."""
 
 from collections.abc import Iterable

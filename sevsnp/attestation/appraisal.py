@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The appraisal of evidence: authenticate, then compare every field with the policy. No check is optional.
 
 Evidence that cannot be read is refused like evidence that is wrong, and comes out as an object; a :class:`UserError` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is it real: from raw evidence to a report that a pinned root vouches for, or the check at which that ends."""
 
 from dataclasses import dataclass

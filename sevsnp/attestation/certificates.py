@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates as they arrive: PEM, DER, or the certificate table that a host puts beside an extended report.
 
 Sources: the GHCB specification (certificate table; the GUIDs), AMD 57230. Nothing here is believed: see chain.py.

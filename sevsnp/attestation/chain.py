@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chain behind a report, ARK → ASK → VCEK or ARK → ASVK → VLEK, and the signatures on it.
 
 Source: AMD 57230. AMD's chips certify with serial number 0 and without key identifiers, so general path builders refuse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The running list of checks of one appraisal. A failure does not end it, unless what follows would mean nothing."""
 
 from collections.abc import Callable

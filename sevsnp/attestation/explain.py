@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checks in groups, for people, and what they can do about one that failed."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What AMD certifies of a VCEK or VLEK in its certificate's own extensions.
 
 Source: AMD 57230 (OIDs 1.3.6.1.4.1.3704.1.*). Every extension of the product's structure version is required; one that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a report says, decoded to the bit, and whether a pinned root vouches for it; no word on whether to accept it."""
 
 from collections.abc import Mapping

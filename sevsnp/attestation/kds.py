@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's key distribution service as a transport: VCEKs, ASK and ARK, revocation lists; kept in a cache, never believed.
 
 Source: AMD 57230 (KDS interface). Whatever comes, from the network or the cache, is verified up to a pinned root before

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where certificates from AMD's service are kept: a directory that is the user's alone, whole files only."""
 
 import contextlib

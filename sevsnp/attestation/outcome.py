@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What comes out of an appraisal: every check with what it expected and found, and accepted, refused or undecided."""
 
 from dataclasses import dataclass, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTML page of an attestation: the verdict, what failed and what to do about it, and every check in its group."""
 
 from datetime import UTC

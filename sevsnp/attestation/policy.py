@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner's policy: for every field of a report an expected value, a floor, a set, or a don't-care with its reason.
 
 It stands in the VM config's ``[policy]`` or in a file of its own, and begins with a shipped profile or names every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shipped policies: `strict`, `default` and `legacy-milan`. docs/policy.md has them bit by bit with their sources.
 
 A profile is written as a policy file is, so that one reader serves both. What strict leaves out the owner has to say.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SNP attestation report: 1184 signed bytes, read strictly and kept raw.
 
 Source: AMD 56860 table 23 (ATTESTATION_REPORT), tables 3–5 (TCB_VERSION), table 9 (guest policy). Integers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """REPORT_DATA: what the guest binds to its evidence, domain-separated and length-framed.
 
 REPORT_DATA = SHA-512(label, NUL, framed(x) for each x), framed(x) = length of x as 8 bytes big-endian, then x.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The forms in which reports are handed around, all brought to the 1184 raw bytes that are signed.
 
 Sources: Linux include/uapi/linux/sev-guest.h (snp_report_resp), Documentation/ABI/testing/configfs-tsm-report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's revocation lists: which ASK or ASVK an ARK has taken back.
 
 Source: AMD 57230. A leaf cannot be revoked by serial number, since all of AMD's leaves have serial number 0.

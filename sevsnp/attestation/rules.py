@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy may say of a value: one of a set, at least, by the bit, or anything for a reason that is given."""
 
 import hmac

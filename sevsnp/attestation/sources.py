@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates from a directory of the owner's, and from AMD's service behind it."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An appraisal in lines for people: the checks, what stays open, what to do, and the verdict last."""
 
 import io

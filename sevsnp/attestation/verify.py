@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The production verifier: evidence of AMD hardware, or a refusal.
 
 Its roots are AMD's, pinned here. Nothing else names a root: no parameter, option, variable, file or evidence field.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What measuring and verifying cost, each beside another way in the same run."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a boot costs: seconds to init, to the verified root and to ssh, and memory, by overlay and copy, small and large
 /var.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What building costs beside the bare tools: ratios of times that were measured in turns, in one run.
 
 All of it happens in a copy of the project with an artefact cache of its own, so that nobody's work is touched and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the boot benchmark shows: medians and ratios, a table, and a chart that reads on light and dark pages."""
 
 import statistics

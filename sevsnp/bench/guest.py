@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One boot of a guest, measured: when init starts, when the verified root is open, when its owner is in; and memory."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a launch digest costs beside hashing the initramfs alone, and beside sev-snp-measure where it is installed."""
 
 import importlib.util

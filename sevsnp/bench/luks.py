@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What making the encrypted image costs beside the same file system, cryptsetup, and dd through the mapping."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times taken in turns, so that whatever else the machine does meets each alike, and what is said of them."""
 
 import statistics

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a verification costs: as a command, and again and again in one process with a chain that is known.
 
 Only a chip can make evidence that `verify_report` accepts, so the evidence is a software secure processor's and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the commands in build/bin read their command lines."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sev-feature-info: what a host's secure processor says of itself, and the policy that fits it.
 
 Sources: AMD 56860, SNP_PLATFORM_STATUS; Linux include/uapi/linux/psp-sev.h (the ioctl of /dev/sev). Integers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """idblock-generator: sign an ID block for a VM config's guest. Exit 0 done, 64 usage or unusable input."""
 
 import argparse

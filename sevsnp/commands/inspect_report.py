@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """inspect_report: what a report says, bit by bit, and whether AMD hardware says so. Exit 0, 2, 3 or 64."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """measure: the launch digest of a VM config or of files, without the hardware. Exit 0, or 64 for unusable input."""
 
 import argparse

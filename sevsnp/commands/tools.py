@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/bin: the tools that a user calls by name."""
 
 import shlex

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verify_report: appraise evidence of AMD hardware. Exit 0 accepted, 2 refused, 3 undecided, 64 usage."""
 
 import argparse

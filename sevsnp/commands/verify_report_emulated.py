@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verify_report_emulated: appraise evidence of a software secure processor.
 
 Exit 10 accepted as emulated, 2 refused, 3 undecided, 64 usage; never 0.

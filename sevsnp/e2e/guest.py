@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One guest of end to end: the host's ./run with its ports, and what the owner waits for and does."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted workflow end to end: the guest waits, is verified, gets its key, and is looked at from inside."""
 
 import json

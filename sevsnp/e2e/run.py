@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both workflows, unattended: host and owner as two machines would do it, and what each step proved."""
 
 import json

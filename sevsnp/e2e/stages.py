@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages of a command that takes a while: a line a stage while it runs, a table of what was shown at the end."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The integrity workflow end to end: the guest boots, is verified, and is looked at from inside."""
 
 import json

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """The software secure processor and its own trust root. Nothing in production imports this."""

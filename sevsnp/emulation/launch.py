@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The platform `emulated`: the same firmware, kernel, initramfs, command line and disks, without SNP hardware.
 
 On SNP hardware QEMU puts the table of kernel, initrd and command-line hashes into guest memory; here the loader device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mark in all certificates of a software secure processor."""
 
 # Critical in all three certificates, so that a verifier that does not know the emulation refuses them. Made from a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch digest of the memory that a paused guest will start with."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The software secure processor: AMD's formats, its own keys, and nothing that AMD vouches for.
 
 Every instance makes a new ARK → ASK → VCEK hierarchy; the private keys never leave its memory. The certificates say

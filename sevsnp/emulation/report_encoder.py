@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports written the way the secure processor writes them; the inverse of sevsnp.attestation.report's parser."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host's end of the guest's virtio-serial port: 64 bytes of REPORT_DATA in, a report and its certificates out.
 
 A request is 64 raw bytes. An answer is its length (u32 big-endian) and a JSON object: ``report`` and ``certificates``

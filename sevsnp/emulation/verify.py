@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated verifier: the production verifier's checks under the root of one software secure processor.
 
 Its verdict is another type, and proves nothing about confidentiality.

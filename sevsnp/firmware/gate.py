@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which firmware a guest may start with: one that is known to start nothing but the three hashed files.
 
 A known image is judged by its SHA-256; any other is looked into, and is accepted only if it can be read to its last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Firmware images known by their SHA-256 (lower-case hex digits)."""
 
 # Debian's OVMF.amdsev.fd of ovmf-amdsev 2026.08+ds-2, from which ours is made.

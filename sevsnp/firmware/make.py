@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making our firmware: Debian's pinned AmdSev OVMF, changed so that it starts nothing but the three hashed files.
 
 The change is made in the unpacked content of the image's one packed section, which is then packed again. Input, places

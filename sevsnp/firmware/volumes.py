@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a firmware image contains: its volumes, files and sections, decompressed, down to the code itself.
 
 Source: UEFI Platform Initialization 1.8, volume 3 (firmware volumes 3.2.1, files 3.2.3, sections 3.2.4). All integers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`attest_verity` and `attest_luks`: wait for the guest, verify it, and say how to log in once its sshd answers."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`run_… DETACH=yes`: the same command in a session of its own, without a terminal, which outlives this one."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guests that run on this machine, each in a state directory: where one answers, how far it is, and its end."""
 
 import contextlib

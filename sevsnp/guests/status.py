@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`status`: what is built and current, which guests run, and what comes next."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`run_sev_snp_luks` and `attest_luks`: which volume, and where it lies; then the guest, or its owner's part."""
 
 import contextlib

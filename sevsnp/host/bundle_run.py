@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A host bundle's ./run: starts the guest of this directory. It decides nothing; what decides is the owner's."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a guest has booted, by its serial console. The host writes that log, so nothing is decided by it."""
 
 import re

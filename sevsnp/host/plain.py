@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain guest: a disk of its own, unverified. For trying things out, and for comparing with the measured ones."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest in its state directory: one at a time, with a console, and said to its user where it can be read."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state directory of a guest: its logs, what it was started with, and a lock that lasts as long as it runs.
 
 Standard library only: a host bundle has it too.

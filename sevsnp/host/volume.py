@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The disk that a guest of the encrypted workflow writes to: a copy of the image, kept from one run to the next.
 
 The image that setup_luks made stays as it was made. A copy belongs to the LUKS header that the guest is measured with;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The account of a foreign image that the owner's key opens: `user`, as attestation's ssh_config has it."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a foreign image needs to run as a guest of this project, as a filter over its entries; all of it is printed.
 
 The host gives such a guest its disks, its console, and whatever answers on its network: nothing in the image may take

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's modules in the root of an adopted image, and the list of those that it loads."""
 
 from dataclasses import replace

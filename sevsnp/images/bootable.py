@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tree, of a tar or of the guest's own parts, as a root to boot: what both workflows put on their disks."""
 
 from collections.abc import Iterable, Iterator

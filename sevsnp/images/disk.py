@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bootable disk image without root: GPT, an EFI system partition with systemd-boot, and an ext4 root; as qcow2."""
 
 import re

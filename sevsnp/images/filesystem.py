@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """File system images straight from a tar: no root, no loop device, and the same bytes from the same tar.
 
 From a directory mke2fs copies access and change times too, so nothing built from one is ever the same twice; from a

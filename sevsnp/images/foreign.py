@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An existing disk image as a root filesystem tar: read by the appliance, as only a kernel can, and never by ours."""
 
 from pathlib import Path

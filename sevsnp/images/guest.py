@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own layer of the guest: users, host name, enabled and masked units, and the tree guest-vm/files."""
 
 import re

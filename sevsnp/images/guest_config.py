@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """guest-vm/guest.yaml: users, units and removals of the guest, read strictly."""
 
 import re

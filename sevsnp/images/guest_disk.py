@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain guest's bootable disk, as create_new_vm makes it."""
 
 from pathlib import Path

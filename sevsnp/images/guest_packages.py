@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's packages layer: a root filesystem of nothing but installed Debian packages, as a tar.
 
 mmdebstrap installs exactly the pinned files from a local repository, without any network, in a user namespace for an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dm-verity hash tree by our own hand: whatever else makes one has to make the same.
 
 The layout is that of the kernel's Documentation/admin-guide/device-mapper/verity.rst, version 1: each block of 4,096

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not be in an image: identities a clone would share, secrets the host could read, traces of the builder.
 
 A verity image lies on the host's disk in clear; an encrypted one is cloned and handed on. The list is applied to the

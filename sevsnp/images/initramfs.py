@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The initramfs in layers: separately compressed cpio archives that the kernel unpacks one over the other.
 
 Base packages seldom change, modules change with the kernel, init changes all the time; the initramfs is their

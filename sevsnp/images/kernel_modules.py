@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel modules: found by name in an unpacked kernel package, with all they depend on, in loading order.
 
 A kernel package has no modules.dep (depmod makes it at installation), so dependencies are read where depmod reads

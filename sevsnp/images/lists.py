@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The YAML lists under initramfs/: what goes into which layer, one line an item."""
 
 import os.path

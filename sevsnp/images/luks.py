@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a root filesystem tar to an encrypted root: a LUKS2 image with integrity, written by the appliance."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a LUKS2 header, and whether a key opens it: without the kernel, without device-mapper.
 
 LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's (LUKS On-Disk Format Specification

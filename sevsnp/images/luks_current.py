@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the volume that setup_luks made still serves, or a new one has to be made: asked whenever it is needed."""
 
 from pathlib import Path

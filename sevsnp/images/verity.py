@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dm-verity: the hash tree of an image, made twice and compared."""
 
 import re

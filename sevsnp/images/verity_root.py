@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a root filesystem tar to a verified root: identity removed, an image, and its hash tree."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk keys on the owner's machine: where one comes from, where made ones are kept, and what is known of each volume.
 
 A key is bytes in this process's memory, a file of the user's own, or a file in CONFIG_DIR/volumes. It is never a word

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's SSH key and the owner's key, in the user's own configuration directory. Made once, never overwritten."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the user's keys are, without what makes them: doit loads this for every command."""
 
 from dataclasses import dataclass

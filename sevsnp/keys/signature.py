@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detached signatures of what is given away, in the forms that stock tools check.
 
 An Ed25519 key signs the file itself (RFC 8032), 64 bytes:

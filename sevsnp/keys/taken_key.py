@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk key in this process: out of the environment, and into no core dump.
 
 LUKS_KEY is moved into a pipe, because /proc shows the environment as long as the process lives; ./doitw has done so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ID block: what the owner signs so that the secure processor starts only this guest, and names it in its reports.
 
 Sources: AMD 56860, SNP_LAUNCH_FINISH (ID block, ID authentication information structure) and its formats of ECDSA P-384

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SNP launch digest that the secure processor computes over what QEMU loads.
 
 Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections). What is not

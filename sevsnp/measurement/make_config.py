@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making a VM config: the command line, the launch digest, and the TOML file that says them."""
 
 import base64

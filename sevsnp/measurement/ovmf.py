@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an AmdSev OVMF says about itself: the tables at its end that a launch, and so the launch digest, obeys.
 
 Sources: edk2 OvmfPkg/ResetVector (Ia16/ResetVectorVtf0.asm, X64/OvmfSevMetadata.asm); QEMU hw/i386/pc_sysfw_ovmf.c and

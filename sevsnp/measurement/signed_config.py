@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VM configs with an ID block: the secure processor starts nothing else with it, and reports who signed it."""
 
 import hashlib

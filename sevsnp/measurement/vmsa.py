@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vCPU's first save area (VMSA), which the launch digest covers: by CPU model, host kernel and VM monitor.
 
 Sources: AMD APM volume 2 table B-4 (layout), AMD 25481 (CPUID Fn0000_0001_EAX); Linux arch/x86/kvm/svm/sev.c

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner's side: ask the guest for evidence, verify it, and only then let ssh know its host keys."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking a guest for evidence: a fresh nonce out, a bounded JSON document back. Nothing in it is believed here."""
 
 import base64

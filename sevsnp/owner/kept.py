@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an attestation leaves: the evidence as it came, what it was asked for, and the verdict; accepted or refused.
 
 Nothing is decided by these files. They are there to be looked at, and to be verified again (verify_report).

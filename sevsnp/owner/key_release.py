@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner's end of a key release: evidence first, and the disk's key only to whom it vouches for.
 
 The guest's end, and the messages, are in initramfs/key_agent.py. Every function here takes a connection that is open,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What lets ssh in: the host keys that evidence vouches for, and an ssh configuration that takes no others."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`attest_luks`: verify a guest that waits for its key, and send the key only to one that may have it."""
 
 import hashlib

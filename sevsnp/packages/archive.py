@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/sources.tar: every pinned file in one archive, which MIRROR takes instead of a URI."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What differs between two locks, in lines to read."""
 
 from collections.abc import Mapping

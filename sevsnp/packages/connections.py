@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections to mirrors: kept open, shared by threads, with the proxies and certificates of the machine."""
 
 import ssl

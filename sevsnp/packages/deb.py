@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading .deb files: their fields, and their content as a stream."""
 
 import contextlib

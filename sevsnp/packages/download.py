@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pinned file from an archive: tried again, resumed where it broke off, and kept only if it is what the lock says.
 
 What has come so far is in NAME.part beside its place, also when this process is killed; the next download, from

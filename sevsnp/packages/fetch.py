@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fetch pinned packages: cache, then mirror, then snapshot; nothing is kept that does not match the lock."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the host's own apt is set to: its sources and its proxies, read without changing anything."""
 
 import re

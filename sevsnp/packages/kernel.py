@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/kernel: a kernel package taken apart into the files that later steps need."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """packages.lock: every package the project uses, at one version and one digest."""
 
 import re

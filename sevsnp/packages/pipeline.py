@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tasks call: refresh the lock, bring everything it names into build/, or pack it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

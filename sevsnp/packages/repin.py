@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`packages_lock --only NAME`: one package at its newest version, and of the others only what that needs."""
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions and digests for sets of packages, from a private apt that touches nothing of the host's."""
 
 import os

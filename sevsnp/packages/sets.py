@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Package sets: the YAML lists that say which Debian packages the project asks for."""
 
 import re

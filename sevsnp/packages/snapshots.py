@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where pinned versions are that the mirror has dropped: a snapshot mirror has every version that there ever was.
 
 SNAPSHOT_MIRROR names one. Without it, it is looked up where this machine knows of it: apt 3 has the addresses of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where Debian packages come from: the MIRROR setting, else the host's own apt, else mmdebstrap's defaults."""
 
 import re

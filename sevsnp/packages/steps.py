@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of the pipeline that deal with packages, as tasks call them: files in, files out."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/snp-release: tools, firmware and kernel packages, unpacked to be run in place; and packages as plain files."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unpack packages into one directory tree: without root, whatever the umask, and nothing outside the tree."""
 
 import os

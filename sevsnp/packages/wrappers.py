@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shell wrappers that run a tree's programs with the tree's own loader and libraries, wherever the tree stands."""
 
 import shlex

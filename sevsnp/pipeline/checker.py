@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit's own look at input files: by SHA-256, and by nothing that a tool can set back."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run at a time checks and makes artefacts in a checkout."""
 
 import threading

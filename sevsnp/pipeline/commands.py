@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit's own commands, where they would say something else than a user of this project expects.
 
 doit applies `clean` and `forget` without a task to the default task, which here only says what there is to do; it takes

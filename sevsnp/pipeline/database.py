@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit's database. It only saves time, as the artefact cache knows what was made: trouble with it stops no build."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What there is to do, in words: `./doitw list`, `help`, `help TASK` and `help settings`.
 
 All of it is made from the tasks themselves, their docstrings, and the table of settings.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What doit says while it runs: a line for each task that does something, and how long it took.
 
 On a terminal a live area below shows what runs (sevsnp.system.live). Elsewhere there are the lines and nothing more: no

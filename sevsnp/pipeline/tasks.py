@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit's tasks as one graph: who makes what, what is before a task, and whether what it makes is as it should be."""
 
 import os

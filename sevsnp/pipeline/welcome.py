@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a bare `./doitw` says, and `./doitw help` before its list of commands: nothing is built by accident."""
 
 WELCOME = """\

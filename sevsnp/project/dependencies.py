@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the pipeline runs from the host itself, the apt package each comes from, and how the missing ones get here.
 
 Everything else (QEMU, the firmware, file-system tools, the kernel) is fetched into build/ and run in place.

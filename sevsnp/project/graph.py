@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A picture of the pipeline, from the very tasks that doit loads: what is made from what.
 
 The description is text for Graphviz's dot, the same on every machine. The SVG carries its digest, so that whether a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the project's own tests and linters, each time in the same environment."""
 
 import os

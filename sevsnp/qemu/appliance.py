@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running one job in the appliance: a VM on QEMU's own firmware, with our kernel and initramfs and no network.
 
 It runs where the host's kernel will not: opening device-mapper volumes and foreign file systems needs root, and a file

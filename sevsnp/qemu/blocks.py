@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The block devices of every QEMU that we start: the format is said, and one file is opened for each."""
 
 import json

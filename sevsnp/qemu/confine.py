@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program that becomes QEMU: it gives up all that QEMU does not need, and then executes it.
 
 QEMU reads what others have made: disk images, and what a guest sends to its devices. What gets hold of it there can

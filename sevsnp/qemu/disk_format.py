@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which kind of disk image a file is, by its content, and whether it is whole in itself.
 
 QEMU is told the format and never finds it out: a raw disk whose guest has written a qcow2 header into its first sector

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """As what each of a user's disk images was first opened, so that no later content of it changes that.
 
 What is on a raw disk is its guest's. Were the format found out at each run, a guest that writes the header of another

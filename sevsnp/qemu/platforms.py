@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which platform a guest is launched on: `snp` where the host really can, else `emulated`.
 
 /dev/kvm existing proves nothing, nor does a kernel parameter: a kernel is booted, and the answer is remembered until

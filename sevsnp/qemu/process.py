@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU's command line, one option and its value a line, and the process that must not outlive us."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The QEMU Machine Protocol over a unix socket: one command, one answer (qemu/docs/interop/qmp-spec.rst)."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The platform `snp`: QEMU with KVM and sev-snp-guest on a host that has AMD SEV-SNP."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host bundle: what an untrusted host needs to run a workflow, and nothing of what decides anything.
 
 It has the guest's files, launch files without reference values (production and emulated, or production alone), the

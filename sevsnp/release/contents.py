@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that a document names, which somebody else may have written: read below one directory, through no link."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a VM config launches and how it measures, for the usual numbers of vCPUs; from files already looked at."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The release manifest: every artefact by digest, what the guests measure, and what they were made from.
 
 One JSON file. Its first line names its type, which is what keeps its signature apart from any other; the rest is

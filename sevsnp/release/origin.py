@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a release comes from: the project's version and commit, and the Python distributions that built it."""
 
 import importlib.metadata

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a release manifest lists as never to be accepted, for its makers and for who verifies evidence.
 
 Launch digests of emulated VM configs prove nothing, and firmware that starts more than the measured files makes every

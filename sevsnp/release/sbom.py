@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SBOM: every package that went into the build, as CycloneDX 1.6."""
 
 import datetime

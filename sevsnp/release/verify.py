@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checking a release manifest: its signature first, then everything it says against the files."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipeline settings: ``NAME=value`` on the command line, then the environment, then config.yaml, then the default."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the text of a setting is read; each parser raises ValueError for what it does not take.
 
 Apart from the table of settings, for what a host bundle has too: its sizes and TCB versions are written the same way.

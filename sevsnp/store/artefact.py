@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An artefact: what it is made from and by, whether it is as it was made, and how it comes about.
 
 It is copied from the cache where the same was made before, and made where not.

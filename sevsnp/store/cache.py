@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache of a run: this machine's directory first, then the registry that several machines share."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Digests of files and trees, remembered as long as the file system says that nothing changed.
 
 A file is known by device, inode, size, modification time and *change* time, which no program can set back: unpackers

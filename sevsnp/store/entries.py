@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache entry: which blobs an artefact's outputs are made of, as a document that local and shared caches exchange.
 
 A file is one blob. A tree is a listing, one blob for each large file, and one for all the small files' content, one

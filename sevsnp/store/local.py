@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache on this machine: entries by key, and the blobs that they are made of by digest.
 
     entries/KEY           what an artefact consists of (sevsnp.store.entries); its time is that of its last use

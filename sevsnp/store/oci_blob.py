@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blobs on their way to and from a registry: zstd, streamed, each byte counted and hashed on both sides."""
 
 import contextlib

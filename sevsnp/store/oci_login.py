@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in to a registry with what `docker login` left: a password, or a token that it is changed for.
 
 oras knows where credentials are and how tokens are asked for. What it leaves open is closed here: its requests go

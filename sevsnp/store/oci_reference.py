@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a shared cache is: ``oci://host[:port]/repository``; and the ways in which it can fail."""
 
 import ipaddress

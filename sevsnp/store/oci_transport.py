@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to one registry: bounded in time and size, redirected only to where that is safe, logged in where asked."""
 
 import contextlib

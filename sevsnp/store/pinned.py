@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Single pinned files in the artefact cache, by their digest alone: what archives drop is there for other checkouts.
 
 Artefacts do not do that: their keys hold the source of what makes them, so each change of it asks for the files anew.

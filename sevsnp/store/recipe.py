@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an artefact was made by: a digest over the source of a function's module and all it imports from here."""
 
 import ast

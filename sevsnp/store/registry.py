@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shared cache: entries as OCI artifacts in a registry, so that its own tools can list, copy and collect them.
 
 An entry is one image manifest, tagged with the entry's key. Its config is the entry's document, its layers are the

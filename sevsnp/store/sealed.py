@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entries that say who made them.
 
 Who may write to a registry decides what others build with, unless these ask for a key. A sealed entry is its document

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one run knows of digests and caches: set up once, opened when first needed."""
 
 import atexit

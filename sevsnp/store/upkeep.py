@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user asks of the artefact cache itself."""
 
 from sevsnp.errors import UserError

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Colours for the words and marks that decide; only on a terminal that has them and whose user wants them."""
 
 import os

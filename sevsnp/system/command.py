@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
 
 All of them go through here but QEMU, which a host bundle starts too, where there is only the standard library

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of an external command that failed: its last words first, and the command to paste last."""
 
 import re

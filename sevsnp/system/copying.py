@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of large files: a reflink where the file system has them, holes left as holes, content never in memory."""
 
 import errno

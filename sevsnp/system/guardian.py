@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ends what a killed run has left behind: a process of its own, started by sevsnp.system.command, that outlives it.
 
 A signal handler does this for every signal but SIGKILL. The guardian is told through a pipe which process groups run,

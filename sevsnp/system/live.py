@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live area of a terminal: a line for each task that runs, below the lines that stay.
 
 It never hides the cursor and never leaves its own lines, so however a run ends there is nothing to put right.

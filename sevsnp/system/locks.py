@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locks between processes: the kernel lets go of one when its holder dies, however it dies."""
 
 import contextlib

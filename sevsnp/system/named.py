@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions by name: a task names what does its work, and it is loaded when the task runs."""
 
 import importlib

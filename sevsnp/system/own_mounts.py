@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a program, as root, with mounts of its own: what it mounts is nobody else's, and ends with it.
 
 `unshare --mount` does this only where / is a mount point, which it is not in a chroot: there the propagation of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task is doing now, said by library code that knows neither doit nor terminals.
 
 Nobody looks unless a reporter has set up a board; then the board reads, at its own pace, what is kept here. So a call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user ids that an ordinary user may give away in a user namespace: /etc/subuid and /etc/subgid."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the files of templates/ are: beside the package in a checkout, inside it once pip has installed it."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An end for transfers that trickle: a socket's own time-out starts anew with every byte, this one does not.
 
 A registry that sends a byte each few seconds would hold a build for hours, in the headers, between the chunks or in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How YAML files are read: strictly, and with the C library's parser where PyYAML has it (ten times as fast).
 
 A key that stands twice is an error, where PyYAML would silently keep the last: a list of what is switched off would

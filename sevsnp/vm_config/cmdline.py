@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel command line: a file artefact that launch, measurement and verification all read, made by one function."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VM config: everything that matters to launch and attestation, once, for both.
 
 ``[launch]``, ``[files]`` and ``[[disk]]`` are what a host needs to start the guest; ``[reference]`` is what the owner's

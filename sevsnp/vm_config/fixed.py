@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a VM config has fixed: settings that a later launch or verification may repeat, but not change."""
 
 import re

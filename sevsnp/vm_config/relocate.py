@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A launch whose files lie elsewhere: in a host bundle, or in the directory of a volume."""
 
 from collections.abc import Callable

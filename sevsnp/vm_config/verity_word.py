@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dm-verity's parameters: the word that fixes the whole table on the measured command line."""
 
 import hashlib

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that guests have written: user data, outside build/."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`update_luks` and `adopt_luks`: a volume that exists gets VM configs of what is built now, or a directory."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes that guests have written: what is on them is their user's, so each has a directory of its own outside build/.
 
 DATA_DIR/volumes/UUID has all that a boot and an attestation need: the disk luks.img, its header and the digests that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which keys there are, what each belongs to, and which nothing needs any more."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hostile ACPI table, assembled by hand: AML that writes a mark to an I/O port when the guest's kernel interprets it.
 
 Encoding: ACPI 6.5, chapter 20 (AML) and section 5.2.6 (table header).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starting QEMU for a moment, to see which files it has open, or what it says when it may not open them."""
 
 import contextlib

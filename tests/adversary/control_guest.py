@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control guest of the hostile boot: the genuine one less its defences, with software that trusts the host.
 
 It starts as the genuine guest does (same kernel, same initramfs, a verified root), so what differs is the defences:

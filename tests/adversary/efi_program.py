@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EFI programs of a host's, made byte by byte, and the forms in which a host can offer one: a file, a card's ROM.
 
 Each says a mark on the first serial port (16550 at 0x3f8) when it runs. Sources: PE format, Microsoft's specification;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A machine that is watched until its firmware is done, with what a host adds to it.
 
 Everything that a host offers says a mark of its own when it runs, so one start of the machine tries many things at

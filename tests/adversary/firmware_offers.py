@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host can offer to a firmware: files by the names that the firmware itself has, cards, disks and a network.
 
 Each offer says a mark of its own if it is ever run.

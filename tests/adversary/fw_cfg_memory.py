@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hostile QEMU's fw_cfg: entries are changed in the memory of one that stands still before its first instruction.
 
 An entry (hw/nvram/fw_cfg.c) has 40 bytes: its length, 32 bits; a flag; a pointer to its bytes; what is called for it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GDB's remote protocol as QEMU speaks it, as far as memory has to be watched and written (GDB manual, appendix E)."""
 
 import socket

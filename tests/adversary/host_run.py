@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the doit of test_killed_runs.py runs: a bundle's ./run, started as e2e does, or past sevsnp.system.command."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that a host plugs in, before the start and while the guest runs, and an image whose programs want them."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks that a host attaches in the hope that the guest takes them for its own: a seed, a swap area, a twin, a volume.
 
 Every one is made of bytes or by mke2fs and mtools, without root.

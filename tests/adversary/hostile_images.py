@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk images that name another file, each in one of the ways that QEMU knows."""
 
 import json

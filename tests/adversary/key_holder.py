@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program of test_core_dumps.py: it comes by a disk key as the product does, says how well it is kept, and crashes.
 
 python key_holder.py environment|file|made|typed PLACE protected|unprotected

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control arms of the encrypted workflow: its initramfs with single checks taken out, and a host's own disk.
 
 A variant is the genuine initramfs with one more layer, which has the genuine files with a part of their text replaced.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a volume's blocks and their tags lie on the disk, so that a host can reach for one of them.
 
 The kernel's drivers/md/dm-integrity.c: get_area_and_offset, get_data_sector, get_metadata_sector_and_offset. Behind the

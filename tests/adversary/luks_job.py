@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job for the tests' own appliance: what a volume gives when its disk was changed in one way after another.
 
 Each change is made, the volume opened as the guest opens it, some of its blocks read, and all put back as it was.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a QEMU can do that somebody got hold of: open what it was given. Each control is a QEMU without that wall."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk key is in no core dump of a process that has it, however it came there; without the protection it is found."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of the host's: whatever it plugs in, and whenever, no driver of a guest takes it.
 
 The hardest case is a guest made of an image with udev and all modules of its kernel, which without the lock takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A key that stands twice in a YAML file: a list of what is switched off would silently lose its first half."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence that is not what it should be, each kind refused for its own reason. Control: the same guest's own."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of the guest's agent that do not behave: others get their evidence all the same."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the firmware is not meant to go on with ends in a standstill.
 
 The kernel, the initrd, the command line and the table of their hashes are the genuine ones. The control of each is the

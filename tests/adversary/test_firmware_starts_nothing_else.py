@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The firmware starts the kernel whose hash is measured, with the measured initrd, and nothing else that the host has.
 
 The control of each test is the pinned build that our firmware is made from: there the same thing runs. No tool of the

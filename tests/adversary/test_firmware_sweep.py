@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that a host can offer a firmware to start, from tables: files, words, cards, disks, a network.
 
 Whatever runs says its mark on the serial port. The control of each kind is a firmware that does start it: the unchanged

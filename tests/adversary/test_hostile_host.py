@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A host that offers the guest everything at once that a guest could be fool enough to take.
 
 One boot of the genuine measured guest with all of it attached, in which nothing of it has any effect; one boot of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk images that name other files: refused by name, or read without them. A canary lies beside each.
 
 Control arm of each: a program that opens the image as QEMU offers to has the canary's content in the disk, or has asked

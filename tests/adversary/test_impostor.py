@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Another machine in the place of the guest: its sshd never sees the user, its agent never gets into known_hosts.
 
 The attacker has a guest of his own with a real sshd, which even lets the user's key in: whoever gets as far as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A doit that is killed, however that is done, takes with it the host's ./run, its QEMU, and what they left in TMPDIR.
 
 The control arm starts the same ./run past sevsnp.system.command, and finds it alive.

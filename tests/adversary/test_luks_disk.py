@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host changes on the disk of the encrypted root: the end of the guest, never other data, never a new volume.
 
 Single bits and blocks are in test_luks_flips. That the same flips do give other data where there are no tags, and what

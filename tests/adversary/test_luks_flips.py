@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A changed bit of the encrypted disk ends the machine before any program can go on without what it could not read.
 
 The layout of a new volume follows from its file system, so a host finds the block of any file without the key; here the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A host with its own disk, its own key, or another header before the guest that waits for its owner's key.
 
 What the host hopes for: that the genuine guest, with its genuine launch digest, runs the host's root, takes the host's

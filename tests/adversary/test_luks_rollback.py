@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An older copy of the whole disk: refused back to the last boot that the owner recorded, and no further.
 
 What stays open is shown by the tests whose names begin with test_known_limit; a single old sector is in test_luks_disk.

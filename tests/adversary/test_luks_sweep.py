@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kind of change on a volume's disk, one after another, by the programs and the kernel that the guest has.
 
 One appliance opens the genuine image with each of them. What the guest would do is read off: it stops where the volume

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A digest that must never be accepted, pasted where an expected one belongs: the signed manifest's list refuses it.
 
 In the place of AMD's keys stands a hierarchy of the tests' own, so that the production verifier runs: what is measured

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measured boot: what was changed after the VM config was made never starts, or is measured for what it is."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command lines that are not one of ours, each with an honest table so that the firmware does start it.
 
 The control is the shared guest: the same words, once each, boot. The table of all refused lines is in

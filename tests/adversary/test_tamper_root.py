@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verified root: whatever a host does to its disks ends the machine, and nobody gets a prompt.
 
 The control arm of every test here is the shared guest: the same files, untouched, boot to a login by ssh

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VM configs of guests that are changed on purpose: whole and honest, with the launch digest that they then have."""
 
 from collections.abc import Mapping

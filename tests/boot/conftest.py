@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guests that these tests share."""
 
 from tests.boot.luks import luks_guest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk images as other programs make them, made here without root: by scripts in an appliance of the tests' own."""
 
 import os

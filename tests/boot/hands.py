@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hostile host's hands on a running guest: what it types on the serial console, and what it sees of the machine."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Booting a guest for a test: the emulated platform, a console log to wait for, and no way out for the guest."""
 
 import contextlib

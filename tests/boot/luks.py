@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guests of the encrypted workflow for tests: each with a disk, an owner's directory and a record of its own."""
 
 import contextlib

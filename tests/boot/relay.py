@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A machine in the middle: listens where the owner believes the guest, and does as it likes."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job of the tests' own appliance: runs a shell script as root, with the job's disks as variables of their roles.
 
 A script may call `untar DEVICE DIRECTORY` and `setxattr NAME HEXVALUE FILE`. What it prints is the result.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guests that many tests share: one that is attested, and one that an attacker runs. Each boots once a session."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's terminal: a command on a pseudo-terminal of its own, what it shows, what is typed, and its closing."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boot benchmark with real guests."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's day with guests that run here: two at once, mistakes, a closed terminal, a kill; nothing is lost."""
 
 import base64

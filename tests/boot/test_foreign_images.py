@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Existing disk images as the root of a guest: made here by other tools, converted without root, booted to ssh."""
 
 import shutil

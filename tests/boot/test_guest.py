@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest that owners get: fresh identity, evidence for as long as it runs, directories to write to, an end."""
 
 from collections.abc import Iterator

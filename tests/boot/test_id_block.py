@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest with an ID block: it starts as what was signed, says so in its report, and as nothing else."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted guest at the time that its host tells it: nobody vouches for the clock that QEMU gives a guest.
 
 The clock has two digits of the year, and a register for the century that only ACPI names (FADT). The firmware takes 99

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted guest for real, under emulation: it waits, opens for its owner alone, and keeps what it is given."""
 
 import contextlib

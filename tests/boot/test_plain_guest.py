@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain guest: its own disk and boot loader, or a direct boot. It is not measured; these are no security tests."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tools of build/bin with a real guest's evidence."""
 
 import base64

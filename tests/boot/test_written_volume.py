@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a guest wrote is there at its next boot, whatever became of build/: by the commands that are printed."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The appliance with a job of the tests' own on top, from what the shared build made."""
 
 from pathlib import Path

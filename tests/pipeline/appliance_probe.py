@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job for the tests' own appliance: it is in no initramfs that the project makes."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registries that these tests share."""
 
 from tests.pipeline.registry_server import locked_registry, own_registry, registry, registry_program

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the pipeline share: copies of the built project to work in, and what a doit run said."""
 
 import re

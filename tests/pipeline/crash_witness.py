@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """As sitecustomize.py of a process: the functions in WITNESS_OF write a line to WITNESS when they begin and end.
 
 A function that yields has ended when nothing more comes. What is killed in a function leaves its ``+`` without a ``-``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny Debian archive, signed with a key of its own, for the tests: packages, indices, and a server that can lie."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small project with a doitw of its own, and what that finds on its PATH."""
 
 import os

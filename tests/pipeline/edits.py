@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run in a copy of the built project: makes each edit of the matrix, asks doit what is outdated, and takes it back.
 
 Nothing is executed: this is what doit asks itself before it runs a task. Prints JSON, for each edit the tasks and why.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A registry that holds one entry and can misbehave in any answer; what it is asked is written down."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A copy of the project to make encrypted volumes in: a small root, keys, cache, home and TMPDIR of its own."""
 
 import os

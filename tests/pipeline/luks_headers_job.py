@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job of the tests' own appliance: what cryptsetup and the kernel make of each of many LUKS2 headers.
 
 The headers lie one after the other on the disk ``headers``; each is opened with its key, detached, over the blank disk

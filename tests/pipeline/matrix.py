@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every task is made from, by hand: the table behind the matrix of edits, and what each edit must make outdated.
 
 Paths are relative to the project; those with ``~/`` to the directory of the user's keys.

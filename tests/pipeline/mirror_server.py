@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mirror on loopback that keeps connections open, sends ranges, and can break off, lie and forget."""
 
 import ssl

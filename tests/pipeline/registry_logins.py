@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logins for the registry tests: what `docker login` would leave, a credential helper, and a server of tokens."""
 
 import base64

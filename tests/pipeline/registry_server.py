@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian's docker-registry on loopback, unpacked from its pinned package: open, with a password, or read-only.
 
 `python -m tests.pipeline.registry_server [MIRROR]` pins the list anew.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the release manifest share: a built project with its signed manifest, to be tampered with."""
 
 import contextlib

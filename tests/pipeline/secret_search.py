@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looking for a secret in whatever form it may have been written down."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """For the tests of the shared cache: machines that have nothing but a clone, small tasks, a registry's insides."""
 
 import json

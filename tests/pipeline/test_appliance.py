@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The appliance: a job goes in and a result comes out, and whatever goes wrong in it ends it and is said."""
 
 import os

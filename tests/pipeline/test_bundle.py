@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host bundle: what is in it and what is not, and that ./run needs nothing but QEMU and leaves nothing behind."""
 
 import contextlib

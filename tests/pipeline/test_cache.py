@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache as its user sees it: status, pruning, damage, switched off, elsewhere, and a fresh checkout."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit as a user meets it: what it lists, what it loads, what it does unasked, and how it is interrupted."""
 
 import json

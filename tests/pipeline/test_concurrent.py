@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several doits at once, in one checkout and on one artefact cache: one builds, the others wait and take what is there.
 
 Most tests have stand-ins for the real tasks, which take a known time and note in a log that they were made.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds killed at random moments: nothing half-written, nothing left running, and the same bytes in the end."""
 
 import hashlib

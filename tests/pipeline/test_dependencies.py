@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """install_dependencies: who may install, who is asked, and what is said where nobody can.
 
 apt-get and sudo are stand-ins on PATH: the real ones would change the machine that runs the tests.

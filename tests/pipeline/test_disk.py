@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bootable disk: a GPT as UEFI has it, a FAT that mtools reads back, and the same qcow2 every time."""
 
 import os

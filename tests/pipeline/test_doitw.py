@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What doitw asks before it sets up, and which of the two locked groups of packages it installs for what."""
 
 import contextlib

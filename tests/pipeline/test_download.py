@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Downloads against a real server: kept-alive connections, resumed files, and every way in which that can go wrong."""
 
 import base64

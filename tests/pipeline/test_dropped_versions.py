@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions that the mirror has dropped: snapshots that are found by themselves, the shared cache, and sources.tar."""
 
 import datetime

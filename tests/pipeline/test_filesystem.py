@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """File system images: the same bytes every time, nothing lost, and one line for what cannot be."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The firmware that was built, and every place that takes one: only one that starts the hashed files alone is taken."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A full disk, under build/, the artefact cache, doit's database or TMPDIR, at one moment or another.
 
 The disk is a small tmpfs in a mount namespace of its own, which root has and often any user.

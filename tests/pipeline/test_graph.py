@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/pipeline.svg: current, the same for everybody, and drawn from the very tasks that doit runs."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's own layer over stand-in packages, and (with --full) the real packages installed twice."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A registry that lies, stalls or leads astray costs a line and seconds, and never a wrong byte or a password."""
 
 import hashlib

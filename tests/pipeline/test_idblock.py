@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit idblock: what it makes and when again, and that a bundle and QEMU take it."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The initramfs as built: its archives as the kernel would read them, and real modules in an order that loads."""
 
 import stat

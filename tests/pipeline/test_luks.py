@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encrypted image: what setup_luks makes, when it makes it anew, and that the appliance's own kernel reads it."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutated headers that nothing has compared, and what the guest's own cryptsetup and kernel make of them.
 
 The control arm of tests/unit/test_luks_headers.py: there the guest refuses every one of them; here, in the appliance

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk key on the owner's machine, searched for wherever it should not be while it is used and afterwards.
 
 Processes' arguments and environments are sampled all the time, every execve is traced, and what the runs wrote is read

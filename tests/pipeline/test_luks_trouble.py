@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A volume whose making is cut short: nothing half-made passes for a whole one, nothing lives on, the rerun works."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`doit manifest` on a real build: what is listed, what it measures as, and how it is signed."""
 
 import hashlib

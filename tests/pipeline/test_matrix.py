@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of edits: every input, parameter, recipe, tool and output of every task, and what doit would run again.
 
 Nothing is built here but the copy to begin with; what follows from an edit downstream is in test_rebuilds.py.

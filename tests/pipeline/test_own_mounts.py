@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of one's own as root: also in a chroot whose / is no mount point, and without a trace outside."""
 
 import os

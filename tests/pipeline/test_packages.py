@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages end to end against an archive made here: resolved, fetched, refused, healed, unpacked."""
 
 import dataclasses

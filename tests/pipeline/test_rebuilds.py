@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an edit rebuilds, and what it leaves alone, down to the end of the pipeline: tables from edit to tasks.
 
 What each edit makes outdated by itself, for every input of every task, is in test_matrix.py.

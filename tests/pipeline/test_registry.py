@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shared cache against a real registry: what is pushed comes back, and what was tampered with does not."""
 
 import concurrent.futures

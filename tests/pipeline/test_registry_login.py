@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in to a real registry: passwords from where Docker keeps them, helpers, tokens; and its certificate."""
 
 import hashlib

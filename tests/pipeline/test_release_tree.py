@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/snp-release: the same tree whoever builds it, wherever it stands, and never half of it."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`packages_lock --only NAME` against two states of an archive, and the lines that say what changed."""
 
 import dataclasses

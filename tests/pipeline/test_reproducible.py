@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A second build in another directory and another environment gives the same bytes."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cannot be launched, attested or built from is refused in one line that names it, and leaves nothing behind."""
 
 import contextlib

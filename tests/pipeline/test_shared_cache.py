@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shared cache as doit's users have it: what one machine made, the next one copies; and nobody waits for it."""
 
 import contextlib

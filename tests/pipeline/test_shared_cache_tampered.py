@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What somebody changed in the registry is refused, built anew, and mended by whoever may write there."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`test` and `lint`: which tests run, and what is said where something is found."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """build/bin: the verifiers believe nothing in the directory that they are called in."""
 
 import subprocess

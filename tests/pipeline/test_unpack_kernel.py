@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """unpack_kernel: any good linux-image package, and one clear line for anything else."""
 
 import os

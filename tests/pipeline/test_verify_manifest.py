@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`doit verify_manifest` on a real build: what is noticed, all of it by name, and who may have said it."""
 
 import re

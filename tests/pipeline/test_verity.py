@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hash tree, and the word that carries the whole dm-verity table."""
 
 import hashlib

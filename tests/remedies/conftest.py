@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the hints share: a checkout in which everything is built, and what they were told."""
 
 import os

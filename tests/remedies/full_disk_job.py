@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs where a small file system is mounted: fills it, does what fails then, looks as told, makes room, does it again.
 
 Arguments: a directory on that file system, another one, and the rows of the test; prints those that were said.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds every hint in the source: what a message tells the user to do, by its module and its text with {} for holes.
 
 A hint is the ``hint`` or ``remedy`` of a call, by keyword or by place, followed through parameters, variables and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hints that no test obeys, each with the reason: nobody is told to do anything that can be done here."""
 
 from tests.remedies.table import Row

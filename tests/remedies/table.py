@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of all hints: what a test provokes and does, and the few that tell nobody to do anything.
 
 A test of this directory takes its hints as rows with :func:`remedies`. :class:`Told` sees that each was really said,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints of the verifier: policies, reports, what an ID block is for, the minimum TCB version."""
 
 import argparse

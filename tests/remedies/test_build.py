@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about what is built: packages, firmware, the manifest, platforms."""
 
 import os

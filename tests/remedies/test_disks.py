@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about disks: a full one, one that was another, and runs that stand in each other's way."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints of ./doitw before doit runs: in a small project, with what it needs and stand-ins on its PATH."""
 
 import os

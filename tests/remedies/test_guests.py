@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about guests that run here: by their state directories, and with real guests that have just been started."""
 
 import contextlib

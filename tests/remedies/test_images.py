@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about trees and images: layers, tars, the guest's lists."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about keys: modes, places, kinds, and what makes the one from the other."""
 
 import os

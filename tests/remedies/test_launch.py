@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about launching: VM configs and their files, ports, memory, QEMU, bundles."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about disk keys: files, records, and how a key is given."""
 
 import shutil

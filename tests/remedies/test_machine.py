@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about the machine: what is missing on it, and what only root can do there.
 
 What would change the machine that runs the tests is done beside it: with stand-ins for apt-get on PATH, in apt's own

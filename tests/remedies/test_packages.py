@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about packages: lists and the lock, mirrors, downloads; against an archive that is made here."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints of attest_luks: a key and who may have it, against the guest's own agent on a port of this machine."""
 
 import contextlib

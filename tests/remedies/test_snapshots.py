@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hint for a version that the mirror has dropped: a snapshot mirror, named as it says, has it."""
 
 import re

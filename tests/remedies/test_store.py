@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints of the artefact cache, of settings, and of doit itself: in a checkout in which nothing is built."""
 
 import re

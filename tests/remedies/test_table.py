@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every hint in the source has a row: a test that does what it says, or the reason why there is nothing to do."""
 
 import importlib

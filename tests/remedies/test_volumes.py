@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints about volumes: which one is meant, its directory, its disk from elsewhere, and the keys of it.
 
 The volumes are small ones with real headers; what setup_luks makes in earnest is made by make_source here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hints for a misspelt word, and of the help."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One parser under atheris, as a program of its own, since libFuzzer ends the process:
 
     python -m tests.unit.atheris_run NAME DIRECTORY [libFuzzer's options]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A headless Chromium through its debugging pipe (Chrome DevTools Protocol: JSON with a zero byte behind each)."""
 
 import contextlib

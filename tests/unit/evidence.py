@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the attestation tests share: a synthetic firmware, VM configs, and one software secure processor a session."""
 
 import atexit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A key distribution service on loopback, honest or as hostile as a test wants it."""
 
 import contextlib

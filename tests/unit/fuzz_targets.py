@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every parser of bytes from outside, as a fuzzer wants it: honest bytes to begin with, and the one documented error.
 
 Used by test_attestation_fuzz, with hypothesis and, through atheris_run, with atheris.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A throw-away hierarchy under AMD's names, pinned by a trust root of its own: all that AMD's has, to forge with.
 
 RSA-4096 keys take seconds to make, so the keys are made once a session; certificates are made as a test wants them.

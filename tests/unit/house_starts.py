@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a source file starts processes with, found in its syntax tree."""
 
 import ast

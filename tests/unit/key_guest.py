@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest that waits for its key, in this process: the initramfs's own agent, evidence of the software PSP, no disk."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's end of a key release as a process of its own, with nothing but the initramfs's modules and Python's own.
 
     python -I -S -B key_guest_process.py INITRAMFS ATTESTATION DIRECTORY

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the attacks on the key protocol share: a guest in a process of its own, a relay, and the owner's end."""
 
 import base64

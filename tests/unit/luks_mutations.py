@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Headers that a host could put in place of a volume's own, each with right checksums, and what would come of them.
 
 ``OBEYED`` says what cryptsetup (2.7.5) does with one that nothing has compared: "same" where it opens it to the very

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LUKS2 headers as cryptsetup writes them for our images, made here without it: keyslots, checksums, both copies.
 
 LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions for artefacts of the tests, and a run of its own for each test of the artefact store."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reader of newc archives for tests, after the kernel's own (init/initramfs.c) and not after our writer."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command with a terminal for its standard output and standard error."""
 
 import contextlib

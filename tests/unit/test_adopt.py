@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a foreign root filesystem is changed by: each change is said, and what need not change stays as it is."""
 
 from dataclasses import replace

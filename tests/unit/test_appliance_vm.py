@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the appliance is started: formats are said, no other file is opened, and nothing of it reaches a network."""
 
 import json

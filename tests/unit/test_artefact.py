@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An artefact: when it is made again, when it comes from the cache, and how it heals."""
 
 import dataclasses

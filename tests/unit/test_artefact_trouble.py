@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes wrong while an artefact is made, and what is never kept: damage, changes meanwhile, secrets, full disks."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parsers of untrusted bytes: whatever comes in, out comes a value or the documented error. Longer with --full."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attestation benchmark on a small initramfs: what it says, and what it refuses."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boot benchmark without guests: what it makes, what it refuses, what it concludes, and how it is drawn."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guest's reading of its command line: what the owner's tools write is read, anything else ends the machine."""
 
 import base64

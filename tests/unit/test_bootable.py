@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A root from a tar: what it needs to boot is there, or the tar is refused."""
 
 from pathlib import Path

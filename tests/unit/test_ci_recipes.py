@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipes for continuous integration: what they may do, and that the tasks they name exist."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of a guest as anyone on the way could send them: what is malformed, too long or too slow is refused."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one function that makes command lines: what would be cut off, doubled, quoted or dangerous never gets out."""
 
 import pytest

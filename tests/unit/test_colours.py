@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Colours: on a terminal only, not against NO_COLOR; amber for what is emulated; and the verdict is the last line."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """External commands: their environment, their end, and what is said when they fail."""
 
 import os

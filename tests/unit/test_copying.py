@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of files: content, permissions and holes."""
 
 import errno

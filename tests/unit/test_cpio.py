@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """cpio archives as the kernel reads them: names, types, padding, order, and what is refused."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit's database when it is damaged or cannot be written: a real doit, with and without our hand on it."""
 
 import os

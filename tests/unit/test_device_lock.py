@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which devices lose their drivers, and which modules a root names, on trees like the kernel's."""
 
 from pathlib import Path

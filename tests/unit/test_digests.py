@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The digest index: whatever is done to a file's times, its digest is that of its content."""
 
 import hashlib

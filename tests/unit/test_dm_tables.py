@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The digest of device-mapper tables: the same whatever the devices' numbers, another for any other word."""
 
 import hashlib

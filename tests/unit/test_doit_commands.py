@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """doit clean, forget, info and list, as this project has them; beside what doit's own say."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What end to end takes for an encrypted root, from what the kernel says inside the guest."""
 
 import pytest

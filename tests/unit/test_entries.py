@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documents of cache entries: one way to write each, and no way out of the directory they are restored to."""
 
 import hashlib

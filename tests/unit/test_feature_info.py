@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """sev-feature-info: the answer's bytes, the policy that fits it, and machines that have no answer."""
 
 import ctypes

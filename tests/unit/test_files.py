@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scratch directories: what killed processes leave is removed by the next, what a living one uses is not."""
 
 import errno

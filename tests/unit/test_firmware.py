@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Firmware: what an image contains, what of it is changed, and which one a guest may start with."""
 
 import contextlib

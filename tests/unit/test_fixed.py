@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that a VM config has fixed: repeating them is fine, changing them is refused."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which disk image a file is, told by its content alone; and none that would make QEMU read another file."""
 
 import struct

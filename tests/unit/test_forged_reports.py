@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """For every check evidence that only it refuses: signed and certified like honest evidence, wrong in one thing."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guardian: what a killed run has started and made in TMPDIR does not outlive it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guest's state directory: one guest at a time, known for as long as it runs; its ports and its console."""
 
 import dataclasses

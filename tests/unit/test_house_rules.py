@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the house: linters, types, who may import whom, and what no file may say."""
 
 import ast
@@ -136,6 +137,15 @@ def test_the_wall_s_own_detector(source: str, found: bool) -> None:
 
 def reaches_emulation(tree: ast.AST, package: str) -> bool:
     return any(names_module(name, WALLED_OFF) for name in (*imports(tree, package), *strings(tree)))
+
+
+def test_every_source_file_names_its_licence() -> None:
+    without = [
+        relative(path)
+        for path in python_files()
+        if "SPDX-License-Identifier: Apache-2.0" not in "".join(path.read_text().splitlines(keepends=True)[:2])
+    ]
+    assert without == []
 
 
 def test_every_module_has_a_room() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes are started in one place: sevsnp.system.command, whose guardian ends them when a run is killed."""
 
 import pytest

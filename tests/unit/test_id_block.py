@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ID block: its bytes, its keys, and what the secure processor refuses."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An ID block on its way from the VM config to a launch and a report, and the commands that sign it."""
 
 import base64

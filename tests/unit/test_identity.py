@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One canary for each class of the deny-list: in the source tar, not in the raw bytes of the image."""
 
 from pathlib import Path

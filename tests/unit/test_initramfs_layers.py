@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers of an initramfs, from stand-in packages and files: what is in each, and that joined ones are read on."""
 
 import os

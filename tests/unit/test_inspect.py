@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """inspect_report: everything a report says, and whether it is authentic."""
 
 import json

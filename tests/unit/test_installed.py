@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pip installs: every module and template, and commands that work far from any checkout."""
 
 import dataclasses

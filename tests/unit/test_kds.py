@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's service as a transport: right questions, a cache, and a hostile one that can only withhold."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an attestation keeps: replaced by what is accepted, apart from what is refused, and the same when read again."""
 
 import functools

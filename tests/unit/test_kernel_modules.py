@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel modules by name: what they depend on, in which order they load, and what is no module."""
 
 import lzma

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The messages of the key protocol: every bit of what the owner sends, and all that a guest of the host's may say."""
 
 import base64

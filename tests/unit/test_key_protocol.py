@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The key protocol under attack, with the guest in a process of its own: what is replayed, altered or doubled on the
 way, and what the guest's clock says.
 

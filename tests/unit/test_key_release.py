@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The release of a disk key, both ends for real: who gets it, who does not, and what the guest makes of strangers."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys: made once, readable by their owner alone, never overwritten."""
 
 import socket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests share in TMPDIR ends with them, whichever process made it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache on one machine: what goes in comes out the same, or not at all."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The artefact cache on one machine: kept small, tidied while nobody uses it, and nobody else's."""
 
 import os

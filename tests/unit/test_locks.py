@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Locks between processes, and the lock of a checkout."""
 
 import subprocess

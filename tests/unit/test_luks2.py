@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LUKS2 headers: parsed, refused where damaged, and opened by the right key only; made here by the specification."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When setup_luks makes a new volume: where the old one's key is not to be had, is another, or is known to a host."""
 
 import json

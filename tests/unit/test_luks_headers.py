@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Another header than the measured one: whatever was changed in it, the guest stops before anything reads it.
 
 The control arm is the guest's own code without its comparison: the same headers pass. That they are obeyed then is

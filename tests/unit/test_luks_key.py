@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk keys: where one comes from, what is refused, and that made ones and records are kept whole and private."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which key goes to whom: the rules, what is on record before a key leaves, and the whole of attest_luks."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the guest does with an encrypted disk before and after it is open: its header, its generation, its host key."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """measure: VM configs and files, several vCPU counts, and what it refuses."""
 
 import dataclasses

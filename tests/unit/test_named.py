@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions by name: what is not there is said in one line, with what was probably meant."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions that are named by a string, "module:function": each of them is there."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No test asserts how long something took, and no time-out of a test is short: see tests/waiting.py.
 
 What a test means by "fast" it can say otherwise: what came first, by a clock that it sets itself, in processes or

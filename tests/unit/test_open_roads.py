@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A verdict says what it leaves open, and what it did not compare."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Package lists and the lock file: what is taken, and what is refused by name."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where packages come from: apt's two kinds of source lists, mirrors in lists, proxies, and mmdebstrap's defaults."""
 
 from pathlib import Path

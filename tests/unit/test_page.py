@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTML page: the verdict, what failed and what to do, and nothing that the evidence could smuggle in."""
 
 import dataclasses

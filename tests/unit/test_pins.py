@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's roots cannot be widened: by no option, variable, configuration, policy or evidence field."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quick reader of tar headers: where it answers, it says what tarfile says."""
 
 import io

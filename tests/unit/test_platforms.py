@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which platform is chosen: what is probed, how long for, what is remembered, and which QEMU is old."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy: nothing optional, nothing unknown, and the shipped profiles as their documentation has them."""
 
 import copy

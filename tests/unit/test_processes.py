@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A test run that is killed leaves none of its own long-running processes."""
 
 import os

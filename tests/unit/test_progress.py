@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What library code says of its progress, and what the live area makes of it; without doit."""
 
 import contextlib

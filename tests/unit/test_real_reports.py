@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real reports of real chips, as ../shared/vectors/README.md says of them."""
 
 from datetime import UTC, datetime

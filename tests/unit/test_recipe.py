@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe of an artefact: the sources that its digest covers, and the edits that change it."""
 
 import subprocess

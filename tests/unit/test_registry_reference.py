@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a shared cache may be, and what is said about it."""
 
 import pytest

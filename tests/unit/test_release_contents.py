@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files by the names that a document gives them: nothing outside the project is read, whatever it says."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest as a document: what is refused before any file is looked at, and the command lines it measures."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SBOM: valid CycloneDX, the same bytes every time, every package with its digest and set."""
 
 import datetime

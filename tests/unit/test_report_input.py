@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports in every form in which they are handed around, and what is none."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a doit run says: on a terminal, in a log, with several tasks at once, and when it is interrupted."""
 
 import contextlib

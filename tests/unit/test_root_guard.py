@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device-mapper tables over an encrypted root, as text; what they do is in test_luks_flips."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signed entries of the shared cache: only those of the key that was asked for are taken."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings: where a value comes from, and how a bad one is refused."""
 
 from pathlib import Path

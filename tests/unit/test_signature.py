@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest's signature: what stock tools make of it, which keys are taken, and how a key is asked for."""
 
 import os

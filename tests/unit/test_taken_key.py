@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk key in the environment of a doit that is called directly: out of /proc before anything is started."""
 
 import json

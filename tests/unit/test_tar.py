@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tar archives and layers: what goes in comes out, the same bytes every time, and nothing is lost in silence."""
 
 import io

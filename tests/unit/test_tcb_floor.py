@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The minimum TCB version: none stated is no verdict, any said in words is named, and what is printed can be pasted."""
 
 import dataclasses

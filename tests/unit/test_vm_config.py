@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VM config: written, read back the same, and refused by name where it is wrong."""
 
 import dataclasses

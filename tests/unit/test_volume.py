@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The disk that a guest of the encrypted workflow writes to: made once from the image, kept, and never mixed up."""
 
 import dataclasses

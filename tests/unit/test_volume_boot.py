@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """adopt_luks and update_luks before anything is started: what they refuse. What they do is in tests/pipeline."""
 
 import fcntl

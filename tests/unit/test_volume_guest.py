@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which disk a guest gets and which VM config its owner goes by, with the guest and its owner's part left out."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which keys are kept: as long as a disk or a guest may need one, and no longer."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directory of a volume that a guest has written: whole or not there, up to date, never two guests', never lost."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML is read strictly: nothing that stands in a file is dropped without a word."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What setup_luks makes, in small: a header that a key opens, an image with it, and both VM configs."""
 
 import dataclasses

@@ -113,7 +113,7 @@ def test_another_process_of_the_user_cannot_read_its_memory(arm: str, code: int)
     """By ptrace(2), as gcore does; the second is the control."""
     someone: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     words = ["/usr/bin/python3", "-I", "-S", "-c"]
-    source = (PROJECT / "sevsnp" / "taken_key.py").read_text()
+    source = (PROJECT / "sevsnp" / "keys" / "taken_key.py").read_text()
     with subprocess.Popen([*words, TARGET, source, arm], cwd="/", stdout=subprocess.PIPE, **someone) as target:
         try:
             assert target.stdout and target.stdout.readline() == b"ready\n"

@@ -38,7 +38,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.images.filesystem", "{} was just made: is the disk full or failing?"): _DEFECT,
     ("sevsnp.images.luks", "is the disk failing?"): _DEFECT,
     ("sevsnp.bench.launch_digest", "one of the two is wrong: report it"): _DEFECT,
-    ("sevsnp.images.verity", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,
+    ("sevsnp.vm_config.verity_word", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,
     ("sevsnp.owner.key_release", "does the guest wait for its key, and is its ATTEST_PORT forwarded?"): _QUESTION,
     (
         "sevsnp.owner.key_release",

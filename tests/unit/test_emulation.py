@@ -136,8 +136,9 @@ ALLOWED = {
     "sevsnp.vm_config.config",
     "sevsnp.emulation.report_encoder",
     "sevsnp.emulation.mark",
+    "sevsnp.attestation.report",
 }
-ALLOWED |= {f"sevsnp.attestation.{name}" for name in ("ovmf", "launch_digest", "report", "vmsa", "id_block")}
+ALLOWED |= {f"sevsnp.measurement.{name}" for name in ("ovmf", "launch_digest", "vmsa", "id_block")}
 
 
 @pytest.mark.parametrize("module", sorted(ALLOWED | {"sevsnp.emulation.psp"}))

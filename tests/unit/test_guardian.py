@@ -16,7 +16,7 @@ from sevsnp.system import command
 from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
-GUARDIAN = PROJECT / "sevsnp" / "guardian.py"
+GUARDIAN = PROJECT / "sevsnp" / "system" / "guardian.py"
 # Deaf to SIGTERM, as are its children: they inherit what is ignored.
 STUBBORN = "trap '' TERM; echo $$ >> {pids}; sh -c 'echo $$ >> {pids}; sleep 300; :' & wait"
 OBEDIENT = "trap 'touch {mark}; exit 1' TERM; echo $$ >> {pids}; sh -c 'echo $$ >> {pids}; exec sleep 300' & wait"

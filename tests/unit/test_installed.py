@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,8 +45,10 @@ def build(directory: Path, pyproject: str) -> Path:
             target = source / relative(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    shutil.copyfile(ROOT / "README.md", source / "README.md")
-    (source / "pyproject.toml").write_text(pyproject)
+    for name in ("README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    # A build takes setuptools 77, which knows these two; a venv's own may be older.
+    (source / "pyproject.toml").write_text(re.sub(r"^license.*\n", "", pyproject, flags=re.MULTILINE))
     argv = [sys.executable, "-c", "from setuptools import setup; setup()", "build_py", "--build-lib", str(library)]
     subprocess.run(argv, cwd=source, check=True, capture_output=True, timeout=NET)
     shutil.rmtree(source)

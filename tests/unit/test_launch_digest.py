@@ -330,7 +330,7 @@ def test_large_files_are_not_read_whole(tmp_path: Path) -> None:
     script = (
         "import resource, sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path; from sevsnp.vm_config.config import File\n"
-        "from sevsnp.attestation import launch_digest\n"
+        "from sevsnp.measurement import launch_digest\n"
         "resource.setrlimit(resource.RLIMIT_AS, (128 << 20, 128 << 20))\n"
         "launch_digest._hash_file(File(Path(sys.argv[1]), sys.argv[3]), 'kernel')\n"
     )

@@ -113,7 +113,7 @@ def test_somebody_else_s_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_without_a_terminal_nobody_is_asked() -> None:
-    script = "from sevsnp import luks_key; luks_key.given('-')"
+    script = "from sevsnp.keys import luks_key; luks_key.given('-')"
     done = subprocess.run(
         [sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
     )

@@ -85,7 +85,9 @@ def test_no_option(option: str, words: list[str], tmp_path: Path, capsys: pytest
 def test_no_variable() -> None:
     """What is read of the environment, anywhere in the verifier; and nothing of it is about roots."""
     names, found = set(), set()
-    for path in sorted((ROOT / "sevsnp" / "attestation").glob("*.py")):
+    for path in sorted((ROOT / "sevsnp").glob("*/*.py")):
+        if path.parent.name not in ("attestation", "commands"):
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "getenvb"):
                 names.add(path.name)

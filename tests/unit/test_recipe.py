@@ -17,7 +17,7 @@ FILES = {
     "a/middle.py": "def f():\n    import sevsnp.c\n",
     "a/unused.py": "",
     "b/__init__.py": "from sevsnp import d\n",
-    "b/deep.py": "value = 1\nTEXT = 'sevsnp.system.named'\nPROSE = 'about sevsnp.unnamed, a module'\n",
+    "b/deep.py": "value = 1\nTEXT = 'sevsnp.named'\nPROSE = 'about sevsnp.unnamed, a module'\n",
     "c.py": "import os, json\n",
     "d.py": "",
     "named.py": "",
@@ -32,15 +32,15 @@ def package(tmp_path: Path) -> Path:
     for name, text in FILES.items():
         (tmp_path / "sevsnp" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sevsnp" / name).write_text(text)
-    store = tmp_path / "sevsnp" / "store"
-    store.mkdir()
-    (store / "__init__.py").write_text("")
+    for room in ("store", "system"):
+        (tmp_path / "sevsnp" / room).mkdir()
+        (tmp_path / "sevsnp" / room / "__init__.py").write_text("")
     for name in (
         "store/recipe.py",
         "store/session.py",
         "store/digests.py",
         "store/entries.py",
-        "files.py",
+        "system/files.py",
         "errors.py",
     ):
         (tmp_path / "sevsnp" / name).write_text((PROJECT / "sevsnp" / name).read_text())
@@ -63,7 +63,7 @@ def reached(package: Path, module: str) -> set[str]:
 def test_nested_named_and_packages_own_imports_are_reached(package: Path) -> None:
     assert reached(package, "sevsnp.a.top") == {
         "sevsnp", "sevsnp.a", "sevsnp.a.top", "sevsnp.a.middle", "sevsnp.b", "sevsnp.b.deep", "sevsnp.c", "sevsnp.d",
-        "sevsnp.system.named",
+        "sevsnp.named",
     }  # fmt: skip
 
 

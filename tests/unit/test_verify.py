@@ -317,8 +317,9 @@ def test_verdicts_come_from_their_verifier_only() -> None:
 
 
 def test_production_does_not_import_the_emulation() -> None:
-    names = ("cli", "verify", "launch_digest", "kds", "inspect_cli", "measure_cli", "idblock_cli")
-    lines = [f"import sevsnp.attestation.{name}" for name in names]
+    names = ["attestation.verify", "attestation.kds", "measurement.launch_digest"]
+    names += [f"commands.{name}" for name in ("verify_report", "inspect_report", "measure", "idblock_generator")]
+    lines = [f"import sevsnp.{name}" for name in names]
     script = "; ".join(["import sys", *lines, "print(*sys.modules)"])
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "sevsnp.attestation.verify" in loaded and "sevsnp.emulation" not in loaded

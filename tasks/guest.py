@@ -84,11 +84,10 @@ def task__guest_rootfs() -> Task:
 @cache
 def _disk_image() -> Path | None:
     """IMAGE where it is a disk image, and no tar."""
-    if not settings().text("IMAGE"):
+    if (image := settings().optional_path("IMAGE")) is None:
         return None
     from sevsnp.qemu.disk_format import is_disk_image
 
-    image = settings().path("IMAGE", Path())
     return image if is_disk_image(image) else None
 
 
@@ -96,7 +95,7 @@ def own_rootfs() -> Path | None:
     """The root filesystem tar of the user's IMAGE, which a disk image becomes first; None without an IMAGE."""
     if _disk_image():
         return IMAGE_ROOTFS
-    return settings().path("IMAGE", Path()) if settings().text("IMAGE") else None
+    return settings().optional_path("IMAGE")
 
 
 def task__image_import() -> Task:

@@ -67,7 +67,7 @@ def chosen_volume() -> Mapping[str, Any]:
         "configs": launched(config("snp")).parent,
         "data_dir": values.data_dir(),
         "volume": values.text("VOLUME"),
-        "vm_config": values.path("VM_CONFIG", Path()) if values.text("VM_CONFIG") else None,
+        "vm_config": values.optional_path("VM_CONFIG"),
     }
 
 
@@ -126,7 +126,7 @@ def task_adopt_luks() -> Task:
         "sevsnp.volumes.boot:adopt_volume",
         alone=True,
         needs=[*_BOOT, "_appliance_initramfs"],
-        image=values.path("IMAGE", Path()) if values.text("IMAGE") else None,
+        image=values.optional_path("IMAGE"),
         directory=LUKS,
         data_dir=values.data_dir(),
         config_dir=values.config_dir(),

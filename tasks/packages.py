@@ -121,7 +121,7 @@ def task_unpack_kernel() -> Task:
     Next: ./doitw initramfs
     """
     values = settings()
-    inputs: dict[str, Any] = {"deb": values.path("KERNEL_DEB", Path())} if values.text("KERNEL_DEB") else {}
+    inputs: dict[str, Any] = {"deb": deb} if (deb := values.optional_path("KERNEL_DEB")) else {}
     return artefact(
         "sevsnp.packages.steps:make_kernel",
         inputs=inputs,

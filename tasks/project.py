@@ -85,8 +85,8 @@ def settings() -> Settings:
             shared=found.text("CACHE"),
             push=found.text("CACHE_MODE") == "push",
             limit=found.number("CACHE_SIZE"),
-            signing=found.path("CACHE_KEY", Path()) if found.text("CACHE_KEY") else None,
-            accepted=found.path("CACHE_PUBLIC_KEY", Path()) if found.text("CACHE_PUBLIC_KEY") else None,
+            signing=found.optional_path("CACHE_KEY"),
+            accepted=found.optional_path("CACHE_PUBLIC_KEY"),
         )
     )
     return found
@@ -109,7 +109,7 @@ def keys() -> Keys:
 
 def signing_key(name: str) -> Path | None:
     """The private key that the setting ``name`` (ID_KEY or AUTHOR_KEY) names."""
-    return settings().path(name, Path()) if settings().text(name) else None
+    return settings().optional_path(name)
 
 
 def firmware() -> Path:
@@ -127,8 +127,8 @@ def release_manifest() -> dict[str, Any]:
     """The manifest whose list counts in an attestation, and the key that must have signed it, where MANIFEST is set."""
     found: dict[str, Path | None] = {"manifest": None, "manifest_key": None}
     for parameter, name in (("manifest", "MANIFEST"), ("manifest_key", "MANIFEST_PUBLIC_KEY")):
-        if settings().text(name) and settings().text("MANIFEST"):
-            found[parameter] = settings().path(name, Path())
+        if settings().text("MANIFEST"):
+            found[parameter] = settings().optional_path(name)
     return found
 
 

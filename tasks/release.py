@@ -76,7 +76,7 @@ def task_manifest() -> Task:
         package_lists=PACKAGE_LISTS,
         acpi=values.text("ACPI"),
         created=os.environ.get("SOURCE_DATE_EPOCH", ""),
-        key=values.path("MANIFEST_KEY", Path()) if values.text("MANIFEST_KEY") else None,
+        key=values.optional_path("MANIFEST_KEY"),
         output=MANIFEST,
         sbom=BUILD / "sbom.cdx.json",
     )
@@ -95,6 +95,6 @@ def task_verify_manifest() -> Task:
         "sevsnp.release.verify:verify_manifest",
         alone=True,
         manifest=values.path("MANIFEST", MANIFEST),
-        public_key=values.path("MANIFEST_PUBLIC_KEY", Path()) if values.text("MANIFEST_PUBLIC_KEY") else None,
+        public_key=values.optional_path("MANIFEST_PUBLIC_KEY"),
         project=Path(),
     )

@@ -102,8 +102,8 @@ def task_run_sev_snp_verity() -> Task:
         "verity",
         directory=launched(config("snp")).parent,
         workflow="verity",
-        vm_config=settings().path("VM_CONFIG", Path()) if text("VM_CONFIG") else None,
-        disks={role: settings().path(name, Path()) for role, name in replaced.items() if text(name)},
+        vm_config=settings().optional_path("VM_CONFIG"),
+        disks={role: path for role, name in replaced.items() if (path := settings().optional_path(name))},
         asked=asked(),
         platform=text("PLATFORM"),
     )

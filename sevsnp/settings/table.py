@@ -229,6 +229,10 @@ class Settings:
         text = self.text(name)
         return Path(text).expanduser() if text else default
 
+    def optional_path(self, name: str) -> Path | None:
+        """The path a setting names, as :meth:`path` gives it; None where it is empty."""
+        return self.path(name, Path()) if self.text(name) else None
+
     def acpi(self) -> bool:
         """Whether the guest boots with ACPI. More than one vCPU cannot be started without: UserError for ACPI=off."""
         if self.text("ACPI") == "off" and self.number("CPUS") > 1:

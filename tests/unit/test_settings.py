@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
+from sevsnp.settings.reference import render_reference
 from sevsnp.settings.table import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
 from sevsnp.settings.values import parse_size
 
@@ -243,6 +244,12 @@ def test_the_project_s_config_yaml_is_the_table() -> None:
     assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings.table >config.yaml"
     assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
     assert all(title.endswith(".") for title, _ in GROUPS)
+
+
+def test_the_reference_is_the_table() -> None:
+    page = (PROJECT / "docs" / "settings.md").read_text()
+    assert page == render_reference(), "run: python -m sevsnp.settings.reference >docs/settings.md"
+    assert [setting.name for setting in SETTINGS if f"| `{setting.name}` |" not in page] == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ def render_reference() -> str:
     """The page as text: a table for each group."""
     lines = [_HEAD]
     for title, settings in GROUPS:
-        lines += [f"## {title.rstrip('.').partition(':')[0]}", "", title, ""]
+        heading, _, more = title.rstrip(".").partition(": ")
+        lines += [f"## {heading}", "", *([f"({more})", ""] if more else [])]
         lines += ["| setting | default | what it is | expected |", "|---|---|---|---|"]
         lines += [_row(setting) for setting in settings] + [""]
     return "\n".join(lines).rstrip() + "\n"

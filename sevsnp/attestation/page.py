@@ -9,7 +9,7 @@ from sevsnp.attestation.explain import GROUPS, advice
 from sevsnp.attestation.inspection import describe
 from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Check, Reason
 from sevsnp.system.files import write_atomic
-from sevsnp.system.template import find_template
+from sevsnp.system.template import find_template, html_template
 from sevsnp.vm_config.config import BANNER, VmConfig
 
 State = Literal["accepted", "emulated", "refused", "undecided"]
@@ -49,20 +49,10 @@ def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
 
 def render_page(appraisal: Appraisal, config: VmConfig) -> str:
     """The page as text, complete in itself: no script, no link, nothing loaded from anywhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    template = find_template("verdict.html.j2")
     state = _state(appraisal)
     title, sentence = _WORDS[state]
     checks = appraisal.checks
-    templates = Environment(
-        loader=FileSystemLoader(template.parent),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template(template.name).render(
+    return html_template(find_template("verdict.html.j2")).render(
         state=state,
         title=title,
         sentence=sentence,

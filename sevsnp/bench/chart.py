@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.system.files import write_atomic
+from sevsnp.system.template import html_template
 
 MIB = 1 << 20
 # Time and memory with a large /var, as a multiple of those with a small one.
@@ -100,12 +101,7 @@ def boot_rows(medians: Mapping[str, Mapping[str, float]]) -> list[Row]:
 
 def draw_boot(document: Mapping[str, Any], template: Path, output: Path) -> None:
     """Draw what :func:`sevsnp.bench.boot.bench_boot` measured: seconds by phase, and memory, of each kind of guest."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    templates = Environment(
-        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
-    )
-    text = templates.get_template(template.name).render(
+    text = html_template(template).render(
         document=document, rows=boot_rows(document["medians"]), runs=max(run["run"] for run in document["runs"])
     )
-    write_atomic(output, text + "\n")
+    write_atomic(output, text)

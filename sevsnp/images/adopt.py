@@ -17,9 +17,9 @@ from sevsnp.archives.tree import Tree
 from sevsnp.images.account import let_in
 from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
 from sevsnp.images.guest import read_public_key
-from sevsnp.qemu.disk_format import printable
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory
+from sevsnp.system.text import printable
 
 _UNITS = "etc/systemd/system"
 _UNIT_FOLDERS = (_UNITS, "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")

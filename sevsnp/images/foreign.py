@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
-from sevsnp.qemu.disk_format import disk_format, printable
+from sevsnp.qemu.disk_format import disk_format
+from sevsnp.system.text import printable
 
 # What the tar may become at most. Nothing of it takes room on the disk before it is written.
 _LARGEST = 4 << 40

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.owner.kept import Conversation, keep
 from sevsnp.system.colour import Colour, paint
 from sevsnp.system.files import write_atomic
+from sevsnp.system.template import text_template
 from sevsnp.vm_config.config import BANNER, VmConfig
 
 
@@ -46,19 +45,14 @@ class Login:
         where = keep(self.output, talk, verdict.appraisal, document, config)
         known_hosts = self.output / "known_hosts"
         write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, talk.host_keys))
-        templates = Environment(
-            loader=FileSystemLoader(self.template.parent),
-            undefined=StrictUndefined,
-            autoescape=False,  # noqa: S701 - not HTML
-        )
-        text = templates.get_template(self.template.name).render(
+        text = text_template(self.template).render(
             host=self.host,
             port=self.ssh_port,
             user=self.user,
             identity=self.identity.resolve(),
             known_hosts=known_hosts.resolve(),
         )
-        write_atomic(self.ssh_config, text + "\n")
+        write_atomic(self.ssh_config, text)
         for note in document["notes"]:
             print(f"note: {note}")
         for road in document["open"]:

@@ -25,12 +25,14 @@ from sevsnp.qemu.process import escaped, start, stop
 from sevsnp.system import progress
 from sevsnp.system.command import temporary_directory
 from sevsnp.system.files import disks as full_disks
+from sevsnp.system.text import printable
 
 PORT_NAME = "org.openend2e.appliance"
 Format = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc"]
 MEMORY = 1 << 30
 _CPUS = 2
 _TAIL = 2000
+_NEWLINE = "\n"
 _LINE = 1 << 20
 _ENDING = 30.0
 # QEMU would stop the machine on a full disk, and wait for somebody who makes room.
@@ -109,7 +111,7 @@ def run_job(
         if answer is None:
             raise UserError(f"the appliance ended in its job {name}\n{_said(work)}")
         if "error" in answer:
-            raise UserError(f"the appliance's job {name}: {_printable(answer['error'])}")
+            raise UserError(f"the appliance's job {name}: {printable(answer['error'], _NEWLINE)}")
         if code:
             raise UserError(f"the appliance's QEMU ended with exit code {code}\n{_said(work)}")
         return dict(answer["result"])
@@ -182,7 +184,7 @@ def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dic
                 if "done" in said:
                     amount.at(said["done"], said["total"])
                 if "step" in said:
-                    amount.what = _printable(said["step"])[:60]
+                    amount.what = printable(said["step"])[:60]
     return None
 
 
@@ -200,11 +202,6 @@ def _parse(line: bytes) -> dict[str, Any]:
         return said
     except (ValueError, TypeError, RecursionError):
         raise _NoEnd("an answer that makes no sense") from None
-
-
-def _printable(text: str) -> str:
-    """Nothing in it moves a terminal's cursor, or is a colour."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[bytes]:
@@ -237,4 +234,4 @@ def _said(work: Path) -> str:
     for name in ("console", "qemu.log"):
         with contextlib.suppress(OSError):
             texts.append((work / name).read_bytes()[-_TAIL:].decode(errors="replace").replace("\r\n", "\n").strip())
-    return _printable("\n".join(filter(None, texts)))
+    return printable(_NEWLINE.join(filter(None, texts)), _NEWLINE)

@@ -65,11 +65,6 @@ _RAW = (
 )
 
 
-def printable(text: str) -> str:
-    """Text that is the image's, as labels and names of files, so that nothing in it moves the cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def is_disk_image(path: Path) -> bool:
     """Whether a file is a disk image of whatever format, and no archive. False for what cannot be read."""
     try:

@@ -10,15 +10,11 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
-from sevsnp.system.template import find_template
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from sevsnp.system.template import find_template, text_template
 
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
@@ -328,16 +324,12 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
     import toml
 
     base = config.source.parent.resolve()
-    text = (
-        _templates(template.parent.absolute())
-        .get_template(template.name)
-        .render(
-            launch=config.launch,
-            reference=config.reference,
-            relative=lambda path: os.path.relpath(path, base),
-            policy=config.policy if config.reference else {},
-            toml=toml.dumps,
-        )
+    text = text_template(template).render(
+        launch=config.launch,
+        reference=config.reference,
+        relative=lambda path: os.path.relpath(path, base),
+        policy=config.policy if config.reference else {},
+        toml=toml.dumps,
     )
     try:
         text.encode()  # a path need not be UTF-8, a TOML file must
@@ -345,19 +337,3 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
     except (UnicodeEncodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{config.source}: a path or name in it has no place in a TOML file: {error}") from error
     return text
-
-
-@cache  # a build has several configs, and their template takes as long to compile as all else
-def _templates(directory: Path) -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Not HTML: escaping is the template's own, by tojson, whose strings are TOML's too as long as it writes UTF-8 and
-    # not pairs of surrogates.
-    templates = Environment(
-        loader=FileSystemLoader(directory),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701
-    )
-    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    return templates

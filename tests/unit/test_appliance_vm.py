@@ -11,6 +11,7 @@ from sevsnp.images.luks import format_options, image_size, root_size
 from sevsnp.qemu import appliance as vm
 from sevsnp.qemu import blocks
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk
+from sevsnp.system.text import printable
 
 MIB = 1 << 20
 
@@ -98,4 +99,4 @@ def test_one_that_does_is_taken(said: dict[str, object]) -> None:
 
 
 def test_what_it_says_moves_no_cursor() -> None:
-    assert vm._printable("a\x1b[2Jb\r\nü\x9b") == "a?[2Jb?\nü?"
+    assert printable("a\x1b[2Jb\r\nü\x9b", keep="\n") == "a?[2Jb?\nü?"

@@ -6,7 +6,6 @@ of a command line, a variable that a process started from here has, a line of a 
 core dump is made of a process that has one (sevsnp.keys.taken_key).
 """
 
-import contextlib
 import fcntl
 import getpass
 import json
@@ -25,7 +24,7 @@ from sevsnp.errors import UserError
 from sevsnp.keys import taken_key
 from sevsnp.keys.taken_key import keep_from_dumps
 from sevsnp.system import progress
-from sevsnp.system.files import each_key_once
+from sevsnp.system.files import each_key_once, write_durable
 
 # The number of an inherited file descriptor from which LUKS_KEY is read, to its end.
 DESCRIPTOR_VARIABLE = taken_key.DESCRIPTOR
@@ -174,7 +173,7 @@ def make_key(config_dir: Path, uuid: str) -> Key:
     _private_directory(path.parent)
     keep_from_dumps()
     data = secrets.token_bytes(MADE_BYTES)
-    _write(path, data, new=True)
+    write_durable(path, data, new=True)
     return Key(data, str(path))
 
 
@@ -182,7 +181,7 @@ def write_record(config_dir: Path, uuid: str, record: Record) -> None:
     """Keep what is known of a volume; the old content or the new is there, never a part, whatever is killed when."""
     path = _place(config_dir, uuid, "json")
     _private_directory(path.parent)
-    _write(path, json.dumps({"format": _FORMAT, **asdict(record)}).encode() + b"\n", new=False)
+    write_durable(path, json.dumps({"format": _FORMAT, **asdict(record)}).encode() + b"\n")
 
 
 def read_record(config_dir: Path, uuid: str) -> Record:
@@ -267,25 +266,3 @@ def _private_directory(path: Path) -> None:
         raise UserError(
             f"{path}: open to others, expected 0700: it holds disk keys", f"run: chmod 700 {quote(str(path))}"
         )
-
-
-def _write(path: Path, data: bytes, *, new: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if new:
-            os.link(temporary, path)  # a rename would overwrite
-        else:
-            temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

@@ -4,7 +4,6 @@
 import contextlib
 import datetime
 import os
-import secrets
 import stat
 from pathlib import Path
 from shlex import quote
@@ -23,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from sevsnp.errors import UserError
 from sevsnp.keys.paths import Keys
+from sevsnp.system.files import write_durable
 
 # The whole certificate travels on the measured command line, in base64: 201 bytes, 268 characters, no padding.
 CERTIFICATE_BYTES = 201
@@ -134,18 +134,8 @@ def _read(path: Path, *, private: bool) -> bytes | None:
 
 def _create(path: Path, data: bytes, mode: int) -> None:
     """Make ``path`` with ``data`` unless it exists; whole from its first moment, readable by others never too early."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(data)
-            os.fsync(stream.fileno())
-        # A link, not a rename: it fails where the name exists, and so never overwrites a key.
-        with contextlib.suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        new.unlink()
+    with contextlib.suppress(FileExistsError):
+        write_durable(path, data, mode, new=True)
 
 
 def _private_key(path: Path, form: PrivateFormat) -> Ed25519PrivateKey:

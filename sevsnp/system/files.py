@@ -147,6 +147,34 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def write_durable(path: Path, data: bytes | str, mode: int = 0o600, *, new: bool = False) -> None:
+    """Write ``path`` whole, as :func:`write_atomic`, and return once it is on the disk.
+
+    With ``new`` nothing is replaced: FileExistsError where ``path`` is there already.
+    """
+    with scratch_directory(path) as scratch:
+        made = scratch / path.name
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+        made.chmod(mode)
+        sync(made)
+        if new:
+            os.link(made, path)  # a rename would overwrite
+        else:
+            made.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a directory's entries, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
     """Where the disks are mounted that ``paths`` are on, or would be, and whether each is full.
 

@@ -22,7 +22,7 @@ from sevsnp.images.luks2 import Luks2
 from sevsnp.keys.luks_key import check_uuid
 from sevsnp.qemu.process import check_files
 from sevsnp.system.copying import copy_file
-from sevsnp.system.files import remove_tree, scratch_directory, sha256_file
+from sevsnp.system.files import remove_tree, scratch_directory, sha256_file, sync, write_durable
 from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config
 from sevsnp.vm_config.relocate import files_of, relocated
 
@@ -122,14 +122,14 @@ class Volume:
                 (new.path / config.source.name).write_text(new._rendered(config))
             (new.path / TAKEN).write_text(source.digest())
             for path in (*new.path.rglob("*"), new.path):
-                _sync(path)
+                sync(path)
             try:
                 new.path.rename(self.path)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     raise self.exists_error() from None
                 raise
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def exists_error(self) -> UserError:
         """What is said where there must be none yet."""
@@ -148,8 +148,8 @@ class Volume:
             texts = {self.path / config.source.name: self._rendered(config) for config in source.read()}
             changed = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
             for path in changed:
-                _write(path, texts[path])
-            _write(self.path / TAKEN, taken)
+                write_durable(path, texts[path])
+            write_durable(self.path / TAKEN, taken)
             if changed:
                 used = {file.path for name in CONFIGS for file in _files(read_vm_config(self.path / name))}
                 for path in (self.path / BOOT).iterdir():
@@ -175,9 +175,9 @@ class Volume:
             if file.path.resolve() != target and not (target.exists() and sha256_file(target) == file.sha256):
                 with scratch_directory(target) as scratch:
                     copy_file(file.path, scratch / target.name, 0o600)
-                    _sync(scratch / target.name)
+                    sync(scratch / target.name)
                     (scratch / target.name).replace(target)
-                _sync(target.parent)
+                sync(target.parent)
             return target
 
         launch = relocated(config.launch, place)
@@ -313,22 +313,3 @@ def _room(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror}; nothing was changed",
             f"make room there, or set DATA_DIR to another disk: df -h {quote(str(path.parent))}",
         ) from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step, on the disk before this returns."""
-    with scratch_directory(path) as scratch:
-        new = scratch / path.name
-        new.write_text(text)
-        new.chmod(0o600)
-        _sync(new)
-        new.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.process import check_files
+from sevsnp.system import files
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.volumes import directory as volumes
 from sevsnp.volumes.directory import CONFIGS, Source, Volume, choose, left, source_of
@@ -103,7 +104,7 @@ def test_a_changed_image_is_not_taken(data: Path, source: Source) -> None:
     assert volumes.volumes(data) == []
 
 
-@pytest.mark.parametrize("step", ["copy_file", "_sync", "render_vm_config"])
+@pytest.mark.parametrize("step", ["copy_file", "sync", "render_vm_config"])
 def test_a_full_disk_leaves_nothing(data: Path, source: Source, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -121,7 +122,7 @@ def test_a_full_disk_leaves_nothing(data: Path, source: Source, step: str, monke
 def _die(data: Path, directory: Path, number: int) -> None:
     """Make a volume, and be killed at the ``number``-th thing that has to be on the disk."""
     count = 0
-    sync = volumes._sync
+    sync = files.sync
 
     def counted(path: Path) -> None:
         nonlocal count
@@ -130,7 +131,7 @@ def _die(data: Path, directory: Path, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         sync(path)
 
-    volumes._sync = counted
+    vars(volumes)["sync"] = files.sync = counted
     source = Source(directory, directory)
     Volume.of(data, source.uuid).make(source)
 
@@ -182,14 +183,14 @@ def rewritten(source: Source, name: str) -> None:
 def test_killed_between_the_two_vm_configs(volume: Volume, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     (source.directory / "kernel").write_bytes(b"a newer kernel")
     rewritten(source, "kernel")
-    write = volumes._write
+    write = files.write_durable
 
     def once(path: Path, text: str) -> None:
         write(path, text)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(volumes, "_write", once)
+        patch.setattr(volumes, "write_durable", once)
         with pytest.raises(KeyboardInterrupt):
             volume.refresh(source, taken=source.digest())
     kernels = set()

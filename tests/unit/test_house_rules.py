@@ -269,6 +269,12 @@ def test_no_file_names_a_path_of_this_machine() -> None:
     assert named == set()
 
 
+def test_no_symbolic_link_is_tracked() -> None:
+    """One that leads out of the repository names a path of some machine, and is followed by whoever clones it."""
+    tracked = output("git", "-c", "safe.directory=*", "ls-files", "--stage").splitlines()
+    assert [line for line in tracked if line.startswith("120000")] == []
+
+
 LOCKS = ("requirements.lock", "requirements-test.lock")
 
 

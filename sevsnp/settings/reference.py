@@ -7,7 +7,7 @@ _HEAD = """\
 # Settings
 
 `NAME=value` on the command line, a variable of the environment, or a line `name: value` in `config.yaml`; the first of
-these that there is counts. `./doitw help TASK` shows those that a task reads. This page is made from the table in
+these that there is counts. The help of a task shows those that it reads. This page is made from the table in
 `sevsnp/settings/table.py`.
 """
 

@@ -90,8 +90,9 @@ def _remove_scratch() -> None:
     """What threads leave that end with the process and never reach the end of their block."""
     with _making:
         _ended.set()
-    deadline = time.monotonic() + 1
-    # A thread that still works makes some of it again, until it finds the rest gone.
+    # A thread that still works makes some of it again, until it finds the rest gone. On a busy machine it takes seconds
+    # to remove the rest, and what was made again in that time has to go, too.
+    deadline = time.monotonic() + 10
     while (left := [path for path in list(_in_use) if path.exists()]) and time.monotonic() < deadline:
         for path in left:
             # Under another name: it would add to it while it is removed.

@@ -105,30 +105,9 @@ def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
     return [own, Layer("trusting", trusting)]
 
 
-def _compiled(entries: Mapping[str, Entry], scratch: Path, tools: Path) -> dict[str, Entry]:
-    """The bytecode of all Python modules among ``entries``, as the packages' maintainer scripts would have made it.
-
-    Without it each start of cloud-init compiles some hundred modules, which takes minutes under emulation. The tools'
-    Python is the guest's: both are of the same release.
-    """
-    sources = {name: entry for name, entry in entries.items() if name.endswith(".py") and entry.content}
-    for name, entry in sources.items():
-        target = scratch / "modules" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(b"".join(entry.content.pieces()) if entry.content else b"")
-    modules = str(scratch / "modules")
-    # By the digest of the source, unchecked: by its time they would be compiled again.
-    words = ("-q", "-s", modules, "-p", "/", "--invalidation-mode", "unchecked-hash", modules)
-    run([tools / "python3", "-m", "compileall", *words], timeout=300)
-    made = {path.relative_to(modules).as_posix(): path for path in sorted(Path(modules).rglob("*.pyc"))}
-    assert made, "no bytecode"
-    return {name: text_entry(name, path.read_bytes()) for name, path in made.items()}
-
-
 def _make_root(built: Built, scratch: Path, tools: Path) -> VerityParameters:
     base = read_tar(built.build / "guest" / "packages.tar")
     extra = _unpacked(_control_packages(built), scratch)
-    extra |= _compiled({**base, **extra}, scratch, tools)
     layers = [Layer("packages", list(base.values())), Layer("control packages", list(extra.values()))]
     tar, image = scratch / "root.tar", scratch / "root.img"
     make_rootfs([*layers, *_own_layers(built, {**base, **extra})], tar)

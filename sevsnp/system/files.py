@@ -136,35 +136,37 @@ def remove_tree(path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write ``path`` whole: a reader sees the old content or the new, never a part. An OSError names ``path``."""
-    try:
-        with scratch_directory(path) as scratch:
-            new = scratch / path.name
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data.encode() if isinstance(data, str) else data)
-            new.chmod(mode)
-            new.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with _written(path, data, mode) as made:
+        made.replace(path)
 
 
 def write_durable(path: Path, data: bytes | str, mode: int = 0o600, *, new: bool = False) -> None:
-    """Write ``path`` whole, as :func:`write_atomic`, and return once it is on the disk.
+    """:func:`write_atomic`, which returns once ``path`` is on the disk.
 
     With ``new`` nothing is replaced: FileExistsError where ``path`` is there already.
     """
-    with scratch_directory(path) as scratch:
-        made = scratch / path.name
-        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
-        made.chmod(mode)
+    with _written(path, data, mode) as made:
         sync(made)
         if new:
             os.link(made, path)  # a rename would overwrite
         else:
             made.replace(path)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes | str, mode: int) -> Iterator[Path]:
+    """A new file beside ``path`` with its content and mode, for one step that puts it in its place."""
+    try:
+        with scratch_directory(path) as scratch:
+            made = scratch / path.name
+            descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data.encode() if isinstance(data, str) else data)
+            made.chmod(mode)
+            yield made
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync(path: Path) -> None:

@@ -24,10 +24,21 @@ from sevsnp.system.command import temporary_directory
 from sevsnp.vm_config.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
 
 ROOT = Path(__file__).parents[2]
+# Real reports and AMD's own certificates (tests/data/amd/README.md), and what is beside a developer's checkout only.
+REAL_DATA = ROOT / "tests" / "data" / "amd"
 VECTORS = ROOT.parent / "shared" / "vectors"
 REAL_FIRMWARE = ROOT / "build/firmware/OVMF.fd"
 
 needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="../shared/vectors is absent")
+
+
+def real_data(name: str) -> Path:
+    """A file of real evidence by its name, as ``milan-v2/vcek.der``; what is absent makes the test skip."""
+    found = [path for path in (REAL_DATA / name, VECTORS / name) if path.exists()]
+    if not found and not VECTORS.is_dir():
+        pytest.skip("../shared/vectors is absent")
+    return found[0]
+
 
 SECTIONS = (
     (0x800000, 0x9000, 1), (0x80A000, 0x3000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3),

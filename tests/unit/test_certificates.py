@@ -21,7 +21,7 @@ from sevsnp.emulation import psp as soft
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
-from tests.unit.evidence import VECTORS, needs_vectors, psp
+from tests.unit.evidence import psp, real_data
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 START = NOW - timedelta(hours=1)
@@ -245,14 +245,13 @@ AMD: list[tuple[Product, str, str]] = [
 ]
 
 
-@needs_vectors
 @pytest.mark.parametrize(("product", "bundle", "leaf"), AMD)
 @pytest.mark.filterwarnings("error")
 def test_amds_chains(product: Product, bundle: str, leaf: str) -> None:
     candidates = [
         certificate
         for path in (f"amd-chains/{bundle}", leaf)
-        for certificate in certs.load_certificates((VECTORS / path).read_bytes())
+        for certificate in certs.load_certificates(real_data(path).read_bytes())
     ]
     one = found_chain(candidates, _AMD)
     assert one
@@ -267,12 +266,11 @@ def test_amds_chains(product: Product, bundle: str, leaf: str) -> None:
     assert refused(one, _AMD, datetime(2050, 1, 1, tzinfo=UTC))[0] == "validity"
 
 
-@needs_vectors
 @pytest.mark.parametrize("product", ["milan", "genoa", "turin"])
 def test_a_vlek_authority_is_no_vcek_authority(product: str) -> None:
-    asvk = certs.load_certificates((VECTORS / f"amd-chains/ask_ark_{product}_vlek.pem").read_bytes())
+    asvk = certs.load_certificates(real_data(f"amd-chains/ask_ark_{product}_vlek.pem").read_bytes())
     leaf = {"milan": "milan-v2/vcek.der", "genoa": "genoa-v3/vcek.pem", "turin": "turin-vcek/vcek.der"}[product]
-    vcek = certs.load_certificates((VECTORS / leaf).read_bytes())
+    vcek = certs.load_certificates(real_data(leaf).read_bytes())
     assert found_chain([*vcek, *asvk], _AMD) is None
     named = Chain(vcek[0], *asvk)
     with pytest.raises(ChainError, match=r"VCEK: its issuer's name|ASK: its common name"):

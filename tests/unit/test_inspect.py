@@ -11,7 +11,7 @@ from sevsnp.attestation.inspection import describe, inspect
 from sevsnp.attestation.report import parse_report
 from sevsnp.commands import inspect_report as inspect_cli
 from sevsnp.commands import verify_report as cli
-from tests.unit.evidence import VECTORS, evidence, needs_vectors, psp
+from tests.unit.evidence import evidence, psp, real_data
 from tests.unit.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
@@ -62,7 +62,6 @@ def test_every_field_is_described() -> None:
     assert fields["launch_mit_vector"] == "0x5"
 
 
-@needs_vectors
 @pytest.mark.parametrize(
     ("report", "vcek", "product"),
     [("genoa-v3/report.bin", "genoa-v3/vcek.pem", "Genoa"), ("milan-v2/report.hex", "milan-v2/vcek.der", "Milan"),
@@ -77,18 +76,18 @@ def test_real_reports_are_authentic(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    words = ["--input", str(VECTORS / report), "--certs", str(VECTORS / "amd-chains"), "--at", "2026-06-01"]
+    words = ["--input", str(real_data(report)), "--certs", str(real_data("amd-chains")), "--at", "2026-06-01"]
     words.append("--offline")
-    assert inspect_cli.main([*words, "--certificates", str(VECTORS / vcek), "--json"]) == 0
+    assert inspect_cli.main([*words, "--certificates", str(real_data(vcek)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["authentic"], document["product"], document["signer"]) == (True, product, "VCEK")
     assert document["fields"]["policy"]["debug"] is ("debug" in report)
-    assert inspect_cli.main([*words, "--certificates", str(VECTORS / vcek)]) == 0
+    assert inspect_cli.main([*words, "--certificates", str(real_data(vcek))]) == 0
     assert "AUTHENTIC" in capsys.readouterr().out
     assert inspect_cli.main(words) == 3  # the VCEK is nowhere
     monkeypatch.setattr(kds, "KDS", "http://127.0.0.1:9")
     assert inspect_cli.main([word for word in words if word != "--offline"]) == 3
-    assert inspect_cli.main([*words, "--certificates", str(VECTORS / vcek), "--at", "2050-01-01"]) == 2
+    assert inspect_cli.main([*words, "--certificates", str(real_data(vcek)), "--at", "2050-01-01"]) == 2
 
 
 def test_wrong_command_lines() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real reports of real chips, as ../shared/vectors/README.md says of them."""
+"""Real reports of real chips, as the README beside them says of them."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from sevsnp.attestation.verify import inspect_report, verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, VmConfig
-from tests.unit.evidence import VECTORS, config, evidence, expected, needs_vectors, now, root
+from tests.unit.evidence import config, evidence, expected, now, real_data, root
 from tests.unit.test_report import read_vector
 from tests.unit.test_verify import flipped
 
@@ -29,8 +29,8 @@ def real(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidenc
 
 def real_config(report: str, vcek: str, bundle: str, product: Product) -> tuple[Evidence, VmConfig, bytes]:
     """A real report, and a config that agrees with whatever it says."""
-    raw = read_vector(VECTORS / report)
-    chain = (VECTORS / vcek).read_bytes(), (VECTORS / "amd-chains" / bundle).read_bytes()
+    raw = read_vector(real_data(report))
+    chain = real_data(vcek).read_bytes(), real_data(f"amd-chains/{bundle}").read_bytes()
     found = parse_report(raw, product)
     wanted = config(
         product=product, platform="snp", guest_policy=found.policy, host_data=found.host_data, vmpl=found.vmpl,
@@ -41,7 +41,6 @@ def real_config(report: str, vcek: str, bundle: str, product: Product) -> tuple[
     return Evidence(raw, certificates=chain), wanted, found.report_data if any(found.report_data) else b"x" * 64
 
 
-@needs_vectors
 @pytest.mark.parametrize(("report", "vcek", "bundle", "product", "reason"), REAL)
 def test_real_reports(report: str, vcek: str, bundle: str, product: Product, reason: str) -> None:
     one, wanted = real(report, vcek, bundle, product)
@@ -63,7 +62,6 @@ def test_real_reports(report: str, vcek: str, bundle: str, product: Product, rea
             verify_report(flipped(one, bit), wanted, at)
 
 
-@needs_vectors
 @pytest.mark.full
 @pytest.mark.parametrize(("report", "vcek", "bundle", "product", "reason"), REAL)
 def test_real_report_every_bit(report: str, vcek: str, bundle: str, product: Product, reason: str) -> None:
@@ -74,7 +72,6 @@ def test_real_report_every_bit(report: str, vcek: str, bundle: str, product: Pro
         assert inspect_report(flipped(one, bit), at).authentic is False
 
 
-@needs_vectors
 def test_amds_root_is_no_emulated_root() -> None:
     with pytest.raises(UserError, match="emulation's mark"):
-        verify_emulated(evidence(), expected(), now(), VECTORS / "amd-chains" / "ask_ark_genoa.pem")
+        verify_emulated(evidence(), expected(), now(), real_data("amd-chains/ask_ark_genoa.pem"))

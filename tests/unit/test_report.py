@@ -11,7 +11,7 @@ from sevsnp.attestation.report_data import read_public_key, report_data, ssh_rep
 from sevsnp.emulation.report_encoder import append_signature, encode_report
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
-from tests.unit.evidence import MEASUREMENT, REPORT_DATA, VECTORS, launch, needs_vectors, psp
+from tests.unit.evidence import MEASUREMENT, REPORT_DATA, launch, psp, real_data
 
 
 def honest(**changes: object) -> bytes:
@@ -100,7 +100,6 @@ def test_products(family: int, model: int, product: Product) -> None:
     assert product_of(Cpuid(family, model, 0)) == product
 
 
-@needs_vectors
 @pytest.mark.parametrize(
     ("path", "product", "version", "policy"),
     [
@@ -110,7 +109,7 @@ def test_products(family: int, model: int, product: Product) -> None:
     ],
 )
 def test_vectors(path: str, product: Product, version: int, policy: int) -> None:
-    report = parse_report(read_vector(VECTORS / path), product)
+    report = parse_report(read_vector(real_data(path)), product)
     assert (report.version, report.policy, report.product) == (version, policy, product)
 
 

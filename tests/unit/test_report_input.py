@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
-from tests.unit.evidence import VECTORS, evidence, needs_vectors, psp
+from tests.unit.evidence import evidence, psp, real_data
 
 RAW = evidence().report
 RESPONSE = struct.pack("<II24x", 0, len(RAW)) + RAW
@@ -68,8 +68,7 @@ def test_fuzz(data: bytes) -> None:
         assert str(error).startswith("x: ")
 
 
-@needs_vectors
 def test_vectors() -> None:
-    assert read_input((VECTORS / "milan-v2" / "report.hex").read_bytes(), "x").form == "hex"
-    assert read_input((VECTORS / "genoa-v3" / "report.bin").read_bytes(), "x").form == "raw"
+    assert read_input(real_data("milan-v2/report.hex").read_bytes(), "x").form == "hex"
+    assert read_input(real_data("milan-v2-debug/report.bin").read_bytes(), "x").form == "raw"
     assert psp()

@@ -26,12 +26,11 @@ from tests.unit.evidence import (
     MEASUREMENT,
     REPORT_DATA,
     ROOT,
-    VECTORS,
     evidence,
     expected,
-    needs_vectors,
     now,
     psp,
+    real_data,
     root,
 )
 
@@ -270,9 +269,8 @@ def test_no_opt_in(monkeypatch: pytest.MonkeyPatch) -> None:
         verify._AMD.pins = ()  # type: ignore[misc]
 
 
-@needs_vectors
 def test_amds_own_certificates_beside_emulated_ones() -> None:
-    real = (VECTORS / "amd-chains" / "ask_ark_genoa.pem").read_bytes()
+    real = real_data("amd-chains/ask_ark_genoa.pem").read_bytes()
     mixed = dataclasses.replace(evidence(), certificates=(real,))
     assert production(mixed).reason == "unknown-root"
     only = Evidence(evidence().report, certificates=(psp().vcek.public_bytes(Encoding.PEM), real))

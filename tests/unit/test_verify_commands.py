@@ -15,7 +15,7 @@ from sevsnp.attestation.report_data import read_public_key, ssh_report_data
 from sevsnp.commands import verify_report as cli
 from sevsnp.commands import verify_report_emulated as emulated_cli
 from sevsnp.vm_config.config import render_vm_config
-from tests.unit.evidence import REPORT_DATA, ROOT, VECTORS, evidence, needs_vectors, psp, root
+from tests.unit.evidence import REPORT_DATA, ROOT, evidence, psp, real_data, root
 from tests.unit.evidence import config as vm_config
 from tests.unit.fake_kds import FakeKds, pour, serving
 from tests.unit.test_real_reports import REAL, real_config
@@ -71,14 +71,13 @@ def test_exit_codes(words: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         assert caught.value.code == 64
 
 
-@needs_vectors
 def test_exit_code_0_is_for_hardware(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, wanted, report_data = real_config(*REAL[0][:4])
     (tmp_path / "report").write_bytes(one.report)
     config = dataclasses.replace(wanted, source=tmp_path / "vm.toml")
     config.source.write_text(render_vm_config(config))
     arguments = ["--report", f"{tmp_path}/report", "--vm-config", str(config.source), "--json"]
-    for path in (VECTORS / "milan-v2" / "vcek.der", VECTORS / "amd-chains" / "ask_ark_milan.pem"):
+    for path in (real_data("milan-v2/vcek.der"), real_data("amd-chains/ask_ark_milan.pem")):
         arguments += ["--certificates", str(path)]
     bound = ["--report-data", report_data.hex()]
     assert cli.main([*arguments, *bound]) == 0
@@ -116,13 +115,12 @@ def real_words(tmp_path: Path) -> list[str]:
 
 def kds_of_vectors() -> FakeKds:
     return FakeKds({
-        "/vcek/v1/Milan/cert_chain": (VECTORS / "amd-chains" / "ask_ark_milan.pem").read_bytes(),
+        "/vcek/v1/Milan/cert_chain": real_data("amd-chains/ask_ark_milan.pem").read_bytes(),
         "/vcek/v1/Milan/crl": 404,
-        "/vcek/v1/Milan/": (VECTORS / "milan-v2" / "vcek.der").read_bytes(),
+        "/vcek/v1/Milan/": real_data("milan-v2/vcek.der").read_bytes(),
     })  # fmt: skip
 
 
-@needs_vectors
 def test_certificates_from_a_service_a_cache_and_a_directory(
     real_words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -152,7 +150,6 @@ def test_certificates_from_a_service_a_cache_and_a_directory(
     assert "ACCEPTED: " in told.out and told.err.startswith(f"{tmp_path}: Is a directory")
 
 
-@needs_vectors
 @pytest.mark.parametrize("answer", [b"<html>", 429, 404, b"\x30\x82", pour])
 def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], tmp_path: Path) -> None:
     """The whole command, as a user starts it."""

@@ -14,6 +14,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 GITHUB, GITLAB = PROJECT / ".github/workflows/build.yml", PROJECT / ".gitlab-ci.yml"
+PREPARE = PROJECT / ".github/actions/prepare/action.yml"
 ON_MAIN = "github.event_name == 'push' && github.ref == 'refs/heads/main'"
 SHORT_OF_A_DAY = 6 * 60
 
@@ -41,6 +42,13 @@ def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from job["steps"]
 
 
+def prepared() -> list[dict[str, Any]]:
+    """The steps that every job begins with."""
+    found = yaml.safe_load(PREPARE.read_text())["runs"]["steps"]
+    assert isinstance(found, list)
+    return found
+
+
 def github_faults(workflow: dict[str, Any]) -> set[str]:
     """What the workflow must not do."""
     found = set()
@@ -57,7 +65,9 @@ def github_faults(workflow: dict[str, Any]) -> set[str]:
     if "group" not in workflow.get("concurrency", {}):
         found.add("no concurrency")
     for step in steps(workflow):
-        if "uses" in step and not re.fullmatch(r"actions/[a-z/-]+@[0-9a-f]{40}", step["uses"]):
+        if "uses" in step and not re.fullmatch(
+            r"actions/[a-z/-]+@[0-9a-f]{40}|[.]/[.]github/actions/prepare", step["uses"]
+        ):
             found.add("an action that is not pinned")
         if step.get("uses", "").startswith("actions/checkout@") and step["with"]["persist-credentials"] is not False:
             found.add("the checkout keeps the token")
@@ -79,12 +89,21 @@ def github_faults(workflow: dict[str, Any]) -> set[str]:
 def test_github() -> None:
     workflow = read(GITHUB)
     assert github_faults(workflow) == set()
-    (restore,) = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/cache/restore@")]
+    assert github_faults({**workflow, "jobs": {"prepare": {"timeout-minutes": 1, "steps": prepared()}}}) == set()
+    (restore,) = [step for step in prepared() if step.get("uses", "").startswith("actions/cache/restore@")]
     (save,) = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/cache/save@")]
     assert restore["with"]["key"] == save["with"]["key"] and restore["with"]["path"] == save["with"]["path"]
     assert "hashFiles('packages.lock')" in restore["with"]["key"]
     for fallback in restore["with"]["restore-keys"].splitlines():
         assert fallback.startswith("artefacts-")
+
+
+def test_every_directory_of_tests_is_in_one_of_github_s_jobs() -> None:
+    parts = read(GITHUB)["jobs"]["test"]["strategy"]["matrix"]["include"]
+    paths = [path for part in parts for path in part["paths"].split()]
+    assert sorted(paths) == sorted(
+        {str(path.parent.relative_to(PROJECT)) for path in PROJECT.glob("tests/*/test_*.py")}
+    )
 
 
 def change(place: list[str], value: Any) -> Any:
@@ -114,11 +133,11 @@ def change(place: list[str], value: Any) -> Any:
         (["concurrency"], {}, "no concurrency"),
         (["jobs", "build", "steps", "0", "uses"], "actions/checkout@v5", "an action that is not pinned"),
         (["jobs", "build", "steps", "0", "with", "persist-credentials"], True, "the checkout keeps the token"),
-        (["jobs", "build", "steps", "3", "if"], "always()", "secrets or the cache's writing outside of main"),
-        (["jobs", "build", "steps", "6", "if"], None, "secrets or the cache's writing outside of main"),
+        (["jobs", "build", "steps", "2", "if"], "always()", "secrets or the cache's writing outside of main"),
+        (["jobs", "build", "steps", "4", "if"], None, "secrets or the cache's writing outside of main"),
         (["jobs", "build", "env", "CACHE_MODE"], "push", "the shared cache's writing outside of main"),
         (["jobs", "build", "env", "X"], "${{ secrets.X }}", "secrets outside of main"),
-        (["jobs", "build", "steps", "5", "run"], "echo ${{ github.head_ref }}", "an expression in a script"),
+        (["jobs", "build", "steps", "3", "run"], "echo ${{ github.head_ref }}", "an expression in a script"),
     ],
 )
 def test_the_faults_are_found(place: list[str], value: Any, fault: str) -> None:
@@ -165,10 +184,10 @@ def test_gitlab_s_writers_are_found() -> None:
 
 
 def named_tasks(text: str) -> set[str]:
-    """What is asked of ./doitw, without options and their values."""
+    """What is asked of ./doitw, without options and their values, and a shell's variables."""
     found: set[str] = set()
     for line in re.findall(r"\./doitw +([^\n`]*)", text):
-        found |= set(re.sub(r"(?<!\S)-\S+( \d+)?", "", line).split())
+        found |= set(re.sub(r"(?<!\S)(-\S+( \d+)?|[$]\S+)", "", line).split())
     return found
 
 
@@ -177,7 +196,7 @@ def test_the_tasks_that_recipes_and_documentation_name_exist() -> None:
         [sys.executable, "-m", "doit", "list", "--quiet"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     tasks = set(listed.stdout.split())
-    scripts = [step.get("run", "") for step in steps(read(GITHUB))]
+    scripts = [step.get("run", "") for step in (*prepared(), *steps(read(GITHUB)))]
     for job in jobs(read(GITLAB)).values():
         scripts += flat([job["before_script"], job["script"]])
     named = named_tasks("\n".join(scripts))
@@ -195,7 +214,7 @@ def flat(value: Any) -> Iterator[str]:
 
 
 def test_they_name_no_host() -> None:
-    for path in (GITHUB, GITLAB, PROJECT / "docs" / "ci.md"):
+    for path in (GITHUB, PREPARE, GITLAB, PROJECT / "docs" / "ci.md"):
         assert re.findall(r"\b[a-z0-9-]+\.(?:io|com|org|net|dev)\b", path.read_text()) == []
 
 
@@ -203,5 +222,5 @@ def test_the_settings_they_use_exist() -> None:
     from sevsnp.settings.table import SETTINGS
 
     used = {"SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_DIR"}
-    assert all(name in GITHUB.read_text() and name in GITLAB.read_text() for name in used)
+    assert all(name in GITHUB.read_text() + PREPARE.read_text() and name in GITLAB.read_text() for name in used)
     assert used <= {setting.name for setting in SETTINGS}

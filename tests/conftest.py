@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
 
+import ast
 import fcntl
 import functools
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -97,10 +97,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
 
 
-# What tests share that boot for half a minute each; whoever uses one runs in the same process.
-SHARED_GUESTS = {"guest", "impostor", "copied", "luks_guest"}
-
-
 def pytest_configure() -> None:
     """Where this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
 
@@ -127,9 +123,34 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @functools.cache
 def _group(file: str) -> str:
-    """Which process a file's tests run in: all that use a shared guest in one, else each file's in any."""
-    wanted = re.search(rf"^def test_.*\b({'|'.join(SHARED_GUESTS)}):", (PROJECT / file).read_text(), re.MULTILINE)
-    return "guests" if wanted else file
+    """Which process a file's tests run in: all that use a guest of tests/boot in one, each other file's in any.
+
+    Such a guest boots for half a minute, and once a process.
+    """
+    shared = _imported_guests(PROJECT / Path(file).with_name("conftest.py"))
+    functions = [
+        node for node in ast.walk(ast.parse((PROJECT / file).read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    asking = [
+        each for each in functions if each.name.startswith("test_") or "fixture" in map(_name, each.decorator_list)
+    ]
+    asked = {argument.arg for each in asking for argument in each.args.args}
+    return "guests" if shared & asked - {each.name for each in functions} else file
+
+
+@functools.cache
+def _imported_guests(conftest: Path) -> set[str]:
+    """The fixtures that a directory's conftest.py takes from tests/boot."""
+    nodes = ast.parse(conftest.read_text()).body if conftest.exists() else []
+    froms = [
+        node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.boot.")
+    ]
+    return {alias.name for node in froms for alias in node.names}
+
+
+def _name(decorator: ast.expr) -> str:
+    """The last part of what a function is decorated with, without its arguments."""
+    return ast.unparse(decorator).partition("(")[0].rpartition(".")[2]
 
 
 @pytest.hookimpl(optionalhook=True)

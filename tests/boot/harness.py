@@ -2,8 +2,10 @@
 """Booting a guest for a test: the emulated platform, a console log to wait for, and no way out for the guest."""
 
 import contextlib
+import functools
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from sevsnp.e2e.guest import free_port
 from sevsnp.emulation.launch import running
 from sevsnp.host.console import read_console
 from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.qemu import platforms
 from sevsnp.qemu.process import RunOptions
 from sevsnp.vm_config.config import Disk, File, Launch
 from tests.waiting import wait_until
@@ -56,6 +59,12 @@ class Guest:
         return self.log()
 
 
+@functools.cache
+def _accelerator(kernel: Path, qemu: Path) -> str:
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
+        return platforms.accelerator(kernel, qemu, Path(name) / "answers")
+
+
 @contextlib.contextmanager
 def boot(
     launch: Launch,
@@ -65,8 +74,12 @@ def boot(
     hashes: KernelHashes | None = None,
     extra: tuple[str, ...] = (),
     memory: int = MEMORY,
+    accelerator: str = "",
 ) -> Iterator[Guest]:
-    """Start ``launch`` emulated, unchecked, as a host that does as it likes; ``extra`` are QEMU options."""
+    """Start ``launch`` emulated, unchecked, as a host that does as it likes; ``extra`` are QEMU options.
+
+    ``accelerator`` is kvm or tcg; where it is empty, kvm is used if it boots the kernel here.
+    """
     state.mkdir(parents=True, exist_ok=True)
     options = RunOptions(
         qemu=qemu,
@@ -77,7 +90,7 @@ def boot(
         restricted=True,
         extra=extra,
     )
-    with running(launch, options, hashes=hashes) as process:
+    with running(launch, options, accelerator or _accelerator(launch.kernel.path, qemu), hashes) as process:
         yield Guest(process, options)
 
 

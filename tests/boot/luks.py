@@ -202,7 +202,7 @@ def luks_guest(request: pytest.FixtureRequest, built: Built) -> Unlocked:
         disks.append(stack.enter_context(image_copy(config.launch.disks[0].path, directory)))
         return replace(config, launch=with_disk(config.launch, ROLE, disks[0]))
 
-    running = shared(request, "luks_guest", make)
+    running = shared(request, "luks_guest", make, "tcg")
     assert owners, "its owner could not open it when it was first asked for"
     request.config.stash[_UNLOCKED] = unlocked = _unlock_shared(running, owners[0], disks[0])
     return unlocked

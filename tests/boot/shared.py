@@ -72,11 +72,13 @@ class Attested:
 
 
 @contextlib.contextmanager
-def started(built: Built, config: VmConfig, state: Path, extra: tuple[str, ...] = ()) -> Iterator[Running]:
+def started(
+    built: Built, config: VmConfig, state: Path, extra: tuple[str, ...] = (), accelerator: str = ""
+) -> Iterator[Running]:
     """Boot a config that nobody tampered with, with the host's own QEMU options ``extra``; it has not come far yet."""
     with (
         sockets() as where,
-        boot(config.launch, built.qemu, state, extra=(*where.arguments, *extra)) as guest,
+        boot(config.launch, built.qemu, state, extra=(*where.arguments, *extra), accelerator=accelerator) as guest,
         hands_on(where) as hands,
     ):
         yield Running(built, config, guest, hands)
@@ -161,7 +163,9 @@ def variant(
 _STARTED = pytest.StashKey[dict[str, Running]]()
 
 
-def shared(request: pytest.FixtureRequest, name: str, make: Callable[[Path], VmConfig]) -> Running:
+def shared(
+    request: pytest.FixtureRequest, name: str, make: Callable[[Path], VmConfig], accelerator: str = ""
+) -> Running:
     """The one guest of that name, whichever directory's fixture asks for it first; it ends with the session."""
     running = request.config.stash.setdefault(_STARTED, {})
     if name not in running:
@@ -169,14 +173,15 @@ def shared(request: pytest.FixtureRequest, name: str, make: Callable[[Path], VmC
         request.config.add_cleanup(stack.close)
         directory = request.getfixturevalue("tmp_path_factory").mktemp(name)
         built = request.getfixturevalue("built")
-        running[name] = stack.enter_context(started(built, make(directory), directory / "state"))
+        running[name] = stack.enter_context(started(built, make(directory), directory / "state", (), accelerator))
     return running[name]
 
 
 @pytest.fixture(scope="session")
 def guest(request: pytest.FixtureRequest, built: Built) -> Attested:
     """The guest of the emulated VM config, untampered, attested and reachable by ssh."""
-    return attested(shared(request, "guest", lambda _: built.config("emulated")))
+    # One boot of each workflow is QEMU's own emulation wherever the tests run.
+    return attested(shared(request, "guest", lambda _: built.config("emulated"), "tcg"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sevsnp.keys.paths import Keys
 from sevsnp.vm_config.config import VmConfig, read_vm_config
@@ -105,6 +106,18 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No RSA key is made while tests are collected: that takes seconds in every process, whichever tests it runs."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an RSA key while tests are collected; make it when a test asks for it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rsa, "generate_private_key", refuse)
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

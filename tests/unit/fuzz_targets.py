@@ -4,6 +4,7 @@
 Used by test_attestation_fuzz, with hypothesis and, through atheris_run, with atheris.
 """
 
+import functools
 import io
 import json
 import struct
@@ -42,11 +43,15 @@ _HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9o
 
 @dataclass(frozen=True)
 class Target:
-    """``work`` raises nothing but ``error`` for any bytes; ``seeds`` are ones that it takes."""
+    """``work`` raises nothing but ``error`` for any bytes; ``seeds`` are ones that it takes, made when asked for."""
 
-    seeds: tuple[bytes, ...]
+    make_seeds: Callable[[], tuple[bytes, ...]]
     work: Callable[[bytes], object]
     error: type[Exception]
+
+    @functools.cached_property
+    def seeds(self) -> tuple[bytes, ...]:
+        return self.make_seeds()
 
     def __call__(self, data: bytes) -> None:
         with warnings.catch_warnings():
@@ -84,10 +89,9 @@ class _Service(Kds):
     honest = False
 
     def _get(self, path: str, limit: int) -> bytes:
-        return _AUTHORITIES if self.honest and path.endswith("cert_chain") else self.answer
+        return pem([GENOA.ask, GENOA.ark]) if self.honest and path.endswith("cert_chain") else self.answer
 
 
-_AUTHORITIES = pem([GENOA.ask, GENOA.ark])
 # No cache can be there, so nothing that one run leaves is found by the next.
 _NOWHERE = Cache(Path("/dev/null/kds"))
 
@@ -144,9 +148,10 @@ def _vm_config(data: bytes) -> None:
 
 def _evidence(data: bytes) -> None:
     """A report with a table behind it, and certificates: never an exception, and no other report is accepted."""
-    for one in (Evidence(data[:1184], data[1184:]), Evidence(_REPORT, certificates=(data,))):
+    honest = _report()
+    for one in (Evidence(data[:1184], data[1184:]), Evidence(honest, certificates=(data,))):
         found = appraise(one, _wanted(), NOW, GENOA.root)
-        assert not found.accepted or one.report[:0x2A0] == _REPORT[:0x2A0]
+        assert not found.accepted or one.report[:0x2A0] == honest[:0x2A0]
         json.dumps(found.to_json())
         json.dumps(inspect(one, NOW, GENOA.root).to_json())
 
@@ -168,35 +173,64 @@ _POLICIES = (
     b'profile = "strict"\nlaunch_mitigations = 5\n[platform_info]\nsmt_en = false\n'
     b'tio_en = { any = "none is there" }\n[reported_tcb]\nbootloader = 1\ntee = 0\nsnp = 3\nmicrocode = 4\n',
 )
-_CHAIN = pem([GENOA.certificate, GENOA.ask, GENOA.ark])
-_REPORT = GENOA.report()
-_TABLE = _table_of({certs.VCEK_GUID: der(GENOA.certificate), certs.ASK_GUID: der(GENOA.ask),
-                   certs.ARK_GUID: der(GENOA.ark), certs.CRL_GUID: GENOA.crl([1])})  # fmt: skip
-_IDENTITY = make_identity(IdBlock(bytes(48), bytes(16), bytes(16), 1, 0x30000), leaf_key(), leaf_key("author"))
 _ANSWER = json.dumps({"report": "AAAA", "certificates": "AAAA", "host_keys": [_HOST_KEY]}).encode()
-_RESPONSE = bytes(4) + (1184).to_bytes(4, "little") + bytes(24) + GENOA.report()
+
+
+@functools.cache
+def _report() -> bytes:
+    return GENOA.report()
+
+
+@functools.cache
+def _chain() -> bytes:
+    return pem([GENOA.certificate, GENOA.ask, GENOA.ark])
+
+
+@functools.cache
+def _honest_table() -> bytes:
+    certificates = {certs.VCEK_GUID: GENOA.certificate, certs.ASK_GUID: GENOA.ask, certs.ARK_GUID: GENOA.ark}
+    return _table_of({**{guid: der(one) for guid, one in certificates.items()}, certs.CRL_GUID: GENOA.crl([1])})
+
+
+def _identity() -> bytes:
+    made = make_identity(IdBlock(bytes(48), bytes(16), bytes(16), 1, 0x30000), leaf_key(), leaf_key("author"))
+    return made.block.encode() + made.auth.encode()
+
+
+def _response() -> bytes:
+    """What the secure processor answers: status, size, and the report."""
+    return bytes(4) + (1184).to_bytes(4, "little") + bytes(24) + _report()
+
 
 TARGETS = {
     "report": Target(
-        (GENOA.report(), GENOA.report(version=2), Hierarchy("Turin").report(), GENOA.report(mitigations=5)),
+        lambda: (_report(), GENOA.report(version=2), Hierarchy("Turin").report(), GENOA.report(mitigations=5)),
         _reports, UserError,
     ),
     "report_input": Target(
-        (GENOA.report(), GENOA.report().hex().encode(), _RESPONSE, b"HCLA" + bytes(28) + GENOA.report(), _ANSWER),
+        lambda: (_report(), _report().hex().encode(), _response(), b"HCLA" + bytes(28) + _report(), _ANSWER),
         lambda data: read_input(data, "input"), UserError,
     ),
-    "certificate_table": Target((psp().certificate_table(), _TABLE), _table, UserError),
-    "certificates": Target((der(GENOA.certificate), der(GENOA.ark), _CHAIN), _certificates, UserError),
-    "service": Target(
-        (der(GENOA.certificate), _AUTHORITIES, GENOA.crl([1, 2, 3]), b"<html>"), _service, Unreachable
+    "certificate_table": Target(lambda: (psp().certificate_table(), _honest_table()), _table, UserError),
+    "certificates": Target(
+        lambda: (der(GENOA.certificate), der(GENOA.ark), _chain()), _certificates, UserError
     ),
-    "crl": Target((GENOA.crl([1, 2, 3]), GENOA.crl()), lambda data: load_crl(data, GENOA.ark, NOW), CrlError),
-    "id_block": Target((_IDENTITY.block.encode() + _IDENTITY.auth.encode(),), _id_blocks, UserError),
-    "firmware": Target((firmware(),), _firmware, UserError),
-    "svsm": Target((firmware(),), _svsm, UserError),
-    "policy": Target(_POLICIES, _policy, UserError),
-    "vm_config": Target((render_vm_config(replace(config(), policy={"profile": "default"})).encode(),),
-                        _vm_config, UserError),
-    "answer": Target((_ANSWER, b'{"error": "none"}'), lambda data: parse_answer(data, "guest"), UserError),
-    "evidence": Target((_REPORT + _TABLE, _CHAIN), _evidence, UserError),
+    "service": Target(
+        lambda: (der(GENOA.certificate), pem([GENOA.ask, GENOA.ark]), GENOA.crl([1, 2, 3]), b"<html>"),
+        _service, Unreachable,
+    ),
+    "crl": Target(
+        lambda: (GENOA.crl([1, 2, 3]), GENOA.crl()), lambda data: load_crl(data, GENOA.ark, NOW), CrlError
+    ),
+    "id_block": Target(lambda: (_identity(),), _id_blocks, UserError),
+    "firmware": Target(lambda: (firmware(),), _firmware, UserError),
+    "svsm": Target(lambda: (firmware(),), _svsm, UserError),
+    "policy": Target(lambda: _POLICIES, _policy, UserError),
+    "vm_config": Target(
+        lambda: (render_vm_config(replace(config(), policy={"profile": "default"})).encode(),), _vm_config, UserError
+    ),
+    "answer": Target(
+        lambda: (_ANSWER, b'{"error": "none"}'), lambda data: parse_answer(data, "guest"), UserError
+    ),
+    "evidence": Target(lambda: (_report() + _honest_table(), _chain()), _evidence, UserError),
 }  # fmt: skip

@@ -85,7 +85,7 @@ def test_atheris_finds_what_is_wrong(tmp_path: Path) -> None:
     script = (
         "import sys; from tests.unit import atheris_run as run\n"
         "from tests.unit.fuzz_targets import Target\n"
-        "run.TARGETS['broken'] = Target((b'abc',), lambda data: 1 // (data[:1] != b'b'), KeyError)\n"
+        "run.TARGETS['broken'] = Target(lambda: (b'abc',), lambda data: 1 // (data[:1] != b'b'), KeyError)\n"
         "run.main('broken', sys.argv[1], '-max_total_time=60')"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, timeout=300)
@@ -126,7 +126,9 @@ WANTED = expected(platform="snp", platform_info_required=0, platform_info_forbid
 
 @fuzz
 @given(
-    damaged(GENOA.report()), damaged(der(GENOA.certificate)), damaged(der(GENOA.ask)), damaged(der(GENOA.ark)),
+    # Deferred, or keys would be made whenever tests are collected.
+    *(st.deferred(lambda make=make: damaged(make())) for make in (
+        GENOA.report, lambda: der(GENOA.certificate), lambda: der(GENOA.ask), lambda: der(GENOA.ark))),
     st.integers(0, 15),
 )  # fmt: skip
 def test_whole_evidence(report: bytes, leaf: bytes, ask: bytes, ark: bytes, honest: int) -> None:

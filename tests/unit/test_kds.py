@@ -98,45 +98,46 @@ def test_each_tcb_and_chip_has_its_own_place(fake: FakeKds, cache: Cache) -> Non
 
 
 # What a hostile service answers, at which path, and how it comes out. Nothing of it is ever kept.
-HOSTILE: dict[str, tuple[str, bytes | int | Callable[[Any], None]]] = {
-    "another ARK": (CHAIN, pem([OTHER_KEYS.ask, OTHER_KEYS.ark])),
-    "another ASK": (CHAIN, pem([OTHER_KEYS.ask, GENOA.ark])),
-    "another product": (CHAIN, pem([TURIN.ask, TURIN.ark])),
-    "no ARK": (CHAIN, pem([GENOA.ask])),
-    "three": (CHAIN, pem([GENOA.ask, GENOA.ark, TURIN.ark])),
-    "other keys": (CHIP_PATH, der(OTHER_KEYS.certificate)),
-    "another chip": (CHIP_PATH, der(Hierarchy(chip=b"y" * 64).certificate)),
-    "a lower TCB": (CHIP_PATH, der(Hierarchy(tcb=Tcb(10, 0, 22, 200)).certificate)),
-    "expired": (CHIP_PATH, der(Hierarchy(leaf_days=(-30, -1)).certificate)),
-    "of tomorrow": (CHIP_PATH, der(Hierarchy(leaf_days=(1, 30)).certificate)),
-    "RSA-2048": (CHIP_PATH, der(Hierarchy(leaf_rsa=True).certificate)),
-    "P-256": (CHIP_PATH, der(Hierarchy(leaf="P-256").certificate)),
-    "a VLEK": (CHIP_PATH, der(Hierarchy(vlek=True).certificate)),
-    "the ASK": (CHIP_PATH, der(GENOA.ask)),
-    "HTML": (CHIP_PATH, b"<!doctype html><title>Sign in</title>"),
-    "nothing": (CHIP_PATH, b""),
-    "half of it": (CHIP_PATH, der(GENOA.certificate)[:500]),
-    "not there": (CHIP_PATH, 404),
-    "forbidden": (CHIP_PATH, 403),
-    "too many requests": (CHIP_PATH, 429),
-    "broken": (CHIP_PATH, 503),
-    "a trickle": (CHIP_PATH, fake_kds.trickle),
-    "a trickle of headers": (CHIP_PATH, fake_kds.trickle_headers),
-    "no end": (CHIP_PATH, fake_kds.pour),
-    "hanging up": (CHIP_PATH, fake_kds.hang_up),
-    "a redirect": (CHIP_PATH, fake_kds.redirect),
-    "an expired list": (CRL, GENOA.crl(days=(-30, -1))),
-    "a list of tomorrow": (CRL, GENOA.crl(days=(1, 30))),
-    "another's list": (CRL, OTHER_KEYS.crl()),
-    "a list by the ASK": (CRL, GENOA.crl(key="ask")),
-    "a list of another name": (CRL, GENOA.crl(issuer="SEV")),
-    "a list of HTML": (CRL, b"<html>"),
+HOSTILE: dict[str, tuple[str, Callable[[], bytes | int | Callable[[Any], None]]]] = {
+    "another ARK": (CHAIN, lambda: pem([OTHER_KEYS.ask, OTHER_KEYS.ark])),
+    "another ASK": (CHAIN, lambda: pem([OTHER_KEYS.ask, GENOA.ark])),
+    "another product": (CHAIN, lambda: pem([TURIN.ask, TURIN.ark])),
+    "no ARK": (CHAIN, lambda: pem([GENOA.ask])),
+    "three": (CHAIN, lambda: pem([GENOA.ask, GENOA.ark, TURIN.ark])),
+    "other keys": (CHIP_PATH, lambda: der(OTHER_KEYS.certificate)),
+    "another chip": (CHIP_PATH, lambda: der(Hierarchy(chip=b"y" * 64).certificate)),
+    "a lower TCB": (CHIP_PATH, lambda: der(Hierarchy(tcb=Tcb(10, 0, 22, 200)).certificate)),
+    "expired": (CHIP_PATH, lambda: der(Hierarchy(leaf_days=(-30, -1)).certificate)),
+    "of tomorrow": (CHIP_PATH, lambda: der(Hierarchy(leaf_days=(1, 30)).certificate)),
+    "RSA-2048": (CHIP_PATH, lambda: der(Hierarchy(leaf_rsa=True).certificate)),
+    "P-256": (CHIP_PATH, lambda: der(Hierarchy(leaf="P-256").certificate)),
+    "a VLEK": (CHIP_PATH, lambda: der(Hierarchy(vlek=True).certificate)),
+    "the ASK": (CHIP_PATH, lambda: der(GENOA.ask)),
+    "HTML": (CHIP_PATH, lambda: b"<!doctype html><title>Sign in</title>"),
+    "nothing": (CHIP_PATH, lambda: b""),
+    "half of it": (CHIP_PATH, lambda: der(GENOA.certificate)[:500]),
+    "not there": (CHIP_PATH, lambda: 404),
+    "forbidden": (CHIP_PATH, lambda: 403),
+    "too many requests": (CHIP_PATH, lambda: 429),
+    "broken": (CHIP_PATH, lambda: 503),
+    "a trickle": (CHIP_PATH, lambda: fake_kds.trickle),
+    "a trickle of headers": (CHIP_PATH, lambda: fake_kds.trickle_headers),
+    "no end": (CHIP_PATH, lambda: fake_kds.pour),
+    "hanging up": (CHIP_PATH, lambda: fake_kds.hang_up),
+    "a redirect": (CHIP_PATH, lambda: fake_kds.redirect),
+    "an expired list": (CRL, lambda: GENOA.crl(days=(-30, -1))),
+    "a list of tomorrow": (CRL, lambda: GENOA.crl(days=(1, 30))),
+    "another's list": (CRL, lambda: OTHER_KEYS.crl()),
+    "a list by the ASK": (CRL, lambda: GENOA.crl(key="ask")),
+    "a list of another name": (CRL, lambda: GENOA.crl(issuer="SEV")),
+    "a list of HTML": (CRL, lambda: b"<html>"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_service_only_withholds(name: str, fake: FakeKds, cache: Cache) -> None:
-    path, answer = HOSTILE[name]
+    path, make_answer = HOSTILE[name]
+    answer = make_answer()
     honest = fake.answers[path]
     fake.answers = {path: answer, **{key: value for key, value in fake.answers.items() if key != path}}
     if path == CHIP_PATH:  # the shortest path last, or it would answer for all

@@ -56,6 +56,7 @@ def task_test() -> Task:
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
             {"name": "fast", "long": "fast", "type": bool, "default": False, "help": "unit tests alone, two minutes"},
+            {"name": "coverage", "long": "coverage", "type": bool, "default": False, "help": "what the unit tests reach"},
             {"name": "select", "short": "k", "long": "select", "default": "", "help": "as pytest's -k"},
         ],
         "pos_arg": "paths",

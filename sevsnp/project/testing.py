@@ -18,6 +18,8 @@ _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIR
 
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
 FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
+# Lines and branches of the library that the tests reach in their own process.
+COVERAGE = ("--cov", "--cov-report", "term:skip-covered")
 # Each by its name and its program's own arguments.
 LINTERS: Mapping[str, Sequence[str]] = {
     "ruff check": ("-m", "ruff", "check"),
@@ -27,10 +29,13 @@ LINTERS: Mapping[str, Sequence[str]] = {
 }
 
 
-def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: Sequence[str] = ()) -> None:
+def run_tests(
+    full: bool = False, fast: bool = False, coverage: bool = False, select: str = "", paths: Sequence[str] = ()
+) -> None:
     """Run pytest: the files, directories or tests that ``paths`` names, else all; of them what ``select`` (-k) names.
 
-    Without the slow sweeps unless ``full``; ``fast`` are the unit tests that take no time. Raises UserError.
+    Without the slow sweeps unless ``full``; ``fast`` are the unit tests that take no time. ``coverage``: of the unit
+    tests unless ``paths`` are given; less than the floor in pyproject.toml is an error. Raises UserError.
     """
     if full and fast:
         raise UserError("test: found --full and --fast, expected one of them")
@@ -47,7 +52,8 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
         argv += ["-m", "not full"]
     if select:
         argv += ["-k", select]
-    argv += [*(FAST if fast else ()), *(paths or (("tests/unit",) if fast else ()))]
+    argv += [*(FAST if fast else ()), *(COVERAGE if coverage else ())]
+    argv += paths or (["tests/unit"] if fast or coverage else [])
     _run("pytest", argv)
 
 

@@ -61,6 +61,18 @@ def test_what_cannot_be_tested(clone: Path, words: tuple[str, ...], said: str) -
     assert code == 1 and said in shown and "passed" not in shown
 
 
+def test_coverage_has_a_floor(clone: Path) -> None:
+    """One file's tests reach less of the library than the floor."""
+    code, said = doit(clone, "test", "--coverage", "tests/unit/test_named.py")
+    assert code == 1 and "1 failed" not in said and "Required test coverage of" in said
+    pyproject = clone / "pyproject.toml"
+    floor = pyproject.read_text()
+    pyproject.write_text(re.sub(r"^fail_under = \d+$", "fail_under = 1", floor, flags=re.MULTILINE))
+    code, said = doit(clone, "test", "--coverage", "tests/unit/test_named.py")
+    pyproject.write_text(floor)
+    assert code == 0 and "TOTAL" in said
+
+
 def collected(*words: str) -> set[str]:
     argv = [sys.executable, "-m", "pytest", "-n0", "-q", "--collect-only", "-p", "no:cacheprovider", *words]
     done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=300)

@@ -47,7 +47,7 @@ def task_test() -> Task:
 
     Runs the tests, boots under emulation among them: most of an hour on two cores. --fast leaves out whatever boots or
     builds, and takes less than two minutes; --full adds slow sweeps. Name files or directories to run only those:
-    ./doitw test tests/unit/test_settings.py
+    ./doitw test tests/unit/settings
 
     Next: ./doitw lint
     """
@@ -56,7 +56,7 @@ def task_test() -> Task:
         "params": [
             {"name": "full", "long": "full", "type": bool, "default": False, "help": "slow sweeps too"},
             {"name": "fast", "long": "fast", "type": bool, "default": False, "help": "unit tests alone, two minutes"},
-            {"name": "coverage", "long": "coverage", "type": bool, "default": False, "help": "what the unit tests reach"},
+            {"name": "coverage", "long": "coverage", "type": bool, "default": False, "help": "how much they reach"},
             {"name": "select", "short": "k", "long": "select", "default": "", "help": "as pytest's -k"},
         ],
         "pos_arg": "paths",

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sevsnp.keys.paths import Keys
 from sevsnp.vm_config.config import VmConfig, read_vm_config
-from tests.processes import ends_with_us
+from tests.support.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
@@ -126,7 +126,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    items.sort(key=lambda item: min(PARTS.index(part) for part in item.path.parts[-2:] if part in PARTS))
+    items.sort(key=lambda item: min(PARTS.index(part) for part in _place(item).parts if part in PARTS))
+
+
+def _place(item: pytest.Item) -> Path:
+    """A test's file, from tests/ on."""
+    return item.path.relative_to(PROJECT / "tests")
 
 
 def _is_slow(item: pytest.Item) -> bool:
@@ -136,7 +141,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @functools.cache
 def _group(file: str) -> str:
-    """Which process a file's tests run in: all that use a guest of tests/boot in one, each other file's in any.
+    """Which process a file's tests run in: all that use a shared guest in one, each other file's in any.
 
     Such a guest boots for half a minute, and once a process.
     """
@@ -153,11 +158,9 @@ def _group(file: str) -> str:
 
 @functools.cache
 def _imported_guests(conftest: Path) -> set[str]:
-    """The fixtures that a directory's conftest.py takes from tests/boot."""
+    """The fixtures for guests that a directory's conftest.py takes from tests/support."""
     nodes = ast.parse(conftest.read_text()).body if conftest.exists() else []
-    froms = [
-        node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.boot.")
-    ]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("_guests")]
     return {alias.name for node in froms for alias in node.names}
 
 

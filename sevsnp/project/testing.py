@@ -17,7 +17,7 @@ _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIR
 
 
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
-FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
+FAST = ("--fast", "--deselect", "tests/unit/project/test_house_rules.py::test_mypy")
 # Lines and branches of the library that the tests reach in their own process.
 COVERAGE = ("--cov", "--cov-report", "term:skip-covered")
 # Each by its name and its program's own arguments.
@@ -42,7 +42,7 @@ def run_tests(
     # pytest would say it after it has loaded all others.
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
-            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/test_settings.py")
+            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/settings")
     # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 1, 4)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guests that these tests share."""
 
-from tests.boot.luks import luks_guest
-from tests.boot.shared import copied, guest, impostor
+from tests.support.luks_guests import luks_guest
+from tests.support.shared_guests import copied, guest, impostor
 
 __all__ = ["copied", "guest", "impostor", "luks_guest"]

@@ -14,9 +14,9 @@ import pytest
 
 from sevsnp.qemu.confine import Access, landlock_version, wrapped
 from sevsnp.qemu.process import environment
-from tests.adversary.confined import files_of, opened_by, qemus_with, up
 from tests.conftest import PROJECT, Built
-from tests.waiting import wait_until
+from tests.support.confined import files_of, opened_by, qemus_with, up
+from tests.support.waiting import wait_until
 
 EVERYTHING = Access(everything=True)
 needs_landlock = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
@@ -250,7 +250,7 @@ assert not libc.prctl(38, 1, 0, 0, 0)
 assert not libc.prctl(22, 2, program, 0, 0)
 from sevsnp.qemu.confine import Access, landlock_version
 assert landlock_version() == 0
-from tests.adversary.confined import opened_by
+from tests.support.confined import opened_by
 qemu, canary = map(Path, sys.argv[1:])
 for _ in range(2):
     files, said = opened_by(qemu, ["-blockdev", f"driver=file,node-name=x,filename={canary},read-only=on"], Access())

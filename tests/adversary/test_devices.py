@@ -17,11 +17,11 @@ import pytest
 
 from sevsnp.e2e.guest import wait_for_login
 from sevsnp.images.kernel_modules import ModuleTree
-from tests.adversary.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
-from tests.boot.configs import honest, other_words
-from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
-from tests.boot.shared import Attested, Running, attested, started
 from tests.conftest import Built
+from tests.support.configs import honest, other_words
+from tests.support.hostile_devices import BOUND, LATER, Adopted, arguments, make_adopted, plug_later
+from tests.support.luks_guests import Unlocked, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.support.shared_guests import Attested, Running, attested, started
 
 pytestmark = pytest.mark.boot
 

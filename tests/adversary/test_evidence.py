@@ -18,9 +18,9 @@ from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
 from sevsnp.owner.attestation import attest
 from sevsnp.owner.client import NONCE_SIZE, REQUEST, GuestAnswer, ask, parse_answer
 from sevsnp.vm_config.config import Reference, VmConfig
-from tests.boot.relay import listening, replay, rewrite
-from tests.boot.shared import Attested, Running, refusal
-from tests.waiting import NET
+from tests.support.relay import listening, replay, rewrite
+from tests.support.shared_guests import Attested, Running, refusal
+from tests.support.waiting import NET
 
 pytestmark = pytest.mark.boot
 

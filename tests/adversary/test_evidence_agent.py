@@ -16,8 +16,8 @@ from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.owner.attestation import attest
 from sevsnp.owner.client import NONCE_SIZE, REQUEST, parse_answer
-from tests.boot.shared import Attested, Running
-from tests.waiting import NET
+from tests.support.shared_guests import Attested, Running
+from tests.support.waiting import NET
 
 pytestmark = pytest.mark.boot
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.adversary.firmware_machine import DEAD_LOOP, KERNEL, Watched, our_firmware, stock_firmware, watched
-from tests.adversary.fw_cfg_memory import ID, INITRD_DATA, KERNEL_SIZE, SETUP_DATA, SETUP_SIZE, FwCfg
 from tests.conftest import Built
+from tests.support.firmware_machine import DEAD_LOOP, KERNEL, Watched, our_firmware, stock_firmware, watched
+from tests.support.fw_cfg_memory import ID, INITRD_DATA, KERNEL_SIZE, SETUP_DATA, SETUP_SIZE, FwCfg
 
 pytestmark = pytest.mark.boot
 

@@ -19,8 +19,9 @@ from sevsnp.firmware.known import ACCEPTED
 from sevsnp.images.initramfs import join_layers
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import VmConfig, read_vm_config
-from tests.adversary.efi_program import NOT_FOUND, card_rom, speaker, starter
-from tests.adversary.firmware_machine import (
+from tests.conftest import Built
+from tests.support.efi_program import NOT_FOUND, card_rom, speaker, starter
+from tests.support.firmware_machine import (
     KERNEL,
     NO_APERTURE,
     added_file,
@@ -29,10 +30,9 @@ from tests.adversary.firmware_machine import (
     watched,
     with_firmware,
 )
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.luks import Owner, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
-from tests.boot.shared import Running, attested, refusal, started
-from tests.conftest import Built
+from tests.support.harness import BOOT_SECONDS
+from tests.support.luks_guests import Owner, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.support.shared_guests import Running, attested, refusal, started
 
 pytestmark = pytest.mark.boot
 

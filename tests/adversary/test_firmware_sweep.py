@@ -17,8 +17,9 @@ import pytest
 from sevsnp.firmware.gate import find_roads
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.vm_config.cmdline import read_cmdline
-from tests.adversary.efi_program import card_rom, speaker
-from tests.adversary.firmware_machine import (
+from tests.conftest import Built
+from tests.support.efi_program import card_rom, speaker
+from tests.support.firmware_machine import (
     DEAD_LOOP,
     FILES,
     KERNEL,
@@ -32,7 +33,7 @@ from tests.adversary.firmware_machine import (
     stock_firmware,
     watched,
 )
-from tests.adversary.firmware_offers import (
+from tests.support.firmware_offers import (
     BESIDE_KERNEL,
     DISKS,
     NETWORK,
@@ -53,7 +54,6 @@ from tests.adversary.firmware_offers import (
     starts,
     why_not,
 )
-from tests.conftest import Built
 
 pytestmark = pytest.mark.boot
 

@@ -26,13 +26,13 @@ from sevsnp.errors import UserError
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.qemu.process import disk_arguments
 from sevsnp.system.files import short_name
-from tests.adversary.aml import marking_ssdt
-from tests.adversary.control_guest import TWIN_PLACE, control_launch
-from tests.adversary.hostile_devices import BOUND, SIMPLE
-from tests.adversary.hostile_disks import TWIN_FILE, VOLUME, make_seed, make_swap, make_twin, make_volume_group
-from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
-from tests.waiting import wait_until
+from tests.support.aml import marking_ssdt
+from tests.support.control_guest import TWIN_PLACE, control_launch
+from tests.support.harness import BOOT_SECONDS, Guest, boot
+from tests.support.hostile_devices import BOUND, SIMPLE
+from tests.support.hostile_disks import TWIN_FILE, VOLUME, make_seed, make_swap, make_twin, make_volume_group
+from tests.support.waiting import wait_until
 
 AML_PORT = 0x4E9
 AML_MARK = b"aml-ran-in-the-kernel\n"

@@ -25,10 +25,10 @@ from sevsnp.qemu.confine import Access, landlock_version
 from sevsnp.qemu.disk_format import DiskFormat, disk_format
 from sevsnp.qemu.disk_record import format_of
 from sevsnp.system.command import run
-from tests.adversary.confined import files_of, opened_by, qemus_with
-from tests.adversary.hostile_images import CANARY, IMAGES, MIB, Place, edited, read_carelessly, with_data_file
 from tests.conftest import Built
-from tests.waiting import NET, wait_until
+from tests.support.confined import files_of, opened_by, qemus_with
+from tests.support.hostile_images import CANARY, IMAGES, MIB, Place, edited, read_carelessly, with_data_file
+from tests.support.waiting import NET, wait_until
 
 # For these QEMU itself is started twice; the others differ in the first line of defence only.
 _STARTED = ("qcow2 with a raw data file", "VMDK with a parent by json")

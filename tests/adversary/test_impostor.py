@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from tests.boot.relay import forward, listening, rewrite
-from tests.boot.shared import Attested, Running, ssh_unchecked
+from tests.support.relay import forward, listening, rewrite
+from tests.support.shared_guests import Attested, Running, ssh_unchecked
 
 pytestmark = pytest.mark.boot
 

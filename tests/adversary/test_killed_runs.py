@@ -20,7 +20,7 @@ import pytest
 from sevsnp.e2e.guest import free_port
 from sevsnp.system import guardian
 from tests.conftest import PROJECT, Built
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 # A guest that boots in no time, and obeys nobody: its QEMU ignores all signals that can be ignored.
 RUN = """#!/bin/sh
@@ -39,7 +39,7 @@ end_cleanly()
 
 
 def task_host():
-    return command("tests.adversary.host_run:{function}", launches=True,
+    return command("tests.support.host_run:{function}", launches=True,
                    bundle=Path({bundle!r}), qemu=Path({qemu!r}), arguments={arguments!r})
 """
 

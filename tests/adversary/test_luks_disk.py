@@ -15,7 +15,10 @@ import pytest
 from sevsnp.e2e.guest import wait_for_login
 from sevsnp.e2e.luks import look_at_root
 from sevsnp.errors import UserError
-from tests.adversary.luks_disk import (
+from tests.adversary.test_tamper_root import FATAL
+from tests.conftest import Built
+from tests.support.harness import BOOT_SECONDS
+from tests.support.luks_disk import (
     BLOCK,
     DIRTY_BITMAP,
     RECALCULATING,
@@ -27,9 +30,7 @@ from tests.adversary.luks_disk import (
     flip,
     packed,
 )
-from tests.adversary.test_tamper_root import FATAL
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.luks import (
+from tests.support.luks_guests import (
     Owner,
     Unlocked,
     booted,
@@ -41,7 +42,6 @@ from tests.boot.luks import (
     unlock,
     wait_for_key,
 )
-from tests.conftest import Built
 
 pytestmark = pytest.mark.boot
 

@@ -13,12 +13,12 @@ import pytest
 from sevsnp.e2e.guest import ssh, wait_for_login
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import VmConfig
-from tests.adversary.luks_arms import Check, without
-from tests.adversary.luks_disk import BLOCK, TAG, Places, flip, swapped
 from tests.adversary.test_luks_disk import ERROR, FORGET, VICTIM, block_numbers
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.luks import Unlocked, booted, image_copy, luks_config, make_owner, put, unlock, wait_for_key
 from tests.conftest import Built
+from tests.support.harness import BOOT_SECONDS
+from tests.support.luks_arms import Check, without
+from tests.support.luks_disk import BLOCK, TAG, Places, flip, swapped
+from tests.support.luks_guests import Unlocked, booted, image_copy, luks_config, make_owner, put, unlock, wait_for_key
 
 pytestmark = pytest.mark.boot
 

@@ -26,9 +26,10 @@ from sevsnp.owner.login import Verdict
 from sevsnp.owner.luks import Volume
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import File, VmConfig
-from tests.adversary.luks_arms import MARK, NULL_CIPHER, Check, HostDisk, make_host_disk, mutated, without
 from tests.adversary.test_tamper_root import FATAL
-from tests.boot.luks import (
+from tests.conftest import Built
+from tests.support.luks_arms import MARK, NULL_CIPHER, Check, HostDisk, make_host_disk, mutated, without
+from tests.support.luks_guests import (
     WAITING,
     Owner,
     Unlocked,
@@ -42,10 +43,9 @@ from tests.boot.luks import (
     unlock,
     wait_for_key,
 )
-from tests.boot.shared import refusal
-from tests.conftest import Built
-from tests.pipeline.secret_search import forms, search, search_file
-from tests.unit.luks_volume import synthetic
+from tests.support.luks_volume import synthetic
+from tests.support.secret_search import forms, search, search_file
+from tests.support.shared_guests import refusal
 
 pytestmark = pytest.mark.boot
 

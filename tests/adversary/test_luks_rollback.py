@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from sevsnp.e2e.guest import wait_for_login
-from tests.adversary.luks_arms import Check, without
 from tests.adversary.test_tamper_root import FATAL
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.luks import (
+from tests.conftest import Built
+from tests.support.harness import BOOT_SECONDS
+from tests.support.luks_arms import Check, without
+from tests.support.luks_guests import (
     Unlocked,
     booted,
     image_copy,
@@ -23,8 +24,7 @@ from tests.boot.luks import (
     unlock,
     wait_for_key,
 )
-from tests.boot.shared import Attested, refusal
-from tests.conftest import Built
+from tests.support.shared_guests import Attested, refusal
 
 pytestmark = pytest.mark.boot
 

@@ -14,13 +14,13 @@ from sevsnp.archives.cpio import with_parents, write_cpio
 from sevsnp.archives.rootfs import text_entry
 from sevsnp.images.initramfs import join_layers
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
-from tests.adversary.luks_disk import BLOCK, DIRTY_BITMAP, FIELDS, SUPERBLOCK, TAG, Places, field, flip, packed, swapped
-from tests.boot.luks import image_copy, luks_config, make_owner, read_disk
-from tests.conftest import Built
+from tests.conftest import PROJECT, Built
+from tests.support.luks_disk import BLOCK, DIRTY_BITMAP, FIELDS, SUPERBLOCK, TAG, Places, field, flip, packed, swapped
+from tests.support.luks_guests import image_copy, luks_config, make_owner, read_disk
 
 pytestmark = [pytest.mark.boot, pytest.mark.full]
 
-JOB = Path(__file__).with_name("luks_job.py")
+JOB = PROJECT / "tests" / "support" / "luks_job.py"
 SECTOR = 512
 READ = (0, 1, 200, 201, 4095, 4096, 9000)
 Changes = dict[str, list[tuple[int, bytes]]]

@@ -22,10 +22,10 @@ from sevsnp.firmware.known import REFUSED
 from sevsnp.owner.attestation import never_accepted
 from sevsnp.vm_config.config import File, VmConfig, render_vm_config
 from tests.conftest import Built
-from tests.pipeline.released import CONFIG, Released, release, replace
-from tests.unit.evidence import REPORT_DATA, psp, root
-from tests.unit.hierarchy import LEVEL, NOW, Hierarchy
-from tests.unit.test_signature import make_key, needs_openssl, public_half
+from tests.support.evidence import REPORT_DATA, psp, root
+from tests.support.hierarchy import LEVEL, NOW, Hierarchy
+from tests.support.released import CONFIG, Released, release, replace
+from tests.unit.keys.test_signature import make_key, needs_openssl, public_half
 
 pytestmark = needs_openssl
 GENOA = Hierarchy()

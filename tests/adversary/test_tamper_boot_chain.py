@@ -12,11 +12,11 @@ from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.owner.attestation import attest
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import File, Launch, VmConfig
-from tests.adversary.firmware_machine import NoHashes
-from tests.boot.hands import hands_on, sockets
-from tests.boot.harness import boot, flipped
-from tests.boot.shared import Attested, Running
 from tests.conftest import Built
+from tests.support.firmware_machine import NoHashes
+from tests.support.hands import hands_on, sockets
+from tests.support.harness import boot, flipped
+from tests.support.shared_guests import Attested, Running
 
 pytestmark = pytest.mark.boot
 

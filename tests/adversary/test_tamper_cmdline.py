@@ -2,7 +2,7 @@
 """Command lines that are not one of ours, each with an honest table so that the firmware does start it.
 
 The control is the shared guest: the same words, once each, boot. The table of all refused lines is in
-tests/unit/test_boot_words.py; here a few of them meet the real init.
+tests/unit/initramfs/test_boot_words.py; here a few of them meet the real init.
 """
 
 from dataclasses import replace
@@ -14,8 +14,8 @@ from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import MAX_LENGTH, build_cmdline
 from sevsnp.vm_config.config import File
 from tests.adversary.test_tamper_root import FATAL, ends
-from tests.boot.harness import boot
 from tests.conftest import Built
+from tests.support.harness import boot
 
 pytestmark = pytest.mark.boot
 

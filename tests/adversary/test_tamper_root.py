@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from sevsnp.vm_config.config import Disk, Launch
-from tests.boot.hands import Hands, hands_on, prompts, sockets
-from tests.boot.harness import BOOT_SECONDS, Guest, boot, flipped, with_disk
-from tests.boot.shared import Attested
 from tests.conftest import Built
-from tests.waiting import wait_until
+from tests.support.hands import Hands, hands_on, prompts, sockets
+from tests.support.harness import BOOT_SECONDS, Guest, boot, flipped, with_disk
+from tests.support.shared_guests import Attested
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.boot
 

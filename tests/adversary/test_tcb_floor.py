@@ -26,14 +26,14 @@ from sevsnp.keys.pairs import ensure_keys
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.owner.client import NONCE_SIZE, REQUEST
 from sevsnp.vm_config.config import Tcb, VmConfig, read_vm_config, render_vm_config
-from tests.boot.relay import listening
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built
-from tests.unit.evidence import REFERENCE, ROOT, launch
-from tests.unit.hierarchy import Hierarchy
-from tests.unit.key_guest import HOST_KEY
-from tests.unit.luks_volume import make_header
-from tests.unit.test_luks_owner import KEY, attest, keep, waiting
+from tests.support.copies import copy_built
+from tests.support.evidence import REFERENCE, ROOT, launch
+from tests.support.hierarchy import Hierarchy
+from tests.support.key_guest import HOST_KEY
+from tests.support.luks_volume import make_header
+from tests.support.relay import listening
+from tests.unit.owner.test_luks_owner import KEY, attest, keep, waiting
 
 # Its certificate is valid for as long as anybody may run this; its microcode is as old as a chip's can be.
 OLD = Hierarchy(tcb=Tcb(1, 0, 2, 3), leaf_days=(-30, 6900))

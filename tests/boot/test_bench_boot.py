@@ -14,8 +14,8 @@ from sevsnp.errors import UserError
 from sevsnp.qemu.platforms import Platform
 from sevsnp.qemu.process import RunOptions
 from sevsnp.vm_config.config import VmConfig
-from tests.boot.shared import Attested, variant
 from tests.conftest import Built
+from tests.support.shared_guests import Attested, variant
 
 pytestmark = pytest.mark.boot
 

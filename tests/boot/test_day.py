@@ -15,11 +15,11 @@ import pytest
 
 from sevsnp.e2e.guest import free_port
 from sevsnp.host.state import running
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.terminal import left_behind, terminal
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built
-from tests.waiting import wait_until
+from tests.support.copies import copy_built
+from tests.support.harness import BOOT_SECONDS
+from tests.support.terminal import left_behind, terminal
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.boot
 # A public key in the form of RFC 8709 that nobody has.

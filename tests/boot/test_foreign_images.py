@@ -16,7 +16,9 @@ from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.foreign import import_image
 from sevsnp.system.command import run
 from sevsnp.system.files import sha256_file
-from tests.boot.foreign_disks import (
+from tests.conftest import Built
+from tests.support.copies import copy_built
+from tests.support.foreign_disks import (
     MIB,
     SPARSE,
     Maker,
@@ -27,10 +29,8 @@ from tests.boot.foreign_disks import (
     mbr,
     small_root,
 )
-from tests.boot.luks import booted, image_copy, luks_config, make_owner, unlock, wait_for_key
-from tests.boot.shared import Attested, attested, refusal, started
-from tests.conftest import Built
-from tests.pipeline.copies import copy_built
+from tests.support.luks_guests import booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.support.shared_guests import Attested, attested, refusal, started
 
 pytestmark = pytest.mark.boot
 

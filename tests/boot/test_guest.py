@@ -12,9 +12,9 @@ from sevsnp.images.verity import make_verity
 from sevsnp.owner.attestation import attest
 from sevsnp.vm_config.config import VmConfig
 from sevsnp.vm_config.verity_word import fixed_salt
-from tests.boot.hands import prompts
-from tests.boot.shared import Attested, Running, attested, ssh_unchecked, started, variant
 from tests.conftest import Built
+from tests.support.hands import prompts
+from tests.support.shared_guests import Attested, Running, attested, ssh_unchecked, started, variant
 
 pytestmark = pytest.mark.boot
 

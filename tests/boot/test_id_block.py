@@ -17,8 +17,8 @@ from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline
 from sevsnp.measurement.signed_config import block_of, with_identity
 from sevsnp.owner.client import ask
 from sevsnp.vm_config.config import VmConfig
-from tests.boot.harness import BOOT_SECONDS, boot
 from tests.conftest import Built
+from tests.support.harness import BOOT_SECONDS, boot
 
 pytestmark = pytest.mark.boot
 

@@ -23,9 +23,10 @@ from sevsnp.keys.pairs import certificate_der
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.key_release import connect, owner_context
 from sevsnp.vm_config.config import VmConfig
-from tests.boot.configs import honest, other_words
-from tests.boot.harness import BOOT_SECONDS
-from tests.boot.luks import (
+from tests.conftest import Built
+from tests.support.configs import honest, other_words
+from tests.support.harness import BOOT_SECONDS
+from tests.support.luks_guests import (
     anonymous,
     booted,
     image_copy,
@@ -35,8 +36,7 @@ from tests.boot.luks import (
     unlock,
     wait_for_key,
 )
-from tests.boot.shared import Running
-from tests.conftest import Built
+from tests.support.shared_guests import Running
 
 pytestmark = pytest.mark.boot
 

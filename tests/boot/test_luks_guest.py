@@ -26,11 +26,11 @@ from sevsnp.owner.key_release import Opened, Secret, connect, owner_context, rel
 from sevsnp.owner.login import Verdict
 from sevsnp.owner.luks import Volume, attest_luks
 from sevsnp.vm_config.config import VmConfig, read_vm_config
-from tests.boot.configs import honest, other_words
-from tests.boot.hands import prompts
-from tests.boot.harness import BOOT_SECONDS, Guest, boot
 from tests.conftest import Built
-from tests.waiting import NET
+from tests.support.configs import honest, other_words
+from tests.support.hands import prompts
+from tests.support.harness import BOOT_SECONDS, Guest, boot
+from tests.support.waiting import NET
 
 pytestmark = pytest.mark.boot
 

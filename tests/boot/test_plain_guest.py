@@ -10,8 +10,8 @@ import pytest
 
 from sevsnp.e2e.guest import free_port
 from tests.conftest import Built
-from tests.processes import ends_with_us
-from tests.waiting import NET
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET
 
 SECONDS = 600
 

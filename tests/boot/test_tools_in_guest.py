@@ -11,8 +11,8 @@ import pytest
 
 from sevsnp.e2e.guest import ssh
 from sevsnp.owner.client import NONCE_SIZE, ask
-from tests.boot.shared import Attested
 from tests.conftest import Built
+from tests.support.shared_guests import Attested
 
 pytestmark = pytest.mark.boot
 

@@ -14,11 +14,11 @@ import pytest
 
 from sevsnp.e2e.guest import free_port, ssh, wait_for_login
 from sevsnp.keys.luks_key import read_record
-from tests.boot.harness import BOOT_SECONDS
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built, one_line
-from tests.processes import ends_with_us
-from tests.waiting import wait_until
+from tests.support.copies import copy_built, one_line
+from tests.support.harness import BOOT_SECONDS
+from tests.support.processes import ends_with_us
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.boot, pytest.mark.full]
 

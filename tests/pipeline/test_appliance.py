@@ -14,9 +14,9 @@ from sevsnp.errors import UserError
 from sevsnp.qemu import blocks
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from tests.conftest import PROJECT, Built
-from tests.pipeline.appliance_of_tests import appliance_with_probe
-from tests.processes import ends_with_us
-from tests.waiting import NET, wait_until
+from tests.support.appliance_of_tests import appliance_with_probe
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET, wait_until
 
 CANARY = b"\0the\ncanary\xff"
 

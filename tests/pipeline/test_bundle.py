@@ -18,9 +18,9 @@ from sevsnp.e2e.guest import free_port
 from sevsnp.host.console import MARKER
 from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built
-from tests.processes import ends_with_us
-from tests.waiting import NET, wait_until
+from tests.support.copies import copy_built
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET, wait_until
 
 BOOT_SECONDS = 600
 

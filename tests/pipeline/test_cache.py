@@ -10,8 +10,8 @@ import pytest
 
 from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built
-from tests.pipeline.copies import copy_built, leavings, made, one_line, ran, restored
-from tests.unit.test_locks import held_elsewhere
+from tests.support.copies import copy_built, leavings, made, one_line, ran, restored
+from tests.unit.system.test_locks import held_elsewhere
 
 INIT, BASE = "build/layers/init.cpio.zst", "build/layers/base.cpio.zst"
 

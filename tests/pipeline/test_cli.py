@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, Built, copy_project
-from tests.pipeline.copies import copy_built, leavings, ran
-from tests.processes import AS_NOBODY, ends_with_us
-from tests.waiting import NET, cpu_seconds, wait_until
+from tests.support.copies import copy_built, leavings, ran
+from tests.support.processes import AS_NOBODY, ends_with_us
+from tests.support.waiting import NET, cpu_seconds, wait_until
 
 # Each costs more to load than all of doit.
 HEAVY = ("cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation")

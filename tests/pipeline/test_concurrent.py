@@ -19,9 +19,9 @@ import pytest
 
 from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built, copy_project
-from tests.pipeline.copies import copy_built, leavings
-from tests.processes import ends_with_us
-from tests.waiting import NET, wait_until
+from tests.support.copies import copy_built, leavings
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET, wait_until
 
 CHECKOUT_WAIT = "waiting for another run that builds in this checkout"
 KEY_WAIT = "waiting for another run that makes the same"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GOALS, Built
-from tests.pipeline.copies import copy_built
-from tests.processes import ends_with_us
-from tests.waiting import NET, wait_until
+from tests.conftest import GOALS, PROJECT, Built
+from tests.support.copies import copy_built
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET, wait_until
 
 # What is thrown away before a run, so that it is made while the run is killed: the task's name as it is shown, the
 # function by which the cache knows it, its outputs below build/, and about how long it takes.
@@ -43,7 +43,7 @@ STAGES = {
     "build_tools": ("sevsnp.commands.tools:make_tools", ("bin",), 0.2),
 }
 # Writes down when which of these functions begins and ends, in the process in which it runs.
-WITNESS = Path(__file__).with_name("crash_witness.py")
+WITNESS = PROJECT / "tests" / "support" / "crash_witness.py"
 # Outputs that are directories: they appear whole or not at all, not file by file.
 TREES = ("snp-release", "debs/initramfs", "debs/guest", "kernel", "host-bundle")
 # Logs of guests, and the encrypted workflow, which these runs do not make and no two runs make alike.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import MOST, PROJECT, Tools, allow_dumps, doitw, greeting, made_venv, make_project
-from tests.waiting import cpu_seconds, wait_until
+from tests.support.doitw_tools import MOST, PROJECT, Tools, allow_dumps, doitw, greeting, made_venv, make_project
+from tests.support.waiting import cpu_seconds, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.doitw_tools import Tools, doitw, greeting, made_venv, make_project
-from tests.processes import AS_NOBODY, ends_with_us
-from tests.waiting import NET
+from tests.support.doitw_tools import Tools, doitw, greeting, made_venv, make_project
+from tests.support.processes import AS_NOBODY, ends_with_us
+from tests.support.waiting import NET
 
 
 def on_a_terminal(program: Path, *words: str | Path, answer: str) -> tuple[int, str]:

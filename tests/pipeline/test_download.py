@@ -20,10 +20,10 @@ from sevsnp.packages.connections import Connections, DroppedError
 from sevsnp.packages.fetch import PARALLEL, cached_path, fetch
 from sevsnp.packages.lock import Package
 from sevsnp.packages.sources import Sources
-from tests.pipeline.mirror_server import Mirror
-from tests.pipeline.registry_logins import Certificate
-from tests.processes import ends_with_us
-from tests.waiting import NET, wait_until
+from tests.support.mirror_server import Mirror
+from tests.support.processes import ends_with_us
+from tests.support.registry_logins import Certificate
+from tests.support.waiting import NET, wait_until
 
 SIZE = 3_000_000
 BROKEN = 1_000_000

@@ -27,10 +27,10 @@ from sevsnp.store import cache as caching
 from sevsnp.store import pinned as pinning
 from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
-from tests.pipeline.debian_repository import Repository
-from tests.pipeline.mirror_server import Mirror
-from tests.pipeline.registry_server import Registry
 from tests.pipeline.test_download import content, files_in, pinned
+from tests.support.debian_repository import Repository
+from tests.support.mirror_server import Mirror
+from tests.support.registry_server import Registry
 
 DATE = datetime.datetime(2026, 1, 30, 12, tzinfo=datetime.UTC)
 THEN, DAY_LATER = "20260130T120000Z", "20260131T120000Z"

@@ -22,7 +22,7 @@ from sevsnp.measurement.signed_config import block_of
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import File, read_vm_config, render_vm_config
 from tests.conftest import PROJECT, Built
-from tests.pipeline.copies import copy_built, one_line
+from tests.support.copies import copy_built, one_line
 
 REASON = "a vendor's, audited"
 

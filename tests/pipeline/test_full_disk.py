@@ -16,8 +16,8 @@ import pytest
 
 from sevsnp.system.files import sha256_file
 from tests.conftest import Built, copy_project
-from tests.pipeline.copies import copy_built, leavings
-from tests.waiting import NET
+from tests.support.copies import copy_built, leavings
+from tests.support.waiting import NET
 
 NAMES = ("first", "second", "third")
 LIBRARY = """

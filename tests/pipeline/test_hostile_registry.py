@@ -16,10 +16,10 @@ import zstandard
 from sevsnp.store.entries import Blob
 from sevsnp.store.oci_blob import Layer
 from sevsnp.store.registry import MANIFEST_TYPE, Registry, Tampered, Unavailable, parse_reference
-from tests.pipeline import hostile_registry as hostile
-from tests.pipeline.hostile_registry import CONTENT, DOCUMENT, KEY, Hostile, Misbehaviour, digest, raw, says
-from tests.pipeline.registry_logins import basic, write_login
-from tests.waiting import NET
+from tests.support import hostile_registry as hostile
+from tests.support.hostile_registry import CONTENT, DOCUMENT, KEY, Hostile, Misbehaviour, digest, raw, says
+from tests.support.registry_logins import basic, write_login
+from tests.support.waiting import NET
 
 # The client's patience where that is what ends it; elsewhere it has more than any machine needs.
 TIMEOUT = 1.0

@@ -14,7 +14,7 @@ from sevsnp.measurement.id_block import check_identity, read_identity
 from sevsnp.qemu.process import snp_arguments
 from sevsnp.vm_config.config import Launch, read_vm_config
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built, ran
+from tests.support.copies import copy_built, ran
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
 

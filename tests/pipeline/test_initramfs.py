@@ -8,7 +8,7 @@ import pytest
 
 from sevsnp.images.kernel_modules import ModuleTree, modinfo
 from tests.conftest import Built
-from tests.unit.newc import Member, read_joined
+from tests.support.newc import Member, read_joined
 
 PLACE = "usr/lib/sevsnp/modules"
 

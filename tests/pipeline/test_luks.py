@@ -23,10 +23,10 @@ from sevsnp.qemu.process import check_files
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.volumes.directory import CONFIGS, Source, Volume
 from tests.conftest import Built
-from tests.pipeline.appliance_of_tests import appliance_with_probe
-from tests.pipeline.copies import copy_built, ran
-from tests.unit.luks_mutations import MUTATIONS
-from tests.unit.luks_volume import Volume as Header
+from tests.support.appliance_of_tests import appliance_with_probe
+from tests.support.copies import copy_built, ran
+from tests.support.luks_mutations import MUTATIONS
+from tests.support.luks_volume import Volume as Header
 
 MIB = 1 << 20
 FREE = 20 * MIB

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutated headers that nothing has compared, and what the guest's own cryptsetup and kernel make of them.
 
-The control arm of tests/unit/test_luks_headers.py: there the guest refuses every one of them; here, in the appliance
-(the same packages, the same kernel), no digest stands in the way.
+The control arm of tests/unit/images/test_luks_headers.py: there the guest refuses every one of them; here, in the
+appliance (the same packages, the same kernel), no digest stands in the way.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from sevsnp.images.initramfs import join_layers
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.luks import format_options
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
-from tests.conftest import Built
-from tests.unit.luks_mutations import KEYS, MUTATIONS, OBEYED, SUPERBLOCKS
-from tests.unit.luks_volume import SIZE, synthetic
-from tests.unit.newc import read_joined
+from tests.conftest import PROJECT, Built
+from tests.support.luks_mutations import KEYS, MUTATIONS, OBEYED, SUPERBLOCKS
+from tests.support.luks_volume import SIZE, synthetic
+from tests.support.newc import read_joined
 
-JOB = Path(__file__).with_name("luks_headers_job.py")
+JOB = PROJECT / "tests" / "support" / "luks_headers_job.py"
 MIB = 1 << 20
 # A header whose cost is paid takes longer than any other, however slow the emulated machine is.
 SECONDS = 60

@@ -24,10 +24,10 @@ import pytest
 from sevsnp.images.luks2 import Luks2, opens
 from sevsnp.vm_config.config import VmConfig, read_vm_config
 from tests.conftest import Built
-from tests.pipeline.luks_ground import SECONDS, Ground, make_ground
-from tests.pipeline.secret_search import forms, search, search_file
-from tests.unit.evidence import psp, root
-from tests.unit.key_guest import key_guest
+from tests.support.evidence import psp, root
+from tests.support.key_guest import key_guest
+from tests.support.luks_ground import SECONDS, Ground, make_ground
+from tests.support.secret_search import forms, search, search_file
 
 CANARY = b"canary-8d61 of a disk key, \xc3\xa9 and all"
 SMALL = 4 << 20

@@ -16,11 +16,11 @@ from sevsnp.errors import UserError
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.keys import luks_key
 from tests.conftest import Built
-from tests.pipeline.copies import one_line
-from tests.pipeline.luks_ground import OUTPUTS, SECONDS, Ground, make_ground
 from tests.pipeline.test_full_disk import Namespace, namespace, refused
-from tests.processes import ends_with_us
-from tests.waiting import NET
+from tests.support.copies import one_line
+from tests.support.luks_ground import OUTPUTS, SECONDS, Ground, make_ground
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET
 
 __all__ = ["namespace"]  # a fixture
 

@@ -19,10 +19,10 @@ from sevsnp.release.launch import USUAL_VCPUS
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built, one_line
-from tests.pipeline.released import CONFIG, LINK, Released, release, replace
-from tests.unit.test_release_sbom import schema_errors
-from tests.unit.test_signature import CHECK, encrypted_key, make_key, needs_openssl, openssl, public_half
+from tests.support.copies import copy_built, one_line
+from tests.support.released import CONFIG, LINK, Released, release, replace
+from tests.unit.keys.test_signature import CHECK, encrypted_key, make_key, needs_openssl, openssl, public_half
+from tests.unit.release.test_release_sbom import schema_errors
 
 pytestmark = needs_openssl
 

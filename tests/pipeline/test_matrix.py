@@ -17,8 +17,8 @@ import pytest
 
 from sevsnp.settings.table import SETTINGS as KNOWN
 from tests.conftest import GOALS, LUKS_GOALS, Built
-from tests.pipeline.copies import copy_built, ran
-from tests.pipeline.matrix import PARAMETERS, RECIPES, ROWS, SETTINGS, cells
+from tests.support.copies import copy_built, ran
+from tests.support.matrix import PARAMETERS, RECIPES, ROWS, SETTINGS, cells
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bui
 
 def ask(copy: Built, *words: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.edits", *words],
+        [sys.executable, "-m", "tests.support.edits", *words],
         cwd=copy.project,
         env={**os.environ, "CONFIG_DIR": str(copy.config_dir), "PYTHONPATH": "."},
         capture_output=True,

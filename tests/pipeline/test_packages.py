@@ -23,7 +23,7 @@ from sevsnp.store import pinned as pinning
 from sevsnp.store.cache import Cache
 from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
-from tests.pipeline.debian_repository import Repository, Server, build_deb, listing
+from tests.support.debian_repository import Repository, Server, build_deb, listing
 
 LIST = Path("list.yaml")
 

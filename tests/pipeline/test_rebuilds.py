@@ -14,7 +14,7 @@ import pytest
 
 from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built
-from tests.pipeline.copies import copy_built, leavings, made, one_line, ran, restored
+from tests.support.copies import copy_built, leavings, made, one_line, ran, restored
 
 CMDLINES = {"verity cmdline", "verity cmdline emulated"}
 CONFIGS = {"verity config", "verity config emulated"}

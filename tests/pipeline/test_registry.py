@@ -18,9 +18,9 @@ from sevsnp.store import oci_transport
 from sevsnp.store import registry as shared
 from sevsnp.store.entries import Blob, Entry, File
 from sevsnp.store.registry import Registry, Tampered, Unavailable, parse_reference
-from tests.pipeline import registry_server
-from tests.pipeline.registry_server import set_read_only
-from tests.waiting import NET, Clock, wait_until
+from tests.support import registry_server
+from tests.support.registry_server import set_read_only
+from tests.support.waiting import NET, Clock, wait_until
 
 MIB = 1 << 20
 LARGE = 300 * MIB

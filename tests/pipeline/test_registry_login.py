@@ -9,8 +9,8 @@ import pytest
 
 from sevsnp.store.entries import Blob
 from sevsnp.store.registry import Reference, Registry, Unavailable, parse_reference
-from tests.pipeline import registry_server
-from tests.pipeline.registry_logins import (
+from tests.support import registry_server
+from tests.support.registry_logins import (
     ISSUER,
     SERVICE,
     Certificate,
@@ -20,7 +20,7 @@ from tests.pipeline.registry_logins import (
     write_helper,
     write_login,
 )
-from tests.pipeline.registry_server import PASSWORD, USER, running
+from tests.support.registry_server import PASSWORD, USER, running
 
 Server = registry_server.Registry
 

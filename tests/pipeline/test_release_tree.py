@@ -14,7 +14,7 @@ from sevsnp.packages.lock import Package
 from sevsnp.packages.tree import export_debs, make_release
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.packages.wrappers import LOADER
-from tests.pipeline.debian_repository import as_package, build_deb, listing
+from tests.support.debian_repository import as_package, build_deb, listing
 
 
 def loader_set(folder: Path) -> dict[Package, Path]:

@@ -13,7 +13,7 @@ from sevsnp.packages.lock import LockedSet, Package, read_lock
 from sevsnp.packages.pipeline import locked_files, packages_lock
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
-from tests.pipeline.debian_repository import Repository
+from tests.support.debian_repository import Repository
 
 LIST = Path("list.yaml")
 TOOLS = PackageSet("tools", LIST, "trixie", ("tool", "other", "plug"), exclude=("setup",), security=False)

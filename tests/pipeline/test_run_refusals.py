@@ -19,8 +19,8 @@ from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.qemu.process import RunOptions, check_options
 from tests.conftest import Built
-from tests.pipeline.copies import copy_built, leavings, one_line, ran
-from tests.waiting import NET
+from tests.support.copies import copy_built, leavings, one_line, ran
+from tests.support.waiting import NET
 
 EMULATED = "build/verity/vm-config-verity.emulated.toml"
 IMAGE, TREE = "build/verity/verity.img", "build/verity/hash-tree.img"

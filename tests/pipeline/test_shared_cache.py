@@ -20,12 +20,12 @@ import pytest
 import zstandard
 
 from tests.conftest import GOALS, Built
-from tests.pipeline import registry_server
-from tests.pipeline.copies import copy_built, leavings, one_line
-from tests.pipeline.hostile_registry import SLOW_BODY, SLOW_CHUNK, Handler, Hostile, Misbehaviour, says, stalls
-from tests.pipeline.registry_logins import basic, write_login
-from tests.pipeline.registry_server import PASSWORD, USER, set_read_only
-from tests.pipeline.shared_cache import (
+from tests.support import registry_server
+from tests.support.copies import copy_built, leavings, one_line
+from tests.support.hostile_registry import SLOW_BODY, SLOW_CHUNK, Handler, Hostile, Misbehaviour, says, stalls
+from tests.support.registry_logins import basic, write_login
+from tests.support.registry_server import PASSWORD, USER, set_read_only
+from tests.support.shared_cache import (
     CANARY,
     PATIENCE,
     PUBLIC,
@@ -40,7 +40,7 @@ from tests.pipeline.shared_cache import (
     manifest_file,
     plain_contents,
 )
-from tests.waiting import NET, wait_until
+from tests.support.waiting import NET, wait_until
 
 Server = registry_server.Registry
 SMALL = ("word", "image", "tree")

@@ -14,8 +14,8 @@ import pytest
 from sevsnp.store.entries import Entry, canonical
 from sevsnp.store.registry import MANIFEST_TYPE, parse_reference
 from sevsnp.store.registry import Registry as Client
-from tests.pipeline import registry_server
-from tests.pipeline.shared_cache import clone, contents, keys, make_small_project, manifest, manifest_file
+from tests.support import registry_server
+from tests.support.shared_cache import clone, contents, keys, make_small_project, manifest, manifest_file
 
 Server = registry_server.Registry
 SMALL = ("word", "image", "tree")

@@ -41,7 +41,9 @@ def doit(clone: Path, *words: str) -> tuple[int, str]:
 
 
 def test_the_tests_of_a_path(clone: Path) -> None:
-    code, said = doit(clone, "test", "tests/unit/test_named.py::test_it_is_loaded", "tests/unit/test_yaml_loader.py")
+    code, said = doit(
+        clone, "test", "tests/unit/system/test_named.py::test_it_is_loaded", "tests/unit/system/test_yaml_loader.py"
+    )
     assert code == 0, said
     (clone / "tests" / "unit" / "test_wrong.py").write_text("def test_wrong() -> None:\n    assert 1 == 2\n")
     code, said = doit(clone, "test", "--fast", "tests/unit/test_wrong.py")
@@ -63,12 +65,12 @@ def test_what_cannot_be_tested(clone: Path, words: tuple[str, ...], said: str) -
 
 def test_coverage_has_a_floor(clone: Path) -> None:
     """One file's tests reach less of the library than the floor."""
-    code, said = doit(clone, "test", "--coverage", "tests/unit/test_named.py")
+    code, said = doit(clone, "test", "--coverage", "tests/unit/system/test_named.py")
     assert code == 1 and "1 failed" not in said and "Required test coverage of" in said
     pyproject = clone / "pyproject.toml"
     floor = pyproject.read_text()
     pyproject.write_text(re.sub(r"^fail_under = \d+$", "fail_under = 1", floor, flags=re.MULTILINE))
-    code, said = doit(clone, "test", "--coverage", "tests/unit/test_named.py")
+    code, said = doit(clone, "test", "--coverage", "tests/unit/system/test_named.py")
     pyproject.write_text(floor)
     assert code == 0 and "TOTAL" in said
 
@@ -80,10 +82,12 @@ def collected(*words: str) -> set[str]:
 
 
 def test_the_fast_ones_need_no_build_and_are_most_of_their_files() -> None:
-    files = [f"tests/unit/test_{name}.py" for name in ("foreign", "leavings", "cpio")]
+    files = [
+        f"tests/unit/{name}.py" for name in ("images/test_foreign", "initramfs/test_leavings", "archives/test_cpio")
+    ]
     all_of_them, fast = collected(*files), collected("--fast", *files)
     left_out = {name.partition("::")[0].removeprefix("tests/unit/") for name in all_of_them - fast}
-    assert fast < all_of_them and left_out == {"test_foreign.py", "test_leavings.py"}
+    assert fast < all_of_them and left_out == {"images/test_foreign.py", "initramfs/test_leavings.py"}
     assert any("test_foreign" in name for name in fast)
 
 

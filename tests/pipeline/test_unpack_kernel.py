@@ -10,7 +10,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.packages.kernel import unpack_kernel
-from tests.pipeline.debian_repository import build_deb
+from tests.support.debian_repository import build_deb
 
 BZIMAGE = bytes(0x202) + b"HdrS" + bytes(100)
 GOOD: dict[str, Any] = {

@@ -12,9 +12,9 @@ import pytest
 from sevsnp.release.manifest import render_manifest
 from sevsnp.system.files import sha256_file
 from tests.conftest import Built
-from tests.pipeline.copies import one_line
-from tests.pipeline.released import CONFIG, LINK, Released, flipped, release, replace
-from tests.unit.test_signature import make_key, needs_openssl, public_half
+from tests.support.copies import one_line
+from tests.support.released import CONFIG, LINK, Released, flipped, release, replace
+from tests.unit.keys.test_signature import make_key, needs_openssl, public_half
 
 pytestmark = needs_openssl
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Built, copy_project
-from tests.pipeline.copies import copy_built
-from tests.pipeline.luks_ground import make_venv
 from tests.pipeline.test_full_disk import namespace
-from tests.remedies.table import Told
+from tests.support.copies import copy_built
+from tests.support.luks_ground import make_venv
+from tests.support.table import Told
 
 __all__ = ["namespace"]
 

@@ -16,9 +16,9 @@ from sevsnp.measurement.make_config import _minimum_tcb
 from sevsnp.measurement.ovmf import check_size
 from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
-from tests.remedies.table import Told, remedies
-from tests.unit.evidence import REPORT_DATA, config, evidence, expected, now, root
-from tests.unit.test_forged_reports import GENOA, outcome
+from tests.support.evidence import REPORT_DATA, config, evidence, expected, now, root
+from tests.support.table import Told, remedies
+from tests.unit.attestation.test_forged_reports import GENOA, outcome
 
 HERE = Path("policy.toml")
 

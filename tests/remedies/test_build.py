@@ -16,9 +16,9 @@ from sevsnp.packages.kernel import unpack_kernel
 from sevsnp.qemu.platforms import choose
 from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
-from tests.pipeline.debian_repository import build_deb
-from tests.remedies.table import Told, failure, remedies
 from tests.remedies.test_launch import CONFIG, as_nobody, needs_openssl, replace
+from tests.support.debian_repository import build_deb
+from tests.support.table import Told, failure, remedies
 
 
 @needs_openssl

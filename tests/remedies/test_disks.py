@@ -14,7 +14,7 @@ from sevsnp.qemu.disk_record import format_of
 from sevsnp.system.locks import locked
 from tests.conftest import PROJECT
 from tests.pipeline.test_full_disk import Namespace
-from tests.remedies.table import Told, remedies
+from tests.support.table import Told, remedies
 
 QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 
@@ -27,7 +27,7 @@ QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:
     place = tmp_path / "a full disk"
     namespace.mount(place, "size=8m,nr_inodes=8")
-    job: list[str | Path] = [sys.executable, "-m", "tests.remedies.full_disk_job", place, tmp_path, *told.rows]
+    job: list[str | Path] = [sys.executable, "-m", "tests.support.full_disk_job", place, tmp_path, *told.rows]
     done = subprocess.run(
         namespace.argv("env", "-C", PROJECT, *job), capture_output=True, text=True, check=False, timeout=120
     )

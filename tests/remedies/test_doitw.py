@@ -11,10 +11,10 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.pipeline.checkout import Checkout
-from tests.pipeline.doitw_tools import Tools, make_project, small_lock
-from tests.pipeline.luks_ground import make_venv
-from tests.remedies.table import Told, remedies
 from tests.remedies.test_launch import as_nobody
+from tests.support.doitw_tools import Tools, make_project, small_lock
+from tests.support.luks_ground import make_venv
+from tests.support.table import Told, remedies
 
 NO_ENSUREPIP = 'case "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac'
 PYTHON = f'exec {sys.executable} "$@"'

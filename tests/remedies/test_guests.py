@@ -20,8 +20,8 @@ from sevsnp.host.session import session
 from sevsnp.host.state import Run, check_free, held, running
 from sevsnp.qemu.process import RunOptions
 from tests.conftest import Built
-from tests.remedies.table import Told, remedies
-from tests.waiting import NET, wait_until
+from tests.support.table import Told, remedies
+from tests.support.waiting import NET, wait_until
 
 RUN = Run("verity", "emulated", "c.toml", 1, 2)
 # Has a guest's state directory, and does not mind a SIGTERM.

@@ -14,7 +14,7 @@ from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
-from tests.remedies.table import Told, remedies
+from tests.support.table import Told, remedies
 
 ACCOUNTS = [
     text_entry(f"etc/{name}", "root:x:0:0:root:/root:/bin/bash\n") for name in ("passwd", "shadow", "group", "gshadow")

@@ -18,7 +18,7 @@ from sevsnp.store.cache import Cache
 from sevsnp.store.digests import Index
 from sevsnp.store.session import Options
 from tests.conftest import PROJECT
-from tests.remedies.table import Told, remedies
+from tests.support.table import Told, remedies
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
 P384 = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384"

@@ -32,8 +32,8 @@ from sevsnp.qemu.process import RunOptions, check_files, check_options, check_ve
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 from tests.conftest import Built
-from tests.remedies.table import Told, failure, remedies
-from tests.unit.written_volume import KEY, make_source
+from tests.support.table import Told, failure, remedies
+from tests.support.written_volume import KEY, make_source
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command here")
 CONFIG = "build/verity/vm-config-verity.emulated.toml"

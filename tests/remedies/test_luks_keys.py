@@ -9,7 +9,7 @@ from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record, make_key, read_key_file, read_made_key, read_record, write_record
 from sevsnp.owner.luks import check_release
 from tests.conftest import PROJECT
-from tests.remedies.table import Told, remedies
+from tests.support.table import Told, remedies
 
 
 @remedies(

@@ -22,8 +22,8 @@ from sevsnp.project.dependencies import install_dependencies
 from sevsnp.project.graph import draw
 from sevsnp.system import command, subordinate_ids
 from tests.conftest import PROJECT
-from tests.pipeline.debian_repository import build_deb
-from tests.remedies.table import Told, remedies
+from tests.support.debian_repository import build_deb
+from tests.support.table import Told, remedies
 
 # Makes what a package has, beside itself.
 APT_GET = """#!/bin/sh

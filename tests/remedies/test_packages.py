@@ -13,10 +13,10 @@ from sevsnp.packages.resolve import PrivateApt
 from sevsnp.packages.sources import Sources, find_sources
 from sevsnp.packages.steps import pack_sources
 from sevsnp.packages.tree import make_release
-from tests.pipeline.debian_repository import Repository, Server, as_package
 from tests.pipeline.test_packages import archive, from_server, lock_sets, make_set, no_proxy, served
 from tests.pipeline.test_repin import Locked, archives, locked
-from tests.remedies.table import Told, remedies
+from tests.support.debian_repository import Repository, Server, as_package
+from tests.support.table import Told, remedies
 
 __all__ = ["archive", "archives", "locked", "no_proxy", "served"]
 Archive = tuple[Repository, Repository]

@@ -19,11 +19,11 @@ from sevsnp.keys.luks_key import Record, read_record
 from sevsnp.keys.pairs import ensure_keys
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.luks import check_release
-from tests.remedies.table import Told, remedies
-from tests.unit.evidence import ROOT, root
-from tests.unit.key_guest import key_guest
-from tests.unit.luks_volume import make_header
-from tests.unit.test_luks_owner import KEY, UUID, attest, keep, waiting
+from tests.support.evidence import ROOT, root
+from tests.support.key_guest import key_guest
+from tests.support.luks_volume import make_header
+from tests.support.table import Told, remedies
+from tests.unit.owner.test_luks_owner import KEY, UUID, attest, keep, waiting
 
 
 @pytest.fixture

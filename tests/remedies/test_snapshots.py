@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from sevsnp.packages.lock import Package
-from tests.pipeline.mirror_server import Mirror
 from tests.pipeline.test_download import content
 from tests.pipeline.test_dropped_versions import at_once, empty, get, package, snapshot
-from tests.remedies.table import Told, failure, remedies
+from tests.support.mirror_server import Mirror
+from tests.support.table import Told, failure, remedies
 
 __all__ = ["at_once", "empty", "package", "snapshot"]
 

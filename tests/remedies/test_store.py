@@ -12,9 +12,9 @@ from sevsnp.settings.table import resolve
 from sevsnp.store.digests import Index
 from sevsnp.store.local import LocalStore
 from sevsnp.store.oci_reference import parse_reference
-from tests.remedies.table import Told, remedies
-from tests.unit import makers
-from tests.unit.test_local_store import keep_bytes
+from tests.support import makers
+from tests.support.table import Told, remedies
+from tests.unit.store.test_local_store import keep_bytes
 
 
 @remedies("sevsnp.store.local", "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.remedies.hints import PROJECT, Hint, Unreadable, all_hints, hints_of, shell_hints
-from tests.remedies.no_action import NO_ACTION, NO_MESSAGE
-from tests.remedies.table import CASES, Told
+from tests.support.hints import PROJECT, Hint, Unreadable, all_hints, hints_of, shell_hints
+from tests.support.no_action import NO_ACTION, NO_MESSAGE
+from tests.support.table import CASES, Told
 
 # What a hint without a test may not have: a command, a setting.
 RUNNABLE = re.compile(

@@ -27,12 +27,12 @@ from sevsnp.vm_config.config import read_vm_config
 from sevsnp.volumes.boot import _check_unused, adopt_volume, check_tables, update_volume
 from sevsnp.volumes.directory import CONFIGS, Source, Volume, left, note_earlier, say_what_stays
 from tests.conftest import Built
-from tests.remedies.table import Told, failure, remedies
-from tests.unit.luks_volume import make_header, metadata_of, with_metadata
-from tests.unit.test_volume import launch_of
-from tests.unit.test_volume_boot import CRYPT, INTEGRITY
-from tests.unit.test_volume_guest import Ground, ground
-from tests.unit.written_volume import KEY, make_source, uuid_of
+from tests.support.luks_volume import make_header, metadata_of, with_metadata
+from tests.support.table import Told, failure, remedies
+from tests.support.written_volume import KEY, make_source, uuid_of
+from tests.unit.guests.test_volume_guest import Ground, ground
+from tests.unit.host.test_volume import launch_of
+from tests.unit.volumes.test_volume_boot import CRYPT, INTEGRITY
 
 __all__ = ["ground"]
 

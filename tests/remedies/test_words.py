@@ -8,7 +8,7 @@ from pathlib import Path
 from sevsnp.project.testing import run_tests
 from sevsnp.system.named import load_named
 from tests.conftest import PROJECT
-from tests.remedies.table import Told, remedies
+from tests.support.table import Told, remedies
 
 
 @remedies("sevsnp.system.named", "mend the name in the task, below tasks/")
@@ -51,7 +51,7 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
 
 
-@remedies("sevsnp.project.testing", "as in: ./doitw test tests/unit/test_settings.py")
+@remedies("sevsnp.project.testing", "as in: ./doitw test tests/unit/settings")
 def test_a_path_to_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.
     digest = subprocess.run(

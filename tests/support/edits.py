@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run in a copy of the built project: makes each edit of the matrix, asks doit what is outdated, and takes it back.
+
+Nothing is executed: this is what doit asks itself before it runs a task. Prints JSON, for each edit the tasks and why.
+With NAME=value words there is no edit but these settings.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from doit.dependency import Dependency, SqliteDB
+
+from sevsnp.pipeline.checker import Sha256Checker
+from sevsnp.project.graph import load
+from sevsnp.store import digests, recipe
+from sevsnp.store.artefact import Artefact
+from sevsnp.store.digests import Index
+from sevsnp.store.session import index
+from sevsnp.system.copying import copy_file
+from sevsnp.system.files import sha256_file
+from tests.support.matrix import cells
+
+LARGE = 1 << 20
+
+
+def artefact_of(task: Any) -> Artefact | None:
+    """The artefact that a doit task makes; None for a command."""
+    found = [item for action in task.actions for item in getattr(action, "args", None) or ()]
+    return next((item for item in found if isinstance(item, Artefact)), None)
+
+
+class Trees:
+    """The digests of directories, each asked for again only while something in it is edited.
+
+    All edits are those of :meth:`Matrix.after`, and to look at 11,000 files takes as long as all else together.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._known: dict[tuple[Path, Collection[str]], str] = {}
+        self._tree = index.tree
+        index.tree = self.tree  # type: ignore[method-assign]
+        self._sha256_file = sha256_file
+        self._large: dict[tuple[int, ...], str] = {}
+        vars(digests)["sha256_file"] = self.sha256_file
+
+    def tree(self, root: Path, ignored: Collection[str] = ()) -> str:
+        key = (root.absolute(), ignored)
+        if key not in self._known:
+            self._known[key] = self._tree(root, ignored)
+        return self._known[key]
+
+    def sha256_file(self, path: Path) -> str:
+        """What is large is not read again once an edit of it is taken back; no edit writes into a file."""
+        status = path.stat()
+        if status.st_size < LARGE:
+            return self._sha256_file(path)
+        name = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if name not in self._large:
+            self._large[name] = self._sha256_file(path)
+        return self._large[name]
+
+    @contextmanager
+    def edited(self, path: Path) -> Iterator[None]:
+        """Forget the directories that ``path`` is, is in, or contains, until the edit is taken back."""
+        path = path.absolute()
+        before = dict(self._known)
+        self._known = {
+            key: digest
+            for key, digest in before.items()
+            if not (key[0].is_relative_to(path) or path.is_relative_to(key[0]))
+        }
+        try:
+            yield
+        finally:
+            self._known = before
+
+    def forget(self) -> None:
+        self._known.clear()
+
+
+class Matrix:
+    """doit's tasks and database, as a run has them."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.trees = Trees(index())
+        tasks = {task.name: task for task, _ in load()}
+        self.tasks = tasks
+        self.artefacts = {name: made for name, task in tasks.items() if (made := artefact_of(task))}
+        self.database = Dependency(SqliteDB, ".doit.db", checker_cls=Sha256Checker)
+
+    def outdated(self) -> dict[str, str]:
+        """The tasks that doit would run for what they are themselves, not for what comes before them."""
+        for cached in (recipe.recipe_digest, recipe.reached_sources, recipe._imports, recipe._source):
+            cached.cache_clear()
+        importlib.invalidate_caches()
+        found = {}
+        for name, made in self.artefacts.items():
+            status = self.database.get_status(self.tasks[name], self.tasks, get_log=True)
+            if status.status != "up-to-date":
+                found[name] = f"{made!r} {dict(status.reasons)}"
+        return found
+
+    def after(self, kind: str, name: str) -> dict[str, str]:
+        """What is outdated after one edit, which is taken back."""
+        path = Path(os.environ["CONFIG_DIR"], name[2:]) if name.startswith("~/") else Path(name)
+        with self.trees.edited(path), EDITS[kind](path, self.scratch):
+            return self.outdated()
+
+
+@contextmanager
+def replaced(path: Path, scratch: Path, make: Callable[[Path], object]) -> Iterator[None]:
+    """``make`` is called with where the file was and shall be again; the file itself, a hard link, is put aside."""
+    aside = scratch / "aside"
+    path.rename(aside)
+    try:
+        make(path)
+        yield
+    finally:
+        aside.replace(path)
+
+
+def content(path: Path, scratch: Path) -> Any:
+    return replaced(path, scratch, lambda new: new.write_bytes(b"# other\n"))
+
+
+def content_in_secret(path: Path, scratch: Path) -> Any:
+    status = path.stat()
+
+    def make(new: Path) -> None:
+        # A module must stay one; of what is large only a hole.
+        new.write_bytes(b"#" * min(status.st_size, 1 << 16))
+        os.truncate(new, status.st_size)
+        new.chmod(status.st_mode)
+        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    return replaced(path, scratch, make)
+
+
+def copied(change: Callable[[Path], object]) -> Callable[[Path, Path], Any]:
+    def edit(path: Path, scratch: Path) -> Any:
+        def make(new: Path) -> None:
+            copy_file(scratch / "aside", new, path_mode)
+            change(new)
+
+        path_mode = path.stat().st_mode & 0o777
+        return replaced(path, scratch, make)
+
+    return edit
+
+
+@contextmanager
+def mode(path: Path, scratch: Path) -> Iterator[None]:
+    if path.is_dir():
+        before = path.stat().st_mode
+        path.chmod(0o700)
+        yield
+        path.chmod(before)
+    else:
+        with copied(lambda new: new.chmod(0o600))(path, scratch):
+            yield
+
+
+def line_more(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n# a remark\n")
+
+
+@contextmanager
+def deleted(path: Path, scratch: Path) -> Iterator[None]:
+    path.rename(scratch / "aside")
+    yield
+    (scratch / "aside").rename(path)
+
+
+@contextmanager
+def planted_file(path: Path, scratch: Path) -> Iterator[None]:
+    (path / "planted").write_bytes(b"")
+    yield
+    (path / "planted").unlink()
+
+
+@contextmanager
+def planted_directory(path: Path, scratch: Path) -> Iterator[None]:
+    new = path / "planted" if path.is_dir() else path
+    new.mkdir()
+    yield
+    new.rmdir()
+
+
+@contextmanager
+def another_program(name: Path, scratch: Path) -> Iterator[None]:
+    program = scratch / "bin" / name
+    program.parent.mkdir()
+    program.write_text("#!/bin/false\n")
+    program.chmod(0o755)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{program.parent}:{before}"
+    yield
+    os.environ["PATH"] = before
+    shutil.rmtree(program.parent)
+
+
+@contextmanager
+def another_version(name: Path, scratch: Path) -> Iterator[None]:
+    information = scratch / "site" / f"{name}-999.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 999\n")
+    sys.path.insert(0, str(scratch / "site"))
+    yield
+    sys.path.remove(str(scratch / "site"))
+    shutil.rmtree(scratch / "site")
+
+
+@contextmanager
+def nothing(path: Path, scratch: Path) -> Iterator[None]:
+    yield
+
+
+EDITS: dict[str, Callable[[Path, Path], Any]] = {
+    "nothing": nothing,
+    "content": content,
+    "content, time and size kept": content_in_secret,
+    "mode": mode,
+    "executable": copied(lambda new: new.chmod(0o755)),
+    "touched": copied(lambda new: os.utime(new, (1, 1))),
+    "a line more": copied(line_more),
+    "deleted": deleted,
+    "a file planted": planted_file,
+    "a directory planted": planted_directory,
+    "another program": another_program,
+    "another version": another_version,
+}
+
+
+def described(made: Artefact) -> dict[str, Any]:
+    """What a task says that it is made from, for the comparison with the table."""
+    return {
+        "inputs": sorted({str(path) for paths in made.inputs.values() for path in paths}),
+        "outputs": sorted(map(str, made.outputs.values())),
+        "directories": sorted(map(str, made.directories.values())),
+        "programs": list(made.programs),
+        "distributions": list(made.distributions),
+        "parameters": sorted(leaves(made.params)),
+    }
+
+
+def leaves(params: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in params.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def main() -> None:
+    # On the file system of the project, for renames; out of its sight.
+    with tempfile.TemporaryDirectory(dir=Path.cwd().parent) as directory:
+        matrix = Matrix(Path(directory))
+        if len(sys.argv) > 1:
+            json.dump(matrix.outdated(), sys.stdout)
+            return
+        matrix.outdated()  # before the first edit, so that every directory's digest is known
+        tasks = {name: described(made) for name, made in matrix.artefacts.items()}
+        found = [[kind, name, matrix.after(kind, name)] for kind, name in cells()]
+        matrix.trees.forget()
+        json.dump({"tasks": tasks, "cells": found, "afterwards": matrix.outdated()}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine that is watched until its firmware is done, with what a host adds to it.
+
+Everything that a host offers says a mark of its own when it runs, so one start of the machine tries many things at
+once. The firmware is done when the kernel says its first words, when it says that there is nothing to start, or when
+the vCPU turns round and round at one place.
+"""
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.e2e.guest import free_port
+from sevsnp.measurement.launch_digest import KernelHashes
+from sevsnp.measurement.ovmf import Ovmf
+from sevsnp.qemu.confine import Access
+from sevsnp.qemu.process import RunOptions, emulated_arguments, escaped, machine_arguments, start, stop
+from sevsnp.vm_config.cmdline import read_cmdline
+from sevsnp.vm_config.config import Launch, VmConfig
+from tests.conftest import Built
+from tests.support.configs import file, honest
+from tests.support.gdb_remote import Gdb
+from tests.support.hands import Hands, hands_on, sockets
+from tests.support.harness import BOOT_SECONDS, Guest
+
+# The kernel's first words, and the firmware's last ones.
+KERNEL = "EFI stub"
+PANIC = "Kernel panic"  # the only ones of a kernel that has no initrd
+NOTHING = "No bootable option was found"
+DEAD_LOOP = "dead loop"
+MEMORY = 512 << 20
+# With so little the kernel cannot unpack itself, and returns to the firmware.
+LITTLE = 160 << 20
+# Samples of the next instruction, a twentieth of a second apart: that many at one place are an end.
+_SAMPLES = 100
+
+# What of the launch's files QEMU is told; the table of hashes is the genuine one whatever stands here.
+FILES = ("kernel", "initrd", "cmdline")
+
+# AmdSev's work area, whose first byte is the guest's type (1: AMD SEV) for all that runs after the reset vector
+# (OvmfPkg/AmdSev: 0xB000 bytes behind the start of its memory at 8 MiB). A hardware without SEV has 0 there.
+_WORK_AREA = 0x80B000
+_SEV = b"\1"
+# From the first driver on the firmware runs in the machine's memory above this, and before in its image below 4 GiB.
+_DRIVERS = (16 << 20, 0xE0000000)
+# The firmware then leaves no aperture above 4 GiB to cards.
+NO_APERTURE = ("-fw_cfg", "name=opt/ovmf/X-PciMmio64Mb,string=0")
+
+
+def stock_firmware(built: Built) -> Path:
+    """The pinned build that ours is made from, unchanged."""
+    return built.build / "snp-release/usr/share/ovmf/OVMF.amdsev.fd"
+
+
+def ordinary_firmware(built: Built) -> Path:
+    """The build for machines that boot from disks and networks; it checks no hashes."""
+    return built.build / "snp-release/usr/share/ovmf/OVMF.fd"
+
+
+def our_firmware(built: Built) -> Path:
+    return built.build / "firmware/OVMF.fd"
+
+
+def with_firmware(config: VmConfig, firmware: Path, directory: Path) -> VmConfig:
+    """The VM config with another firmware and the launch digest that it then has, in ``directory``."""
+    return honest(config, directory, firmware=file(firmware))
+
+
+@dataclass(frozen=True)
+class NoHashes(KernelHashes):
+    """No table: what memory holds where QEMU puts none."""
+
+    def table(self) -> bytes:
+        return bytes(len(super().table()))
+
+
+def added_file(name: str, path: Path) -> tuple[str, ...]:
+    """QEMU's options for one more file of fw_cfg."""
+    return ("-fw_cfg", f"name={name},file={escaped(path)}")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A machine whose firmware runs."""
+
+    guest: Guest
+    hands: Hands
+
+    def wait_done(self, seconds: float = BOOT_SECONDS) -> str:
+        """How the firmware ended: KERNEL, NOTHING or DEAD_LOOP."""
+        deadline = time.monotonic() + seconds
+        seen: deque[int] = deque(maxlen=_SAMPLES)
+        while time.monotonic() < deadline:
+            log = self.guest.log()
+            for text, end in ((KERNEL, KERNEL), (PANIC, KERNEL), (NOTHING, NOTHING)):
+                if text in log:
+                    return end
+            assert self.guest.process.poll() is None, f"QEMU ended: {self.guest.options.messages.read_text()}"
+            seen.append(self.hands.instruction())
+            # Timer interrupts still come, so now and then the sample is elsewhere.
+            if len(seen) == _SAMPLES and Counter(seen).most_common(1)[0][1] > _SAMPLES * 3 // 4:
+                return DEAD_LOOP
+            time.sleep(0.05)
+        raise AssertionError(f"the firmware is not done in {seconds:.0f} s:\n{self.guest.log()[-3000:]}")
+
+
+@contextlib.contextmanager
+def watched(
+    built: Built,
+    firmware: Path,
+    state: Path,
+    extra: tuple[str, ...] = (),
+    *,
+    files: tuple[str, ...] = FILES,
+    hashes: KernelHashes | None = None,
+    guest_type_sev: bool = False,
+    memory: int = MEMORY,
+) -> Iterator[Watched]:
+    """Start the verity guest's machine with ``firmware`` and the host's own options ``extra``.
+
+    ``files`` are those of the launch that QEMU is given; ``hashes`` replaces the genuine table; ``guest_type_sev``
+    makes the firmware's drivers believe that they run under SEV; ``memory`` is in bytes.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    launch = built.config("emulated").launch
+    options = RunOptions(
+        qemu=built.qemu, memory=memory, ssh_port=free_port(), attest_port=free_port(), state=state, restricted=True
+    )
+    with sockets() as where:
+        arguments = [
+            *emulated_arguments(launch.vcpu_model, memory, "tcg"),
+            *_table(firmware, hashes or KernelHashes.of(launch), state),
+            *machine_arguments(launch.vcpus, options),
+            *("-bios", str(firmware)),
+            *_files(launch, files),
+            *where.arguments,
+            *extra,
+        ]
+        if guest_type_sev:
+            arguments += ["-S", "-gdb", f"unix:{where.directory}/gdb,server=on,wait=off"]
+        process = start(options.qemu, arguments, Access(everything=True), terminal=False, messages=options.messages)
+        try:
+            with contextlib.ExitStack() as stack:
+                hands = stack.enter_context(hands_on(where))
+                if guest_type_sev:
+                    debugger = stack.enter_context(Gdb(where.directory / "gdb"))
+                    debugger.run_until_access(_WORK_AREA, *_DRIVERS)
+                    debugger.write(_WORK_AREA, _SEV)
+                    debugger.go_on()
+                yield Watched(Guest(process, options), hands)
+        finally:
+            stop(process)
+
+
+def _table(firmware: Path, hashes: KernelHashes, state: Path) -> tuple[str, ...]:
+    """The table of hashes in memory, for a firmware that has a place for it."""
+    address = Ovmf.read(firmware).hash_table_address
+    if not address:
+        return ()
+    table = state / "table"
+    table.write_bytes(hashes.table())
+    return ("-device", f"loader,file={escaped(table)},addr={address:#x},force-raw=on")
+
+
+def _files(launch: Launch, files: tuple[str, ...]) -> list[str]:
+    said = {
+        "kernel": ("-kernel", str(launch.kernel.path)),
+        "initrd": ("-initrd", str(launch.initrd.path)),
+        "cmdline": ("-append", read_cmdline(launch.cmdline.path)),
+    }
+    return [word for name in files for word in said[name]]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hints that no test obeys, each with the reason: nobody is told to do anything that can be done here."""
+
+from tests.support.table import Row
+
+_KNOWN = "the names that are known; which of them was meant only the user can say"
+_LOOK = "says where more is to be read"
+_HARDWARE = "needs a host with SEV-SNP"
+_OTHERS = "somebody else has to make another file; which file is said"
+_QUESTION = "asks what the user can look at; which of it is so, no program here can know"
+_DEFECT = "a defect of the disk, or of the program: nothing that a user can set right here"
+
+NO_ACTION: dict[Row, str] = {
+    ("sevsnp.images.guest_config", "known: {}"): _KNOWN,
+    ("sevsnp.packages.lock", "known: {}"): _KNOWN,
+    ("sevsnp.packages.sets", "known: {}"): _KNOWN,
+    ("sevsnp.attestation.report_input", "give a report: {}"): "the forms of a report that are known",
+    ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
+    ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
+    ("sevsnp.project.testing", "its report is above"): _LOOK,
+    ("sevsnp.project.testing", "their reports are above"): _LOOK,
+    ("doitw", "nothing was installed; README.md says what there is"): _LOOK,
+    ("sevsnp.qemu.qmp", "look at its messages above"): _LOOK,
+    ("sevsnp.owner.key_release", "see the guest's console"): _LOOK,
+    ("sevsnp.commands.feature_info", "run it on the SNP host itself, not in a guest"): _HARDWARE,
+    ("sevsnp.commands.feature_info", "SEV-SNP is off, or the kernel too old: {}"): _HARDWARE,
+    ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,
+    ("sevsnp.qemu.disk_format", "ask whoever made it for a qcow2 image"): _OTHERS,
+    ("sevsnp.qemu.disk_format", "ask whoever made it for one that has all of its data in itself"): _OTHERS,
+    ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
+    (
+        "sevsnp.archives.tar",
+        "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)",
+    ): _OTHERS,
+    ("sevsnp.images.kernel_modules", "build the kernel with CONFIG_MODULE_SIG_ALL=y"): _OTHERS,
+    ("sevsnp.attestation.report", "a newer version of this verifier may know it"): _OTHERS,
+    ("sevsnp.packages.resolve", "use a mirror whose indices have SHA-256"): _OTHERS,
+    ("sevsnp.images.filesystem", "{} was just made: is the disk full or failing?"): _DEFECT,
+    ("sevsnp.images.luks", "is the disk failing?"): _DEFECT,
+    ("sevsnp.bench.launch_digest", "one of the two is wrong: report it"): _DEFECT,
+    ("sevsnp.vm_config.verity_word", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,
+    ("sevsnp.owner.key_release", "does the guest wait for its key, and is its ATTEST_PORT forwarded?"): _QUESTION,
+    (
+        "sevsnp.owner.key_release",
+        "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
+    ): _QUESTION,
+    (
+        "sevsnp.owner.attestation",
+        "{}: {}",
+    ): "a remedy of the verifier's, which has a row of its own, and when it applies",
+}
+
+# Strings that name a command, and are said to nobody as what to do.
+NO_MESSAGE: dict[Row, str] = {
+    (
+        "sevsnp.host.bundle_run",
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+    ): "what is replaced in a bundle's messages",
+    (
+        "sevsnp.bench.build",
+        "  initramfs is not measured: cpio and zstd are not there (apt-get install cpio zstd)",
+    ): "a measure that is left out, with what it would need",
+    (
+        "sevsnp.packages.lock",
+        "# Made by `./doitw packages_lock` from the package lists; do not edit.\n",
+    ): "a line of packages.lock",
+    ("sevsnp.bench.build", "no-op of everything ÷ doit list"): "the name of a measure",
+    ("sevsnp.host.bundle_run", r"make it again with: \./doitw \S.*$"): "what is replaced in a bundle's messages",
+    ("doitw", "{}"): "the function that says what it is given",
+    ("doitw", "installing {}, without which Python makes no virtual environment: {}{}"): "says what it does",
+    ("doitw", "going on, for without a terminal nobody can be asked"): "says what it does",
+    ("doitw", "waiting for another doitw that makes .venv"): "says what it does",
+    ("doitw", "apt-get update failed; trying with the lists that are here"): "says what it does",
+    (
+        "sevsnp.project.dependencies",
+        "apt-get update failed; trying with the package lists that are here",
+    ): "says what it does",
+    ("sevsnp.pipeline.help", "./doitw {}"): "the title of a task's help",
+    (
+        "sevsnp.settings.table",
+        "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none",
+    ): "what a setting is for",
+    ("sevsnp.settings.table", "{} {}"): "two hints that have rows of their own, one after the other",
+    ("sevsnp.owner.luks", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.guests.volume_guest", "./doitw {}"): "a command that stands in a hint, which has a row of its own",
+    (
+        "sevsnp.packages.sources",
+        ", or a file that ./doitw pack_sources made",
+    ): "the end of what was expected; that such a file is taken, a row of sevsnp.packages.archive shows",
+    ("doitw", "LUKS_KEY is empty, expected a key"): "says what was found",
+    ("doitw", "LUKS_KEY: found {} bytes, expected at most 4096"): "says what was found",
+}

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command with a terminal for its standard output and standard error."""
+
+import contextlib
+import os
+import pty
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET
+
+
+def on_pty(argv: Sequence[str], cwd: Path, **environment: str) -> tuple[int, str]:
+    """Exit code, and what the terminal got, of ``argv`` with ``environment`` in place of what is set of terminals."""
+    kept: Mapping[str, str] = {name: text for name, text in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ends_with_us("timeout", str(NET), *argv), cwd=cwd, env={**kept, **environment},
+        stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(ours, 1 << 16):
+            written += piece
+    os.close(ours)
+    return process.wait(NET), written.decode()

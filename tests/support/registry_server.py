@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's docker-registry on loopback, unpacked from its pinned package: open, with a password, or read-only.
+
+`python -m tests.support.registry_server [MIRROR]` pins the list anew.
+"""
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
+from sevsnp.packages.sets import PackageSet, read_set
+from sevsnp.packages.unpack import unpack_deb
+from sevsnp.settings.table import resolve
+from tests.support.processes import ends_with_us
+from tests.support.waiting import NET, wait_until
+
+TESTS = Path(__file__).resolve().parents[1]
+LIST, LOCK, SET = TESTS / "data" / "packages.yaml", TESTS / "data" / "packages.lock", "test"
+# For the variant with a password; the second is bcrypt of the first, the only hash that the registry takes.
+USER, PASSWORD = "builder", "correct horse"
+PASSWORD_HASH = "$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e"
+
+
+def asked() -> PackageSet:
+    return read_set(LIST, SET)
+
+
+def unpack_registry(root: Path) -> Path:
+    """The registry's program, below ``root``: from the cache, or fetched into it. The host's libc is enough for it."""
+    settings = resolve({}, os.environ, TESTS.parent / "config.yaml")
+    lock = checked_lock(LOCK, [asked()])
+    files = locked_files(
+        lock,
+        lock.packages(SET),
+        cache_dir=settings.cache_dir(),
+        mirror=settings.text("MIRROR"),
+        snapshot=settings.text("SNAPSHOT_MIRROR"),
+    )
+    for deb in files.values():
+        unpack_deb(deb, root)
+    return root / "usr" / "bin" / "docker-registry"
+
+
+@dataclass
+class Registry:
+    """A registry that can be stopped and started again; its port and its files stay the same."""
+
+    program: Path
+    directory: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @functools.cached_property
+    def port(self) -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            found: int = probe.getsockname()[1]
+            return found
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def reference(self) -> str:
+        return f"oci://{self.host}/cache"
+
+    @property
+    def root(self) -> Path:
+        """Where it stores its files."""
+        return self.directory / "storage"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def blob(self, digest: str) -> Path:
+        """Where it keeps the bytes of ``sha256:…``."""
+        name = digest.removeprefix("sha256:")
+        return self.root / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
+
+    def start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        document: dict[str, Any] = {
+            "version": 0.1,
+            "log": {"level": "info"},
+            "storage": {"filesystem": {"rootdirectory": str(self.root)}, "delete": {"enabled": True}},
+            "http": {"addr": self.host},
+        }
+        for name, value in self.options.items():
+            document[name] = {**document.get(name, {}), **value}
+        self.config.write_text(yaml.safe_dump(document))
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ends_with_us(self.program, "serve", self.config),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
+                start_new_session=True,
+            )
+        process = self._process
+        wait_until(lambda: self._listens() or process.poll() is not None, what=lambda: self.log[-2000:])
+        assert process.poll() is None, f"the registry does not start:\n{self.log[-2000:]}"
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), NET).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.yml"
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(NET)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def collect_garbage(self) -> str:
+        """Remove what no tag leads to, as an administrator does: the registry stands still meanwhile."""
+        self.stop()
+        done = subprocess.run(
+            [self.program, "garbage-collect", "--delete-untagged", self.config],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=NET,
+            check=True,
+        )
+        self.start()
+        return done.stdout
+
+
+def running(program: Path, directory: Path, **options: Any) -> Iterator[Registry]:
+    directory.mkdir(parents=True, exist_ok=True)
+    server = Registry(program, directory, options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def registry_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_registry(tmp_path_factory.mktemp("docker-registry"))
+
+
+@pytest.fixture(scope="session")
+def registry(registry_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry for everyone, for the whole session."""
+    yield from running(registry_program, tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture
+def own_registry(registry_program: Path, tmp_path: Path) -> Iterator[Registry]:
+    """A registry for one test: to be stopped, tampered with, or looked at as a whole."""
+    yield from running(registry_program, tmp_path / "own-registry")
+
+
+@pytest.fixture
+def locked_registry(registry_program: Path, tmp_path: Path) -> Iterator[Registry]:
+    """A registry that wants :data:`USER` and :data:`PASSWORD`."""
+    directory = tmp_path / "locked-registry"
+    directory.mkdir()
+    (directory / "htpasswd").write_text(f"{USER}:{PASSWORD_HASH}\n")
+    yield from running(
+        registry_program,
+        directory,
+        auth={"htpasswd": {"realm": "tests", "path": str(directory / "htpasswd")}},
+    )
+
+
+def set_read_only(server: Registry, on: bool = True) -> None:
+    """Start ``server`` anew so that it takes no uploads, or takes them again."""
+    server.stop()
+    server.options["storage"] = {
+        "filesystem": {"rootdirectory": str(server.root)},
+        "maintenance": {"readonly": {"enabled": on}},
+    }
+    server.start()
+
+
+if __name__ == "__main__":
+    refresh_lock(sets=[asked()], mirror="".join(sys.argv[1:2]), output=LOCK)

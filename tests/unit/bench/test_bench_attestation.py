@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attestation benchmark on a small initramfs: what it says, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.bench import launch_digest as bench
+from sevsnp.bench import verification
+from sevsnp.bench.attestation import bench_attestation
+from sevsnp.bench.timing import ratio_row
+from sevsnp.errors import UserError
+from tests.support.evidence import firmware
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "firmware"
+    path.write_bytes(firmware(volume=True))
+    return path
+
+
+def agree(row: dict[str, Any]) -> bool:
+    """Whether a row with the goal 1 says that it was met where it was; its ratio was rounded after that."""
+    return row["met"] is (row["ratio"] <= 1) or row["ratio"] == 1
+
+
+@pytest.mark.parametrize(("ours", "met"), [(1.0, True), (1.001, False), (0.999, True), (2.0, False)])
+def test_a_goal_is_compared_before_anything_is_rounded(ours: float, met: bool) -> None:
+    row = ratio_row("a", [ours], [1.0], 1.0, 3)
+    assert row["met"] is met and row["ratio"] == round(ours, 2)
+    assert ratio_row("a", [ours], [1.0], None, 3)["met"] is True
+
+
+def test_rows(image: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sevsnpmeasure")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    time, other, memory = bench.measure_launch_digest(image, scratch, 2, 1 << 20)
+    assert len(time["seconds"]) == len(time["bare_seconds"]) == len(other["bare_seconds"]) == 2
+    assert time["ratio"] > 0 and agree(other)
+    assert 1 << 20 < memory["bytes"]["ours"] < 40 << 20 and memory["met"] is True
+
+
+def test_a_digest_that_is_another_is_no_benchmark(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sevsnpmeasure")
+    monkeypatch.setattr(bench, "hash_cmdline", lambda _: bytes(32))
+    with pytest.raises(UserError, match="computes another launch digest"):
+        bench.measure_launch_digest(image, tmp_path, 1, 1 << 20)
+
+
+def test_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_REPORTS", 20)
+    monkeypatch.setattr(verification, "_PROCESS_GOAL", 10.0)
+    process, processor, beside, one, other = verification.measure_verification(tmp_path, 2)
+    assert process["met"] is True and 0 < process["ratio"] < 1 and beside["ratio"] > 0
+    assert processor["ratio"] > 0 and len(processor["seconds"]) == len(process["seconds"])
+    assert one["per_second"] > 0 and agree(one) and other["goal"] is None
+    assert one["ratio"] > 0 and other["ratio"] > 1  # a verification that took less would not be one
+
+
+def test_evidence_that_is_not_accepted_is_no_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_COMMAND", "raise SystemExit(2)")
+    with pytest.raises(UserError, match="exit code 2, expected 10"):
+        verification.measure_verification(tmp_path, 1)
+
+
+def test_the_task(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"name": "a", "ratio": 1.0, "goal": 1.5, "met": True}]
+    monkeypatch.setattr("sevsnp.bench.attestation.measure_launch_digest", lambda *_: rows)
+    monkeypatch.setattr("sevsnp.bench.attestation.measure_verification", lambda *_: [])
+    results = tmp_path / "bench" / "attestation.json"
+    bench_attestation(firmware=image, results=results)
+    assert json.loads(results.read_text())["measures"] == rows and "met" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no such file"):
+        bench_attestation(firmware=tmp_path / "none", results=results)

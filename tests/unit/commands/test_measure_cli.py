@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""measure: VM configs and files, several vCPU counts, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sevsnp.commands.measure import main
+from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.vm_config.config import VmConfig, render_vm_config
+from tests.support.evidence import REFERENCE, ROOT, make_launch, write_file
+
+THEIRS = shutil.which("sev-snp-measure", path=str(Path(sys.executable).parent))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> VmConfig:
+    launch = make_launch(tmp_path)
+    made = VmConfig(
+        tmp_path / "vm.toml", launch, dataclasses.replace(REFERENCE, launch_digest=launch_digest_of(launch))
+    )
+    made.source.write_text(render_vm_config(made))
+    return made
+
+
+def measured(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_vm_config(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    own = launch_digest_of(config.launch).hex()
+    assert measured(capsys, "--vm-definition", config.source) == own + "\n"
+    document = json.loads(measured(capsys, "--vm-config", config.source, "--vcpus", "4,1", "--json"))
+    four = launch_digest_of(dataclasses.replace(config.launch, vcpus=4)).hex()
+    assert document == {"launch_digests": {"1": own, "4": four}, "reference": own, "equal": True}
+    assert measured(capsys, "--vm_definition", config.source, "--vcpus", "1,4") == f"   1  {own}\n   4  {four}\n"
+
+
+def test_a_reference_that_is_another(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    text = config.source.read_text()
+    own = launch_digest_of(config.launch).hex()
+    config.source.write_text(text.replace(own, "00" * 48))
+    assert main(["--vm-config", str(config.source)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == own + "\n" and "reference is another: 0000" in shown.err
+    assert json.loads(measured(capsys, "--vm-config", config.source, "--json"))["equal"] is False
+
+
+def test_a_host_bundles_launch_file_has_no_reference(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config.source.write_text(render_vm_config(dataclasses.replace(config, reference=None)))
+    document = json.loads(measured(capsys, "--vm-config", config.source, "--json"))
+    assert list(document) == ["launch_digests"]
+
+
+def test_more_vcpus_need_another_command_line(
+    config: VmConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--vm-config", str(config.source), "--vcpus"]
+    assert main([*words, "1,2"]) == 0 and "needs ACPI" not in capsys.readouterr().err  # control
+    cmdline = write_file(tmp_path / "cmdline", b"console=ttyS0 acpi=off")
+    launch = dataclasses.replace(config.launch, cmdline=cmdline)
+    config.source.write_text(render_vm_config(dataclasses.replace(config, launch=launch)))
+    assert main([*words, "1"]) == 0 and "needs ACPI" not in capsys.readouterr().err
+    assert main([*words, "1,2"]) == 0 and "needs ACPI" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([], ["--vcpu-type", "EPYC-v4"]),
+        (["--vcpu-model", "25/17/0", "--guest-features", "0x21"],
+         ["--vcpu-family", "25", "--vcpu-model", "17", "--vcpu-stepping", "0", "--guest-features", "0x21"]),
+        (["--vcpu-model", "EPYC-Milan", "--host-kernel", "secure-tsc"],
+         ["--vcpu-type", "EPYC-Milan", "--guest-features", "0x201"]),
+        (["--vmm", "ec2"], ["--vmm-type", "ec2", "--vcpu-type", "EPYC-v4"]),
+        (["--vmm", "gce"], ["--vmm-type", "gce", "--vcpu-type", "EPYC-v4"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kernel", [["--kernel", "--initrd", "--append"], ["--kernel"], []])
+def test_files_as_the_other_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: list[str], theirs: list[str], kernel: list[str]
+) -> None:
+    make_launch(tmp_path)
+    values = {"--kernel": str(tmp_path / "kernel"), "--initrd": str(tmp_path / "initrd"), "--append": "a b"}
+    files = [word for name in kernel for word in (name, values[name])]
+    found = json.loads(measured(capsys, "--firmware", tmp_path / "firmware", *files, *ours, "--vcpus=1,3", "--json"))
+    assert THEIRS
+    for vcpus, digest in found["launch_digests"].items():
+        argv = [THEIRS, "--mode", "snp", "--ovmf", tmp_path / "firmware", "--vcpus", vcpus, *files, *theirs]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == digest
+
+
+def test_a_host_kernel_decides_on_the_features(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [measured(capsys, "--vm-config", config.source, *words) for words in (
+        [], ["--host-kernel", "6.9"], ["--host-kernel", "secure-tsc"], ["--guest-features", "0x201"],
+        ["--host-kernel", "6.6"], ["--host-kernel", "before-6.6"], ["--host-kernel", "6.6", "--guest-features", "0x1"],
+    )]  # fmt: skip
+    assert found[0] == found[1] and found[2] == found[3] and found[5] == found[6]
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--vm-config", "/nowhere"],
+        ["--firmware", "/nowhere"],
+        ["--firmware", "{firmware}", "--kernel", "/nowhere"],
+        ["--firmware", "{firmware}", "--initrd", "{kernel}"],
+        ["--firmware", "{firmware}", "--append", "x"],
+        ["--firmware", "{kernel}"],
+        ["--firmware", "{firmware}", "--vcpu-model", "host"],
+        ["--firmware", "{firmware}", "--vcpus", "0"],
+        ["--firmware", "{firmware}", "--vcpus", "4097"],
+        ["--firmware", "{firmware}", "--guest-features", "0x2"],
+        ["--firmware", "{firmware}", "--host-kernel", "7"],
+        ["--firmware", "{firmware}", "--svsm", "{kernel}"],
+        ["--firmware", "{firmware}", "--svsm", "{kernel}", "--vars-size", "4096"],
+        ["--firmware", "{firmware}", "--svsm", "{kernel}", "--vars-size", "4096", "--vmm", "ec2"],
+        ["--vm-config", "{config}", "--kernel", "{kernel}"],
+        ["--vm-config", "{config}", "--firmware", "{firmware}"],
+        ["--firmware", "{firmware}", "--vcpus", "1;2"],
+        ["--firmware", "{firmware}", "--vcpus", "²"],
+        ["--firmware", "{firmware}", "--guest-features", "x"],
+        ["--firmware", "{firmware}", "--vmm", "xen"],
+        ["--firmware", "{firmware}", "--svsm", "{kernel}", "--vars-size", "1"],
+        [],
+    ],
+)
+def test_wrong_input_is_a_line_and_64(
+    config: VmConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    names = {"firmware": tmp_path / "firmware", "kernel": tmp_path / "kernel", "config": config.source}
+    try:
+        code: object = main([word.format(**names) for word in words])
+    except SystemExit as ended:
+        code = ended.code
+    shown = capsys.readouterr()
+    assert code == 64 and shown.out == "" and shown.err and "Traceback" not in shown.err
+
+
+def test_a_large_initramfs_takes_no_memory(tmp_path: Path) -> None:
+    make_launch(tmp_path)
+    with (tmp_path / "initrd").open("wb") as stream:
+        stream.truncate(200 << 20)
+    script = (
+        "import re, sys\n"
+        "from sevsnp.commands.measure import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        # Not getrusage: its maximum is that of the process which started this one, too.
+        "print(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])\n"
+    )
+    words = [f"--{name}={tmp_path / name}" for name in ("firmware", "kernel", "initrd")]
+    argv = [sys.executable, "-c", script, *words, "--append", "x"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    digest, kilobytes = done.stdout.split()
+    assert len(digest) == 96 and int(kilobytes) < 40 << 10
+
+
+def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 25

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One canary for each class of the deny-list: in the source tar, not in the raw bytes of the image."""
+
+from pathlib import Path
+
+import pytest
+
+from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
+from sevsnp.images.filesystem import make_ext4
+from sevsnp.images.identity import DENIED, IdentityFilter, ImageKind, denied, summary
+
+TOOLS = Path(__file__).resolve().parents[3] / "build/snp-release/bin"
+
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"  # private-key-marker: what the filter looks for, and no key
+
+# One path a class, at least: the canary's content is made from the path.
+PLANTED = (
+    "etc/ssh/ssh_host_ed25519_key",
+    "etc/machine-id",
+    "var/lib/dbus/machine-id",
+    "var/lib/systemd/random-seed",
+    "var/lib/systemd/credential.secret",
+    "etc/credstore/secret",
+    "var/lib/cloud/seed/nocloud/user-data",
+    "var/lib/cloud/instances/i-1/obj.pkl",
+    "root/.bash_history",
+    "home/user/.python_history",
+    "var/lib/apt/lists/mirror_Packages",
+    "var/cache/apt/archives/a.deb",
+    "var/log/dpkg.log",
+    "var/log/cloud-init-output.log",
+    "var/log/syslog.1",
+    "var/log/journal/0123/system.journal",
+    "var/log/wtmp",
+    "var/log/btmp",
+    "var/log/lastlog",
+    "var/lib/dhcp/dhclient.leases",
+    "etc/NetworkManager/system-connections/wifi.nmconnection",
+    "etc/wireguard/wg0.conf",
+    "etc/ssl/private/server.pem",
+    "opt/app/private/tls.key",
+    "root/.ssh/id_ed25519",
+    "home/user/.gnupg/secring.gpg",
+    "home/user/.netrc",
+    "root/.git-credentials",
+    "home/user/.aws/credentials",
+    "etc/apt/auth.conf.d/mirror.conf",
+    "etc/security/opasswd",
+    "etc/shadow-",
+    "srv/project/.doit.db",
+    "swapfile",
+    "tmp/left-over",
+)
+KEPT = (
+    "etc/ssh/sshd_config",
+    "etc/ssl/certs/ca.pem",
+    "usr/share/ca-certificates/mozilla/Root.crt",
+    "home/user/.ssh/authorized_keys",
+    "usr/lib/python3/test/keycert.pem",
+    "etc/hostname",
+    "usr/share/doc/log/README.log",
+)
+HASH = "$y$j9T$canaryhash$canary"
+
+
+def canary(name: str) -> str:
+    return f"<canary of {name}>"
+
+
+def source() -> Layer:
+    entries = [text_entry(name, canary(name)) for name in (*PLANTED, *KEPT)]
+    entries += [
+        text_entry("etc/odd/place", f"{canary('hidden key')}\n{KEY}"),
+        text_entry("usr/lib/python3/test/key.py", f"{canary('public key')}\n{KEY}"),
+        text_entry("etc/shadow", f"root:{HASH}:1::::::\nopen::1::::::\noff:!{HASH}:1::::::\nno:*:1::::::\n", 0o640),
+        text_entry("etc/passwd", f"root:{HASH}:0:0::/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"),
+    ]
+    link = Entry("etc/innocent", Kind.FILE, 0o644, content=Content.literal("root/.ssh/id_ed25519", b"<canary of link>"))
+    linked = [e for e in entries if e.name != "root/.ssh/id_ed25519"]
+    key = Entry("root/.ssh/id_ed25519", Kind.FILE, 0o600, content=link.content)
+    return Layer("source", [*linked, key, link])
+
+
+def image(tmp_path: Path, *filters: IdentityFilter) -> tuple[bytes, dict[str, Entry]]:
+    """Raw bytes: of an ext4 image where the tools are there, else of the tar it would be made from."""
+    tar, target = tmp_path / "rootfs.tar", tmp_path / "image"
+    make_rootfs([source()], tar, filters=filters)
+    if not (TOOLS / "mke2fs").exists():
+        return tar.read_bytes(), read_tar(tar)
+    make_ext4(tar, target, tools=TOOLS)
+    return target.read_bytes(), read_tar(tar)
+
+
+EXPECTED = [name for name in PLANTED if name != "root/.ssh/id_ed25519"]
+
+
+def test_control_the_unfiltered_image_has_every_canary(tmp_path: Path) -> None:
+    raw, _ = image(tmp_path)
+    wanted = [*map(canary, (*EXPECTED, *KEPT)), "<canary of link>", canary("hidden key"), HASH]
+    assert [text for text in wanted if text.encode() not in raw] == []
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_no_canary_is_left(tmp_path: Path, kind: ImageKind) -> None:
+    clean = IdentityFilter(kind)
+    raw, entries = image(tmp_path, clean)
+    wanted = [*map(canary, EXPECTED), "<canary of link>", canary("hidden key")]
+    assert [text for text in wanted if text.encode() in raw] == []
+    assert [text for text in map(canary, (*KEPT, "public key")) if text.encode() not in raw] == []
+    # The host reads a verity image; of an encrypted one the passwords are its owner's affair.
+    assert (HASH.encode() in raw) == (kind is ImageKind.LUKS)
+    machine_id = entries["etc/machine-id"].content
+    assert machine_id is not None and machine_id.size == 0
+    names = {removal.name for removal in clean.removed}
+    assert names >= {*PLANTED, "etc/innocent", "etc/odd/place"} and not names & set(KEPT)
+    assert len(summary(clean.removed)) <= len(clean.removed)
+
+
+def test_every_account_is_locked(tmp_path: Path) -> None:
+    _, entries = image(tmp_path, IdentityFilter(ImageKind.VERITY))
+    shadow, passwd = entries["etc/shadow"], entries["etc/passwd"]
+    assert shadow.content and passwd.content and shadow.mode == 0o640
+    rows = [line.split(":")[:2] for line in shadow.content.read().decode().splitlines()]
+    assert rows == [["root", "*"], ["open", "*"], ["off", "!*"], ["no", "*"]]
+    assert passwd.content.read().decode().startswith("root:*:0:0:")
+
+
+def test_every_class_has_a_canary() -> None:
+    clean = IdentityFilter(ImageKind.VERITY)
+    list(clean(source().entries))
+    assert {reason for reason, _ in DENIED} <= {removal.reason for removal in clean.removed}
+
+
+def test_cloud_init_is_switched_off_where_there_is_one() -> None:
+    clean = IdentityFilter(ImageKind.LUKS)
+    names = [entry.name for entry in clean([text_entry("etc/cloud/cloud.cfg", "x")])]
+    assert names == ["etc/cloud/cloud-init.disabled", "etc/cloud/cloud.cfg"]
+    assert not list(IdentityFilter(ImageKind.LUKS)([]))
+
+
+@pytest.mark.parametrize("name", ["app/server.pem", "data/id", "usr/local/etc/ssl/server.pem"])
+def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"
+    assert denied(text_entry(name, key)) == "private key"
+    assert denied(text_entry(name, "no key\n")) == ""
+    # What packages ship below /usr is public.
+    assert denied(text_entry(f"usr/share/doc/{name}", key)) == ""

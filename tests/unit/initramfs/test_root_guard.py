@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device-mapper tables over an encrypted root, as text; what they do is in test_luks_flips."""
+
+import pytest
+
+from tests.support.key_guest import guest_module
+
+root_guard = guest_module("root_guard")
+MIB = 2048  # sectors
+
+
+@pytest.mark.parametrize("sectors", [MIB, 260 * MIB + 8, 4 << 31])
+def test_each_device_is_as_long_as_the_root_and_made_after_what_it_uses(sectors: int) -> None:
+    made = {"/dev/mapper/root"}
+    for name, table in root_guard.tables("/dev/mapper/root", sectors):
+        start, length, *words = table.split()
+        assert start == "0"
+        assert int(length) == sectors or (words == ["zero"] and int(length) > 2 * sectors)
+        assert {word for word in words if word.startswith("/")} <= made
+        made.add(f"/dev/mapper/{name}")
+    assert f"/dev/mapper/{name}" == root_guard.DEVICE
+
+
+def test_the_trap_checks_every_block_and_panics() -> None:
+    table = dict(root_guard.tables("/dev/mapper/root", MIB))["root_trap"].split()
+    assert table[6:8] == ["4096", "4096"] and int(table[8]) * 8 == MIB
+    assert table[-2:] == ["panic_on_corruption", "panic_on_error"]
+
+
+def test_only_the_root_is_read_while_it_can_be() -> None:
+    """It is the first leg below, and the one that is not write-mostly above."""
+    tables = dict(root_guard.tables("/dev/mapper/root", MIB))
+    assert tables["root_mirror"].endswith("2 /dev/mapper/root 0 /dev/mapper/root_sink 0 1 handle_errors")
+    assert tables["root_guarded"].endswith("write_mostly 1 2 - /dev/mapper/root_mirror - /dev/mapper/root_sink")

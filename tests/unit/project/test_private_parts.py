@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this project uses of libraries beside their public interface, and the versions in which it is there.
+
+A new version of one of them may change these without a word: raise its bound in pyproject.toml only after this passes.
+"""
+
+import importlib
+import re
+import tomllib
+
+import pytest
+
+from tests.unit.project.test_house_rules import PROJECT
+
+# By library, module and class: private ones, and public ones that are replaced.
+PARTS = {
+    ("doit", "doit.cmd_clean", "Clean"): {"_execute", "_expand", "clean_tasks"},
+    ("doit", "doit.cmd_forget", "Forget"): {"_execute"},
+    ("doit", "doit.cmd_help", "Help"): {"_execute", "print_usage"},
+    ("doit", "doit.cmd_info", "Info"): {"_execute"},
+    ("doit", "doit.cmd_list", "List"): {"_execute", "_list_all", "_list_filtered"},
+    ("doit", "doit.cmd_run", "Run"): {"_execute"},
+    ("doit", "doit.dependency", "Dependency"): {"get_status", "remove_success"},
+    ("doit", "doit.dependency", "FileChangedChecker"): {"check_modified", "get_state"},
+    ("doit", "doit.dependency", "SqliteDB"): {"_get_task_data", "_sqlite3", "dump"},
+    ("oras", "oras.auth.token", "TokenAuth"): {"_get_auth_from_creds_store", "_load_auth"},
+}
+
+
+@pytest.mark.parametrize(("library", "module", "name"), PARTS)
+def test_they_are_there(library: str, module: str, name: str) -> None:
+    found = getattr(importlib.import_module(module), name)
+    assert [part for part in PARTS[library, module, name] if not callable(getattr(found, part, None))] == []
+
+
+@pytest.mark.parametrize("library", sorted({library for library, _, _ in PARTS}))
+def test_the_library_has_an_upper_bound(library: str) -> None:
+    document = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    (requirement,) = (each for each in document["project"]["dependencies"] if re.match(rf"{library}\b", each))
+    assert re.fullmatch(rf"{library}>=[0-9.]+,<[0-9.]+", requirement)
+
+
+def test_every_private_part_of_doit_that_is_named_is_in_the_table() -> None:
+    """By text: a base class's own method is called with super(), or is read of the class."""
+    known = set().union(*(parts for (library, _, _), parts in PARTS.items() if library == "doit"))
+    pattern = re.compile(r"(?:super\(\)|SqliteDB|Dependency|cmd_\w+\.\w+)\.(_[a-z]\w*)")
+    named = {
+        part
+        for path in sorted((PROJECT / "sevsnp" / "pipeline").glob("*.py"))
+        for part in pattern.findall(path.read_text())
+    }
+    assert {"_execute", "_sqlite3"} <= named <= known

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: where a value comes from, and how a bad one is refused."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sevsnp.errors import UserError
+from sevsnp.settings.reference import render_reference
+from sevsnp.settings.table import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
+from sevsnp.settings.values import parse_size
+
+PROJECT = Path(__file__).parents[3]
+
+# For every setting three texts that it takes, each with another value than the others and the default.
+OTHERS: dict[str, tuple[str, str, str]] = {
+    "IMAGE": ("a.tar", "b.tar", "c.tar"),
+    "ROOT_DEVICE": ("/dev/vda1", "UUID=x", "/dev/a/b"),
+    "PLATFORM": ("snp", "emulated", "snp"),
+    "PRODUCT": ("Milan", "Turin", "Milan"),
+    "CPUS": ("2", "3", "4"),
+    "CPU_MODEL": ("EPYC-Genoa", "EPYC-Milan", "EPYC-Turin"),
+    "FIRMWARE": ("a.fd", "b.fd", "c.fd"),
+    "FIRMWARE_REASON": ("built here", "a vendor's", "for a test"),
+    "POLICY": ("0x30001", "0x30002", "0x30003"),
+    "GUEST_FEATURES": ("0x3", "0x5", "0x7"),
+    "MIN_TCB": ("snp:1", "any", "bootloader:3,tee:0,snp:3,microcode:255,fmc:1"),
+    "PLATFORM_INFO_REQUIRED": ("0x20", "0x21", "0x22"),
+    "PLATFORM_INFO_FORBIDDEN": ("0x1", "0x2", "0x3"),
+    "FAMILY_ID": ("1" * 32, "2" * 32, "a" * 32),
+    "IMAGE_ID": ("1" * 32, "2" * 32, "a" * 32),
+    "GUEST_SVN": ("1", "2", "0xffffffff"),
+    "ID_KEY": ("a.pem", "b.pem", "c.pem"),
+    "AUTHOR_KEY": ("a.pem", "b.pem", "c.pem"),
+    "NAME": ("a", "b.2", "c-d"),
+    "DETACH": ("yes", "no", "yes"),
+    "GUEST_NETWORK": ("restricted", "open", "restricted"),
+    "EMULATED_ROOT": ("a.pem", "b.pem", "c.pem"),
+    "ACPI": ("on", "off", "on"),
+    "WRITABLE": ("copy", "overlay", "copy"),
+    "TMPFS_ETC": ("2M", "3M", "4M"),
+    "TMPFS_HOME": ("2M", "3M", "4M"),
+    "TMPFS_VAR": ("3M", "4M", "5M"),
+    "TMPFS_TMP": ("2M", "3M", "4M"),
+    "VERITY_FILESYSTEM": ("erofs", "ext4", "erofs"),
+    "LUKS_FREE": ("16M", "20G", "1G"),
+    "LUKS_REPORTS": ("open", "closed", "open"),
+    "LUKS_KEY_FILE": ("a.key", "-", "b.key"),
+    "MEMORY": ("512M", "768M", "4G"),
+    "SSH_PORT": ("1001", "1002", "1003"),
+    "ATTEST_PORT": ("1001", "1002", "1003"),
+    "HOST": ("a.example", "b.example", "c.example"),
+    "PORT": ("1001", "1002", "1003"),
+    "VERITY_IMAGE": ("a", "b", "c"),
+    "VERITY_HASH_TREE": ("a", "b", "c"),
+    "VM_CONFIG": ("a.toml", "b.toml", "c.toml"),
+    "KERNEL_DEB": ("a.deb", "b.deb", "c.deb"),
+    "MIRROR": ("http://a.example", "http://b.example", "http://c.example"),
+    "SNAPSHOT_MIRROR": ("http://a.example", "http://b.example", "http://c.example"),
+    "CONFIG_DIR": ("a", "b", "c"),
+    "CACHE_DIR": ("a", "b", "c"),
+    "DATA_DIR": ("a", "b", "c"),
+    "VOLUME": ("3f", "3fa1-", "00000000-0000-4000-8000-000000000001"),
+    "MANIFEST": ("a.json", "b.json", "c.json"),
+    "MANIFEST_KEY": ("a.pem", "b.pem", "c.pem"),
+    "MANIFEST_PUBLIC_KEY": ("a.pem", "b.pem", "c.pem"),
+    "SEVSNP_CACHE": ("a", "b", "c"),
+    "CACHE": ("off", "oci://a.example/b", "oci://127.0.0.1:5000/a/b"),
+    "CACHE_MODE": ("push", "pull", "push"),
+    "CACHE_KEY": ("a.pem", "b.pem", "c.pem"),
+    "CACHE_PUBLIC_KEY": ("a.pem", "b.pem", "c.pem"),
+    "CACHE_SIZE": ("1M", "2M", "3G"),
+}
+
+BAD: dict[str, tuple[str, ...]] = {
+    "IMAGE": ("a\nb", "a\x7f"),
+    "ROOT_DEVICE": ("a\nb", "a\x7f"),
+    "PLATFORM": ("", "SNP", "sev"),
+    "PRODUCT": ("genoa", "Rome"),
+    "CPUS": ("0", "256", "-1", "two", "1.5", "", " 1", "1_0", "٢", "0b1", "9" * 5000),
+    "CPU_MODEL": ("", "-v4", "EPYC v4", "EPYC,+sev"),
+    "FIRMWARE": ("a\nb", "a\x7f"),
+    "FIRMWARE_REASON": ("a\nb", "a\x7f"),
+    "POLICY": ("0x10000000000000000", "0x", "30000h", "-0x1", "0x10000", "0xb0000", "0x70000", "0x4030000"),
+    "GUEST_FEATURES": ("0x10000000000000000", "one"),
+    "MIN_TCB": ("snp", "snp:256", "snp:-1", "SNP:1", "snp:1;tee:1", "snp:0", "snp:1,snp:0", "any,snp:1"),
+    "PLATFORM_INFO_REQUIRED": ("ecc",),
+    "PLATFORM_INFO_FORBIDDEN": ("0x10000000000000000",),
+    "FAMILY_ID": ("", "0" * 31, "G" * 32, "A" * 32),
+    "IMAGE_ID": ("", "0" * 33),
+    "GUEST_SVN": ("", "-1", "0x100000000"),
+    "NAME": ("e2e", "a/b", "-x", "x" * 41),
+    "DETACH": ("maybe", "YES", ""),
+    "GUEST_NETWORK": ("none",),
+    "ACPI": ("yes", "ON", ""),
+    "WRITABLE": ("none", ""),
+    "MEMORY": ("255M", "2Gi b", "2.5G", "G", "-2G", "5T", "2 G", "2i", "2\u212a"),
+    "TMPFS_ETC": ("0", "1M\n", "big"),
+    "TMPFS_HOME": ("1023K",),
+    "TMPFS_VAR": ("1025G",),
+    "TMPFS_TMP": ("1x",),
+    "VERITY_FILESYSTEM": ("xfs",),
+    "LUKS_REPORTS": ("", "on", "Open", "keep"),
+    "LUKS_FREE": ("", "0", "15M", "5000G", "-1M", "1.5G"),
+    "LUKS_KEY_FILE": ("a\nb", "a\x7f"),
+    "VOLUME": ("3F", "../etc", "3fa1\n", "g", "0" * 37),
+    "SSH_PORT": ("0", "65536", "ssh"),
+    "ATTEST_PORT": ("0", "65536"),
+    "PORT": ("-1", "65536"),
+    "HOST": ("a\x00b",),
+    "CACHE": ("on", "a.example/b", "OFF"),
+    "CACHE_MODE": ("", "both"),
+    "CACHE_SIZE": ("0", "1023K", "all"),
+}
+
+every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@every_setting
+def test_the_stronger_source_wins(setting: Setting, tmp_path: Path) -> None:
+    word, variable, configured = OTHERS[setting.name]
+    file = write(tmp_path, f"{setting.key}: {configured}\n")
+    command_line, environment = {setting.name: word}, {setting.name: variable}
+    for words, variables, config, text, source in (
+        (command_line, environment, file, word, "the command line"),
+        ({}, environment, file, variable, "the environment"),
+        ({}, {}, file, configured, str(file)),
+        (command_line, {}, file, word, "the command line"),
+        ({}, {}, tmp_path / "none.yaml", setting.default, "the default"),
+    ):
+        settings = resolve(words, variables, config)
+        assert settings[setting.name] == setting.parse(text)
+        assert settings.sources[setting.name] == source
+
+
+@every_setting
+def test_an_override_leaves_the_others_alone(setting: Setting, tmp_path: Path) -> None:
+    settings = resolve({setting.name: OTHERS[setting.name][0]}, {}, tmp_path / "none.yaml")
+    others = {other.name: other.parse(other.default) for other in SETTINGS if other is not setting}
+    assert {name: value for name, value in settings.values.items() if name != setting.name} == others
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD.items() for text in texts])
+def test_a_bad_value_is_refused_by_name(name: str, text: str, tmp_path: Path) -> None:
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    for words, variables, source in (
+        ({name: text}, {}, "the command line"),
+        ({}, {name: text}, "the environment"),
+    ):
+        with pytest.raises(UserError) as refused:
+            resolve(words, variables, tmp_path / "none.yaml")
+        assert name in refused.value.message
+        assert source in refused.value.message
+        assert setting.expected in refused.value.message
+
+
+def test_a_bad_value_in_the_file_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "cpus: many\n")
+    with pytest.raises(UserError, match=r"CPUS=many \(from .*config\.yaml\): expected a number of vCPUs"):
+        resolve({}, {}, file)
+
+
+def test_a_bad_value_that_a_stronger_source_covers_does_not_matter(tmp_path: Path) -> None:
+    assert resolve({"CPUS": "2"}, {"CPUS": "many"}, write(tmp_path, "cpus: none\n"))["CPUS"] == 2
+
+
+def test_a_key_as_a_word_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LUKS_KEY=… on the command line") as refused:
+        resolve({"LUKS_KEY": "canary"}, {}, tmp_path / "none.yaml")
+    assert "canary" not in str(refused.value)
+    # In the environment it is no setting, and taken by another way.
+    assert "LUKS_KEY" not in resolve({}, {"LUKS_KEY": "canary"}, tmp_path / "none.yaml").values
+
+
+def test_an_unknown_word_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown setting CPU=2") as refused:
+        resolve({"CPU": "2"}, {}, tmp_path / "none.yaml")
+    assert "CPUS=" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cpu: 2\n", "unknown setting 'cpu'"),
+        ("CPUS: 2\n", "unknown setting 'CPUS'"),
+        ("? [a]\n: 2\n", "unknown setting"),
+        ("cpus: 2\ncpus: 3\n", "cpus is set twice"),
+        ("cpus: [2]\n", "cpus: found a sequence, expected a number of vCPUs"),
+        ("memory:\n  guest: 2G\n", "memory: found a mapping, expected guest memory"),
+        ("- cpus\n", "found a sequence, expected `name: value` lines"),
+        ("cpus\n", "found a scalar"),
+        ("cpus: 2\nmemory: [\n", "line 3: not YAML"),
+        ("cpus: 2\n---\ncpus: 3\n", "not YAML"),
+        ("cpus: \x01\n", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UserError) as refused:
+        read_config(file)
+    assert words in refused.value.message
+    assert str(file) in refused.value.message
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"host: \xff\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+def test_values_are_the_text_that_stands_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, 'acpi: on\npolicy: 0x30000\ncpu_model: "010"\nimage:\nhost: 1:30\nmirror: ~\n')
+    assert read_config(file) == {
+        "ACPI": "on",
+        "POLICY": "0x30000",
+        "CPU_MODEL": "010",
+        "IMAGE": "",
+        "HOST": "1:30",
+        "MIRROR": "",
+    }
+
+
+def test_an_empty_or_absent_file_sets_nothing(tmp_path: Path) -> None:
+    assert read_config(tmp_path / "none.yaml") == {}
+    assert read_config(write(tmp_path, "# nothing\n")) == {}
+
+
+def test_the_project_s_config_yaml_lists_every_setting_with_its_default() -> None:
+    # A clone whose owner has edited it differs in values, so the committed text counts where there is one.
+    assert read_config(PROJECT / "config.yaml") == {setting.name: setting.default for setting in SETTINGS}
+
+
+def test_the_project_s_config_yaml_is_the_table() -> None:
+    assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings.table >config.yaml"
+    assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
+    assert all(title.endswith(".") for title, _ in GROUPS)
+
+
+def test_the_reference_is_the_table() -> None:
+    page = (PROJECT / "docs" / "settings.md").read_text()
+    assert page == render_reference(), "run: python -m sevsnp.settings.reference >docs/settings.md"
+    assert [setting.name for setting in SETTINGS if f"| `{setting.name}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("platform", "snp", "did you mean PLATFORM=? "),
+        ("CPU", "2", "did you mean CPUS=? "),
+        ("PLATFROM", "snp", "did you mean PLATFORM=? "),
+        ("ZZZ", "1", ""),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve({name: text}, {}, tmp_path / "none.yaml")
+    assert refused.value.message == f"unknown setting {name}={text}"
+    assert refused.value.hint == f"{meant}all settings: ./doitw help settings"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("PLATFORM", "SNP", "did you mean PLATFORM=snp?"),
+        ("PLATFORM", "emulate", "did you mean PLATFORM=emulated?"),
+        ("PRODUCT", "genoa", "did you mean PRODUCT=Genoa?"),
+        ("PLATFORM", "zzz", ""),
+        ("CPUS", "many", ""),
+    ],
+)
+def test_a_misspelt_value_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected") as refused:
+        resolve({name: text}, {}, tmp_path / "none.yaml")
+    assert refused.value.hint == meant
+
+
+def test_a_task_that_reads_no_setting_says_which(tmp_path: Path) -> None:
+    settings = resolve({}, {}, tmp_path / "none.yaml")
+    for read in (settings.text, settings.number, settings.__getitem__, lambda name: settings.path(name, Path())):
+        with pytest.raises(UserError, match="there is no setting CPU") as refused:
+            read("CPU")
+        assert "CPUS" in refused.value.hint
+
+
+def test_the_tables_here_cover_every_setting() -> None:
+    names = {setting.name for setting in SETTINGS}
+    assert set(OTHERS) == names
+    free = {setting.name for setting in SETTINGS if getattr(setting.parse, "__name__", "") == "text"}
+    assert set(BAD) | free == names
+
+
+@given(st.integers(0, 1 << 50), st.sampled_from(["", "K", "M", "G"]), st.sampled_from(["", "B", "iB"]), st.booleans())
+def test_sizes_are_binary(number: int, unit: str, suffix: str, lower: bool) -> None:
+    if not unit and suffix == "iB":
+        return
+    text = f"{number}{unit}{suffix}"
+    factor = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[unit]
+    assert parse_size(text.lower() if lower else text) == number * factor
+
+
+@given(st.text())
+def test_any_other_size_is_a_value_error(text: str) -> None:
+    try:
+        size = parse_size(text)
+    except ValueError:
+        return
+    assert size >= 0
+    assert text.isascii()
+    assert text[0].isdigit()
+
+
+@every_setting
+@given(text=st.text())
+def test_no_text_makes_a_parser_fail_otherwise(setting: Setting, text: str) -> None:
+    try:
+        setting.parse(text)
+    except ValueError:
+        return
+
+
+def test_words_are_taken_as_doit_takes_them() -> None:
+    from doit.doit_cmd import DoitMain, get_var
+
+    argv = ["run", "-n2", "--opt=x", "test", "CPUS=2", "IMAGE=a=b", "CPUS=3", "-k", "x=y", "MIRROR=", "=z"]
+    words = command_line_words(argv)
+    rest = DoitMain().process_args(argv)
+    assert rest == ["run", "-n2", "--opt=x", "test", "-k"]
+    assert words == {"CPUS": "3", "IMAGE": "a=b", "x": "y", "MIRROR": "", "": "z"}
+    assert {name: get_var(name) for name in words} == words
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/someone")
+    settings = resolve({"IMAGE": "~/root.tar"}, {}, tmp_path / "none.yaml")
+    assert settings.path("IMAGE", Path("x")) == Path("/home/someone/root.tar")
+    assert settings.path("VM_CONFIG", Path("x")) == Path("x")
+    assert settings.config_dir() == Path("/home/someone/.config/openend2e-sevsnp")
+    assert settings.cache_dir() == Path("/var/cache/someone/openend2e-sevsnp")
+    assert settings.number("CPUS") == 1
+    assert settings.text("CPUS") == "1"

@@ -17,7 +17,7 @@ from sevsnp.guests.local import sshd_answers
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, VmConfig
-from tests.conftest import Built
+from tests.conftest import GUESTS, Built
 from tests.support.configs import honest, other_words
 from tests.support.hands import Hands, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest, boot
@@ -169,11 +169,11 @@ def shared(
     """The one guest of that name, whichever directory's fixture asks for it first; it ends with the session."""
     running = request.config.stash.setdefault(_STARTED, {})
     if name not in running:
-        stack = contextlib.ExitStack()
-        request.config.add_cleanup(stack.close)
         directory = request.getfixturevalue("tmp_path_factory").mktemp(name)
         built = request.getfixturevalue("built")
-        running[name] = stack.enter_context(started(built, make(directory), directory / "state", (), accelerator))
+        running[name] = request.config.stash[GUESTS].enter_context(
+            started(built, make(directory), directory / "state", (), accelerator)
+        )
     return running[name]
 
 

@@ -178,7 +178,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._since[task.name] = (time.time(), time.monotonic())
 
     def _note(self, task: Any, outcome: str, **more: str) -> None:
-        if task.actions:
+        # A helper that makes nothing (a bare ./doitw) is worth no file.
+        if task.actions and (task.targets or not task.name.startswith("_") or outcome == "failed"):
             self._log.task(task.name, outcome, self._since[task.name], **more)
 
     def _ended(self, task: Any) -> None:

@@ -81,8 +81,12 @@ class RunLog:
             path = DIRECTORY / f"{self._name}.{self._count}.txt"
             streams = (("standard error", error), ("standard output", output))
             text = "".join(f"\n{title}:\n{_said(said)}\n" for title, said in streams if said)
-            with os.fdopen(_new(path), "wb") as stream:
-                stream.write(f"{_line(command)}\n{text}".encode(errors="surrogateescape"))
+            try:
+                with os.fdopen(_new(path), "wb") as stream:
+                    stream.write(f"{_line(command)}\n{text}".encode(errors="surrogateescape"))
+            except OSError:
+                path.unlink(missing_ok=True)  # a part of it would only take the room that others lack
+                raise
             self._kept[command] = path
             return path
         return None

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ import pytest
 
 from sevsnp.pipeline import run_log
 from sevsnp.pipeline.run_log import DIRECTORY, RUNS, RunLog
+from sevsnp.qemu import process
+from sevsnp.qemu.confine import Access
 from sevsnp.system import command, progress, record
 from sevsnp.system.command_failed import CommandFailed
-from tests.waiting import NET
+from tests.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 SEEN = "import os, sys; print(os.getcwd(), os.environ.get('EXTRA'), ascii(sys.argv[1:]))"
@@ -99,6 +102,25 @@ def test_a_command_that_cannot_be_started_has_no_exit_code(run: Run, tmp_path: P
         command.run(["true"], cwd=tmp_path / "none")
     (line,) = entries("command")
     assert line["code"] is None
+
+
+@pytest.mark.usefixtures("verbose")
+def test_qemu_is_a_command(run: Run, tmp_path: Path) -> None:
+    """What it says of itself is kept where it failed, and not where it was ended."""
+    shell, messages = command.find("sh"), tmp_path / "messages"
+    assert shell
+    for script in ("echo wrong >&2; exit 3", "echo fine >&2; exec sleep 60"):
+        qemu = process.start(shell, ["-c", script], Access(), terminal=False, messages=messages)
+        wait_until(lambda: messages.read_bytes().endswith(b"\n"))
+        if "exit" in script:
+            qemu.wait(NET)
+        process.stop(qemu)
+    failed, ended = entries("command")
+    assert (failed["code"], ended["code"]) == (3, -signal.SIGTERM) and "output" not in ended
+    assert Path(failed["output"]).read_text().endswith("standard error:\nwrong\n")
+    assert failed["argv"][:3] == [str(shell), "-c", "echo wrong >&2; exit 3"]
+    pasted = subprocess.run(["sh", "-c", run.shown[0]], capture_output=True, timeout=NET, check=False)
+    assert (pasted.returncode, pasted.stderr) == (3, b"wrong\n")
 
 
 def test_the_task_of_a_thread_that_has_none_is_the_one_that_runs(run: Run) -> None:
@@ -207,7 +229,7 @@ def test_a_full_disk_ends_the_log_and_nothing_else(run: Run) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "whole output" not in failed.value.message
-    (file,) = DIRECTORY.glob("*.jsonl")
+    (file,) = DIRECTORY.iterdir()
     *whole, part = file.read_bytes().split(b"\n")
     assert len(whole) > 1 and [json.loads(line)["event"] for line in whole[:2]] == ["run", "command"]
     with pytest.raises(ValueError):

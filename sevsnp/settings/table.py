@@ -191,7 +191,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("CACHE_SIZE", size(1 << 20, 1 << 50), "20G", "a size, as 20G",
                 "what the artefact cache may take on this machine's disk"),
     )),
-    ("What is shown while tasks run: no file is another one for it.", (
+    ("What is shown of a run, and changes nothing that is made.", (
         Setting("VERBOSE", no_or_yes, "no", "no or yes (0 or 1)",
                 "yes: every command as it starts, to paste, and how it ended; tracebacks with errors"),
     )),

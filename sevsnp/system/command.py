@@ -280,8 +280,10 @@ def _started(
         )
         # plumbum hands on what it started and calls it text; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
-    except OSError as error:
+    except BaseException as error:
         told.ended(None)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
     # A group of its own, or one process of ours.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
@@ -296,12 +298,12 @@ def _started(
                 _end_groups([process.pid])
                 process.wait()
             _running.discard(process)
-        told.ended(process.poll())
         _guard(f"-{guarded}")
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        told.ended(process.poll())
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class Command:
 
 
 class Recorder(Protocol):
-    """Who keeps the record. Called from any thread; raises nothing."""
+    """Who keeps the record; called from any thread. What goes wrong with it is not the command's failure."""
 
     def started(self, command: Command) -> None: ...
     def keep(self, command: Command, error: bytes, output: bytes) -> Path | None: ...

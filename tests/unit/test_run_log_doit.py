@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 
 from sevsnp.pipeline.run_log import DIRECTORY
 from tests.unit.test_run_log import PROJECT, entries
-from tests.waiting import NET
+from tests.waiting import NET, wait_until
 
 DODO = """
+from tasks.project import end_cleanly
 from tasks.project import settings
 from tasks.graph import command
 from sevsnp.pipeline.commands import adopt
 from sevsnp.pipeline.reporter import Reporter
 
 adopt()
+end_cleanly()
 settings()
 DOIT_CONFIG = {"backend": "sqlite3", "par_type": "thread", "reporter": Reporter, "verbosity": 2}
 
@@ -44,6 +47,10 @@ def task_wrong():
     return command("work:wrong")
 
 
+def task_sleeps():
+    return command("work:sleeps")
+
+
 def task_group():
     return {"actions": None, "task_dep": ["works"]}
 """
@@ -63,6 +70,10 @@ def breaks():
     run(["sh", "-c", "echo it broke >&2; exit 3"], hint="mend it")
 
 
+def sleeps():
+    run(["sh", "-c", "touch ready; exec sleep 600"])
+
+
 def wrong():
     raise ZeroDivisionError("wrong")
 """
@@ -76,9 +87,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def doit(project: Path, *words: str, **variables: str) -> str:
+def start(project: Path, *words: str, **variables: str) -> "subprocess.Popen[str]":
     kept = {name: text for name, text in os.environ.items() if name != "VERBOSE"}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "doit", *words],
         cwd=project,
         env={**kept, "PYTHONPATH": f"{PROJECT}:{project}", **variables},
@@ -86,10 +97,11 @@ def doit(project: Path, *words: str, **variables: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-        timeout=NET,
     )
-    return done.stdout
+
+
+def doit(project: Path, *words: str, **variables: str) -> str:
+    return start(project, *words, **variables).communicate(timeout=NET)[0]
 
 
 def outcomes(project: Path) -> dict[str, str]:
@@ -125,6 +137,16 @@ def test_verbose_shows_commands_and_tracebacks(project: Path) -> None:
     assert "Traceback" not in doit(project, "breaks")
     said = doit(project, "breaks", "VERBOSE=1")
     assert "Traceback" in said and said.index("work.py") < said.index("✗ breaks: sh: it broke")
+
+
+def test_an_interrupted_run_says_so(project: Path) -> None:
+    run = start(project, "sleeps")
+    wait_until((project / "ready").exists)
+    run.terminate()
+    run.communicate(timeout=NET)
+    assert outcomes(project) == {"sleeps": "interrupted"}
+    (line,) = entries("command", project / DIRECTORY)
+    assert line["code"] == -signal.SIGTERM
 
 
 def test_what_runs_nothing_writes_nothing(project: Path) -> None:

@@ -79,11 +79,9 @@ def run(
 ) -> bytes:
     """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
 
-    What it printed is shown and kept where it fails, unless it is a ``secret``.
-
     The child leads its own process group, and the whole group is ended on a time-out or when this process is
     interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
-    full disk, and what cannot be started.
+    full disk, and what cannot be started. Where it fails what it printed is shown and kept, unless that is ``secret``.
     """
     words = [str(word) for word in argv]
     with (

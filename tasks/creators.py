@@ -3,10 +3,12 @@
 
 import functools
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from sevsnp.errors import UserError
+from sevsnp.pipeline import run_log
 from tasks.project import settings, settings_read
 
 
@@ -24,6 +26,8 @@ def watched(create: Callable[[], Any]) -> Callable[[], Any]:
                 made = create()
                 made = list(made) if inspect.isgenerator(made) else made
             except UserError as error:
+                if run_log.verbose():
+                    traceback.print_exc()
                 raise InvalidDodoFile(f"task {name}: {error}") from None
         # doit takes a generator, and no list.
         return (task for task in made) if isinstance(made, list) else made

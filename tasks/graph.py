@@ -6,6 +6,7 @@ Functions are named as "module:function" and imported when they run, so that `do
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,20 +68,27 @@ def make(artefact: Artefact) -> Any:
 
 
 def _told(function: str, work: Callable[[], Any]) -> Any:
-    from doit.exceptions import TaskFailed
-
     try:
         result = work()
     except UserError as error:
-        return TaskFailed(str(error), report=True)
+        return _failed(str(error), error)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         if isinstance(error, PermissionError) and error.filename:
-            return TaskFailed(str(cannot_write(Path(os.fsdecode(error.filename)), error)), report=True)
-        return TaskFailed(f"{error.filename or function}: {error.strerror}", report=True)
+            return _failed(str(cannot_write(Path(os.fsdecode(error.filename)), error)), error)
+        return _failed(f"{error.filename or function}: {error.strerror}", error)
     # doit keeps what an action returns in its database in clear, so nothing is ever handed back.
-    return None if result is None or result is True else TaskFailed(f"{function} failed", report=True)
+    return None if result is None or result is True else _failed(f"{function} failed")
+
+
+def _failed(message: str, error: Exception | None = None) -> Any:
+    """doit's failure; how it came to it is for who asks for it (VERBOSE), and for the log."""
+    from doit.exceptions import TaskFailed
+
+    failed = TaskFailed(message, report=True)
+    failed.trace = "".join(traceback.format_exception(error)) if error else ""
+    return failed
 
 
 def say(message: str) -> None:

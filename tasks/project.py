@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sevsnp.errors import UserError
 from sevsnp.keys.paths import Keys
+from sevsnp.pipeline import run_log
 from sevsnp.settings.table import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
 from sevsnp.settings.values import Value
 from sevsnp.store import session
@@ -78,6 +79,7 @@ DETACHED = "SEVSNP_DETACHED"
 def settings() -> Settings:
     """The settings of this run; doit shows what is wrong with one without a traceback."""
     found = checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
+    run_log.configure(verbose=found.text("VERBOSE") == "yes")
     found = replace(found, values=_Noted(found.values))
     session.configure(
         session.Options(

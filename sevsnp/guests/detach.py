@@ -13,7 +13,7 @@ from sevsnp.host.console import printable_lines, read_console
 from sevsnp.host.run import another_guest, words_of
 from sevsnp.host.state import check_free, running
 from sevsnp.keys.luks_key import DESCRIPTOR_VARIABLE
-from sevsnp.system import progress
+from sevsnp.system import progress, record
 
 _SECONDS = 120.0
 
@@ -28,10 +28,12 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
     state.mkdir(parents=True, exist_ok=True)
     log = state / "run.log"
     variables = {each: text for each, text in os.environ.items() if each not in (DESCRIPTOR_VARIABLE, "DETACH")}
+    argv = [sys.executable, "-m", "doit", task, *words, "DETACH=no"]
+    told = record.starting(argv, env={variable: "1"})
     with log.open("wb") as stream:
         # By itself on purpose: what sevsnp.system.command starts ends with this process.
         process = subprocess.Popen(
-            [sys.executable, "-m", "doit", task, *words, "DETACH=no"],
+            argv,
             env={**variables, variable: "1"},
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -51,6 +53,8 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
     except BaseException:
         process.terminate()
         raise
+    finally:
+        told.ended(process.poll())
     print(f"the guest {name} runs (process {found.pid}): ssh at 127.0.0.1:{found.ssh_port}", end="")
     print(f", evidence at 127.0.0.1:{found.attest_port}" if found.workflow != "plain" else "")
     print(f"./doitw logs, console, ssh or stop NAME={name}")

@@ -19,8 +19,10 @@ from typing import Any
 from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
 from doit.exceptions import InvalidCommand
 
+from sevsnp.pipeline import run_log
 from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, settings_text, task_text
 from sevsnp.pipeline.tasks import Tasks
+from sevsnp.system.files import remove_tree
 from sevsnp.system.nearest import did_you_mean
 
 BUILD = Path("build")
@@ -35,8 +37,8 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
 
     doc_purpose = "remove what was built"
     doc_description = (
-        "Without TASK everything that was built goes. Keys, downloads, the artefact cache, volumes that guests have "
-        "written and what guests and tests wrote below build/ stay."
+        "Without TASK everything that was built goes, with the log of the last runs. Keys, downloads, the artefact "
+        "cache, volumes that guests have written and what guests and tests wrote below build/ stay."
     )
 
     def _execute(
@@ -45,6 +47,8 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
         everything = cleanall or not pos_args
         super()._execute(dryrun, cleandep, everything, cleanforget, pos_args)
         if everything and not dryrun and BUILD.is_dir():
+            if run_log.DIRECTORY.is_dir():
+                remove_tree(run_log.DIRECTORY)
             _remove_empty(BUILD)
             if left := sorted(path.name for path in BUILD.iterdir()) if BUILD.is_dir() else []:
                 self.outstream.write(f"left in {BUILD}: {', '.join(left)}\n")

@@ -15,8 +15,9 @@ from typing import Any, TextIO
 
 from doit.reporter import ConsoleReporter
 
+from sevsnp.pipeline.run_log import RunLog, verbose
 from sevsnp.pipeline.tasks import Tasks
-from sevsnp.system import progress
+from sevsnp.system import progress, record
 from sevsnp.system.colour import Colour, paint
 from sevsnp.system.live import Screen, can_draw
 
@@ -93,7 +94,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         super().initialize(tasks, selected_tasks)
         self._tasks, self._selected = tasks, list(selected_tasks)
         self._busy: set[str] = set()  # what did something, or should have
-        self._started: dict[str, float] = {}
+        # Since when a task is looked at, and then since when it runs: in seconds since 1970 and by the monotonic clock.
+        self._since: dict[str, tuple[float, float]] = {}
         self._screen = Screen(self.outstream) if can_draw(self.outstream) else None
         self._running: set[str] = set()
         self._crowded: set[str] = set()
@@ -103,14 +105,19 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         # doit hands each task what sys.stdout is by then.
         self._wrapped = [Lines(stream, self._screen, self._crowded) for stream in self._streams]
         sys.stdout, sys.stderr = self._wrapped
+        self._log = RunLog(sys.argv[1:], self._running, self.write)
+        record.tell(self._log)
         atexit.register(self._finish)
 
     def write(self, text: str) -> None:
         self._lines.put(text)
 
+    def get_status(self, task: Any) -> None:
+        self._begin(task)
+
     def execute_task(self, task: Any) -> None:
         """Called in the thread that runs the task, right before it does."""
-        self._started[task.name] = time.monotonic()
+        self._begin(task)
         progress.begin(task.name)
         if task.actions:
             self._busy.add(task.name)
@@ -124,20 +131,27 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def skip_uptodate(self, task: Any) -> None:
         """Nothing to say: what is up to date is not news, unless all of it is (:meth:`complete_run`)."""
+        self._note(task, "up to date")
 
     def add_success(self, task: Any) -> None:
         if task.actions:
-            seconds = time.monotonic() - self._started[task.name]
+            seconds = time.monotonic() - self._since[task.name][1]
             timings[_shown(task)] = seconds
             if remark := progress.take_remark(task.name):
                 remarks[_shown(task)] = remark
             self._ended(task)
+            self._note(task, "done")
             self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
 
     def add_failure(self, task: Any, fail: Any) -> None:
         self._busy.add(task.name)
         self._ended(task)
+        # Set by tasks.graph, for what a user can mend; of anything else doit's own words have one.
+        trace = getattr(fail, "trace", "")
+        self._note(task, "failed", error=fail.get_msg().strip(), **({"traceback": trace} if trace else {}))
         if fail.report:
+            if trace and verbose():
+                self.write(trace)
             self.failures.append({"task": task, "exception": fail})
             # doit's own words for a file that no task makes hold its name and no more that helps.
             absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
@@ -160,6 +174,14 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         asked = [name for name in self._selected if name in known.by_name]
         return [name for name in asked if not self._busy & {name, *known.all_needed(name)}]
 
+    def _begin(self, task: Any) -> None:
+        self._since[task.name] = (time.time(), time.monotonic())
+
+    def _note(self, task: Any, outcome: str, **more: str) -> None:
+        # A helper that makes nothing (a bare ./doitw) is worth no file.
+        if task.actions and (task.targets or not task.name.startswith("_") or outcome == "failed"):
+            self._log.task(task.name, outcome, self._since[task.name], **more)
+
     def _ended(self, task: Any) -> None:
         self._running.discard(task.name)
         if self._screen:
@@ -168,6 +190,10 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def _finish(self) -> None:
         """Give the streams back; also when doit does not get as far as complete_run."""
         atexit.unregister(self._finish)
+        record.tell(None)
+        for name in self._running:
+            self._log.task(name, "interrupted", self._since[name])
+        self._log.close()
         progress.show_on(None)
         progress.begin("")
         if self._screen:

@@ -17,6 +17,7 @@ from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.qemu.blocks import BlockFile
 from sevsnp.qemu.confine import Access, landlock_version, wrapped
+from sevsnp.system import record
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import read_cmdline
 from sevsnp.vm_config.config import Disk, File, Launch, making
@@ -34,6 +35,8 @@ _ALWAYS = (
 )
 # Whether it was said in this process that the kernel cannot confine QEMU.
 _warned: list[bool] = []
+# What was started here, until it is stopped, and the files of what QEMU has to say.
+_told: dict["subprocess.Popen[bytes]", tuple[record.Command, Path]] = {}
 _PORTS_TRIED = 100
 
 
@@ -296,15 +299,16 @@ def check_version(qemu: Path, platform: str) -> None:
     words = [str(qemu), "--version"]
     if not shutil.which(str(qemu)):
         raise UserError(f"{qemu}: no such program", hint)
+    told = record.starting(words)
     try:
-        said = subprocess.run(
-            words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
-        ).stdout
+        done = subprocess.run(words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
+        told.ended(None)
         raise UserError(f"{qemu} --version: {error}", hint) from error
-    match = re.match(rb"QEMU emulator version (\d+)\.(\d+)", said)
+    told.ended(done.returncode)
+    match = re.match(rb"QEMU emulator version (\d+)\.(\d+)", done.stdout)
     if not match:
-        raise UserError(f"{qemu} --version: found {said[:60]!r}, expected QEMU emulator version …", hint)
+        raise UserError(f"{qemu} --version: found {done.stdout[:60]!r}, expected QEMU emulator version …", hint)
     if (int(match[1]), int(match[2])) < OLDEST[platform]:
         least = "{}.{}".format(*OLDEST[platform])
         raise UserError(f"{qemu}: found version {int(match[1])}.{int(match[2])}, expected {least} or newer", hint)
@@ -325,11 +329,13 @@ def start(
         raise UserError(f"{qemu}: no such program", _QEMU)
     _warn_unconfined()
     words = [*arguments, *_ALWAYS]
+    # QEMU's own words: what confines it is of no use to anybody but this process's child.
+    told = record.starting([str(Path(program).absolute()), *words])
     if sockets:
         # A confined process may not look into another's descriptors: it gets the directory's, and its own name for it.
         words = [word.replace(f"{sockets}/", f"/proc/self/fd/{sockets.name}/") for word in words]
     with messages.open("wb") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             wrapped([str(Path(program).absolute()), *words], access),
             env=environment(),
             stdin=None if terminal else subprocess.DEVNULL,
@@ -337,6 +343,8 @@ def start(
             stderr=log,
             pass_fds=(*inherited, *((int(sockets.name),) if sockets else ())),
         )
+    _told[process] = (told, messages)
+    return process
 
 
 def _warn_unconfined() -> None:
@@ -347,6 +355,7 @@ def _warn_unconfined() -> None:
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """End QEMU if it still runs."""
+    failed = bool(process.poll())
     if process.poll() is None:
         process.terminate()
         try:
@@ -354,3 +363,9 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+    if process in _told:
+        told, messages = _told.pop(process)
+        if failed:
+            with contextlib.suppress(OSError):
+                told.keep(messages.read_bytes())
+        told.ended(process.returncode)

@@ -19,6 +19,7 @@ from sevsnp.settings.values import (
     hex_digits,
     integer,
     minimum_tcb,
+    no_or_yes,
     policy,
     size,
     text,
@@ -134,7 +135,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "port on this machine that leads to the guest's attestation agent"),
         Setting("NAME", guest_name, "", "a guest's name: letters, digits, dots and dashes",
                 "the name of the guest, and of its directory in build/run; empty: the workflow's"),
-        Setting("DETACH", choice("no", "yes"), "no", "no or yes",
+        Setting("DETACH", no_or_yes, "no", "no or yes (0 or 1)",
                 "yes: run_* starts the guest without a terminal and returns once it runs"),
         Setting("GUEST_NETWORK", choice("open", "restricted"), "open", "open or restricted",
                 "open: the guest reaches what this machine reaches; restricted: only the two ports in"),
@@ -189,6 +190,10 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "public key that must have signed what is taken; empty: whoever may write there is trusted"),
         Setting("CACHE_SIZE", size(1 << 20, 1 << 50), "20G", "a size, as 20G",
                 "what the artefact cache may take on this machine's disk"),
+    )),
+    ("What is shown of a run, and changes nothing that is made.", (
+        Setting("VERBOSE", no_or_yes, "no", "no or yes (0 or 1)",
+                "yes: every command as it starts, to paste, and how it ended; tracebacks with errors"),
     )),
 )
 # fmt: on

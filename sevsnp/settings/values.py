@@ -26,11 +26,13 @@ def word(text: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few words."""
+    """One of a few words; ``also`` are other words for some of them."""
 
     allowed: tuple[str, ...]
+    also: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, text: str) -> str:
+        text = dict(self.also).get(text, text)
         if text not in self.allowed:
             raise ValueError
         return text
@@ -52,6 +54,10 @@ def volume(text: str) -> str:
 
 def choice(*allowed: str) -> Choice:
     return Choice(allowed)
+
+
+# As most programs that read such a variable have it, too.
+no_or_yes = Choice(("no", "yes"), also=(("0", "no"), ("1", "yes")))
 
 
 def integer(low: int, high: int) -> Parser:

@@ -106,7 +106,8 @@ class Login(TokenAuth):  # type: ignore[misc]
         helper = f"docker-credential-{suffix}"
         try:
             # Helpers need the user's session: a keyring's socket, a cloud's profile.
-            answer = run([helper, "get"], stdin=hostname.encode(), env=dict(os.environ), timeout=_HELPER_SECONDS)
+            session, host = dict(os.environ), hostname.encode()
+            answer = run([helper, "get"], stdin=host, env=session, timeout=_HELPER_SECONDS, secret=True)
             found = json.loads(answer)
             return base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
         except UserError:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from sevsnp.errors import UserError
-from sevsnp.system import progress
-from sevsnp.system.command_failed import CommandFailed, shown
+from sevsnp.system import progress, record
+from sevsnp.system.command_failed import CommandFailed, check_room, shown
 from sevsnp.system.files import disks
 
 if TYPE_CHECKING:
@@ -75,12 +75,13 @@ def run(
     feed: Callable[[IO[bytes]], object] | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     hint: str = "",
+    secret: bool = False,
 ) -> bytes:
     """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
 
     The child leads its own process group, and the whole group is ended on a time-out or when this process is
     interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
-    full disk, and what cannot be started.
+    full disk, and what cannot be started. Where it fails what it printed is shown and kept, unless that is ``secret``.
     """
     words = [str(word) for word in argv]
     with (
@@ -89,38 +90,28 @@ def run(
             words,
             hint,
             env=environment({"TMPDIR": _private_temporary(), **(env or {})}),
+            extra=env,
             cwd=cwd,
             stdin=fed.theirs if fed else subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-        ) as process,
+        ) as (process, told),
     ):
         if fed:
             fed.start()
         try:
             out, err = process.communicate(stdin, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise UserError(f"no end after {timeout:.0f} s: {shown(words)}", hint) from None
+        except subprocess.TimeoutExpired as late:
+            kept = None if secret else told.keep(late.stderr or b"", late.output or b"")
+            raise UserError(f"no end after {timeout:.0f} s: {shown(words, kept)}", hint) from None
+        kept = told.keep(err, out) if process.returncode and not secret else None
     if fed:
         fed.finish()
     if process.returncode:
-        _check_room(words, environment(env).get("TMPDIR", tempfile.gettempdir()), err)
-        raise CommandFailed(words, process.returncode, err, hint)
+        check_room(words, environment(env).get("TMPDIR", tempfile.gettempdir()), err, kept)
+        raise CommandFailed(words, process.returncode, err, hint, output=b"" if secret else out, kept=kept)
     return out
-
-
-def _check_room(words: Sequence[str], temporary: str, said: bytes) -> None:
-    """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
-    found = disks([*words, temporary])
-    full = [str(disk) for disk, is_full in found.items() if is_full]
-    if not full and os.strerror(errno.ENOSPC).encode() in said:
-        full = [str(disk) for disk in found]  # it has tidied up behind itself
-    if full:
-        raise UserError(
-            f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words)}",
-            f"see: df -h {shlex.join(full)}",
-        )
 
 
 @contextlib.contextmanager
@@ -187,8 +178,9 @@ def spawned(
     words = [str(word) for word in argv]
     variables = environment({**(env or {}), "TMPDIR": _private_temporary()})
     with _started(
-        words, hint, env=variables, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
-    ) as process:
+        words, hint, env=variables, extra=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr,
+        start_new_session=True,
+    ) as (process, _):  # fmt: skip
         late = threading.Event()
 
         def end() -> None:
@@ -229,7 +221,8 @@ def run_attached(
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()  # what was printed before must come out before what the child prints
-    with progress.paused(), _started(words, hint, env=environment({**terminal, **(env or {})}), cwd=cwd) as process:
+    variables = environment({**terminal, **(env or {})})
+    with progress.paused(), _started(words, hint, env=variables, extra=env, cwd=cwd) as (process, _):
         try:
             return process.wait()
         except BaseException as error:
@@ -257,21 +250,24 @@ def _started(
     hint: str,
     *,
     env: Mapping[str, str],
+    extra: Mapping[str, str] | None,
     cwd: Path | None,
     stdin: int | socket.socket | IO[bytes] | None = None,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     start_new_session: bool = False,
-) -> Iterator["subprocess.Popen[bytes]"]:
+) -> Iterator[tuple["subprocess.Popen[bytes]", record.Command]]:
     program = shutil.which(words[0], path=env["PATH"])
     if program is None:
         if "/" in words[0] and Path(words[0]).is_file():
             raise UserError(f"{words[0]}: not executable", hint)
         raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
     _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
+    # Absolute, or a relative path would be looked for under cwd.
+    program = str(Path(program).absolute())
+    told = record.starting([program, *words[1:]], cwd, extra)
     try:
-        # Absolute, or a relative path would be looked for under cwd.
-        started = _bare()[str(Path(program).absolute())].popen(
+        started = _bare()[program].popen(
             words[1:],
             env=dict(env),
             cwd=str(cwd or Path.cwd()),
@@ -282,7 +278,10 @@ def _started(
         )
         # plumbum hands on what it started and calls it text; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
-    except OSError as error:
+    except BaseException as error:
+        told.ended(None)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
     # A group of its own, or one process of ours.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
@@ -290,7 +289,7 @@ def _started(
         if start_new_session:
             _running.add(process)
         _guard(f"+{guarded}")
-        yield process
+        yield process, told
     finally:
         if start_new_session:
             if process.poll() is None:
@@ -302,6 +301,7 @@ def _started(
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        told.ended(process.poll())
 
 
 @contextlib.contextmanager

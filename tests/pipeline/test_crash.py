@@ -46,8 +46,8 @@ STAGES = {
 WITNESS = PROJECT / "tests" / "support" / "crash_witness.py"
 # Outputs that are directories: they appear whole or not at all, not file by file.
 TREES = ("snp-release", "debs/initramfs", "debs/guest", "kernel", "host-bundle")
-# Logs of guests, and the encrypted workflow, which these runs do not make and no two runs make alike.
-APART = ("run", "luks", "host-bundle-luks", "debs/appliance")
+# Logs of guests and runs, and the encrypted workflow, which these runs do not make and no two runs make alike.
+APART = ("run", "log", "luks", "host-bundle-luks", "debs/appliance")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 

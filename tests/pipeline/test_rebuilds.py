@@ -232,7 +232,7 @@ def built_files(copy: Built, *, digests: bool = True) -> dict[str, tuple[int, in
     """What is built: modes and sizes, with the digests of what is small or damaged here, or else with inodes."""
     found: dict[str, tuple[int, int, int | str]] = {}
     for path in copy.build.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and copy.build / "log" not in path.parents:
             status = path.stat()
             read = status.st_size < 1 << 20 or path.name in ("vmlinuz", "verity.img")
             content = (sha256_file(path) if read else "") if digests else status.st_ino

@@ -19,7 +19,8 @@ from tests.support.table import Told, remedies
 QCOW2 = b"QFI\xfb\x00\x00\x00\x03" + bytes(1 << 16)
 
 
-@remedies("sevsnp.system.command", "see: df -h {}", "set TMPDIR to a directory on another disk, or see: df -h {}")
+@remedies("sevsnp.system.command_failed", "see: df -h {}")
+@remedies("sevsnp.system.command", "set TMPDIR to a directory on another disk, or see: df -h {}")
 @remedies("sevsnp.system.files", "see: df -h {}")
 @remedies("sevsnp.volumes.directory", "make room there, or set DATA_DIR to another disk: df -h {}")
 @remedies("sevsnp.qemu.appliance", "see: df -h {}")

@@ -11,7 +11,7 @@ from tests.conftest import Built
 def copy_built(built: Built, target: Path) -> Built:
     """The built project in ``target``, with the same keys. What was built is hard-linked: replace it only."""
     # A guest of another test may write its logs there, and what tests of a hostile host make is not the project's.
-    others = {built.build / "run", built.build / "control"}
+    others = {built.build / "run", built.build / "control", built.build / "log"}
     for path in built.project.rglob("*"):
         if not others.isdisjoint((path, *path.parents)):
             continue

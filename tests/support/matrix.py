@@ -250,6 +250,7 @@ RECIPES: dict[str, frozenset[str]] = {
     # Nothing is made by these.
     "sevsnp/e2e/run.py": NONE,
     "sevsnp/pipeline/reporter.py": NONE,
+    "sevsnp/pipeline/run_log.py": NONE,
     "sevsnp/store/local.py": NONE,
     "sevsnp/store/artefact.py": NONE,
     "tasks/verity.py": NONE,
@@ -315,6 +316,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "CACHE_SIZE": ("1G", NONE),
     "CACHE_KEY": ("{tmp}/key.pem", NONE),
     "CACHE_PUBLIC_KEY": ("{tmp}/key.pub.pem", NONE),
+    "VERBOSE": ("1", NONE),
     "MANIFEST": ("x", NONE),
     "MANIFEST_KEY": ("x", NONE),
     "MANIFEST_PUBLIC_KEY": ("x", NONE),

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.system import command
-from sevsnp.system.command_failed import FAILED, CommandFailed
+from sevsnp.system import command, record
+from sevsnp.system.command_failed import CommandFailed
 from tests.support.waiting import NET, wait_until
 
 
@@ -141,23 +142,80 @@ def test_a_tool_that_says_its_own_name_is_not_named_twice(tmp_path: Path) -> Non
     assert re.fullmatch(rf"\S*ls: cannot access '{tmp_path}/none': No such file or directory", first)
 
 
-def test_a_long_command_is_shortened_in_the_middle_and_kept_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+class Shelf:
+    """A recorder that keeps what a command said, and nothing else."""
+
+    def __init__(self, place: Path) -> None:
+        self.file = place / "said"
+
+    def started(self, command: record.Command) -> None: ...
+
+    def ended(self, command: record.Command, code: int | None) -> None: ...
+
+    def keep(self, command: record.Command, error: bytes, output: bytes) -> Path:
+        self.file.write_bytes(error + b"|" + output)
+        return self.file
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    made = Shelf(tmp_path)
+    record.tell(made)
+    yield made
+    record.tell(None)
+
+
+def test_a_long_command_is_shortened_in_the_middle_where_all_of_it_is_kept(tmp_path: Path) -> None:
     argv = ["sh", "-c", "echo 'it broke' >&2; exit 3", *(f"word-{number}" for number in range(200))]
     with pytest.raises(CommandFailed) as failed:
         command.run(argv)
     # Control: where there is no place to keep it, all of it is shown.
-    assert shlex.join(argv) in failed.value.message and list(tmp_path.iterdir()) == []
-    (tmp_path / ".cache").mkdir()
+    assert failed.value.message.endswith(f"exit code 3 from: {shlex.join(argv)}")
+    shelf = Shelf(tmp_path)
+    record.tell(shelf)
+    try:
+        with pytest.raises(CommandFailed) as failed:
+            command.run(argv)
+    finally:
+        record.tell(None)
+    short, kept = failed.value.message.splitlines()[-2:]
+    assert short.startswith("exit code 3 from: sh -c ") and short.endswith("word-199")
+    assert " … " in short and len(short) < 320
+    assert kept == f"whole output: {shelf.file}"
+
+
+def test_what_is_said_on_standard_output_alone_is_shown(shelf: Shelf) -> None:
     with pytest.raises(CommandFailed) as failed:
+        command.run(["sh", "-c", "echo 1; printf 'block 7\\033[31m is bad\\n'; exit 4"])
+    assert failed.value.message.splitlines()[:3] == ["sh: block 7?[31m is bad", "before that:", "  1"]
+    assert shelf.file.read_bytes() == b"|1\nblock 7\033[31m is bad\n"
+    # What is said on standard error goes before it, and what is no text is only kept.
+    with pytest.raises(CommandFailed) as failed:
+        command.run(["sh", "-c", "echo 1; echo broken >&2; exit 4"])
+    assert failed.value.message.splitlines()[:2] == [
+        "sh: broken",
+        "exit code 4 from: sh -c 'echo 1; echo broken >&2; exit 4'",
+    ]
+    with pytest.raises(CommandFailed) as failed:
+        command.run(["sh", "-c", "printf 'a\\000b'; exit 4"])
+    assert failed.value.message.startswith("exit code 4 from: ")
+    assert shelf.file.read_bytes() == b"|a\0b"
+
+
+def test_a_secret_that_a_failed_command_printed_is_neither_shown_nor_kept(shelf: Shelf) -> None:
+    argv = ["sh", "-c", "printf %s sec ret; exit 4"]
+    with pytest.raises(CommandFailed) as failed:
+        command.run(argv, secret=True)
+    assert "secret" not in failed.value.message and not shelf.file.exists()
+    with pytest.raises(CommandFailed, match="sh: secret"):  # control
         command.run(argv)
-    last = failed.value.message.splitlines()[-1]
-    assert last.startswith("exit code 3 from: sh -c ") and last.endswith("word-199   (in full: .cache/failed-command)")
-    assert " … " in last and len(last) < 320
-    assert FAILED.read_text() == f"{shlex.join(argv)}\n\nit broke\n"
-    assert FAILED.stat().st_mode & 0o777 == 0o600
+    assert b"secret" in shelf.file.read_bytes()
+
+
+def test_what_was_said_before_a_time_out_is_kept(shelf: Shelf) -> None:
+    with pytest.raises(UserError, match=f"no end after 1 s: sh -c .*\nwhole output: {shelf.file}"):
+        command.run(["sh", "-c", "echo out; echo err >&2; sleep 60; :"], timeout=1)
+    assert shelf.file.read_bytes() == b"err\n|out\n"
 
 
 def test_only_the_end_of_a_long_complaint_is_shown() -> None:

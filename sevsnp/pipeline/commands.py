@@ -19,11 +19,40 @@ from typing import Any
 from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
 from doit.exceptions import InvalidCommand
 
-from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, settings_text, task_text
+from sevsnp.errors import UserError
+from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, task_text
+from sevsnp.pipeline.settings_page import settings_page
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.system.nearest import did_you_mean
 
 BUILD = Path("build")
+# Our own commands, with what each does.
+OWN = {
+    "settings": "show all settings with their present values; settings NAME: one, and what a change of it rebuilds",
+}
+
+
+class Run(cmd_run.Run):  # type: ignore[misc]
+    """`doit [run] TASK …`, and our own commands, whose names doit takes for tasks: its list of commands is closed."""
+
+    guide = Guide()
+    outstream: Any
+    sel_tasks: Any
+
+    def _execute(self, *arguments: Any, **options: Any) -> Any:
+        name, *words = self.sel_tasks
+        if name not in OWN:
+            return super()._execute(*arguments, **options)
+        self.outstream.write(_page(name, words, self))
+        return 0
+
+
+def _page(name: str, words: list[str], command: Any) -> str:
+    """What the own command ``name`` prints; what is wrong with its words is doit's error, without a traceback."""
+    try:
+        return settings_page(command.guide, Tasks(command.task_list), words)
+    except UserError as error:
+        raise InvalidCommand(str(error)) from None
 
 
 class Clean(cmd_clean.Clean):  # type: ignore[misc]
@@ -138,7 +167,7 @@ class Help(cmd_help.Help):  # type: ignore[misc]
         if name == "doitw":
             self.outstream.write(main_text(self.cmds))
         elif name == "settings":
-            self.outstream.write(settings_text())
+            self.outstream.write(_page(name, pos_args[1:], self))
         elif name in tasks.by_name:
             self.outstream.write(task_text(self.guide, tasks, name))
         else:
@@ -218,11 +247,10 @@ def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> N
     From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
     path, and would stop a bare checkout from working.
     """
-    List.guide = Help.guide = guide or Guide()
+    List.guide = Help.guide = Run.guide = guide or Guide()
     Clean.left = staticmethod(left)
-    for ours in (Clean, Forget, Help, Info, List):
+    for ours in (Clean, Forget, Help, Info, List, Run):
         _replace(ours.__base__, ours)
-    _replace(cmd_run.Run, cmd_run.Run)
     cmd_help.Help.print_usage = _own_words
 
 
@@ -239,14 +267,12 @@ def _replace(own: Any, ours: Any) -> None:
 
     @functools.wraps(original)
     def execute(self: Any, *arguments: Any, **options: Any) -> Any:
-        if ours is not own:
-            if isinstance(self, ours):
-                return original(self, *arguments, **options)  # ours, by super()
-            self.__class__ = ours
-        work = functools.partial(original, self) if ours is own else self._execute
+        if isinstance(self, ours):
+            return original(self, *arguments, **options)  # ours, by super()
+        self.__class__ = ours
         with _understood(self), _standard_output():
             Tasks(self.task_list)  # two that make the same file are found whatever is asked for
-            return work(*arguments, **options)
+            return self._execute(*arguments, **options)
 
     own._execute = execute
 
@@ -262,7 +288,7 @@ def _understood(command: Any) -> Iterator[None]:
         if not word:
             raise
         names = [task.name for task in command.task_list if not task.name.startswith("_")]
-        meant = did_you_mean(word, [*names, *command.loader.cmd_names], "./doitw {}")
+        meant = did_you_mean(word, [*names, *command.loader.cmd_names, *OWN], "./doitw {}")
         raise InvalidCommand(
             f"{word}: no such task\n  {' '.join(filter(None, (meant, 'all tasks: ./doitw list')))}"
         ) from None

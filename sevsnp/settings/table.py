@@ -33,9 +33,12 @@ COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
 # What is said for one run, as against what config.yaml says for all.
 PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 
-# Never taken as a word of the command line, and shown nowhere.
-SECRETS = ("LUKS_KEY",)
-ALL_SETTINGS = "all settings: ./doitw help settings"
+# Never taken as a word of the command line, and shown nowhere; with what each is.
+SECRETS = {
+    "LUKS_KEY": "the disk key of the encrypted root: in the environment alone, and shown nowhere. LUKS_KEY_FILE names "
+    "a file that has it"
+}
+ALL_SETTINGS = "all settings: ./doitw settings"
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,8 @@ class Settings:
 
     values: Mapping[str, Value]
     sources: Mapping[str, str]
+    # As it stands in its source.
+    texts: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Value:
         if name not in self.sources:
@@ -331,25 +336,26 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for setting in SETTINGS:
-        for source, texts in (
+        for source, given in (
             (COMMAND_LINE, command_line),
             (ENVIRONMENT, environment),
             (str(file), configured),
             ("the default", {setting.name: setting.default}),
         ):
-            if setting.name in texts:
+            if setting.name in given:
+                text = texts[setting.name] = given[setting.name]
                 try:
-                    values[setting.name] = setting.parse(texts[setting.name])
+                    values[setting.name] = setting.parse(text)
                 except ValueError:
-                    text = texts[setting.name]
                     raise UserError(
                         f"{setting.name}={text} (from {source}): expected {setting.expected}",
                         did_you_mean(text, setting.allowed, f"{setting.name}={{}}"),
                     ) from None
                 sources[setting.name] = source
                 break
-    return Settings(values, sources)
+    return Settings(values, sources, texts)
 
 
 def command_line_words(argv: list[str]) -> dict[str, str]:

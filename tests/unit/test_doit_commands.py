@@ -301,7 +301,7 @@ def test_help_of_a_task(guided: Path) -> None:
     assert lines[:5] == [
         "./doitw first", "Make first", "", "It is made of the source, and of nothing else.", "",
     ]  # fmt: skip
-    assert lines[-4:] == ["It makes:", "  build/first", "", "Next: ./doitw both"]
+    assert lines[-6:] == ["It starts from: source", "", "It makes:", "  build/first", "", "Next: ./doitw both"]
     text = " ".join("\n".join(lines).split())
     assert " CPUS=1 " in text and "Expected: a number of vCPUs from 1 to 255" in text
     assert "POLICY=0x30000" in text and "MEMORY" not in text and "Settings of the artefact cache: " in text
@@ -323,7 +323,7 @@ def test_help_of_a_group_has_its_helpers_settings_and_names_the_other_tasks(guid
     assert "  MEMORY=2G " in own and "  PLATFORM=auto " in own and "  CPUS=1 " in own and "POLICY" not in own
     # What is said above is not said twice.
     assert others.splitlines()[1].split() == ["first", "POLICY"]
-    assert "It makes:\n  build/second\n" in text
+    assert "\nThese tasks run before it: first\n\nIt makes:\n  build/second\n" in text
 
 
 def test_help_of_settings_and_of_all(guided: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
+from doit import cmd_clean, cmd_forget, cmd_help, cmd_ignore, cmd_info, cmd_list, cmd_resetdep, cmd_run, cmd_strace
 from doit.exceptions import InvalidCommand
 
 from sevsnp.errors import UserError
@@ -26,9 +26,12 @@ from sevsnp.pipeline.tasks import Tasks
 from sevsnp.system.nearest import did_you_mean
 
 BUILD = Path("build")
+# doit's own command for what `completion` does here; it loads no task, so it cannot be replaced.
+HIDDEN = ("tabcompletion",)
 # Our own commands, with what each does.
 OWN = {
-    "settings": "show all settings with their present values; settings NAME: one, and what a change of it rebuilds",
+    "settings": "show all settings and their values; settings NAME: one, and what it rebuilds",
+    "completion": "print a script for TAB: completion bash, zsh or fish; README.md says where it goes",
 }
 
 
@@ -50,7 +53,11 @@ class Run(cmd_run.Run):  # type: ignore[misc]
 def _page(name: str, words: list[str], command: Any) -> str:
     """What the own command ``name`` prints; what is wrong with its words is doit's error, without a traceback."""
     try:
-        return settings_page(command.guide, Tasks(command.task_list), words)
+        if name == "settings":
+            return settings_page(command.guide, Tasks(command.task_list), words)
+        from sevsnp.pipeline.completion import completion_script, read_words
+
+        return completion_script(read_words(command.guide, command.task_list, OWN, HIDDEN), words)
     except UserError as error:
         raise InvalidCommand(str(error)) from None
 
@@ -165,14 +172,36 @@ class Help(cmd_help.Help):  # type: ignore[misc]
         name = pos_args[0]
         tasks = Tasks(self.task_list)
         if name == "doitw":
-            self.outstream.write(main_text(self.cmds))
+            self.outstream.write(_all_commands(self.cmds))
         elif name == "settings":
-            self.outstream.write(_page(name, pos_args[1:], self))
+            self.outstream.write(_page(name, [], self))
+        elif name in OWN:
+            self.outstream.write(f"{name}: {OWN[name]}\n")
         elif name in tasks.by_name:
             self.outstream.write(task_text(self.guide, tasks, name))
         else:
             raise InvalidCommand(not_found=name)
         return True
+
+
+class Ignore(cmd_ignore.Ignore):  # type: ignore[misc]
+    """`doit ignore TASK …`: a misspelt task gets the nearest, as with all commands here."""
+
+
+class ResetDep(cmd_resetdep.ResetDep):  # type: ignore[misc]
+    """`doit reset-dep [TASK …]`, likewise."""
+
+
+class Strace(cmd_strace.Strace):  # type: ignore[misc]
+    """`doit strace TASK`, which would call a misspelt task a dependency of its own."""
+
+    sel_tasks: Any
+
+    def _execute(self, *arguments: Any, **options: Any) -> Any:
+        for name in self.sel_tasks:
+            if name not in Tasks(self.task_list).by_name:
+                raise InvalidCommand(not_found=name)
+        return super()._execute(*arguments, **options)
 
 
 class Info(cmd_info.Info):  # type: ignore[misc]
@@ -249,7 +278,7 @@ def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> N
     """
     List.guide = Help.guide = Run.guide = guide or Guide()
     Clean.left = staticmethod(left)
-    for ours in (Clean, Forget, Help, Info, List, Run):
+    for ours in (Clean, Forget, Help, Ignore, Info, List, ResetDep, Run, Strace):
         _replace(ours.__base__, ours)
     cmd_help.Help.print_usage = _own_words
 
@@ -258,7 +287,12 @@ def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
     """In place of doit's usage, which it prints for whatever is wrong: what is wrong."""
     if sys.exc_info()[0]:
         raise  # it is called from an except clause
-    self.outstream.write(main_text(commands))
+    self.outstream.write(_all_commands(commands))
+
+
+def _all_commands(commands: Mapping[str, Any]) -> str:
+    purposes = {name: command.doc_purpose for name, command in commands.items() if name not in HIDDEN}
+    return main_text({**purposes, **OWN})
 
 
 def _replace(own: Any, ours: Any) -> None:

@@ -85,10 +85,10 @@ def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) ->
     return "".join(f"{line}\n" for line in lines)
 
 
-def main_text(commands: Mapping[str, Any]) -> str:
-    """`./doitw help`: what this is, the way through it, and the commands of doit."""
-    lines = [WELCOME.rstrip(), "", "The tasks are run by doit, whose own commands are (./doitw help COMMAND):"]
-    lines += [f"  {name:<22} {command.doc_purpose}" for name, command in sorted(commands.items()) if name != "help"]
+def main_text(commands: Mapping[str, str]) -> str:
+    """`./doitw help`: what this is, the way through it, and the commands beside the tasks with what each does."""
+    lines = [WELCOME.rstrip(), "", "The tasks are run by doit; the commands beside them are (./doitw help COMMAND):"]
+    lines += [f"  {name:<22} {purpose}" for name, purpose in sorted(commands.items()) if name != "help"]
     return "\n".join(lines) + "\n"
 
 

@@ -19,22 +19,23 @@ from sevsnp.errors import UserError
 from sevsnp.pipeline.help import OF_THE_CACHE, Guide, entry, width, wrapped
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.settings.table import (
-    ALL_SETTINGS,
     CONFIG_FILE,
     GROUPS,
+    NAMES,
     SECRETS,
     SETTINGS,
     Setting,
     Settings,
     command_line_words,
+    nearest_setting,
     resolve,
 )
 from sevsnp.store.artefact import Artefact
-from sevsnp.system.nearest import did_you_mean
 
 _HEAD = (
     "Settings: NAME=value on the command line, the environment, config.yaml; in this order. In [ ]: where a value "
-    "comes from that is not the default. One of them, and what a change of it rebuilds: ./doitw settings NAME"
+    "comes from that is not the default.",
+    "One of them, and what a change of it rebuilds: ./doitw settings NAME",
 )
 # For every kind of setting there is a text here that it takes and that is not its present value.
 _PROBES = (CONFIG_FILE, "1", "2", "0x20000", "0x30001", "snp:1", "any", "off", "17M", "18M", "300M", "1" * 32, "2" * 32)
@@ -50,7 +51,7 @@ def settings_page(guide: Guide, tasks: Tasks, names: Sequence[str]) -> str:
 
 
 def _table(present: Settings) -> str:
-    lines = [*wrapped(_HEAD, width()), ""]
+    lines = [*(line for text in _HEAD for line in wrapped(text, width())), ""]
     for title, settings in GROUPS:
         lines += wrapped(title, width())
         for setting in settings:
@@ -65,8 +66,7 @@ def _page(guide: Guide, tasks: Tasks, present: Settings, name: str) -> str:
         return "\n".join(wrapped(f"{name.upper()}: {SECRETS[name.upper()]}", width())) + "\n"
     setting = next((one for one in SETTINGS if one.key == name.lower()), None)
     if setting is None:
-        meant = did_you_mean(name, [one.name for one in SETTINGS], "./doitw settings {}")
-        raise UserError(f"{name}: no such setting", f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS)
+        raise UserError(f"{name}: no such setting", nearest_setting(name, NAMES, "./doitw settings {}"))
     title = next(title for title, settings in GROUPS if setting in settings)
     lines = [f"{setting.name}={_shown(present.texts[setting.name])}", *wrapped(setting.help, width()), ""]
     lines += _row("expected", setting.expected)

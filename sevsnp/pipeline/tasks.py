@@ -7,7 +7,6 @@ from typing import Any
 
 from doit.exceptions import InvalidTask
 
-
 # What lies outside the checkout is shown by whose it is.
 YOURS = {"_keys": "your keys"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.system.command import run_attached
+from sevsnp.system.nearest import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +38,11 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
     # pytest would say it after it has loaded all others.
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
-            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/test_settings.py")
+            known = [str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")]
+            meant = did_you_mean(path.partition("::")[0], known, "./doitw test {}")
+            raise UserError(
+                f"{path}: no such file or directory", meant or "as in: ./doitw test tests/unit/test_settings.py"
+            )
     # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 1, 4)

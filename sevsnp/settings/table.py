@@ -264,7 +264,8 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
-def _meant(name: str, known: Iterable[str], form: str) -> str:
+def nearest_setting(name: str, known: Iterable[str], form: str) -> str:
+    """What to do about a ``name`` that is not ``known``: the nearest one in ``form``, and where all of them are."""
     meant = did_you_mean(name, known, form)
     return f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS
 
@@ -314,7 +315,7 @@ def read_config(file: Path) -> dict[str, str]:
     for key, value in document.value:
         setting = _BY_KEY.get(key.value) if isinstance(key, yaml.ScalarNode) else None
         if setting is None:
-            raise UserError(f"{file}: unknown setting {key.value!r}", _meant(str(key.value), _BY_KEY, "{}:"))
+            raise UserError(f"{file}: unknown setting {key.value!r}", nearest_setting(str(key.value), _BY_KEY, "{}:"))
         if setting.name in texts:
             raise UserError(f"{file}: {setting.key} is set twice, expected once")
         if not isinstance(value, yaml.ScalarNode):
@@ -332,7 +333,7 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 f"that key is no secret any more; give another one in the environment, or in a file: {name}_FILE=FILE",
             )
         if name not in _BY_NAME:
-            raise UserError(f"unknown setting {name}={command_line[name]}", _meant(name, _BY_NAME, "{}="))
+            raise UserError(f"unknown setting {name}={command_line[name]}", nearest_setting(name, _BY_NAME, "{}="))
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}

@@ -180,8 +180,14 @@ def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["Frist"], ["list", "Frist"], ["clean", "Frist"], ["forget", "Frist"], ["info", "Frist"], ["help", "Frist"]],
-)
+    [
+        [*command, "Frist"]
+        for command in (
+            (), ("run",), ("list",), ("clean",), ("forget",), ("info",), ("help",), ("ignore",), ("reset-dep",),
+            ("strace",),
+        )
+    ],
+)  # fmt: skip
 def test_a_misspelt_task_gets_the_nearest(project: Path, words: list[str]) -> None:
     said = doit(project, *words)
     assert said.strip() == "ERROR: Frist: no such task\n  did you mean ./doitw first? all tasks: ./doitw list"
@@ -332,7 +338,11 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
         assert f"  {setting.name}=" in text
     text = doit(guided, "help", "doitw")
     assert "./doitw setup_verity" in text and "remove what was built" in text
-    assert {line.split()[0] for line in text.splitlines()[-10:]} >= {"run", "clean", "info", "forget", "list"}
+    commands = {line.split()[0] for line in text.splitlines()[-11:]}
+    assert commands >= {"run", "clean", "info", "forget", "list", "settings", "completion"}
+    assert "tabcompletion" not in text, "there is one way"
+    assert doit(guided, "help", "completion").startswith("completion: print a script")
+    assert doit(guided, "settings") == doit(guided, "help", "settings")
 
 
 def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:

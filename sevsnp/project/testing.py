@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.system.command import run_attached
-from sevsnp.system.nearest import did_you_mean
+from sevsnp.system.nearest import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIRROR")
 
 
+_AS_IN = "as in: ./doitw test tests/unit/test_settings.py"
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
 FAST = ("--fast", "--deselect", "tests/unit/test_house_rules.py::test_mypy")
 # Each by its name and its program's own arguments.
@@ -38,11 +39,10 @@ def run_tests(full: bool = False, fast: bool = False, select: str = "", paths: S
     # pytest would say it after it has loaded all others.
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
-            known = [str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")]
-            meant = did_you_mean(path.partition("::")[0], known, "./doitw test {}")
-            raise UserError(
-                f"{path}: no such file or directory", meant or "as in: ./doitw test tests/unit/test_settings.py"
-            )
+            known = {file.name: file.relative_to(ROOT) for file in (ROOT / "tests").rglob("test_*.py")}
+            found = nearest(Path(path.partition("::")[0]).name, known)
+            hint = f"did you mean ./doitw test {known[found]}?" if found else _AS_IN
+            raise UserError(f"{path}: no such file or directory", hint)
     # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 1, 4)

@@ -73,7 +73,7 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
 
 
-@remedies("sevsnp.project.testing", "./doitw test {}", "as in: ./doitw test tests/unit/test_settings.py")
+@remedies("sevsnp.project.testing", "did you mean ./doitw test {}?", "as in: ./doitw test tests/unit/test_settings.py")
 def test_a_path_to_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.
     digest = subprocess.run(
@@ -81,7 +81,7 @@ def test_a_path_to_test(told: Told, clone: Path) -> None:
     )
     (clone / ".venv" / ".doitw-stamp-test").write_bytes(digest.stdout)
     meant = told.hint(lambda: run_tests(paths=["tests/unit/test_setings.py"]))
-    assert meant == "./doitw test tests/unit/test_settings.py?"
+    assert meant == "did you mean ./doitw test tests/unit/test_settings.py?"
     hint = told.hint(lambda: run_tests(paths=["tests/unit/nonsuch.py"]))
     assert (PROJECT / hint.rpartition(" ")[2]).is_file()
     told.obey(hint)

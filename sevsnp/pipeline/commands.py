@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from doit import cmd_clean, cmd_forget, cmd_help, cmd_ignore, cmd_info, cmd_list, cmd_resetdep, cmd_run, cmd_strace
+from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
 
 from sevsnp.errors import UserError
@@ -313,9 +314,15 @@ def _replace(own: Any, ours: Any) -> None:
 
 @contextlib.contextmanager
 def _understood(command: Any) -> Iterator[None]:
-    """A word that names no task is refused with the nearest one that does."""
+    """A word that names no task, or no option of one, is refused with the nearest one that does."""
     try:
         yield
+    except CmdParseError as error:
+        said = re.search("option (--[a-z-]+) not recognized", str(error))
+        if not said:
+            raise
+        meant = did_you_mean(said[1], re.findall("'long':'([a-z-]+)'", str(error)), "--{}")
+        raise InvalidCommand("\n  ".join(filter(None, (f"{said[1]}: no such option", meant)))) from None
     except InvalidCommand as error:
         said = re.fullmatch("'(.*)' is not a task.", str(error))
         word = error.not_found or (said and said[1])

@@ -122,7 +122,7 @@ def _rebuilt(guide: Guide, tasks: Tasks, present: Settings, setting: Setting) ->
     except InvalidDodoFile as error:
         return wrapped(f"What a change of it rebuilds cannot be said: {error}", width())
     if not decided:
-        return ["A change of it rebuilds nothing."]
+        return ["A change of it rebuilds nothing, the other settings being as they are."]
     lines = ["A change of it rebuilds:"]
     lines += [f"  {path}" for name in sorted(decided) for path in _shortened(tasks.by_name[name].targets)]
     if later := sorted(tasks.by_name[name].targets[0] for name in tasks.made_after(decided)):

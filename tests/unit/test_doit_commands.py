@@ -65,7 +65,8 @@ def task_both():
 
 def task_go():
     '''Go'''
-    return {"actions": ["true"], "uptodate": [False], "task_dep": ["both"]}
+    fast = {"name": "fast", "long": "fast", "type": bool, "default": False}
+    return {"actions": ["true"], "uptodate": [False], "task_dep": ["both"], "params": [fast]}
 """
 
 
@@ -198,6 +199,14 @@ def test_a_misspelt_command_gets_the_nearest(project: Path) -> None:
     assert doit(project, "zebra").strip() == "ERROR: zebra: no such task\n  all tasks: ./doitw list"
     (project / "adopts").unlink()
     assert "did you mean" not in doit(project, "lits")  # control: doit's own
+
+
+def test_a_misspelt_option_of_a_task_gets_the_nearest(project: Path) -> None:
+    assert doit(project, "go", "--fsat") == "ERROR: --fsat: no such option\n  did you mean --fast?\n"
+    assert doit(project, "go", "--zebra") == "ERROR: --zebra: no such option\n"
+    assert "ERROR" not in doit(project, "go", "--fast")
+    (project / "adopts").unlink()
+    assert "did you mean" not in doit(project, "go", "--fsat")  # control: doit's own
 
 
 SECOND = """

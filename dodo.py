@@ -10,6 +10,7 @@ from sevsnp.keys.taken_key import take_over
 # Before anything else is loaded, and so before anything can be started.
 take_over()
 
+import functools
 import importlib
 
 from sevsnp.pipeline.checker import Sha256Checker
@@ -17,7 +18,7 @@ from sevsnp.pipeline.commands import adopt
 from sevsnp.pipeline.database import forgive
 from sevsnp.pipeline.help import Guide
 from sevsnp.pipeline.reporter import Reporter
-from tasks.creators import watched
+from tasks.creators import tasks_with, watched
 from tasks.listing import GROUPS
 from tasks.luks_guest import left
 from tasks.project import end_cleanly, settings_read
@@ -36,9 +37,10 @@ forgive()
 _creators = {}
 for _stage in STAGES:
     _module = importlib.import_module(f"tasks.{_stage}")
-    _creators.update({name: value for name, value in vars(_module).items() if name.startswith("task_")})
-globals().update({name: watched(value) for name, value in _creators.items()})
-adopt(Guide(GROUPS, {name[5:]: value.__doc__ or "" for name, value in _creators.items()}, settings_read.by_task), left)
+    _creators.update({name: watched(value) for name, value in vars(_module).items() if name.startswith("task_")})
+globals().update(_creators)
+_texts = {name[5:]: value.__doc__ or "" for name, value in _creators.items()}
+adopt(Guide(GROUPS, _texts, settings_read.by_task, functools.partial(tasks_with, _creators)), left)
 
 DOIT_CONFIG = {
     "default_tasks": ["_welcome"],

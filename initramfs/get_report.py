@@ -247,18 +247,30 @@ def _host_keys(paths: list[str]) -> list[bytes]:
     return keys
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="get_report", description="Ask the secure processor for a report.")
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
+    parser = argparse.ArgumentParser(
+        prog="get_report",
+        description="Ask the secure processor for a report.",
+        epilog="exit: 0 done, 1 no report, 2 wrong command line",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--report-data", metavar="HEX128", type=_hexadecimal(REPORT_DATA_SIZE))  # type: ignore[arg-type]
-    what.add_argument("--nonce", metavar="HEX64", type=_hexadecimal(NONCE_SIZE))  # type: ignore[arg-type]
+    what.add_argument("--report-data", metavar="HEX128", type=_hexadecimal(REPORT_DATA_SIZE),  # type: ignore[arg-type]
+                      help="the REPORT_DATA to ask for")  # fmt: skip
+    what.add_argument("--nonce", metavar="HEX64", type=_hexadecimal(NONCE_SIZE),  # type: ignore[arg-type]
+                      help="a verifier's nonce, bound together with the SSH host keys")  # fmt: skip
     help_text = f"an SSH host public key that --nonce binds; default: all {HOST_KEYS}"
     parser.add_argument("--host-key", metavar="FILE", action="append", default=[], help=help_text)
-    parser.add_argument("--format", choices=("json", "raw"), default="json")
+    parser.add_argument("--format", choices=("json", "raw"), default="json",
+                        help="json has the certificates, too; default: json")  # fmt: skip
     parser.add_argument("--vmpl", type=int, choices=range(4), help="privilege level to ask for; default: the kernel's")
     parser.add_argument("--certificates", metavar="FILE", help="write the host's certificate table there")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = command_line().parse_args(arguments)
     try:
         if options.nonce is not None:
             report_data = ssh_report_data(options.nonce, _host_keys(options.host_key))

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is around every function that makes tasks: a user's error without a traceback, and which settings it reads."""
+"""What is around every function that makes tasks: a user's error without a traceback, and which settings it reads.
+
+And what they make with another value of one.
+"""
 
 import functools
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.pipeline import run_log
-from tasks.project import settings, settings_read
+from tasks.project import other_settings, settings, settings_read
 
 
 def watched(create: Callable[[], Any]) -> Callable[[], Any]:
@@ -33,3 +36,11 @@ def watched(create: Callable[[], Any]) -> Callable[[], Any]:
         return (task for task in made) if isinstance(made, list) else made
 
     return creating
+
+
+def tasks_with(creators: Mapping[str, Callable[[], Any]], word: str) -> list[Any]:
+    """doit's tasks as ``creators`` make them with the setting ``word`` (NAME=value). Raises InvalidDodoFile."""
+    from doit.loader import load_tasks
+
+    with other_settings(word):
+        return list(load_tasks(dict(creators), allow_delayed=True))

@@ -81,14 +81,17 @@ def task__guest_rootfs() -> Task:
     )
 
 
-@cache
 def _disk_image() -> Path | None:
     """IMAGE where it is a disk image, and no tar."""
-    if (image := settings().optional_path("IMAGE")) is None:
-        return None
+    image = settings().optional_path("IMAGE")
+    return image if image and _is_disk_image(image) else None
+
+
+@cache
+def _is_disk_image(image: Path) -> bool:
     from sevsnp.qemu.disk_format import is_disk_image
 
-    return image if is_disk_image(image) else None
+    return is_disk_image(image)
 
 
 def own_rootfs() -> Path | None:

@@ -147,13 +147,14 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
         cached=False,  # no two are alike, and what one holds is for its key's owner
     )
 
-    def is_current(task: Any, values: Any) -> bool:
-        from sevsnp.images.luks_current import is_current
-
-        return is_current(header, **known)
-
-    made["uptodate"].append(is_current)
+    made["uptodate"].append((_is_current, [header], known))
     return made
+
+
+def _is_current(task: Any, values: Any, header: Path, **known: Any) -> bool:
+    from sevsnp.images.luks_current import is_current
+
+    return is_current(header, **known)
 
 
 def _drop_replaced(directory: Path, config_dir: Path) -> Any:

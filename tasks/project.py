@@ -94,6 +94,19 @@ def settings() -> Settings:
     return found
 
 
+@contextlib.contextmanager
+def other_settings(word: str) -> Iterator[None]:
+    """As if ``word`` (NAME=value) were on the command line, too, for the tasks that are made meanwhile."""
+    words = sys.argv
+    sys.argv = [*words, word]
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        sys.argv = words
+        settings.cache_clear()
+
+
 def checked(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function while doit loads the tasks; a user's error is shown without a traceback."""
     from doit.exceptions import InvalidDodoFile

@@ -18,7 +18,7 @@ def task_build_tools() -> Task:
     """Make build/bin: get_report, the verifiers, measure, idblock-generator
 
     Writes the commands: get_report for the guest, verify_report and inspect_report for its evidence, measure and
-    idblock-generator for reference values, sev-feature-info for a host. docs/attestation.md says how each is called.
+    idblock-generator for reference values, sev-feature-info for a host. docs/commands.md says how each is called.
 
     Next: build/bin/verify_report --help
     """

@@ -13,7 +13,9 @@ class Parser(argparse.ArgumentParser):
     """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_formatter, **options)
+        super().__init__(formatter_class=_formatter, add_help=False, **options)
+        # No line of the help for what has just been typed.
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)

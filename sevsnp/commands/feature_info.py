@@ -150,7 +150,7 @@ def warnings(status: PlatformStatus) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         data = read_status(options.device) if options.status is None else options.status
         status = parse_status(data, options.product or host_product())
@@ -165,16 +165,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
     parser = Parser(
         prog="sev-feature-info",
         description="On an SNP host: the secure processor's status and TCB, and the policy that fits it.",
-        epilog="exit: 0 done, 3 this machine has no answer, 64 usage",
+        epilog="exit: 0 done, 3 this machine has no answer, 64 wrong command line or file",
     )
-    parser.add_argument("--product", choices=("Milan", "Genoa", "Turin"), help="(default: by /proc/cpuinfo)")
-    parser.add_argument("--device", metavar="FILE", type=Path, default=DEVICE, help="(default: %(default)s)")
+    parser.add_argument(
+        "--product", choices=("Milan", "Genoa", "Turin"), help="the processor (default: by /proc/cpuinfo)"
+    )
+    parser.add_argument(
+        "--device", metavar="FILE", type=Path, default=DEVICE, help="who is asked (default: %(default)s)"
+    )
     parser.add_argument("--status", metavar="HEX", type=bytes.fromhex, help="an answer from elsewhere, 64 digits")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="all of it as JSON")
     return parser
 
 

@@ -17,7 +17,7 @@ BLOCK, AUTH = "id-block.base64", "auth-block.base64"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         block = block_of(read_vm_config(options.vm_config))
         id_key = load_key(options.id_key_path)
@@ -35,20 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
     parser = Parser(
         prog="idblock-generator",
         description=f"Write {BLOCK} and {AUTH}: launch digest, family, image and SVN from the VM config's [reference], "
         "the guest policy from its [launch]. The digests that it prints are those that reports will have.",
+        epilog="exit: 0 done, 64 wrong command line or file",
     )
     parser.add_argument(
-        "--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config"
+        "--vm-definition",
+        "--vm_definition",
+        "--vm-config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        dest="vm_config",
+        help="the VM config of the guest",
     )
     parser.add_argument("--id-key-path", metavar="FILE", type=Path, required=True, help="P-384, PKCS#8 or SEC1 in PEM")
     parser.add_argument(
         "--auth-key-path", metavar="FILE", type=Path, help="likewise, signs the ID key; some firmware insists on one"
     )
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(), help="(default: here)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path(), help="where the two are written (default: here)"
+    )
     return parser
 
 

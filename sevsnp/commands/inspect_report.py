@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """inspect_report: what a report says, bit by bit, and whether AMD hardware says so. Exit 0, 2, 3 or 64."""
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,7 @@ from sevsnp.vm_config.config import BANNER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="inspect_report",
-        description="Show what an SNP attestation report says, and whether it is authentic; not whether to accept it.",
-        epilog="exit: 0 authentic, 2 not, 3 undecided, 64 usage",
-    )
-    add_input(parser)
-    add_sources(parser)
-    options = parser.parse_args(arguments)
+    options = command_line().parse_args(arguments)
 
     def work() -> int:
         from sevsnp.attestation.verify import amd_service, inspect_report
@@ -36,6 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {True: 0, False: 2, None: 3}[found.authentic]
 
     return guarded(work)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
+    parser = Parser(
+        prog="inspect_report",
+        description="Show what an SNP attestation report says, and whether it is authentic; not whether to accept it.",
+        epilog="exit: 0 authentic, 2 not authentic, 3 undecided, 64 wrong command line or file",
+    )
+    add_input(parser)
+    add_sources(parser)
+    return parser
 
 
 def _print(fields: Mapping[str, Any], indent: str = "") -> None:

@@ -30,7 +30,7 @@ _MOST_COUNTS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         config = read_vm_config(options.vm_config) if options.vm_config else None
         _check(options)
@@ -43,24 +43,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
     usage = "measure --vm-config FILE | --firmware FILE [--kernel FILE --initrd FILE --append TEXT] …"
-    parser = Parser(prog="measure", usage=usage, description="Compute SNP launch digests, of a VM config or of files.")
+    parser = Parser(
+        prog="measure",
+        usage=usage,
+        description="Compute SNP launch digests, of a VM config or of files.",
+        epilog="exit: 0 done, 64 wrong command line or file",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config")
+    what.add_argument("--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config",
+                      help="a VM config, which names all that is measured")  # fmt: skip
     what.add_argument("--firmware", metavar="FILE", type=Path, help="an OVMF")
     parser.add_argument("--firmware-reason", metavar="TEXT", default="", help="why another than ours is measured")
     parser.add_argument("--kernel", metavar="FILE", type=Path, help="needs the firmware of OvmfPkg/AmdSev")
-    parser.add_argument("--initrd", metavar="FILE", type=Path)
+    parser.add_argument("--initrd", metavar="FILE", type=Path, help="the initramfs; goes with --kernel")
     parser.add_argument("--append", metavar="TEXT", help="the kernel's command line")
-    parser.add_argument("--vcpus", metavar="N,…", type=_counts, help="as 1,2,4 (default: the VM config's, else 1)")
+    parser.add_argument(
+        "--vcpus", metavar="N,…", type=_counts, help="vCPUs, as 1,2,4 (default: the VM config's, else 1)"
+    )
     parser.add_argument("--vcpu-model", metavar="MODEL", help="QEMU's name, or family/model/stepping (EPYC-v4)")
     parser.add_argument("--guest-features", metavar="MASK", type=_mask, help="SEV_FEATURES, as 0x1")
     parser.add_argument("--host-kernel", metavar="NAME", help=f"{', '.join(HOST_KERNELS)} (default: {DEFAULT_KERNEL})")
-    parser.add_argument("--vmm", choices=[str(vmm) for vmm in Vmm], default="qemu", help="(default: qemu)")
+    parser.add_argument(
+        "--vmm", choices=[str(vmm) for vmm in Vmm], default="qemu", help="what starts the guest (default: qemu)"
+    )
     parser.add_argument("--svsm", metavar="FILE", type=Path, help="an SVSM that QEMU starts below the firmware")
     parser.add_argument("--vars-size", metavar="BYTES", type=_size, help="of the variables between the two")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="the digests as JSON")
     return parser
 
 

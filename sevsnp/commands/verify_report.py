@@ -20,9 +20,15 @@ _MAX_FILE = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    options = command_line().parse_args(arguments)
+    return guarded(lambda: _verify(options))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options and what they mean."""
     parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config.")
     add_sources(parser)
-    return guarded(lambda: _verify(parser.parse_args(arguments)))
+    return parser
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -37,15 +43,17 @@ def _verify(options: argparse.Namespace) -> int:
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The options that both verifiers have."""
     usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
-    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 usage"
+    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 wrong command line or file"
     parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
     add_input(parser)
-    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config")
+    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config",
+                        help="the VM config of the guest that is expected")  # fmt: skip
     parser.add_argument("--policy", metavar="FILE", type=Path, help="in place of the VM config's [policy]")
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
-    parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[], help="repeatable")
+    parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[],
+                        help="an SSH host key of the guest, repeatable")  # fmt: skip
     parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
     parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
@@ -58,8 +66,14 @@ def add_input(parser: argparse.ArgumentParser) -> None:
                         help="a report in any form, - for standard input")  # fmt: skip
     parser.add_argument("--certificates", metavar="FILE", type=Path, action="append", default=[],
                         help="PEM, DER or a certificate table, repeatable")  # fmt: skip
-    parser.add_argument("--at", metavar="TIME", type=_time, default=datetime.now(UTC), help="as 2026-05-31T12:00Z")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        type=_time,
+        default=datetime.now(UTC),
+        help="when certificates must be valid, as 2026-05-31T12:00Z",
+    )
+    parser.add_argument("--json", action="store_true", help="the result with every check as JSON")
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

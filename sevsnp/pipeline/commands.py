@@ -16,16 +16,53 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from doit import cmd_clean, cmd_forget, cmd_help, cmd_info, cmd_list, cmd_run
+from doit import cmd_clean, cmd_forget, cmd_help, cmd_ignore, cmd_info, cmd_list, cmd_resetdep, cmd_run, cmd_strace
+from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
 
+from sevsnp.errors import UserError
 from sevsnp.pipeline import run_log
-from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, settings_text, task_text
+from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, task_text
+from sevsnp.pipeline.settings_page import settings_page
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.system.files import remove_tree
 from sevsnp.system.nearest import did_you_mean
 
 BUILD = Path("build")
+# doit's own command for what `completion` does here; it loads no task, so it cannot be replaced.
+HIDDEN = ("tabcompletion",)
+# Our own commands, with what each does.
+OWN = {
+    "settings": "show all settings and their values; settings NAME: one, and what it rebuilds",
+    "completion": "print a script for TAB: completion bash, zsh or fish; README.md says where it goes",
+}
+
+
+class Run(cmd_run.Run):  # type: ignore[misc]
+    """`doit [run] TASK …`, and our own commands, whose names doit takes for tasks: its list of commands is closed."""
+
+    guide = Guide()
+    outstream: Any
+    sel_tasks: Any
+
+    def _execute(self, *arguments: Any, **options: Any) -> Any:
+        name, *words = self.sel_tasks
+        if name not in OWN:
+            return super()._execute(*arguments, **options)
+        self.outstream.write(_page(name, words, self))
+        return 0
+
+
+def _page(name: str, words: list[str], command: Any) -> str:
+    """What the own command ``name`` prints; what is wrong with its words is doit's error, without a traceback."""
+    try:
+        if name == "settings":
+            return settings_page(command.guide, Tasks(command.task_list), words)
+        from sevsnp.pipeline.completion import completion_script, read_words
+
+        return completion_script(read_words(command.guide, command.task_list, OWN, HIDDEN), words)
+    except UserError as error:
+        raise InvalidCommand(str(error)) from None
 
 
 class Clean(cmd_clean.Clean):  # type: ignore[misc]
@@ -140,14 +177,36 @@ class Help(cmd_help.Help):  # type: ignore[misc]
         name = pos_args[0]
         tasks = Tasks(self.task_list)
         if name == "doitw":
-            self.outstream.write(main_text(self.cmds))
+            self.outstream.write(_all_commands(self.cmds))
         elif name == "settings":
-            self.outstream.write(settings_text())
+            self.outstream.write(_page(name, [], self))
+        elif name in OWN:
+            self.outstream.write(f"{name}: {OWN[name]}\n")
         elif name in tasks.by_name:
             self.outstream.write(task_text(self.guide, tasks, name))
         else:
             raise InvalidCommand(not_found=name)
         return True
+
+
+class Ignore(cmd_ignore.Ignore):  # type: ignore[misc]
+    """`doit ignore TASK …`: a misspelt task gets the nearest, as with all commands here."""
+
+
+class ResetDep(cmd_resetdep.ResetDep):  # type: ignore[misc]
+    """`doit reset-dep [TASK …]`, likewise."""
+
+
+class Strace(cmd_strace.Strace):  # type: ignore[misc]
+    """`doit strace TASK`, which would call a misspelt task a dependency of its own."""
+
+    sel_tasks: Any
+
+    def _execute(self, *arguments: Any, **options: Any) -> Any:
+        for name in self.sel_tasks:
+            if name not in Tasks(self.task_list).by_name:
+                raise InvalidCommand(not_found=name)
+        return super()._execute(*arguments, **options)
 
 
 class Info(cmd_info.Info):  # type: ignore[misc]
@@ -222,11 +281,10 @@ def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> N
     From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
     path, and would stop a bare checkout from working.
     """
-    List.guide = Help.guide = guide or Guide()
+    List.guide = Help.guide = Run.guide = guide or Guide()
     Clean.left = staticmethod(left)
-    for ours in (Clean, Forget, Help, Info, List):
+    for ours in (Clean, Forget, Help, Ignore, Info, List, ResetDep, Run, Strace):
         _replace(ours.__base__, ours)
-    _replace(cmd_run.Run, cmd_run.Run)
     cmd_help.Help.print_usage = _own_words
 
 
@@ -234,7 +292,12 @@ def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
     """In place of doit's usage, which it prints for whatever is wrong: what is wrong."""
     if sys.exc_info()[0]:
         raise  # it is called from an except clause
-    self.outstream.write(main_text(commands))
+    self.outstream.write(_all_commands(commands))
+
+
+def _all_commands(commands: Mapping[str, Any]) -> str:
+    purposes = {name: command.doc_purpose for name, command in commands.items() if name not in HIDDEN}
+    return main_text({**purposes, **OWN})
 
 
 def _replace(own: Any, ours: Any) -> None:
@@ -243,30 +306,34 @@ def _replace(own: Any, ours: Any) -> None:
 
     @functools.wraps(original)
     def execute(self: Any, *arguments: Any, **options: Any) -> Any:
-        if ours is not own:
-            if isinstance(self, ours):
-                return original(self, *arguments, **options)  # ours, by super()
-            self.__class__ = ours
-        work = functools.partial(original, self) if ours is own else self._execute
+        if isinstance(self, ours):
+            return original(self, *arguments, **options)  # ours, by super()
+        self.__class__ = ours
         with _understood(self), _standard_output():
             Tasks(self.task_list)  # two that make the same file are found whatever is asked for
-            return work(*arguments, **options)
+            return self._execute(*arguments, **options)
 
     own._execute = execute
 
 
 @contextlib.contextmanager
 def _understood(command: Any) -> Iterator[None]:
-    """A word that names no task is refused with the nearest one that does."""
+    """A word that names no task, or no option of one, is refused with the nearest one that does."""
     try:
         yield
+    except CmdParseError as error:
+        said = re.search("option (--[a-z-]+) not recognized", str(error))
+        if not said:
+            raise
+        meant = did_you_mean(said[1], re.findall("'long':'([a-z-]+)'", str(error)), "--{}")
+        raise InvalidCommand("\n  ".join(filter(None, (f"{said[1]}: no such option", meant)))) from None
     except InvalidCommand as error:
         said = re.fullmatch("'(.*)' is not a task.", str(error))
         word = error.not_found or (said and said[1])
         if not word:
             raise
         names = [task.name for task in command.task_list if not task.name.startswith("_")]
-        meant = did_you_mean(word, [*names, *command.loader.cmd_names], "./doitw {}")
+        meant = did_you_mean(word, [*names, *command.loader.cmd_names, *OWN], "./doitw {}")
         raise InvalidCommand(
             f"{word}: no such task\n  {' '.join(filter(None, (meant, 'all tasks: ./doitw list')))}"
         ) from None

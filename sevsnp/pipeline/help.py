@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to do, in words: `./doitw list`, `help`, `help TASK` and `help settings`.
+"""What there is to do, in words: `./doitw list`, `help` and `help TASK`; settings_page.py has the settings.
 
 All of it is made from the tasks themselves, their docstrings, and the table of settings.
 """
 
 import inspect
 import json
+import re
 import shutil
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sevsnp.pipeline.tasks import Tasks
+from sevsnp.pipeline.tasks import YOURS, Tasks
 from sevsnp.pipeline.welcome import WELCOME
-from sevsnp.settings.table import GROUPS, SETTINGS, Setting
+from sevsnp.settings.table import SETTINGS, Setting
 
 LEAST_WIDTH, WIDTH = 40, 110
 NARROW = 80
@@ -31,11 +32,19 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Guide:
-    """What is known of the tasks by name: in which groups they are listed, their docstrings, and settings they read."""
+    """What is known of the tasks by name: in which groups they are listed, their docstrings, and settings they read.
+
+    ``tasks_with`` gives doit's tasks as they are with another setting, NAME=value.
+    """
 
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Collection[str]] = field(default_factory=dict)
+    tasks_with: Callable[[str], Sequence[Any]] = lambda word: ()
+
+    def read_by(self, task: Any) -> set[str]:
+        """The settings that ``task`` itself reads."""
+        return {*self.settings.get(base(task.name), ()), *((task.meta or {}).get("settings", ()))}
 
     def order(self, tasks: Sequence[Any]) -> dict[str, list[Any]]:
         """``tasks`` in their groups, with subtasks behind their task; those of no group come last."""
@@ -55,7 +64,7 @@ def base(name: str) -> str:
 
 def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) -> str:
     """The list for somebody who reads it: in groups, with a legend; ``letters`` are statuses by task, or empty."""
-    width = max((len(task.name) for task in tasks), default=0)
+    longest = max((len(task.name) for task in tasks), default=0)
     lines: list[str] = []
     grouped = guide.order(tasks)
     for title, found in grouped.items():
@@ -63,7 +72,7 @@ def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) ->
             lines += [*([""] if lines else []), title]
         for task in found:
             status = f"{letters[task.name]} " if letters else ""
-            lines.append(f"{'  ' if guide.groups else ''}{status}{task.name:<{width}}   {task.doc}".rstrip())
+            lines.append(f"{'  ' if guide.groups else ''}{status}{task.name:<{longest}}   {task.doc}".rstrip())
     if guide.groups:
         lines += [
             "",
@@ -76,23 +85,11 @@ def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) ->
     return "".join(f"{line}\n" for line in lines)
 
 
-def main_text(commands: Mapping[str, Any]) -> str:
-    """`./doitw help`: what this is, the way through it, and the commands of doit."""
-    lines = [WELCOME.rstrip(), "", "The tasks are run by doit, whose own commands are (./doitw help COMMAND):"]
-    lines += [f"  {name:<22} {command.doc_purpose}" for name, command in sorted(commands.items()) if name != "help"]
+def main_text(commands: Mapping[str, str]) -> str:
+    """`./doitw help`: what this is, the way through it, and the commands beside the tasks with what each does."""
+    lines = [WELCOME.rstrip(), "", "The tasks are run by doit; the commands beside them are (./doitw help COMMAND):"]
+    lines += [f"  {name:<22} {purpose}" for name, purpose in sorted(commands.items()) if name != "help"]
     return "\n".join(lines) + "\n"
-
-
-def settings_text() -> str:
-    """`./doitw help settings`: all of them, in their groups."""
-    width = _width()
-    lines = [
-        *_wrapped("Settings: NAME=value on the command line, the environment, config.yaml; in this order.", width),
-        "",
-    ]
-    for title, settings in GROUPS:
-        lines += [*_wrapped(title, width), *(line for setting in settings for line in _setting(setting)), ""]
-    return "\n".join(lines)
 
 
 def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
@@ -101,10 +98,10 @@ def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
     title, *rest = inspect.cleandoc(guide.texts.get(base(name), "")).split("\n\n")
     paragraphs = [" ".join(paragraph.split()) for paragraph in rest]
     then = [text for text in paragraphs if text.startswith("Next: ")]
-    lines = [f"./doitw {name}", *_wrapped(task.doc or title, _width()), ""]
+    lines = [f"./doitw {name}", *wrapped(task.doc or title, width()), ""]
     for text in paragraphs:
         if text not in then:
-            lines += [*_wrapped(text, _width()), ""]
+            lines += [*wrapped(text, width()), ""]
     if task.params:
         lines += ["Options:", *(f"  {_option(option)}" for option in task.params), ""]
     before = tasks.all_needed(name)
@@ -116,15 +113,30 @@ def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
     if others:
         lines += ["Settings of the tasks that run before it:"]
         for other, names in others.items():
-            first, *more = _wrapped(" ".join(names), _width() - 25)
+            first, *more = wrapped(" ".join(names), width() - 25)
             lines += [f"  {other:<22} {first}", *(f"{'':25}{line}" for line in more)]
         lines += [""]
     if any(tasks.by_name[one].targets for one in (name, *before)):
-        lines += [*_wrapped(f"Settings of the artefact cache: {' '.join(OF_THE_CACHE)}", _width()), ""]
+        lines += [*wrapped(f"Settings of the artefact cache: {' '.join(OF_THE_CACHE)}", width()), ""]
+    lines += _origins(guide, tasks, task)
     if made := list(task.targets) or (sorted(task.file_dep) if tasks.is_group(task) else []):
         lines += ["It makes:", *(f"  {path}" for path in made), ""]
-    lines += [line for text in then for line in _wrapped(text, _width())]
+    lines += [line for text in then for line in wrapped(text, width())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _origins(guide: Guide, tasks: Tasks, task: Any) -> list[str]:
+    """What a task and its helpers start from, in words, and the other tasks that run before."""
+    own = [task, *tasks.helpers(task)]
+    # A directory stands for the files in it.
+    found = {re.sub(r"^([^/]+/).*", r"\1", path) for one in own for path in tasks.sources(one)}
+    words = sorted(found) + [YOURS[one.name] for one in own if one.name in YOURS]
+    needed = {name for one in own for name in tasks.needed(one) if not name.startswith("_")}
+    before = guide.order([tasks.by_name[name] for name in needed if base(name) != base(task.name)])
+    lines = wrapped(f"It starts from: {', '.join(words)}", width()) if words else []
+    if others := [one.name for group in before.values() for one in group]:
+        lines += wrapped(f"These tasks run before it: {', '.join(others)}", width())
+    return [*lines, ""] if lines else []
 
 
 def _settings_of(
@@ -133,7 +145,7 @@ def _settings_of(
     """What a task and its helpers read, and what the tasks before it read beside that, by task."""
 
     def read(one: str) -> set[str]:
-        return {*guide.settings.get(base(one), ()), *((tasks.by_name[one].meta or {}).get("settings", ()))}
+        return guide.read_by(tasks.by_name[one])
 
     helpers = [one for one in before if one.startswith("_") or base(one) == base(name)]
     own = set().union(*(read(one) for one in (name, *helpers)))
@@ -142,9 +154,13 @@ def _settings_of(
 
 
 def _setting(setting: Setting) -> Iterator[str]:
-    shown = f"{setting.name}={setting.default or json.dumps('')}"
-    column = 31 if _width() >= NARROW else 6
-    lines = _wrapped(f"{setting.help}. Expected: {setting.expected}", _width() - column)
+    return entry(f"{setting.name}={setting.default or json.dumps('')}", f"{setting.help}. Expected: {setting.expected}")
+
+
+def entry(shown: str, text: str) -> Iterator[str]:
+    """The lines of one entry of a list: ``shown``, and beside or below it what it is."""
+    column = 31 if width() >= NARROW else 6
+    lines = wrapped(text, width() - column)
     if len(shown) + 4 <= column:
         yield f"  {shown:<{column - 2}}{lines.pop(0)}"
     else:
@@ -152,11 +168,11 @@ def _setting(setting: Setting) -> Iterator[str]:
     yield from (f"{'':{column}}{line}" for line in lines)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
-def _width() -> int:
+def width() -> int:
     """Of the terminal, or COLUMNS; in a wide one, lines are no longer than is good to read."""
     return max(LEAST_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 

@@ -2,10 +2,13 @@
 """doit's tasks as one graph: who makes what, what is before a task, and whether what it makes is as it should be."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from doit.exceptions import InvalidTask
+
+# What lies outside the checkout is shown by whose it is.
+YOURS = {"_keys": "your keys"}
 
 
 class Tasks:
@@ -25,6 +28,10 @@ class Tasks:
         self._database = database
         self._known: dict[str, str] = {}
 
+    def sources(self, task: Any) -> list[str]:
+        """The inputs of ``task`` that no task makes."""
+        return sorted(path for path in map(os.path.normpath, task.file_dep) if path not in self._maker)
+
     def needed(self, task: Any) -> list[str]:
         """The tasks before ``task``: those that make its inputs, and those it names."""
         makers = {self._maker[path] for path in map(os.path.normpath, task.file_dep) if path in self._maker}
@@ -39,6 +46,25 @@ class Tasks:
             found |= more
             waiting += more
         return found
+
+    def helpers(self, task: Any) -> list[Any]:
+        """The tasks before ``task`` that cannot be called by name, as far as no other task stands between."""
+        found: dict[str, Any] = {}
+        waiting = [task]
+        while waiting:
+            for name in self.needed(waiting.pop()):
+                if name not in found and name.startswith("_"):
+                    found[name] = self.by_name[name]
+                    waiting.append(self.by_name[name])
+        return list(found.values())
+
+    def made_after(self, names: Collection[str]) -> set[str]:
+        """The tasks that make something from what the tasks ``names`` make, or from what those make."""
+        return {
+            name
+            for name, task in self.by_name.items()
+            if task.targets and name not in names and not self.all_needed(name).isdisjoint(names)
+        }
 
     def standing_for(self, names: Iterable[str]) -> list[str]:
         """``names`` with the makers of what a group puts together in the group's place."""

@@ -17,7 +17,7 @@ The same with an encrypted root: setup_luks, run_sev_snp_luks, attest_luks.
 
   ./doitw list                   all tasks, in the order in which they are used
   ./doitw help TASK              one task: what it does, its settings, what it makes, what comes next
-  ./doitw help settings          all settings; they are NAME=value words, or lines in config.yaml
+  ./doitw settings               all settings and their values: NAME=value words, or lines in config.yaml
   ./doitw help                   this, and the commands of doit beside the tasks
 """
 

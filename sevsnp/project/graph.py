@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sevsnp.pipeline.tasks import YOURS
+
 # Colours that can be read on white and on black alike: filled nodes bring their own ground, the rest is a middle grey.
 INK, GREY = "#1c2733", "#7d8590"
 ARTEFACT, STEP, COMMAND = "#cfe3f7", "#e9eef3", "#f6d9a8"
 FONT = "Helvetica,Arial,sans-serif"
-
-# What lies outside the checkout is shown by whose it is.
-YOURS = {"_keys": "your keys"}
 
 _DIGEST = re.compile(r"<!-- sha256 of its description: ([0-9a-f]{64}) -->")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.system.command import run_attached
+from sevsnp.system.nearest import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIRROR")
 
 
+_AS_IN = "as in: ./doitw test tests/unit/settings"
 # What is under two minutes: nothing is built or booted, and what lint does is not done again.
 FAST = ("--fast", "--deselect", "tests/unit/project/test_house_rules.py::test_mypy")
 # Lines and branches of the library that the tests reach in their own process.
@@ -42,7 +44,10 @@ def run_tests(
     # pytest would say it after it has loaded all others.
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
-            raise UserError(f"{path}: no such file or directory", "as in: ./doitw test tests/unit/settings")
+            known = {file.name: file.relative_to(ROOT) for file in (ROOT / "tests").rglob("test_*.py")}
+            found = nearest(Path(path.partition("::")[0]).name, known)
+            hint = f"did you mean ./doitw test {known[found]}?" if found else _AS_IN
+            raise UserError(f"{path}: no such file or directory", hint)
     # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 1, 4)

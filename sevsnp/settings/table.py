@@ -34,9 +34,12 @@ COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
 # What is said for one run, as against what config.yaml says for all.
 PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 
-# Never taken as a word of the command line, and shown nowhere.
-SECRETS = ("LUKS_KEY",)
-ALL_SETTINGS = "all settings: ./doitw help settings"
+# Never taken as a word of the command line, and shown nowhere; with what each is.
+SECRETS = {
+    "LUKS_KEY": "the disk key of the encrypted root: in the environment alone, and shown nowhere. LUKS_KEY_FILE names "
+    "a file that has it"
+}
+ALL_SETTINGS = "all settings: ./doitw settings"
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,8 @@ class Settings:
 
     values: Mapping[str, Value]
     sources: Mapping[str, str]
+    # As it stands in its source.
+    texts: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Value:
         if name not in self.sources:
@@ -264,7 +269,8 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
-def _meant(name: str, known: Iterable[str], form: str) -> str:
+def nearest_setting(name: str, known: Iterable[str], form: str) -> str:
+    """What to do about a ``name`` that is not ``known``: the nearest one in ``form``, and where all of them are."""
     meant = did_you_mean(name, known, form)
     return f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS
 
@@ -314,7 +320,7 @@ def read_config(file: Path) -> dict[str, str]:
     for key, value in document.value:
         setting = _BY_KEY.get(key.value) if isinstance(key, yaml.ScalarNode) else None
         if setting is None:
-            raise UserError(f"{file}: unknown setting {key.value!r}", _meant(str(key.value), _BY_KEY, "{}:"))
+            raise UserError(f"{file}: unknown setting {key.value!r}", nearest_setting(str(key.value), _BY_KEY, "{}:"))
         if setting.name in texts:
             raise UserError(f"{file}: {setting.key} is set twice, expected once")
         if not isinstance(value, yaml.ScalarNode):
@@ -332,29 +338,30 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 f"that key is no secret any more; give another one in the environment, or in a file: {name}_FILE=FILE",
             )
         if name not in _BY_NAME:
-            raise UserError(f"unknown setting {name}={command_line[name]}", _meant(name, _BY_NAME, "{}="))
+            raise UserError(f"unknown setting {name}={command_line[name]}", nearest_setting(name, _BY_NAME, "{}="))
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for setting in SETTINGS:
-        for source, texts in (
+        for source, given in (
             (COMMAND_LINE, command_line),
             (ENVIRONMENT, environment),
             (str(file), configured),
             ("the default", {setting.name: setting.default}),
         ):
-            if setting.name in texts:
+            if setting.name in given:
+                text = texts[setting.name] = given[setting.name]
                 try:
-                    values[setting.name] = setting.parse(texts[setting.name])
+                    values[setting.name] = setting.parse(text)
                 except ValueError:
-                    text = texts[setting.name]
                     raise UserError(
                         f"{setting.name}={text} (from {source}): expected {setting.expected}",
                         did_you_mean(text, setting.allowed, f"{setting.name}={{}}"),
                     ) from None
                 sources[setting.name] = source
                 break
-    return Settings(values, sources)
+    return Settings(values, sources, texts)
 
 
 def command_line_words(argv: list[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no hash tree": (["VERITY_HASH_TREE=nonsuch.img"], ["nonsuch.img: no such file (verity-hash of the VM config)"]),
     "an image for a tree": ([f"VERITY_HASH_TREE={IMAGE}"], ["verity.img: found ", " bytes, the VM config says "]),
-    "unknown setting": (["NONSUCH=1"], ["unknown setting NONSUCH=1", "all settings: ./doitw help settings"]),
+    "unknown setting": (["NONSUCH=1"], ["unknown setting NONSUCH=1", "all settings: ./doitw settings"]),
     "unknown platform": (["PLATFORM=xen"], ["PLATFORM=xen (from the command line): expected auto, snp or emulated"]),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hints for a misspelt word, and of the help."""
 
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ def test_the_name_of_a_function(told: Told) -> None:
     assert load_named(f"sevsnp.keys.pairs:{meant}").__name__ == "ensure_keys"
 
 
-@remedies("sevsnp.settings.table", "all settings: ./doitw help settings")
+@remedies("sevsnp.settings.table", "all settings: ./doitw settings")
 @remedies("sevsnp.pipeline.commands", "./doitw {}", "all tasks: ./doitw list")
 def test_a_misspelt_word(told: Told, clone: Path) -> None:
     said = told.doitw("list", "CPU=1").stdout
@@ -33,10 +34,31 @@ def test_a_misspelt_word(told: Told, clone: Path) -> None:
     assert command and told.shell(command[1]).returncode == 0
 
 
+@remedies("sevsnp.pipeline.settings_page", "./doitw settings {}")
+@remedies("sevsnp.pipeline.completion", "./doitw completion {}")
+def test_a_misspelt_word_of_a_command(told: Told, clone: Path) -> None:
+    for words, meant in (
+        (("settings", "CUPS"), "./doitw settings CPUS"),
+        (("completion", "bsah"), "./doitw completion bash"),
+    ):
+        hint = told.hint(functools.partial(told.doitw, *words))
+        assert hint.partition("?")[0] == meant
+        assert told.shell(meant).returncode == 0
+
+
+@remedies(
+    "sevsnp.pipeline.settings_page",
+    "One of them, and what a change of it rebuilds: ./doitw settings NAME",
+)
+def test_the_settings(told: Told, clone: Path) -> None:
+    command = told.read(told.doitw("settings").stdout).rpartition(": ")[2]
+    assert "A change of it rebuilds" in told.shell(command.replace("NAME", "CPUS")).stdout
+
+
 @remedies(
     "sevsnp.pipeline.help",
     "./doitw TASK [NAME=value]...   ./doitw help TASK: what it does and all its settings, some are in [ ]",
-    "The tasks are run by doit, whose own commands are (./doitw help COMMAND):",
+    "The tasks are run by doit; the commands beside them are (./doitw help COMMAND):",
 )
 def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     listed = told.doitw("list").stdout
@@ -51,13 +73,15 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
 
 
-@remedies("sevsnp.project.testing", "as in: ./doitw test tests/unit/settings")
+@remedies("sevsnp.project.testing", "did you mean ./doitw test {}?", "as in: ./doitw test tests/unit/settings")
 def test_a_path_to_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.
     digest = subprocess.run(
         ["sh", "-c", "sha256sum <requirements-test.lock"], cwd=clone, capture_output=True, check=True, timeout=60
     )
     (clone / ".venv" / ".doitw-stamp-test").write_bytes(digest.stdout)
+    meant = told.hint(lambda: run_tests(paths=["tests/unit/test_setings.py"]))
+    assert meant == "did you mean ./doitw test tests/unit/settings/test_settings.py?"
     hint = told.hint(lambda: run_tests(paths=["tests/unit/nonsuch.py"]))
-    assert (PROJECT / hint.rpartition(" ")[2]).is_file()
+    assert (PROJECT / hint.rpartition(" ")[2]).exists()
     told.obey(hint)

@@ -65,7 +65,8 @@ def task_both():
 
 def task_go():
     '''Go'''
-    return {"actions": ["true"], "uptodate": [False], "task_dep": ["both"]}
+    fast = {"name": "fast", "long": "fast", "type": bool, "default": False}
+    return {"actions": ["true"], "uptodate": [False], "task_dep": ["both"], "params": [fast]}
 """
 
 
@@ -180,8 +181,14 @@ def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["Frist"], ["list", "Frist"], ["clean", "Frist"], ["forget", "Frist"], ["info", "Frist"], ["help", "Frist"]],
-)
+    [
+        [*command, "Frist"]
+        for command in (
+            (), ("run",), ("list",), ("clean",), ("forget",), ("info",), ("help",), ("ignore",), ("reset-dep",),
+            ("strace",),
+        )
+    ],
+)  # fmt: skip
 def test_a_misspelt_task_gets_the_nearest(project: Path, words: list[str]) -> None:
     said = doit(project, *words)
     assert said.strip() == "ERROR: Frist: no such task\n  did you mean ./doitw first? all tasks: ./doitw list"
@@ -192,6 +199,14 @@ def test_a_misspelt_command_gets_the_nearest(project: Path) -> None:
     assert doit(project, "zebra").strip() == "ERROR: zebra: no such task\n  all tasks: ./doitw list"
     (project / "adopts").unlink()
     assert "did you mean" not in doit(project, "lits")  # control: doit's own
+
+
+def test_a_misspelt_option_of_a_task_gets_the_nearest(project: Path) -> None:
+    assert doit(project, "go", "--fsat") == "ERROR: --fsat: no such option\n  did you mean --fast?\n"
+    assert doit(project, "go", "--zebra") == "ERROR: --zebra: no such option\n"
+    assert "ERROR" not in doit(project, "go", "--fast")
+    (project / "adopts").unlink()
+    assert "did you mean" not in doit(project, "go", "--fsat")  # control: doit's own
 
 
 SECOND = """
@@ -301,7 +316,7 @@ def test_help_of_a_task(guided: Path) -> None:
     assert lines[:5] == [
         "./doitw first", "Make first", "", "It is made of the source, and of nothing else.", "",
     ]  # fmt: skip
-    assert lines[-4:] == ["It makes:", "  build/first", "", "Next: ./doitw both"]
+    assert lines[-6:] == ["It starts from: source", "", "It makes:", "  build/first", "", "Next: ./doitw both"]
     text = " ".join("\n".join(lines).split())
     assert " CPUS=1 " in text and "Expected: a number of vCPUs from 1 to 255" in text
     assert "POLICY=0x30000" in text and "MEMORY" not in text and "Settings of the artefact cache: " in text
@@ -323,7 +338,7 @@ def test_help_of_a_group_has_its_helpers_settings_and_names_the_other_tasks(guid
     assert "  MEMORY=2G " in own and "  PLATFORM=auto " in own and "  CPUS=1 " in own and "POLICY" not in own
     # What is said above is not said twice.
     assert others.splitlines()[1].split() == ["first", "POLICY"]
-    assert "It makes:\n  build/second\n" in text
+    assert "\nThese tasks run before it: first\n\nIt makes:\n  build/second\n" in text
 
 
 def test_help_of_settings_and_of_all(guided: Path) -> None:
@@ -332,7 +347,11 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
         assert f"  {setting.name}=" in text
     text = doit(guided, "help", "doitw")
     assert "./doitw setup_verity" in text and "remove what was built" in text
-    assert {line.split()[0] for line in text.splitlines()[-10:]} >= {"run", "clean", "info", "forget", "list"}
+    commands = {line.split()[0] for line in text.splitlines()[-11:]}
+    assert commands >= {"run", "clean", "info", "forget", "list", "settings", "completion"}
+    assert "tabcompletion" not in text, "there is one way"
+    assert doit(guided, "help", "completion").startswith("completion: print a script")
+    assert doit(guided, "settings") == doit(guided, "help", "settings")
 
 
 def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:

@@ -267,7 +267,7 @@ def test_a_misspelt_name_gets_the_nearest(name: str, text: str, meant: str, tmp_
     with pytest.raises(UserError) as refused:
         resolve({name: text}, {}, tmp_path / "none.yaml")
     assert refused.value.message == f"unknown setting {name}={text}"
-    assert refused.value.hint == f"{meant}all settings: ./doitw help settings"
+    assert refused.value.hint == f"{meant}all settings: ./doitw settings"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/commands.md, made from the commands' own parsers: `python -m sevsnp.commands.reference >docs/commands.md`.
+
+From the parsers' actions, since the text of argparse's help is another one in each version of Python.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_WIDTH = 120
+_HEAD = """\
+# Commands
+
+The task `build_tools` writes these commands to `build/bin`. They run on the owner's machine, in the project's
+environment, but for two: `get_report` is one file for any Python from 3.8 on, to be copied into a guest, and
+`sev-feature-info` is for an SNP host. [attestation.md](attestation.md) says what a verdict means,
+[id-block.md](id-block.md) what launch digests and ID blocks are. This page is made from the commands' own parsers
+(`sevsnp/commands/reference.py`).
+
+"""
+_DOITW = """\
+`doitw` itself ends with 0 where all went well, 1 where a task failed (a refused guest is one) or the machine lacks
+something, 2 where an error in a task's code ended it, 3 for a wrong command line or setting, and 128 + N where signal N
+ended it. Its `list` and `help TASK` have the tasks, [settings.md](settings.md) has the settings.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of build/bin: its parser, an example of its options, and what else there is to say."""
+
+    parser: argparse.ArgumentParser
+    example: str
+    more: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.parser.prog
+
+    def exits(self) -> dict[int, str]:
+        """What each exit code means, as the end of its help has it."""
+        return {int(code): words for code, words in re.findall(r"(\d+) ([^,]+)", self.parser.epilog or "")}
+
+
+def commands() -> list[Command]:
+    """All commands, in the order in which evidence takes its way. Needs a checkout, for the guest's get_report."""
+    expected = "--input report.json --vm_definition build/verity/vm-config-verity.toml"
+    return [
+        Command(
+            _get_report(),
+            f"--nonce {'1f' * 32} -o report.json",
+            "`get_report_emulated` is the same for an emulated guest; the name of its `-o` must have `emulated` in it.",
+        ),
+        Command(_parser("verify_report"), f"{expected} --nonce {'1f' * 32} --host-key ssh_host_ed25519_key.pub"),
+        Command(
+            _parser("verify_report_emulated"),
+            "--input report.emulated.json --vm_definition build/verity/vm-config-verity.emulated.toml "
+            "--root build/run/verity/ark.pem",
+        ),
+        Command(_parser("inspect_report"), "--input report.json --offline"),
+        Command(_parser("measure"), "--vm-config build/verity/vm-config-verity.toml --vcpus 1,2,4"),
+        Command(
+            _parser("idblock_generator"),
+            "--vm-config build/verity/vm-config-verity.toml --id-key-path id.pem --auth-key-path author.pem",
+        ),
+        Command(_parser("feature_info"), "--json"),
+    ]
+
+
+def _parser(module: str) -> argparse.ArgumentParser:
+    # Loaded when it is asked for: of the commands one alone loads the emulation.
+    found = importlib.import_module(f"sevsnp.commands.{module}").command_line()
+    assert isinstance(found, argparse.ArgumentParser)
+    return found
+
+
+def _get_report() -> argparse.ArgumentParser:
+    # No package has it: the guest's layer takes it as one file.
+    path = Path(__file__).resolve().parents[2] / "initramfs" / "get_report.py"
+    spec = importlib.util.spec_from_file_location("get_report", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.command_line()
+    assert isinstance(found, argparse.ArgumentParser)
+    return found
+
+
+def render_reference() -> str:
+    """The page as text."""
+    known = commands()
+    return "\n".join([_HEAD + _exit_codes(known), *(_section(command) for command in known)]).rstrip() + "\n"
+
+
+def _exit_codes(known: list[Command]) -> str:
+    codes = sorted({code for command in known for code in command.exits()})
+    lines = ["## Exit codes", "", f"| command | {' | '.join(map(str, codes))} |", "|---" * (len(codes) + 1) + "|"]
+    for command in known:
+        lines.append(f"| `{command.name}` | {' | '.join(command.exits().get(code, '') for code in codes)} |")
+    return "\n".join([*lines, "", _DOITW])
+
+
+def _section(command: Command) -> str:
+    parser = command.parser
+    lines = [f"## {command.name}", "", *textwrap.wrap(_plain(parser.description or ""), _WIDTH), ""]
+    lines += _typed([f"build/bin/{command.name}", *_needed(parser), "[OPTION …]"])
+    lines += ["", "| option | what it is |", "|---|---|"]
+    lines += [_row(action) for action in parser._actions if action.dest != "help"]
+    # An option and its value stay on one line.
+    words = re.findall(r"--?\S+(?: [^-\s]\S*)?", command.example)
+    lines += ["", "For example:", "", *_typed([f"build/bin/{command.name}", *words]), ""]
+    return "\n".join([*lines, *([command.more, ""] if command.more else [])])
+
+
+def _typed(words: list[str]) -> Iterator[str]:
+    """A command as it is typed in a shell, on as many lines as it needs."""
+    line = f"    {words[0]}"
+    for word in words[1:]:
+        if len(line) + len(word) > _WIDTH - 3:
+            yield f"{line} \\"
+            line = f"        {word}"
+        else:
+            line = f"{line} {word}"
+    yield line
+
+
+def _needed(parser: argparse.ArgumentParser) -> list[str]:
+    """The options without which a command does nothing, and those of which it takes one."""
+    grouped = [action for group in parser._mutually_exclusive_groups for action in group._group_actions]
+    words = [_called(action) for action in parser._actions if action.required and action not in grouped]
+    for group in parser._mutually_exclusive_groups:
+        choice = " | ".join(_called(action) for action in group._group_actions)
+        words.append(f"({choice})" if group.required else f"[{choice}]")
+    return words
+
+
+def _called(action: argparse.Action, name: str = "") -> str:
+    """One name of an option with its value, as it is typed."""
+    if action.nargs == 0:
+        return name or action.option_strings[0]
+    value = action.metavar or "|".join(map(str, action.choices or ())) or action.dest.upper()
+    return f"{name or action.option_strings[0]} {value}"
+
+
+def _row(action: argparse.Action) -> str:
+    names = ", ".join(f"`{_called(action, name)}`" for name in action.option_strings)
+    text = (action.help or "") % {"default": action.default}
+    cells = (names, f"{text}{' (required)' if action.required else ''}")
+    return f"| {' | '.join(_plain(cell.replace('|', chr(92) + '|')) for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    print(render_reference(), end="")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
-from tests.waiting import NET
+from tests.support.waiting import NET
 
 # What is typed, and all that its last word can become. None: the names of files are asked.
 CASES: dict[str, str | None] = {

@@ -12,8 +12,8 @@ import pytest
 
 from sevsnp.settings.table import SETTINGS
 from tests.conftest import PROJECT
-from tests.pipeline.matrix import ROWS
-from tests.pipeline.matrix import SETTINGS as MATRIX
+from tests.support.matrix import ROWS
+from tests.support.matrix import SETTINGS as MATRIX
 
 
 def doit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":

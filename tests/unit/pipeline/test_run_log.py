@@ -21,9 +21,9 @@ from sevsnp.qemu import process
 from sevsnp.qemu.confine import Access
 from sevsnp.system import command, progress, record
 from sevsnp.system.command_failed import CommandFailed
-from tests.waiting import NET, wait_until
+from tests.support.waiting import NET, wait_until
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 SEEN = "import os, sys; print(os.getcwd(), os.environ.get('EXTRA'), ascii(sys.argv[1:]))"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.pipeline.run_log import DIRECTORY
-from tests.unit.test_run_log import PROJECT, entries
-from tests.waiting import NET, wait_until
+from tests.support.waiting import NET, wait_until
+from tests.unit.pipeline.test_run_log import PROJECT, entries
 
 DODO = """
 from tasks.project import end_cleanly

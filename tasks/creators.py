@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is around every function that makes tasks: a user's error without a traceback, and which settings it reads."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ def watched(create: Callable[[], Any]) -> Callable[[], Any]:
     def creating() -> Any:
         return _made(create)
 
-    creating.__doc__ = create.__doc__
+    functools.update_wrapper(creating, create)
+    del creating.__wrapped__  # type: ignore[attr-defined]
     return creating
 
 

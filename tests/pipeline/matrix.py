@@ -252,6 +252,7 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/pipeline/reporter.py": NONE,
     "sevsnp/store/local.py": NONE,
     "sevsnp/store/artefact.py": NONE,
+    "sevsnp/store/making.py": NONE,
     "tasks/verity.py": NONE,
     "tasks/graph.py": NONE,
     "dodo.py": NONE,

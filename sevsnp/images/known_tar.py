@@ -26,7 +26,7 @@ def read_known_tar(path: Path) -> dict[str, Entry]:
     def rows() -> list[Any]:
         found = list(map(_row, read_tar(path).values()))
         if index().file(path) != digest:
-            raise UserError(f"{path}: changed while it was read", "run it again")
+            raise UserError(f"{path}: changed while it was read")
         return found
 
     # The code is this module with all that it reaches.

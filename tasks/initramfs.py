@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The initramfs, in layers: base packages, kernel modules, init and agent; and the emulated platform's own layers."""
 
+from functools import cache
 from pathlib import Path
 
 from sevsnp.images.lists import layer_sources
@@ -138,8 +139,14 @@ def _modules(name: str, *lists: str) -> Task:
 def _files(list_name: str, name: str) -> Task:
     return artefact(
         "sevsnp.images.initramfs:make_files_layer",
-        inputs={"files": FILES, "sources": checked(layer_sources, FILES, list_name)},
+        inputs={"files": FILES, "sources": _sources()[list_name]},
         outputs={"output": layer(name)},
         params={"layer": list_name},
         distributions=["zstandard"],
     )
+
+
+@cache
+def _sources() -> dict[str, list[Path]]:
+    """What the lists in files.yaml name, read once for all the tasks."""
+    return checked(layer_sources, FILES)

@@ -154,7 +154,7 @@ def guest_name(workflow: str) -> str:
 
 def run_options(workflow: str) -> Any:
     """What is free at launch, from the settings; the guest's directory has its name."""
-    from sevsnp.qemu.process import RunOptions
+    from sevsnp.qemu.run_options import RunOptions
 
     chosen = settings()
     return RunOptions(

@@ -29,7 +29,8 @@ from sevsnp.images.verity_root import make_verity_root
 from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.measurement.make_config import make_verity_cmdline
 from sevsnp.qemu.platforms import Platform, choose
-from sevsnp.qemu.process import RunOptions, check_options
+from sevsnp.qemu.process import check_options
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import sha256_file, write_atomic
 from sevsnp.system.locks import locked_if_free
 from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config

@@ -63,7 +63,8 @@ class Copy:
             [sys.executable, "-m", "doit", *words],
             cwd=self.project,
             # All of ours: the settings that this run was given are among it.
-            env={**os.environ, "SEVSNP_CACHE": str((cache or self.cache).absolute())},
+            # And byte code is kept, as a user has it.
+            env={**os.environ, "SEVSNP_CACHE": str((cache or self.cache).absolute()), "PYTHONDONTWRITEBYTECODE": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=_RUN_SECONDS,

@@ -15,7 +15,7 @@ from sevsnp.host.console import read_console
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.owner.client import NONCE_SIZE, ask
 from sevsnp.qemu.platforms import Platform, running
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import VmConfig
 
 # Under emulation a copy of 2 GiB takes a minute on an idle machine, and machines are not always idle.

@@ -18,7 +18,6 @@ from sevsnp.emulation.service import PspService
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.measurement.ovmf import Ovmf
 from sevsnp.qemu.process import (
-    RunOptions,
     common_arguments,
     emulated_arguments,
     escaped,
@@ -27,6 +26,7 @@ from sevsnp.qemu.process import (
     stop,
 )
 from sevsnp.qemu.qmp import Qmp
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import short_name
 from sevsnp.vm_config.config import Launch
 

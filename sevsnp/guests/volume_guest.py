@@ -14,7 +14,8 @@ from sevsnp.host.run import another_guest, config_of, run_workflow
 from sevsnp.host.state import Run, check_free, running
 from sevsnp.host.volume import measured_header
 from sevsnp.keys.luks_key import read_record
-from sevsnp.qemu.process import RunOptions, check_options
+from sevsnp.qemu.process import check_options
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.cmdline import read_cmdline
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.vm_config.fixed import check_fixed

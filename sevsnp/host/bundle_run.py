@@ -12,7 +12,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.host.run import run_guest, told_of, words_of
 from sevsnp.qemu.platforms import choose
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.settings.values import LEAST_MEMORY, parse_size
 from sevsnp.vm_config.config import Launch, read_vm_config
 

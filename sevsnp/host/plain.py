@@ -19,7 +19,6 @@ from sevsnp.qemu.disk_format import DiskFormat
 from sevsnp.qemu.disk_record import format_of
 from sevsnp.qemu.platforms import Platform, choose, running
 from sevsnp.qemu.process import (
-    RunOptions,
     check_options,
     disk_device,
     emulated_arguments,
@@ -29,6 +28,7 @@ from sevsnp.qemu.process import (
     start,
     stop,
 )
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.qemu.snp import capabilities
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import build_cmdline

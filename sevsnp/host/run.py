@@ -13,7 +13,8 @@ from sevsnp.host.session import Told, session
 from sevsnp.host.state import Run, check_free
 from sevsnp.host.volume import on_copy
 from sevsnp.qemu.platforms import Platform, choose, running
-from sevsnp.qemu.process import RunOptions, check_files, check_options
+from sevsnp.qemu.process import check_files, check_options
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import Launch, read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 

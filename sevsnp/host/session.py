@@ -13,7 +13,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.host.console import read_console
 from sevsnp.host.state import CONSOLE, Run, held
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import short_name
 
 # Warnings that every emulated EPYC provokes.

@@ -15,10 +15,11 @@ from sevsnp.archives.rootfs import (
     rootfs_entries,
     text_entry,
 )
-from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
 from sevsnp.images.guest_config import Guest, User, read_guest
+from sevsnp.images.known_tar import read_known_tar
 
 UNITS = "etc/systemd/system"
 GENERATORS = "etc/systemd/system-generators"
@@ -160,6 +161,6 @@ def guest_entries(packages: Path, guest: Path, files: Path, authorized_key: Path
     ``packages`` is its tar, ``guest`` is guest.yaml, ``files`` a directory, ``authorized_key`` an OpenSSH public key.
     """
     key = read_public_key(authorized_key)
-    entries = read_tar(packages)
+    entries = read_known_tar(packages)
     own = guest_layer(read_guest(guest), files, entries, key)
     return rootfs_entries([Layer(str(packages), list(entries.values())), own])

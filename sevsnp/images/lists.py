@@ -48,7 +48,21 @@ def read_files_list(path: Path) -> dict[str, list[str]]:
 
 def layer_files(files: Path, layer: str) -> list[dict[str, str]]:
     """The entries of one layer of files.yaml: ``path`` in the guest, ``source`` here, and ``mode`` (octal text)."""
-    items = read_list(files, *_NAMES, *_FILES)[layer]
+    return _checked_files(files, layer, read_list(files, *_NAMES, *_FILES)[layer])
+
+
+def layer_sources(files: Path) -> dict[str, list[Path]]:
+    """The files that each layer of files.yaml is made of, by the layer's name."""
+    lists = read_list(files, *_NAMES, *_FILES)
+    return {
+        layer: [
+            Path(os.path.normpath(files.parent / item["source"])) for item in _checked_files(files, layer, lists[layer])
+        ]
+        for layer in _FILES
+    }
+
+
+def _checked_files(files: Path, layer: str, items: list[Any]) -> list[dict[str, str]]:
     for item in items:
         where = f"{files}: {layer}"
         if not isinstance(item, dict) or not {"path", "source"} <= item.keys() <= {"path", "source", "mode"}:
@@ -62,8 +76,3 @@ def layer_files(files: Path, layer: str) -> list[dict[str, str]]:
         if not (files.parent / item["source"]).is_file():
             raise UserError(f"{where}: {item['source']}: no such file")
     return items
-
-
-def layer_sources(files: Path, layer: str) -> list[Path]:
-    """The files that one layer is made of."""
-    return [Path(os.path.normpath(files.parent / item["source"])) for item in layer_files(files, layer)]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.confine import Access
-from sevsnp.qemu.process import RunOptions, check_version, snp_arguments, start, stop
+from sevsnp.qemu.process import check_version, snp_arguments, start, stop
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.qemu.blocks import BlockFile
 from sevsnp.qemu.confine import Access, landlock_version, wrapped
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system import record
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import read_cmdline
@@ -38,46 +39,6 @@ _warned: list[bool] = []
 # What was started here, until it is stopped, and the files of what QEMU has to say.
 _told: dict["subprocess.Popen[bytes]", tuple[record.Command, Path]] = {}
 _PORTS_TRIED = 100
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What is free at launch because nothing measures it. ``memory`` in bytes; ports at 127.0.0.1 of this machine.
-
-    ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
-    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log, else
-    it may be had from the listening socket ``console``, a file descriptor. In place of a port in ``movable`` (SSH_PORT,
-    ATTEST_PORT) the next free one is taken where it is in use.
-    ``disks`` are the guest's beside those of its VM config. ``extra`` are QEMU options of a user's own; since nobody
-    here knows which files they need, QEMU may then open all that its user may.
-    """
-
-    qemu: Path
-    memory: int
-    ssh_port: int
-    attest_port: int
-    state: Path
-    restricted: bool = False
-    terminal: bool = False
-    disks: tuple[BlockFile, ...] = ()
-    extra: tuple[str, ...] = ()
-    console: int | None = None
-    movable: tuple[str, ...] = ()
-
-    @property
-    def inherited(self) -> tuple[int, ...]:
-        """The file descriptors that QEMU's arguments name."""
-        return () if self.console is None else (self.console,)
-
-    @property
-    def serial_log(self) -> Path:
-        """What the guest wrote to its serial console."""
-        return self.state / "serial.log"
-
-    @property
-    def messages(self) -> Path:
-        """What QEMU itself had to say."""
-        return self.state / "qemu.log"
 
 
 _QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.confine import Access
-from sevsnp.qemu.process import RunOptions, common_arguments, guest_access, snp_arguments, start, stop
+from sevsnp.qemu.process import common_arguments, guest_access, snp_arguments, start, stop
 from sevsnp.qemu.qmp import Qmp
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import short_name
 from sevsnp.vm_config.config import Launch
 

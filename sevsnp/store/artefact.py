@@ -1,35 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artefact: what it is made from and by, whether it is as it was made, and how it comes about.
+"""An artefact: what it is made from and by, and whether it is as it was made. How it comes about: sevsnp.store.making.
 
-It is copied from the cache where the same was made before, and made where not.
+doit has all of them whatever it is asked to do, so what only makes one is loaded when one is made.
 """
 
-import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sevsnp.errors import UserError
 from sevsnp.store import session
-from sevsnp.store.cache import Cache, cache
-from sevsnp.store.digests import read_tree
-from sevsnp.store.entries import MODES, SCHEMA, Blob, Entry, File, Tree, canonical
-from sevsnp.store.local import DamagedError
-from sevsnp.store.recipe import reached_sources, recipe_digest
-from sevsnp.system import progress
-from sevsnp.system.files import cannot_write, scratch_directory, sha256_file
-from sevsnp.system.named import load_named
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+from sevsnp.store.recipe import recipe_digest
 
 Say = Callable[[str], None]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +49,8 @@ class Artefact:
 
     def parts(self) -> dict[str, str]:
         """A digest for each kind of thing that decides what is made. Raises OSError for an input that is not there."""
+        from sevsnp.store.entries import SCHEMA
+
         index = session.index()
         files = {
             name: [[_portable(path), index.file(path)] for path in paths] for name, paths in sorted(self.inputs.items())
@@ -77,7 +65,7 @@ class Artefact:
             "recipe": [SCHEMA, self.function, recipe_digest(self.function.partition(":")[0])],
             "tools": tools,
         }
-        return {name: hashlib.sha256(_canonical(document)).hexdigest() for name, document in documents.items()}
+        return {name: digest_of(document) for name, document in documents.items()}
 
     # Whether it is as it was made: doit's question.
 
@@ -97,13 +85,13 @@ class Artefact:
             self.reason.append("not made here yet")
         else:
             self.reason.extend(f"other {name}" for name, digest in parts.items() if saved["parts"].get(name) != digest)
-            self.reason.extend(f"{self.outputs[name]}: not as it was made" for name in self._lacking(saved["outputs"]))
+            self.reason.extend(f"{self.outputs[name]}: not as it was made" for name in self.lacking(saved["outputs"]))
         return not self.reason
 
     def _save(self) -> dict[str, Any]:
         return {"artefact": dict(self.made)}
 
-    def _lacking(self, digests: Mapping[str, str]) -> Iterator[str]:
+    def lacking(self, digests: Mapping[str, str]) -> Iterator[str]:
         """The outputs that are not there as ``digests`` has them."""
         for name, path in self.outputs.items():
             try:
@@ -112,10 +100,6 @@ class Artefact:
             except (OSError, ValueError):
                 pass
             yield name
-
-    def _is_of_our_kind(self, entry: Entry) -> bool:
-        kinds = {name: Tree if name in self.trees else File for name in self.outputs}
-        return {name: type(made) for name, made in entry.outputs.items()} == kinds
 
     def _digest(self, path: Path) -> str:
         """The digest of an output as it is now, permissions and all."""
@@ -133,170 +117,16 @@ class Artefact:
 
         ``say`` takes warnings; ``remark`` what happened instead of making. Raises UserError and OSError.
         """
-        store = cache() if self.cached else None
-        parts = self.parts()
-        key = hashlib.sha256(_canonical(parts)).hexdigest()
-        if store is None:
-            self._build(key, parts, None, say)
-            return
-        with ExitStack() as held:
-            reading = ExitStack()
-            try:
-                waiting = "waiting for another run that makes the same"
-                held.enter_context(store.local.making(key, lambda: say(waiting)))
-                reading.enter_context(store.local.in_use())
-            except OSError as error:
-                say(f"the artefact cache cannot be used: {error}")
-                self._build(key, parts, None, say)
-                return
-            with reading:
-                entry = store.find(key, say)
-                restored = entry is not None and self._restore(entry, store, say)
-            if entry and restored:
-                remark("from the cache")
-                self._note_made(parts, entry)
-                store.push(entry, say)
-            else:
-                self._build(key, parts, store, say)
-        store.prune()
+        from sevsnp.store.making import make
 
-    def _restore(self, entry: Entry, store: Cache, say: Say) -> bool:
-        """Copy what is not there yet; all outputs are whole before the first takes its place."""
-        if not self._is_of_our_kind(entry):
-            say(f"refused what the cache has under {entry.key}: other outputs than {', '.join(self.outputs)}")
-            return False
-        digests = {name: _shown(made) for name, made in entry.outputs.items()}
-        lacking = list(self._lacking(digests))
-        with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
-            try:
-                for name in lacking:
-                    with progress.growing(scratch[name], _size(entry.outputs[name]), "copying from the cache"):
-                        store.local.restore(entry, name, scratch[name])
-            except DamagedError as error:
-                store.local.drop(entry.key)
-                say(f"damaged in the artefact cache: {error}")
-                return False
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise
-                say(f"the artefact cache cannot be used: {error}")
-                return False
-            self._place(scratch, {name: entry.outputs[name] for name in lacking})
-        return True
-
-    def _build(self, key: str, parts: Mapping[str, str], store: Cache | None, say: Say) -> None:
-        module = self.function.partition(":")[0]
-        self._check_sources(module)
-        function = load_named(self.function)
-        with self._scratch() as scratch, _full_disk(next(iter(self.outputs.values()))):
-            with _Reader(scratch, store) as reader:
-                reader.follow(function(**self.given, **scratch))
-                for output, path in scratch.items():
-                    if not path.exists():
-                        raise UserError(f"{self.function} did not make {self.outputs[output]}")
-                outputs = {name: reader.made(name) for name in scratch}
-            self._check_sources(module)
-            if (now := self.parts()) != parts:
-                # What was made is of neither the old nor the new.
-                changed = " and ".join(name for name in now if now[name] != parts[name])
-                raise UserError(f"its {changed} changed while it was made", "run it again")
-            entry = Entry(key, self.function, outputs)
-            if not self._is_of_our_kind(entry):
-                raise UserError(f"{self.function} made a directory for a file, or a file for a directory")
-            if store:
-                store.keep(entry, scratch, say)
-            # What came out as it was stays in its place, and is not read again by what depends on it.
-            lacking = list(self._lacking({name: _shown(made) for name, made in entry.outputs.items()}))
-            self._place(scratch, {name: entry.outputs[name] for name in lacking})
-        self._note_made(parts, entry)
-
-    def _note_made(self, parts: Mapping[str, str], entry: Entry) -> None:
-        self.made.update(parts=dict(parts), outputs={name: _shown(made) for name, made in entry.outputs.items()})
-
-    def _check_sources(self, module: str) -> None:
-        """What runs was loaded at some time since this process started: it must be what its digest was taken of."""
-        for path in reached_sources(module).values():
-            if path.stat().st_ctime_ns > session.started_ns():
-                raise UserError(f"{path}: changed since this run started", "run it again")
-
-    @contextmanager
-    def _scratch(self) -> Iterator[dict[str, Path]]:
-        """A temporary name for every output, each in a directory of its own."""
-        with scratch_directory(next(iter(self.outputs.values()))) as scratch:
-            made = {name: scratch / name / path.name for name, path in self.outputs.items()}
-            for path in made.values():
-                path.parent.mkdir()
-            yield made
-
-    def _place(self, scratch: Mapping[str, Path], made: Mapping[str, File | Tree]) -> None:
-        index = session.index()
-        for name, output in made.items():
-            path = self.outputs[name]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            there = path.is_dir() and not path.is_symlink()
-            if there or (isinstance(output, Tree) and (path.exists() or path.is_symlink())):
-                # A directory cannot be replaced in one step; the old one is out of the way for an instant.
-                old = path.rename(scratch[name].with_name(f"{path.name}.old"))
-                for kept in self.ignored:
-                    if there and (old / kept).exists():
-                        (old / kept).rename(scratch[name] / kept)
-            scratch[name].replace(path)
-            if isinstance(output, File):
-                index.note(path, output.blob.sha256)
-            else:
-                index.note_tree(path, output.sha256, self.ignored)
+        make(self, say, remark)
 
 
-class _Reader:
-    """Takes the digests of outputs, of those that are finished early while the function goes on with the others."""
+def digest_of(document: Any) -> str:
+    """SHA-256, as hex digits, of a document as JSON: of mappings, sequences, text, numbers and paths."""
+    from sevsnp.store.entries import canonical
 
-    def __init__(self, scratch: Mapping[str, Path], store: Cache | None) -> None:
-        self._scratch, self._store = scratch, store
-        self._pool: ThreadPoolExecutor | None = None
-        self._early: dict[str, Future[File | Tree]] = {}
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-    def follow(self, finished: Iterable[str] | None) -> None:
-        """Run the rest of a function that yields the name of each output to which it will not write any more."""
-        for name in finished or ():
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._pool = self._pool or ThreadPoolExecutor(1)
-            self._early[name] = self._pool.submit(self._take, name)
-
-    def _take(self, name: str) -> File | Tree:
-        made = _read(self._scratch[name])
-        if self._store and isinstance(made, File):
-            self._store.keep_early(made, self._scratch[name])
-        return made
-
-    def made(self, name: str) -> File | Tree:
-        return self._early[name].result() if name in self._early else _read(self._scratch[name])
-
-
-def _read(path: Path) -> File | Tree:
-    status = path.lstat()
-    if stat.S_ISDIR(status.st_mode):
-        return read_tree(path)
-    return File(Blob(sha256_file(path), status.st_size), stat.S_IMODE(status.st_mode) & MODES)
-
-
-def _size(made: File | Tree) -> int:
-    return made.blob.size if isinstance(made, File) else 0
-
-
-def _shown(made: File | Tree) -> str:
-    return made.sha256 if isinstance(made, Tree) else f"{made.blob.sha256} {made.mode:o}"
-
-
-def _canonical(document: Any) -> bytes:
-    return canonical(_plain(document))
+    return hashlib.sha256(canonical(_plain(document))).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -343,13 +173,3 @@ def _distribution(name: str) -> str:
     import importlib.metadata
 
     return importlib.metadata.version(name)
-
-
-@contextmanager
-def _full_disk(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise cannot_write(place, error) from None

@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Node, Tree
 from sevsnp.system.files import CHUNK, sha256_file
+
+if TYPE_CHECKING:
+    from sevsnp.store.entries import Node, Tree
 
 # A file may be written again within one tick of the kernel's clock and keep its change time. Ticks are 1 to 10 ms.
 _TICK_NS = 20_000_000
@@ -195,11 +197,13 @@ def _walk(root: Path, ignored: Collection[str]) -> Iterator[tuple[str, os.stat_r
                 waiting.append((f"{prefix}{entry.name}/", entry.path))
 
 
-def read_tree(root: Path, ignored: Collection[str] = ()) -> Tree:
+def read_tree(root: Path, ignored: Collection[str] = ()) -> "Tree":
     """List a directory with the digests of its files; the pack's digest is of their content in that order.
 
     Raises OSError, and ValueError for a file that is neither regular, nor a directory or link, or has a set-id bit.
     """
+    from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Tree
+
     nodes: dict[str, Node] = {}
     if not stat.S_ISDIR(root.lstat().st_mode):
         raise NotADirectoryError(20, "not a directory", str(root))

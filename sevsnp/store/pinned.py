@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sevsnp.store.cache import cache
-from sevsnp.store.entries import Blob, Entry, File, canonical
-from sevsnp.store.local import DamagedError
-
 if TYPE_CHECKING:
     from sevsnp.packages.lock import Package
+    from sevsnp.store.entries import Entry
 
 KIND = "pinned file"
 OUTPUT = "file"
@@ -28,6 +25,9 @@ class PinnedFiles:
 
     def open(self, package: "Package") -> BinaryIO:
         """What is kept as ``package``. Raises FileNotFoundError where there is nothing."""
+        from sevsnp.store.cache import cache
+        from sevsnp.store.local import DamagedError
+
         expected = _entry(package)
         if store := cache():
             try:
@@ -40,11 +40,15 @@ class PinnedFiles:
 
     def keep(self, files: "Mapping[Package, Path]") -> None:
         """Keep ``files`` in the cache, and send them to the shared one where that is asked for."""
+        from sevsnp.store.cache import cache
+
         if store := cache():
             for package, path in files.items():
                 store.keep(_entry(package), {OUTPUT: path}, self._say)
 
 
-def _entry(package: "Package") -> Entry:
+def _entry(package: "Package") -> "Entry":
+    from sevsnp.store.entries import Blob, Entry, File, canonical
+
     key = hashlib.sha256(canonical([KIND, package.sha256, package.size])).hexdigest()
     return Entry(key, KIND, {OUTPUT: File(Blob(package.sha256, package.size), 0o644)})

@@ -12,7 +12,7 @@ from sevsnp.bench.guest import Login, boot_once, look_inside
 from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
 from sevsnp.qemu.platforms import Platform
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
 from tests.support.shared_guests import Attested, variant

@@ -18,8 +18,11 @@ from tests.support.copies import copy_built, leavings, ran
 from tests.support.processes import AS_NOBODY, ends_with_us
 from tests.support.waiting import NET, cpu_seconds, wait_until
 
-# Each costs more to load than all of doit.
-HEAVY = ("cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation")
+# Each costs more to load than all of doit, or is of ours and not needed for a list of tasks.
+HEAVY = (
+    "cryptography", "jinja2", "rich", "plumbum", "toml", "zstandard", "tarfile", "sevsnp.attestation",
+    "sevsnp.qemu.process", "sevsnp.store.making",
+)  # fmt: skip
 CORE = (
     "install_dependencies", "packages", "unpack_kernel", "build_tools", "initramfs", "create_new_vm", "setup_verity",
     "run_sev_snp_verity", "attest_verity", "setup_luks", "run_sev_snp_luks", "attest_luks", "host_bundle",

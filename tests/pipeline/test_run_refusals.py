@@ -17,7 +17,8 @@ import pytest
 
 from sevsnp.e2e.guest import free_port
 from sevsnp.errors import UserError
-from sevsnp.qemu.process import RunOptions, check_options
+from sevsnp.qemu.process import check_options
+from sevsnp.qemu.run_options import RunOptions
 from tests.conftest import Built
 from tests.support.copies import copy_built, leavings, one_line, ran
 from tests.support.waiting import NET

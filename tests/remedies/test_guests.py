@@ -18,7 +18,7 @@ from sevsnp.guests.local import Guest, follow_boot
 from sevsnp.host.session import Told as ToldOf
 from sevsnp.host.session import session
 from sevsnp.host.state import Run, check_free, held, running
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from tests.conftest import Built
 from tests.support.table import Told, remedies
 from tests.support.waiting import NET, wait_until

@@ -28,7 +28,8 @@ from sevsnp.measurement.id_block import read_identity
 from sevsnp.owner import kept
 from sevsnp.qemu import snp
 from sevsnp.qemu.platforms import Platform
-from sevsnp.qemu.process import RunOptions, check_files, check_options, check_version
+from sevsnp.qemu.process import check_files, check_options, check_version
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 from tests.conftest import Built

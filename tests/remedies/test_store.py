@@ -98,7 +98,7 @@ def test_the_welcome(told: Told, clone: Path) -> None:
         assert done.returncode in (0, 1) and "ERROR" not in done.stdout, done.stdout
 
 
-@remedies("sevsnp.store.artefact", "run it again")
+@remedies("sevsnp.store.making", "run it again")
 def test_an_input_that_changes_meanwhile(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     makers.begin()

@@ -17,7 +17,8 @@ from sevsnp.e2e.guest import free_port
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.measurement.ovmf import Ovmf
 from sevsnp.qemu.confine import Access
-from sevsnp.qemu.process import RunOptions, emulated_arguments, escaped, machine_arguments, start, stop
+from sevsnp.qemu.process import emulated_arguments, escaped, machine_arguments, start, stop
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.cmdline import read_cmdline
 from sevsnp.vm_config.config import Launch, VmConfig
 from tests.conftest import Built

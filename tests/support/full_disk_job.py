@@ -14,7 +14,7 @@ from pathlib import Path
 from sevsnp.bench.boot import check_space
 from sevsnp.pipeline.checkout import Checkout
 from sevsnp.qemu.appliance import _check_room
-from sevsnp.store.artefact import _full_disk
+from sevsnp.store.making import _full_disk
 from sevsnp.system import command
 from sevsnp.volumes.directory import _room
 from tests.support.table import Told

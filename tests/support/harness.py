@@ -15,7 +15,7 @@ from sevsnp.emulation.launch import running
 from sevsnp.host.console import read_console
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.qemu import platforms
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import Disk, File, Launch
 from tests.support.waiting import wait_until
 

@@ -253,6 +253,7 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/pipeline/run_log.py": NONE,
     "sevsnp/store/local.py": NONE,
     "sevsnp/store/artefact.py": NONE,
+    "sevsnp/store/making.py": NONE,
     "tasks/verity.py": NONE,
     "tasks/graph.py": NONE,
     "dodo.py": NONE,

@@ -13,7 +13,7 @@ from sevsnp.guests import volume_guest
 from sevsnp.guests.volume_guest import attest_volume, run_volume
 from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record
-from sevsnp.qemu.process import RunOptions
+from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import read_vm_config, render_vm_config
 from sevsnp.volumes.directory import CONFIGS, Source, Volume, note_earlier, say_what_stays
 from tests.support.luks_volume import make_header

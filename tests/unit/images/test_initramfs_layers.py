@@ -136,7 +136,7 @@ def test_our_own_files_have_their_mode_and_place(tmp_path: Path) -> None:
         'directories: [newroot]\ninit:\n  - { path: init, source: init, mode: "0755" }\n'
         "  - { path: usr/lib/e, source: ../elsewhere }\nemulated:\n  - { path: x, source: init }\n",
     )
-    sources = layer_sources(files, "init")
+    sources = layer_sources(files)["init"]
     assert sources == [tmp_path / "initramfs/init", tmp_path / "elsewhere"]
     # The mode of the source, which depends on a umask, must not reach the archive.
     (tmp_path / "initramfs/init").chmod(0o600)
@@ -145,7 +145,7 @@ def test_our_own_files_have_their_mode_and_place(tmp_path: Path) -> None:
     assert shown["init"] == ("-rwxr-xr-x", b"#!init\n")
     assert shown["usr/lib/e"] == ("-rw-r--r--", b"e")
     assert shown["newroot"] == shown["usr/lib"] == ("drwxr-xr-x", b"")
-    make_files_layer(files=files, sources=layer_sources(files, "emulated"), layer="emulated", output=tmp_path / "o")
+    make_files_layer(files=files, sources=layer_sources(files)["emulated"], layer="emulated", output=tmp_path / "o")
     assert set(members(tmp_path / "o")) == {"x"}
 
 
@@ -209,7 +209,7 @@ def test_joined_layers_are_unpacked_one_after_the_other(tmp_path: Path) -> None:
     for name, text in (("one", "1"), ("two", "22"), ("three", "333")):
         files = files_yaml(tmp_path, "init:\n  - { path: same, source: init }\n")
         (tmp_path / "initramfs/init").write_text(text * 77)
-        make_files_layer(files=files, sources=layer_sources(files, "init"), layer="init", output=tmp_path / name)
+        make_files_layer(files=files, sources=layer_sources(files)["init"], layer="init", output=tmp_path / name)
         layers.append(tmp_path / name)
     assert len({layer.stat().st_size % 4 for layer in layers} - {0}) > 0  # or padding would not be shown
     join_layers(layers=layers, output=tmp_path / "joined")

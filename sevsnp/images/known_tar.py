@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of a tar that was read before, so that an edited file costs no walk through ten thousand headers.
+
+It is remembered where the digests of files are, under the digest of the archive and that of the code that reads it: of
+another archive, or by other code, it is made anew.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
+from sevsnp.errors import UserError
+from sevsnp.store.recipe import recipe_digest
+from sevsnp.store.session import index
+
+_KINDS = {kind.value.decode(): kind for kind in Kind}
+
+
+def read_known_tar(path: Path) -> dict[str, Entry]:
+    """What :func:`sevsnp.archives.tar.read_tar` returns, in the same order, and raises."""
+    try:
+        digest = index().file(path)
+    except OSError:
+        return read_tar(path)  # it says what is wrong
+
+    def rows() -> list[Any]:
+        found = list(map(_row, read_tar(path).values()))
+        if index().file(path) != digest:
+            raise UserError(f"{path}: changed while it was read")
+        return found
+
+    # The code is this module with all that it reaches.
+    found = index().memo(f"tar:{recipe_digest(__name__)}:{digest}", rows)
+    return {row[0]: _entry(path, *row) for row in found}
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    """An entry as JSON has it; a file's content is a place in the archive."""
+    return (
+        *(entry.name, entry.kind.value.decode(), entry.mode, entry.uid, entry.gid, entry.mtime, entry.target),
+        *(entry.device, entry.capability.hex(), entry.attributes),
+        entry.content and (entry.content.size, entry.content.inode[1], entry.content.offset, entry.content.sparse),
+    )
+
+
+def _entry(
+    path: Path,
+    name: str,
+    kind: str,
+    mode: int,
+    uid: int,
+    gid: int,
+    mtime: int,
+    target: str,
+    device: tuple[int, int],
+    capability: str,
+    attributes: list[str],
+    place: list[Any] | None,
+) -> Entry:
+    content = None
+    if place:
+        size, inode, offset, sparse = place
+        content = Content(size, (str(path), inode), path, offset, sparse=sparse)
+    raw = bytes.fromhex(capability)
+    return Entry(
+        name, _KINDS[kind], mode, uid, gid, mtime, target, (device[0], device[1]), content, raw, tuple(attributes)
+    )

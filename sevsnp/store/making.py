@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an artefact comes about: copied from the cache where the same was made before, and made where not."""
+
+import errno
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sevsnp.errors import UserError
+from sevsnp.store import session
+from sevsnp.store.artefact import Artefact, Say, digest_of
+from sevsnp.store.cache import Cache, cache
+from sevsnp.store.digests import read_tree
+from sevsnp.store.entries import MODES, Blob, Entry, File, Tree
+from sevsnp.store.local import DamagedError
+from sevsnp.store.recipe import reached_sources
+from sevsnp.system import progress
+from sevsnp.system.files import cannot_write, scratch_directory, sha256_file
+from sevsnp.system.named import load_named
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def make(artefact: Artefact, say: Say, remark: Say) -> None:
+    """Bring the outputs to their places: leave what is right, copy what the cache has, make the rest.
+
+    ``say`` takes warnings; ``remark`` what happened instead of making. Raises UserError and OSError.
+    """
+    store = cache() if artefact.cached else None
+    parts = artefact.parts()
+    key = digest_of(parts)
+    if store is None:
+        _build(artefact, key, parts, None, say)
+        return
+    with ExitStack() as held:
+        reading = ExitStack()
+        try:
+            waiting = "waiting for another run that makes the same"
+            held.enter_context(store.local.making(key, lambda: say(waiting)))
+            reading.enter_context(store.local.in_use())
+        except OSError as error:
+            say(f"the artefact cache cannot be used: {error}")
+            _build(artefact, key, parts, None, say)
+            return
+        with reading:
+            entry = store.find(key, say)
+            restored = entry is not None and _restore(artefact, entry, store, say)
+        if entry and restored:
+            remark("from the cache")
+            _note_made(artefact, parts, entry)
+            store.push(entry, say)
+        else:
+            _build(artefact, key, parts, store, say)
+    store.prune()
+
+
+def _restore(artefact: Artefact, entry: Entry, store: Cache, say: Say) -> bool:
+    """Copy what is not there yet; all outputs are whole before the first takes its place."""
+    if not _is_of_its_kind(artefact, entry):
+        say(f"refused what the cache has under {entry.key}: other outputs than {', '.join(artefact.outputs)}")
+        return False
+    digests = {name: _shown(made) for name, made in entry.outputs.items()}
+    lacking = list(artefact.lacking(digests))
+    with _scratch(artefact) as scratch, _full_disk(next(iter(artefact.outputs.values()))):
+        try:
+            for name in lacking:
+                with progress.growing(scratch[name], _size(entry.outputs[name]), "copying from the cache"):
+                    store.local.restore(entry, name, scratch[name])
+        except DamagedError as error:
+            store.local.drop(entry.key)
+            say(f"damaged in the artefact cache: {error}")
+            return False
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            say(f"the artefact cache cannot be used: {error}")
+            return False
+        _place(artefact, scratch, {name: entry.outputs[name] for name in lacking})
+    return True
+
+
+def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache | None, say: Say) -> None:
+    module = artefact.function.partition(":")[0]
+    _check_sources(module)
+    function = load_named(artefact.function)
+    with _scratch(artefact) as scratch, _full_disk(next(iter(artefact.outputs.values()))):
+        with _Reader(scratch, store) as reader:
+            reader.follow(function(**artefact.given, **scratch))
+            for output, path in scratch.items():
+                if not path.exists():
+                    raise UserError(f"{artefact.function} did not make {artefact.outputs[output]}")
+            outputs = {name: reader.made(name) for name in scratch}
+        _check_sources(module)
+        if (now := artefact.parts()) != parts:
+            # What was made is of neither the old nor the new.
+            changed = " and ".join(name for name in now if now[name] != parts[name])
+            raise UserError(f"its {changed} changed while it was made", "run it again")
+        entry = Entry(key, artefact.function, outputs)
+        if not _is_of_its_kind(artefact, entry):
+            raise UserError(f"{artefact.function} made a directory for a file, or a file for a directory")
+        if store:
+            store.keep(entry, scratch, say)
+        # What came out as it was stays in its place, and is not read again by what depends on it.
+        lacking = list(artefact.lacking({name: _shown(made) for name, made in entry.outputs.items()}))
+        _place(artefact, scratch, {name: entry.outputs[name] for name in lacking})
+    _note_made(artefact, parts, entry)
+
+
+def _note_made(artefact: Artefact, parts: Mapping[str, str], entry: Entry) -> None:
+    artefact.made.update(parts=dict(parts), outputs={name: _shown(made) for name, made in entry.outputs.items()})
+
+
+def _check_sources(module: str) -> None:
+    """What runs was loaded at some time since this process started: it must be what its digest was taken of."""
+    for path in reached_sources(module).values():
+        if path.stat().st_ctime_ns > session.started_ns():
+            raise UserError(f"{path}: changed since this run started", "run it again")
+
+
+@contextmanager
+def _scratch(artefact: Artefact) -> Iterator[dict[str, Path]]:
+    """A temporary name for every output, each in a directory of its own."""
+    with scratch_directory(next(iter(artefact.outputs.values()))) as scratch:
+        made = {name: scratch / name / path.name for name, path in artefact.outputs.items()}
+        for path in made.values():
+            path.parent.mkdir()
+        yield made
+
+
+def _place(artefact: Artefact, scratch: Mapping[str, Path], made: Mapping[str, File | Tree]) -> None:
+    index = session.index()
+    for name, output in made.items():
+        path = artefact.outputs[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.is_dir() and not path.is_symlink()
+        if there or (isinstance(output, Tree) and (path.exists() or path.is_symlink())):
+            # A directory cannot be replaced in one step; the old one is out of the way for an instant.
+            old = path.rename(scratch[name].with_name(f"{path.name}.old"))
+            for kept in artefact.ignored:
+                if there and (old / kept).exists():
+                    (old / kept).rename(scratch[name] / kept)
+        scratch[name].replace(path)
+        if isinstance(output, File):
+            index.note(path, output.blob.sha256)
+        else:
+            index.note_tree(path, output.sha256, artefact.ignored)
+
+
+def _is_of_its_kind(artefact: Artefact, entry: Entry) -> bool:
+    kinds = {name: Tree if name in artefact.trees else File for name in artefact.outputs}
+    return {name: type(made) for name, made in entry.outputs.items()} == kinds
+
+
+class _Reader:
+    """Takes the digests of outputs, of those that are finished early while the function goes on with the others."""
+
+    def __init__(self, scratch: Mapping[str, Path], store: Cache | None) -> None:
+        self._scratch, self._store = scratch, store
+        self._pool: ThreadPoolExecutor | None = None
+        self._early: dict[str, Future[File | Tree]] = {}
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def follow(self, finished: Iterable[str] | None) -> None:
+        """Run the rest of a function that yields the name of each output to which it will not write any more."""
+        for name in finished or ():
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._early[name] = self._pool.submit(self._take, name)
+
+    def _take(self, name: str) -> File | Tree:
+        made = _read(self._scratch[name])
+        if self._store and isinstance(made, File):
+            self._store.keep_early(made, self._scratch[name])
+        return made
+
+    def made(self, name: str) -> File | Tree:
+        return self._early[name].result() if name in self._early else _read(self._scratch[name])
+
+
+def _read(path: Path) -> File | Tree:
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return read_tree(path)
+    return File(Blob(sha256_file(path), status.st_size), stat.S_IMODE(status.st_mode) & MODES)
+
+
+def _size(made: File | Tree) -> int:
+    return made.blob.size if isinstance(made, File) else 0
+
+
+def _shown(made: File | Tree) -> str:
+    return made.sha256 if isinstance(made, Tree) else f"{made.blob.sha256} {made.mode:o}"
+
+
+@contextmanager
+def _full_disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise cannot_write(place, error) from None

@@ -13,6 +13,7 @@ RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
 GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
+DENIED = "guest-vm/denied.yaml"
 VOLUME = "build/luks/luks.img"
 LUKS_HEADER = ("build/luks/header.bin", "build/luks/header.sha256", "build/luks/tables.sha256")
 E2E_VOLUME = "build/e2e/luks.img"
@@ -169,18 +170,18 @@ ROWS: dict[str, Row] = {
         ("build/guest/rootfs.tar", VMLINUZ, "build/initramfs.plain.cpio.zst", RELEASE),
         ("build/guest/sevsnptest.qcow2",),
     ),
-    "_verity_root": Row((*GUEST, RELEASE), (IMAGE, TREE, ROOTHASH), directories=("guest-vm/files",)),
+    "_verity_root": Row((*GUEST, DENIED, RELEASE), (IMAGE, TREE, ROOTHASH), directories=("guest-vm/files",)),
     "_verity_cmdline": Row((IMAGE, ROOTHASH), ("build/verity/cmdline",)),
     "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH), ("build/verity/cmdline.emulated",)),
     "_verity_config": config("verity", "build/initramfs.cpio.zst", "", IMAGE, TREE),
     "_verity_config_emulated": config("verity", "build/initramfs.emulated.cpio.zst", ".emulated", IMAGE, TREE),
     "_luks_image": Row(
-        (*GUEST, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
+        (*GUEST, DENIED, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
         (VOLUME, *LUKS_HEADER),
         directories=("guest-vm/files",),
     ),
     "_e2e_image": Row(
-        (*GUEST, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
+        (*GUEST, DENIED, VMLINUZ, "build/initramfs.appliance.cpio.zst", RELEASE),
         (E2E_VOLUME, *E2E_HEADER),
         directories=("guest-vm/files",),
     ),

@@ -337,6 +337,11 @@ BAD: dict[str, tuple[Edit, str, str]] = {
         "create_new_vm",
         "guest-vm/guest.yaml: document: unknown key 'nonsuch'",
     ),
+    "deny-list": (
+        append("guest-vm/denied.yaml", "\nlog:\n  - var/log\n"),
+        "setup_verity",
+        "log stands there twice",
+    ),
     "setting": (append("config.yaml", "\nnonsuch: 1\n"), "setup_verity", "config.yaml: unknown setting 'nonsuch'"),
     "value": (
         replace("config.yaml", "cpus: 1 ", "cpus: 0 "),

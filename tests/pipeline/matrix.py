@@ -24,6 +24,8 @@ MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
 CARRIED = (
     "sevsnp/errors.py", "sevsnp/host/bundle_run.py", "sevsnp/vm_config/cmdline.py", "sevsnp/emulation/service.py",
 )  # fmt: skip
+TOOLS = ("get_report", "get_report_emulated", "verify_report", "verify_report_emulated", "inspect_report", "measure",
+         "idblock-generator", "sev-feature-info")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ ROWS: dict[str, Row] = {
         "initramfs/appliance/volumes.py",
         "initramfs/appliance/fstab.py",
         "initramfs/appliance/tree_tar.py",
+        "sevsnp/archives/links.py",
+        "sevsnp/archives/ustar.py",
     ),
     "_appliance_initramfs": joined(
         layer("base"),
@@ -200,19 +204,7 @@ ROWS: dict[str, Row] = {
     "_e2e_bundle": bundle("luks", "build/e2e/host-bundle-luks", E2E_VOLUME, place="build/e2e"),
     "build_tools": Row(
         ("initramfs/get_report.py", "initramfs/emulated/emulated_provider.py"),
-        tuple(
-            f"build/bin/{name}"
-            for name in (
-                "get_report",
-                "get_report_emulated",
-                "verify_report",
-                "verify_report_emulated",
-                "inspect_report",
-                "measure",
-                "idblock-generator",
-                "sev-feature-info",
-            )
-        ),
+        tuple(f"build/bin/{name}" for name in TOOLS),
     ),
 }
 

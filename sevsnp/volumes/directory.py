@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -181,7 +181,7 @@ class Volume:
             return target
 
         launch = relocated(config.launch, place)
-        placed = VmConfig((self.path / config.source.name).resolve(), launch, config.reference, config.policy)
+        placed = replace(config, source=(self.path / config.source.name).resolve(), launch=launch)
         return render_vm_config(placed)
 
     @contextlib.contextmanager

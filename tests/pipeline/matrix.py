@@ -122,6 +122,7 @@ ROWS: dict[str, Row] = {
         "initramfs/root_guard.py",
         "initramfs/agent.py",
         "initramfs/key_agent.py",
+        "initramfs/clients.py",
         "initramfs/network.py",
         "initramfs/lease",
         "initramfs/get_report.py",

@@ -243,11 +243,14 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/emulation/verify.py": frozenset({"build_tools"}),
     # Reached by many.
     "sevsnp/archives/tar.py": PACKED | VERITY | LUKS | FROM_TARS,
+    # An input of the appliance's layer as well.
+    "sevsnp/archives/ustar.py": PACKED | VERITY | LUKS | FROM_TARS,
     "sevsnp/vm_config/cmdline.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"build_tools"},
     "sevsnp/errors.py": frozenset(ROWS),
-    # Nothing is made by these, but of those that a bundle carries along.
+    # What starts the appliance names it.
+    "sevsnp/emulation/service.py": LUKS,
+    # Nothing is made by these; a bundle has the first.
     "sevsnp/host/bundle_run.py": NONE,
-    "sevsnp/emulation/service.py": NONE,
     "sevsnp/e2e/run.py": NONE,
     "sevsnp/pipeline/reporter.py": NONE,
     "sevsnp/store/local.py": NONE,

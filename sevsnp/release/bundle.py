@@ -5,6 +5,7 @@ It has the guest's files, launch files without reference values (production and 
 code that launches, and a Python of its own: a host needs nothing but QEMU. No private key, no policy, no user's name.
 """
 
+import ast
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,8 @@ def make_bundle(
     """Write the bundle directory ``output`` from the VM configs and the unpacked release tree.
 
     ``code`` are the sources that launch, each a path from the project's directory, which it has in the bundle too.
-    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files.
+    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files. Raises
+    UserError for a secret or a reference value in what would be the bundle, and SyntaxError for code that is none.
     """
     output.mkdir()
     copied: dict[Path, str] = {}
@@ -81,6 +83,8 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
 
 def _copy_code(code: Sequence[Path], library: Path) -> None:
     for source in code:
+        # What cannot be parsed names nothing that it imports: that would lack.
+        ast.parse(source.read_bytes(), str(source))
         (library / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, library / source)
     (library / "run.py").write_text(_RUN_PY)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from clients import serve_clients
 from get_report import get_report
 from report_data import ssh_report_data
 
@@ -66,30 +67,10 @@ def serve(host_keys: "list[str]", ready: "Callable[[], object]") -> None:
         stream.write("-1000")
     listener = socket.create_server(("", PORT), backlog=MAX_CLIENTS)
     provider_lock = threading.Lock()
-    places = threading.Semaphore(MAX_CLIENTS)
-
-    def one(client: socket.socket) -> None:
-        try:
-            with client:
-                answer(client, host_keys, provider_lock)
-        except OSError as error:
-            print(f"agent: {error}", file=sys.stderr)
-        finally:
-            places.release()
-
     ready()
-    while True:
-        places.acquire()
-        try:
-            client, _ = listener.accept()
-        except OSError as error:  # Linux hands a connection's early network error to accept(2)
-            places.release()
-            print(f"agent: {error}", file=sys.stderr)
-            time.sleep(0.1)
-            continue
-        try:
-            threading.Thread(target=one, args=(client,), daemon=True).start()
-        except RuntimeError as error:  # no memory for one more thread
-            client.close()
-            places.release()
-            print(f"agent: {error}", file=sys.stderr)
+    serve_clients(
+        listener,
+        MAX_CLIENTS,
+        lambda client: answer(client, host_keys, provider_lock),
+        lambda problem: print(f"agent: {problem}", file=sys.stderr),
+    )

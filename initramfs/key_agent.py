@@ -15,6 +15,7 @@ A frame is its length (u32 big-endian) and so many bytes. Who is not the owner i
 wrong with the owner ends the machine. Standard library only.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable
 
 import linux
+from clients import serve_clients
 from report_data import DIGEST_SIZE, NONCE_SIZE, luks_report_data
 
 PORT = 8088
@@ -84,43 +86,22 @@ def server_context(certificate: str, key: str, owner: bytes) -> ssl.SSLContext:
 def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes) -> ssl.SSLSocket:
     """The first connection whose client has proven to be the owner, whoever else connects meanwhile."""
     found: queue.Queue[ssl.SSLSocket] = queue.Queue()
-    places = threading.Semaphore(MAX_CLIENTS)
     claimed = threading.Lock()
 
     def one(client: socket.socket) -> None:
-        try:
-            with client:
-                client.settimeout(SECONDS)
-                connection = context.wrap_socket(client, server_side=True)
-                # The anchor is the owner's certificate; what it might have signed is not the owner.
-                if connection.getpeercert(binary_form=True) == owner and claimed.acquire(blocking=False):
-                    found.put(connection)
-                else:
-                    connection.close()
-        except OSError:  # ssl.SSLError among them
-            pass
-        finally:
-            places.release()
+        with contextlib.suppress(OSError):  # ssl.SSLError among them
+            client.settimeout(SECONDS)
+            connection = context.wrap_socket(client, server_side=True)
+            # The anchor is the owner's certificate; what it might have signed is not the owner.
+            if connection.getpeercert(binary_form=True) == owner and claimed.acquire(blocking=False):
+                found.put(connection)
+            else:
+                connection.close()
 
-    def accept() -> None:
-        while True:
-            places.acquire()
-            try:
-                client, _ = listener.accept()
-            except OSError as error:  # Linux hands a connection's early network error to accept(2)
-                places.release()
-                if listener.fileno() < 0:
-                    return
-                print(f"init: key agent: {error}", flush=True)
-                time.sleep(0.1)
-                continue
-            try:
-                threading.Thread(target=one, args=(client,), daemon=True).start()
-            except RuntimeError:  # no memory for one more thread
-                client.close()
-                places.release()
+    def say(problem: str) -> None:
+        print(f"init: key agent: {problem}", flush=True)
 
-    threading.Thread(target=accept, daemon=True).start()
+    threading.Thread(target=serve_clients, args=(listener, MAX_CLIENTS, one, say), daemon=True).start()
     return found.get()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.graph import Task, command
-from tasks.guest import ROOTFS
+from tasks.guest import DENIED, ROOTFS
 from tasks.project import BUILD, FIRMWARE, QEMU, RUN, TOOLS, VERITY, keys, settings
 
 RESULTS = BUILD / "bench"
@@ -38,6 +38,7 @@ def task_bench() -> Iterator[Task]:
             launches=True,
             needs=["setup_verity", "_keys"],
             rootfs=values.path("IMAGE", ROOTFS),
+            denied=DENIED,
             filesystem=values.text("VERITY_FILESYSTEM"),
             tools=TOOLS,
             directory=VERITY,

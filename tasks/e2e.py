@@ -3,12 +3,16 @@
 
 from pathlib import Path
 
+from sevsnp.store.recipe import reached_sources
 from tasks import luks, verity
 from tasks.graph import Task, artefact, command
 from tasks.project import BUILD, E2E, QEMU, RELEASE, RELEASE_MANIFEST, RUN, asked, keys, settings
 from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
+# Where the code on the host starts: all that these import goes along.
+_ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
+_EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
 
 
 def task_host_bundle() -> Task:
@@ -40,14 +44,15 @@ def task__e2e_bundle() -> Task:
 
 def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *, cached: bool) -> Task:
     # For SEV-SNP alone nothing of the emulation is packed.
-    emulation = {} if settings().text("PLATFORM") == "snp" else {"emulated": launched(emulated)}
+    alone = settings().text("PLATFORM") == "snp"
     return artefact(
         "sevsnp.release.bundle:make_bundle",
         inputs={
             "production": launched(production),
-            **emulation,
+            **({} if alone else {"emulated": launched(emulated)}),
             "template": Path("templates/vm-config.toml.j2"),
             "run_script": Path("templates/bundle-run"),
+            "code": _code(emulation=not alone),
         },
         # What the VM configs name; they change with the digests in them.
         watch=[*disks, RELEASE_MANIFEST],
@@ -57,6 +62,12 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
         distributions=["jinja2"],
         cached=cached,
     )
+
+
+def _code(*, emulation: bool) -> list[Path]:
+    entries, without = ((*_ENTRIES, _EMULATED_ENTRY), "") if emulation else (_ENTRIES, _EMULATION)
+    found = {path for entry in entries for path in reached_sources(entry, without).values()}
+    return sorted(path.relative_to(Path.cwd()) for path in found)
 
 
 def task_e2e() -> Task:

@@ -78,6 +78,8 @@ def _told(function: str, work: Callable[[], Any]) -> Any:
         if isinstance(error, PermissionError) and error.filename:
             return _failed(str(cannot_write(Path(os.fsdecode(error.filename)), error)), error)
         return _failed(f"{error.filename or function}: {error.strerror}", error)
+    except SyntaxError as error:
+        return _failed(f"{error.filename}:{error.lineno}: {error.msg}", error)
     # doit keeps what an action returns in its database in clear, so nothing is ever handed back.
     return None if result is None or result is True else _failed(f"{function} failed")
 
@@ -142,7 +144,7 @@ def artefact(
     are directories, each with the files inside it that other tasks name (doit knows only files); ``ignored`` are names
     at their top that are not part of them. ``directories`` are inputs too, with all that is in them.
 
-    The task runs again when an input's content, a parameter, the source of the function or of anything it imports, one
+    The task runs again when an input's content, a parameter, the code of the function or of anything it imports, one
     of the host's ``programs`` or the version of one of the Python ``distributions`` changed; when a file in ``watch``
     did, which the function finds by itself (a manifest that stands for a tree of tools); and when an output is not as
     it was made. What was made before of the same is copied from the artefact cache instead, unless ``cached`` is

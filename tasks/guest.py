@@ -30,6 +30,7 @@ DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
 LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
+DENIED, SWITCHED_OFF = Path("guest-vm/denied.yaml"), Path("guest-vm/switched-off.yaml")
 IMPORTED = GUEST / "image-imported.tar"
 IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
 
@@ -127,6 +128,7 @@ def task__image_rootfs() -> Task:
             "imported": IMPORTED,
             "authorized_key": keys().user_public,
             "no_shell": FILES / "etc" / "systemd" / "system" / "emergency.service.d" / "10-guest.conf",
+            "switched_off": SWITCHED_OFF,
             "modules": Path("initramfs/modules.yaml"),
             "version": KERNEL / "version",
         },

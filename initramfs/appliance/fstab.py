@@ -6,8 +6,9 @@ import re
 import stat
 from dataclasses import dataclass
 
+from links import follow
+
 _LONGEST = 1 << 20
-_LINKS = 40
 _KERNEL = ("/dev", "/proc", "/sys", "/run", "/tmp")
 _NO_DISK = re.compile(
     r"(tmpfs|proc|sysfs|devpts|devtmpfs|nfs4?|cifs|smb3|9p|virtiofs|fuse\..*|overlay|none|debugfs|tracefs|cgroup2?"
@@ -87,30 +88,13 @@ def _unescaped(field: str) -> str:
 
 def real_path(root: str, name: str) -> str:
     """The regular file that ``name`` is once ``root`` is the root, symbolic links followed; empty for anything else."""
-    left = name.split("/")[::-1]
-    place: list[str] = []
-    links = 0
-    while left:
-        part = left.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            place = place[:-1]
-            continue
-        here = "/".join((root, *place, part))
-        try:
-            status = os.lstat(here)
-        except OSError:
-            return ""
-        if stat.S_ISLNK(status.st_mode):
-            links += 1
-            target = os.readlink(here)
-            if links > _LINKS:
-                return ""
-            place = [] if target.startswith("/") else place
-            left += target.split("/")[::-1]
-            continue
-        place.append(part)
-        if not left:
-            return here if stat.S_ISREG(status.st_mode) else ""
-    return ""
+
+    def target(place: str) -> "str | None":
+        here = f"{root}/{place}"
+        return os.readlink(here) if stat.S_ISLNK(os.lstat(here).st_mode) else None
+
+    try:
+        found = f"{root}/{follow(name, target)}"
+        return found if stat.S_ISREG(os.lstat(found).st_mode) else ""
+    except OSError:
+        return ""

@@ -10,7 +10,8 @@ import os
 import stat
 from collections.abc import Callable
 
-BLOCK = 512
+from ustar import BLOCK, member, padding, record
+
 _SMALL = 1 << 16
 _FLUSHED = 1 << 20
 _PIECE = 8 << 20
@@ -21,19 +22,6 @@ LEFT_OUT = ("security.selinux", "btrfs.")
 
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
           stat.S_IFIFO: b"6"}  # fmt: skip
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """A pax record: its own decimal length, a space, key=value, a newline."""
-    body = b" " + key + b"=" + value + b"\n"
-    length = len(body)
-    while len(str(length)) + len(body) != length:
-        length = len(str(length)) + len(body)
-    return str(length).encode() + body
-
-
-def _octal(value: int, width: int) -> bytes:
-    return b"%0*o\0" % (width - 1, value)
 
 
 class TreeTar:
@@ -69,7 +57,7 @@ class TreeTar:
         elif kind == b"2":
             link = os.readlink(path)
         for attribute, value in self._attributes(path):
-            records += _record(b"SCHILY.xattr." + os.fsencode(attribute), value)
+            records += record(b"SCHILY.xattr." + os.fsencode(attribute), value)
         if kind != b"0" or not size:
             self._header(shown, kind, status, 0, link, records)
             return
@@ -80,7 +68,7 @@ class TreeTar:
             else:
                 self._header(shown, kind, status, size, link, records)
                 self._copy(descriptor, 0, size, path)
-                self._pad(size)
+                self._write(padding(size))
         finally:
             os.close(descriptor)
 
@@ -117,60 +105,34 @@ class TreeTar:
         table = b"%d\n" % len(ranges) + b"".join(b"%d\n%d\n" % one for one in ranges)
         table += bytes(-len(table) % BLOCK)
         records += (
-            _record(b"GNU.sparse.major", b"1")
-            + _record(b"GNU.sparse.minor", b"0")
-            + _record(b"GNU.sparse.name", shown)
-            + _record(b"GNU.sparse.realsize", b"%d" % status.st_size)
+            record(b"GNU.sparse.major", b"1")
+            + record(b"GNU.sparse.minor", b"0")
+            + record(b"GNU.sparse.name", shown)
+            + record(b"GNU.sparse.realsize", b"%d" % status.st_size)
         )
         data = sum(length for _, length in ranges)
         self._header(b"./GNUSparseFile.0/file", b"0", status, len(table) + data, b"", records)
         self._write(table)
         for offset, length in ranges:
             self._copy(descriptor, offset, length, shown)
-        self._pad(data)
+        self._write(padding(data))
 
     def _header(self, name: bytes, kind: bytes, status: os.stat_result, size: int, link: bytes, records: bytes) -> None:
-        if len(name) > 100:
-            records += _record(b"path", name)
-        if len(link) > 100:
-            records += _record(b"linkpath", link)
-        if size >= 1 << 33:
-            records += _record(b"size", b"%d" % size)
-        if status.st_uid >= 1 << 21:
-            records += _record(b"uid", b"%d" % status.st_uid)
-        if status.st_gid >= 1 << 21:
-            records += _record(b"gid", b"%d" % status.st_gid)
-        if records:
-            self._block(b"././@PaxHeader", b"x", 0o644, 0, 0, len(records), 0, b"", 0)
-            self._write(records)
-            self._pad(len(records))
         node = status.st_rdev if kind in (b"3", b"4") else 0
-        uid, gid = (value if value < 1 << 21 else 0 for value in (status.st_uid, status.st_gid))
-        mtime = min(max(0, int(status.st_mtime)), (1 << 33) - 1)
-        self._block(name, kind, status.st_mode & 0o7777, uid, gid, size if size < 1 << 33 else 0, mtime, link, node)
-
-    def _block(
-        self, name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes, node: int
-    ) -> None:
-        block = b"".join(
-            (
-                name[:100].ljust(100, b"\0"),
-                _octal(mode, 8),
-                _octal(uid, 8),
-                _octal(gid, 8),
-                _octal(size, 12),
-                _octal(mtime, 12),
-                b" " * 8,
+        self._write(
+            member(
+                name,
                 kind,
-                link[:100].ljust(100, b"\0"),
-                b"ustar\x0000",
-                bytes(64),
-                _octal(os.major(node), 8),
-                _octal(os.minor(node), 8),
-                bytes(167),
+                mode=status.st_mode & 0o7777,
+                uid=status.st_uid,
+                gid=status.st_gid,
+                size=size,
+                mtime=min(max(0, int(status.st_mtime)), (1 << 33) - 1),
+                link=link,
+                device=(os.major(node), os.minor(node)),
+                before=records,
             )
         )
-        self._write(block[:148] + b"%06o\0 " % sum(block) + block[156:])
 
     def _write(self, data: bytes) -> None:
         self._buffer += data
@@ -184,10 +146,6 @@ class TreeTar:
             view = view[os.write(self._out, view) :]
         self._buffer = bytearray()
         self._say(self.size)
-
-    def _pad(self, size: int) -> None:
-        if size % BLOCK:
-            self._write(bytes(-size % BLOCK))
 
     def _copy(self, descriptor: int, offset: int, length: int, shown: bytes) -> None:
         if length <= _SMALL:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import adler32
 
-BLOCK = 512
+from sevsnp.archives.ustar import BLOCK
+
 _ZEROS = bytes(BLOCK)
 _MAGIC = b"ustar\x0000"
 _KINDS = frozenset(b"0123456")

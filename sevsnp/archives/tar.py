@@ -7,17 +7,17 @@ its place in the archive is kept in memory, never its content.
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from shlex import quote
 
 from sevsnp.archives.plain_tar import Member, plain_members
+from sevsnp.archives.ustar import BLOCK
 from sevsnp.errors import UserError
 from sevsnp.system.files import CHUNK
 
-BLOCK = 512
 CAPABILITY = "security.capability"
 
 _ATTRIBUTE = re.compile(r"(?:(?:SCHILY|LIBARCHIVE)\.xattr|RHT)\.(.+)|SCHILY\.(acl\..+)")
@@ -195,7 +195,6 @@ def read_tar(path: Path) -> dict[str, Entry]:
 
 def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
     """What :func:`_entry` makes of the same member."""
-    name = normal_name(member.name, path)
     capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
     content = None
     if member.kind == b"1":
@@ -204,18 +203,34 @@ def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
         kind = Kind(member.kind)
     if kind is Kind.FILE and content is None:
         content = Content(member.size, (str(path), member.offset), path, member.data)
-    _check_root(name, member.name, kind, path)
+    return _made(member, path, kind, member.link, member.device, content, capability)
+
+
+def _made(
+    member: Member | tarfile.TarInfo,
+    path: Path,
+    kind: Kind,
+    link: str,
+    device: tuple[int, int],
+    content: Content | None,
+    capability: bytes,
+    attributes: Iterable[str] = (),
+) -> Entry:
+    name = normal_name(member.name, path)
+    if not name and kind is not Kind.DIRECTORY:
+        raise UserError(f"{path}: entry {member.name!r}: expected a directory as the root, found a {kind.name.lower()}")
     return Entry(
         name=name,
         kind=kind,
         mode=member.mode & 0o7777,
         uid=member.uid,
         gid=member.gid,
-        mtime=member.mtime,
-        target=member.link if kind is Kind.SYMLINK else "",
-        device=member.device if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
+        mtime=max(0, int(member.mtime)),
+        target=link if kind is Kind.SYMLINK else "",
+        device=device if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
         content=content,
         capability=capability,
+        attributes=tuple(sorted(attributes)),
     )
 
 
@@ -228,13 +243,7 @@ def _linked(
     return linked.content, Kind.FILE, capability or linked.capability
 
 
-def _check_root(name: str, shown: str, kind: Kind, path: Path) -> None:
-    if not name and kind is not Kind.DIRECTORY:
-        raise UserError(f"{path}: entry {shown!r}: expected a directory as the root, found a {kind.name.lower()}")
-
-
 def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
-    name = normal_name(member.name, path)
     capability = b""
     attributes = []
     for key, value in member.pax_headers.items():
@@ -260,17 +269,5 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
         kind = _KINDS[member.type]
     else:
         raise UserError(f"{path}: entry {member.name!r}: type {member.type!r} is none a file system can hold")
-    _check_root(name, member.name, kind, path)
-    return Entry(
-        name=name,
-        kind=kind,
-        mode=member.mode & 0o7777,
-        uid=member.uid,
-        gid=member.gid,
-        mtime=max(0, int(member.mtime)),
-        target=member.linkname if kind is Kind.SYMLINK else "",
-        device=(member.devmajor, member.devminor) if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
-        content=content,
-        capability=capability,
-        attributes=tuple(sorted(attributes)),
-    )
+    device = (member.devmajor, member.devminor)
+    return _made(member, path, kind, member.linkname, device, content, capability, attributes)

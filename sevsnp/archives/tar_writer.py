@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from sevsnp.archives.tar import BLOCK, CAPABILITY, Content, Entry, Kind
+from sevsnp.archives.tar import CAPABILITY, Content, Entry, Kind
+from sevsnp.archives.ustar import BLOCK, member, padding, record
 from sevsnp.errors import UserError
 
 # Above this a system call of its own costs less than copying.
@@ -19,44 +20,6 @@ _LARGE = 1 << 16
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _record(key: str, value: bytes) -> bytes:
-    """A pax record: its own decimal length, a space, key=value, a newline."""
-    body = b" " + key.encode() + b"=" + value + b"\n"
-    length = len(body)
-    while len(str(length)) + len(body) != length:
-        length = len(str(length)) + len(body)
-    return str(length).encode() + body
-
-
-def _octal(value: int, width: int) -> bytes:
-    return b"%0*o\0" % (width - 1, value)
-
-
-def _header(name: bytes, kind: bytes, entry: Entry, size: int, mtime: int, link: bytes = b"") -> bytes:
-    fields = (
-        name[:100].ljust(100, b"\0"),
-        _octal(entry.mode, 8),
-        _octal(entry.uid if entry.uid < 1 << 21 else 0, 8),
-        _octal(entry.gid if entry.gid < 1 << 21 else 0, 8),
-        _octal(size if size < 1 << 33 else 0, 12),
-        _octal(mtime, 12),
-        b" " * 8,
-        kind,
-        link[:100].ljust(100, b"\0"),
-        b"ustar\x0000",
-        bytes(64),  # user and group names: numbers only
-        _octal(entry.device[0], 8),
-        _octal(entry.device[1], 8),
-        bytes(167),
-    )
-    block = b"".join(fields)
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % BLOCK)
 
 
 def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int) -> None:
@@ -129,23 +92,23 @@ def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Ent
             kind, link, content = b"1", _bytes(f"./{original.name}"), None
         else:
             size = content.size
-    records = b""
-    if len(name) > 100:
-        records += _record("path", name)
-    if len(link) > 100:
-        records += _record("linkpath", link)
-    if size >= 1 << 33:
-        records += _record("size", b"%d" % size)
-    for key, value in (("uid", entry.uid), ("gid", entry.gid)):
-        if value >= 1 << 21:
-            records += _record(key, b"%d" % value)
+    capability = b""
     if entry.capability and kind != b"1":
-        records += _record(f"SCHILY.xattr.{CAPABILITY}", entry.capability)
-    mtime = min(entry.mtime, epoch)
-    if records:
-        plain = Entry(name="", kind=Kind.FILE, mode=0o644)
-        output.write(_header(b"././@PaxHeader", b"x", plain, len(records), 0) + records + _padding(len(records)))
-    output.write(_header(name, kind, entry, size, mtime, link))
+        capability = record(f"SCHILY.xattr.{CAPABILITY}".encode(), entry.capability)
+    output.write(
+        member(
+            name,
+            kind,
+            mode=entry.mode,
+            uid=entry.uid,
+            gid=entry.gid,
+            size=size,
+            mtime=min(entry.mtime, epoch),
+            link=link,
+            device=entry.device,
+            after=capability,
+        )
+    )
     if content is not None:
         output.send(content)
-        output.write(_padding(size))
+        output.write(padding(size))

@@ -4,11 +4,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sevsnp.archives.links import follow
 from sevsnp.archives.rootfs import EPOCH, directory_entry, link_entry, text_entry
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 
-_LINKS = 40
 _SMALL = 16 << 20
 
 
@@ -96,23 +96,11 @@ class Tree:
 
     def _real(self, path: str, *, last: bool) -> str:
         """``path`` without links, the last name's only if ``last``; of what does not exist, the name it would have."""
-        left = path.split("/")[::-1]
-        place: list[str] = []
-        links = 0
-        while left:
-            part = left.pop()
-            if part in ("", "."):
-                continue
-            if part == "..":
-                place = place[:-1]
-                continue
-            entry = self.entries.get("/".join((*place, part)))
-            if entry is not None and entry.kind is Kind.SYMLINK and (last or left):
-                links += 1
-                if links > _LINKS:
-                    raise UserError(f"/{path}: links that lead in a circle")
-                place = [] if entry.target.startswith("/") else place
-                left += entry.target.split("/")[::-1]
-                continue
-            place.append(part)
-        return "/".join(place)
+        try:
+            return follow(path, self._target, last=last)
+        except OSError:
+            raise UserError(f"/{path}: links that lead in a circle") from None
+
+    def _target(self, name: str) -> str | None:
+        entry = self.entries.get(name)
+        return entry.target if entry is not None and entry.kind is Kind.SYMLINK else None

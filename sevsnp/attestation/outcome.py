@@ -207,3 +207,22 @@ class Appraisal:
             "notes": list(self.notes),
             "checks": [check.to_json() for check in self.checks],
         }
+
+
+@dataclass(frozen=True, init=False)
+class Accepted:
+    """What an acceptance comes with. Raises Refused for an appraisal that is none.
+
+    It releases nothing: what does asks for the type that one verifier makes of it, and nobody else can.
+    """
+
+    report: Report
+    checks: tuple[Check, ...]
+    open_roads: tuple[str, ...]
+    appraisal: Appraisal
+
+    def __init__(self, appraisal: Appraisal) -> None:
+        object.__setattr__(self, "report", appraisal.require())
+        object.__setattr__(self, "checks", appraisal.checks)
+        object.__setattr__(self, "open_roads", appraisal.open_roads)
+        object.__setattr__(self, "appraisal", appraisal)

@@ -21,7 +21,7 @@ from sevsnp.attestation.appraisal import (
 )
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.chain import TrustRoot
-from sevsnp.attestation.report import Report
+from sevsnp.attestation.outcome import Accepted
 
 if TYPE_CHECKING:
     from sevsnp.attestation.inspection import Inspection
@@ -47,21 +47,13 @@ _TOKEN = object()
 
 
 @dataclass(frozen=True, init=False)
-class HardwareVerdict:
+class HardwareVerdict(Accepted):
     """Genuine AMD hardware runs the expected guest. Only :func:`verify_report` makes one."""
-
-    report: Report
-    checks: tuple[Check, ...]
-    open_roads: tuple[str, ...]
-    appraisal: Appraisal
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
             raise TypeError("a HardwareVerdict comes from verify_report only")
-        object.__setattr__(self, "report", appraisal.require())
-        object.__setattr__(self, "checks", appraisal.checks)
-        object.__setattr__(self, "open_roads", appraisal.open_roads)
-        object.__setattr__(self, "appraisal", appraisal)
+        super().__init__(appraisal)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("HardwareVerdict has no subclasses")

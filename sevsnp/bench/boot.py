@@ -53,6 +53,7 @@ class Root:
 def bench_boot(
     *,
     rootfs: Path,
+    denied: Path,
     filesystem: str,
     tools: Path,
     directory: Path,
@@ -101,7 +102,7 @@ def bench_boot(
             guests = {}
             for size, more in (("small", 0), ("large", large)):
                 with stages.stage(f"make the root with the {size} /var"):
-                    root = _make_root(rootfs, more, filesystem, tools, work / size)
+                    root = _make_root(rootfs, denied, more, filesystem, tools, work / size)
                 for writable in ("overlay", "copy"):
                     there = work / f"{writable}-{size}"
                     guests[writable, size] = _make_config(base, root, writable, 2 * large, config_template, there)
@@ -174,7 +175,7 @@ def more_files(block: Path, total: int) -> Layer:
     )
 
 
-def _make_root(rootfs: Path, more: int, filesystem: str, tools: Path, work: Path) -> Root:
+def _make_root(rootfs: Path, denied: Path, more: int, filesystem: str, tools: Path, work: Path) -> Root:
     """Make the root of the tar ``rootfs`` with ``more`` bytes in /var, below the new directory ``work``."""
     work.mkdir()
     root = Root(filesystem, work / "root.img", work / "hash-tree.img", work / "roothash.txt")
@@ -183,7 +184,7 @@ def _make_root(rootfs: Path, more: int, filesystem: str, tools: Path, work: Path
         tar, block = work / "files.tar", work / "block"
         block.write_bytes(hashlib.shake_256(_LABEL.encode()).digest(FILE_SIZE))
         make_rootfs([Layer.from_tar(rootfs), more_files(block, more)], tar)
-    files = {"image": root.image, "hash_tree": root.hash_tree, "root_hash": root.root_hash}
+    files = {"denied": denied, "image": root.image, "hash_tree": root.hash_tree, "root_hash": root.root_hash}
     for _ in make_verity_root(rootfs=tar, filesystem=filesystem, label=_LABEL, tools=tools, **files):
         if more:
             tar.unlink()

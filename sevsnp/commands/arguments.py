@@ -4,7 +4,10 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from sevsnp.errors import UserError
 
 USAGE = 64
 
@@ -20,6 +23,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def guarded(work: Callable[[], int], output: object = "output") -> int:
+    """Run a command; what the user gave wrongly is one line on standard error. ``output`` is what it writes to."""
+    try:
+        return work()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        print(f"{error.filename or output}: {error.strerror}", file=sys.stderr)
+        return USAGE
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

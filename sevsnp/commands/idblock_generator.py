@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.commands.measure import DONE
-from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import make_identity, write_identity
 from sevsnp.measurement.signed_config import block_of, load_key
 from sevsnp.vm_config.config import read_vm_config
@@ -18,18 +17,15 @@ BLOCK, AUTH = "id-block.base64", "auth-block.base64"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
-    try:
-        block = block_of(read_vm_config(options.vm_config))
-        id_key = load_key(options.id_key_path)
-        author_key = load_key(options.auth_key_path) if options.auth_key_path else None
-        identity = make_identity(block, id_key, author_key)
-        write_identity(identity, options.output / BLOCK, options.output / AUTH)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USAGE
-    except OSError as error:
-        print(f"{error.filename or options.output}: {error.strerror}", file=sys.stderr)
-        return USAGE
+    return guarded(lambda: _generate(options), options.output)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    block = block_of(read_vm_config(options.vm_config))
+    id_key = load_key(options.id_key_path)
+    author_key = load_key(options.auth_key_path) if options.auth_key_path else None
+    identity = make_identity(block, id_key, author_key)
+    write_identity(identity, options.output / BLOCK, options.output / AUTH)
     print(f'id_key_digest = "{identity.id_key_digest.hex()}"')
     print(f'author_key_digest = "{identity.author_key_digest.hex()}"')
     return DONE

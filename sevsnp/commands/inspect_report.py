@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sevsnp.commands.arguments import Parser
-from sevsnp.commands.verify_report import add_input, add_sources, endorser, guarded, read_evidence
+from sevsnp.commands.arguments import Parser, guarded
+from sevsnp.commands.verify_report import add_input, add_sources, endorser, read_evidence
 from sevsnp.vm_config.config import BANNER
 
 

@@ -11,7 +11,7 @@ from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
 from sevsnp.attestation.report_input import read_input
-from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import VmConfig, read_vm_config
 
@@ -81,18 +81,6 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
     parser.add_argument("--offline", action="store_true", help="ask nobody; what is in the cache is used")
     parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run a command; what the user gave wrongly is one line on standard error."""
-    try:
-        return work()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USAGE
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return USAGE
 
 
 def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], Endorser]) -> Endorser:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sevsnp.commands.verify_report import guarded, make_parser, read_evidence, read_expected, show
+from sevsnp.commands.arguments import guarded
+from sevsnp.commands.verify_report import make_parser, read_evidence, read_expected, show
 from sevsnp.emulation.verify import appraise_emulated
 from sevsnp.vm_config.config import BANNER, read_vm_config
 

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from cryptography.hazmat.primitives import hashes
 
-from sevsnp.attestation.appraisal import Appraisal, Check, Evidence, Expected, appraise
+from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected, appraise
 from sevsnp.attestation.certificates import load_certificates
 from sevsnp.attestation.chain import TrustRoot
-from sevsnp.attestation.report import Report
+from sevsnp.attestation.outcome import Accepted
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 
@@ -22,21 +22,13 @@ _TOKEN = object()
 
 
 @dataclass(frozen=True, init=False)
-class EmulatedVerdict:
+class EmulatedVerdict(Accepted):
     """A software secure processor runs the expected guest. Only :func:`verify_emulated` makes one."""
-
-    report: Report
-    checks: tuple[Check, ...]
-    open_roads: tuple[str, ...]
-    appraisal: Appraisal
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
             raise TypeError("an EmulatedVerdict comes from verify_emulated only")
-        object.__setattr__(self, "report", appraisal.require())
-        object.__setattr__(self, "checks", appraisal.checks)
-        object.__setattr__(self, "open_roads", appraisal.open_roads)
-        object.__setattr__(self, "appraisal", appraisal)
+        super().__init__(appraisal)
 
     def __init_subclass__(cls) -> NoReturn:
         raise TypeError("EmulatedVerdict has no subclasses")

@@ -14,6 +14,7 @@ from sevsnp.errors import UserError
 from sevsnp.host.console import read_console
 from sevsnp.host.state import CONSOLE, Run, held
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.system.alongside import alongside
 from sevsnp.system.files import short_name
 
 # Warnings that every emulated EPYC provokes.
@@ -88,19 +89,12 @@ def _console(directory: Path) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _repeated(lines: Sequence[str], log: Path, after: str) -> Iterator[None]:
-    ended = threading.Event()
-
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         while not ended.wait(_SECONDS):
             if after in read_console(log):
                 sys.stdout.write("".join(f"\r\n\033[1m{line}\033[0m" for line in lines) + "\r\n")
                 sys.stdout.flush()
                 return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with alongside(watch):
         yield
-    finally:
-        ended.set()
-        thread.join()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
+from sevsnp.system import locks
 
 LOCK = "guest.lock"
 CONSOLE = "console"
@@ -52,21 +53,11 @@ def held(directory: Path, run: Run, hint: str) -> Iterator[None]:
     The kernel lets go of the lock when this process ends, however it ends. ``hint`` says how to run another guest.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _taken(directory, running(directory), hint) from None
+    with locks.held(directory / LOCK, lambda _: _taken(directory, running(directory), hint), 0o644) as note:
         for name in LOGIN:
             (directory / name).unlink(missing_ok=True)
-        stream.truncate()
-        json.dump({**asdict(run), "pid": os.getpid(), "since": time.time()}, stream)
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.truncate(0)  # before the lock goes: what is there without a lock is nothing
+        note(json.dumps({**asdict(run), "pid": os.getpid(), "since": time.time()}))
+        yield
 
 
 def check_free(directory: Path, hint: str) -> None:

@@ -6,7 +6,7 @@ orders from there. Passwords and identity are for the workflow to remove (sevsnp
 be able to read the image.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from sevsnp.archives.tree import Tree
 from sevsnp.images.account import let_in
 from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
 from sevsnp.images.guest import read_public_key
+from sevsnp.images.lists import read_classes
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory
 from sevsnp.system.text import printable
@@ -26,82 +27,6 @@ _UNIT_FOLDERS = (_UNITS, "usr/local/lib/systemd/system", "usr/lib/systemd/system
 _GENERATORS = "etc/systemd/system-generators"
 _GENERATOR_FOLDERS = ("usr/lib/systemd/system-generators", "lib/systemd/system-generators", _GENERATORS)
 
-# (why, units): shell patterns of those that can never start.
-SWITCHED_OFF: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "the host reads the console and types on it",
-        (
-            "*getty@.service",
-            "getty-static.service",
-            "console-getty.service",
-            "autovt@.service",
-            "debug-shell.service",
-            "systemd-ask-password-console.*",
-            "systemd-bsod.service",
-            "systemd-firstboot.service",
-            "initial-setup*.service",
-        ),
-    ),
-    (
-        "a swap area would be on a disk of the host's",
-        ("swap.target", "*.swap", "dphys-swapfile.service", "systemd-hibernate*.service", "hibernate.target"),
-    ),
-    (
-        "the guest is not started by its own boot loader",
-        (
-            "boot.mount",
-            "boot.automount",
-            "boot-efi.*",
-            "efi.mount",
-            "efi.automount",
-            "systemd-boot-update.service",
-            "systemd-boot-random-seed.service",
-            "systemd-bless-boot.service",
-            "grub-common.service",
-            "grub-initrd-fallback.service",
-            "systemd-growfs*.service",
-            "systemd-repart.service",
-        ),
-    ),
-    ("multipathd takes any disk of the host's", ("multipathd.*", "multipath-tools.service")),
-    (
-        "cloud-init takes orders from the host",
-        ("cloud-init*", "cloud-config.*", "cloud-final.service", "ignition-*.service", "afterburn*.service"),
-    ),
-    (
-        "guest agents take orders from the host",
-        (
-            "qemu-guest-agent.service",
-            "qemu-ga.service",
-            "walinuxagent*.service",
-            "waagent*.service",
-            "google-*.service",
-            "google-*.timer",
-            "gce-*.service",
-            "amazon-ssm-agent.service",
-            "snap.amazon-ssm-agent.*",
-            "ec2-*.service",
-            "hibinit-agent.service",
-            "oracle-cloud-agent*.service",
-            "vmtoolsd.service",
-            "open-vm-tools.service",
-            "vgauth*.service",
-            "hv-*-daemon.service",
-            "hyperv-daemons*.service",
-            "hypervkvpd.service",
-            "hypervvssd.service",
-            "hypervfcopyd.service",
-            "spice-vdagentd.*",
-            "virtualbox-guest-utils.service",
-            "vboxadd*.service",
-            "vboxservice.service",
-            "xe-daemon.service",
-            "xe-linux-distribution.service",
-            "xenstored.service",
-            "droplet-agent.service",
-        ),
-    ),
-)
 # Generators make units from the kernel command line, credentials and partition tables.
 _SILENT = (
     "cloud-init-generator",
@@ -134,23 +59,33 @@ _LOST = ("var/log/journal",)
 
 
 def make_image_rootfs(
-    *, imported: Path, authorized_key: Path, no_shell: Path, modules: Path, version: Path, tools: Path, output: Path
+    *,
+    imported: Path,
+    authorized_key: Path,
+    no_shell: Path,
+    switched_off: Path,
+    modules: Path,
+    version: Path,
+    tools: Path,
+    output: Path,
 ) -> None:
     """Write the tar ``imported``, the root of a foreign image, as one that starts as a guest, and print every change.
 
-    ``no_shell`` is the drop-in with which a failed boot ends the guest. ``version`` is the file in the unpacked kernel
-    that names its release; its modules are beside it and are put in. ``modules`` is modules.yaml, whose ``adopted`` are
-    those that the guest loads before the kernel takes no more. ``tools`` is the directory with depmod.
+    ``no_shell`` is the drop-in with which a failed boot ends the guest; ``switched_off`` is switched-off.yaml.
+    ``version`` is the file in the unpacked kernel that names its release; its modules are beside it and are put in.
+    ``modules`` is modules.yaml, whose ``adopted`` are those that the guest loads before the kernel takes no more.
+    ``tools`` is the directory with depmod.
     """
     changes: list[str] = []
     key = read_public_key(authorized_key)
+    units = read_switched_off(switched_off)
     with scratch_directory(output) as scratch:
         wanted = loaded_modules(modules, version)
         shipped = kernel_modules(version, tools, scratch)
 
         def adopted(entries: Iterable[Entry]) -> Iterable[Entry]:
             tree = Tree(entries)
-            changes.extend(adopt(tree, key, no_shell.read_text()))
+            changes.extend(adopt(tree, key, no_shell.read_text(), units))
             release = version.read_text().strip()
             if not any(tree.has(path) for path in _LOADERS):
                 # They would only wake units that then fail for want of it.
@@ -171,13 +106,18 @@ def make_image_rootfs(
         print(f"  {printable(line)}")
 
 
-def adopt(tree: Tree, authorized_key: str, no_shell: str) -> Iterator[str]:
-    """Change ``tree`` and say what is changed, a line for each."""
+def read_switched_off(file: Path) -> dict[str, list[str]]:
+    """Shell patterns of the units that can never start, by the reason. Raises UserError for anything else."""
+    return read_classes(file, r"[A-Za-z0-9:_.\\@*?-]+", "a unit's name or a shell pattern of it")
+
+
+def adopt(tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Change ``tree`` and say what is changed, a line for each; ``switched_off``: patterns of units by the reason."""
     for name in ("etc/fstab", "etc/crypttab"):
         if any(line.strip() and not line.lstrip().startswith("#") for line in tree.text(name).splitlines()):
             yield f"emptied: /{name}"
             tree.write(name, _DEVICES)
-    yield from _switch_off(tree)
+    yield from _switch_off(tree, switched_off)
     yield from _no_console(tree, no_shell)
     yield from _network(tree)
     yield from _keys_from_the_host(tree)
@@ -185,9 +125,9 @@ def adopt(tree: Tree, authorized_key: str, no_shell: str) -> Iterator[str]:
     yield from let_in(tree, authorized_key)
 
 
-def _switch_off(tree: Tree) -> Iterator[str]:
+def _switch_off(tree: Tree, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:
     units = {unit for folder in _UNIT_FOLDERS for unit in tree.names(folder)}
-    for why, patterns in SWITCHED_OFF:
+    for why, patterns in switched_off.items():
         found = sorted(
             unit
             for unit in units

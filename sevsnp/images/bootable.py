@@ -8,24 +8,24 @@ from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.guest import guest_entries
-from sevsnp.images.identity import IdentityFilter, ImageKind, summary
+from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
 
 # What init mounts something on. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
-def bootable_entries(rootfs: Path | None, kind: ImageKind, **guest: Path) -> list[Entry]:
+def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest: Path) -> list[Entry]:
     """A tree as a root of its ``kind``: less what is nobody else's, and with all that init needs.
 
-    The tree is that of the tar ``rootfs``, or of ``guest``. What was removed or added is printed. Raises UserError for
-    a tree without an init.
+    The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is denied.yaml. What was removed or added is
+    printed. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
     name = str(rootfs or "guest-vm")
     tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
-    identity = IdentityFilter(kind)
+    identity = IdentityFilter(kind, DenyList(denied))
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}

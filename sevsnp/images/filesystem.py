@@ -19,6 +19,7 @@ from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import stream_tar
 from sevsnp.errors import UserError
 from sevsnp.system import progress
+from sevsnp.system.alongside import alongside
 from sevsnp.system.command import run
 
 BLOCK_SIZE = 4096
@@ -167,20 +168,14 @@ def _written_out(image: Path) -> Iterator[None]:
 
     mke2fs ends with an fsync: without this the disk would have nothing to do until then, and we after it.
     """
-    done = threading.Event()
 
-    def write_out() -> None:
+    def write_out(done: threading.Event) -> None:
         with contextlib.suppress(OSError), image.open("rb") as stream:  # mke2fs hears of it from its own fsync
             while not done.wait(_BETWEEN):
                 os.fdatasync(stream.fileno())
 
-    thread = threading.Thread(target=write_out, daemon=True)
-    thread.start()
-    try:
+    with alongside(write_out):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def check_ext4(image: Path, *, tools: Path) -> None:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must not be in an image: identities a clone would share, secrets the host could read, traces of the builder.
 
-A verity image lies on the host's disk in clear; an encrypted one is cloned and handed on. The list is applied to the
-stream of entries before any file system is made, so that nothing removed survives in free space either.
+A verity image lies on the host's disk in clear; an encrypted one is cloned and handed on. The list
+(guest-vm/denied.yaml) is applied to the stream of entries before any file system is made, so that nothing removed
+survives in free space either.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 
 from sevsnp.archives.rootfs import expression, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind
+from sevsnp.images.lists import read_classes
 
 
 class ImageKind(Enum):
@@ -23,7 +26,7 @@ class ImageKind(Enum):
 
 @dataclass(frozen=True)
 class Removal:
-    """One entry that was taken out or changed: its ``name``, the class of the deny-list, and what was done."""
+    """One entry that was taken out or changed: its ``name``, its class in the deny-list, and what was done."""
 
     name: str
     reason: str
@@ -31,108 +34,6 @@ class Removal:
 
 
 _HOMES = ("root", "home/*")
-
-
-def _in_homes(*names: str) -> tuple[str, ...]:
-    return tuple(f"{home}/{name}" for home in _HOMES for name in names)
-
-
-# (class, patterns): `*` does not cross a `/`, `**` does; a pattern takes everything below with it, and `x/**` keeps x.
-DENIED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("SSH host key", ("etc/ssh/ssh_host_*", "etc/dropbear*/*_host_key")),
-    (
-        "random seed",
-        ("var/lib/systemd/random-seed", "var/lib/urandom/**", "var/lib/random-seed", "boot/**/random-seed"),
-    ),
-    (
-        "systemd credential",
-        (
-            "var/lib/systemd/credential.secret",
-            "etc/credstore/**",
-            "etc/credstore.encrypted/**",
-            "var/lib/systemd/tpm2-srk-*",
-        ),
-    ),
-    ("D-Bus machine id", ("var/lib/dbus/machine-id",)),
-    (
-        "cloud-init data",
-        (
-            "var/lib/cloud/**",
-            "etc/cloud/cloud.cfg.d/99-installer.cfg",
-            "etc/cloud/ds-identify.cfg",
-            "run/cloud-init/**",
-        ),
-    ),
-    (
-        "history",
-        (
-            *_in_homes(
-                ".*_history",
-                ".history",
-                ".lesshst",
-                ".viminfo",
-                ".wget-hsts",
-                ".local/share/recently-used.xbel",
-                ".local/share/fish/fish_history",
-            ),
-            *_in_homes(".sudo_as_admin_successful", ".cache/**"),
-        ),
-    ),
-    ("package cache", ("var/lib/apt/lists/**", "var/cache/apt/**", "var/cache/dnf/**", "var/cache/yum/**")),
-    ("journal", ("var/log/journal/**",)),
-    ("log", ("var/log/**/*.log", "var/log/**/*.log.*", "var/log/*/**", "var/log/dmesg*", "var/log/installer/**")),
-    ("log", ("var/log/syslog*", "var/log/messages*", "var/log/auth*", "var/log/secure*", "var/log/debug*")),
-    ("login record", ("var/log/wtmp*", "var/log/btmp*", "var/log/lastlog*", "var/log/faillog", "var/lib/wtmpdb/**")),
-    ("login record", ("var/lib/lastlog/**", "var/log/tallylog")),
-    ("DHCP lease", ("var/lib/dhcp/**", "var/lib/dhclient/**", "var/lib/dhcpcd/**", "var/lib/NetworkManager/**")),
-    ("DHCP lease", ("var/lib/systemd/network/**", "etc/udev/rules.d/70-persistent-net.rules")),
-    (
-        "network secret",
-        (
-            "etc/NetworkManager/system-connections/**",
-            "etc/wireguard/**",
-            "etc/wpa_supplicant/*.conf",
-            "var/lib/iwd/**",
-            "etc/ppp/*-secrets",
-            "etc/ipsec.secrets",
-        ),
-    ),
-    (
-        "private key",
-        (
-            "etc/ssl/private/**",
-            "etc/pki/**/private/**",
-            "etc/letsencrypt/**",
-            "**/private/**/*.key",
-            "**/private/**/*.pem",
-            "etc/cryptsetup-keys.d/**",
-            "etc/luks/**",
-            "etc/krb5.keytab",
-            "var/lib/samba/private/**",
-            *_in_homes(".ssh/id_*", ".ssh/identity", ".gnupg/**", "**/*.key", "**/*_rsa", "**/*_ed25519"),
-        ),
-    ),
-    (
-        "login for another service",
-        (
-            *_in_homes(
-                ".netrc", ".git-credentials", ".config/git/credentials", ".pgpass", ".my.cnf", ".pypirc", ".npmrc"
-            ),
-            *_in_homes(".aws/**", ".azure/**", ".config/gcloud/**", ".config/gh/**", ".docker/config.json", ".kube/**"),
-            "etc/netrc",
-            "etc/git-credentials",
-            "etc/apt/auth.conf",
-            "etc/apt/auth.conf.d/**",
-            "etc/mysql/debian.cnf",
-        ),
-    ),
-    ("password history", ("etc/security/opasswd",)),
-    ("backup of an account file", ("etc/passwd-", "etc/shadow-", "etc/group-", "etc/gshadow-", "etc/sub?id-")),
-    ("build database", ("**/.doit.db*",)),
-    ("memory of a running system", ("swapfile", "swap.img", "var/lib/systemd/coredump/**", "var/crash/**", "core")),
-    ("temporary file", ("tmp/**", "var/tmp/**", "run/**")),
-)
-
 # Keys lie in places no list knows; programs and their documentation under /usr are public, with their test keys.
 _SEARCHED = re.compile(r"(?!usr/(?!local/)).*", re.DOTALL)
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\s")
@@ -178,11 +79,53 @@ _REWRITTEN_VERITY: dict[str, tuple[str, str, Rewrite]] = {
 }
 
 
+class DenyList:
+    """The classes of paths in guest-vm/denied.yaml, and of private keys, which no list of paths knows.
+
+    Raises UserError for a file that is no such list.
+    """
+
+    def __init__(self, file: Path) -> None:
+        classes = read_classes(file, r"(?!/)[^\n]*[^/\n]", "a path from the root, without a / at its ends")
+        self._classes = {
+            reason: "|".join(expression(path) for pattern in patterns for path in _in_homes(pattern))
+            for reason, patterns in classes.items()
+        }
+        # Nearly no entry is denied: one look tells that, and only then which pattern it was matters.
+        self._any = re.compile("|".join(self._classes.values()), re.DOTALL)
+
+    @property
+    def reasons(self) -> set[str]:
+        """What its classes are called."""
+        return set(self._classes)
+
+    def reason(self, entry: Entry) -> str:
+        """The class that ``entry`` falls into, or the empty string."""
+        if self._any.fullmatch(entry.name):
+            return next(reason for reason, each in self._classes.items() if re.fullmatch(each, entry.name, re.DOTALL))
+        content = entry.content
+        if (
+            entry.kind is Kind.FILE
+            and content is not None
+            and 0 < content.size <= _LARGEST_KEY
+            and _SEARCHED.fullmatch(entry.name)
+            and _PRIVATE_KEY.search(content.read())
+        ):
+            return "private key"
+        return ""
+
+
+def _in_homes(pattern: str) -> list[str]:
+    """A pattern that begins with ``~/`` for each home."""
+    return [f"{home}/{pattern[2:]}" for home in _HOMES] if pattern.startswith("~/") else [pattern]
+
+
 @dataclass
 class IdentityFilter:
     """A filter for :func:`sevsnp.archives.rootfs.make_rootfs`; ``removed`` then says what it took out."""
 
     kind: ImageKind
+    denied: DenyList
     removed: list[Removal] = field(default_factory=list)
 
     def __call__(self, entries: Iterable[Entry]) -> Iterable[Entry]:
@@ -190,7 +133,7 @@ class IdentityFilter:
         kept, gone = [], set()
         rewritten = _REWRITTEN | (_REWRITTEN_VERITY if self.kind is ImageKind.VERITY else {})
         for entry in entries:
-            reason = denied(entry)
+            reason = self.denied.reason(entry)
             if reason:
                 self.removed.append(Removal(entry.name, reason, "removed"))
                 if entry.content is not None:
@@ -230,27 +173,6 @@ class IdentityFilter:
                     self.removed.append(Removal(marker, "cloud-init takes orders from the host", "switched off"))
                     yield text_entry(marker, "")
             yield entry
-
-
-_BY_REASON = [(reason, "|".join(map(expression, patterns))) for reason, patterns in DENIED]
-# Nearly no entry is denied: one look tells that, and only then which pattern it was matters.
-_ANY = re.compile("|".join(each for _, each in _BY_REASON), re.DOTALL)
-
-
-def denied(entry: Entry) -> str:
-    """The class of the deny-list that ``entry`` falls into, or the empty string."""
-    if _ANY.fullmatch(entry.name):
-        return next(reason for reason, each in _BY_REASON if re.fullmatch(each, entry.name, re.DOTALL))
-    content = entry.content
-    if (
-        entry.kind is Kind.FILE
-        and content is not None
-        and 0 < content.size <= _LARGEST_KEY
-        and _SEARCHED.fullmatch(entry.name)
-        and _PRIVATE_KEY.search(content.read())
-    ):
-        return "private key"
-    return ""
 
 
 def summary(removed: Sequence[Removal]) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The YAML lists under initramfs/: what goes into which layer, one line an item."""
+"""The YAML lists under initramfs/ and guest-vm/: what goes into which layer or into none, one line an item."""
 
 import os.path
 import re
@@ -39,6 +39,30 @@ def read_names(path: Path, *keys: str, others: tuple[str, ...] = ()) -> dict[str
             if not isinstance(item, str):
                 raise UserError(f"{path}: {key}: found {item!r}, expected a name")
     return {key: lists[key] for key in keys}
+
+
+def read_classes(path: Path, form: str, expected: str) -> dict[str, list[str]]:
+    """Patterns by the class that each belongs to, none of them empty.
+
+    Raises UserError for one that is not of the ``form``, a regular expression that ``expected`` says in words, or that
+    stands there twice.
+    """
+    document = load(path)
+    if not isinstance(document, dict) or not document:
+        raise UserError(f"{path}: found a {type(document).__name__}, expected lists, each under what it is about")
+    seen = set()
+    for name, patterns in document.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: found {name!r}, expected a text that says what its list is about")
+        if not isinstance(patterns, list) or not patterns:
+            raise UserError(f"{path}: {name}: found {patterns!r}, expected a list, one line an item")
+        for pattern in patterns:
+            if not isinstance(pattern, str) or not re.fullmatch(form, pattern):
+                raise UserError(f"{path}: {name}: found {pattern!r}, expected {expected}")
+            if pattern in seen:
+                raise UserError(f"{path}: {name}: {pattern} stands there twice")
+            seen.add(pattern)
+    return document
 
 
 def read_files_list(path: Path) -> dict[str, list[str]]:

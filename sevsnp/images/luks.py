@@ -86,6 +86,7 @@ def make_luks_image(
     rootfs: Path | None = None,
     kernel: Path,
     initrd: Path,
+    denied: Path,
     free: int,
     tools: Path,
     qemu: Path,
@@ -103,11 +104,11 @@ def make_luks_image(
 ) -> None:
     """Write the encrypted image of a root file system with ``free`` bytes to spare, and what names it.
 
-    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`).
-    ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each. The key is the one given
-    for this run, else a new one in ``config_dir``; always a new one where ``key_file`` is None. ``place`` is where the
-    image will lie. Raises UserError, and then leaves no key behind: also for a key that an emulated guest has had,
-    where ``platform`` says that the volume is for SEV-SNP.
+    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
+    ``denied`` is denied.yaml. ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each.
+    The key is the one given for this run, else a new one in ``config_dir``; always a new one where ``key_file`` is
+    None. ``place`` is where the image will lie. Raises UserError, and then leaves no key behind: also for a key that an
+    emulated guest has had, where ``platform`` says that the volume is for SEV-SNP.
     """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
@@ -117,7 +118,7 @@ def make_luks_image(
             "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
         )
     identity = str(uuid.uuid4())
-    entries = bootable_entries(rootfs, ImageKind.LUKS, **guest)
+    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, **guest)
     size = root_size(entries, free)
     plain = image.with_suffix(".ext4")
     whole = False

@@ -17,6 +17,7 @@ def make_verity_root(
     *,
     filesystem: str,
     label: str,
+    denied: Path,
     tools: Path,
     image: Path,
     hash_tree: Path,
@@ -27,9 +28,10 @@ def make_verity_root(
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`), of
-    which no tar is written first. Yields "image" as soon as that is whole. Raises UserError for a tree without an init.
+    which no tar is written first; ``denied`` is denied.yaml. Yields "image" as soon as that is whole. Raises UserError
+    for a tree without an init.
     """
-    entries = bootable_entries(rootfs, ImageKind.VERITY, **guest)
+    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, **guest)
     if filesystem == "ext4":
         make_ext4(rootfs or Path("guest"), image, tools=tools.resolve(), entries=entries)
     else:

@@ -4,7 +4,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -92,9 +92,7 @@ def read_sources() -> tuple[Source, ...]:
             found += parse_one_line(text)
         elif file.suffix == ".sources":
             found += parse_deb822(text)
-    return tuple(
-        Source(_first_mirror(source.uri), source.suite, source.components, source.signed_by) for source in found
-    )
+    return tuple(replace(source, uri=_first_mirror(source.uri)) for source in found)
 
 
 def _of_debian(source: Source) -> bool:

@@ -5,13 +5,13 @@ It has the guest's files, launch files without reference values (production and 
 code that launches, and a Python of its own: a host needs nothing but QEMU. No private key, no policy, no user's name.
 """
 
+import ast
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.store.recipe import reached_sources
 from sevsnp.system.command import run
 from sevsnp.vm_config.config import Disk, File, Launch, VmConfig, read_vm_config, render_vm_config
 from sevsnp.vm_config.relocate import relocated
@@ -20,9 +20,6 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 _PYTHON = "usr/lib/python3.*"
 _PACKAGES = "usr/lib/python3/dist-packages"
-# Where the code on the host starts: all that these import goes along, and is part of a bundle's recipe.
-_ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
-_EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
 _RUN_PY = """\
 import sys
 from pathlib import Path
@@ -36,11 +33,20 @@ sys.exit(main(sys.argv[1:], here.parent))
 
 
 def make_bundle(
-    *, production: Path, emulated: Path | None = None, template: Path, run_script: Path, release: Path, output: Path
+    *,
+    production: Path,
+    emulated: Path | None = None,
+    template: Path,
+    run_script: Path,
+    code: Sequence[Path],
+    release: Path,
+    output: Path,
 ) -> None:
     """Write the bundle directory ``output`` from the VM configs and the unpacked release tree.
 
-    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files.
+    ``code`` are the sources that launch, each a path from the project's directory, which it has in the bundle too.
+    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files. Raises
+    UserError for a secret or a reference value in what would be the bundle, and SyntaxError for code that is none.
     """
     output.mkdir()
     copied: dict[Path, str] = {}
@@ -52,7 +58,7 @@ def make_bundle(
     script = output / "run"
     script.write_text(run_script.read_text())
     script.chmod(0o755)
-    _copy_code(output / "lib", emulation=emulated is not None)
+    _copy_code(code, output / "lib")
     _copy_python(release, output / "runtime")
     _check_no_secret(output)
 
@@ -75,13 +81,12 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
     return relocated(launch, copy)
 
 
-def _copy_code(library: Path, *, emulation: bool) -> None:
-    entries, without = ((*_ENTRIES, _EMULATED_ENTRY), "") if emulation else (_ENTRIES, _EMULATION)
-    for name, source in sorted({item for entry in entries for item in reached_sources(entry, without).items()}):
-        relative = Path(*name.split("."))
-        target = library / (relative / "__init__.py" if source.name == "__init__.py" else relative.with_suffix(".py"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+def _copy_code(code: Sequence[Path], library: Path) -> None:
+    for source in code:
+        # What cannot be parsed names nothing that it imports: that would lack.
+        ast.parse(source.read_bytes(), str(source))
+        (library / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, library / source)
     (library / "run.py").write_text(_RUN_PY)
 
 

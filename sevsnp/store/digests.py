@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,4 +227,4 @@ def read_tree(root: Path, ignored: Collection[str] = ()) -> "Tree":
         data = (root / name).read_bytes()
         digest.update(data)
         size += len(data)
-    return Tree(tree.mode, tree.nodes, Blob(digest.hexdigest(), size))
+    return replace(tree, pack=Blob(digest.hexdigest(), size))

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an artefact was made by: a digest over the source of a function's module and all it imports from here."""
+"""What an artefact was made by: a digest over the code of a function's module and all it imports from here.
+
+Code is a source without its comments, docstrings and layout: they change nothing that is made. An artefact that has a
+source in it, as the host bundle, names that source as an input, whose every byte counts.
+"""
 
 import ast
 import functools
 import hashlib
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 from sevsnp.store.session import index
@@ -22,23 +29,26 @@ def _source(module: str) -> Path | None:
 
 
 @functools.cache
-def _imports(module: str) -> frozenset[str]:
-    """The project modules that a module imports anywhere in its source, or names by a string, to load them by name."""
+def _read(module: str) -> tuple[list[str], str]:
+    """What a module names that may be a module of this project, and the digest of its code."""
     path = _source(module)
     if path is None:
-        return frozenset()
+        return [], ""
     # Parsing all sources takes longer than everything else in a run that has nothing to do.
-    names = index().memo(f"imports:{index().file(path)}:{index().file(__file__)}", lambda: sorted(_named(path)))
-    return frozenset(name for name in names if _source(name))
+    names, digest = index().memo(f"code:{index().file(path)}:{index().file(__file__)}", lambda: _parsed(path))
+    return names, digest
 
 
-def _named(path: Path) -> set[str]:
-    """What a source file names that may be a module of this project."""
-    found: set[str] = set()
+def _parsed(path: Path) -> tuple[list[str], str]:
+    source = path.read_bytes()
     try:
-        parsed = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return found  # its own digest counts; who imports it says what is wrong
+        return sorted(_named(ast.parse(source))), hashlib.sha256("\0".join(_code(source)).encode()).hexdigest()
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return [], hashlib.sha256(source).hexdigest()  # who imports it says what is wrong
+
+
+def _named(parsed: ast.AST) -> set[str]:
+    found: set[str] = set()
     for node in ast.walk(parsed):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -49,6 +59,46 @@ def _named(path: Path) -> set[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
             found.add(node.value)
     return {name for name in found if name.split(".")[0] == PACKAGE}
+
+
+def _code(source: bytes) -> Iterator[str]:
+    """The words of a source, less comments, layout, and statements that are nothing but a string (docstrings).
+
+    Words and no syntax tree: a tree's nodes and fields differ from one version of Python to the next, the words of a
+    source do not. The one exception, f-strings, which Python 3.12 takes apart, are put together again.
+    """
+    lines = io.BytesIO(source).readlines()
+    statement: list[str] = []
+    plain = True  # whether the statement is of strings alone
+    start, depth = (0, 0), 0
+    for token in tokenize.tokenize(iter(lines).__next__):
+        kind, text = tokenize.tok_name[token.type], token.string
+        if kind in ("FSTRING_START", "TSTRING_START"):
+            start = start if depth else token.start
+            depth += 1
+        elif kind in ("FSTRING_END", "TSTRING_END"):
+            depth -= 1
+            kind, text = "STRING", _between(lines, start, token.end)
+        if depth or kind in ("COMMENT", "NL", "ENCODING"):
+            continue
+        if kind in ("INDENT", "DEDENT", "ENDMARKER"):
+            yield f"<{kind}>"
+        elif kind == "NEWLINE":
+            if not plain:
+                yield from (*statement, "<NEWLINE>")
+            statement, plain = [], True
+        else:
+            statement.append(text)
+            # An f-string may call something.
+            plain = plain and kind == "STRING" and {"f", "t"}.isdisjoint(text.partition(text[-1])[0].lower())
+
+
+def _between(lines: list[bytes], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """The text of a source from ``start`` to ``end``, each a line (from 1) and a column, in characters."""
+    text = [line.decode() for line in lines[start[0] - 1 : end[0]]]
+    text[-1] = text[-1][: end[1]]
+    text[0] = text[0][start[1] :]
+    return "".join(text)
 
 
 @functools.cache
@@ -63,15 +113,15 @@ def reached_sources(module: str, without: str = "") -> dict[str, Path]:
         name = waiting.pop()
         if name not in seen and not (without and f"{name}.".startswith(f"{without}.")):
             seen.add(name)
-            waiting.extend(_imports(name))
+            waiting.extend(each for each in _read(name)[0] if _source(each))
             waiting.extend(name.rpartition(".")[:1] if "." in name else ())
     return {name: path for name in sorted(seen) if (path := _source(name)) is not None}
 
 
 @functools.cache
 def recipe_digest(module: str) -> str:
-    """SHA-256 over the sources of ``module`` and of every project module it reaches by imports."""
+    """SHA-256 over the code of ``module`` and of every project module it reaches by imports."""
     digest = hashlib.sha256()
-    for name, path in reached_sources(module).items():
-        digest.update(f"{name}\0{index().file(path)}\n".encode())
+    for name in reached_sources(module):
+        digest.update(f"{name}\0{_read(name)[1]}\n".encode())
     return digest.hexdigest()

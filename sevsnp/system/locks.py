@@ -4,8 +4,11 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+_NOTE = 200
 
 
 @contextlib.contextmanager
@@ -28,6 +31,40 @@ def locked_if_free(path: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(path: Path, taken: Callable[[str], Exception], mode: int = 0o600) -> Iterator[Callable[[str], None]]:
+    """Hold the lock at ``path``, and note in it for others who does that: what is yielded takes the text.
+
+    Raises what ``taken`` makes of the first 200 bytes of such a note where another process has it. ``mode`` is that of
+    the file, in a directory that is there.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+    def note(text: str) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+    try:
+        if not _can_have(descriptor):
+            raise taken(os.pread(descriptor, _NOTE, 0).decode(errors="replace"))
+        try:
+            yield note
+        finally:
+            os.ftruncate(descriptor, 0)  # before the lock goes: what is there without a lock is nothing
+    finally:
+        os.close(descriptor)
+
+
+def _can_have(descriptor: int) -> bool:
+    """Whether the lock could be had: who only looks whether somebody has it holds it for an instant, too."""
+    for pause in (0.05, 0.2, 0.0):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(pause)
+    return False
 
 
 @contextlib.contextmanager

@@ -18,6 +18,6 @@ def files_of(launch: Launch) -> dict[str, File]:
 
 def relocated(launch: Launch, place: Callable[[File | Disk], Path]) -> Launch:
     """``launch`` with each file and disk where ``place`` says that it is now; the content must be the same."""
-    files: dict[str, Any] = {name: File(place(file), file.sha256) for name, file in files_of(launch).items()}
-    disks = tuple(Disk(disk.role, place(disk), disk.size, disk.sha256) for disk in launch.disks)
+    files: dict[str, Any] = {name: file._replace(path=place(file)) for name, file in files_of(launch).items()}
+    disks = tuple(disk._replace(path=place(disk)) for disk in launch.disks)
     return replace(launch, **files, disks=disks)

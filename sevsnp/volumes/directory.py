@@ -10,9 +10,8 @@ import errno
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -23,6 +22,7 @@ from sevsnp.keys.luks_key import check_uuid
 from sevsnp.qemu.process import check_files
 from sevsnp.system.copying import copy_file
 from sevsnp.system.files import remove_tree, scratch_directory, sha256_file, sync, write_durable
+from sevsnp.system.locks import held
 from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config
 from sevsnp.vm_config.relocate import files_of, relocated
 
@@ -181,26 +181,22 @@ class Volume:
             return target
 
         launch = relocated(config.launch, place)
-        placed = VmConfig((self.path / config.source.name).resolve(), launch, config.reference, config.policy)
+        placed = replace(config, source=(self.path / config.source.name).resolve(), launch=launch)
         return render_vm_config(placed)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Have the volume for oneself. Raises UserError where another process has it, which is named."""
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if not _has_lock(descriptor):
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise UserError(
-                    f"volume {self.uuid}: in use by {holder}; two guests on one disk would destroy what is on it",
-                    "end that one first, or take another volume: VOLUME=…",
-                )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} since {datetime.now(UTC):%F %T} UTC\n".encode(), 0)
+        with held(self.path / LOCK, self._taken) as note:
+            note(f"process {os.getpid()} since {datetime.now(UTC):%F %T} UTC\n")
             yield
-            os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
+
+    def _taken(self, holder: str) -> UserError:
+        holder = holder.strip() or "another process"
+        return UserError(
+            f"volume {self.uuid}: in use by {holder}; two guests on one disk would destroy what is on it",
+            "end that one first, or take another volume: VOLUME=…",
+        )
 
     @property
     def in_use(self) -> bool:
@@ -285,16 +281,6 @@ def note_earlier(earlier: Path, data_dir: Path) -> str:
         return ""
     place = quote(str(earlier))
     return f"{earlier}: volume {uuid}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={place}"
-
-
-def _has_lock(descriptor: int) -> bool:
-    """Whether the lock could be had: who only looks whether somebody has it holds it for an instant, too."""
-    for pause in (0.05, 0.2, 0.0):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(pause)
-    return False
 
 
 def _files(config: VmConfig) -> list[File]:

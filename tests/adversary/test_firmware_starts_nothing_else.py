@@ -7,6 +7,7 @@ owner's takes that build, so a control that needs a verdict puts it on the list 
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def accepted(firmware: Path) -> Iterator[None]:
 def attest_against(running: Running, config: VmConfig, output: Path) -> None:
     """`attest_verity` with another VM config than the one that the host has started."""
     output.mkdir(exist_ok=True)
-    Running(running.built, config, running.guest, running.hands).attest_into(output)
+    replace(running, config=config).attest_into(output)
 
 
 def test_control_a_host_s_init_before_a_verified_root(built: Built, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_an_owner_who_expects_our_firmware_sends_no_key(built: Built, tmp_path: 
     extra = added_file(PLACE, key_saying_init(built, tmp_path))
     with booted(built, config, disk, tmp_path, extra) as running:
         wait_for_key(running)
-        expecting = Running(built, read_vm_config(luks_config(built).source), running.guest, running.hands)
+        expecting = replace(running, config=read_vm_config(luks_config(built).source))
         refusal(lambda: unlock(expecting, owner, tmp_path / "attested"), "REFUSED (measurement)")
         log = running.guest.wait_end()
     assert f"init: {INIT}" not in log

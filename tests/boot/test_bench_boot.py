@@ -65,6 +65,7 @@ def test_an_overlay_does_not_grow_with_var_and_a_copy_does(built: Built, tmp_pat
     out = tmp_path / "bench"
     bench_boot(
         rootfs=built.build / "guest" / "rootfs.tar",
+        denied=built.project / "guest-vm" / "denied.yaml",
         filesystem="ext4",
         tools=built.tools,
         directory=built.build / "verity",

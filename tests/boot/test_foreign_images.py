@@ -311,6 +311,7 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
             imported=tmp_path / f"{number}.tar",
             authorized_key=built.keys.user_public,
             no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
+            switched_off=built.project / "guest-vm/switched-off.yaml",
             modules=built.project / "initramfs/modules.yaml",
             version=built.build / "kernel" / "version",
             tools=maker.tools,

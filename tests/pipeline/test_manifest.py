@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`doit manifest` on a real build: what is listed, what it measures as, and how it is signed."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -142,7 +143,7 @@ def test_the_sbom_is_valid_and_named_by_digest(released: Released) -> None:
 
 
 def test_the_same_build_gives_the_same_bytes(built: Built, released: Released, tmp_path: Path) -> None:
-    again = Released(copy_built(built, tmp_path / "another place"), released.key, released.public)
+    again = dataclasses.replace(released, built=copy_built(built, tmp_path / "another place"))
     again.built.doit("manifest", f"MANIFEST_KEY={again.key}", TZ="Asia/Tokyo", LC_ALL="C", PYTHONHASHSEED="5")
     for name in ("manifest.json", "manifest.json.sig", "sbom.cdx.json"):
         assert (again.project / "build" / name).read_bytes() == (released.project / "build" / name).read_bytes()
@@ -194,7 +195,7 @@ def test_launch_digests_are_those_of_the_other_implementation(
 
 @pytest.mark.full
 def test_they_are_those_that_a_setup_with_more_vcpus_makes(built: Built, released: Released, tmp_path: Path) -> None:
-    other = Released(copy_built(built, tmp_path / "project"), released.key, released.public)
+    other = dataclasses.replace(released, built=copy_built(built, tmp_path / "project"))
     usual = {name: entry["digests"] for name, entry in released.document()["launch"].items()}
     other.built.doit("setup_verity", "CPUS=4")
     for platform, name in CONFIG.items():

@@ -14,6 +14,7 @@ from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
+from tests.conftest import PROJECT
 from tests.support.table import Told, remedies
 
 ACCOUNTS = [
@@ -80,7 +81,7 @@ def test_a_root_without_init(told: Told, tmp_path: Path) -> None:
     tar_of([text_entry("file", "")], tar)
     # What that package has.
     told.mended(
-        lambda: bootable_entries(tar, ImageKind.VERITY),
+        lambda: bootable_entries(tar, ImageKind.VERITY, PROJECT / "guest-vm" / "denied.yaml"),
         lambda: tar_of([text_entry("file", ""), link_entry("sbin/init", "../lib/systemd/systemd")], tar),
     )
 

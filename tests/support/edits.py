@@ -99,7 +99,7 @@ class Matrix:
 
     def outdated(self) -> dict[str, str]:
         """The tasks that doit would run for what they are themselves, not for what comes before them."""
-        for cached in (recipe.recipe_digest, recipe.reached_sources, recipe._imports, recipe._source):
+        for cached in (recipe.recipe_digest, recipe.reached_sources, recipe._read, recipe._source):
             cached.cache_clear()
         importlib.invalidate_caches()
         found = {}
@@ -170,6 +170,10 @@ def mode(path: Path, scratch: Path) -> Iterator[None]:
 
 
 def line_more(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\npass\n")
+
+
+def remark(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n# a remark\n")
 
 
@@ -232,6 +236,7 @@ EDITS: dict[str, Callable[[Path, Path], Any]] = {
     "executable": copied(lambda new: new.chmod(0o755)),
     "touched": copied(lambda new: os.utime(new, (1, 1))),
     "a line more": copied(line_more),
+    "a remark more": copied(remark),
     "deleted": deleted,
     "a file planted": planted_file,
     "a directory planted": planted_directory,

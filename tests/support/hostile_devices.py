@@ -106,6 +106,7 @@ def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
         imported=image,
         authorized_key=built.keys.user_public,
         no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
+        switched_off=built.project / "guest-vm/switched-off.yaml",
         modules=built.project / "initramfs/modules.yaml",
         version=built.build / "kernel" / "version",
         tools=tools,

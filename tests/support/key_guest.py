@@ -23,7 +23,7 @@ from tests.support.waiting import NET
 
 # As the initramfs has them: side by side, under their bare names.
 _PLACES = (ROOT / "initramfs", ROOT / "sevsnp" / "attestation")
-_MODULES = ("linux", "report_data", "dm_tables", "key_agent", "luks_root")
+_MODULES = ("linux", "report_data", "dm_tables", "clients", "key_agent", "luks_root")
 
 
 def guest_module(name: str) -> ModuleType:

@@ -8,6 +8,7 @@ device-mapper tables of the volume's own, "other" where to other ones. ``KEYS`` 
 import base64
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tests.support.luks_volume import (
@@ -53,7 +54,7 @@ def _set(path: str, value: Any = _UNSET) -> Change:
 
 
 def _both(first: Change, second: Change) -> Change:
-    return lambda volume: second(Volume(first(volume), volume.key, volume.volume_key))
+    return lambda volume: second(replace(volume, header=first(volume)))
 
 
 def _field(offset: int, value: bytes, copies: tuple[int, ...] = (0, COPY)) -> Change:
@@ -124,7 +125,7 @@ def _weaker_derivation(volume: Volume) -> bytes:
     slot, material = make_keyslot(volume.volume_key, volume.key, seed=5, iterations=1)
     data = bytearray(volume.header)
     data[AREA : AREA + AREA_SIZE] = material
-    return _set("keyslots/0", slot)(Volume(bytes(data), volume.key, volume.volume_key))
+    return _set("keyslots/0", slot)(replace(volume, header=bytes(data)))
 
 
 def _newer_second(volume: Volume) -> bytes:
@@ -145,7 +146,7 @@ def _older(volume: Volume) -> bytes:
     slot, material = make_keyslot(volume.volume_key, HOST_KEY, seed=11)
     older = bytearray(with_field(volume.header, _SEQUENCE, struct.pack(">Q", 2)))
     older[AREA : AREA + AREA_SIZE] = material
-    return _set("keyslots/0", slot)(Volume(bytes(older), volume.key, volume.volume_key))
+    return _set("keyslots/0", slot)(replace(volume, header=bytes(older)))
 
 
 def _others_keyslots(volume: Volume) -> bytes:

@@ -11,6 +11,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.identity import ImageKind
 
+DENIED = Path(__file__).resolve().parents[2] / "guest-vm" / "denied.yaml"
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 
 
@@ -18,7 +19,7 @@ def tree_of(entries: list[Entry], tmp_path: Path) -> dict[str, Entry]:
     """The tree that would become the image."""
     tar = tmp_path / "rootfs.tar"
     make_rootfs([Layer("test", entries)], tar)
-    return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY)}
+    return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY, DENIED)}
 
 
 def test_mount_points_that_lack_are_added(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sevsnp.guests import local as guests
 from sevsnp.host.console import boot_stage, printable_lines
 from sevsnp.host.session import Told, session
 from sevsnp.host.state import CONSOLE, LOCK, Run, check_free, held, running
+from sevsnp.qemu.process import check_options
 from sevsnp.qemu.run_options import RunOptions
 from tests.support.waiting import wait_until
 

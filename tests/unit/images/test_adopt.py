@@ -2,6 +2,7 @@
 """What a foreign root filesystem is changed by: each change is said, and what need not change stays as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,10 @@ from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, merge, te
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
-from sevsnp.images.adopt import adopt
-from sevsnp.images.identity import IdentityFilter, ImageKind
+from sevsnp.images.adopt import adopt, read_switched_off
+from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind
 
+GUEST_VM = Path(__file__).resolve().parents[2] / "guest-vm"
 KEY = "ssh-ed25519 AAAAowner"
 NO_SHELL = "[Service]\nExecStart=/usr/bin/systemctl poweroff\n"
 UNITS = "usr/lib/systemd/system"
@@ -65,7 +67,7 @@ def image(*more: Entry) -> Tree:
 
 
 def changed(tree: Tree) -> list[str]:
-    return list(adopt(tree, KEY, NO_SHELL))
+    return list(adopt(tree, KEY, NO_SHELL, read_switched_off(GUEST_VM / "switched-off.yaml")))
 
 
 def test_what_takes_orders_from_the_host_is_off_and_the_rest_is_not() -> None:
@@ -121,7 +123,7 @@ def test_the_owner_s_account() -> None:
     assert tree.text("home/user/.ssh/authorized_keys") == f"{KEY}\n"
     # Passwords are the workflow's to lock: a verified root is readable by the host, an encrypted one is not.
     for kind, hashes in ((ImageKind.VERITY, False), (ImageKind.LUKS, True)):
-        kept = Tree(IdentityFilter(kind)(tree.ordered()))
+        kept = Tree(IdentityFilter(kind, DenyList(GUEST_VM / "denied.yaml"))(tree.ordered()))
         assert ("$y$" in kept.text("etc/shadow")) is hashes
         assert kept.text("home/user/.ssh/authorized_keys") == f"{KEY}\n"
 
@@ -211,3 +213,24 @@ def test_a_hard_link_s_other_name_keeps_its_content() -> None:
     tree = image(one, replace(one, name="root/fstab.backup"))
     changed(tree)
     assert tree.text("root/fstab.backup") == "UUID=1 / ext4\n" and "UUID" not in tree.text("etc/fstab")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a reason: [a.service, b.service, a.service]", "a reason: a.service stands there twice"),
+        ("a reason: [a.service]\na reason: [b.service]", "line 2: a reason stands there twice"),
+        ("a reason: [etc/a.service]", "found 'etc/a.service', expected a unit's name"),
+        ("a reason: [a service]", "found 'a service', expected a unit's name"),
+        ("a reason: [true]", "found True, expected a unit's name"),
+        ("a reason: a.service", "found 'a.service', expected a list"),
+    ],
+)
+def test_a_list_of_units_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "off.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_switched_off(file)
+    assert refused.value.message.startswith(f"{file}: ") and words in refused.value.message
+    file.write_text("a reason: [a.service, 'b@*.service']")
+    assert read_switched_off(file) == {"a reason": ["a.service", "b@*.service"]}  # control

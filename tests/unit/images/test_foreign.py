@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sevsnp.archives import links
 from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.errors import UserError
 from sevsnp.images.disk import LINUX_DATA, Partition, write_disk
@@ -18,6 +19,8 @@ from sevsnp.system.command import run
 from tests.support.evidence import load_script
 
 INITRAMFS = Path(__file__).parents[3] / "initramfs"
+# What the appliance has beside it.
+sys.modules["links"] = links
 fstab = load_script(INITRAMFS / "appliance" / "fstab.py")
 
 MIB = 1 << 20

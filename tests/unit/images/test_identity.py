@@ -7,10 +7,13 @@ import pytest
 
 from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
+from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_ext4
-from sevsnp.images.identity import DENIED, IdentityFilter, ImageKind, denied, summary
+from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
 
-TOOLS = Path(__file__).resolve().parents[3] / "build/snp-release/bin"
+PROJECT = Path(__file__).resolve().parents[3]
+TOOLS = PROJECT / "build/snp-release/bin"
+DENIED = DenyList(PROJECT / "guest-vm/denied.yaml")
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"  # private-key-marker: what the filter looks for, and no key
 
@@ -103,7 +106,7 @@ def test_control_the_unfiltered_image_has_every_canary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ImageKind)
 def test_no_canary_is_left(tmp_path: Path, kind: ImageKind) -> None:
-    clean = IdentityFilter(kind)
+    clean = IdentityFilter(kind, DENIED)
     raw, entries = image(tmp_path, clean)
     wanted = [*map(canary, EXPECTED), "<canary of link>", canary("hidden key")]
     assert [text for text in wanted if text.encode() in raw] == []
@@ -118,7 +121,7 @@ def test_no_canary_is_left(tmp_path: Path, kind: ImageKind) -> None:
 
 
 def test_every_account_is_locked(tmp_path: Path) -> None:
-    _, entries = image(tmp_path, IdentityFilter(ImageKind.VERITY))
+    _, entries = image(tmp_path, IdentityFilter(ImageKind.VERITY, DENIED))
     shadow, passwd = entries["etc/shadow"], entries["etc/passwd"]
     assert shadow.content and passwd.content and shadow.mode == 0o640
     rows = [line.split(":")[:2] for line in shadow.content.read().decode().splitlines()]
@@ -127,22 +130,63 @@ def test_every_account_is_locked(tmp_path: Path) -> None:
 
 
 def test_every_class_has_a_canary() -> None:
-    clean = IdentityFilter(ImageKind.VERITY)
+    clean = IdentityFilter(ImageKind.VERITY, DENIED)
     list(clean(source().entries))
-    assert {reason for reason, _ in DENIED} <= {removal.reason for removal in clean.removed}
+    assert DENIED.reasons <= {removal.reason for removal in clean.removed}
 
 
 def test_cloud_init_is_switched_off_where_there_is_one() -> None:
-    clean = IdentityFilter(ImageKind.LUKS)
+    clean = IdentityFilter(ImageKind.LUKS, DENIED)
     names = [entry.name for entry in clean([text_entry("etc/cloud/cloud.cfg", "x")])]
     assert names == ["etc/cloud/cloud-init.disabled", "etc/cloud/cloud.cfg"]
-    assert not list(IdentityFilter(ImageKind.LUKS)([]))
+    assert not list(IdentityFilter(ImageKind.LUKS, DENIED)([]))
 
 
 @pytest.mark.parametrize("name", ["app/server.pem", "data/id", "usr/local/etc/ssl/server.pem"])
 def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"
-    assert denied(text_entry(name, key)) == "private key"
-    assert denied(text_entry(name, "no key\n")) == ""
+    assert DENIED.reason(text_entry(name, key)) == "private key"
+    assert DENIED.reason(text_entry(name, "no key\n")) == ""
     # What packages ship below /usr is public.
-    assert denied(text_entry(f"usr/share/doc/{name}", key)) == ""
+    assert DENIED.reason(text_entry(f"usr/share/doc/{name}", key)) == ""
+
+
+def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
+    (tmp_path / "denied.yaml").write_text('history: [~/.history, "*/.log"]\n')
+    found = DenyList(tmp_path / "denied.yaml")
+    for name, reason in {
+        "root/.history": "history", "home/a/.history": "history", "root/.log": "history", "root/.history/x": "history",
+        "home/a/b/.history": "", "home/.history": "", "srv/.history": "", "home/a/.log": "", "~/.history": "",
+    }.items():  # fmt: skip
+        assert found.reason(text_entry(name, "x")) == reason, name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "found a NoneType, expected lists"),
+        ("[etc]", "found a list, expected lists"),
+        ("log: [a]\nlog: [b]", "line 2: log stands there twice"),
+        ("log: [a]\njournal: [a]", "journal: a stands there twice"),
+        ("log:", "log: found None, expected a list"),
+        ("log: []", "log: found [], expected a list"),
+        ("log: a", "log: found 'a', expected a list"),
+        ("log: {a: b}", "log: found {'a': 'b'}, expected a list"),
+        ("log: [1]", "log: found 1, expected a path"),
+        ("log: [~]", "log: found None, expected a path"),
+        ("log: ['']", "log: found '', expected a path"),
+        ("log: [/etc]", "log: found '/etc', expected a path from the root"),
+        ("log: [etc/]", "log: found 'etc/', expected a path from the root"),
+        ('log: ["a\\nb"]', "expected a path from the root"),
+        ("1: [a]", "found 1, expected a text"),
+        ("log: [*]", "line 1"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "denied.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as refused:
+        DenyList(file)
+    assert refused.value.message.startswith(f"{file}: ") and words in refused.value.message
+    file.write_text("log: [a]\njournal: [b]")
+    assert DenyList(file).reasons == {"log", "journal"}  # control

@@ -27,12 +27,11 @@ PRODUCTION = tuple(
     if path.parent.name not in NOT_PRODUCTION
 )
 WALLED_OFF = "sevsnp.emulation"
-# By a string, and only for what says that it is emulated: launching, the owner's choice by VM config, what a bundle is
-# made of, and the emulated verifier's wrapper.
+# By a string, and only for what says that it is emulated: launching, the owner's choice by VM config, and the emulated
+# verifier's wrapper.
 MAY_LOAD_EMULATION = {
     "sevsnp/qemu/platforms.py",
     "sevsnp/owner/attestation.py",
-    "sevsnp/release/bundle.py",
     "sevsnp/commands/tools.py",
     "sevsnp/commands/verify_report_emulated.py",
 }

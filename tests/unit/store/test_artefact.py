@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,7 @@ def test_the_place_of_the_checkout_does_not_matter(here: Path, monkeypatch: pyte
     with run("../cache"):
         assert not Seen(artefact()).built
         given = artefact()
-        absolute = Artefact(
-            given.function,
-            inputs={"source": [Path("source").absolute()]},
-            directories={},
-            outputs=given.outputs,
-            params={},
-            given=given.given,
-        )
+        absolute = replace(given, inputs={"source": [Path("source").absolute()]})
         assert absolute.parts() == given.parts()
 
 

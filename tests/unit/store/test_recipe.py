@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe of an artefact: the sources that its digest covers, and the edits that change it."""
 
+import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sevsnp.store.recipe import reached_sources, recipe_digest
+from sevsnp.store.recipe import _code, reached_sources, recipe_digest
 
 PROJECT = Path(__file__).resolve().parents[3]
 FILES = {
@@ -78,7 +80,7 @@ def test_the_digest_changes_with_what_is_reached_and_with_nothing_else(package: 
     for name in FILES:
         path = package / "sevsnp" / name
         text = path.read_text()
-        path.write_text(f"{text}\n# a remark\n")
+        path.write_text(f"{text}\nMORE = 1\n")
         changed = ask(package, digest) != before
         path.write_text(text)
         assert changed == (name not in ("a/unused.py", "unnamed.py", "circle.py", "e.py")), name
@@ -96,9 +98,108 @@ def test_neither_directory_nor_time_matters(package: Path, tmp_path: Path) -> No
 
 
 def test_the_recipes_of_this_project() -> None:
-    layers, bundle = (set(reached_sources(name)) for name in ("sevsnp.images.initramfs", "sevsnp.release.bundle"))
+    layers, tools = (set(reached_sources(name)) for name in ("sevsnp.images.initramfs", "sevsnp.commands.tools"))
     assert {"sevsnp.archives.cpio", "sevsnp.images.kernel_modules", "sevsnp.system.command", "sevsnp.errors"} <= layers
     assert not {"sevsnp.qemu.process", "sevsnp.images.filesystem"} & layers
-    # What a bundle carries along is only named there, to be started on the host.
-    assert {"sevsnp.host.bundle_run", "sevsnp.qemu.qmp", "sevsnp.emulation.service"} <= bundle
-    assert recipe_digest("sevsnp.release.bundle") != recipe_digest("sevsnp.images.initramfs")
+    # What a command starts is only named there.
+    assert {"sevsnp.commands.verify_report", "sevsnp.attestation.appraisal"} <= tools
+    assert recipe_digest("sevsnp.commands.tools") != recipe_digest("sevsnp.images.initramfs")
+
+
+SOURCE = '''# SPDX-License-Identifier: Apache-2.0
+"""A module."""
+
+import os  # for all
+
+
+class Kept:
+    """A class."""
+
+    def name(self, words: list[str]) -> str:
+        """A function,
+
+        in two paragraphs.
+        """
+        if words:
+            return "a # b"
+
+        return f"{os.sep}, {words!r:>{len('x')}} und so fort, „{'ä'}“"
+
+
+TEXT = """\\
+# kept
+
+  end
+"""
+'''
+# Of 3.11, 3.12 and 3.13, which have other words and other trees: two versions of Python share what they make.
+DIGEST = "05db8fb57e461e715ff9201135db35aba9f5daa0e70c3686a195ca8360ac1bcf"
+
+SAME = {
+    "a comment more": ("import os  # for all", "# More.\n\nimport os"),
+    "another licence": ("Apache-2.0", "MIT"),
+    "another module docstring": ('"""A module."""', '"""Another\n\nmodule.\n"""'),
+    "no module docstring": ('"""A module."""', ""),
+    "another class docstring": ("A class.", "Another."),
+    "another function docstring": ("in two paragraphs", "in three"),
+    "no function docstring": ('        """A function,\n\n        in two paragraphs.\n        """\n', ""),
+    "lines more and less": ('a # b"\n\n', 'a # b"\n\n\n\n'),
+    "an expression over two lines": ("name(self, words: list[str])", "name(\n    self, words: list[str]\n  )"),
+    "deeper": ("            return", "              return"),
+}
+OTHER = {
+    "a statement more": ("import os", "import os, re"),
+    "a comment in a text": ("# kept", "# changed"),
+    "an empty line less in a text": ("# kept\n\n", "# kept\n"),
+    "a space in a text": ("  end", " end"),
+    "a space behind a text": ("# kept", "# kept "),
+    "a comment in a string": ("a # b", "a # c"),
+    "an f-string": ("und so fort", "etc."),
+    "a space in an f-string": (", {words", ",{words"),
+    "in an f-string's braces": ("os.sep}", "os.name}"),
+    "a statement for a docstring": ('"""A class."""', 'x = """A class."""'),
+    "an f-string for a docstring": ('"""A class."""', 'f"""{print()}"""'),
+    "out of its block": ("\n        return f", "\n            return f"),
+    "words joined": ("import os", "importos"),
+}
+
+
+def code_of(text: str) -> list[str]:
+    return list(_code(text.encode()))
+
+
+def edited(old: str, new: str) -> str:
+    assert SOURCE.count(old) == 1
+    return SOURCE.replace(old, new)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_comments_docstrings_and_layout_are_no_code(name: str) -> None:
+    text = edited(*SAME[name])
+    compile(text, "text", "exec")
+    assert text != SOURCE
+    assert code_of(text) == code_of(SOURCE)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_all_else_is(name: str) -> None:
+    assert code_of(edited(*OTHER[name])) != code_of(SOURCE)
+
+
+def test_every_version_of_python_finds_the_same_code() -> None:
+    assert hashlib.sha256("\0".join(code_of(SOURCE)).encode()).hexdigest() == DIGEST
+
+
+def test_of_what_is_no_python_every_byte_counts(package: Path) -> None:
+    path, digest = package / "sevsnp" / "d.py", "recipe_digest('sevsnp.a.top')"
+    found = set()
+    for text in ("def", "def # a remark", "x = (", "\0", "x = 1\n# \0", "# \xff"):
+        path.write_bytes(text.encode("latin-1"))
+        found.add(ask(package, digest))
+    assert len(found) == 6
+
+
+def test_nothing_of_the_library_looks_at_what_does_not_count() -> None:
+    looks = re.compile(r"\b(__doc__|getsource|getdoc|getcomments|lineno|currentframe)\b")
+    found = [path for path in (PROJECT / "sevsnp").rglob("*.py") if looks.search(path.read_text())]
+    assert found == []

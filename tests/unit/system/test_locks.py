@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.errors import UserError
 from sevsnp.pipeline.checkout import Checkout
-from sevsnp.system.locks import locked, locked_if_free
+from sevsnp.system.locks import held, locked, locked_if_free
 from tests.support.waiting import NET
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -143,3 +144,45 @@ def test_the_checkout_s_lock_is_kept_while_anything_is_made(tmp_path: Path) -> N
         checkout.acquire(said.append)
     assert said == ["waiting for another run that builds in this checkout"]
     checkout.release()
+
+
+def test_who_holds_it_is_noted_until_it_lets_go(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held(lock, UserError, 0o644) as note:
+        note("the first")
+        note("a")
+        assert lock.read_text() == "a" and lock.stat().st_mode & 0o777 == 0o644
+        with pytest.raises(UserError, match="a"), held(lock, UserError):
+            pass
+        assert lock.read_text() == "a"
+    assert lock.read_text() == ""
+    with pytest.raises(OSError, match="of the work"), held(lock, UserError) as note:
+        note("b")
+        raise OSError("of the work")
+    assert lock.read_text() == ""
+
+
+def test_who_only_looks_whether_it_is_held_is_no_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    with held_elsewhere(lock, "shared") as holder, held_soon(holder), held(lock, UserError):
+        pass
+    # Control: one that stays.
+    with held_elsewhere(lock, "shared"), pytest.raises(UserError), held(lock, UserError):
+        pass
+
+
+def test_a_link_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="lock"), held(tmp_path / "lock", UserError):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+@contextmanager
+def held_soon(holder: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """``holder`` lets go in an instant."""
+    ending = threading.Timer(0.02, holder.kill)
+    ending.start()
+    yield
+    ending.join()

@@ -9,6 +9,7 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.system.named import load_named
 from sevsnp.system.nearest import did_you_mean, nearest
+from tasks.graph import call
 
 
 def test_it_is_loaded() -> None:
@@ -41,6 +42,17 @@ def test_a_module_that_lacks_a_library_is_no_misspelt_one(tmp_path: Path, monkey
     with pytest.raises(ModuleNotFoundError, match="nonsuch_library"):
         load_named(":".join(("lacking_one", "make")))
     sys.modules.pop("lacking_one", None)
+
+
+def test_a_source_that_is_no_python_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_one.py").write_text("\nmade = )\n")
+    (tmp_path / "importing_one.py").write_text("def make():\n    import broken_one\n\ndef other(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("broken_one", "importing_one"):
+        failed = call(":".join((module, "make")))
+        assert failed.get_msg().strip() == f"{tmp_path / 'broken_one.py'}:2: unmatched ')'"
+    assert call(":".join(("importing_one", "other"))) is None  # control
+    sys.modules.pop("importing_one", None)
 
 
 def test_the_nearest() -> None:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The headers of a tar archive, POSIX pax: numeric owners without names, records only where a field does not fit.
+
+Standard library only, and no other module: the appliance has this one file under its bare name.
+"""
+
+BLOCK = 512
+# The first values that do not fit a field of 7 and of 11 octal digits.
+_ID = 1 << 21
+_SIZE = 1 << 33
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """A pax record: its own decimal length, a space, key=value, a newline."""
+    body = b" " + key + b"=" + value + b"\n"
+    length = len(body)
+    while len(str(length)) + len(body) != length:
+        length = len(str(length)) + len(body)
+    return str(length).encode() + body
+
+
+def padding(size: int) -> bytes:
+    """What fills the last block of ``size`` bytes."""
+    return bytes(-size % BLOCK)
+
+
+def member(
+    name: bytes,
+    kind: bytes,
+    *,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime: int,
+    link: bytes = b"",
+    device: "tuple[int, int]" = (0, 0),
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """The header of a member, with a pax header before it where a field does not fit or there are other records.
+
+    ``kind`` is the type flag; ``size`` and ``mtime`` are in bytes and seconds since 1970, ``mtime`` below 2^33.
+    ``before`` and ``after`` are records that come before and after those of the fields.
+    """
+    records = before
+    if len(name) > 100:
+        records += record(b"path", name)
+    if len(link) > 100:
+        records += record(b"linkpath", link)
+    for key, value, limit in ((b"size", size, _SIZE), (b"uid", uid, _ID), (b"gid", gid, _ID)):
+        if value >= limit:
+            records += record(key, b"%d" % value)
+    records += after
+    extended = b""
+    if records:
+        extended = _header(b"././@PaxHeader", b"x", 0o644, 0, 0, len(records), 0, b"", (0, 0))
+        extended += records + padding(len(records))
+    return extended + _header(name, kind, mode, uid, gid, size, mtime, link, device)
+
+
+def _header(
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime: int,
+    link: bytes,
+    device: "tuple[int, int]",
+) -> bytes:
+    block = b"".join(
+        (
+            name[:100].ljust(100, b"\0"),
+            _octal(mode, 8),
+            _octal(uid if uid < _ID else 0, 8),
+            _octal(gid if gid < _ID else 0, 8),
+            _octal(size if size < _SIZE else 0, 12),
+            _octal(mtime, 12),
+            b" " * 8,
+            kind,
+            link[:100].ljust(100, b"\0"),
+            b"ustar\x0000",
+            bytes(64),  # user and group names: numbers only
+            _octal(device[0], 8),
+            _octal(device[1], 8),
+            bytes(167),
+        )
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _octal(value: int, width: int) -> bytes:
+    return b"%0*o\0" % (width - 1, value)

@@ -11,7 +11,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.identity import ImageKind
 
-DENIED = Path(__file__).resolve().parents[2] / "guest-vm" / "denied.yaml"
+DENIED = Path(__file__).resolve().parents[3] / "guest-vm" / "denied.yaml"
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 
 

@@ -13,7 +13,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.adopt import adopt, read_switched_off
 from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind
 
-GUEST_VM = Path(__file__).resolve().parents[2] / "guest-vm"
+GUEST_VM = Path(__file__).resolve().parents[3] / "guest-vm"
 KEY = "ssh-ed25519 AAAAowner"
 NO_SHELL = "[Service]\nExecStart=/usr/bin/systemctl poweroff\n"
 UNITS = "usr/lib/systemd/system"

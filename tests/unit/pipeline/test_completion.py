@@ -7,13 +7,12 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT
-from tests.support.waiting import NET
+from tests.support.waiting import NET, wait_until
 
 # What is typed, and all that its last word can become. None: the names of files are asked.
 CASES: dict[str, str | None] = {
@@ -124,11 +123,15 @@ def completed(zsh: str, setup: str, lines: list[str]) -> list[str]:
         os.execve(zsh, [zsh, "-f", "-i"], {**os.environ, "TERM": "dumb", "COLUMNS": "200", "EDITOR": "", "VISUAL": ""})
 
     def until(mark: str) -> str:
-        said, end = "", time.monotonic() + NET
-        while mark not in said:
-            assert time.monotonic() < end, said
+        said = ""
+
+        def there() -> bool:
+            nonlocal said
             if select.select([terminal], [], [], 1)[0]:
                 said += os.read(terminal, 1 << 16).decode(errors="replace")
+            return mark in said
+
+        wait_until(there, what=lambda: said)
         return said
 
     try:

@@ -17,7 +17,7 @@ import importlib
 
 from sevsnp.pipeline.checker import Sha256Checker
 from sevsnp.pipeline.commands import adopt
-from sevsnp.pipeline.database import forgive
+from sevsnp.pipeline.database import tolerate_damage
 from sevsnp.pipeline.help import Guide
 from sevsnp.pipeline.reporter import Reporter
 from tasks.creators import tasks_with, watched
@@ -34,7 +34,7 @@ STAGES = (
 # What is built must not depend on who builds it.
 os.umask(0o022)
 end_cleanly()
-forgive()
+tolerate_damage()
 # At its end Python looks through all that is left, twice, for what only refers to itself: a tenth of `doit list`.
 atexit.register(gc.freeze)
 

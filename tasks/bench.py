@@ -44,7 +44,7 @@ def task_bench() -> Iterator[Task]:
             directory=VERITY,
             qemu=QEMU,
             platform=values.text("PLATFORM"),
-            answers=RUN / "platform.json",
+            probe_cache=RUN / "platform.json",
             identity=keys().user_private,
             user="user",
             ssh_template=Path("templates/ssh_config.j2"),

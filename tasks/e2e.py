@@ -91,7 +91,7 @@ def task_e2e() -> Task:
         qemu=QEMU,
         platform=values.text("PLATFORM"),
         memory=values.number("MEMORY"),
-        answers=RUN / "platform.json",
+        probe_cache=RUN / "platform.json",
         identity=keys().user_private,
         user="user",
         template=Path("templates/ssh_config.j2"),

@@ -113,7 +113,7 @@ def task__image_import() -> Task:
         watch=[RELEASE_MANIFEST],
         outputs={"output": IMPORTED},
         params={"root_device": settings().text("ROOT_DEVICE")},
-        how={"qemu": QEMU, "answers": RUN / "platform.json"},
+        how={"qemu": QEMU, "probe_cache": RUN / "platform.json"},
         cached=False,  # a user's own file system is for nobody else
     )
 

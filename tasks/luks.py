@@ -129,7 +129,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
         "key_file": key_file,
         "platform": platform,
         "qemu": QEMU,
-        "answers": RUN / "platform.json",
+        "probe_cache": RUN / "platform.json",
     }
     made = artefact(
         "sevsnp.images.luks:make_luks_image",

@@ -136,7 +136,7 @@ def task_adopt_luks() -> Task:
             "qemu": QEMU,
             "kernel": KERNEL / "vmlinuz",
             "initrd": APPLIANCE_INITRAMFS,
-            "answers": RUN / "platform.json",
+            "probe_cache": RUN / "platform.json",
         },
     )
 

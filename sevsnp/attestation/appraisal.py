@@ -19,7 +19,7 @@ from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undeci
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
 from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Value, at_most, show, show_rule
-from sevsnp.firmware.gate import open_roads, problem
+from sevsnp.firmware.gate import problem, residual_risks
 from sevsnp.vm_config.config import Launch, Tcb, VmConfig, making
 
 __all__ = ["Appraisal", "Check", "Evidence", "Expected", "NeverAccepted", "Reason", "Refused", "Undecided", "appraise"]
@@ -111,7 +111,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
     floors = {"reported": policy.reported_tcb, "committed": policy.committed_tcb, "launch": policy.launch_tcb}
     reasons = {name: floor.reason for name, floor in floors.items() if isinstance(floor, Anything)}
     found = [ACPI_OPEN] if expected.acpi else []
-    found += open_roads(launch.firmware.sha256, launch.firmware_reason)
+    found += residual_risks(launch.firmware.sha256, launch.firmware_reason)
     for reason in dict.fromkeys(reasons.values()):
         found.append(ANY_TCB.format(", ".join(name for name, given in reasons.items() if given == reason), reason))
     if isinstance(policy.reported_tcb, Unstated) and root.domain == "emulated":

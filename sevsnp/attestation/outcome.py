@@ -165,7 +165,7 @@ class Appraisal:
     at: datetime
     reason: Reason | None = None
     message: str = ""
-    open_roads: tuple[str, ...] = ()
+    residual_risks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     remedy: str = ""
 
@@ -203,7 +203,7 @@ class Appraisal:
             "measurement": report.measurement.hex() if report else "",
             "chip_id": report.chip_id.hex() if report else "",
             "report_data": report.report_data.hex() if report else "",
-            "open": list(self.open_roads),
+            "open": list(self.residual_risks),
             "notes": list(self.notes),
             "checks": [check.to_json() for check in self.checks],
         }
@@ -218,11 +218,11 @@ class Accepted:
 
     report: Report
     checks: tuple[Check, ...]
-    open_roads: tuple[str, ...]
+    residual_risks: tuple[str, ...]
     appraisal: Appraisal
 
     def __init__(self, appraisal: Appraisal) -> None:
         object.__setattr__(self, "report", appraisal.require())
         object.__setattr__(self, "checks", appraisal.checks)
-        object.__setattr__(self, "open_roads", appraisal.open_roads)
+        object.__setattr__(self, "residual_risks", appraisal.residual_risks)
         object.__setattr__(self, "appraisal", appraisal)

@@ -29,7 +29,7 @@ def print_appraisal(appraisal: Appraisal, headline: str) -> None:
         line(check.outcome, f"{check.name}{': ' if check.detail else ''}{check.detail}")
     if ended:
         line("not-reached", f"{ended} more: {ENDED}")
-    for remark in (*appraisal.notes, *appraisal.open_roads):
+    for remark in (*appraisal.notes, *appraisal.residual_risks):
         print("! open        ", _printable(remark))
     if appraisal.accepted:
         verdict, colour = f"{headline} (policy: {appraisal.profile})", good

@@ -59,7 +59,7 @@ def bench_boot(
     directory: Path,
     qemu: Path,
     platform: str,
-    answers: Path,
+    probe_cache: Path,
     identity: Path,
     user: str,
     ssh_template: Path,
@@ -94,7 +94,7 @@ def bench_boot(
         work.mkdir(parents=True)
         try:
             base = read_vm_config(config_of(directory, "verity", "snp"))
-            chosen = choose(platform, base.launch, qemu, answers)
+            chosen = choose(platform, base.launch, qemu, probe_cache)
             base = read_vm_config(config_of(directory, "verity", chosen.name))
             options = RunOptions(qemu, memory, free_port(), free_port(), work / "state", restricted=True)
             check_options(options)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sevsnp.commands.arguments import USAGE, Parser
 from sevsnp.errors import UserError
-from sevsnp.firmware.gate import check_firmware, open_roads
+from sevsnp.firmware.gate import check_firmware, residual_risks
 from sevsnp.measurement.launch_digest import (
     NO_INITRD,
     KernelHashes,
@@ -125,7 +125,7 @@ def _machine(options: argparse.Namespace, model: str, features: int | None) -> M
 
 def _judge(digest: str, firmware: Path, reason: str) -> None:
     check_firmware(digest, firmware, reason)
-    for road in open_roads(digest, reason):
+    for road in residual_risks(digest, reason):
         print(f"open: {road}", file=sys.stderr)
 
 

@@ -29,7 +29,7 @@ def e2e(
     qemu: Path,
     platform: str,
     memory: int,
-    answers: Path,
+    probe_cache: Path,
     identity: Path,
     user: str,
     template: Path,
@@ -47,7 +47,7 @@ def e2e(
     stages = Stages()
     for name, seconds in timings.items():
         stages.add(name, seconds, remarks.get(name, "built"))
-    name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, answers).name
+    name = choose(platform, read_vm_config(config_of(directory, "verity", "snp")).launch, qemu, probe_cache).name
     workflows: dict[str, dict[str, Any]] = {}
     for workflow, source, configs in (("luks", luks_bundle, luks_directory), ("verity", bundle, directory)):
         there = output / workflow

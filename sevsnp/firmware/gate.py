@@ -81,7 +81,7 @@ def problem(digest: str, path: Path, reason: str = "") -> str:
     return _judge(digest, str(path) if path.is_file() else "", reason)
 
 
-def open_roads(digest: str, reason: str) -> tuple[str, ...]:
+def residual_risks(digest: str, reason: str) -> tuple[str, ...]:
     """What remains open, in words, where a firmware is trusted for a ``reason`` only."""
     return (_RISK.format(reason),) if reason and digest not in ACCEPTED else ()
 

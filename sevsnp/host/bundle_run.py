@@ -96,8 +96,8 @@ def main(argv: list[str], bundle: Path) -> int:
             terminal=True,
         )
         options.state.mkdir(parents=True, exist_ok=True)
-        answers = options.state / "platform.json"
-        chosen = choose(given.platform, production, options.qemu, answers)
+        probe_cache = options.state / "platform.json"
+        chosen = choose(given.platform, production, options.qemu, probe_cache)
         if chosen.name == "emulated" and not emulated.exists():
             raise UserError(
                 f"no SEV-SNP: {chosen.reason}; this bundle was made for SEV-SNP alone", _other_bundle(production)
@@ -106,7 +106,7 @@ def main(argv: list[str], bundle: Path) -> int:
         launch = read_vm_config(source).launch
         words = " HOST=…" + words_of(launch.workflow, launch.workflow, launch.platform)
         told = told_of(launch.workflow, words, hint="run another one: ./run --state second")
-        run_guest(launch=launch, options=options, platform=chosen, answers=answers, told=told, source=source)
+        run_guest(launch=launch, options=options, platform=chosen, probe_cache=probe_cache, told=told, source=source)
     except UserError as error:
         print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)
         return 1

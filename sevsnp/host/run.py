@@ -36,7 +36,7 @@ def run_guest(
     launch: Launch,
     options: RunOptions,
     platform: str | Platform,
-    answers: Path,
+    probe_cache: Path,
     told: Told,
     source: Path,
     check: bool = True,
@@ -53,7 +53,7 @@ def run_guest(
     if check and launch.workflow != "luks":
         check_files(launch)
     options = check_options(options)
-    chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, answers)
+    chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, probe_cache)
     if chosen.name == "snp" and launch.platform != "snp":
         raise UserError(
             "an emulated VM config cannot run on SNP hardware", "use the production one, or PLATFORM=emulated"
@@ -110,11 +110,11 @@ def run_workflow(
     ``name`` is that of the guest, which its state directory has; ``volume`` is the directory with the disk that it
     writes to.
     """
-    answers = options.state.parent / "platform.json"
+    probe_cache = options.state.parent / "platform.json"
     if vm_config is None:
         # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
         production = read_vm_config(config_of(directory, workflow, "snp"))
-        where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, answers).name
+        where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, probe_cache).name
         vm_config = config_of(directory, workflow, where)
     config = read_vm_config(vm_config)
     if config.launch.workflow != workflow:
@@ -125,5 +125,11 @@ def run_workflow(
     words = words_of(name, workflow, launch.platform)
     told = told_of(workflow, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
     run_guest(
-        launch=launch, options=options, platform=platform, answers=answers, told=told, source=vm_config, volume=volume
+        launch=launch,
+        options=options,
+        platform=platform,
+        probe_cache=probe_cache,
+        told=told,
+        source=vm_config,
+        volume=volume,
     )

@@ -14,7 +14,7 @@ _UNITS = ("ssh.service", "sshd.service")
 _UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 
-def let_in(tree: Tree, authorized_key: str) -> Iterator[str]:
+def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
     """Let ``authorized_key`` log in as `user`, and say what that took; the account is made where there is none."""
     rows = [line.split(":") for line in tree.text("etc/passwd").splitlines()]
     found = next((row for row in rows if row[0] == ACCOUNT and len(row) >= 7), None)

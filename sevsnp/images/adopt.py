@@ -14,7 +14,7 @@ from pathlib import Path
 from sevsnp.archives.rootfs import Layer, make_rootfs
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
-from sevsnp.images.account import let_in
+from sevsnp.images.account import add_login_account
 from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
 from sevsnp.images.guest import read_public_key
 from sevsnp.images.lists import read_classes
@@ -122,7 +122,7 @@ def adopt(tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[
     yield from _network(tree)
     yield from _keys_from_the_host(tree)
     yield from _lost_attributes(tree)
-    yield from let_in(tree, authorized_key)
+    yield from add_login_account(tree, authorized_key)
 
 
 def _switch_off(tree: Tree, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:

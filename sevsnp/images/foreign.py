@@ -14,7 +14,7 @@ _SECONDS = 12 * 3600.0
 
 
 def import_image(
-    *, image: Path, root_device: str, qemu: Path, kernel: Path, initrd: Path, answers: Path, output: Path
+    *, image: Path, root_device: str, qemu: Path, kernel: Path, initrd: Path, probe_cache: Path, output: Path
 ) -> None:
     """Write the root file system on the disk ``image`` as the tar ``output``, and print where it was found.
 
@@ -26,7 +26,7 @@ def import_image(
     with output.open("wb") as stream:
         stream.truncate(_LARGEST)
     result = run_job(
-        Appliance(qemu=qemu, kernel=kernel, initrd=initrd, answers=answers),
+        Appliance(qemu=qemu, kernel=kernel, initrd=initrd, probe_cache=probe_cache),
         "import_image",
         {"root_device": root_device},
         disks=[

@@ -90,7 +90,7 @@ def make_luks_image(
     free: int,
     tools: Path,
     qemu: Path,
-    answers: Path,
+    probe_cache: Path,
     config_dir: Path,
     key_file: str | None,
     data_dir: Path,
@@ -112,7 +112,7 @@ def make_luks_image(
     """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
-    if exposed and is_for_snp(platform, qemu, answers):
+    if exposed and is_for_snp(platform, qemu, probe_cache):
         raise UserError(
             f"{key.source if key else ''}: this key was sent to an emulated guest, whose host could have kept it",
             "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
@@ -130,7 +130,7 @@ def make_luks_image(
         write_record(config_dir, identity, record)
         key = key or make_key(config_dir, identity)
         made = run_job(
-            Appliance(qemu.resolve(), kernel, initrd, answers),
+            Appliance(qemu.resolve(), kernel, initrd, probe_cache),
             "luks",
             {"format": format_options(identity, record.key), "size": size},
             disks=[ApplianceDisk("source", plain, read_only=True), ApplianceDisk("luks", image)],

@@ -9,7 +9,7 @@ from sevsnp.keys import luks_key
 
 
 def is_current(
-    header: Path, config_dir: Path, key_file: str | None, *, platform: str, qemu: Path, answers: Path
+    header: Path, config_dir: Path, key_file: str | None, *, platform: str, qemu: Path, probe_cache: Path
 ) -> bool:
     """Whether the volume with ``header`` can be opened from here: its record is here, and its key is, or is given.
 
@@ -22,7 +22,7 @@ def is_current(
     try:
         luks = Luks2.read(header)
         record = luks_key.read_record(config_dir, luks.uuid)
-        if record.exposed and is_for_snp(platform, qemu, answers):
+        if record.exposed and is_for_snp(platform, qemu, probe_cache):
             return False
         key = luks_key.given(key_file) if key_file is not None else None
         if key is None:
@@ -32,10 +32,10 @@ def is_current(
         return False
 
 
-def is_for_snp(platform: str, qemu: Path, answers: Path) -> bool:
+def is_for_snp(platform: str, qemu: Path, probe_cache: Path) -> bool:
     """Whether guests are for SEV-SNP: said so, or left open on a host that is known to have it. Nothing is booted."""
     if platform != "auto":
         return platform == "snp"
     from sevsnp.qemu.platforms import snp_is_known
 
-    return snp_is_known(qemu, answers)
+    return snp_is_known(qemu, probe_cache)

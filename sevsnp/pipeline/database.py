@@ -15,16 +15,16 @@ _open, _read, _dump = SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump
 _forget_success = Dependency.remove_success
 
 
-def forgive() -> None:
+def tolerate_damage() -> None:
     """Have doit's SQLite backend replace a damaged file, only say so where it cannot write, and survive a failed task.
 
     In place: doit loads a backend of one's own before the directory of dodo.py is on the path.
     """
-    SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump = _forgiving_open, _forgiving_read, _forgiving_dump
-    Dependency.remove_success = _forgiving_failure
+    SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump = _tolerant_open, _tolerant_read, _tolerant_dump
+    Dependency.remove_success = _tolerant_failure
 
 
-def _forgiving_open(self: Any, name: str) -> Any:
+def _tolerant_open(self: Any, name: str) -> Any:
     for last in (False, False, True):
         try:
             connection = _open(self, ":memory:" if last else name)
@@ -40,21 +40,21 @@ def _forgiving_open(self: Any, name: str) -> Any:
     raise AssertionError("SQLite in memory")
 
 
-def _forgiving_read(self: Any, task_id: str) -> Any:
+def _tolerant_read(self: Any, task_id: str) -> Any:
     try:
         return _read(self, task_id)
     except (sqlite3.DatabaseError, ValueError):
         return {}
 
 
-def _forgiving_dump(self: Any) -> None:
+def _tolerant_dump(self: Any) -> None:
     try:
         _dump(self)
     except sqlite3.Error as error:
         sys.stderr.write(f"{self.name}: not written: {error}; the next run will look at everything again\n")
 
 
-def _forgiving_failure(self: Any, task: Any) -> None:
+def _tolerant_failure(self: Any, task: Any) -> None:
     """doit forgets what a task made when a later run of it fails.
 
     An artefact's record has the digests of what it was made from and of what was made: it is right for as long as they

@@ -60,12 +60,12 @@ class ApplianceDisk:
 
 @dataclass(frozen=True)
 class Appliance:
-    """What it is made of. ``answers`` is where it is remembered whether KVM boots here."""
+    """What it is made of. ``probe_cache`` is where it is remembered whether KVM boots here."""
 
     qemu: Path
     kernel: Path
     initrd: Path
-    answers: Path
+    probe_cache: Path
 
 
 def run_job(
@@ -102,7 +102,7 @@ def run_job(
                 job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
                 answer = _talk(port, job, secret, seconds)
                 code = process.wait(_ENDING) if answer else None
-            except (OSError, subprocess.TimeoutExpired, _NoEnd) as error:
+            except (OSError, subprocess.TimeoutExpired, _ApplianceFailed) as error:
                 raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
             finally:
                 stop(process)
@@ -117,14 +117,14 @@ def run_job(
         return dict(answer["result"])
 
 
-class _NoEnd(Exception):
+class _ApplianceFailed(Exception):
     """A limit was reached, or an answer is none."""
 
 
 def _arguments(
     appliance: Appliance, disks: Sequence[ApplianceDisk], port: int, console: Path, memory: int
 ) -> list[str]:
-    kind = accelerator(appliance.kernel, appliance.qemu, appliance.answers)
+    kind = accelerator(appliance.kernel, appliance.qemu, appliance.probe_cache)
     arguments = [
         "-nodefaults",
         "-no-user-config",
@@ -201,7 +201,7 @@ def _parse(line: bytes) -> dict[str, Any]:
             raise ValueError("total")
         return said
     except (ValueError, TypeError, RecursionError):
-        raise _NoEnd("an answer that makes no sense") from None
+        raise _ApplianceFailed("an answer that makes no sense") from None
 
 
 def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[bytes]:
@@ -211,14 +211,14 @@ def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[byt
         try:
             piece = port.recv(1 << 16)
         except TimeoutError:
-            raise _NoEnd(f"no end after {seconds:.0f} s") from None
+            raise _ApplianceFailed(f"no end after {seconds:.0f} s") from None
         if not piece:
             return
         buffer += piece
         *whole, buffer = buffer.split(b"\n")
         yield from whole
         if len(buffer) > _LINE:
-            raise _NoEnd("a line without end")
+            raise _ApplianceFailed("a line without end")
 
 
 def _check_room(paths: Sequence[Path]) -> None:

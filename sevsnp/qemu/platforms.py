@@ -37,25 +37,25 @@ class Platform:
     reason: str
 
 
-def choose(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
-    """The platform for ``requested`` (auto, snp or emulated); ``answers`` is where earlier answers are remembered.
+def choose(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Platform:
+    """The platform for ``requested`` (auto, snp or emulated); ``probe_cache`` is where earlier answers are remembered.
 
     Raises :class:`UserError` where ``snp`` is asked for and the host cannot, and for a QEMU too old for the platform.
     """
-    platform = _chosen(requested, launch, qemu, answers)
+    platform = _chosen(requested, launch, qemu, probe_cache)
     check_version(qemu, platform.name)
     return platform
 
 
-def accelerator(kernel: Path, qemu: Path, answers: Path) -> str:
+def accelerator(kernel: Path, qemu: Path, probe_cache: Path) -> str:
     """``kvm`` where it boots ``kernel``, else ``tcg``, QEMU's own emulation; for what is no measured guest."""
-    return "tcg" if _remembered(answers, "kvm", qemu, lambda: _kvm_boots(kernel, qemu)) else "kvm"
+    return "tcg" if _remembered(probe_cache, "kvm", qemu, lambda: _kvm_boots(kernel, qemu)) else "kvm"
 
 
-def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platform:
-    kvm = _remembered(answers, "kvm", qemu, lambda: _kvm_boots(launch.kernel.path, qemu))
+def _chosen(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Platform:
+    kvm = _remembered(probe_cache, "kvm", qemu, lambda: _kvm_boots(launch.kernel.path, qemu))
     if requested != "emulated":
-        snp = _remembered(answers, "snp", qemu, lambda: _snp_boots(launch, qemu)) if kvm == "" else kvm
+        snp = _remembered(probe_cache, "snp", qemu, lambda: _snp_boots(launch, qemu)) if kvm == "" else kvm
         if snp == "":
             return Platform("snp", "kvm", "a test guest booted with SEV-SNP")
         if requested == "snp":
@@ -64,9 +64,9 @@ def _chosen(requested: str, launch: Launch, qemu: Path, answers: Path) -> Platfo
     return Platform("emulated", "kvm" if kvm == "" else "tcg", "asked for")
 
 
-def snp_is_known(qemu: Path, answers: Path) -> bool:
+def snp_is_known(qemu: Path, probe_cache: Path) -> bool:
     """Whether this host was found to have SEV-SNP since it was booted; nothing is tried."""
-    return _known(answers).get(_question("snp", qemu)) == ""
+    return _known(probe_cache).get(_question("snp", qemu)) == ""
 
 
 def _question(question: str, qemu: Path) -> str:
@@ -74,19 +74,19 @@ def _question(question: str, qemu: Path) -> str:
     return f"{question} {_BOOT_ID.read_text().strip()} {qemu} {status and (status.st_ino, status.st_mtime_ns)}"
 
 
-def _known(answers: Path) -> dict[str, str]:
+def _known(probe_cache: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):
-        document = json.loads(answers.read_text())
+        document = json.loads(probe_cache.read_text())
         return document if isinstance(document, dict) else {}
     return {}
 
 
-def _remembered(answers: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
+def _remembered(probe_cache: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
     """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
-    asked, known = _question(question, qemu), _known(answers)
+    asked, known = _question(question, qemu), _known(probe_cache)
     if not isinstance(known.get(asked), str):
         known[asked] = probe()
-        write_atomic(answers, json.dumps(known, indent=1) + "\n")
+        write_atomic(probe_cache, json.dumps(known, indent=1) + "\n")
     return known[asked]
 
 

@@ -15,7 +15,7 @@ from sevsnp.system.files import CHUNK
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Unfit(Exception):
+class ContentsError(Exception):
     """A file that cannot be taken as it is; the text says what is wrong with it, without its name."""
 
 
@@ -35,7 +35,7 @@ class Contents:
     def describe(self, name: str, size: int | None = None) -> dict[str, Any]:
         """A file's ``size`` in bytes and ``sha256`` (64 hex digits), or the ``link`` that a symbolic link holds.
 
-        A file that has another size than ``size`` is not read: its ``sha256`` is missing. Raises Unfit.
+        A file that has another size than ``size`` is not read: its ``sha256`` is missing. Raises ContentsError.
         """
         with self._folder(name) as (folder, last), contextlib.suppress(OSError):
             return {"link": os.readlink(last, dir_fd=folder)}
@@ -51,13 +51,13 @@ class Contents:
         return {"size": count, "sha256": digest.hexdigest()}
 
     def read(self, name: str, sha256: str, limit: int) -> bytes:
-        """A file's bytes, at most ``limit`` of them, if they are those that ``sha256`` names. Raises Unfit."""
+        """A file's bytes, at most ``limit`` of them, if they are those that ``sha256`` names. Raises ContentsError."""
         with self._open(name) as stream:
             data = stream.read(limit + 1)
         if len(data) > limit:
-            raise Unfit(f"more than {limit} bytes")
+            raise ContentsError(f"more than {limit} bytes")
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise Unfit("changed while it was looked at")
+            raise ContentsError("changed while it was looked at")
         return data
 
     def below(self, name: str) -> list[str]:
@@ -76,19 +76,19 @@ class Contents:
                 # O_NONBLOCK: a pipe that nobody writes to would keep us here.
                 descriptor = os.open(last, _FLAGS | os.O_NONBLOCK, dir_fd=folder)
             except OSError as error:
-                raise _unfit(error) from None
+                raise _contents_error(error) from None
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
-                raise Unfit("expected a file")
+                raise ContentsError("expected a file")
             with os.fdopen(descriptor, "rb") as stream:
                 try:
                     yield stream
                 except OSError as error:
-                    raise _unfit(error) from None
+                    raise _contents_error(error) from None
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[tuple[int, str]]:
-        """The open directory that holds ``name``, and the last part of it. Raises Unfit."""
+        """The open directory that holds ``name``, and the last part of it. Raises ContentsError."""
         *folders, last = name.split("/")
         descriptor = os.open(self.root, _FLAGS | os.O_DIRECTORY)
         try:
@@ -96,7 +96,7 @@ class Contents:
                 try:
                     inner = os.open(folder, _FLAGS | os.O_DIRECTORY, dir_fd=descriptor)
                 except OSError as error:
-                    raise _unfit(error, f"{folder}: ") from None
+                    raise _contents_error(error, f"{folder}: ") from None
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor, last
@@ -109,12 +109,12 @@ def _is_link(name: str, folder: int) -> bool:
 
 
 def _fail(error: OSError) -> None:
-    raise _unfit(error) from None
+    raise _contents_error(error) from None
 
 
-def _unfit(error: OSError, where: str = "") -> Unfit:
+def _contents_error(error: OSError, where: str = "") -> ContentsError:
     if isinstance(error, FileNotFoundError):
-        return Unfit("missing")
+        return ContentsError("missing")
     if isinstance(error, NotADirectoryError):
-        return Unfit(f"{where}expected a directory, and no symbolic link to one")
-    return Unfit(f"{where}cannot be read: {error.strerror}")
+        return ContentsError(f"{where}expected a directory, and no symbolic link to one")
+    return ContentsError(f"{where}cannot be read: {error.strerror}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest
-from sevsnp.release.contents import Contents, Unfit
+from sevsnp.release.contents import Contents, ContentsError
 from sevsnp.vm_config.cmdline import MAX_LENGTH, hardening_words
 from sevsnp.vm_config.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
 
@@ -44,7 +44,7 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
     ``files`` are artefacts by path as they were found; what the config names must be among them. ``acpi`` is the
     setting ACPI. Only the config, the command line and the firmware are read again, and compared with ``files``.
     More than one vCPU means another command line, so each entry names the SHA-256 of the one it is measured with.
-    Raises Unfit where the config and the files do not go together.
+    Raises ContentsError where the config and the files do not go together.
     """
     try:
         text = contents.read(config, files[config]["sha256"], MAX_CONFIG).decode()
@@ -56,14 +56,18 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
         line = _read(contents, files, names["cmdline"], MAX_LENGTH).decode("ascii")
         digests = _digests(files, names, launch, firmware, line, acpi)
     except UserError as error:
-        raise Unfit(error.message) from None
+        raise ContentsError(error.message) from None
     except ValueError as error:  # not UTF-8, not TOML, not ASCII
-        raise Unfit(str(error)) from None
+        raise ContentsError(str(error)) from None
     own = next((item for item in digests if item["vcpus"] == launch.vcpus), None)
     if own is None or own["cmdline_sha256"] != files[names["cmdline"]]["sha256"]:
-        raise Unfit(f"its command line is not the one that ACPI={acpi} gives {launch.vcpus} vCPUs: set it up again")
+        raise ContentsError(
+            f"its command line is not the one that ACPI={acpi} gives {launch.vcpus} vCPUs: set it up again"
+        )
     if own["launch_digest"] != reference.launch_digest.hex():
-        raise Unfit(f"says launch digest {reference.launch_digest.hex()}, its files give {own['launch_digest']}")
+        raise ContentsError(
+            f"says launch digest {reference.launch_digest.hex()}, its files give {own['launch_digest']}"
+        )
     return {
         "workflow": launch.workflow,
         "platform": launch.platform,
@@ -85,9 +89,9 @@ def _named_files(contents: Contents, files: Files, launch: Launch) -> dict[str, 
     for what, file in {**wanted, **{disk.role: disk for disk in launch.disks}}.items():
         name = os.path.relpath(file.path, contents.root)
         if name not in files:
-            raise Unfit(f"its {what}, {name}, is no artefact of the manifest")
+            raise ContentsError(f"its {what}, {name}, is no artefact of the manifest")
         if files[name].get("sha256") != file.sha256:
-            raise Unfit(f"its {what}, {name}, has SHA-256 {files[name].get('sha256')}, it says {file.sha256}")
+            raise ContentsError(f"its {what}, {name}, has SHA-256 {files[name].get('sha256')}, it says {file.sha256}")
         names[what] = name
     return names
 
@@ -95,8 +99,8 @@ def _named_files(contents: Contents, files: Files, launch: Launch) -> dict[str, 
 def _read(contents: Contents, files: Files, name: str, limit: int) -> bytes:
     try:
         return contents.read(name, files[name]["sha256"], limit)
-    except Unfit as error:
-        raise Unfit(f"{name}: {error}") from None
+    except ContentsError as error:
+        raise ContentsError(f"{name}: {error}") from None
 
 
 def _digests(

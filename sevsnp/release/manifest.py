@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.release.contents import Contents, Unfit, check_name
+from sevsnp.release.contents import Contents, ContentsError, check_name
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.origin import distributions, product, source_state
 from sevsnp.release.refused import check_refused, contradictions, refused_of
@@ -54,7 +54,7 @@ def make_manifest(
     contents, moment = Contents(project), _seconds(created)
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
-    except Unfit as error:
+    except ContentsError as error:
         # All but a volume is made by the tasks that this one needs.
         task = "setup_luks " if f"{error}".startswith("build/luks/") else ""
         raise UserError(str(error), f"make it again: ./doitw {task}manifest") from None
@@ -79,7 +79,7 @@ def make_manifest(
 
 
 def packages_of(contents: Contents, files: Mapping[str, Mapping[str, Any]], lists: Iterable[str]) -> dict[str, Any]:
-    """The packages in packages.json files, by set and name: version, architecture, sha256. Raises Unfit."""
+    """The packages in packages.json files, by set and name: version, architecture, sha256. Raises ContentsError."""
     found: dict[str, Any] = {}
     for name in lists:
         try:
@@ -87,7 +87,7 @@ def packages_of(contents: Contents, files: Mapping[str, Mapping[str, Any]], list
             for title, packages in sets.items():
                 found[title] = {item["name"]: {fact: item[fact] for fact in _FACTS} for item in packages}
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise Unfit(f"{name}: not a list of packages") from None
+            raise ContentsError(f"{name}: not a list of packages") from None
     return found
 
 
@@ -125,23 +125,23 @@ def _describe(
     try:
         for name in tree_names:
             names.update(contents.below(name))
-    except Unfit as error:
-        raise Unfit(f"{name}: {error}") from None
+    except ContentsError as error:
+        raise ContentsError(f"{name}: {error}") from None
     files = {}
     for name in sorted(names):
         try:
             files[check_name(name, "artefacts")] = contents.describe(name)
-        except Unfit as error:
-            raise Unfit(f"{name}: {error}") from None
+        except ContentsError as error:
+            raise ContentsError(f"{name}: {error}") from None
     launch = {}
     for config in map(_name, configs):
         try:
             launch[config] = describe_launch(contents, files, config, acpi)
-        except Unfit as error:
-            raise Unfit(f"{config}: {error}") from None
+        except ContentsError as error:
+            raise ContentsError(f"{config}: {error}") from None
     refused = refused_of(launch)
     for problem in contradictions(launch, files, refused):
-        raise Unfit(problem)
+        raise ContentsError(problem)
     return {
         "artefacts": files,
         "trees": tree_names,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.release.contents import Contents, Unfit
+from sevsnp.release.contents import Contents, ContentsError
 from sevsnp.release.launch import describe_launch
 from sevsnp.release.manifest import packages_of, parse_manifest
 from sevsnp.release.refused import contradictions, refused_of
@@ -52,7 +52,7 @@ def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
     for name, said in sorted(listed.items()):
         try:
             found = contents.describe(name, said.get("size"))
-        except Unfit as error:
+        except ContentsError as error:
             yield f"{name}: {error}"
             continue
         if found == said:
@@ -62,7 +62,7 @@ def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
     for tree in document["trees"]:
         try:
             yield from (f"{name!a}: is not in the manifest" for name in contents.below(tree) if name not in listed)
-        except Unfit as error:
+        except ContentsError as error:
             yield f"{tree}: {error}"
     launch: dict[str, Any] = {}
     for config, said in sorted(document["launch"].items()):
@@ -90,7 +90,7 @@ def _launch_differences(
         return
     try:
         found = describe_launch(contents, files, config, said["acpi"])
-    except Unfit as error:
+    except ContentsError as error:
         yield f"{config}: {error}"
         return
     described[config] = found
@@ -103,7 +103,7 @@ def _package_differences(contents: Contents, files: dict[str, Any], document: di
         return  # said above
     try:
         found = packages_of(contents, files, document["package_lists"])
-    except Unfit as error:
+    except ContentsError as error:
         yield str(error)
         return
     for place, here, there in _unequal(document["packages"], found):

@@ -83,7 +83,7 @@ def refused_import(place: Place) -> str:
             qemu=nothing,
             kernel=nothing,
             initrd=nothing,
-            answers=nothing,
+            probe_cache=nothing,
             output=place.directory / "imported.tar",
         )
     assert not (place.directory / "imported.tar").exists()

@@ -71,7 +71,7 @@ def test_an_overlay_does_not_grow_with_var_and_a_copy_does(built: Built, tmp_pat
         directory=built.build / "verity",
         qemu=built.qemu,
         platform="emulated",
-        answers=tmp_path / "platform.json",
+        probe_cache=tmp_path / "platform.json",
         identity=built.keys.user_private,
         user="user",
         ssh_template=built.project / "templates" / "ssh_config.j2",

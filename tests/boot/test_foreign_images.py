@@ -86,7 +86,7 @@ def imported(maker: Maker, built: Built, image: Path, output: Path, root_device:
         qemu=maker.appliance.qemu,
         kernel=maker.appliance.kernel,
         initrd=built.build / "initramfs.appliance.cpio.zst",
-        answers=maker.appliance.answers,
+        probe_cache=maker.appliance.probe_cache,
         output=output,
     )
     return read_tar(output)

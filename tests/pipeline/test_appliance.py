@@ -74,7 +74,7 @@ run_job(Appliance(*map(Path, sys.argv[1:5])), "probe", {"what": "sleep"}, disks=
 
 
 def asleep(appliance: Appliance, seconds: float, tmp_path: Path) -> "subprocess.Popen[bytes]":
-    paths = (appliance.qemu, appliance.kernel, appliance.initrd, appliance.answers)
+    paths = (appliance.qemu, appliance.kernel, appliance.initrd, appliance.probe_cache)
     return subprocess.Popen(
         ends_with_us(sys.executable, "-c", _SLEEP, *paths, str(seconds)),
         cwd=PROJECT,

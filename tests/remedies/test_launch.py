@@ -239,7 +239,7 @@ def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> N
     def run(platform: str | Platform) -> None:
         run_guest(
             launch=config.launch, options=options(checkout), platform=platform, limit=0.1, source=config.source,
-            answers=checkout.build / "run" / "platform.json", told=ToldOf("", "", "x"),
+            probe_cache=checkout.build / "run" / "platform.json", told=ToldOf("", "", "x"),
         )  # fmt: skip
 
     told.hint(lambda: run(Platform("snp", "kvm", "as if this were one")))

@@ -76,7 +76,7 @@ def make_maker(built: Built, directory: Path) -> Maker:
             qemu=built.qemu.resolve(),
             kernel=built.build / "kernel" / "vmlinuz",
             initrd=initrd,
-            answers=built.build / "run" / "platform.json",
+            probe_cache=built.build / "run" / "platform.json",
         ),
         built.tools.resolve(),
     )

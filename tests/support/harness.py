@@ -62,7 +62,7 @@ class Guest:
 @functools.cache
 def _accelerator(kernel: Path, qemu: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
-        return platforms.accelerator(kernel, qemu, Path(name) / "answers")
+        return platforms.accelerator(kernel, qemu, Path(name) / "probe_cache")
 
 
 @contextlib.contextmanager

@@ -21,15 +21,17 @@ NET = 120.0
 
 
 def wait_until(condition: Callable[[], Thing], what: Callable[[], object] = str, net: float = NET) -> Thing:
-    """Ask for ``condition`` every 20 ms until it holds, and return what it gave.
+    """Ask for ``condition`` every 20 ms, later every 100 ms, until it holds, and return what it gave.
 
     Raises AssertionError with what ``what`` says after ``net`` seconds.
     """
-    end = time.monotonic() + net
+    end, pause = time.monotonic() + net, 0.02
     while not (found := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"not in {net:.0f} s: {what() or condition}")
-        time.sleep(0.02)
+        time.sleep(pause)
+        # To read a guest's console takes time that the guest lacks.
+        pause = min(1.1 * pause, 0.1)
     return found
 
 

@@ -70,7 +70,7 @@ def test_any_is_accepted_and_named() -> None:
     (road,) = found.to_json()["open"]
     assert "known-broken microcode" in road and "MIN_TCB=any" in road
     assert "known-broken microcode" in render_page(found, config())
-    assert outcome().open_roads == ()  # control: with a minimum there is nothing to say
+    assert outcome().residual_risks == ()  # control: with a minimum there is nothing to say
 
 
 def test_a_policy_says_it_too_and_is_held_to_the_same() -> None:
@@ -82,7 +82,7 @@ def test_a_policy_says_it_too_and_is_held_to_the_same() -> None:
         said: dict[str, Any] = {"policy": {other: {"any": "a test"} for other in names if other != name}}
         assert outcome(minimum_tcb=None, **said).reason == "tcb-floor"
     free = outcome(minimum_tcb=None, policy={name: {"any": "chips of our own"} for name in names})
-    assert free.accepted and any("chips of our own" in road for road in free.open_roads)
+    assert free.accepted and any("chips of our own" in road for road in free.residual_risks)
     table = {"bootloader": 10, "tee": 0, "snp": 23, "microcode": 200}
     assert outcome(minimum_tcb=None, policy=dict.fromkeys(names, table)).accepted
     higher = {**table, "snp": 24}

@@ -73,7 +73,16 @@ def start(tmp_path: Path, **changes: Any) -> None:
     """The benchmark of a root that is an empty file."""
     rootfs = tmp_path / "rootfs.tar"
     rootfs.touch()
-    paths = ("tools", "directory", "qemu", "answers", "identity", "ssh_template", "config_template", "chart_template")
+    paths = (
+        "tools",
+        "directory",
+        "qemu",
+        "probe_cache",
+        "identity",
+        "ssh_template",
+        "config_template",
+        "chart_template",
+    )
     words: dict[str, Any] = {name: tmp_path / name for name in ("denied", *paths)}
     words |= {"rootfs": rootfs, "filesystem": "ext4", "platform": "auto", "user": "user", "memory": 1 << 62}
     words |= {"results": tmp_path / "out" / "boot.json", "chart": tmp_path / "out" / "boot.svg", "large": 1 << 60}

@@ -19,7 +19,7 @@ MIB = 1 << 20
 def arguments(monkeypatch: pytest.MonkeyPatch, *disks: ApplianceDisk) -> list[str]:
     # Whether this machine has KVM is another test's.
     monkeypatch.setattr(vm, "accelerator", lambda *_: "tcg")
-    appliance = Appliance(Path("qemu"), Path("kernel"), Path("initrd"), Path("answers"))
+    appliance = Appliance(Path("qemu"), Path("kernel"), Path("initrd"), Path("probe_cache"))
     return vm._arguments(appliance, disks, 7, Path("/t/console"), 1 << 30)
 
 
@@ -89,7 +89,7 @@ def test_a_key_that_was_made_needs_no_slow_derivation_and_a_given_one_has_a_boun
     ids=lambda line: repr(line[:20]),
 )  # fmt: skip
 def test_an_answer_that_makes_no_sense_is_none(line: bytes) -> None:
-    with pytest.raises(vm._NoEnd):
+    with pytest.raises(vm._ApplianceFailed):
         vm._parse(line)
 
 

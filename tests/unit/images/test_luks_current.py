@@ -38,7 +38,7 @@ def keep(config_dir: Path, record: Record) -> None:
 
 
 def current(tmp_path: Path, header: Path, key_file: str | None = "", platform: str = "auto") -> bool:
-    known: dict[str, Any] = {"qemu": tmp_path / "qemu", "answers": tmp_path / "platform.json"}
+    known: dict[str, Any] = {"qemu": tmp_path / "qemu", "probe_cache": tmp_path / "platform.json"}
     return is_current(header, tmp_path / "config", key_file, platform=platform, **known)
 
 
@@ -51,16 +51,16 @@ def test_one_that_an_emulated_guest_had_is_none_for_snp(tmp_path: Path, header: 
 
 
 def test_auto_is_snp_where_that_is_known(tmp_path: Path) -> None:
-    qemu, answers = tmp_path / "qemu", tmp_path / "platform.json"
+    qemu, probe_cache = tmp_path / "qemu", tmp_path / "platform.json"
     qemu.touch()
-    assert not is_for_snp("auto", qemu, answers)
+    assert not is_for_snp("auto", qemu, probe_cache)
     for answer, expected in (("", True), ("no /dev/kvm", False)):
-        answers.unlink(missing_ok=True)
-        assert platforms._remembered(answers, "snp", qemu, iter([answer]).__next__) == answer
-        assert is_for_snp("auto", qemu, answers) is expected
-        assert not is_for_snp("emulated", qemu, answers) and is_for_snp("snp", qemu, answers)
-    answers.write_text(json.dumps({"snp of another boot": ""}))
-    assert not is_for_snp("auto", qemu, answers)
+        probe_cache.unlink(missing_ok=True)
+        assert platforms._remembered(probe_cache, "snp", qemu, iter([answer]).__next__) == answer
+        assert is_for_snp("auto", qemu, probe_cache) is expected
+        assert not is_for_snp("emulated", qemu, probe_cache) and is_for_snp("snp", qemu, probe_cache)
+    probe_cache.write_text(json.dumps({"snp of another boot": ""}))
+    assert not is_for_snp("auto", qemu, probe_cache)
 
 
 def test_without_its_key_or_its_record_nobody_could_open_it(tmp_path: Path, header: Path, key_file: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[3]
 DODO = """
 import resource, os
-{forgive}
+{tolerate_damage}
 DOIT_CONFIG = {{"backend": "sqlite3", "dep_file": ".doit.db"}}
 if "LIMIT" in os.environ:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]), resource.RLIM_INFINITY))
@@ -28,12 +28,12 @@ def task_copy():
             "verbosity": 2,
         }}
 """
-OURS = "from sevsnp.pipeline.database import forgive; forgive()"
+OURS = "from sevsnp.pipeline.database import tolerate_damage; tolerate_damage()"
 CONTROL = ""
 
 
-def doit(project: Path, forgive: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    (project / "dodo.py").write_text(DODO.format(forgive=forgive))
+def doit(project: Path, tolerate_damage: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    (project / "dodo.py").write_text(DODO.format(tolerate_damage=tolerate_damage))
     return subprocess.run(
         [sys.executable, "-m", "doit"],
         cwd=project,
@@ -60,10 +60,10 @@ ARTEFACT = """
 import os
 from pathlib import Path
 from doit.dependency import Dependency
-from sevsnp.pipeline.database import forgive
+from sevsnp.pipeline.database import tolerate_damage
 from tasks.graph import artefact
 original = Dependency.remove_success
-forgive()
+tolerate_damage()
 if "CONTROL" in os.environ:
     Dependency.remove_success = original
 DOIT_CONFIG = {"backend": "sqlite3", "dep_file": ".doit.db"}

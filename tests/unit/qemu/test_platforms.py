@@ -53,7 +53,7 @@ class Host:
     """A machine with a QEMU that counts how often it was started and does as ``script`` says."""
 
     def __init__(self, directory: Path) -> None:
-        self.qemu, self.answers, self.calls = (
+        self.qemu, self.probe_cache, self.calls = (
             directory / "qemu",
             directory / "run" / "platform.json",
             directory / "calls",
@@ -69,7 +69,7 @@ class Host:
         return self.calls.read_text().splitlines() if self.calls.exists() else []
 
     def choose(self, requested: str, launch: Launch) -> tuple[str, str]:
-        chosen = choose(requested, launch, self.qemu, self.answers)
+        chosen = choose(requested, launch, self.qemu, self.probe_cache)
         return chosen.name, chosen.accelerator
 
 
@@ -123,14 +123,14 @@ def test_a_kvm_that_hangs_is_given_up(host: Host, launch: Launch, monkeypatch: p
     assert host.choose("auto", launch) == ("emulated", "tcg")
     # It did not end by itself, which would have been after a minute.
     assert [process.returncode for process in started] in ([-signal.SIGTERM], [-signal.SIGKILL])
-    assert choose("auto", launch, host.qemu, host.answers).reason.endswith("in 0 s")
+    assert choose("auto", launch, host.qemu, host.probe_cache).reason.endswith("in 0 s")
 
 
 def test_answers_are_remembered(host: Host, launch: Launch) -> None:
     for _ in range(3):
         host.choose("auto", launch)
     assert len(host.started()) == 1
-    assert len(json.loads(host.answers.read_text())) == 1
+    assert len(json.loads(host.probe_cache.read_text())) == 1
     host.choose("emulated", launch)
     assert len(host.started()) == 1
 
@@ -155,10 +155,10 @@ def test_another_boot_of_the_machine_is_asked_again(
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[]", b"7", b'"text"'])
 def test_damaged_answers_are_made_anew(host: Host, launch: Launch, data: bytes) -> None:
-    host.answers.parent.mkdir()
-    host.answers.write_bytes(data)
+    host.probe_cache.parent.mkdir()
+    host.probe_cache.write_bytes(data)
     assert host.choose("auto", launch) == ("emulated", "tcg")
-    assert len(host.started()) == 1 and json.loads(host.answers.read_text())
+    assert len(host.started()) == 1 and json.loads(host.probe_cache.read_text())
 
 
 @pytest.mark.parametrize(("said", "name"), [("Y\n", "snp"), ("1\n", "snp"), ("N\n", "emulated"), ("0\n", "emulated")])
@@ -214,7 +214,7 @@ def test_no_qemu_at_all(tmp_path: Path, host: Host, launch: Launch) -> None:
     host.qemu.unlink()
     with pytest.raises(UserError, match="qemu: no such program"):
         host.choose("auto", launch)
-    assert not host.answers.exists() or "no such program" not in host.answers.read_text()
+    assert not host.probe_cache.exists() or "no such program" not in host.probe_cache.read_text()
     (tmp_path / "qemu").write_text("no program")
     with pytest.raises(UserError, match="qemu: no such program"):
         check_version(tmp_path / "qemu", "snp")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.release.contents import Contents, Unfit, check_name
+from sevsnp.release.contents import Contents, ContentsError, check_name
 from sevsnp.system.files import sha256_file
 
 SECRET = b"what lies outside"
@@ -46,9 +46,9 @@ def test_a_link_on_the_way_is_not_followed(project: Path) -> None:
     (project / "build" / "link").symlink_to(project.parent / "outside")
     # What the defence is against: to any other reader it is just a file below the project.
     assert (project / "build/link/file").read_bytes() == SECRET
-    with pytest.raises(Unfit, match="link: expected a directory, and no symbolic link"):
+    with pytest.raises(ContentsError, match="link: expected a directory, and no symbolic link"):
         Contents(project).describe("build/link/file")
-    with pytest.raises(Unfit, match="expected a directory, and no symbolic link"):
+    with pytest.raises(ContentsError, match="expected a directory, and no symbolic link"):
         Contents(project).below("build/link")
 
 
@@ -57,7 +57,7 @@ def test_a_link_in_place_of_a_file_is_a_link(project: Path) -> None:
     (project / "build" / "link").symlink_to(target)
     assert sha256_file(project / "build/link") == sha256_file(target)
     assert Contents(project).describe("build/link") == {"link": str(target)}
-    with pytest.raises(Unfit):
+    with pytest.raises(ContentsError):
         Contents(project).read("build/link", sha256_file(target), 100)
 
 
@@ -69,12 +69,12 @@ def test_the_project_itself_may_be_reached_by_a_link(project: Path) -> None:
 def test_what_is_no_file_is_refused_and_not_waited_for(project: Path) -> None:
     os.mkfifo(project / "build" / "pipe")
     for name in ("build/pipe", "build/tree"):
-        with pytest.raises(Unfit, match="expected a file"):
+        with pytest.raises(ContentsError, match="expected a file"):
             Contents(project).describe(name)
     for name in ("build/none", "none/file"):
-        with pytest.raises(Unfit, match="missing"):
+        with pytest.raises(ContentsError, match="missing"):
             Contents(project).describe(name)
-    with pytest.raises(Unfit, match="expected a directory"):
+    with pytest.raises(ContentsError, match="expected a directory"):
         Contents(project).describe("build/file/inner")
 
 
@@ -86,10 +86,10 @@ def test_a_file_of_another_size_is_not_read(project: Path) -> None:
 
 def test_reading_is_limited_and_compared(project: Path) -> None:
     digest = sha256_file(project / "build/file")
-    with pytest.raises(Unfit, match="more than 5 bytes"):
+    with pytest.raises(ContentsError, match="more than 5 bytes"):
         Contents(project).read("build/file", digest, 5)
     (project / "build" / "file").write_bytes(b"INSIDE")
-    with pytest.raises(Unfit, match="changed while"):
+    with pytest.raises(ContentsError, match="changed while"):
         Contents(project).read("build/file", digest, 6)
 
 
@@ -101,5 +101,5 @@ def test_all_below_a_directory(project: Path) -> None:
     assert Contents(project).below("build/tree") == [
         f"build/tree/{name}" for name in ("b", "inner/a", "pipe", "to-directory", "to-nothing")
     ]
-    with pytest.raises(Unfit, match="missing"):
+    with pytest.raises(ContentsError, match="missing"):
         Contents(project).below("build/none")

@@ -51,10 +51,10 @@ def test_a_firmware_that_is_trusted_for_a_reason_is_named_in_every_verdict() -> 
     (road,) = verify_emulated(evidence(), expected(**trusted), now(), root()).to_json()["open"]
     assert REASON in road and "not known to start nothing but" in road
     production = outcome(platform="snp", **trusted)
-    assert production.accepted and production.open_roads == (road,)
+    assert production.accepted and production.residual_risks == (road,)
     assert "audited&lt;/b&gt;" in render_page(production, config())
     ours = outcome(platform="snp", firmware=File(ABSENT, OURS), firmware_reason=REASON)
-    assert ours.accepted and ours.open_roads == ()
+    assert ours.accepted and ours.residual_risks == ()
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,14 @@ class Info(cmd_info.Info):  # type: ignore[misc]
             return []
         waiting = [f"{name} is to be made first" for name in tasks.needed(task) if tasks.status(name) in "RE"]
         if tasks.is_group(task):
-            return waiting
+            stale = [name for name in tasks.all_needed(task.name) if tasks.status(name) in "RE"]
+            return [f"{name}: {line}" for name in stale for line in self._own(tasks, tasks.by_name[name])] or waiting
+        return self._own(tasks, task) + waiting
+
+    def _own(self, tasks: Tasks, task: Any) -> list[str]:
+        """The reasons that lie in the task itself, and not in one that is to be made before it."""
+        if tasks.is_group(task):
+            return []
         reasons = self.dep_manager.get_status(task, tasks.by_name, get_log=True).reasons
         # An item that can say what it found says it; doit's own are values and functions.
         own = [
@@ -255,7 +262,7 @@ class Info(cmd_info.Info):  # type: ignore[misc]
         ]
         for reason, words in _REASONS.items():
             own += [f"{path}: {words}" for path in sorted(reasons[reason] or ())]
-        return [line for line in own if line != "False"] + waiting
+        return [line for line in own if line != "False"]
 
 
 _REASONS = {

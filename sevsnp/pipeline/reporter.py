@@ -140,7 +140,9 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             if remark := progress.take_remark(task.name):
                 remarks[_shown(task)] = remark
             self._ended(task)
-            self._note(task, "done")
+            # What an artefact found when it was looked at: why it was made.
+            found = [line for check, _, _ in task.uptodate for line in getattr(check, "reason", ())]
+            self._note(task, "done", **({"reason": ", ".join(found)} if found else {}))
             self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
 
     def add_failure(self, task: Any, fail: Any) -> None:

@@ -75,7 +75,8 @@ _VERITY: _Readers = {
         for name in ("etc", "home", "var", "tmp")
     },
 }
-_CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": _ANY}
+_LUKS: _Readers = {"LUKS_REPORTS": lambda line: "open" if "sevsnp.reports=open" in line.split() else "closed"}
+_CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": {**_ANY, **_LUKS}}
 
 
 def _of_cmdline(launch: Launch) -> dict[str, Value]:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PROJECT
 
-HOLDER = PROJECT / "tests" / "adversary" / "key_holder.py"
+HOLDER = PROJECT / "tests" / "support" / "key_holder.py"
 KEY = b"canary-5d2 \x01 of a disk key"
 _PATTERN = Path("/proc/sys/kernel/core_pattern").read_text().strip()
 _MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]

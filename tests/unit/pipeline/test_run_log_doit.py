@@ -17,6 +17,7 @@ from tests.unit.pipeline.test_run_log import PROJECT, entries
 DODO = """
 from tasks.project import end_cleanly
 from tasks.project import settings
+from os.path import exists
 from tasks.graph import command
 from sevsnp.pipeline.commands import adopt
 from sevsnp.pipeline.reporter import Reporter
@@ -27,8 +28,19 @@ settings()
 DOIT_CONFIG = {"backend": "sqlite3", "par_type": "thread", "reporter": Reporter, "verbosity": 2}
 
 
+class Looked:
+    # As an artefact does, it says what it found.
+
+    reason = []
+
+    def __call__(self, task, values):
+        self.reason[:] = [] if exists("kept") else ["other inputs", "other tools"]
+        return not self.reason
+
+
 def task_kept():
-    return {"actions": [lambda: open("kept", "w").close()], "targets": ["kept"], "file_dep": ["dodo.py"]}
+    make = lambda: open("kept", "w").close()
+    return {"actions": [make], "targets": ["kept"], "file_dep": ["dodo.py"], "uptodate": [Looked()]}
 
 
 def task_works():
@@ -113,6 +125,7 @@ def test_a_run_leaves_its_tasks_and_commands(project: Path, threads: tuple[str, 
     said = doit(project, *threads, "--continue", "kept", "group", "breaks", "wrong")
     assert outcomes(project) == {"kept": "done", "works": "done", "breaks": "failed", "wrong": "failed"}
     tasks = {line["task"]: line for line in entries("task", project / DIRECTORY)}
+    assert tasks["kept"]["reason"] == "other inputs, other tools" and "reason" not in tasks["works"]
     commands = {line["task"]: line for line in entries("command", project / DIRECTORY)}
     kept = commands["breaks"]["output"]
     message = f"sh: it broke\nexit code 3 from: sh -c 'echo it broke >&2; exit 3'\nwhole output: {kept}\n  mend it"

@@ -104,3 +104,8 @@ def test_an_encrypted_root_fixes_nothing_of_the_verified_one(config: VmConfig) -
         with pytest.raises(UserError, match=f"{name}=") as refused:
             check_fixed(encrypted, {name: OTHER[name]})
         assert f"./doitw setup_luks {name}=" in refused.value.hint
+    for words, is_set, other in (("", "closed", "open"), (" sevsnp.reports=open", "open", "closed")):
+        config.launch.cmdline.path.write_text(f"console=ttyS0 acpi=off sevsnp.mode=luks{words}")
+        check_fixed(encrypted, {"LUKS_REPORTS": is_set})
+        with pytest.raises(UserError, match=f"LUKS_REPORTS={other}: .* was made for LUKS_REPORTS={is_set}"):
+            check_fixed(encrypted, {"LUKS_REPORTS": other})

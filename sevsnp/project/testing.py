@@ -48,9 +48,9 @@ def run_tests(
             found = nearest(Path(path.partition("::")[0]).name, known)
             hint = f"did you mean ./doitw test {known[found]}?" if found else _AS_IN
             raise UserError(f"{path}: no such file or directory", hint)
-    # One more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
+    # Two more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
-    processes = min(len(os.sched_getaffinity(0)) + 1, 4)
+    processes = min(len(os.sched_getaffinity(0)) + 2, 4)
     argv = [sys.executable, "-m", "pytest", "--numprocesses", str(processes)]
     argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
     if not full:

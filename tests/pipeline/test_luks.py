@@ -8,6 +8,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from sevsnp.volumes.directory import CONFIGS, Source, Volume
 from tests.conftest import Built
 from tests.support.appliance_of_tests import appliance_with_probe
 from tests.support.copies import copy_built, ran
+from tests.support.luks_ground import write_small_root
 from tests.support.luks_mutations import MUTATIONS
 from tests.support.luks_volume import Volume as Header
 
@@ -34,12 +36,30 @@ ALL = {"luks image", "luks cmdline", "luks cmdline emulated", "luks config", "lu
 FILES = ("usr/lib/os-release", "etc/passwd", "usr/bin/sudo")
 
 
+@dataclass(frozen=True)
+class Small(Built):
+    """One whose encrypted root has next to nothing in it: most of the time that it takes is the appliance's start."""
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        return super().environment(**{"IMAGE": str(self.project.parent / "root.tar"), **variables})
+
+
 @pytest.fixture(scope="module")
 def made(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """A copy of the project with an encrypted image of its own, whose key was made."""
-    directory = tmp_path_factory.mktemp("luks")
+    yield from with_volume(Built, built, tmp_path_factory.mktemp("luks"))
+
+
+@pytest.fixture(scope="module")
+def small(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """Another, for what does not depend on the root's size."""
+    yield from with_volume(Small, built, tmp_path_factory.mktemp("small"))
+
+
+def with_volume(kind: type[Built], built: Built, directory: Path) -> Iterator[Built]:
     shutil.copytree(built.config_dir, directory / "config")
-    copy = Built(copy_built(built, directory / "project").project, directory / "config")
+    write_small_root(directory / "root.tar")
+    copy = kind(copy_built(built, directory / "project").project, directory / "config")
     shutil.rmtree(copy.build / "luks", ignore_errors=True)
     setup(copy)
     yield copy
@@ -148,9 +168,9 @@ def test_the_guest_s_kernel_reads_all_of_it_with_the_room_that_was_asked_for(
     assert "exit code 2: No key available with this passphrase" in found["wrong key"]
 
 
-def test_an_altered_sector_is_an_error(made: Built, appliance: Appliance, tmp_path: Path) -> None:
+def test_an_altered_sector_is_an_error(small: Built, appliance: Appliance, tmp_path: Path) -> None:
     copy = tmp_path / "luks.img"
-    shutil.copyfile(luks(made, "luks.img"), copy)
+    shutil.copyfile(luks(small, "luks.img"), copy)
     arguments = {"what": "open", "files": [], "wrong": ""}
     disks = [ApplianceDisk("luks", copy)]
     with copy.open("r+b") as stream:
@@ -160,7 +180,7 @@ def test_an_altered_sector_is_an_error(made: Built, appliance: Appliance, tmp_pa
         stream.seek(-1, 1)
         stream.write(bytes([byte[0] ^ 1]))
     with pytest.raises(UserError, match=r"OSError|Input/output error"):
-        run_job(appliance, "probe", arguments, disks=disks, secret=made_key(made))
+        run_job(appliance, "probe", arguments, disks=disks, secret=made_key(small))
 
 
 @pytest.mark.full
@@ -234,76 +254,76 @@ def written_at(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(made: Built, tmp_path: Path) -> None:
+def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(small: Built, tmp_path: Path) -> None:
     """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
-    setup(made)
+    setup(small)
     data = str(tmp_path / "data")
-    source = Source(made.build / "luks", made.build / "luks")
+    source = Source(small.build / "luks", small.build / "luks")
     written = Volume.of(tmp_path / "data", source.uuid)
     written.make(source)
     before = {path: written_at(path) for path in written.path.rglob("*")}
-    done = made.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", DATA_DIR=data)
+    done = small.doit("setup_luks", f"LUKS_FREE={FREE + MIB}", DATA_DIR=data)
     assert "luks image" in ran(done.stdout)
     replaced = source.uuid
-    assert replaced != written.uuid and luks_key.key_path(made.config_dir, replaced).exists()
+    assert replaced != written.uuid and luks_key.key_path(small.config_dir, replaced).exists()
     assert {path: written_at(path) for path in written.path.rglob("*")} == before
-    assert "luks image" in ran(made.doit("setup_luks", f"LUKS_FREE={FREE}", DATA_DIR=data).stdout)
-    assert not {replaced} & set(luks_key.known_volumes(made.config_dir))
-    assert luks_key.key_path(made.config_dir, written.uuid).exists()
-    assert luks_key.read_record(made.config_dir, written.uuid).key == "made"
+    assert "luks image" in ran(small.doit("setup_luks", f"LUKS_FREE={FREE}", DATA_DIR=data).stdout)
+    assert not {replaced} & set(luks_key.known_volumes(small.config_dir))
+    assert luks_key.key_path(small.config_dir, written.uuid).exists()
+    assert luks_key.read_record(small.config_dir, written.uuid).key == "made"
 
 
-def test_the_way_out_for_a_key_that_an_emulated_guest_had(made: Built) -> None:
+def test_the_way_out_for_a_key_that_an_emulated_guest_had(small: Built) -> None:
     """Each command as it is printed, to its end: no guest runs here, so that is where it is not answered."""
-    setup(made)
-    header = luks(made, "header.bin")
+    setup(small)
+    header = luks(small, "header.bin")
     first = Luks2.read(header).uuid
-    luks_key.update_record(made.config_dir, first, exposed=True)
-    assert ran(setup(made)) == set(), "nobody said that it is for SEV-SNP"
-    refused = made.doit("attest_luks", "PORT=1", check=False).stdout
+    luks_key.update_record(small.config_dir, first, exposed=True)
+    assert ran(setup(small)) == set(), "nobody said that it is for SEV-SNP"
+    refused = small.doit("attest_luks", "PORT=1", check=False).stdout
     assert "this volume's key was sent to an emulated guest" in refused
     forgotten, anew = re.findall(r"\./doitw ([a-z_]+ PLATFORM=[a-z]+)", refused)
-    assert "127.0.0.1:1: no answer" in made.doit(*forgotten.split(), "PORT=1", check=False).stdout
-    assert "luks image" in ran(made.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout)
+    assert "127.0.0.1:1: no answer" in small.doit(*forgotten.split(), "PORT=1", check=False).stdout
+    assert "luks image" in ran(small.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout)
     assert Luks2.read(header).uuid != first
-    assert "127.0.0.1:1: no answer" in made.doit("attest_luks", "PORT=1", check=False).stdout
-    assert ran(made.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout) == set()
-    assert luks_key.read_record(made.config_dir, first).exposed, "a guest may have data there"
+    assert "127.0.0.1:1: no answer" in small.doit("attest_luks", "PORT=1", check=False).stdout
+    assert ran(small.doit(*anew.split(), f"LUKS_FREE={FREE}").stdout) == set()
+    assert luks_key.read_record(small.config_dir, first).exposed, "a guest may have data there"
 
 
-def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(made: Built, tmp_path: Path) -> None:
+def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(small: Built, tmp_path: Path) -> None:
     """adopt_luks finds out by itself what setup_luks knew; the disk stays as it is. One that was changed is refused."""
-    setup(made)
-    data, config = str(tmp_path / "data"), made.config_dir
-    disk, tables = tmp_path / "luks.img", luks(made, "tables.sha256").read_text()
-    shutil.copyfile(luks(made, "luks.img"), disk)
+    setup(small)
+    data, config = str(tmp_path / "data"), small.config_dir
+    disk, tables = tmp_path / "luks.img", luks(small, "tables.sha256").read_text()
+    shutil.copyfile(luks(small, "luks.img"), disk)
     header = Luks2.read(disk)
     volume = Volume.of(tmp_path / "data", header.uuid)
-    aside = (made.build / "luks").rename(tmp_path / "aside")
+    aside = (small.build / "luks").rename(tmp_path / "aside")
     try:
         before = hashlib.sha256(disk.read_bytes()).hexdigest()
         changed = tmp_path / "changed.img"
         shutil.copyfile(disk, changed)
         with changed.open("r+b") as stream:
             stream.write(MUTATIONS["other first number"](Header(header.data, b"", b"")))
-        refused = made.doit("adopt_luks", f"IMAGE={changed}", check=False, DATA_DIR=data).stdout
+        refused = small.doit("adopt_luks", f"IMAGE={changed}", check=False, DATA_DIR=data).stdout
         assert "not one of ours: segments/0/iv_tweak" in refused and not volume.path.exists()
-        done = made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data)
+        done = small.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data)
         assert done.returncode == 0, done.stdout
         assert (volume.path / "tables.sha256").read_text() == tables
         assert hashlib.sha256(disk.read_bytes()).hexdigest() == before
-        assert "VOLUME=" in made.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data).stdout, (
+        assert "VOLUME=" in small.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data).stdout, (
             "once is enough"
         )
         # A newer kernel command line, without build/luks: the volume gets it, and only it.
         image = written_at(volume.image)
-        done = made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data)
+        done = small.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data)
         assert "boots with what is built now" in done.stdout
         for name in CONFIGS:
             launch = read_vm_config(volume.path / name).launch
             check_files(launch, disks=False)
             assert "sevsnp.reports=open" in launch.cmdline.path.read_text()
         assert written_at(volume.image) == image and luks_key.key_path(config, volume.uuid).exists()
-        assert "nothing to do" in made.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data).stdout
+        assert "nothing to do" in small.doit("update_luks", "LUKS_REPORTS=open", DATA_DIR=data).stdout
     finally:
-        aside.rename(made.build / "luks")
+        aside.rename(small.build / "luks")

@@ -99,7 +99,7 @@ def make_ground(built: Built, base: Path) -> Iterator[Ground]:
     shutil.rmtree(ground.luks, ignore_errors=True)
     for name in ("home", "temporary"):
         (base / name).mkdir()
-    _root(base / "root.tar")
+    write_small_root(base / "root.tar")
     make_venv(ground.project)
     done = ground.doitw("_appliance_initramfs", "initramfs", "_emulated_initramfs")
     assert done.returncode == 0, done.stdout
@@ -109,7 +109,7 @@ def make_ground(built: Built, base: Path) -> Iterator[Ground]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _root(path: Path) -> None:
+def write_small_root(path: Path) -> None:
     """A tree that counts as a root, and has a little to compare."""
     entries = [
         *(directory_entry(name) for name in ("etc", "sbin", "usr", "usr/lib")),

@@ -35,18 +35,19 @@ def _has(*programs: str) -> Callable[[], bool]:
     return lambda: all(command.find(program) for program in programs)
 
 
+UIDMAP = Dependency(
+    "uidmap",
+    "gives those trees root's files although an ordinary user builds them (newuidmap)",
+    _has("newuidmap", "newgidmap"),
+    needed=lambda: os.geteuid() != 0,
+)
 DEPENDENCIES: tuple[Dependency, ...] = (
     Dependency(
         "mmdebstrap",
         "unpacks Debian packages into the guest's root, the initramfs and the tools, without root",
         _has("mmdebstrap"),
     ),
-    Dependency(
-        "uidmap",
-        "gives those trees root's files although an ordinary user builds them (newuidmap)",
-        _has("newuidmap", "newgidmap"),
-        needed=lambda: os.geteuid() != 0,
-    ),
+    UIDMAP,
     Dependency("mount", "lets mmdebstrap mount /proc for the packages that it installs", _has("mount")),
     Dependency(
         "debian-archive-keyring",
@@ -62,7 +63,9 @@ DEPENDENCIES: tuple[Dependency, ...] = (
 )
 
 
-# Only for who draws the pipeline anew.
+# Where root runs the tests, one of them builds as an ordinary user.
+OF_TESTS = (UIDMAP,)
+# Only for drawing the pipeline.
 GRAPHVIZ = Dependency("graphviz", "lays out the picture of the pipeline", _has("dot"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sevsnp.errors import UserError
+from sevsnp.project.dependencies import OF_TESTS, install_dependencies
 from sevsnp.system.command import run_attached
 from sevsnp.system.nearest import nearest
 
@@ -48,6 +49,8 @@ def run_tests(
             found = nearest(Path(path.partition("::")[0]).name, known)
             hint = f"did you mean ./doitw test {known[found]}?" if found else _AS_IN
             raise UserError(f"{path}: no such file or directory", hint)
+    if not fast and any(not one.present() for one in OF_TESTS):
+        install_dependencies(also=OF_TESTS)
     # Two more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
     # once would let tests that measure time reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 2, 4)

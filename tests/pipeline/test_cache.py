@@ -43,7 +43,7 @@ def digests(directory: Path, *without: str) -> dict[str, tuple[int, str]]:
     return {
         path.relative_to(directory).as_posix(): (path.stat().st_mode, sha256_file(path))
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and not path.is_symlink() and path.relative_to(directory).parts[0] not in without
+        if path.is_file() and not path.is_symlink() and path.relative_to(directory).parts[0] not in ("log", *without)
     }
 
 

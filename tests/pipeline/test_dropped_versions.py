@@ -238,7 +238,7 @@ def open_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     def opened(name: str, **options: Any) -> caching.Cache:
         indices.append(Index(None))
         found = caching.Cache(Options(tmp_path / name, **options), indices[-1])
-        monkeypatch.setattr(pinning, "cache", lambda: found)
+        monkeypatch.setattr("sevsnp.store.cache.cache", lambda: found)
         return found
 
     yield opened

@@ -247,7 +247,7 @@ def test_everything_from_a_lock_to_build(
     main, security = archive
 
     store = Cache(Options(tmp_path / "artefacts"), Index(None))
-    monkeypatch.setattr(pinning, "cache", lambda: store)
+    monkeypatch.setattr("sevsnp.store.cache.cache", lambda: store)
 
     def run(cache: Path, lists: tuple[PackageSet, ...] = sets, source: str = main.uri) -> None:
         packages(

@@ -93,7 +93,7 @@ def test_the_welcome(told: Told, clone: Path) -> None:
     assert WELCOME in said
     told.seen.add(WELCOME)
     for task in re.findall(r"^  ./doitw (\w+) ", said, re.MULTILINE):
-        words = [task] if task == "list" else ["help", "e2e"] if task == "help" else ["info", task]
+        words = [task] if task in ("list", "settings") else ["help", "e2e"] if task == "help" else ["info", task]
         done = told.doitw(*words)
         assert done.returncode in (0, 1) and "ERROR" not in done.stdout, done.stdout
 

@@ -213,11 +213,11 @@ def _not_tracked(source: Path) -> Any:
 
 
 def contents(directory: Path, *without: str) -> dict[str, tuple[int, str]]:
-    """Permissions and content of all that is below ``directory``, but for what is in ``without``."""
+    """Permissions and content of all that is below ``directory``, but for the log and what is in ``without``."""
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if name.partition("/")[0] in without:
+        if name.partition("/")[0] in ("log", *without):
             continue
         mode = stat.S_IMODE(path.lstat().st_mode)
         if path.is_symlink():

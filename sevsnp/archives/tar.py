@@ -268,6 +268,8 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
     elif member.type in _KINDS:
         kind = _KINDS[member.type]
     else:
-        raise UserError(f"{path}: entry {member.name!r}: type {member.type!r} is none a file system can hold")
+        raise UserError(
+            f"{path}: entry {member.name!r}: type {member.type!r} is not a type that a file system can hold"
+        )
     device = (member.devmajor, member.devminor)
     return _made(member, path, kind, member.linkname, device, content, capability, attributes)

@@ -189,7 +189,7 @@ def _chain(
         ask = chains.issuer_among(leaf, candidates, root)
         ark = chains.issuer_among(ask, candidates, root) if ask else None
     if not ask or not ark:
-        log.stop(Reason.CERTIFICATES, f"nobody among the certificates has issued the {'ASK' if ask else signer}")
+        log.stop(Reason.CERTIFICATES, f"none of the certificates issued the {'ASK' if ask else signer}")
     return Chain(leaf, ask, ark)
 
 

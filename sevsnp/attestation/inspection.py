@@ -62,7 +62,7 @@ def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endors
         fields = describe(report)
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
-        nobody_asks = Anything("looked at where a revocation list can be had")
+        nobody_asks = Anything("checked where a revocation list is available")
         found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), nobody_asks)
         fields["certificate"] = {
             "product_name": found.leaf.product_name,

@@ -63,7 +63,7 @@ class Kds:
     def leaf(self, product: Product, chip_id: bytes, tcb: Tcb, now: datetime) -> x509.Certificate:
         """The VCEK of a chip for a reported TCB, issued by the pinned root's ASK and valid at ``now``."""
         if not any(chip_id):
-            raise Unreachable("CHIP_ID is masked (all zero): nobody can be asked for its VCEK")
+            raise Unreachable("CHIP_ID is masked (all zero): no service can be asked for its VCEK")
         hwid = chip_id[:8] if product == "Turin" else chip_id
         authorities = self.issuers(product, "VCEK", now)
 
@@ -73,7 +73,7 @@ class Kds:
                 chains.verify_chain(Chain(found, *authorities), self.root, now)
                 says = read_extensions(found, product)
             except (ChainError, ExtensionError) as error:
-                raise Unreachable(f"a VCEK that is none: {error}") from error
+                raise Unreachable(f"the served VCEK is not valid: {error}") from error
             if says.hwid != hwid or says.tcb != tcb or says.product != product:
                 raise Unreachable("the VCEK of another chip or TCB version")
             return found

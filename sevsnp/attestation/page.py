@@ -20,7 +20,10 @@ _WORDS: dict[State, tuple[str, str]] = {
         "A software secure processor runs the guest of the VM config. It keeps nothing secret from its host.",
     ),
     "refused": ("Refused", "Do not trust this guest with anything."),
-    "undecided": ("Undecided", "What AMD says of this chip could not be had. That is no acceptance."),
+    "undecided": (
+        "Undecided",
+        "The verifier could not get what AMD says about this chip. The evidence is not accepted.",
+    ),
 }
 _COUNTED = {
     "passed": ("✓", "passed"),

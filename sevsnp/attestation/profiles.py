@@ -105,7 +105,7 @@ DEFAULT: Document = {
     "launch_tcb": VM_CONFIG_IF_ANY,
     "firmware": any_for("the TCB versions are what AMD counts up for security fixes"),
     "launch_mitigations": any_for("only reports of version 5 have it"),
-    "revocation": any_for("looked at where a revocation list can be had, not demanded"),
+    "revocation": any_for("checked where a revocation list is available, not demanded"),
 }
 
 _OLD = "Milan's firmware before 1.55.22 does not report it"

@@ -176,7 +176,7 @@ def command_line() -> argparse.ArgumentParser:
         "--product", choices=("Milan", "Genoa", "Turin"), help="the processor (default: by /proc/cpuinfo)"
     )
     parser.add_argument(
-        "--device", metavar="FILE", type=Path, default=DEVICE, help="who is asked (default: %(default)s)"
+        "--device", metavar="FILE", type=Path, default=DEVICE, help="the device that is asked (default: %(default)s)"
     )
     parser.add_argument("--status", metavar="HEX", type=bytes.fromhex, help="an answer from elsewhere, 64 digits")
     parser.add_argument("--json", action="store_true", help="all of it as JSON")

@@ -79,7 +79,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Where certificates come from that the evidence does not bring along."""
     parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
-    parser.add_argument("--offline", action="store_true", help="ask nobody; what is in the cache is used")
+    parser.add_argument("--offline", action="store_true", help="ask no service; use what is in the cache")
     parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
 
 

@@ -125,7 +125,7 @@ def check_ours(luks: Luks2) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise UserError(
             f"LUKS2 header {luks.uuid}: not one of ours: {error}",
-            "take an older copy of this disk: somebody has changed this one",
+            "use an older copy of this disk: this one was changed",
         ) from None
 
 

@@ -18,8 +18,8 @@ from sevsnp.errors import UserError
 
 _START = 0x11000
 # No command: a converter follows the names in the image, which are what the image is refused for.
-CONVERT = "ask whoever made it for a qcow2 image"
-_FLATTEN = "ask whoever made it for one that has all of its data in itself"
+CONVERT = "ask the author of the image for a qcow2 image"
+_FLATTEN = "ask the author of the image for one that contains all of its data"
 # qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file; all known ones.
 _QCOW2_DATA_FILE, _QCOW2_KNOWN = 1 << 2, (1 << 5) - 1
 # The header extension with that file's name, and how much of a file its header and extensions can take: one cluster.

@@ -33,7 +33,7 @@ def format_of(image: Path, record: Path) -> DiskFormat:
             kind = seen.name if isinstance(seen, DiskFormat) else seen
             print(f"IMAGE={image}: a raw disk before and now, although it begins as {kind}; {forget}", flush=True)
         elif form is not DiskFormat.RAW and form is not seen:
-            raise UserError(f"IMAGE={image}: was a {form.name} image and is none any more", forget)
+            raise UserError(f"IMAGE={image}: was a {form.name} image, and is not one any more", forget)
         check_whole(image, form)
         return form
     if not isinstance(seen, DiskFormat):

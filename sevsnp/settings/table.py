@@ -190,7 +190,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("CACHE_KEY", text, "", "a path to a private key in PEM",
                 "private key that signs what is sent"),
         Setting("CACHE_PUBLIC_KEY", text, "", "a path to a public key in PEM",
-                "public key that must have signed what is taken; empty: whoever may write there is trusted"),
+                "public key that must have signed what is taken; empty: everybody who may write there is trusted"),
         Setting("CACHE_SIZE", size(1 << 20, 1 << 50), "20G", "a size, as 20G",
                 "what the artefact cache may take on this machine's disk"),
     )),

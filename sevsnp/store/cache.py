@@ -135,7 +135,7 @@ class Cache:
         except Unavailable as error:
             if isinstance(error, Refused) and self._sound:
                 self._sound = False
-                note(f"not to be had from the shared cache: {error}")
+                note(f"not available from the shared cache: {error}")
             else:
                 self._give_up(error, note)
         except (Tampered, DamagedError) as error:

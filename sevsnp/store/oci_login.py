@@ -101,7 +101,7 @@ class Login(TokenAuth):  # type: ignore[misc]
     def _get_auth_from_creds_store(self, suffix: str, hostname: str) -> str | None:
         """The user and password that a helper has, as basic authentication spells them; None where it has none."""
         if not isinstance(suffix, str) or not _HELPER_NAME.fullmatch(suffix):
-            self._trouble = "the name of a credential helper is none"
+            self._trouble = "the name of a credential helper is not valid"
             return None
         helper = f"docker-credential-{suffix}"
         try:

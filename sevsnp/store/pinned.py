@@ -35,7 +35,7 @@ class PinnedFiles:
                     if store.find(expected.key, self._say) == expected:
                         return store.local.check(*expected.blobs()).open("rb")
             except (OSError, DamagedError) as error:
-                self._say(f"{package.deb}: not to be had from the artefact cache: {error}")
+                self._say(f"{package.deb}: not available from the artefact cache: {error}")
         raise FileNotFoundError(package.deb)
 
     def keep(self, files: "Mapping[Package, Path]") -> None:

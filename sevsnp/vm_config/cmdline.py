@@ -124,7 +124,7 @@ def luks_words(
         Word("sevsnp.mode=luks", "the one boot mode"),
         Word(f"sevsnp.luks=1:{header}:{tables}", "this volume and no other: no two of them measure alike"),
         Word("sevsnp.rootfs=ext4", "the file system of the encrypted root"),
-        Word(f"sevsnp.owner={owner}", "who alone may hand over the key: a host has no root of its own to offer"),
+        Word(f"sevsnp.owner={owner}", "only this owner may send the key, so a host cannot offer a root of its own"),
         *([opened] if reports == "open" else []),
         *_emulation(emulated),
     ]

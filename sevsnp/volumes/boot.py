@@ -204,8 +204,8 @@ def check_tables(image: Path, crypt: str, integrity: str) -> None:
     for name, form, found in (("crypt", _CRYPT, crypt.strip()), ("integrity", _INTEGRITY, integrity.strip())):
         if not form.fullmatch(found):
             raise UserError(
-                f"{image}: its {name} table is none of ours: {found[:300]}",
-                "take an older copy of this disk: somebody has changed this one",
+                f"{image}: its {name} table is not one of ours: {found[:300]}",
+                "use an older copy of this disk: this one was changed",
             )
 
 

@@ -224,7 +224,7 @@ def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
     assert done.returncode == 1
     making, unasked, *rest = done.stderr.splitlines()
     assert making.endswith("half a minute; and the apt package python3-venv, for this machine")
-    assert unasked == "doitw: going on, for without a terminal nobody can be asked"
+    assert unasked == "doitw: going on without a question: there is no terminal"
     assert rest == [
         f"doitw: installing python3-venv, without which Python makes no virtual environment: {INSTALL}",
         "doitw: apt-get update failed; trying with the lists that are here",

@@ -247,7 +247,7 @@ def test_a_registry_that_fails_midway(small: Path, tmp_path: Path) -> None:
         said = machine.doit(*SMALL, "more", CACHE=f"oci://{server.host}/cache")
         assert said.built == {*SMALL, *MORE}
         first, second = said.warnings
-        assert first.startswith(f"not to be had from the shared cache: oci://{server.host}/cache: ") and "503" in first
+        assert first.startswith(f"not available from the shared cache: oci://{server.host}/cache: ") and "503" in first
         assert second.startswith(f"going on without the shared cache: oci://{server.host}/cache: ")
         assert len(set(seen)) == 4
 

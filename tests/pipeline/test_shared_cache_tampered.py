@@ -185,14 +185,14 @@ def torn_manifest(server: Server) -> tuple[str, str]:
     """A full disk or a power cut did it: the registry cannot read it any more."""
     key = keys(server)["image"]
     manifest_file(server, key).write_bytes(b"")
-    return f"manifests/{key}", "not to be had from the shared cache: .*answers requests with 500"
+    return f"manifests/{key}", "not available from the shared cache: .*answers requests with 500"
 
 
 def lost_layer(server: Server) -> tuple[str, str]:
     """Garbage collection beside a push does that."""
     path = layer(server, "image", largest=True)
     path.unlink()
-    return f"blobs/sha256:{path.parent.name}", "not to be had from the shared cache: .*answers requests with 404"
+    return f"blobs/sha256:{path.parent.name}", "not available from the shared cache: .*answers requests with 404"
 
 
 def lost_document(server: Server) -> tuple[str, str]:

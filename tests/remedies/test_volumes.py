@@ -173,8 +173,8 @@ def test_another_volume_s_copy(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: on_copy(launch, state))
 
 
-@remedies("sevsnp.volumes.boot", "take an older copy of this disk: somebody has changed this one")
-@remedies("sevsnp.images.luks2", "take an older copy of this disk: somebody has changed this one")
+@remedies("sevsnp.volumes.boot", "use an older copy of this disk: this one was changed")
+@remedies("sevsnp.images.luks2", "use an older copy of this disk: this one was changed")
 def test_a_changed_disk(told: Told, tmp_path: Path) -> None:
     ours = make_header(KEY)
     changed = metadata_of(ours)

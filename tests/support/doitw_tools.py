@@ -129,5 +129,5 @@ def made_venv(program: Path) -> bool:
         assert done.stderr.startswith("doitw: making .venv from requirements.lock with Python 3.")
         size, unasked = done.stderr.splitlines()
         assert size.endswith(": about 100 MB in this directory, half a minute")
-        assert unasked == "doitw: going on, for without a terminal nobody can be asked"
+        assert unasked == "doitw: going on without a question: there is no terminal"
     return bool(done.stderr)

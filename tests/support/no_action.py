@@ -25,8 +25,8 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.commands.feature_info", "run it on the SNP host itself, not in a guest"): _HARDWARE,
     ("sevsnp.commands.feature_info", "SEV-SNP is off, or the kernel too old: {}"): _HARDWARE,
     ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,
-    ("sevsnp.qemu.disk_format", "ask whoever made it for a qcow2 image"): _OTHERS,
-    ("sevsnp.qemu.disk_format", "ask whoever made it for one that has all of its data in itself"): _OTHERS,
+    ("sevsnp.qemu.disk_format", "ask the author of the image for a qcow2 image"): _OTHERS,
+    ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (
         "sevsnp.archives.tar",
@@ -68,7 +68,7 @@ NO_MESSAGE: dict[Row, str] = {
     ("sevsnp.host.bundle_run", r"make it again with: \./doitw \S.*$"): "what is replaced in a bundle's messages",
     ("doitw", "{}"): "the function that says what it is given",
     ("doitw", "installing {}, without which Python makes no virtual environment: {}{}"): "says what it does",
-    ("doitw", "going on, for without a terminal nobody can be asked"): "says what it does",
+    ("doitw", "going on without a question: there is no terminal"): "says what it does",
     ("doitw", "waiting for another doitw that makes .venv"): "says what it does",
     ("doitw", "apt-get update failed; trying with the lists that are here"): "says what it does",
     (

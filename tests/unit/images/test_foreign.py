@@ -66,7 +66,7 @@ def test_formats(tools: Path, raw: Path, form: str, options: tuple[str, ...], ex
 
 @pytest.mark.parametrize("form", ["vdi", "parallels", "qed"])
 def test_other_formats_are_refused_by_name(tools: Path, raw: Path, form: str) -> None:
-    refusal(convert(tools, raw, form), "expected qcow2, raw, VMDK, VHDX or VHD", "ask whoever made it")
+    refusal(convert(tools, raw, form), "expected qcow2, raw, VMDK, VHDX or VHD", "ask the author of the image")
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ class Info(cmd_info.Info):  # type: ignore[misc]
             return []
         waiting = [f"{name} is to be made first" for name in tasks.needed(task) if tasks.status(name) in "RE"]
         if tasks.is_group(task):
-            stale = [name for name in tasks.all_needed(task.name) if tasks.status(name) in "RE"]
+            stale = sorted(name for name in tasks.all_needed(task.name) if tasks.status(name) in "RE")
             return [f"{name}: {line}" for name in stale for line in self._own(tasks, tasks.by_name[name])] or waiting
         return self._own(tasks, task) + waiting
 

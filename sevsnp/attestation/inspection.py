@@ -39,7 +39,7 @@ class Inspection:
 
     @property
     def emulated(self) -> bool:
-        """Whether the report itself claims to come from a software secure processor. This is information, not a proof."""
+        """Whether the report itself claims to come from a software secure processor. This is not a proof."""
         return bytes.fromhex(str(self.fields.get("chip_id", ""))).startswith(EMULATED_CHIP_ID[:8])
 
     def to_json(self) -> dict[str, Any]:

@@ -262,5 +262,5 @@ def _write(path: Path, data: bytes) -> None:
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
-    new.chmod(0o644)  # whatever the umask
+    new.chmod(0o644)  # independent of the umask
     new.replace(path)

@@ -113,8 +113,8 @@ def attest_guest(
 
     ``asked`` are the settings given for this run, which must not contradict the VM config. Only newly accepted
     evidence replaces the evidence accepted before: until then ssh trusts the host keys of the earlier guest, and no
-    others. ``manifest``, signed by ``manifest_key``, lists what is never accepted; it is refused. ``wait`` is called
-    after all checks that need no guest.
+    others. Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted
+    are refused. ``wait`` is called after all checks that need no guest.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     config = read_vm_config(vm_config)

@@ -102,7 +102,8 @@ def attest_luks(
 
     ``asked`` are the settings given for this run. Only newly accepted evidence replaces the evidence accepted before;
     refused evidence is kept too (sevsnp.owner.kept).
-    ``manifest``, signed by ``manifest_key``, lists what is never accepted; it is refused.
+    Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted are
+    refused.
     ``wait`` is called after all checks that need no guest.
     ``key_dir`` has the volume's key and record; if it is None, ``config_dir`` has them. If ``key_file`` is None, a key
     that was given for this run is ignored. ``again`` is the command of this run, for a hint. Raises

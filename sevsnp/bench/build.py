@@ -28,7 +28,7 @@ from sevsnp.system.files import remove_tree, scratch_directory, write_atomic
 GOALS = ("setup_verity", "host_bundle", "create_new_vm", "build_tools")
 _LEFT_OUT = ("build", ".git", ".venv", ".cache", ".doit.db*", ".*_cache", "__pycache__", "*.egg-info")
 _RUN_SECONDS = 1800
-_SHORT = 10.0  # seconds for both works of a ratio
+_SHORT = 10.0  # seconds: a ratio whose two works together take less is measured more often
 _LUKS_FREE = 512 << 20
 _TREES = ("verity", "guest", "kernel", "layers", "snp-release", "host-bundle", "debs")
 

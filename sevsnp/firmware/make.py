@@ -28,8 +28,8 @@ class Change(NamedTuple):
 # zero extension nor sign extension of 8 bits gives these code units.
 _NODE = bytes.fromhex("04041200")  # media device path, file path, 18 bytes: UEFI 2.10, section 10.3.5.4
 _NAME = "shim".encode("utf-16-le")
-# A comparison with a signature, and the jump after it if they differ (jne). The jump becomes unconditional (jmp),
-# because the host supplies the compared bytes, so another signature alone would not be enough.
+# A comparison with a signature, and the jump after it (jne). The jump becomes unconditional (jmp), so that no input
+# passes the comparison; another signature alone would not ensure this.
 _SIGNATURE = b"PCIR"
 # The place where BdsDxe continues after the kernel has returned or could not be started. Our firmware does not look for
 # something else to start: it prints a message and stops.

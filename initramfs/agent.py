@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's agent: answers a nonce with evidence, as long as the guest runs.
+"""The guest's agent: it answers a nonce with evidence, as long as the guest runs.
 
-One request a connection: the line ``openend2e-sevsnp/1 ssh`` and 32 bytes of nonce. One answer: a JSON document with
-the attestation report, the certificate table and the SSH host keys that REPORT_DATA binds together with the nonce;
-then the connection ends. Standard library only. It needs nothing from the guest's root file system.
+Each connection has one request: the line ``openend2e-sevsnp/1 ssh`` and a nonce of 32 bytes. The answer is a JSON
+document with the attestation report, the certificate table and the SSH host keys. REPORT_DATA binds the keys and the
+nonce. Then the connection ends. The agent needs only the standard library, and nothing from the guest's root file
+system.
 """
 
 import base64
@@ -22,13 +23,13 @@ from report_data import ssh_report_data
 PORT = 8088
 REQUEST = b"openend2e-sevsnp/1 ssh\n"
 NONCE_SIZE = 32
-# For a whole request, and for taking the answer: a place that is held longer is another client's.
+# Time limit for a whole request, and for the client to take the answer. Then another client gets the place.
 CLIENT_SECONDS = 10.0
 MAX_CLIENTS = 16
 
 
 def receive(client: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes, or fewer where the peer stops. Raises TimeoutError, however slowly they trickle in."""
+    """Receive ``size`` bytes, or fewer if the peer closes. Raises TimeoutError after the time limit for all of them."""
     deadline = time.monotonic() + CLIENT_SECONDS
     data = b""
     while len(data) < size:
@@ -61,7 +62,7 @@ def answer(client: socket.socket, host_keys: "list[str]", provider_lock: threadi
 
 
 def serve(host_keys: "list[str]", ready: "Callable[[], object]") -> None:
-    """Answer for ever. ``ready`` is called once the port is open."""
+    """Answer requests without end. ``ready`` is called as soon as the port is open."""
     os.setsid()
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
         stream.write("-1000")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measured command line as init understands it: every word it needs exactly once, nothing it does not know.
+"""Parse the measured command line for init: every word that init needs exactly once, and no unknown word.
 
-The kernel command line is the only configuration there is. What is missing, doubled or malformed is an error, because
-a default would be a boot mode that the owner did not ask for.
+The kernel command line is the only configuration. A missing, repeated or malformed word is an error, because a default
+would be a boot mode that the owner did not ask for.
 """
 
 import base64
@@ -10,12 +10,12 @@ import binascii
 import re
 
 PREFIX = "sevsnp."
-# Each mode's words, all of them exactly once.
+# The words of each mode; each must be there exactly once.
 _MODES = {
     "verity": {"verity", "rootfs", "writable", "tmpfs"},
     "luks": {"luks", "rootfs", "owner"},
 }
-# Those that need not be there.
+# The optional words of each mode.
 _OPTIONAL = {"verity": {"emulated"}, "luks": {"emulated", "reports"}}
 _DIRECTORIES = ("etc", "home", "var", "tmp")
 _VERITY = re.compile(
@@ -27,14 +27,15 @@ _OWNER = 268
 
 
 class BadCommandLine(Exception):
-    """The command line is not one that the owner's tools make."""
+    """The owner's tools do not make such a command line."""
 
 
 class Words:
-    """What the command line says: ``mode``, ``rootfs``, ``emulated``, ``acpi``, ``reports``, and what the mode needs.
+    """The values of the command line: ``mode``, ``rootfs``, ``emulated``, ``acpi``, ``reports``, and those of the mode.
 
-    verity: the table's parameters, how directories become writable, and their sizes in bytes. luks: the header's
-    length in bytes, its SHA-256 and that of the dm tables (lower-case hex), and the owner's certificate (DER).
+    verity: the table's parameters, the method by which directories become writable, and their sizes in bytes. luks: the
+    header's length in bytes, the SHA-256 of the header and of the dm tables (lower-case hex), and the owner's
+    certificate (DER).
     """
 
     def __init__(self, text: str) -> None:
@@ -101,7 +102,7 @@ def _table(words: "dict[str, str]", name: str, pattern: "re.Pattern[str]") -> "d
 
 
 def _certificate(words: "dict[str, str]") -> bytes:
-    # The standard alphabet, canonical, of the one length there is.
+    # Accept only canonical base64 in the standard alphabet, and only the length of an owner's certificate.
     try:
         der = base64.b64decode(words["owner"], validate=True)
     except (ValueError, binascii.Error):
@@ -122,7 +123,7 @@ def _sizes(words: "dict[str, str]") -> "dict[str, int]":
 def verity_table(verity: "dict[str, str]", data: str, tree: str) -> str:
     """The device-mapper line of the root (Documentation/admin-guide/device-mapper/verity.rst).
 
-    Corruption and I/O errors both panic: an I/O error that is only reported lets a host delete files at will.
+    Corruption and I/O errors both cause a panic: with I/O errors that are only reported, a host could delete any file.
     """
     sectors = int(verity["blocks"]) * 4096 // 512
     return (

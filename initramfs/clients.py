@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving connections side by side, a limited number at a time. Standard library only."""
+"""Serve connections in parallel, a limited number at a time. Standard library only."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ def serve_clients(
 ) -> None:
     """Call ``serve`` with each client in a thread of its own, ``most`` at a time, until ``listener`` is closed.
 
-    The connection is closed after it. ``say`` is told what went wrong with one, which is no matter of the others'.
+    Each connection is closed after its call. An error in one connection goes to ``say`` and does not affect the others.
     """
     places = threading.Semaphore(most)
 
@@ -29,7 +29,7 @@ def serve_clients(
         places.acquire()
         try:
             client, _ = listener.accept()
-        except OSError as error:  # Linux hands a connection's early network error to accept(2)
+        except OSError as error:  # on Linux, accept(2) also returns a pending network error of the new connection
             places.release()
             if listener.fileno() < 0:
                 return
@@ -38,7 +38,7 @@ def serve_clients(
             continue
         try:
             threading.Thread(target=one, args=(client,), daemon=True).start()
-        except RuntimeError as error:  # no memory for one more thread
+        except RuntimeError as error:  # there is no memory for another thread
             client.close()
             places.release()
             say(f"{error}")

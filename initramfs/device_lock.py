@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host can no longer plug in: the last thing that init does before the guest's own programs run.
+"""Lock the guest's devices, as the last step of init before the guest's own programs run.
 
-By then every driver that the guest needs has its devices. From here on none takes another one, drivers that only a host
-could want lose theirs, the modules that the guest's root names are loaded, and the kernel takes no more. Nothing of
-the root is executed for that: in an encrypted guest a program of it may be from somebody who was root there once.
+At this time every driver that the guest needs has its devices. After the lock no driver takes another device, and the
+drivers that only a host could use have lost theirs. The modules that the guest's root names are loaded, and then the
+kernel loads no more modules. init executes no program of the root for this: in an encrypted guest, such a program may
+come from an attacker who was root there earlier.
 """
 
 import os
 
 import linux
 
-# The buses of the machine itself keep their devices; these drivers lose theirs, for a host speaks through them.
+# The devices on the machine's own buses keep their drivers, except these drivers, through which a host can send data.
 _MACHINE = {"acpi", "container", "cpu", "memory", "node", "platform", "pnp", "serial-base"}
 _SPEAKERS = {"fw_cfg", "i8042", "tpm_crb", "tpm_tis"}
-# On every other bus, drivers lose all that they have, but for these.
+# On every other bus, all drivers lose all of their devices, except these drivers.
 _KEPT = {("pci", "pcieport"), ("pci", "virtio-pci"), ("virtio", "virtio_blk"), ("virtio", "virtio_net")}
-# The software secure processor answers through it.
+# The driver through which the software secure processor answers.
 EMULATED = ("virtio", "virtio_console")
-# Once a driver has lost a device, the one below it has no use: a keyboard, its hub, its controller, their card.
+# When a driver loses a device, the device below it becomes useless: keyboard, then hub, then controller, then card.
 _LEVELS = 4
 _REPORT_MODULES = ("sev_guest", "tsm")
 _MODULE_LISTS = ("etc", "usr/local/lib", "usr/lib", "lib")
-# The key of the console's SysRq is a break on the line; an image's own settings would switch it on again.
+# On the serial console, a break is the SysRq key. Without this, an image's own settings would switch SysRq on again.
 _RUN = {
     "sysctl.d/zz-host-input.conf": "kernel.sysrq = 0\n",
     "systemd/system.conf.d/zz-host-input.conf": "[Manager]\nCtrlAltDelBurstAction=none\n",
@@ -29,10 +30,10 @@ _RUN = {
 
 
 def close_buses(sysfs: str) -> None:
-    """From now on a device that appears gets no driver, and a driver that is loaded gets no device.
+    """From now on a new device gets no driver, and a newly loaded driver gets no device.
 
-    But for a card in a PCI slot, to which the kernel gives a driver all the same. So no slot may keep its own driver,
-    and the command line has more to say about them.
+    The exception is a card in a PCI slot, to which the kernel gives a driver anyway. Therefore no slot may keep its own
+    driver, and the command line has further words against slots.
     """
     for bus in os.listdir(f"{sysfs}/bus"):
         path = f"{sysfs}/bus/{bus}/drivers_autoprobe"
@@ -42,7 +43,7 @@ def close_buses(sysfs: str) -> None:
 
 
 def lock(root: str, *, ports: bool, reports: bool) -> None:
-    """Close everything below ``root``, where /dev, /proc, /run and /sys are mounted.
+    """Lock all devices through ``root``, where /dev, /proc, /run and /sys are mounted.
 
     ``ports`` keeps virtio-serial ports, ``reports`` the interface to the secure processor.
     """
@@ -52,7 +53,7 @@ def lock(root: str, *, ports: bool, reports: bool) -> None:
     if not reports:
         _close_reports(sysfs)
     load_root_modules(root)
-    # A module may have brought a bus of its own.
+    # A loaded module may have added a bus of its own.
     close_buses(sysfs)
     _unbind(sysfs, kept)
     if left := _unwanted(sysfs, kept):
@@ -62,7 +63,7 @@ def lock(root: str, *, ports: bool, reports: bool) -> None:
         _write(path, "1")
         if linux.read(path).strip() != "1":
             raise linux.Stop(f"{path}: still off")
-    # The root names modules by files of its own, whatever is in them.
+    # Check again: a module file of the root can have any name, so it may have brought the report interface back.
     if not reports and (back := _report_modules(sysfs)):
         raise linux.Stop(f"the root's modules brought {', '.join(back)} back")
     ignore_host_keys(f"{root}/run")
@@ -91,19 +92,22 @@ def _unwanted(sysfs: str, kept: "set[tuple[str, str]]") -> "list[tuple[str, str,
 
 
 def _has_use(card: str) -> bool:
-    """Whether some driver has the virtio device on this PCI card."""
+    """Whether a driver has the virtio device on this PCI card."""
     return any(os.path.islink(f"{card}/{name}/driver") for name in os.listdir(card) if name.startswith("virtio"))
 
 
 def _unbind(sysfs: str, kept: "set[tuple[str, str]]") -> None:
     for _ in range(_LEVELS):
         for bus, driver, device in _unwanted(sysfs, kept):
-            if os.path.islink(f"{sysfs}/bus/{bus}/drivers/{driver}/{device}"):  # not gone with another one
+            if os.path.islink(f"{sysfs}/bus/{bus}/drivers/{driver}/{device}"):  # not yet gone with another device
                 _write(f"{sysfs}/bus/{bus}/drivers/{driver}/unbind", device)
 
 
 def _close_reports(sysfs: str) -> None:
-    """Who could ask for a report could pass for this initramfs. A module that is gone cannot come back after this."""
+    """Remove the report interface, because a program that can request reports could impersonate this initramfs.
+
+    A removed module cannot be loaded again after the lock.
+    """
     if os.path.ismount(f"{sysfs}/kernel/config"):
         linux.unmount(f"{sysfs}/kernel/config")
     for module in _report_modules(sysfs):
@@ -115,10 +119,10 @@ def _report_modules(sysfs: str) -> "list[str]":
 
 
 def load_root_modules(root: str) -> None:
-    """What /etc/modules and modules-load.d of the root name, with all they depend on, from the root's own files.
+    """Load the modules that the root's /etc/modules and modules-load.d name, with their dependencies, from its files.
 
-    Without options: those of modprobe.d are not read. A name that is not found, or has no use here, is for
-    systemd-modules-load to complain about.
+    The modules get no options, because modprobe.d is not read. A name that is not found causes no error here;
+    systemd-modules-load reports it later.
     """
     names = root_modules(root)
     needed = module_files(f"{root}/lib/modules/{os.uname().release}") if names else {}
@@ -131,7 +135,7 @@ def load_root_modules(root: str) -> None:
 
 
 def module_files(directory: str) -> "dict[str, list[str]]":
-    """What has to be loaded for each module, by its name with _ for -, in the order to load it in (modules.dep)."""
+    """For each module (by name, with _ for -) the files to load, in load order. Source: modules.dep."""
     path = f"{directory}/modules.dep"
     found = {}
     for line in linux.read(path).splitlines() if os.path.isfile(path) else []:
@@ -142,7 +146,7 @@ def module_files(directory: str) -> "dict[str, list[str]]":
 
 
 def root_modules(root: str) -> "list[str]":
-    """Their names: as systemd does, a file of a name is read from the first directory that has it."""
+    """The names of the modules that the root loads. As in systemd, the first directory that has a file name wins."""
     files = {"": f"{root}/etc/modules"}
     for folder in _MODULE_LISTS:
         path = f"{root}/{folder}/modules-load.d"
@@ -151,7 +155,7 @@ def root_modules(root: str) -> "list[str]":
                 files.setdefault(name, f"{path}/{name}")
     names: dict[str, None] = {}
     for _, path in sorted(files.items()):
-        if os.path.isfile(path) and not os.path.islink(path):  # a link would lead out of the root
+        if os.path.isfile(path) and not os.path.islink(path):  # a link could lead out of the root
             for line in linux.read(path).splitlines():
                 words = line.split()
                 if words and words[0][0] not in "#;-":
@@ -160,7 +164,7 @@ def root_modules(root: str) -> "list[str]":
 
 
 def ignore_host_keys(run: str) -> None:
-    """systemd's part: SysRq stays off, and Ctrl-Alt-Del starts nothing."""
+    """Configure systemd so that SysRq stays off, and Ctrl-Alt-Del starts nothing."""
     for name, text in _RUN.items():
         os.makedirs(os.path.dirname(f"{run}/{name}"), exist_ok=True)
         with open(f"{run}/{name}", "w", encoding="ascii") as stream:

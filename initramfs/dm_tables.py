@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The active device-mapper tables of an encrypted root as one digest: what is measured and what the guest compares.
+"""The digest of an encrypted root's active device-mapper tables; it is measured, and the guest compares it.
 
-A table says all of what the kernel does with a disk: cipher, integrity, sizes, offsets, optional parameters. The
-appliance takes the digest when it has written the image, init when it has opened it, before anything is mounted.
+A table defines everything that the kernel does with a disk: cipher, integrity, sizes, offsets, optional parameters. The
+appliance computes the digest after it has written the image. init computes it after it has opened the image, before it
+mounts anything.
 """
 
 import hashlib
 import re
 
-# dmsetup shows devices as major:minor words, which depend on the order in which the kernel found them.
+# dmsetup shows devices as major:minor words; these depend on the order in which the kernel found the devices.
 _NUMBER = re.compile(r"[0-9]+:[0-9]+")
 
 
 def canonical(table: str) -> str:
-    """What ``dmsetup table NAME`` printed, with ``dev`` for each device number: one line with a newline at its end.
+    """The output of ``dmsetup table NAME``, with ``dev`` for each device number: one line with a newline at its end.
 
-    Keys are not in it: dmsetup shows zeros in their place unless told otherwise. Raises ValueError for anything but
-    one line, since a mapping of several targets is none of ours.
+    It contains no keys: by default, dmsetup shows zeros in their place. Raises ValueError for anything but one line,
+    because our mappings have only one target.
     """
     lines = table.splitlines()
     if len(lines) != 1 or not lines[0].strip():
@@ -25,5 +26,5 @@ def canonical(table: str) -> str:
 
 
 def tables_digest(crypt: str, integrity: str) -> str:
-    """SHA-256, as 64 lower-case hex digits, of the canonical tables of the crypt and of the integrity mapping."""
+    """SHA-256 (64 lower-case hex digits) of the canonical tables of the crypt mapping and the integrity mapping."""
     return hashlib.sha256((canonical(crypt) + canonical(integrity)).encode("ascii")).hexdigest()

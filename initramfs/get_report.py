@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask this guest's secure processor for an SNP attestation report.
 
-One file, standard library only, Python 3.8 or later, in any SNP guest:
+This single file needs only the standard library and Python 3.8 or later. It runs in any SNP guest:
 
     get_report --report-data HEX128                     report and certificates as JSON
     get_report --nonce HEX64 --host-key FILE.pub ...    bind a verifier's nonce and the SSH host keys
     get_report --report-data HEX128 --format raw -o report.bin --certificates table.bin
-    get_report --nonce HEX64 --vmpl 1                   as software below an SVSM has to ask
+    get_report --nonce HEX64 --vmpl 1                   for software that runs under an SVSM
 
 Sources: Linux Documentation/ABI/testing/configfs-tsm-report and include/uapi/linux/sev-guest.h. The ioctl interface
 serves kernels before 6.7, which have no configfs-tsm.
 """
 
-# Plain os and open, in the words of the interfaces' documents.
+# Plain os and open calls, as in the documents of the interfaces.
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOST_KEYS = "/etc/ssh/ssh_host_*_key.pub"
 
 
 class ReportError(Exception):
-    """No report; the message is one line for a person."""
+    """There is no report; the message is one line for the user."""
 
 
 class ConfigfsTsm:
@@ -58,12 +58,12 @@ class ConfigfsTsm:
         return os.path.isdir(self.root)
 
     def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
-        """The report (1184 bytes) and the certificate table, b"" where the host gives none."""
+        """The report (1184 bytes) and the certificate table, b"" if the host gives none."""
         entry = f"{self.root}/get-report-{os.getpid()}-{os.urandom(8).hex()}"
         try:
             os.mkdir(entry)
         except OSError as error:
-            # ENXIO: the kernel has the interface, and no provider behind it.
+            # ENXIO: the kernel has the interface, but no provider for it.
             hint = ": this is not an SNP guest" if error.errno == errno.ENXIO else ""
             raise ReportError(f"{self.root}: {error.strerror}{hint}") from error
         try:
@@ -83,7 +83,7 @@ class ConfigfsTsm:
                     stream.write(b"%d" % vmpl)
             except OSError as error:
                 raise ReportError(f"{self.root}: VMPL {vmpl}: {error.strerror}") from error
-        # Every write to the entry counts `generation` up. Ours were the first: another number is someone else's doing.
+        # Every write to the entry increments `generation`. Another number means that another process has written to it.
         writes = 1 if vmpl is None else 2
         expected = _generation(entry)
         report = _read(entry + "/outblob")
@@ -101,7 +101,7 @@ class SevGuest:
 
     name = "sev-guest"
     _GET_REPORT, _GET_EXT_REPORT = 0xC0205300, 0xC0205302  # _IOWR('S', 0 and 2, 32 bytes)
-    _CERTIFICATES = 0x4000  # the most the kernel takes (SEV_FW_BLOB_MAX_SIZE)
+    _CERTIFICATES = 0x4000  # the kernel's maximum (SEV_FW_BLOB_MAX_SIZE)
     _INVALID_LENGTH, _BUSY = 1, 2
     _TRIES = 10
 
@@ -112,7 +112,7 @@ class SevGuest:
         return os.path.exists(self.device)
 
     def fetch(self, report_data: bytes, vmpl: int | None = None) -> tuple[bytes, bytes]:
-        """The report (1184 bytes), of VMPL 0 where none is asked for, and the certificate table, b"" without one."""
+        """The report (1184 bytes), for VMPL 0 if ``vmpl`` is None, and the certificate table, b"" without one."""
         # struct snp_report_req: user_data[64], vmpl, rsvd[28]
         request = array.array("B", report_data + struct.pack("<I28x", vmpl or 0))
         certificates = array.array("B", bytes(self._CERTIFICATES))
@@ -125,7 +125,7 @@ class SevGuest:
             raise ReportError(f"{self.device}: {error.strerror}") from error
         try:
             report = self._call(device, self._GET_EXT_REPORT, extended)
-            if report is None:  # the host's certificates do not fit: the verifier finds them elsewhere
+            if report is None:  # the host's certificates do not fit: the verifier gets them elsewhere
                 report = self._call(device, self._GET_REPORT, request)
                 certificates = array.array("B")
         finally:
@@ -163,17 +163,18 @@ class SevGuest:
         raise AssertionError("the last attempt returns or raises")
 
 
-# In the order in which they are asked. Another layer may append its own: name, available() and fetch(report_data), with
-# the VMPL behind it where one is asked for; and ``says``, a function that gives what every document of its must say at
-# its top level. What is true there has to be in the name of a file, too.
+# In the order in which they are tried. Another layer may append a provider of its own. A provider has ``name``,
+# ``available()`` and ``fetch(report_data)``; if a VMPL is requested, it is the second argument of ``fetch``. A provider
+# may have ``says()``, which returns the marks that each of its documents must have at the top level. A mark that is
+# true there must also be in the name of an output file.
 PROVIDERS: list[Any] = [ConfigfsTsm(), SevGuest()]
 
 
 def get_report(report_data: bytes, vmpl: int | None = None) -> Evidence:
     """Evidence for REPORT_DATA (64 bytes): ``report`` and ``certificates`` in base64, ``provider``, ``vmpl``.
 
-    What a provider ``says`` of all its evidence stands before that.
-    Raises ReportError with the reason of every provider that was asked.
+    The marks from the provider's ``says()`` come first. Raises ReportError with the reason of every provider that was
+    tried.
     """
     if len(report_data) != REPORT_DATA_SIZE:
         raise ReportError(f"report data: found {len(report_data)} bytes, expected {REPORT_DATA_SIZE}")

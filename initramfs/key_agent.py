@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a guest with an encrypted root waits for its key: TLS 1.3 with the owner, who is told first who is asking.
+"""The key agent: a guest with an encrypted root waits for its key over TLS 1.3, and first sends evidence to the owner.
 
-Both ends are authenticated. The client's certificate is the owner's own, which stands on the measured command line; the
-guest's is made at each boot, and its key is what REPORT_DATA binds, with the owner's nonce and the digest of this very
-volume's header. In order, after the handshake:
+Both ends are authenticated. The client must have the owner's certificate, which is on the measured command line. The
+guest makes its own certificate at each boot. REPORT_DATA binds the key of that certificate, the owner's nonce and the
+digest of this volume's header. In order, after the handshake:
 
 1. owner → guest: the line ``openend2e-sevsnp/1 luks`` and a nonce (32 bytes);
 2. guest → owner: a frame, JSON with ``report`` and ``certificates`` in base64;
@@ -11,8 +11,8 @@ volume's header. In order, after the handshake:
    big-endian), and the key (1 to 4096 bytes);
 4. guest → owner: a frame, JSON with ``generation`` and ``host_keys``, or with ``error``.
 
-A frame is its length (u32 big-endian) and so many bytes. Who is not the owner is dropped and changes nothing; what goes
-wrong with the owner ends the machine. Standard library only.
+A frame is its length (u32 big-endian) and that many bytes. Any other client is disconnected and changes nothing. An
+error with the owner ends the machine. Standard library only.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ from report_data import DIGEST_SIZE, NONCE_SIZE, luks_report_data
 PORT = 8088
 REQUEST = b"openend2e-sevsnp/1 luks\n"
 MAX_KEY = 4096
-# For a handshake, for each message of the owner's but the key, and for taking an answer.
+# Time limit for a handshake, for each message from the owner except the key, and for the owner to take an answer.
 SECONDS = 10.0
-# For the key: the owner verifies the evidence in between.
+# Time limit for the key; the owner verifies the evidence before it sends the key.
 KEY_SECONDS = 60.0
 MAX_CLIENTS = 16
 _ANSWER = struct.Struct(">I")
 _HEAD = struct.Struct(f">{DIGEST_SIZE}sQ")
-# DER of an Ed25519 SubjectPublicKeyInfo (RFC 8410 §4), up to the key's 32 bytes.
+# DER of an Ed25519 SubjectPublicKeyInfo (RFC 8410 §4) before the key's 32 bytes.
 _ED25519 = bytes.fromhex("302a300506032b6570032100")
 
 Report = Callable[[bytes], "dict[str, object]"]
@@ -49,7 +49,7 @@ Unlock = Callable[["bytearray", int], "dict[str, object]"]
 
 
 def make_certificate(directory: str) -> "tuple[str, str]":
-    """A fresh Ed25519 key and a certificate of it, in ``directory`` (for us alone); returns the two files' paths."""
+    """Make a fresh Ed25519 key and its certificate in the private ``directory``; return the paths: certificate, key."""
     os.makedirs(directory, 0o700, exist_ok=True)
     certificate, key = f"{directory}/certificate.pem", f"{directory}/key.pem"
     linux.run(
@@ -64,7 +64,7 @@ def make_certificate(directory: str) -> "tuple[str, str]":
 
 
 def key_digest(certificate: str) -> bytes:
-    """SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of an Ed25519 certificate in PEM, one that we made."""
+    """SHA-256 (32 bytes) of the DER SubjectPublicKeyInfo of an Ed25519 certificate in PEM that we made ourselves."""
     with open(certificate, encoding="ascii") as stream:
         der = ssl.PEM_cert_to_DER_cert(stream.read())
     start = der.index(_ED25519)
@@ -72,7 +72,7 @@ def key_digest(certificate: str) -> bytes:
 
 
 def server_context(certificate: str, key: str, owner: bytes) -> ssl.SSLContext:
-    """TLS 1.3 that takes no client but one with a certificate under ``owner`` (DER), and resumes no session."""
+    """A TLS 1.3 context that accepts only clients with a certificate under ``owner`` (DER), and resumes no session."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
@@ -84,15 +84,15 @@ def server_context(certificate: str, key: str, owner: bytes) -> ssl.SSLContext:
 
 
 def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes) -> ssl.SSLSocket:
-    """The first connection whose client has proven to be the owner, whoever else connects meanwhile."""
+    """The first connection whose client has proven to be the owner. Other clients may connect at the same time."""
     found: queue.Queue[ssl.SSLSocket] = queue.Queue()
     claimed = threading.Lock()
 
     def one(client: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # ssl.SSLError among them
+        with contextlib.suppress(OSError):  # this includes ssl.SSLError
             client.settimeout(SECONDS)
             connection = context.wrap_socket(client, server_side=True)
-            # The anchor is the owner's certificate; what it might have signed is not the owner.
+            # TLS also accepts a certificate that the owner's key has signed; only the owner's own certificate counts.
             if connection.getpeercert(binary_form=True) == owner and claimed.acquire(blocking=False):
                 found.put(connection)
             else:
@@ -106,10 +106,10 @@ def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes)
 
 
 def serve_owner(connection: ssl.SSLSocket, key_digest: bytes, header: bytes, report: Report, unlock: Unlock) -> None:
-    """The protocol with the owner, from the nonce to the answer.
+    """Run the protocol with the owner, from the nonce to the answer.
 
-    ``report`` gives evidence for REPORT_DATA (64 bytes); ``unlock`` opens the root with the key and the generation, and
-    gives the answer. Whatever either raises is said to the owner and raised; Stop where the owner goes away.
+    ``report`` returns evidence for REPORT_DATA (64 bytes). ``unlock`` opens the root with the key and the generation,
+    and returns the answer. An error in either is sent to the owner and raised. Raises Stop if the owner disconnects.
     """
     linux.keep_from_dumps()
     try:
@@ -138,7 +138,7 @@ def serve_owner(connection: ssl.SSLSocket, key_digest: bytes, header: bytes, rep
 
 
 def receive(connection: socket.socket, size: int, seconds: float) -> bytearray:
-    """Exactly ``size`` bytes within ``seconds``, however slowly they trickle in. Stop where the owner goes away."""
+    """Receive exactly ``size`` bytes within ``seconds`` in all. Raises Stop if time is up or the owner disconnects."""
     deadline = time.monotonic() + seconds
     data = bytearray(size)
     place = 0
@@ -156,7 +156,7 @@ def receive(connection: socket.socket, size: int, seconds: float) -> bytearray:
 
 
 def send(connection: socket.socket, document: "dict[str, object]") -> None:
-    """One frame with ``document`` as JSON."""
+    """Send one frame with ``document`` as JSON."""
     body = json.dumps(document).encode()
     connection.settimeout(SECONDS)
     try:
@@ -166,9 +166,9 @@ def send(connection: socket.socket, document: "dict[str, object]") -> None:
 
 
 def finish(connection: socket.socket, document: "dict[str, object]") -> None:
-    """Send the last frame and wait until the owner has it, which is when it closes the connection.
+    """Send the last frame and wait until the owner closes the connection, which shows that the owner has the frame.
 
-    A failure to do so changes nothing: the disk is open by then, or the reason is on the console.
+    A failure here changes nothing: the disk is already open, or the reason is on the console.
     """
     try:
         send(connection, document)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few system calls that init needs and Python does not wrap (x86-64 Linux)."""
+"""The few system calls that init needs and Python does not provide (x86-64 Linux), and other basic steps of init."""
 
 import ctypes
 import errno
@@ -21,14 +21,14 @@ _COMPRESSED_FILE = 4  # linux/module.h: MODULE_INIT_COMPRESSED_FILE
 
 
 class Stop(Exception):
-    """Why init does not go on."""
+    """init cannot continue; the message says why."""
 
 
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
 
 
 def reason(error: BaseException) -> str:
-    """An error in words; what was not foreseen with its kind."""
+    """The text of an error; for an unexpected error it includes the error's type."""
     return str(error) if isinstance(error, Stop) else f"{type(error).__name__}: {error}"
 
 
@@ -53,17 +53,17 @@ def unmount(target: str) -> None:
 
 
 def keep_from_dumps() -> None:
-    """No core dump of this process until it executes another program; the kernel gives none of its children any.
+    """Prevent core dumps of this process until it executes another program. Its children make no core dumps anyway.
 
-    PID 1 begins with RLIMIT_CORE 0 (INIT_RLIMITS), which they inherit.
+    PID 1 starts with RLIMIT_CORE 0 (INIT_RLIMITS), and the children inherit it.
     """
     _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
 
 
 def load_module(path: str) -> None:
-    """finit_module(2) with no parameters; a module that is there already, or has no device here, is fine.
+    """finit_module(2) without parameters. A module that is already loaded, or has no device here, is no error.
 
-    The kernel unpacks a compressed one by itself, where it can.
+    The kernel unpacks a compressed module itself, if it supports the compression.
     """
     flags = 0 if path.endswith(".ko") else _COMPRESSED_FILE
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -76,12 +76,12 @@ def load_module(path: str) -> None:
 
 
 def unload_module(name: str) -> None:
-    """delete_module(2), without waiting: one that is in use is an error."""
+    """delete_module(2) without waiting: a module that is in use is an error."""
     _check(_libc.syscall(_DELETE_MODULE, name.encode(), os.O_NONBLOCK), f"unload {name}")
 
 
 def module_paths(*lists: str) -> "list[str]":
-    """The modules of these lists of the initramfs (all there are, without a name), in the order to load them in."""
+    """The modules of these lists of the initramfs, in load order; without a name, the modules of all lists."""
     directory = "/usr/lib/sevsnp/modules"
     paths: dict[str, None] = {}
     for name in lists or sorted(name[: -len(".list")] for name in os.listdir(directory) if name.endswith(".list")):
@@ -91,13 +91,13 @@ def module_paths(*lists: str) -> "list[str]":
 
 
 def read(path: str) -> str:
-    """A small file of the kernel's, as text."""
+    """The text of a small kernel file."""
     with open(path, encoding="ascii", errors="replace") as stream:
         return stream.read()
 
 
 def find_disks(*roles: str, seconds: float = 30.0) -> "list[str]":
-    """The device of each role, by virtio serial number. A serial only selects; a digest decides what is right."""
+    """The device of each role, by virtio serial number. The serial only selects a disk; a digest verifies it later."""
     deadline = time.monotonic() + seconds
     while True:
         found: dict[str, list[str]] = {role: [] for role in roles}
@@ -118,13 +118,13 @@ def find_disks(*roles: str, seconds: float = 30.0) -> "list[str]":
 
 
 def device_number(path: str) -> str:
-    """A block device as the kernel's own tables name it."""
+    """The number of a block device in the form of the kernel's tables (major:minor)."""
     number = os.stat(path).st_rdev
     return f"{os.major(number)}:{os.minor(number)}"
 
 
 def switch_root(newroot: str) -> None:
-    """Make ``newroot`` the root and execute its init; what the kernel gave ours as argv and environment ends here."""
+    """Make ``newroot`` the root and execute its init, with neither our argv nor our environment from the kernel."""
     os.chdir(newroot)
     mount(".", "/", flags=MS_MOVE)
     os.chroot(".")
@@ -134,7 +134,7 @@ def switch_root(newroot: str) -> None:
 
 
 def stop(acpi: bool) -> None:
-    """End the machine, now. Without ACPI there is no way to power off, so it reboots and QEMU runs with -no-reboot."""
+    """End the machine now. Without ACPI it cannot power off, so it reboots; QEMU runs with -no-reboot and then ends."""
     os.sync()
     if acpi:
         _libc.reboot(_RB_POWER_OFF)
@@ -142,15 +142,15 @@ def stop(acpi: bool) -> None:
 
 
 def run(*argv: str, secret: "bytes | bytearray" = b"") -> str:
-    """Run a program of the initramfs in an empty environment and return what it printed; Stop if it fails.
+    """Run a program of the initramfs with a minimal environment and return its output. Raises Stop if it fails.
 
-    Its input is ``secret`` (at most 4096 bytes) and then ends.
+    The program's input is ``secret`` (at most 4096 bytes).
     """
-    # No udev here: without this word libdevmapper would wait for one.
+    # There is no udev here: without DM_DISABLE_UDEV libdevmapper would wait for udev.
     environment = {"PATH": "/usr/sbin:/usr/bin", "DM_DISABLE_UDEV": "1"}
     reader, writer = os.pipe()
     source, feed = os.pipe()
-    os.write(feed, secret)  # a pipe holds that much, whoever reads it when
+    os.write(feed, secret)  # a pipe can hold this much before the program reads it
     os.close(feed)
     actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, source, 0)]
     process = os.posix_spawn(argv[0], argv, environment, file_actions=actions)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted root: opened with the measured header and the owner's key, and with nothing that the disk says.
+"""Open the encrypted root with the measured header and the owner's key, and with no other metadata from the disk.
 
-The header is read once, compared with its measured digest, and used from memory. What the kernel then does with the
-disk is compared with the measured digest of the device-mapper tables before anything is mounted.
+The header is read once, compared with its measured digest, and used from memory. Then the active device-mapper tables
+are compared with their measured digest, before anything is mounted.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import linux
 import root_guard
 from dm_tables import tables_digest
 
-# cryptsetup's names: the integrity mapping is the other one's with this ending.
+# cryptsetup's names: the name of the integrity mapping is the name of the crypt mapping with this ending.
 NAME, INTEGRITY = "root", "root_dif"
 HEADER = "/run/luks-header"
 GENERATION = ("var", "lib", "openend2e-sevsnp")
@@ -21,9 +21,9 @@ MAX_GENERATION = (1 << 63) - 1
 
 
 def copy_header(device: str, size: int, wanted: str, target: str = HEADER) -> bytes:
-    """Read the first ``size`` bytes of ``device``, once, into the file ``target``; returns their SHA-256 (32 bytes).
+    """Read the first ``size`` bytes of ``device``, once, into the file ``target``; return their SHA-256 (32 bytes).
 
-    Stop where that is not ``wanted`` (64 hex digits): another volume's disk, or a header that was changed.
+    Raises Stop if the SHA-256 is not ``wanted`` (64 hex digits): the disk is another volume's, or the header changed.
     """
     with open(device, "rb", buffering=0) as stream:
         data = bytearray()
@@ -39,7 +39,10 @@ def copy_header(device: str, size: int, wanted: str, target: str = HEADER) -> by
 
 
 def open_mapping(device: str, tables: str, key: "bytes | bytearray") -> None:
-    """Open ``device`` with the header in memory. Stop for a wrong key, and for tables of another digest (hex)."""
+    """Open ``device`` with the header in memory. Raises Stop for a wrong key, and for tables with another digest.
+
+    ``tables`` is the expected digest of the tables (SHA-256 in hex).
+    """
     try:
         linux.run(
             "/usr/sbin/cryptsetup",
@@ -64,12 +67,12 @@ def open_mapping(device: str, tables: str, key: "bytes | bytearray") -> None:
 
 
 def mount(newroot: str, filesystem: str) -> None:
-    """Mount the opened root, so that a block that cannot be read ends the machine."""
+    """Mount the opened root in such a way that an unreadable block ends the machine."""
     linux.mount(root_guard.guard(NAME), newroot, filesystem, linux.MS_NODEV, "errors=panic")
 
 
 def enter(root: str, *names: str, make: bool = False) -> int:
-    """Open the directory ``names`` below ``root``, through no link. Stop where one of them is none."""
+    """Open the directory ``names`` below ``root`` without following links. Raises Stop for a name of no directory."""
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in names:
         above = descriptor
@@ -95,8 +98,10 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def count_boot(newroot: str, least: int) -> int:
-    """This boot's number, kept on the disk: one more than any before. Stop for a disk that has seen fewer than
-    ``least``, the last boot that the owner knows of: an older copy of it.
+    """Increase the boot count (generation) on the disk, and return it.
+
+    Raises Stop if the disk has seen fewer boots than ``least``, the last boot that the owner knows of: then the disk is
+    an older copy.
     """
     directory = enter(newroot, *GENERATION, make=True)
     try:
@@ -149,7 +154,7 @@ def host_key(newroot: str, path: str) -> str:
             os.sync()
     finally:
         os.close(directory)
-    # Through no link: all of the path was looked at, and nothing of the root runs yet.
+    # This follows no link: the whole path was checked, and no program of the root runs yet.
     words = linux.run("/usr/bin/ssh-keygen", "-y", "-P", "", "-f", f"{newroot}/{path}").split()
     if len(words) < 2 or words[0] != "ssh-ed25519":
         raise linux.Stop(f"/{path} in the root is no Ed25519 key")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of a guest that waits for its key: one card, and an address from the host's DHCP, whatever it says."""
+"""The network of a guest that waits for its key: one card, and an address from the host's DHCP, which is untrusted."""
 
 import os
 import time
@@ -11,7 +11,7 @@ LEASE = "/usr/lib/sevsnp/lease"
 
 
 def up(seconds: float = 30.0) -> str:
-    """Bring up the one network card there is; returns its name."""
+    """Bring up the only network card; return its name. Raises Stop if there is no card, or more than one."""
     deadline = time.monotonic() + seconds
     while not (cards := [name for name in os.listdir("/sys/class/net") if name != "lo"]):
         if time.monotonic() > deadline:
@@ -25,6 +25,6 @@ def up(seconds: float = 30.0) -> str:
 
 
 def down(card: str) -> None:
-    """Leave the card as it was found: the guest's own network manager starts from nothing."""
+    """Reset the card to its state before :func:`up`: the guest's own network manager sets it up again."""
     linux.run(BUSYBOX, "ip", "addr", "flush", "dev", card)
     linux.run(BUSYBOX, "ip", "link", "set", card, "down")

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device-mapper tables over the opened root with which a block that cannot be read ends the machine.
+"""Make device-mapper devices over the opened root, so that an unreadable block ends the machine.
 
-dm-crypt answers a block that fails its check with an I/O error, and a file system hands that on to whatever reads the
-file: a service takes its configuration for missing and goes on. Here the error never comes that far. From below:
+dm-crypt answers a block that fails its check with an I/O error, and the file system passes the error to the program
+that reads the file. A service may then treat its configuration as missing and continue. With these devices the error
+never reaches the file system. From below:
 
-    void    reads as zeros and swallows what is written (dm-zero)
-    trap    a verity device over ``void`` with a root hash that nothing has: each read of it panics (dm-verity)
-    sink    reads go to ``trap``, writes to ``void`` (dm-delay, with no delay)
-    mirror  the root and ``sink``: reads are the root's until one fails, which is then tried at ``sink``; a write that
-            the root fails is never answered, and reads elsewhere are ``sink``'s then (dm-mirror, handle_errors)
-    guarded the mirror and ``sink`` again: a virtio disk can answer "not supported", the one error that dm-mirror passes
-            on; here it is tried again, and then at ``sink`` (dm-raid, raid1). Alone it would not do: it takes a write
-            for done that only ``sink`` has
+    void    reads give zeros, writes are discarded (dm-zero)
+    trap    a verity device over ``void`` with a root hash that no data has: each read causes a panic (dm-verity)
+    sink    reads go to ``trap``, writes to ``void`` (dm-delay, without delay)
+    mirror  the root and ``sink``: reads go to the root, and a failed read is tried again at ``sink``. A write that
+            fails at the root is never answered; after it, reads in other places go to ``sink`` (dm-mirror,
+            handle_errors)
+    guarded the mirror and ``sink`` again: a virtio disk can answer "not supported", the only error that dm-mirror
+            passes on. This device tries again, and then at ``sink`` (dm-raid, raid1). dm-raid alone is not enough: it
+            treats a write that only ``sink`` has as done
 
-The panic is in the path of the read, so no process has to notice anything, be scheduled, or live on. What is read ahead
-may fail unnoticed: it is read again when it is asked for.
+The panic happens during the read itself, so no process needs to notice the error, to be scheduled, or to survive. A
+failed read-ahead may stay unnoticed, but the block is read again when a program asks for it.
 """
 
 import os
@@ -24,16 +26,16 @@ import linux
 NAME = "root_guarded"
 DEVICE = f"/dev/mapper/{NAME}"
 _VOID, _TRAP, _SINK, _MIRROR = "root_void", "root_trap", "root_sink", "root_mirror"
-# The sectors of a region of the mirror, 1 MiB: a few bits of memory for each. A read from the region of a write that
-# the root has failed waits with it, one from any other region ends the machine.
+# The sectors in a region of the mirror: 1 MiB, which costs a few bits of memory for each region. After a write fails at
+# the root, a read in the same region waits with the write, and a read in any other region ends the machine.
 _REGION = 2048
 _BLOCK_SECTORS = 8
-# More than the largest root and its hash tree, in sectors: it takes no memory.
+# In sectors, more than the largest root and its hash tree; the size costs no memory.
 _VOID_SECTORS = 1 << 50
 
 
 def tables(root: str, sectors: int) -> "list[tuple[str, str]]":
-    """Name and table of each device over the device ``root`` of so many sectors (512 bytes), in the order to make."""
+    """Name and table of each device over the device ``root`` of ``sectors`` (512 bytes), in the order of creation."""
     void, trap, sink, mirror = (f"/dev/mapper/{name}" for name in (_VOID, _TRAP, _SINK, _MIRROR))
     blocks = sectors // _BLOCK_SECTORS
     return [
@@ -50,12 +52,12 @@ def tables(root: str, sectors: int) -> "list[tuple[str, str]]":
 
 
 def guard(root: str) -> str:
-    """Make the devices over the open mapping ``root`` (its name); the device to mount. Stop where one is not made."""
+    """Make the devices over the open mapping named ``root``; return the device to mount. Raises Stop if one fails."""
     sectors = int(linux.run("/usr/sbin/dmsetup", "table", root).split()[1])
     for name, table in tables(f"/dev/mapper/{root}", sectors):
-        options = ["--readonly"] if name == _TRAP else []  # as dm-verity demands
+        options = ["--readonly"] if name == _TRAP else []  # dm-verity requires it
         linux.run("/usr/sbin/dmsetup", "create", name, *options, "--noudevsync", "--noudevrules", "--table", table)
-    # Without nodes no program that looks through all disks (blkid, lvm) reads from the trap, or finds the root twice.
+    # Remove the nodes: a program that scans all disks (blkid, lvm) must not read from the trap or find the root twice.
     for name in (_VOID, _TRAP, _SINK, _MIRROR):
         number = os.stat(f"/dev/mapper/{name}").st_rdev
         os.unlink(f"/dev/mapper/{name}")

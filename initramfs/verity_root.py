@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verified root: read-only, every block checked against the measured root hash, with memory for what is written."""
+"""Mount the verified root: read-only, every block checked against the measured root hash; writes go to memory."""
 
 import os
 
 import linux
 from boot_words import Words, verity_table
 
-# The only mapping there is; without udev nobody makes /dev/mapper/root.
+# There is only this mapping. Without udev no program makes /dev/mapper/root.
 ROOT_DEVICE = "/dev/dm-0"
 
 
@@ -23,7 +23,7 @@ def _open(words: Words) -> None:
     data, tree = linux.find_disks("verity-data", "verity-hash")
     table = verity_table(words.verity, data, tree)
     linux.run("/usr/sbin/dmsetup", "create", "root", "--readonly", "--noudevsync", "--noudevrules", "--table", table)
-    # The kernel names devices by number; every other word of the active table must be the one asked for.
+    # The kernel names devices by number; every other word of the active table must be the requested one.
     active = linux.run("/usr/sbin/dmsetup", "table", "root").split()
     wanted = table.split()
     for index in (4, 5):
@@ -33,7 +33,7 @@ def _open(words: Words) -> None:
 
 
 def _make_writable(words: Words, newroot: str) -> None:
-    """/etc, /home and /var over the verified root, and an empty /tmp, all in memory."""
+    """Mount /etc, /home and /var over the verified root, and an empty /tmp, all in memory."""
     flags = linux.MS_NOSUID | linux.MS_NODEV
     for name in ("etc", "home", "var"):
         target = f"{newroot}/{name}"
@@ -56,7 +56,7 @@ def _make_writable(words: Words, newroot: str) -> None:
 
 
 def make_host_key(newroot: str, name: str) -> str:
-    """A fresh SSH host key in the guest's memory, the only one; returns the public key file's content."""
+    """Make a fresh SSH host key in the guest's memory and remove all others; return the public key file's content."""
     directory = os.path.dirname(f"{newroot}/{name}")
     os.makedirs(directory, exist_ok=True)
     for other in os.listdir(directory):

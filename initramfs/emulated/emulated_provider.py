@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence from the software secure processor at the other end of a virtio-serial port. EMULATED – NOT CONFIDENTIAL.
+"""Get evidence from the software secure processor through a virtio-serial port. EMULATED – NOT CONFIDENTIAL.
 
-Shipped in the emulated layer of the initramfs only. ``register()`` makes it one of get_report's providers.
+Only the emulated layer of the initramfs contains this module. ``register()`` makes it one of get_report's providers.
 Standard library only.
 """
 
@@ -31,7 +31,7 @@ class EmulatedProvider:
 
     @staticmethod
     def says() -> dict[str, bool]:
-        """What each of its documents says at the top level, so that a saved one is not taken for another."""
+        """The marks at the top level of each document, so that a saved document is not mistaken for real evidence."""
         return {"emulated": True, "confidential": False}
 
     def available(self) -> bool:
@@ -48,7 +48,7 @@ class EmulatedProvider:
             _write(port, report_data, deadline)
             while True:
                 report, certificates = _read_answer(port, deadline)
-                # An answer to a request that was given up may still be in the port.
+                # The port may still contain the answer to an earlier, abandoned request.
                 if report[0x50:0x90] == report_data:
                     return report, certificates
         finally:
@@ -75,7 +75,7 @@ def _open(device: str, deadline: float) -> int:
         try:
             return os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno != errno.EBUSY:  # a port has one user at a time: the guest's agent, or get_report
+            if error.errno != errno.EBUSY:  # only one process can have the port open: the agent, or get_report
                 raise
         time.sleep(min(0.05, _left(deadline)))
 
@@ -104,7 +104,7 @@ def _read(port: int, size: int, deadline: float) -> bytes:
             piece = os.read(port, size - len(data))
         except BlockingIOError:
             piece = b""
-        if not piece:  # the host's end is not open (yet)
+        if not piece:  # the host's end is not open yet, or not any more
             time.sleep(min(0.05, _left(deadline)))
         data += piece
     return data
@@ -126,7 +126,7 @@ def _read_answer(port: int, deadline: float) -> tuple[bytes, bytes]:
 
 
 def register() -> None:
-    """Append this provider to get_report's, once."""
+    """Append this provider to get_report's providers, once."""
     providers = importlib.import_module("get_report").PROVIDERS
     if not any(provider.name == EmulatedProvider.name for provider in providers):
         providers.append(EmulatedProvider())

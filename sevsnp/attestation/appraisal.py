@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The appraisal of evidence: authenticate, then compare every field with the policy. No check is optional.
+"""The appraisal of evidence: authenticate it, then compare every field with the policy. No check is optional.
 
-Evidence that cannot be read is refused like evidence that is wrong, and comes out as an object; a :class:`UserError` is
-left for what the verifier itself was given wrongly.
+Unreadable evidence is refused like wrong evidence: the result is an :class:`Appraisal`, not an exception. A
+:class:`UserError` is raised only for wrong input of the verifier's own, such as its policy.
 """
 
 import itertools
@@ -27,10 +27,10 @@ __all__ = ["Appraisal", "Check", "Evidence", "Expected", "NeverAccepted", "Reaso
 
 @dataclass(frozen=True)
 class NeverAccepted:
-    """What a release says that nobody may accept, by digest (lower-case hex digits), each with what it is.
+    """A release's list of what no verifier may accept: digests (lower-case hex digits), each with a description.
 
-    ``launch_digests`` (48 bytes) are those of emulated VM configs, which on hardware are none to expect; ``firmware``
-    (SHA-256) is refused on every platform.
+    ``launch_digests`` (48 bytes) belong to emulated VM configs, so a verifier of hardware must not expect them.
+    ``firmware`` (SHA-256) is refused on every platform.
     """
 
     launch_digests: Mapping[str, str]
@@ -39,9 +39,9 @@ class NeverAccepted:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What the evidence must say: the policy, and the launch of the guest it is about.
+    """What the evidence must say: the policy, and the launch of the guest that made the evidence.
 
-    ``made_by`` is the command that makes its VM config; ``never`` a release's list, where one was given;
+    ``made_by`` is the command that makes the guest's VM config. ``never`` is a release's list, if one was given.
     ``own_measurement`` says that the policy accepts other launch digests than the VM config's.
     """
 
@@ -60,8 +60,11 @@ class Expected:
         policy: Path | None = None,
         never: NeverAccepted | None = None,
     ) -> "Expected":
-        """From a VM config: its own policy, or that of the file ``policy``. ``report_data`` (64 bytes) is what the
-        verifier asked for; None where the policy itself says it. Raises :class:`UserError`."""
+        """Take the expected values from a VM config, and the policy from the file ``policy`` or else from the config.
+
+        ``report_data`` (64 bytes) is the REPORT_DATA that the verifier asked for; None if the policy states it.
+        Raises :class:`UserError`.
+        """
         document, source = (read_policy(policy), policy) if policy else (config.policy, config.source)
         made = make_policy(document, source, config, report_data)
         launch, reference = config.launch, config.require_reference()
@@ -69,7 +72,7 @@ class Expected:
         return cls(made, launch, reference.acpi, making(config.source, launch.workflow), never, own)
 
 
-# What a verdict must not keep quiet about.
+# Texts for the residual risks and the notes of an appraisal.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
 _OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmware they were made is not known here"
 ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
@@ -122,7 +125,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
 
 
 def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
-    # What an owner changed in strict, or wrote himself, may as well be stricter.
+    # A changed strict profile, or an owner's own policy, may also be stricter than strict.
     perhaps = "perhaps " if policy.profile.startswith(("strict", "own")) else ""
     notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile, perhaps)]
     if report and report.product == "Milan":
@@ -133,7 +136,7 @@ def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
 
 
 def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: TrustRoot) -> None:
-    """Whether the VM config is about this product and this kind of platform at all."""
+    """Check that the VM config is for this product and this platform, and check its firmware and digests."""
     launch, report = expected.launch, found.report
     if report.product != launch.product:
         log.failed(Reason.PRODUCT, "", expected=f"{launch.product}, as the VM config says", found=report.product)
@@ -155,9 +158,9 @@ def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: Tr
 
 
 def check_never(log: Checklist, report: Report, expected: Expected, root: TrustRoot) -> None:
-    """Whether a release's list has what the relying party expects, or what the report says, wherever it was taken from.
+    """Check that a release's list contains neither the expected launch digests or firmware nor the reported digest.
 
-    An emulated guest's launch digest may have been pasted where a production one belongs.
+    A user may have pasted an emulated guest's launch digest where a production one belongs.
     """
     if expected.never is None:
         log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
@@ -176,7 +179,7 @@ def check_never(log: Checklist, report: Report, expected: Expected, root: TrustR
 
 
 def _author_key(report: Report) -> bytes | None:
-    # AUTHOR_KEY_EN says whether the digest is one: where the two disagree there is nothing to believe.
+    # AUTHOR_KEY_EN says whether the digest is valid. If flag and digest disagree, neither is usable.
     return report.author_key_digest if report.author_key == any(report.author_key_digest) else None
 
 
@@ -188,7 +191,7 @@ def _firmware(report: Report) -> tuple[int, ...]:
     return min((one.major, one.minor, one.build) for one in (report.current_version, report.committed_version))
 
 
-# Every field of the policy, what it is compared with, and the name of the check.
+# For every field of the policy: the name of the check, the rule, and the value that the rule is compared with.
 FIELDS: tuple[Field, ...] = (
     (Reason.REPORT_VERSION, lambda p: p.report_version, lambda a: a.report.version),
     (Reason.ALLOWED_PRODUCT, lambda p: p.product, lambda a: a.report.product),
@@ -223,12 +226,13 @@ BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]
     ("platform-info", Reason.PLATFORM_INFO, lambda p: p.platform_info, lambda r: r.platform_info),
 )
 _BIT = (OneOf((0,)), OneOf((1,)))
-# The chip's own steps up; LAUNCH_TCB is not among them, since a guest may have come from another machine.
+# On one chip these TCB versions never decrease in this order. LAUNCH_TCB is not in the order: a guest may have been
+# launched on another machine.
 _RISING = ("reported", "committed", "current")
 
 
 def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
-    """What runs there: every remaining field of the report against the policy."""
+    """Compare every remaining field of the report with the policy."""
     report = found.report
     tcbs = (report.reported_tcb, report.committed_tcb, report.current_tcb)
     log.require(
@@ -237,7 +241,7 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
         expected=" ≤ ".join(_RISING),
         found=", ".join(f"{name} {show(tcb)}" for name, tcb in zip(_RISING, tcbs, strict=True)),
     )
-    # Never allowed, whatever anybody says: the host could read the guest, or move it elsewhere.
+    # No policy can allow these two bits: with them the host could read the guest, or move it to another machine.
     for reason, mask, name in (
         (Reason.DEBUG_POLICY, POLICY_DEBUG, "DEBUG"),
         (Reason.MIGRATION_POLICY, POLICY_MIGRATE_MA, "MIGRATE_MA"),
@@ -256,9 +260,9 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
 
 @lru_cache(maxsize=16)
 def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[list[PlannedField], list[PlannedBit], int]:
-    """The rules of ``policy`` with their words and names, and the mask of PLATFORM_INFO's bits that have a rule.
+    """The rules of ``policy`` with their texts and names, and the mask of the PLATFORM_INFO bits that have a rule.
 
-    Remembered by the policy's identity, for one policy serves many reports.
+    The result is cached by the policy's identity, because one policy serves many reports.
     """
     compared: list[PlannedField] = []
     for reason, of, value in fields:
@@ -268,16 +272,16 @@ def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[list[PlannedField]
     for prefix, reason, of_bits, number in BITS:
         for name, (position, wanted) in of_bits(policy).rules.items():
             if prefix == "guest-policy" and name in NEVER:
-                continue  # compared whatever the policy says
+                continue  # check_fields compares it without the policy
             one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
             bits.append((reason, one, show_rule(one), f"{prefix}.{name.replace('_', '-')}", number, position))
     return compared, bits, sum(1 << position for position, _ in policy.platform_info.rules.values())
 
 
 def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
-    """Whether somebody has said which TCB versions will do: AMD withdraws none that is broken.
+    """Check that the VM config or the policy states a minimum TCB: AMD does not withdraw broken TCB versions.
 
-    After all other checks, so that a report which is wrong is refused for that.
+    This check is the last one, so that a report which fails another check is refused for that other check.
     """
     floors = (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb)
     unstated = [floor for floor in floors if isinstance(floor, Unstated)]
@@ -298,7 +302,7 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
 
 
 def _floor_command(expected: Expected, report: Report) -> str:
-    """The command that makes the VM config again with the highest minimum that this report meets."""
+    """The command that makes the VM config again with the highest minimum TCB that this report meets."""
     versions = [vars(tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb)]
     lowest = {name: min(one[name] for one in versions) for name, value in versions[0].items() if value is not None}
     floor = Tcb(**lowest)
@@ -306,5 +310,5 @@ def _floor_command(expected: Expected, report: Report) -> str:
 
 
 def _provisional(report: Report) -> bool:
-    """Whether newer firmware runs than the host has committed itself to."""
+    """Whether the current firmware or TCB version differs from the committed one."""
     return report.current_tcb != report.committed_tcb or report.current_version != report.committed_version

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is it real: from raw evidence to a report that a pinned root vouches for, or the check at which that ends."""
+"""Authenticate evidence: from raw evidence to a report that a pinned root vouches for, or to the check that failed."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,9 +26,9 @@ Certificate = x509.Certificate
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a guest hands over: the report, the host's certificate table, and further PEM or DER certificates.
+    """What a guest sends: the report, the host's certificate table, and further PEM or DER certificates.
 
-    All of it is untrusted; certificates are transport only.
+    All of it is untrusted. The verifier verifies the certificates itself.
     """
 
     report: bytes
@@ -37,10 +37,10 @@ class Evidence:
 
 
 class Endorser(Protocol):
-    """Where certificates come from that the evidence does not bring along. What it says is verified like the rest."""
+    """A source of the certificates that the evidence lacks. The verifier verifies them like all other certificates."""
 
     def known(self) -> list[Certificate]:
-        """Certificates at hand, whatever they are of."""
+        """All certificates that the endorser has at hand, for any chip or authority."""
 
     def leaf(self, product: Product, chip_id: bytes, tcb: Tcb, now: datetime) -> Certificate:
         """The VCEK of a chip (64 bytes, as in reports) for a reported TCB. Raises :class:`Unreachable`."""
@@ -49,11 +49,11 @@ class Endorser(Protocol):
         """ASK or ASVK, and ARK. Raises :class:`Unreachable`."""
 
     def crl(self, product: Product, signer: Signer, ark: Certificate, now: datetime) -> x509.CertificateRevocationList:
-        """The list in force. Raises :class:`Unreachable`."""
+        """The revocation list that is in force at ``now``. Raises :class:`Unreachable`."""
 
 
 class Nobody:
-    """No endorser: the evidence has to bring all of its certificates."""
+    """No endorser: the evidence must contain all of its certificates."""
 
     def known(self) -> list[Certificate]:
         return []
@@ -78,7 +78,7 @@ class Authentic(NamedTuple):
 
 
 def read_report(log: Checklist, evidence: Evidence, hint: Product | None) -> tuple[Report, list[Certificate]]:
-    """The report, and the certificates that came with it. ``hint`` is the product of a report that cannot say."""
+    """The report, and the certificates in the evidence. ``hint`` is the product for a report that names none."""
     found = None if hint else _named(evidence)
     report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, hint or found or "Milan"))
     log.passed(Reason.REPORT_FORMAT, f"version {report.version}, every reserved byte zero")
@@ -95,16 +95,16 @@ def authenticate(
     endorser: Endorser,
     revocation: Rule,
 ) -> Authentic:
-    """Verify chain, signature and what the chain is for. Raises Stop, with the reason in ``log``."""
+    """Verify the chain, the signature, and the chip and TCB that the leaf certifies. Raises Stop; ``log`` has why."""
     signer: Signer = "VLEK" if report.signing_key == SigningKey.VLEK else "VCEK"
     known = endorser.known()
     chain = None if known else _whole_chain(evidence.certificate_table, evidence.certificates, root)
-    # What brings exactly its chain needs no choosing; if it does not fit, another VCEK is looked for as always.
+    # Evidence with exactly one chain needs no choice. If that chain does not fit, look for another VCEK as usual.
     if not chain or not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
         candidates = [*sent, *known]
         leaf = _leaf(log, report, signer, candidates, now, endorser)
         chain = _chain(log, report, signer, leaf, candidates, root, now, endorser)
-    # The root comes first: evidence of another trust domain is refused for that and for nothing that it says.
+    # verify_chain checks the root first, so evidence of another trust domain is refused for its root alone.
     log.attempt(Reason.CERTIFICATES, lambda: chains.verify_chain(chain, root, now, signer))
     log.passed(Reason.UNKNOWN_ROOT, f"ARK is a pinned root of {root.domain}")
     log.passed(Reason.CERTIFICATES, f"ARK, {'ASVK' if signer == 'VLEK' else 'ASK'} and {signer} are signed, named and "
@@ -134,7 +134,7 @@ def _load(evidence: Evidence) -> list[Certificate]:
 
 @lru_cache(maxsize=64)
 def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot) -> Chain | None:
-    """The chain in evidence that has one leaf and its issuers, else None; it is remembered for other reports."""
+    """The chain of evidence that has exactly one leaf and its issuers, else None; cached for other reports."""
     found = _load(Evidence(b"", table, certificates))
     leaf = chains.leaves(found)
     ask = chains.issuer_among(leaf[0], found, root) if len(leaf) == 1 else None
@@ -145,15 +145,15 @@ def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot)
 def _leaf(
     log: Checklist, report: Report, signer: Signer, candidates: list[Certificate], now: datetime, endorser: Endorser
 ) -> Certificate:
-    """The certificate whose key signed the report; where none did, the endorser's, or one to fail with."""
+    """The certificate whose key signed the report; else the endorser's, or a candidate whose check then fails."""
     found = chains.leaves(candidates)
 
     def fits(one: Certificate) -> bool:
         return chains.verify_signature(one, report.signature_r, report.signature_s, report.signed)
 
-    # With one candidate there is nothing to choose, and the signature is verified once, later.
+    # One candidate needs no choice: its signature is verified only once, later.
     fitting = [one for one in found if fits(one)] if len(found) > 1 else found
-    # AMD certifies the same key again with new dates.
+    # AMD certifies the same key again with new dates, so prefer a certificate that is valid now.
     fitting.sort(key=lambda one: not chains.is_valid_at(one, now))
     if fitting and (len(found) > 1 or fits(fitting[0])):
         return fitting[0]
@@ -194,7 +194,7 @@ def _chain(
 
 
 def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExtensions, root: TrustRoot) -> None:
-    """Whose report it is: the product, key, chip and TCB version that the leaf is certified for."""
+    """Compare the report with its leaf: the product, key, chip and TCB version that the leaf certifies."""
     certified = chains.root_product(chain, root) or report.product
     log.require(
         Reason.PRODUCT,
@@ -210,7 +210,7 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
         found=report.signing_key.name,
     )
     problem = _chip_id_problem(report, leaf, root)
-    # A platform that masks its chip id, and one that signs with a VLEK, has zero there.
+    # The chip id is zero if the platform masks it or signs with a VLEK.
     certified_chip = bytes(64) if leaf.hwid is None else leaf.hwid.ljust(64, b"\0")
     log.require(Reason.CHIP_ID, not problem, expected=show(certified_chip), found=show(report.chip_id), message=problem)
     log.require(
@@ -226,7 +226,7 @@ def _chip_id_problem(report: Report, leaf: LeafExtensions, root: TrustRoot) -> s
         return "CHIP_ID is masked (all zero)"
     if report.chip_id != leaf.hwid.ljust(64, b"\0"):  # Turin's id has 8 bytes; the report pads it
         return "the VCEK is another chip's"
-    # Depth only: what keeps emulated evidence out is the trust root.
+    # Defence in depth: the trust root already refuses emulated evidence.
     if root.domain == "amd" and report.chip_id.startswith(snp.EMULATED_CHIP_ID[:8]):
         return "CHIP_ID is the software secure processor's"
     return ""
@@ -267,7 +267,7 @@ def _check_revocation(
 def _crl(
     report: Report, chain: Chain, signer: Signer, evidence: Evidence, now: datetime, endorser: Endorser
 ) -> x509.CertificateRevocationList:
-    """The endorser's list; the host's only where there is none, for the host would choose an old one."""
+    """The endorser's list. The host's list is used only if there is no other, because a host may send an old one."""
     try:
         return endorser.crl(report.product, signer, chain.ark, now)
     except Unreachable as error:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain behind a report, ARK → ASK → VCEK or ARK → ASVK → VLEK, and the signatures on it.
+"""The certificate chain of a report, ARK → ASK → VCEK or ARK → ASVK → VLEK, and its signatures.
 
-Source: AMD 57230. AMD's chips certify with serial number 0 and without key identifiers, so general path builders refuse
-them: the steps are checked here by hand. Which ARK is trusted is decided by SHA-256 of its DER and by nothing else.
+Source: AMD 57230. AMD's leaf certificates have serial number 0 and no key identifiers, so general path builders refuse
+them. Therefore this module checks each step itself. Only the SHA-256 of an ARK's DER decides whether the ARK is
+trusted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ TrustDomain = Literal["amd", "emulated"]
 
 
 class ChainError(Exception):
-    """The certificates do not speak for the report; ``reason`` is a code of appraisal.Reason."""
+    """The certificates do not vouch for the report; ``reason`` is the value of an ``outcome.Reason``."""
 
     def __init__(self, reason: Literal["unknown-root", "certificates", "validity"], message: str) -> None:
         super().__init__(message)
@@ -35,11 +36,11 @@ class ChainError(Exception):
 
 @dataclass(frozen=True)
 class TrustRoot:
-    """What a verifier trusts: SHA-256 (32 bytes) of an ARK's DER → its product, or None where the root fixes none.
+    """The root that a verifier trusts. Each pin is the SHA-256 (32 bytes) of an ARK's DER with its product.
 
-    ``required_extensions`` are the critical extensions (dotted OIDs) that all three certificates must carry; no other
-    unknown critical extension is accepted. ``vendor`` is a root whose certificates have AMD's common names and which
-    publishes revocation lists.
+    The product of a pin is None if the root serves any product. ``required_extensions`` are the critical extensions
+    (dotted OIDs) that all three certificates must carry; no other unknown critical extension is accepted. ``vendor``
+    is true for a root whose certificates have AMD's common names and which publishes revocation lists.
     """
 
     domain: TrustDomain
@@ -54,7 +55,7 @@ class TrustRoot:
 
 @dataclass(frozen=True)
 class Chain:
-    """The three certificates that speak for a report: VCEK or VLEK, ASK or ASVK, ARK."""
+    """The three certificates that vouch for a report: VCEK or VLEK, ASK or ASVK, ARK."""
 
     leaf: x509.Certificate
     ask: x509.Certificate
@@ -65,12 +66,12 @@ class Chain:
         return hash((self.leaf, self.ask, self.ark))
 
     def __hash__(self) -> int:
-        # A certificate's own hash is computed from all of it each time.
+        # Cached, because the library computes a certificate's hash from the whole certificate each time.
         return self._hash
 
 
 def leaves(candidates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
-    """Those with an elliptic-curve key, each once: what may be a VCEK or VLEK."""
+    """The candidates that may be a VCEK or VLEK: those with an elliptic-curve key, without duplicates."""
     unique = dict.fromkeys(candidates)
     return [one for one in unique if isinstance(public_key(one), ec.EllipticCurvePublicKey)]
 
@@ -78,9 +79,10 @@ def leaves(candidates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
 def issuer_among(
     certificate: x509.Certificate, candidates: Sequence[x509.Certificate], root: TrustRoot
 ) -> x509.Certificate | None:
-    """Who may have issued ``certificate``, by name; who really did, or is pinned, before who did not.
+    """The best candidate for the issuer of ``certificate``, or None if no candidate has the issuer's name.
 
-    Only a choice among candidates: whatever is chosen has to pass :func:`verify_chain`.
+    A candidate whose key made the signature comes first, then a pinned one. This function only chooses:
+    :func:`verify_chain` must still verify the chosen candidate.
     """
     named = [one for one in dict.fromkeys(candidates) if one != certificate and _named(one, certificate)]
     named.sort(key=lambda one: (bool(issuing_problem(certificate, one)), not root.is_pinned(one)))
@@ -89,7 +91,7 @@ def issuer_among(
 
 @lru_cache(maxsize=64)
 def root_product(chain: Chain, root: TrustRoot) -> Product | None:
-    """The product of the pinned root that the chain's ARK is. Raises ChainError ``unknown-root`` where it is none."""
+    """The product of the pin that matches the chain's ARK. Raises ChainError ``unknown-root`` if no pin matches."""
     found = fingerprint(chain.ark)
     for pin, product in root.pins:
         if pin == found:
@@ -111,7 +113,7 @@ def verify_chain(chain: Chain, root: TrustRoot, now: datetime, signer: Signer = 
 def authorities_problem(
     ask: x509.Certificate, ark: x509.Certificate, root: TrustRoot, product: Product, signer: Signer, now: datetime
 ) -> str:
-    """What is wrong with a pinned ARK and the ASK or ASVK below it at the time ``now``; nothing where all is well."""
+    """What is wrong with a pinned ARK and the ASK or ASVK below it at the time ``now``; empty if nothing is wrong."""
     chain = Chain(ask, ask, ark)
     try:
         if root_product(chain, root) not in (product, None):
@@ -130,7 +132,7 @@ def authorities_problem(
 def verify_signature(leaf: x509.Certificate, r: int, s: int, signed: bytes) -> bool:
     """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``.
 
-    Remembered for a moment: the leaf is chosen by it, and then verified.
+    The result is cached, because one appraisal calls it twice: to choose the leaf, and then to verify it.
     """
     key = public_key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
@@ -156,12 +158,12 @@ def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> boo
 
 @lru_cache(maxsize=256)
 def fingerprint(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of its DER, 32 bytes."""
+    """SHA-256 of the certificate's DER, 32 bytes."""
     return certificate.fingerprint(hashes.SHA256())
 
 
 def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
-    """Whether ``now`` (aware) is in a certificate's time; never in that of one whose dates are none."""
+    """Whether ``now`` (aware) is in the certificate's validity period; False if its dates cannot be parsed."""
     try:
         return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
     except PARSER_ERRORS:
@@ -170,7 +172,7 @@ def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
 
 @lru_cache(maxsize=256)
 def public_key(certificate: x509.Certificate) -> object:
-    """Its key, or None where it has none that can be read."""
+    """The certificate's public key, or None if the key cannot be read."""
     try:
         return certificate.public_key()
     except PARSER_ERRORS:
@@ -179,7 +181,7 @@ def public_key(certificate: x509.Certificate) -> object:
 
 @lru_cache(maxsize=256)
 def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> str:
-    """Why ``issuer`` did not issue ``certificate``; nothing where it did."""
+    """Why ``issuer`` did not issue ``certificate``; empty if it did."""
     key = public_key(issuer)
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096 or key.public_numbers().e != 65537:
         return "its issuer's key is not RSA-4096 with exponent 65537"
@@ -199,7 +201,7 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
 
 @lru_cache(maxsize=64)
 def _standing_problem(chain: Chain, root: TrustRoot, product: Product | None, signer: Signer) -> str:
-    """What is wrong with a chain whatever the time; remembered, for a chain serves many reports."""
+    """What is wrong with a chain apart from the time; cached, because one chain serves many reports."""
     for name, certificate, issuer in (
         ("ARK", chain.ark, chain.ark), ("ASK", chain.ask, chain.ark), (signer, chain.leaf, chain.ask),
     ):  # fmt: skip
@@ -232,12 +234,12 @@ def _link_problem(
 def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     try:
         return issuer.subject.public_bytes() == subject.issuer.public_bytes()
-    except PARSER_ERRORS:  # names are parsed when they are asked for
+    except PARSER_ERRORS:  # the library parses names only on access
         return False
 
 
 def _name_problem(name: str, certificate: x509.Certificate, product: Product | None, signer: Signer) -> str:
-    """AMD's common names (57230): they tell an ASK from an ASVK, and so a VCEK's chain from a VLEK's."""
+    """What is wrong with a common name. AMD's names (57230) tell an ASK from an ASVK: a VCEK's chain from a VLEK's."""
     expected = {
         "ARK": f"ARK-{product}",
         "ASK": f"SEV-VLEK-{product}" if signer == "VLEK" else f"SEV-{product}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running list of checks of one appraisal. A failure does not end it, unless what follows would mean nothing."""
+"""The running list of checks of one appraisal. A failure ends it only if later checks would be meaningless."""
 
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -19,11 +19,11 @@ _NAMES = frozenset(str(reason) for reason in _REASONS)
 
 
 class Unreachable(Exception):
-    """What AMD says of a chip could not be had; says nothing about the evidence."""
+    """Certificates or revocation lists could not be obtained; this says nothing about the evidence."""
 
 
 class Stop(Exception):
-    """No further check would mean anything; the checklist has the reason."""
+    """Further checks would be meaningless; the checklist has the reason."""
 
 
 class Checklist:
@@ -47,7 +47,7 @@ class Checklist:
         self._failed = self._failed or (reason, "; ".join(filter(None, (shown, message))))
 
     def pending(self, reason: Reason, message: str) -> None:
-        """What cannot be decided now; it decides the outcome only where nothing fails."""
+        """Record a check that cannot be decided now; it decides the outcome only if no check fails."""
         self._checks[reason] = Check(reason, "not-reached", reason=message)
         self._pending = self._pending or (reason, message)
 
@@ -57,7 +57,7 @@ class Checklist:
         raise Stop
 
     def give_up(self, reason: Reason, message: str) -> NoReturn:
-        """Leave it undecided at once."""
+        """End the appraisal at once as undecided."""
         self.pending(reason, message)
         raise Stop
 
@@ -72,7 +72,7 @@ class Checklist:
             self.failed(reason, message, expected=expected, found=found)
 
     def rule(self, reason: Reason, rule: Rule, expected: str, value: Value | Tcb | None, name: str = "") -> None:
-        """Compare a value with the policy's rule for it; ``expected`` is the rule in words."""
+        """Compare a value with the policy's rule for it; ``expected`` is the text of the rule."""
         found = show(value)
         if isinstance(rule, Anything):
             self.not_compared(name or reason, rule.reason, found)
@@ -84,7 +84,7 @@ class Checklist:
             self.failed(reason, "", expected=expected, found=found, name=name)
 
     def attempt(self, reason: Reason, step: Callable[[], T]) -> T:
-        """A step that reads or verifies evidence; its error refuses the evidence."""
+        """Run a step that reads or verifies evidence; its error refuses the evidence."""
         try:
             return step()
         except UserError as error:
@@ -95,7 +95,7 @@ class Checklist:
             self.stop(Reason(error.reason), str(error))
 
     def decide(self) -> tuple[Decision, Reason | None, str]:
-        """Accepted only where every check was made and none failed."""
+        """The decision; it is "accepted" only if every check was made and none failed."""
         if self._failed:
             return "refused", *self._failed
         if self._pending:
@@ -107,6 +107,6 @@ class Checklist:
         return "accepted", None, ""
 
     def checks(self) -> tuple[Check, ...]:
-        """Every check in the order of Reason, those of single bits behind the rest."""
+        """Every check in the order of Reason; the checks of single bits come last."""
         made = [self._checks.get(reason) or Check(reason, "not-reached", reason=ENDED) for reason in _REASONS]
         return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))

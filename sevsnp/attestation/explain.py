@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks in groups, for people, and what they can do about one that failed."""
+"""The groups of checks that a user sees, and advice for each check that failed."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sevsnp.firmware.gate import REMEDY as FIRMWARE_REMEDY
 
 
 class Group(NamedTuple):
-    """Checks that answer one question; ``advice`` is for those of them that have none of their own below."""
+    """Checks that answer one question; ``advice`` is for the checks that have no advice of their own below."""
 
     title: str
     about: str
@@ -90,7 +90,7 @@ MISSING = (
 
 
 def advice(check: Check, domain: TrustDomain) -> str:
-    """What to do about a check that failed, or that waits for something of AMD's."""
+    """What to do about a check that failed, or that could not obtain data from AMD."""
     reason = Reason(check.reason_name)
     if check.outcome == "not-reached":
         return MISSING

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What AMD certifies of a VCEK or VLEK in its certificate's own extensions.
+"""AMD's own extensions in the certificate of a VCEK or VLEK.
 
-Source: AMD 57230 (OIDs 1.3.6.1.4.1.3704.1.*). Every extension of the product's structure version is required; one that
-does not belong there is refused.
+Source: AMD 57230 (OIDs 1.3.6.1.4.1.3704.1.*). Every extension of the product's structure version is required, and an
+extension that belongs to another product is refused.
 """
 
 from functools import lru_cache
@@ -26,12 +26,14 @@ PARSER_ERRORS = (
 
 
 class ExtensionError(Exception):
-    """A leaf certificate does not say what AMD's say."""
+    """A leaf certificate lacks one of AMD's extensions, or has one with a wrong value."""
 
 
 class LeafExtensions(NamedTuple):
-    """For whom a leaf was certified: product name and TCB version, and for a VCEK the chip (``hwid``: 64 bytes, Turin
-    8), for a VLEK the cloud provider (``csp``)."""
+    """What a leaf certifies: product name and TCB version, and a chip (VCEK) or a cloud provider (VLEK).
+
+    ``hwid`` is the chip of a VCEK (64 bytes, on Turin 8), ``csp`` the cloud provider of a VLEK.
+    """
 
     struct_version: int
     product_name: str
@@ -45,7 +47,7 @@ class LeafExtensions(NamedTuple):
 
     @property
     def product(self) -> str:
-        """The product without its stepping: Milan for "Milan-B0"."""
+        """The product without its stepping, for example Milan for "Milan-B0"."""
         return self.product_name.split("-")[0]
 
 
@@ -69,7 +71,7 @@ def read_extensions(leaf: x509.Certificate, product: Product) -> LeafExtensions:
         struct_version = _small_integer(found, STRUCT_VERSION)
         if struct_version != (1 if product == "Turin" else 0):
             raise ValueError(f"structure version {struct_version} on a {product} certificate")
-        # A VLEK names a provider, a VCEK a chip. One that names both, or neither, is none.
+        # A VLEK names a provider, a VCEK a chip. A leaf that names both, or neither, is not valid.
         if CSP_ID in found and HWID in found:
             raise ValueError(f"extensions {HWID} and {CSP_ID}: a chip and a cloud provider in one certificate")
         return LeafExtensions(
@@ -84,7 +86,7 @@ def read_extensions(leaf: x509.Certificate, product: Product) -> LeafExtensions:
 
 
 def named_product(leaf: x509.Certificate) -> Product | None:
-    """The product that a leaf's extension names, before anything is verified; None where it names none."""
+    """The product that a leaf's extension names, not yet verified; None if the extension names no known product."""
     try:
         name = _ia5_string(_unrecognized(leaf), PRODUCT_NAME).split("-")[0]
     except PARSER_ERRORS:
@@ -107,7 +109,7 @@ def _value(found: dict[str, bytes], oid: str) -> bytes:
 
 
 def _small_integer(found: dict[str, bytes], oid: str) -> int:
-    """A DER INTEGER from 0 to 255; 128 and more have a leading zero byte."""
+    """Read a DER INTEGER from 0 to 255; values from 128 on have a leading zero byte."""
     value = _value(found, oid)
     if value[:2] == b"\x02\x01" and len(value) == 3 and value[2] < 0x80:
         return value[2]
@@ -126,7 +128,7 @@ def _ia5_string(found: dict[str, bytes], oid: str) -> str:
 def _hwid(found: dict[str, bytes], product: Product) -> bytes:
     value = _value(found, HWID)
     length = 8 if product == "Turin" else 64
-    # Raw by length first: a raw id may itself begin with the bytes of a DER header.
+    # Check the length of a raw id first: a raw id may itself begin with the bytes of a DER header.
     if len(value) == length:
         return value
     if len(value) == length + 2 and value[:2] == bytes((0x04, length)):

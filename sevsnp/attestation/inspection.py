@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says, decoded to the bit, and whether a pinned root vouches for it; no word on whether to accept it."""
+"""Inspect a report: decode every bit, and check whether a pinned root vouches for it. It is not accepted or refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ from sevsnp.vm_config.config import Tcb
 
 @dataclass(frozen=True)
 class Inspection:
-    """``authentic`` is None where certificates could not be had; ``reason`` says why it is not true."""
+    """The result of an inspection.
+
+    ``authentic`` is None if certificates could not be obtained; ``reason`` says why ``authentic`` is not True.
+    """
 
     authentic: bool | None
     reason: str
@@ -36,7 +39,7 @@ class Inspection:
 
     @property
     def emulated(self) -> bool:
-        """Whether the report itself says that a software secure processor made it. A word for people: never a proof."""
+        """Whether the report itself claims to come from a software secure processor. This is not a proof."""
         return bytes.fromhex(str(self.fields.get("chip_id", ""))).startswith(EMULATED_CHIP_ID[:8])
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endors
 
 
 def describe(report: Report) -> dict[str, Any]:
-    """Every field of a report by its name in AMD 56860, for people and programs: bytes in hex, bits by name."""
+    """Every field of a report by its name in AMD 56860: bytes in hex, bits by name."""
     cpuid = report.cpuid
     return {
         "version": report.version,

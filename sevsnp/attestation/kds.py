@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's key distribution service as a transport: VCEKs, ASK and ARK, revocation lists; kept in a cache, never believed.
+"""A client of AMD's key distribution service with a cache: VCEKs, ASK and ARK, revocation lists; none is trusted.
 
-Source: AMD 57230 (KDS interface). Whatever comes, from the network or the cache, is verified up to a pinned root before
-it is handed on or kept, so a hostile server or a poisoned cache can only withhold. Requests have a total time limit, a
-size limit, and wait as a 429 asks for, up to a limit too.
+Source: AMD 57230 (KDS interface). The client verifies every answer of the network and of the cache up to a pinned root
+before it returns or caches the answer. So a hostile server or a poisoned cache can only withhold data. A request has a
+total time limit and a size limit. After a 429 the client waits as long as the server asks, but also up to a limit.
 """
 
 import time
@@ -31,11 +31,11 @@ Thing = TypeVar("Thing")
 
 KDS = "https://kdsintf.amd.com"
 _MAX_CERTIFICATE = 64 << 10
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 10.0  # the service serves the same question once in ten seconds
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 10.0  # seconds; the service answers the same request only once in ten seconds
 
 
 class Limits(NamedTuple):
-    """Seconds: ``request`` for one answer in all, however it trickles; ``patience`` for waiting as 429s ask for."""
+    """Limits in seconds: ``request`` for one whole answer, however slow; ``patience`` for all waits after 429s."""
 
     request: float = 15.0
     patience: float = 60.0
@@ -43,10 +43,9 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Kds:
-    """AMD's service at ``base``, or a mirror of it, with a cache; ``offline`` asks the cache only.
+    """AMD's service at ``base``, or a mirror of it, with a cache; ``offline`` asks only the cache.
 
-    ``root`` is what answers are verified under before they are kept. It decides nothing for the verifier, which has its
-    own.
+    ``root`` is the trust root under which answers are verified before they are cached. The verifier has its own root.
     """
 
     root: TrustRoot
@@ -57,7 +56,7 @@ class Kds:
     sleep: Callable[[float], None] = time.sleep
 
     def known(self) -> list[x509.Certificate]:
-        """Nothing: what is kept is found by what it is asked for."""
+        """Always empty: the cache can only be asked for a specific certificate."""
         return []
 
     def leaf(self, product: Product, chip_id: bytes, tcb: Tcb, now: datetime) -> x509.Certificate:
@@ -106,7 +105,7 @@ class Kds:
     def crl(
         self, product: Product, signer: Signer, ark: x509.Certificate, now: datetime
     ) -> x509.CertificateRevocationList:
-        """The revocation list that ``ark`` signed; one that is kept is asked for anew after a day."""
+        """The revocation list that ``ark`` signed; a cached list is requested again after a day."""
 
         def check(data: bytes) -> x509.CertificateRevocationList:
             try:
@@ -131,7 +130,7 @@ class Kds:
         limit: int,
         fresh: float | None = None,
     ) -> Thing:
-        """From the cache, else from the service; ``check`` raises Unreachable for what is not what was asked for."""
+        """Take an object from the cache, else from the service; ``check`` raises Unreachable for a wrong object."""
         kept, age = self._kept(name, check)
         if kept is not None and (self.offline or fresh is None or age < fresh):
             return kept
@@ -140,7 +139,7 @@ class Kds:
         try:
             found = check(self._get(path, limit))
         except Unreachable as error:
-            if kept is not None:  # still in force
+            if kept is not None:  # the cached object is still valid
                 return kept
             raise Unreachable(f"{self.base}{path}: {error}") from error
         self.cache.keep(name, encode(found))
@@ -151,7 +150,7 @@ class Kds:
         try:
             return (check(data), age) if data else (None, 0.0)
         except Unreachable:
-            return None, 0.0  # expired, or damaged: the next answer takes its place
+            return None, 0.0  # expired or damaged: the next answer replaces it
 
     def _get(self, path: str, limit: int) -> bytes:
         """The body of an answer. Raises Unreachable."""
@@ -180,7 +179,7 @@ class Kds:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, WatchedAdapter())
             try:
-                # No redirect: the service has none, and none is needed to lead an owner's machine elsewhere.
+                # The service sends no redirects; following one could only lead the owner's machine to another server.
                 answer = session.get(
                     self.base.rstrip("/") + path, stream=True, timeout=self.limits.request, allow_redirects=False
                 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where certificates from AMD's service are kept: a directory that is the user's alone, whole files only."""
+"""The cache for certificates from AMD's service: a directory of the user's own, with only complete files."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ def default_directory() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Files by name in ``directory`` (0700). A cache that cannot be written costs time, never an answer."""
+    """Files by name in ``directory`` (0700). If the cache cannot be written, requests take longer but still succeed."""
 
     directory: Path
 
     def find(self, name: str) -> tuple[bytes, float]:
-        """What is kept under ``name``, nothing where there is none, and its age in seconds."""
+        """The content of the file ``name``, empty if there is no such file, and its age in seconds."""
         try:
             self._mine()
             path = self.directory / name
@@ -37,7 +37,7 @@ class Cache:
             return b"", 0.0
 
     def keep(self, name: str, data: bytes) -> None:
-        """Keep ``data``; it appears whole."""
+        """Write ``data`` to the file ``name`` atomically."""
         from sevsnp.system.files import write_atomic
 
         with contextlib.suppress(OSError):
@@ -46,7 +46,7 @@ class Cache:
             write_atomic(self.directory / name, data, mode=0o600)
 
     def _mine(self) -> None:
-        """Refuse a directory that others can write to."""
+        """Refuse a directory that belongs to another user, or that other users can write to."""
         try:
             status = self.directory.stat()
         except FileNotFoundError:

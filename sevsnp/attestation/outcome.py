@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out of an appraisal: every check with what it expected and found, and accepted, refused or undecided."""
+"""The outcome of an appraisal: accepted, refused or undecided, and every check with its expected and found value."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +14,10 @@ Decision = Literal["accepted", "refused", "undecided"]
 
 
 class Reason(StrEnum):
-    """Why evidence is refused; also the names of the checks, in their order. Bits have a check each, by their name."""
+    """Why evidence is refused. The values are also the names of the checks, in order.
+
+    Each bit has a check of its own, whose name ends with the name of the bit.
+    """
 
     REPORT_FORMAT = "report-format"
     CERTIFICATES = "certificates"
@@ -61,21 +64,21 @@ class Reason(StrEnum):
     REPORT_DATA = "report-data"
 
 
-# Before the command that an appraisal names.
+# The text before the command that an appraisal names.
 REMEDY = "if AMD's bulletins name no higher TCB version than this report's"
 
 
-# Why a check was not reached, unless something of AMD's could not be had.
+# The reason of a check that was not reached, unless data from AMD could not be obtained.
 ENDED = "an earlier check ended it"
 
 
 def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:
-    """What a saved result says at its top level, so that nobody takes an emulated one for another."""
+    """The marks at the top level of a saved result, so that an emulated result is not mistaken for a hardware one."""
     return {"emulated": False} if domain == "amd" else {"emulated": True, "confidential": False}
 
 
 class Check(NamedTuple):
-    """One check and how it came out; ``reason`` says why it failed, was not reached, or has nothing to compare with."""
+    """One check and its outcome; ``reason`` says why the check failed, was not reached, or compares nothing."""
 
     name: str
     outcome: Outcome
@@ -85,17 +88,17 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against the evidence here: passed, or not compared for the reason given."""
+        """Whether this check does not prevent acceptance: it passed, or it compares nothing for a stated reason."""
         return self.outcome in ("passed", "not-compared")
 
     @property
     def reason_name(self) -> str:
-        """The :class:`Reason` that this check belongs to; that of a bit begins with it: ``guest-policy.smt``."""
+        """The :class:`Reason` of this check. The name of a bit's check begins with it: ``guest-policy.smt``."""
         return self.name.partition(".")[0]
 
     @property
     def missing(self) -> bool:
-        """Whether something of AMD's could not be had that this check needs."""
+        """Whether data from AMD that this check needs could not be obtained."""
         return self.outcome == "not-reached" and self.reason != ENDED
 
     @property
@@ -117,9 +120,10 @@ class Check(NamedTuple):
 
 
 class Refused(Exception):
-    """The evidence is not accepted: ``reason`` for programs, the message for people, ``checks`` with every outcome.
+    """The evidence is not accepted. ``reason`` is for programs, the message for users; ``checks`` has every outcome.
 
-    ``appraisal`` is all that the verifier has found, as a verdict has it; for the page (sevsnp.attestation.page).
+    ``appraisal`` is everything that the verifier has found, as in a verdict; the page (sevsnp.attestation.page) uses
+    it.
     """
 
     def __init__(self, appraisal: "Appraisal") -> None:
@@ -143,17 +147,16 @@ class Refused(Exception):
 
 
 class Undecided(Refused):
-    """Nothing is wrong with the evidence so far, but what AMD says of it could not be had. Not an acceptance."""
+    """No check failed so far, but certificates or revocation lists could not be obtained. This is not an acceptance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Appraisal:
-    """How evidence came out under some trust root. It is not a verdict: what makes one is the root it was made with.
+    """The result of an appraisal under any trust root. It is not a verdict: a verdict's type fixes the trust root.
 
-    ``at`` is the time (aware) as of which the evidence was appraised.
-    ``report`` is None where there was none to read. ``reason`` and ``message`` are of the first check that failed.
-    ``notes`` is what nobody who relies on this may overlook. ``remedy`` is a command, where the relying party has left
-    something open that this report answers.
+    ``at`` is the time (aware) as of which the evidence was appraised. ``report`` is None if no report could be read.
+    ``reason`` and ``message`` belong to the first check that failed. ``notes`` are facts that a relying party must
+    not overlook. ``remedy`` is a command that states a value which the relying party left open and this report has.
     """
 
     decision: Decision
@@ -174,12 +177,12 @@ class Appraisal:
         return self.decision == "accepted"
 
     def troubles(self) -> list[Check]:
-        """What stands in the way of acceptance: that of ``reason`` first, what AMD could not be asked for last."""
+        """The checks that prevent acceptance: that of ``reason`` first, those that wait for data from AMD last."""
         found = [check for check in self.checks if check.outcome == "failed" or check.missing]
         return sorted(found, key=lambda check: (check.reason_name != self.reason, check.missing))
 
     def require(self) -> Report:
-        """The report, where it was accepted. Raises :class:`Refused`, or :class:`Undecided`."""
+        """The report, if the evidence was accepted. Raises :class:`Refused`, or :class:`Undecided`."""
         if self.accepted and self.report and all(check.ok for check in self.checks):
             return self.report
         if self.decision == "undecided":
@@ -187,7 +190,7 @@ class Appraisal:
         raise Refused(replace(self, decision="refused"))
 
     def to_json(self) -> dict[str, Any]:
-        """For programs. ``accepted`` is for hardware: under another trust domain than AMD's it stays false."""
+        """For programs. ``accepted`` means hardware: under any other trust domain than AMD's it stays false."""
         report = self.report
         return {
             "accepted": self.accepted and self.trust_domain == "amd",
@@ -211,9 +214,9 @@ class Appraisal:
 
 @dataclass(frozen=True, init=False)
 class Accepted:
-    """What an acceptance comes with. Raises Refused for an appraisal that is none.
+    """The contents of an acceptance. Raises Refused if the appraisal was not accepted.
 
-    It releases nothing: what does asks for the type that one verifier makes of it, and nobody else can.
+    This type alone releases no secret. Code that releases one requires a subclass, which only one verifier can make.
     """
 
     report: Report

@@ -36,9 +36,9 @@ _COUNTED = {
 def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
     """Write the page of an attestation to ``path`` (mode 0644), whole or not at all. Raises OSError.
 
-    ``appraisal`` is that of the verdict, or that of the exception where the evidence was refused or is undecided: it
-    has every check, the report and the time. So nothing is verified again. ``config`` is the VM config that the
-    evidence was compared with. In both trust domains::
+    ``appraisal`` comes from the verdict, or from the exception if the evidence was refused or is undecided. It has
+    every check, the report and the time, so this function verifies nothing again. ``config`` is the VM config that
+    the evidence was compared with. In both trust domains::
 
         try:
             verdict = verify_report(evidence, Expected.of(config, report_data), now)  # or verify_emulated(…)
@@ -51,7 +51,7 @@ def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
 
 
 def render_page(appraisal: Appraisal, config: VmConfig) -> str:
-    """The page as text, complete in itself: no script, no link, nothing loaded from anywhere."""
+    """The page as self-contained text: it has no script and no link, and loads nothing."""
     state = _state(appraisal)
     title, sentence = _WORDS[state]
     checks = appraisal.checks
@@ -84,7 +84,7 @@ def _passed(checks: tuple[Check, ...], reason: Reason) -> bool:
 
 
 def _counts(checks: tuple[Check, ...]) -> list[tuple[str, str, str]]:
-    """Outcome, mark and words, as "41 passed", of each outcome that some check has."""
+    """For each outcome that a check has: the outcome, its mark, and its count in words ("41 passed")."""
     numbers = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _COUNTED}
     return [
         (outcome, mark, f"{numbers[outcome]} {words}")
@@ -94,14 +94,14 @@ def _counts(checks: tuple[Check, ...]) -> list[tuple[str, str, str]]:
 
 
 def _trouble(check: Check, appraisal: Appraisal) -> dict[str, Any]:
-    """A check that stands in the way of acceptance, and what to do; ``command`` only where a command mends it."""
+    """A check that prevents acceptance, and what to do; it has a ``command`` only if a command repairs the problem."""
     command = appraisal.remedy if check.name == appraisal.reason else ""
     todo = f"{REMEDY[0].upper()}{REMEDY[1:]}:" if command else advice(check, appraisal.trust_domain)
     return {"check": check, "advice": todo, "command": command}
 
 
 def _groups(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
-    """The groups that have a check which was reached, each with its checks and their counts."""
+    """Each group in which at least one check was reached, with its checks and their counts."""
     found = []
     for group in GROUPS:
         those = tuple(one for one in checks if one.outcome != "not-reached" and one.reason_name in group.reasons)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The owner's policy: for every field of a report an expected value, a floor, a set, or a don't-care with its reason.
 
-It stands in the VM config's ``[policy]`` or in a file of its own, and begins with a shipped profile or names every
-field itself. A field that nobody says anything about is an error, never a check that is left out.
+The policy is the ``[policy]`` of a VM config or a file of its own. It either starts from a shipped profile or names
+every field itself. A field without a rule is an error; its check is never skipped.
 """
 
 import re
@@ -26,7 +26,7 @@ _REASON = 'a value, a list of values, or { any = "why it is not compared" }'
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """One rule for each thing that a report says; ``profile`` is the shipped profile that it began with, or "own"."""
+    """One rule for each value in a report; ``profile`` is the shipped profile that the policy starts from, or "own"."""
 
     profile: str
     report_version: Rule
@@ -60,7 +60,7 @@ class Policy:
 
 
 def read_policy(path: Path) -> dict[str, Any]:
-    """The document in a policy file (TOML). Raises :class:`UserError`."""
+    """Read a policy file (TOML). Raises :class:`UserError`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -72,9 +72,10 @@ def read_policy(path: Path) -> dict[str, Any]:
 def make_policy(
     document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None = None
 ) -> Policy:
-    """The policy of ``document`` for a VM config's guest; ``report_data`` (64 bytes) is what the verifier asked for.
+    """Make the policy for a VM config's guest from ``document``.
 
-    Raises :class:`UserError` for a field that is missing, unknown or contradicts another.
+    ``report_data`` (64 bytes) is the REPORT_DATA that the verifier asked for. Raises :class:`UserError` for a field
+    that is missing, is unknown or contradicts another one.
     """
     return _Reader(document, source, config, report_data).policy()
 
@@ -88,7 +89,7 @@ class _Reader:
             raise self.error("profile", self.profile, f"one of {', '.join(profiles.PROFILES)}")
         base = profiles.PROFILES.get(self.profile, {})
         for key in ("guest_policy_bits", "platform_info"):
-            # A bit may be said alone; the profile has the others.
+            # A document may state a single bit; the profile states the others.
             if isinstance(given.get(key), dict) and isinstance(base.get(key), dict) and "any" not in given[key]:
                 given[key] = {**base[key], **given[key]}
         self.values = {**base, **given}
@@ -143,7 +144,7 @@ class _Reader:
         return self.values.pop(key)
 
     def rule(self, key: str, parse: Callable[[Any], Value], own: Value | None = None) -> Rule:
-        """The rule for ``key``; ``own`` is what the VM config says, for the word vm-config."""
+        """The rule for ``key``; ``own`` is the VM config's value, which the word vm-config stands for."""
         value = self.take(key)
         if reason := self.any_reason(key, value):
             return Anything(reason)
@@ -202,7 +203,7 @@ class _Reader:
     def with_masks(
         self, key: str, rules: dict[str, tuple[int, bool | Anything]], required: int, forbidden: int
     ) -> dict[str, tuple[int, bool | Anything]]:
-        """The VM config's masks on top; they may name bits that have no name yet."""
+        """``rules`` and the VM config's masks, which may contain bits that have no name yet."""
         by_position = {position: name for name, (position, _) in rules.items()}
         for position in range(64):
             asked = [wanted for mask, wanted in ((required, True), (forbidden, False)) if mask >> position & 1]
@@ -215,7 +216,7 @@ class _Reader:
         return rules
 
     def tcb(self, key: str, own: MinimumTcb) -> Rule:
-        """The floor for ``key``; ``own`` is the VM config's. That nobody stated one is judged with the report."""
+        """The floor for ``key``; ``own`` is the VM config's floor. The appraisal judges a missing floor."""
         value = self.take(key)
         if reason := self.any_reason(key, value):
             return Anything(reason)
@@ -250,14 +251,14 @@ class _Reader:
         return AllSet(mask)
 
     def bound(self) -> Rule:
-        """REPORT_DATA: what the verifier asked for, or else what the policy says."""
+        """The rule for REPORT_DATA: the value that the verifier asked for, or else the policy's."""
         if self.report_data is None:
             rule = self.rule("report_data", self.hex(REPORT_DATA_SIZE))
         else:
             if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):
                 raise UserError(f"{self.source}: policy: report_data: it is given for this verification, too")
             rule = OneOf((self.report_data,))
-        # A report that the host itself asks for has REPORT_DATA zero: expecting that would bind nothing.
+        # A report that the host itself requests has REPORT_DATA zero, so a policy that expects zero binds nothing.
         values = rule.values if isinstance(rule, OneOf) else ()
         if not all(isinstance(one, bytes) and len(one) == REPORT_DATA_SIZE and any(one) for one in values):
             raise UserError("expected REPORT_DATA: 64 bytes, not all zero")
@@ -276,7 +277,7 @@ class _Reader:
 
     @staticmethod
     def hex(length: int, *, none: bytes | None = None, pad_from: int = 0) -> Callable[[Any], bytes]:
-        """Bytes in hex. ``none`` is what the word none stands for, ``pad_from`` a shorter length that zeros follow."""
+        """A parser of hex bytes. ``none`` is the value of the word none; ``pad_from`` bytes are padded with zeros."""
 
         def parse(item: Any) -> bytes:
             if none is not None and item == "none":
@@ -289,7 +290,7 @@ class _Reader:
         return parse
 
     def key(self, item: Any) -> bytes:
-        """The digest of an ID or author key: in hex, of a PEM file, or zero for none."""
+        """The digest of an ID or author key: given in hex, or computed from a PEM file; zero for the word none."""
         if isinstance(item, str) and item.endswith(".pem"):
             from sevsnp.measurement.id_block import key_digest_of
 

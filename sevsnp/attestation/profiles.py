@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped policies: `strict`, `default` and `legacy-milan`. docs/policy.md has them bit by bit with their sources.
 
-A profile is written as a policy file is, so that one reader serves both. What strict leaves out the owner has to say.
+A profile has the form of a policy file, so one reader serves both. The owner must state the fields that strict omits.
 """
 
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from typing import Any
 
 Document = Mapping[str, Any]
 
-# From the VM config, where it must state something; and from it where it states something.
+# The value comes from the VM config. With VM_CONFIG the config must state it, with VM_CONFIG_IF_ANY it may.
 VM_CONFIG, VM_CONFIG_IF_ANY = "vm-config", "vm-config-if-any"
 
 
 def any_for(reason: str) -> dict[str, str]:
-    """An explicit don't-care."""
+    """An explicit don't-care, with its reason."""
     return {"any": reason}
 
 
 _COMMON: Document = {
     "csp": any_for("no VLEK is accepted, and only a VLEK names a cloud provider"),
-    "signer": ["VCEK"],  # one broken chip of a provider gives away its VLEK for all
+    "signer": ["VCEK"],  # one broken chip discloses the VLEK that all chips of the provider use
     "mask_chip_key": [False],
     "guest_policy": VM_CONFIG,
     "guest_abi": any_for("it is part of guest_policy, which is compared as a whole"),
-    "provisional_firmware": [False],  # current above committed: the host may still roll it back
+    "provisional_firmware": [False],  # if current is above committed, the host may still roll the firmware back
     "vmpl": VM_CONFIG,
     "guest_svn": VM_CONFIG,
     "family_id": VM_CONFIG,
@@ -34,23 +34,23 @@ _COMMON: Document = {
     "id_key": VM_CONFIG,
     "author_key": VM_CONFIG,
     "report_id": any_for("random for each start of a guest; freshness comes from REPORT_DATA"),
-    "migration_agent": ["none"],  # a migration agent could hand the guest's state on; an ID key alone does not stop it
+    "migration_agent": ["none"],  # a migration agent could pass on the guest's state; an ID key does not prevent it
 }
 
 _TSME = any_for("encryption of all memory below SEV-SNP neither adds to it nor takes from it")
 
 STRICT: Document = {
     **_COMMON,
-    # No product but these: arXiv 2605.12990 on Milan's endorsement keys. No chip_id: interposers and glitching need
-    # physical access, so the owner has to name the chips that he trusts the place of.
-    "report_version": {"at_least": 3},  # the first that says which processor it is
+    # Milan is not in the list: see arXiv 2605.12990 on its endorsement keys. chip_id has no default: interposers and
+    # glitching need physical access, so the owner must name the chips whose location he trusts.
+    "report_version": {"at_least": 3},  # the first version that names the processor
     "product": ["Genoa", "Turin"],
     "guest_policy_bits": {
         "smt": False,  # AMD-SB-3027 (StackWarp, CVE-2025-29943) and other attacks from the sibling thread
         "migrate_ma": False,
         "debug": False,
         "single_socket": True,  # no traffic between sockets
-        "cxl_allow": False,  # no memory on a bus that others sit on
+        "cxl_allow": False,  # no memory on a bus that other devices share
         "mem_aes_256_xts": True,
         "rapl_dis": True,  # no power readings
         "ciphertext_hiding_dram": True,  # AMD-SB-3021: side channels of ciphertext
@@ -63,12 +63,12 @@ STRICT: Document = {
         "rapl_dis": True,
         "ciphertext_hiding_dram_en": True,
         "alias_check_complete": True,  # AMD-SB-3015, CVE-2024-21944
-        "tio_en": False,  # devices in the trust boundary are not in this report
+        "tio_en": False,  # this report does not cover devices inside the trust boundary
     },
     "reported_tcb": VM_CONFIG,
     "committed_tcb": VM_CONFIG,
     "launch_tcb": VM_CONFIG,
-    "firmware": {"at_least": "1.55.38"},  # CVE-2024-21944, Genoa's first with the check for aliased memory
+    "firmware": {"at_least": "1.55.38"},  # CVE-2024-21944: Genoa's first version with the check for aliased memory
     "launch_mitigations": any_for("AMD's list of bits is not in the sources of this profile; name those you need"),
     "revocation": "required",
 }

@@ -2,7 +2,8 @@
 """The SNP attestation report: 1184 signed bytes, read strictly and kept raw.
 
 Source: AMD 56860 table 23 (ATTESTATION_REPORT), tables 3–5 (TCB_VERSION), table 9 (guest policy). Integers are
-little-endian. Bytes that must be zero are required to be: a field this parser does not know is never passed over.
+little-endian. The parser requires zero in every byte that must be zero, so it never skips a field that it does not
+know.
 """
 
 import struct
@@ -19,7 +20,7 @@ VERSIONS = (2, 3, 4, 5)
 ECDSA_P384_SHA384 = 1
 NO_MIGRATION_AGENT = b"\xff" * 32
 
-# The CHIP_ID of every report of the software secure processor. No chip has it.
+# The CHIP_ID in every report of the software secure processor. No real chip has this CHIP_ID.
 EMULATED_CHIP_ID = b"EMULATED-PSP-NOT-AMD".ljust(64, b"\0")
 
 POLICY_MIGRATE_MA = 1 << 18
@@ -47,7 +48,7 @@ class SigningKey(IntEnum):
 
 
 class Cpuid(NamedTuple):
-    """CPUID family, model and stepping of the chip, 8 bits each; in reports from version 3 on."""
+    """CPUID family, model and stepping of the chip, 8 bits each. Reports have them from version 3 on."""
 
     family: int
     model: int
@@ -55,7 +56,7 @@ class Cpuid(NamedTuple):
 
 
 class FirmwareVersion(NamedTuple):
-    """The secure processor's firmware, as 1.55 build 40."""
+    """The firmware version of the secure processor, such as 1.55 build 40."""
 
     major: int
     minor: int
@@ -64,12 +65,13 @@ class FirmwareVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """A report. ``raw`` is all 1184 bytes; every other field is read from it.
+    """A report. ``raw`` is all 1184 bytes; every other field is parsed from them.
 
     ``policy`` and ``platform_info`` are 64 bits, ``report_data`` and ``chip_id`` 64 bytes, ``measurement`` and the key
     digests 48, ``host_data``, ``report_id`` and ``report_id_ma`` 32, ``family_id`` and ``image_id`` 16.
-    ``product`` follows from the CPUID fields; version 2 has none, and there it is the caller's claim.
-    The mitigation vectors are those of version 5, None before. ``signature_r`` and ``signature_s`` are numbers.
+    ``product`` follows from the CPUID fields. Version 2 has no CPUID fields, so there it is the product that the
+    caller claims. The mitigation vectors exist in version 5; before that they are None. ``signature_r`` and
+    ``signature_s`` are numbers.
     """
 
     raw: bytes
@@ -107,18 +109,18 @@ class Report:
 
     @property
     def guest_abi(self) -> tuple[int, int]:
-        """The least firmware API, major and minor, that the guest policy demands."""
+        """The minimum ABI version of the firmware (major, minor) that the guest policy requires."""
         return self.policy >> 8 & 0xFF, self.policy & 0xFF
 
     @property
     def processor(self) -> str:
-        """The product as people call it: Siena and Bergamo share Genoa's keys."""
+        """The market name of the product: Bergamo/Siena instead of Genoa, whose keys they share."""
         siena = self.cpuid is not None and (self.cpuid.family, self.cpuid.model & 0xF0) == (0x19, 0xA0)
         return "Bergamo/Siena" if siena else self.product
 
     @property
     def signed(self) -> bytes:
-        """The bytes under the signature, 0x000–0x29F."""
+        """The bytes that the signature covers, 0x000–0x29F."""
         return self.raw[:SIGNED_SIZE]
 
 
@@ -135,7 +137,7 @@ def product_of(cpuid: Cpuid) -> Product:
 
 
 def parse_report(raw: bytes, claimed_product: Product) -> Report:
-    """Read a report of version 2 to 5; ``claimed_product`` decides only where the report cannot (version 2).
+    """Read a report of version 2 to 5. ``claimed_product`` is used only for version 2, which names no product.
 
     Raises :class:`UserError` for another length or version, a reserved value, or a byte that must be zero and is not.
     """
@@ -195,7 +197,7 @@ def parse_report(raw: bytes, claimed_product: Product) -> Report:
 
 
 def decode_tcb(data: bytes, product: Product) -> Tcb:
-    """A TCB_VERSION of 8 bytes in its product's layout. Raises :class:`UserError` where a reserved byte is not zero."""
+    """Read a TCB_VERSION (8 bytes) in its product's layout. Raises :class:`UserError` for a nonzero reserved byte."""
     if product == "Turin":
         fmc, bootloader, tee, snp, *reserved, microcode = data
     else:
@@ -205,7 +207,7 @@ def decode_tcb(data: bytes, product: Product) -> Tcb:
     return Tcb(bootloader=bootloader, tee=tee, snp=snp, microcode=microcode, fmc=fmc)
 
 
-# The upper 24 bytes of the 72-byte r and s are zero because P-384 numbers have 48.
+# r and s have 72 bytes each. The upper 24 bytes are zero, because P-384 numbers have 48 bytes.
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0),
              (0x2D0, 0x2E8), (0x318, REPORT_SIZE))  # fmt: skip
 _RESERVED_BY_VERSION = {

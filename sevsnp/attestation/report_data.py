@@ -2,7 +2,7 @@
 """REPORT_DATA: what the guest binds to its evidence, domain-separated and length-framed.
 
 REPORT_DATA = SHA-512(label, NUL, framed(x) for each x), framed(x) = length of x as 8 bytes big-endian, then x.
-Standard library only and complete in itself: the guest's agent uses this very file.
+The module needs only the standard library, because the guest's agent uses this very file.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ DIGEST_SIZE = 32
 
 
 def report_data(label: str, parts: Sequence[bytes]) -> bytes:
-    """REPORT_DATA (64 bytes) for ``parts`` in their order, in the domain of ``label`` (printable ASCII)."""
+    """REPORT_DATA (64 bytes) for ``parts`` in the given order, in the domain of ``label`` (printable ASCII)."""
     if not label or not all(" " <= character <= "~" for character in label):
         raise ValueError("label: expected printable ASCII")
     digest = hashlib.sha512(label.encode("ascii") + b"\0")
@@ -29,7 +29,7 @@ def report_data(label: str, parts: Sequence[bytes]) -> bytes:
 def ssh_report_data(nonce: bytes, host_keys: Sequence[bytes]) -> bytes:
     """REPORT_DATA (64 bytes) for the verifier's nonce (32 bytes) and all of the guest's SSH host public keys.
 
-    ``host_keys`` are OpenSSH public key blobs (RFC 4253 §6.6: what stands in base64 in a ``.pub`` file), in any order.
+    ``host_keys`` are OpenSSH public key blobs (RFC 4253 §6.6; a ``.pub`` file has the blob in base64), in any order.
     Raises ValueError for another nonce length, no keys, an empty key or a key given twice.
     """
     if len(nonce) != NONCE_SIZE:
@@ -43,7 +43,7 @@ def luks_report_data(nonce: bytes, tls_key: bytes, header: bytes) -> bytes:
     """REPORT_DATA (64 bytes) for the owner's nonce, the guest's TLS key and the header of its volume.
 
     ``tls_key`` is the SHA-256 of the DER SubjectPublicKeyInfo (RFC 5280 §4.1) of the guest's certificate, ``header``
-    that of the LUKS header; both and the nonce have 32 bytes. Raises ValueError for other lengths.
+    is the SHA-256 of the LUKS header. Both and the nonce have 32 bytes. Raises ValueError for other lengths.
     """
     for name, part, size in (
         ("nonce", nonce, NONCE_SIZE),
@@ -66,7 +66,7 @@ def read_public_key(line: str) -> bytes:
     except (IndexError, binascii.Error):
         raise ValueError("not an OpenSSH public key: expected `type base64 comment`") from None
     name = words[0].encode()
-    # The blob opens with its own type, so that a private key or another file is not taken for a key.
+    # A public key blob begins with its own type; this check refuses private keys and other files.
     if blob[: 4 + len(name)] != struct.pack(">I", len(name)) + name:
         raise ValueError("not an OpenSSH public key: the type does not match the key")
     return blob

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which reports are handed around, all brought to the 1184 raw bytes that are signed.
+"""Read a report in any of its usual file forms, and return the 1184 raw bytes of the report.
 
 Sources: Linux include/uapi/linux/sev-guest.h (snp_report_resp), Documentation/ABI/testing/configfs-tsm-report
 (outblob), Azure's guest attestation documents (the report inside the vTPM's HCL report). snpguest writes raw bytes.
@@ -24,7 +24,7 @@ _FORMS = "raw, hex, base64, get_report's JSON, a configfs-tsm outblob, an ioctl 
 
 
 class Input(NamedTuple):
-    """What a file holds: the raw report, the certificate table where there is one, and the form it came in."""
+    """The contents of a file: the raw report, the certificate table (empty if absent), and the form of the file."""
 
     report: bytes
     certificate_table: bytes
@@ -32,9 +32,9 @@ class Input(NamedTuple):
 
 
 def read_input(data: bytes, name: str) -> Input:
-    """The report in ``data``, whatever form it has; ``name`` names the file in errors.
+    """The report in ``data``, in any known form; ``name`` names the file in errors.
 
-    Only the form is judged here: the report's own bytes are passed on as they are. Raises :class:`UserError`.
+    This function checks only the form and returns the report's bytes unchanged. Raises :class:`UserError`.
     """
     if len(data) > _MAX_INPUT:
         raise UserError(f"{name}: more than {_MAX_INPUT} bytes")
@@ -65,7 +65,7 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _from_response(data: bytes) -> bytes:
-    """The report in a sev-guest ioctl's response; the buffer is 4000 bytes, some tools cut it behind the report."""
+    """The report in a sev-guest ioctl's response. The buffer has 4000 bytes; some tools cut it after the report."""
     if not _RESPONSE.size + REPORT_SIZE <= len(data) <= _RESPONSE_SIZE:
         return b""
     status, size, reserved = _RESPONSE.unpack_from(data)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's revocation lists: which ASK or ASVK an ARK has taken back.
+"""AMD's revocation lists: which ASK or ASVK an ARK has revoked.
 
-Source: AMD 57230. A leaf cannot be revoked by serial number, since all of AMD's leaves have serial number 0.
+Source: AMD 57230. A leaf cannot be revoked by serial number, because all of AMD's leaves have serial number 0.
 """
 
 from datetime import datetime
@@ -17,11 +17,11 @@ MAX_CRL = 1 << 20
 
 
 class CrlError(Exception):
-    """A revocation list that says nothing: unreadable, not the ARK's, or not of now."""
+    """A revocation list is not usable: it is unreadable, the ARK did not sign it, or it is not in force."""
 
 
 def load_crl(data: bytes, ark: x509.Certificate, now: datetime) -> x509.CertificateRevocationList:
-    """A DER revocation list that ``ark`` signed and that is in force at ``now``. Raises :class:`CrlError`."""
+    """Read a DER revocation list that ``ark`` signed and that is in force at ``now``. Raises :class:`CrlError`."""
     if len(data) > MAX_CRL:
         raise CrlError(f"{len(data)} bytes, expected at most {MAX_CRL}")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy may say of a value: one of a set, at least, by the bit, or anything for a reason that is given."""
+"""The rules of a policy for one value: one of a set, a minimum, a rule for each bit, or anything with a reason."""
 
 import hmac
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ class AtLeast(NamedTuple):
 
 
 class Anything(NamedTuple):
-    """Not compared; ``reason`` says why, and every verdict repeats it."""
+    """The value is not compared; ``reason`` says why, and every verdict repeats the reason."""
 
     reason: str
 
 
 class TcbFloor(NamedTuple):
-    """No component below that of ``floor``: a TCB version is not ordered as one number."""
+    """No component is below that of ``floor``. A TCB version is not ordered as one number."""
 
     floor: Tcb
 
 
 class Unstated(NamedTuple):
-    """A floor that nobody stated, and that holds for no value; ``demanded`` by the policy on every platform."""
+    """A missing floor; no value satisfies it. ``demanded``: the policy requires a floor on every platform."""
 
     demanded: bool
 
@@ -47,7 +47,7 @@ class AllSet(NamedTuple):
 
 
 class Bits(NamedTuple):
-    """What each bit must be: by name, its position and one, zero, or :class:`Anything`."""
+    """The rule for each bit: its name, then its position and True (one), False (zero) or :class:`Anything`."""
 
     rules: Mapping[str, tuple[int, "bool | Anything"]]
 
@@ -56,7 +56,7 @@ Rule = OneOf | AtLeast | Anything | TcbFloor | Unstated | AllSet
 
 
 def holds(rule: Rule, value: Value | Tcb | None) -> bool:
-    """Whether ``value`` satisfies ``rule``; a value that is not there (None) satisfies :class:`Anything` only."""
+    """Whether ``value`` satisfies ``rule``; a missing value (None) satisfies only :class:`Anything`."""
     match rule, value:
         case Anything(), _:
             return True
@@ -76,7 +76,7 @@ def holds(rule: Rule, value: Value | Tcb | None) -> bool:
 
 
 def at_most(low: Tcb, high: Tcb) -> bool:
-    """Whether no component of ``low`` is above ``high``'s."""
+    """Whether no component of ``low`` is above the same component of ``high``."""
     return all(a <= b for a, b in zip(_parts(low), _parts(high), strict=True))
 
 
@@ -85,7 +85,7 @@ def _parts(tcb: Tcb) -> tuple[int, ...]:
 
 
 def show(value: Value | Tcb | None) -> str:
-    """A value as people read it: bytes in hex, versions with dots, TCB versions by component."""
+    """A value as readable text: bytes in hex, versions with dots, TCB versions by component."""
     match value:
         case None:
             return "nothing"
@@ -104,7 +104,7 @@ def show(value: Value | Tcb | None) -> str:
 
 
 def show_rule(rule: Rule) -> str:
-    """What a rule expects, in words."""
+    """What a rule expects, as text."""
     match rule:
         case OneOf(values):
             return " or ".join(show(value) for value in values) or "nothing at all"

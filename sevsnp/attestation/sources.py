@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates from a directory of the owner's, and from AMD's service behind it."""
+"""Certificates from the owner's directory first, and then from another endorser such as AMD's service."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +21,7 @@ _MAX_FILES, _MAX_FILE = 256, 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Directory:
-    """The certificates and revocation lists in a directory, before those of ``behind``."""
+    """An endorser that uses the certificates and revocation lists of a directory before those of ``behind``."""
 
     behind: Endorser
     certificates: tuple[x509.Certificate, ...] = ()
@@ -29,7 +29,7 @@ class Directory:
 
     @classmethod
     def read(cls, path: Path, behind: Endorser) -> "Directory":
-        """Read ``path``: .pem, .der, .crt and .cer are certificates, .crl revocation lists; the rest is left alone.
+        """Read ``path``: .pem, .der, .crt and .cer are certificates, .crl are revocation lists. Ignore other files.
 
         Raises :class:`UserError` for a directory or file that cannot be read.
         """
@@ -62,7 +62,7 @@ class Directory:
     def crl(
         self, product: Product, signer: Signer, ark: x509.Certificate, now: datetime
     ) -> x509.CertificateRevocationList:
-        """Of the lists that the ARK signed and that are in force, the latest."""
+        """The latest of the lists that the ARK signed and that are in force."""
         found = []
         problem = ""
         for data in self.lists:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An appraisal in lines for people: the checks, what stays open, what to do, and the verdict last."""
+"""Print an appraisal on the terminal: the checks, the residual risks, what to do, and last the verdict."""
 
 import io
 import re
@@ -13,10 +13,10 @@ _MARKS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not-compared": 
 
 
 def print_appraisal(appraisal: Appraisal, headline: str) -> None:
-    """Print it on standard output; ``headline`` is the verdict where the evidence was accepted."""
+    """Print ``appraisal`` on standard output; ``headline`` is the verdict to print if the evidence was accepted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a locale without these marks is no reason to end without a verdict
-    good: Colour = "green" if appraisal.trust_domain == "amd" else "amber"  # green is for hardware alone
+        sys.stdout.reconfigure(errors="replace")  # a locale without these marks must not prevent the verdict
+    good: Colour = "green" if appraisal.trust_domain == "amd" else "amber"  # green is for hardware only
     colours: dict[Outcome, Colour] = {"passed": good, "failed": "red", "not-reached": "cyan"}
     troubles = appraisal.troubles()
     ended = sum(check.reason == ENDED for check in appraisal.checks)
@@ -44,5 +44,5 @@ def print_appraisal(appraisal: Appraisal, headline: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without what could move the cursor: some of it comes from certificates."""
+    """``text`` without characters that could move the cursor: parts of it come from certificates."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

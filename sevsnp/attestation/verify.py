@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The production verifier: evidence of AMD hardware, or a refusal.
+"""The production verifier: it accepts only evidence of AMD hardware.
 
-Its roots are AMD's, pinned here. Nothing else names a root: no parameter, option, variable, file or evidence field.
+Its trust roots are AMD's and are pinned here. No parameter, option, variable, file or evidence field can name another.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ __all__ = [
     "amd_service", "appraise_report", "inspect_report", "verify_report",
 ]  # fmt: skip
 
-# SHA-256 of the DER of AMD's ARK certificates; Genoa's also stands above Siena and Bergamo.
+# SHA-256 of the DER of AMD's ARK certificates; Genoa's is also the root of Siena and Bergamo.
 _AMD = TrustRoot(
     domain="amd",
     platform="snp",
@@ -48,7 +48,7 @@ _TOKEN = object()
 
 @dataclass(frozen=True, init=False)
 class HardwareVerdict(Accepted):
-    """Genuine AMD hardware runs the expected guest. Only :func:`verify_report` makes one."""
+    """The verdict that genuine AMD hardware runs the expected guest. Only :func:`verify_report` makes this verdict."""
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
@@ -66,26 +66,29 @@ class HardwareVerdict(Accepted):
 def appraise_report(
     evidence: Evidence, expected: Expected, now: datetime, *, endorser: Endorser | None = None
 ) -> Appraisal:
-    """How evidence of AMD hardware comes out at the time ``now`` (aware): an object, whatever is wrong with it."""
+    """Appraise evidence of AMD hardware at the time ``now`` (aware). Never raises for evidence."""
     return appraise(evidence, expected, now, _AMD, endorser)
 
 
 def verify_report(
     evidence: Evidence, expected: Expected, now: datetime, *, endorser: Endorser | None = None
 ) -> HardwareVerdict:
-    """The verdict for what acts on it. Raises :class:`Refused`, or :class:`Undecided`, which is one too."""
+    """Appraise evidence and return a verdict that code may act on.
+
+    Raises :class:`Refused`, or its subclass :class:`Undecided`.
+    """
     return HardwareVerdict(appraise_report(evidence, expected, now, endorser=endorser), _TOKEN)
 
 
 def inspect_report(evidence: Evidence, now: datetime, *, endorser: Endorser | None = None) -> "Inspection":
-    """What a report says and whether AMD hardware says so; nothing about whether it is acceptable."""
+    """What a report says and whether AMD hardware made it, but not whether the report is acceptable."""
     from sevsnp.attestation.inspection import inspect
 
     return inspect(evidence, now, _AMD, endorser)
 
 
 def amd_service(url: str | None = None, offline: bool = False, cache: Path | None = None) -> Endorser:
-    """AMD's key distribution service, or a mirror of it at ``url``, with the user's cache; ``offline`` asks nobody."""
+    """AMD's key distribution service or a mirror at ``url``, with the user's cache; ``offline``: only the cache."""
     from sevsnp.attestation.kds import KDS, Kds
     from sevsnp.attestation.kds_cache import Cache, default_directory
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks: what a build and a boot cost, as ratios measured in one run."""
+"""Benchmarks: the costs of builds, boots and verification, as ratios that are measured in one run."""

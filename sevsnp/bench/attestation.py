@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measuring and verifying cost, each beside another way in the same run."""
+"""Benchmark of measuring and verifying, each compared with another method in the same run."""
 
 import json
 import os

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a boot costs: seconds to init, to the verified root and to ssh, and memory, by overlay and copy, small and large
-/var.
+"""Benchmark of a boot: seconds to init, to the verified root and to ssh, and memory.
 
-All guests get the same memory and differ in two things: the words for /var on the measured command line, and the root.
-There are two roots, the guest's own and one with 1 MiB files of incompressible bytes more below /var; each is built
-once, by the functions that build every verified root.
+There are four kinds of guests: with overlay or copy, and with a small or large /var. All guests get the same memory and
+differ in two things: the words for /var on the measured command line, and the root. There are two roots: the guest's
+own, and one with additional 1 MiB files of incompressible bytes below /var. Each is built once, by the functions that
+build every verified root.
 """
 
 import hashlib
@@ -73,10 +73,10 @@ def bench_boot(
 ) -> None:
     """Boot four kinds of guests ``runs`` times each; write the numbers to ``results`` (JSON), and a ``chart`` (SVG).
 
-    ``rootfs`` is a root filesystem tar; the guests are otherwise those of the VM config in ``directory``. ``large``
-    bytes (rounded down to 1 MiB) are what the large /var has more, ``memory`` is each guest's. Several GB of temporary
-    files are made beside ``results`` and removed. Raises UserError for too little disk or memory, and for a guest
-    that ends or hangs on the way.
+    ``rootfs`` is a root filesystem tar; otherwise the guests are those of the VM config in ``directory``. The large
+    /var has ``large`` more bytes (rounded down to 1 MiB). ``memory`` is each guest's memory in bytes. Several GB of
+    temporary files are made beside ``results`` and removed. Raises UserError for too little disk or memory, and for a
+    guest that ends or hangs before the measurement is complete.
     """
     if runs < 1:
         raise UserError(f"runs: found {runs}, expected at least 1")
@@ -88,7 +88,7 @@ def bench_boot(
     with locked_if_free(results.parent / "boot.lock") as free:
         if not free:
             raise UserError(f"{results}: another doit measures here", "wait for it: two would measure each other")
-        # A killed run could not tidy up; the lock says that it is gone.
+        # A killed run leaves its files; the lock shows that no other run uses them.
         shutil.rmtree(work, ignore_errors=True)
         check_space(results.parent, space_needed(rootfs.stat().st_size, large))
         work.mkdir(parents=True)
@@ -133,7 +133,7 @@ def _boot_all(
     options: RunOptions,
     login: Login,
 ) -> list[dict[str, Any]]:
-    """Boot every guest ``runs`` times, in turns, so that what else the machine does meets all of them alike."""
+    """Boot every guest ``runs`` times, in turns, so that other work of the machine affects all guests alike."""
     measured = []
     for number in range(1, runs + 1):
         for (writable, size), config in guests.items():
@@ -145,7 +145,7 @@ def _boot_all(
 
 
 def space_needed(rootfs: int, large: int) -> int:
-    """Bytes of disk at the worst moment: the small image, and the large one beside the two tars it is made from."""
+    """Maximum disk use in bytes: the small image, the large image, and the two tars that become the large image."""
     return 2 * rootfs + (rootfs + large) * 33 // 10
 
 
@@ -159,7 +159,7 @@ def check_space(directory: Path, need: int) -> None:
 
 
 def more_files(block: Path, total: int) -> Layer:
-    """``total`` bytes as files of 1 MiB in /var/lib/bench, each a copy of the 1 MiB in the file ``block``."""
+    """A layer with ``total`` bytes in 1 MiB files in /var/lib/bench, each a copy of the file ``block`` (1 MiB)."""
     return Layer(
         "bench",
         [
@@ -176,7 +176,7 @@ def more_files(block: Path, total: int) -> Layer:
 
 
 def _make_root(rootfs: Path, denied: Path, more: int, filesystem: str, tools: Path, work: Path) -> Root:
-    """Make the root of the tar ``rootfs`` with ``more`` bytes in /var, below the new directory ``work``."""
+    """Make a root from the tar ``rootfs`` and ``more`` bytes in /var, below the new directory ``work``."""
     work.mkdir()
     root = Root(filesystem, work / "root.img", work / "hash-tree.img", work / "roothash.txt")
     tar = rootfs
@@ -194,7 +194,7 @@ def _make_root(rootfs: Path, denied: Path, more: int, filesystem: str, tools: Pa
 def _make_config(base: VmConfig, root: Root, writable: str, var: int, template: Path, work: Path) -> VmConfig:
     """The VM config ``base`` with another root and another command line, and its own launch digest.
 
-    ``var`` is the size of the tmpfs under /var in bytes; 1 GiB at least, as the others are.
+    ``var`` is the size of the tmpfs under /var in bytes. It is at least 1 GiB, like the sizes of the other tmpfs.
     """
     work.mkdir()
     cmdline = work / "cmdline"

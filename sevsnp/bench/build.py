@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What building costs beside the bare tools: ratios of times that were measured in turns, in one run.
+"""Benchmark of builds against the bare tools: ratios of times that are measured in turns, in one run.
 
-All of it happens in a copy of the project with an artefact cache of its own, so that nobody's work is touched and
-nothing that is to be built is found in the cache.
+The benchmark uses a copy of the project with its own artefact cache, so that it does not change the user's build and
+finds nothing in the cache that it has to build.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from sevsnp.system.files import remove_tree, scratch_directory, write_atomic
 GOALS = ("setup_verity", "host_bundle", "create_new_vm", "build_tools")
 _LEFT_OUT = ("build", ".git", ".venv", ".cache", ".doit.db*", ".*_cache", "__pycache__", "*.egg-info")
 _RUN_SECONDS = 1800
-_SHORT = 10.0  # seconds for both works of a measure
+_SHORT = 10.0  # seconds: a ratio whose two works together take less is measured more often
 _LUKS_FREE = 512 << 20
 _TREES = ("verity", "guest", "kernel", "layers", "snp-release", "host-bundle", "debs")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One ratio: what is timed, beside what, what to do before each, and the goal."""
+    """One ratio: the timed work, the work it is compared with, the preparation before each, and the goal."""
 
     name: str
     ours: Callable[[], None]
@@ -48,7 +48,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Copy:
-    """The copy that is measured: its directory, its artefact cache, and a directory for what the bare tools make."""
+    """The copy that is measured: its directory, its artefact cache, and a directory for the bare tools' output."""
 
     project: Path
     cache: Path
@@ -62,8 +62,8 @@ class Copy:
         with spawned(
             [sys.executable, "-m", "doit", *words],
             cwd=self.project,
-            # All of ours: the settings that this run was given are among it.
-            # And byte code is kept, as a user has it.
+            # The whole environment of this process, because it has the settings of this run.
+            # Python keeps byte code, as it does for a user.
             env={**os.environ, "SEVSNP_CACHE": str((cache or self.cache).absolute()), "PYTHONDONTWRITEBYTECODE": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,7 +74,7 @@ class Copy:
             raise UserError(f"doit {' '.join(words)}: exit code {process.returncode}\n{said.decode()[-2000:]}")
 
     def forget(self, *names: str) -> None:
-        """Throw away what is below build/, and all that the cache has."""
+        """Remove these paths below build/, and all contents of the artefact cache."""
         self.remove(*names)
         remove_tree(self.cache / "entries")
         remove_tree(self.cache / "blobs")
@@ -88,7 +88,7 @@ class Copy:
 def bench_build(*, results: Path, rounds: int = 3) -> None:
     """Measure, print a table, and write ``results`` (JSON: seconds, ratio and goal of each). Needs about 4 GB.
 
-    Each is measured ``rounds`` times, and what takes seconds only three times as often.
+    Each ratio is measured ``rounds`` times; a ratio of short works is measured three times as often.
     """
     with _copied(results) as copy:
         rows = [_measured(measure, rounds) for measure in _measures(copy)]
@@ -138,7 +138,7 @@ def _measures(copy: Copy) -> list[Measure]:
         ),
         Measure(
             "setup_luks ÷ mke2fs, e2fsck, luksFormat and dd in the same appliance",
-            # Keys of its own: no volume that will never be started is left among the user's.
+            # A CONFIG_DIR of its own, so that no volume that never starts stays among the user's keys.
             lambda: copy.doit("setup_luks", f"CONFIG_DIR={copy.bare / 'keys'}", f"LUKS_FREE={_LUKS_FREE}"),
             lambda: bare_luks_image(copy.build, copy.bare, _LUKS_FREE),
             1.3,
@@ -186,9 +186,9 @@ def _measured(measure: Measure, rounds: int) -> dict[str, Any]:
             work()
             seconds.append(time.perf_counter() - started)
         if len(bare) == 1 and ours[0] + bare[0] < _SHORT:
-            rounds *= 3  # what is over soon is changed most by what else the machine does
+            rounds *= 3  # other work of the machine affects a short work most
     measure.after()
-    # The first of each warms up what a computer has been warming up for years: files in memory, byte code.
+    # The first time of each is a warm-up, which loads files into memory and makes byte code.
     return ratio_row(measure.name, ours[1:], bare[1:], measure.goal, 3)
 
 
@@ -197,13 +197,13 @@ def _edit(file: Path) -> None:
 
 
 def _enlarge(copy: Copy, directory: Path) -> None:
-    """Forget the verified root, and let the guest have 2 GiB more of what no two files have in common."""
+    """Forget the verified root, and give the guest 2 GiB more of files that have no content in common."""
     copy.forget("verity")
     if not directory.exists():
         directory.mkdir(parents=True)
         for number in range(2048):
             (directory / f"{number}").write_bytes(hashlib.shake_256(b"%d" % number).digest(1 << 20))
-        copy.doit("_guest_rootfs")  # what the bare tools are given
+        copy.doit("_guest_rootfs")  # the input of the bare tools
 
 
 def _reduce(copy: Copy, directory: Path) -> None:
@@ -213,7 +213,7 @@ def _reduce(copy: Copy, directory: Path) -> None:
 
 def _bare_image(copy: Copy) -> None:
     """An image like ours and its hash tree, made and checked by the same programs and nothing else."""
-    # With room for the inodes that mke2fs gives a file system of that size unless told otherwise.
+    # With room for the inodes that mke2fs makes by default for a file system of this size.
     size = (copy.build / "verity" / "verity.img").stat().st_size * 53 // 50 // 4096 * 4096
     tools = copy.build / "snp-release" / "bin"
     image, tree = copy.bare / "image", copy.bare / "tree"
@@ -230,7 +230,7 @@ def _bare_image(copy: Copy) -> None:
 
 
 def _bare_initramfs(copy: Copy, content: Path) -> None:
-    """Its packages unpacked, and a tree of the same content packed, by the stock tools."""
+    """Unpack the initramfs's packages, and pack a tree of the same content, with the stock tools."""
     tree = copy.bare / "unpacked"
     remove_tree(tree)
     tree.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the boot benchmark shows: medians and ratios, a table, and a chart that reads on light and dark pages."""
+"""The results of the boot benchmark: medians and ratios, a table, and a chart for light and dark pages."""
 
 import statistics
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from sevsnp.system.files import write_atomic
 from sevsnp.system.template import html_template
 
 MIB = 1 << 20
-# Time and memory with a large /var, as a multiple of those with a small one.
+# The limit for time and memory with a large /var, as a multiple of those with a small /var.
 GOAL = 1.1
-# Widths in pixels of the longest bars; the template knows where they begin.
+# Widths in pixels of the longest bars; the template fixes where the bars begin.
 TIME_WIDTH = 360
 MEMORY_WIDTH = 130
 
@@ -57,7 +57,7 @@ def show_boot(document: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a bar: its style class, where it begins and how wide it is (pixels), and what it says."""
+    """A piece of a bar: its style class, its start and width (pixels), and its text."""
 
     style: str
     x: float
@@ -76,7 +76,7 @@ class Row:
 
 
 def boot_rows(medians: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """The rows of the boot chart, in scale with each other; times in seconds, memory in bytes."""
+    """The rows of the boot chart, all on one scale; times are in seconds, memory in bytes."""
     longest = max(row["ssh"] for row in medians.values())
     most = max(row["used"] for row in medians.values())
     rows = []
@@ -100,7 +100,7 @@ def boot_rows(medians: Mapping[str, Mapping[str, float]]) -> list[Row]:
 
 
 def draw_boot(document: Mapping[str, Any], template: Path, output: Path) -> None:
-    """Draw what :func:`sevsnp.bench.boot.bench_boot` measured: seconds by phase, and memory, of each kind of guest."""
+    """Draw the results of :func:`sevsnp.bench.boot.bench_boot`: seconds by phase, and memory, by kind of guest."""
     text = html_template(template).render(
         document=document, rows=boot_rows(document["medians"]), runs=max(run["run"] for run in document["runs"])
     )

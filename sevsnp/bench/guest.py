@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One boot of a guest, measured: when init starts, when the verified root is open, when its owner is in; and memory."""
+"""Measure one boot of a guest: the times until init starts, the verified root is open, and ssh logs in; and memory."""
 
 import os
 import re
@@ -18,16 +18,17 @@ from sevsnp.qemu.platforms import Platform, running
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import VmConfig
 
-# Under emulation a copy of 2 GiB takes a minute on an idle machine, and machines are not always idle.
+# Under emulation a copy of 2 GiB takes a minute on an idle machine, and longer on a busy one.
 BOOT_SECONDS = 1800.0
 _POLL = 0.02
-# init's first line, and its last: the root is open, what shall be writable is, and systemd gets it.
+# init's first line and its last line. The last line means: the root is open, its writable directories are ready, and
+# systemd starts.
 _MARKS = (("init", "init: mode "), ("root", "init: switching to the verified root"))
 
 
 @dataclass(frozen=True)
 class Login:
-    """Who logs in to the guests: the private key, the user, and the template of the ssh configuration."""
+    """The login to the guests: the private key, the user, and the template of the ssh configuration."""
 
     identity: Path
     user: str
@@ -37,10 +38,10 @@ class Login:
 def boot_once(chosen: Platform, config: VmConfig, options: RunOptions, login: Login) -> dict[str, float]:
     """Boot a guest, log in through the attested channel, and end it.
 
-    Returns the seconds from QEMU's start to ``init``, ``root`` and ``ssh``, and bytes: ``total`` and ``available``
-    memory, ``used`` (the difference), ``var_tmpfs`` (what the tmpfs under /var holds) and ``var`` (what is in /var).
-    QEMU's start is when it begins to run the guest. Under emulation it waits before that until the software secure
-    processor has made its keys, which takes a random time: ``paused``.
+    Returns the seconds from QEMU's start to ``init``, ``root`` and ``ssh``, and sizes in bytes: ``total`` and
+    ``available`` memory, ``used`` (the difference), ``var_tmpfs`` (the contents of the tmpfs under /var) and ``var``
+    (the contents of /var). QEMU's start is the moment at which it begins to run the guest. Under emulation QEMU first
+    waits until the software secure processor has made its keys, which takes a random time: ``paused``.
     """
     shutil.rmtree(options.state, ignore_errors=True)
     before = time.monotonic()
@@ -64,9 +65,9 @@ def boot_once(chosen: Platform, config: VmConfig, options: RunOptions, login: Lo
 
 
 def wait_for_line(process: "subprocess.Popen[bytes]", log: Path, line: str, deadline: float) -> None:
-    """Until the console's ``log`` has ``line``. Raises UserError when QEMU ends or ``deadline`` (monotonic) passes."""
+    """Wait until the console's ``log`` has ``line``. Raises UserError if QEMU ends, or at ``deadline`` (monotonic)."""
     while True:
-        ended = process.poll() is not None  # before reading: its last words count
+        ended = process.poll() is not None  # before reading the log, so that QEMU's last lines are read too
         text = read_console(log)
         if line in text:
             return
@@ -78,10 +79,10 @@ def wait_for_line(process: "subprocess.Popen[bytes]", log: Path, line: str, dead
 
 
 def _wait_for_agent(process: "subprocess.Popen[bytes]", options: RunOptions, deadline: float) -> None:
-    """Until the agent answers, noticed within 2 % of the time that took.
+    """Wait until the agent answers; the measured time is accurate to 2 %.
 
-    QEMU's user network takes a connection before the guest has an address and then leaves it hanging for seconds, so
-    the tries are short; they grow because a slow guest may need longer for its answer.
+    QEMU's user network accepts a connection before the guest has an address, and then the connection hangs for seconds.
+    So the attempts are short. They become longer with time, because a slow guest may need longer for its answer.
     """
     start = time.monotonic()
     while True:
@@ -107,7 +108,7 @@ echo "type=$(findmnt -no FSTYPE /var)"
 
 
 def look_inside(ssh_config: Path, config: VmConfig) -> dict[str, float]:
-    """Memory in a guest that has finished starting, in bytes; of an overlay, df shows the tmpfs that it writes to."""
+    """Memory in bytes in a guest that has finished starting. For an overlay, df shows the tmpfs below it."""
     found = dict(re.findall(r"^([a-z_]+)=(\w+)$", ssh(ssh_config, f"sh -c '{_quoted(_LOOK)}'", 600.0), re.MULTILINE))
     wanted = "overlay" if "sevsnp.writable=overlay" in config.launch.cmdline.path.read_text().split() else "tmpfs"
     if found.pop("type", None) != wanted or set(found) != {"total", "available", "var_tmpfs", "var"}:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launch digest costs beside hashing the initramfs alone, and beside sev-snp-measure where it is installed."""
+"""Benchmark of a launch digest against hashing only the initramfs, and against sev-snp-measure if it is installed."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ INITRAMFS = 200_000_000
 _CMDLINE = "console=ttyS0"
 _MEMORY_GOAL = 40 << 20
 _TIME_GOAL = 1.5
-# A process of its own, and the most memory it ever had: getrusage would also count that of the process it came from.
+# A process of its own that prints its peak memory. getrusage would also count the memory of its parent process.
 _PEAK = """
 import re, runpy, sys
 module, sys.argv = sys.argv[1], sys.argv[1:]
@@ -31,9 +31,9 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 
 
 def measure_launch_digest(firmware: Path, scratch: Path, rounds: int, size: int = INITRAMFS) -> list[dict[str, Any]]:
-    """Rows as the build benchmark has them, and one of memory in bytes; ``size`` is the initramfs's, in bytes.
+    """Rows as in the build benchmark, and one row of memory in bytes; ``size`` is the initramfs's size in bytes.
 
-    ``scratch`` is a directory for the files. Raises :class:`UserError` where the two disagree on a digest.
+    ``scratch`` is a directory for the files. Raises :class:`UserError` if the two programs give different digests.
     """
     kernel, initrd = scratch / "kernel", scratch / "initrd"
     kernel.write_bytes(os.urandom(1 << 16))
@@ -85,6 +85,6 @@ def _memory_row(peaks: dict[str, int], size: int) -> dict[str, Any]:
 
 def _peak(module: str, *words: str) -> int:
     """The most memory, in bytes, that a command of the Python ``module`` took."""
-    # All of our environment: where our modules are is among it.
+    # The whole environment of this process, because it has the path of our own modules.
     said = run([sys.executable, "-c", _PEAK, module, *words], env=os.environ, timeout=300)
     return int(said.split()[-1]) << 10

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What making the encrypted image costs beside the same file system, cryptsetup, and dd through the mapping."""
+"""The bare tools that setup_luks is compared with: the same file system, cryptsetup, and dd through the mapping."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _UUID = "00000000-0000-4000-8000-000000000000"
 
 
 def bare_luks_image(build: Path, scratch: Path, free: int) -> None:
-    """Make an image of the size that setup_luks gives it, from what is in ``build``, in the same appliance."""
+    """Make an image of the same size as setup_luks makes, from the files in ``build``, in the same appliance."""
     tools, tar = build / "snp-release" / "bin", build / "guest" / "rootfs.tar"
     plain, image, layer, initrd = (scratch / name for name in ("plain", "luks", "job.cpio", "initrd"))
     size = root_size(read_tar(tar).values(), free)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times taken in turns, so that whatever else the machine does meets each alike, and what is said of them."""
+"""Measure times in turns, so that other work of the machine affects all alike, and make result rows of them."""
 
 import statistics
 import time
@@ -14,9 +14,9 @@ def in_turns(
     clock: Callable[[], float] = time.perf_counter,
     number: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each work by its name, one for each round, divided by the ``number`` of things that it does.
+    """The seconds of each work by name, one value for each round, divided by the ``number`` of items in one work.
 
-    A round before the first warms up.
+    A warm-up round comes first and is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
@@ -29,7 +29,7 @@ def in_turns(
 
 
 def ratio_row(name: str, ours: list[float], bare: list[float], goal: float | None, digits: int) -> dict[str, Any]:
-    """The ratio of two medians as a row of a benchmark; seconds are rounded to ``digits``. Without a goal it is met."""
+    """The ratio of two medians as a row of a benchmark; seconds are rounded to ``digits``. No goal counts as met."""
     ratio = statistics.median(ours) / statistics.median(bare)
     return {
         "name": name,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verification costs: as a command, and again and again in one process with a chain that is known.
+"""Benchmark of a verification: as a command, and repeatedly in one process with a known chain.
 
-Only a chip can make evidence that `verify_report` accepts, so the evidence is a software secure processor's and the
-command `verify_report_emulated`: the same code under another root. AMD's revocation list, which no such root has, is
-what it leaves out.
+Only a chip can make evidence that `verify_report` accepts. So the evidence comes from a software secure processor, and
+the command is `verify_report_emulated`: the same code under another root. It differs only in AMD's revocation list,
+which such a root does not have.
 """
 
 import os
@@ -31,10 +31,10 @@ _COMMAND = START.format(module="sevsnp.commands.verify_report_emulated")
 
 
 def measure_verification(scratch: Path, rounds: int) -> list[dict[str, Any]]:
-    """Rows as those of the launch digest; wall-clock seconds of processes, and seconds of processor in process.
+    """Rows as in the launch-digest benchmark: wall-clock seconds for commands, CPU seconds within one process.
 
-    ``scratch`` is a directory for the files. Raises :class:`UserError` where the evidence is not accepted, or on a
-    machine with a secure processor of its own, where no software one starts.
+    ``scratch`` is a directory for the files. Raises :class:`UserError` if the evidence is not accepted, or on a machine
+    with a real secure processor, where the software one does not start.
     """
     from sevsnp.emulation.psp import EmulatedPsp
     from sevsnp.emulation.report_encoder import encode_report
@@ -43,7 +43,7 @@ def measure_verification(scratch: Path, rounds: int) -> list[dict[str, Any]]:
     config = _config(scratch)
     assert config.reference
     honest = psp.fields(_REPORT_DATA, launch=config.launch, measurement=config.reference.launch_digest)
-    # No two alike: a signature that was verified a moment ago is not verified again.
+    # All reports differ, because the result of verifying a signature is cached.
     reports = [psp.sign(encode_report(replace(honest, report_id=os.urandom(32)))) for _ in range(_REPORTS)]
     (scratch / "report").write_bytes(reports[0])
     (scratch / "table").write_bytes(psp.certificate_table())
@@ -64,16 +64,16 @@ def _config(scratch: Path) -> VmConfig:
 def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, Any]]:
     from sevsnp.commands.verify_report_emulated import ACCEPTED_AS_EMULATED
 
-    # A real report's certificates would be in the user's cache, these are in a file.
+    # The certificates of a real report would be in the user's cache; these are in a file.
     words = ["--input", "report", "--certificates", "table", "--root", "psp/ark.pem", "--json",
              "--vm_definition", str(config.source), "--report-data", _REPORT_DATA.hex()]  # fmt: skip
 
     taken: list[float] = []
 
     def start(script: str, *arguments: str) -> int:
-        # Where our modules are, too.
+        # The path of our own modules is needed too.
         path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        # With pipes, whose end is noticed at once: without, subprocess looks every 50 ms whether it has ended.
+        # With pipes, because their end is noticed at once: without pipes, subprocess polls every 50 ms.
         with spawned(
             [sys.executable, "-P", "-c", script, *arguments],
             cwd=scratch, env={**os.environ, "PYTHONPATH": path},
@@ -98,7 +98,7 @@ def _processes(scratch: Path, config: VmConfig, rounds: int) -> list[dict[str, A
 
 
 def _of_children() -> float:
-    """Seconds of processor of all processes that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -127,7 +127,7 @@ def _in_process(scratch: Path, config: VmConfig, reports: list[bytes], rounds: i
             r, s = (int.from_bytes(report[at : at + 48], "little") for at in (0x2A0, 0x2E8))
             key.verify(encode_dss_signature(r, s), report[:0x2A0], ec.ECDSA(hashes.SHA384()))
 
-    # Seconds of the processor: what others do on it meanwhile is not counted.
+    # CPU seconds, which do not include the work of other processes.
     works = {"ours": ours, "bare": bare}
     seconds = in_turns(works, rounds, clock=time.process_time, number=len(reports))
     row = ratio_row("one verification in process, chain known ÷ 1 ms", seconds["ours"], [_ONE_GOAL], 1.0, 6)

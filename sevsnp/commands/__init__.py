@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands in build/bin, a module each."""
+"""The commands in build/bin; each command is one module."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the commands in build/bin read their command lines."""
+"""The command-line parser and the error handling that the commands in build/bin share."""
 
 import argparse
 import os
@@ -13,11 +13,11 @@ USAGE = 64
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits with 64 for a wrong command line: argparse's own 2 says here that evidence was refused."""
+    """A parser that exits with 64 for a wrong command line: argparse's own 2 means here that evidence was refused."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_formatter, add_help=False, **options)
-        # No line of the help for what has just been typed.
+        # The help does not list --help, because the user has just typed it.
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> Any:
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(work: Callable[[], int], output: object = "output") -> int:
-    """Run a command; what the user gave wrongly is one line on standard error. ``output`` is what it writes to."""
+    """Run a command; print a user's error on standard error. ``output`` names the file that the command writes."""
     try:
         return work()
     except UserError as error:
@@ -38,10 +38,10 @@ def guarded(work: Callable[[], int], output: object = "output") -> int:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """As wide as the terminal; to find that out argparse would import shutil, and with it all kinds of archives."""
+    """A help formatter as wide as the terminal. argparse itself would import shutil and all its archive modules."""
     columns = os.environ.get("COLUMNS", "")
     try:
         width = int(columns) if columns.isdecimal() else os.get_terminal_size().columns
-    except OSError:  # no terminal
+    except OSError:  # there is no terminal
         width = 80
     return argparse.HelpFormatter(prog, width=max(width, 40) - 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sev-feature-info: what a host's secure processor says of itself, and the policy that fits it.
+"""sev-feature-info: print the status of a host's secure processor, and a policy that fits it.
 
 Sources: AMD 56860, SNP_PLATFORM_STATUS; Linux include/uapi/linux/psp-sev.h (the ioctl of /dev/sev). Integers are
 little-endian. Exit 0 done, 3 this machine has no answer, 64 usage.
@@ -43,7 +43,7 @@ _FIRST_KERNEL = "expected Linux 6.11 or newer with SEV-SNP on: docs/hardware.md"
 
 @dataclass(frozen=True)
 class PlatformStatus:
-    """SNP_PLATFORM_STATUS. ``flags`` by their names in Linux, and by position (bit_7) where they have none yet."""
+    """SNP_PLATFORM_STATUS. ``flags`` have their names in Linux; a flag without a name has its position (bit_7)."""
 
     product: Product
     api: str
@@ -59,7 +59,7 @@ class PlatformStatus:
 def parse_status(data: bytes, product: Product) -> PlatformStatus:
     """Read an answer of 32 bytes; the TCB versions have the layout of ``product``.
 
-    Raises :class:`UserError` for another length, and for what must be zero and is not.
+    Raises :class:`UserError` for another length, and for bytes that must be zero and are not.
     """
     if len(data) != STATUS_SIZE:
         raise UserError(f"platform status: found {len(data)} bytes, expected {STATUS_SIZE}")
@@ -81,7 +81,7 @@ def parse_status(data: bytes, product: Product) -> PlatformStatus:
 
 
 def read_status(device: Path = DEVICE) -> bytes:
-    """The answer (32 bytes) of this machine's secure processor. Raises :class:`UserError` where there is none."""
+    """The answer (32 bytes) of this machine's secure processor. Raises :class:`UserError` if there is no answer."""
     answer = ctypes.create_string_buffer(STATUS_SIZE)
     command = bytearray(_COMMAND.pack(_SNP_PLATFORM_STATUS, ctypes.addressof(answer), 0))
     try:
@@ -112,7 +112,7 @@ def host_product(cpuinfo: Path = CPUINFO) -> Product:
 
 
 def policy_section(status: PlatformStatus) -> str:
-    """A [policy] (TOML) that this platform satisfies and one with an older TCB does not."""
+    """A [policy] (TOML) that this platform satisfies and a platform with an older TCB does not."""
     tcb = {name: value for name, value in asdict(status.reported_tcb).items() if value is not None}
     floor = ", ".join(f"{name} = {value}" for name, value in tcb.items())
     lines = [
@@ -129,12 +129,12 @@ def policy_section(status: PlatformStatus) -> str:
 
 
 def settings_lines(status: PlatformStatus) -> str:
-    """The same as far as config.yaml can say it."""
+    """The same policy as settings, as far as config.yaml can express it."""
     return f'product: {status.product}\nmin_tcb: "{status.reported_tcb.setting()}"\n'
 
 
 def warnings(status: PlatformStatus) -> list[str]:
-    """What keeps reports of this platform from being accepted."""
+    """The reasons why reports of this platform are not accepted."""
     found = []
     if status.state != _STATES[1]:
         found.append(f"the platform is {status.state}: no guest can be started")

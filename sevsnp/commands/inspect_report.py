@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inspect_report: what a report says, bit by bit, and whether AMD hardware says so. Exit 0, 2, 3 or 64."""
+"""inspect_report: print a report bit by bit, and whether AMD hardware made it. Exit 0, 2, 3 or 64."""
 
 import argparse
 import json

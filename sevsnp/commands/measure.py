@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""measure: the launch digest of a VM config or of files, without the hardware. Exit 0, or 64 for unusable input."""
+"""measure: compute the launch digest of a VM config or of files, without hardware. Exit 0, or 64 for unusable input."""
 
 import argparse
 import json
@@ -97,7 +97,7 @@ def _size(text: str) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What argparse cannot say: options that mean nothing beside others."""
+    """Refuse options that do not go together, which argparse cannot express."""
 
     def given(*names: str) -> str:
         return next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None), "")
@@ -114,7 +114,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _machine(options: argparse.Namespace, model: str, features: int | None) -> Machine:
-    """The vCPUs that the options ask for; ``features`` are the VM config's, which a named host kernel's replace."""
+    """The machine that the options describe.
+
+    ``features`` are the VM config's guest features; those of a host kernel named by an option replace them.
+    """
     kernel = host_kernel(options.host_kernel or DEFAULT_KERNEL)
     if options.guest_features is not None:
         features = options.guest_features

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/commands.md, made from the commands' own parsers: `python -m sevsnp.commands.reference >docs/commands.md`.
+"""Make docs/commands.md from the commands' own parsers: `python -m sevsnp.commands.reference >docs/commands.md`.
 
-From the parsers' actions, since the text of argparse's help is another one in each version of Python.
+The page is made from the parsers' actions, because argparse's help text differs between versions of Python.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ended it. Its `list` and `help TASK` have the tasks, [settings.md](settings.md) 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of build/bin: its parser, an example of its options, and what else there is to say."""
+    """A command of build/bin: its parser, an example of its options, and further text."""
 
     parser: argparse.ArgumentParser
     example: str
@@ -44,12 +44,12 @@ class Command:
         return self.parser.prog
 
     def exits(self) -> dict[int, str]:
-        """What each exit code means, as the end of its help has it."""
+        """The meaning of each exit code, from the end of the command's help."""
         return {int(code): words for code, words in re.findall(r"(\d+) ([^,]+)", self.parser.epilog or "")}
 
 
 def commands() -> list[Command]:
-    """All commands, in the order in which evidence takes its way. Needs a checkout, for the guest's get_report."""
+    """All commands, in the order in which evidence passes through them. Needs a checkout for the guest's get_report."""
     expected = "--input report.json --vm_definition build/verity/vm-config-verity.toml"
     return [
         Command(
@@ -74,14 +74,14 @@ def commands() -> list[Command]:
 
 
 def _parser(module: str) -> argparse.ArgumentParser:
-    # Loaded when it is asked for: of the commands one alone loads the emulation.
+    # Load each module only when it is needed, because only one command may load the emulation.
     found = importlib.import_module(f"sevsnp.commands.{module}").command_line()
     assert isinstance(found, argparse.ArgumentParser)
     return found
 
 
 def _get_report() -> argparse.ArgumentParser:
-    # No package has it: the guest's layer takes it as one file.
+    # get_report is in no package: the guest's layer contains it as a single file.
     path = Path(__file__).resolve().parents[2] / "initramfs" / "get_report.py"
     spec = importlib.util.spec_from_file_location("get_report", path)
     assert spec and spec.loader
@@ -112,14 +112,14 @@ def _section(command: Command) -> str:
     lines += _typed([f"build/bin/{command.name}", *_needed(parser), "[OPTION …]"])
     lines += ["", "| option | what it is |", "|---|---|"]
     lines += [_row(action) for action in parser._actions if action.dest != "help"]
-    # An option and its value stay on one line.
+    # Keep an option and its value on one line.
     words = re.findall(r"--?\S+(?: [^-\s]\S*)?", command.example)
     lines += ["", "For example:", "", *_typed([f"build/bin/{command.name}", *words]), ""]
     return "\n".join([*lines, *([command.more, ""] if command.more else [])])
 
 
 def _typed(words: list[str]) -> Iterator[str]:
-    """A command as it is typed in a shell, on as many lines as it needs."""
+    """A shell command, on as many lines as it needs."""
     line = f"    {words[0]}"
     for word in words[1:]:
         if len(line) + len(word) > _WIDTH - 3:
@@ -131,7 +131,7 @@ def _typed(words: list[str]) -> Iterator[str]:
 
 
 def _needed(parser: argparse.ArgumentParser) -> list[str]:
-    """The options without which a command does nothing, and those of which it takes one."""
+    """The required options of a command, and its groups of options that exclude each other."""
     grouped = [action for group in parser._mutually_exclusive_groups for action in group._group_actions]
     words = [_called(action) for action in parser._actions if action.required and action not in grouped]
     for group in parser._mutually_exclusive_groups:
@@ -141,7 +141,7 @@ def _needed(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _called(action: argparse.Action, name: str = "") -> str:
-    """One name of an option with its value, as it is typed."""
+    """One name of an option with its value, as the user types it."""
     if action.nargs == 0:
         return name or action.option_strings[0]
     value = action.metavar or "|".join(map(str, action.choices or ())) or action.dest.upper()

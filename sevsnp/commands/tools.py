@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/bin: the tools that a user calls by name."""
+"""Write build/bin: the tools that a user calls by name."""
 
 import shlex
 import shutil
 from pathlib import Path
 
-# Not -m, and no garbage collector: of a sixth of a second they would take a tenth.
+# Not -m, and no garbage collector: a command takes a sixth of a second, and they would take a tenth of that.
 START = "import gc, sys; gc.disable(); from {module} import main; sys.exit(main())"
 _WRAPPER = """\
 #!/bin/sh
@@ -24,7 +24,7 @@ _MODULES = {
 }
 
 
-# One file, as get_report is: a guest has neither this project nor the initramfs's modules.
+# A single file like get_report, because a guest has neither this project nor the initramfs's modules.
 _EMULATED = """\
 #!/usr/bin/env python3
 # get_report for an emulated guest: its reports are signed by a software secure processor. EMULATED - NOT CONFIDENTIAL.
@@ -50,8 +50,11 @@ def make_tools(
     get_report_emulated: Path,
     **commands: Path,
 ) -> None:
-    """Write the tools. get_report and get_report_emulated are one file each for the guest's bare python3; the others
-    run in this project's environment."""
+    """Write the tools.
+
+    get_report and get_report_emulated are single files that need only the guest's python3. The other tools run in this
+    project's environment.
+    """
     shutil.copyfile(get_report_source, get_report)
     sources = {"get_report": get_report_source.read_text(), "emulated_provider": emulated_provider.read_text()}
     get_report_emulated.write_text(_EMULATED.format(sources=sources))

@@ -41,7 +41,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The options that both verifiers have."""
+    """A parser with the options that both verifiers have."""
     usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
     exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 wrong command line or file"
     parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
@@ -61,7 +61,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
-    """Which report, with which certificates, as of when, and how the result is shown."""
+    """Add the options for the report, its certificates, the time of the appraisal, and the form of the result."""
     parser.add_argument("--input", "--report", metavar="FILE", type=Path, required=True, dest="report",
                         help="a report in any form, - for standard input")  # fmt: skip
     parser.add_argument("--certificates", metavar="FILE", type=Path, action="append", default=[],
@@ -77,14 +77,14 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Where certificates come from that the evidence does not bring along."""
+    """Add the options for the sources of certificates that the evidence lacks."""
     parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
     parser.add_argument("--offline", action="store_true", help="ask no service; use what is in the cache")
     parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
 
 
 def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], Endorser]) -> Endorser:
-    """The sources that the options name."""
+    """The endorser for the sources that the options name."""
     from sevsnp.attestation.sources import Directory
 
     behind = service(options.kds, options.offline)
@@ -92,7 +92,7 @@ def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], 
 
 
 def read_evidence(options: argparse.Namespace) -> Evidence:
-    """The evidence in the files of the command line."""
+    """The evidence from the files that the command line names."""
     found = read_input(read_file(options.report), str(options.report))
     table, certificates = found.certificate_table, []
     for path in options.certificates:
@@ -122,7 +122,7 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
     if options.report_data is not None:
         return _hex(options.report_data, SIZE, "--report-data")
     if options.nonce is None:
-        return None  # for the policy to say
+        return None  # the policy then states it
     keys = []
     for path in options.host_key:
         try:
@@ -136,7 +136,7 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
 
 
 def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, headline: str, accepted: int) -> int:
-    """Print a result, JSON or a line a check and the verdict last, then write the page, and give the exit code."""
+    """Print the result (JSON, or a line for each check and then the verdict), write the page, return the exit code."""
     document = appraisal.to_json()
     if appraisal.trust_domain != "amd":
         document["accepted_as_emulated"] = appraisal.accepted
@@ -148,7 +148,7 @@ def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, he
         from sevsnp.attestation.terminal import print_appraisal
 
         print_appraisal(appraisal, headline)
-    # After the verdict, which is said even where the page cannot be written.
+    # Write the page after the verdict, so that the verdict is printed even if the page cannot be written.
     if options.html:
         from sevsnp.attestation.page import write_page
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both workflows end to end, unattended."""
+"""Run both workflows end to end, unattended."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One guest of end to end: the host's ./run with its ports, and what the owner waits for and does."""
+"""One guest of the end-to-end run: the host's ./run and its ports, and the owner's waiting and login."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A bundle's ./run as a process of its own; it and its QEMU end with the context, and with this process."""
+    """Run a bundle's ./run as a process; it and its QEMU end with the context, and also if this process ends."""
     run_script = (bundle / "run").absolute()
     variables = {"QEMU": str(qemu.absolute())}
     with spawned([run_script, *arguments], cwd=bundle, env=variables, stderr=subprocess.PIPE) as process:
@@ -44,10 +44,10 @@ def hosted(bundle: Path, qemu: Path, arguments: list[str]) -> Iterator["subproce
 def wait_for_evidence(
     process: "subprocess.Popen[bytes]", port: int, seconds: float, console: Path | None = None
 ) -> None:
-    """Until the guest's agent answers at the attestation port, or the guest is gone, or time is up.
+    """Wait until the guest's agent answers at the attestation port. Raises UserError if the guest ends or time is up.
 
-    A connection alone says nothing: QEMU's user network accepts it before the guest does. Progress is told by the log
-    ``console``.
+    A connection alone proves nothing: QEMU's user network accepts it before the guest does. The progress display comes
+    from the log ``console``.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -68,7 +68,7 @@ def wait_for_evidence(
 
 
 def wait_for_login(config: Path, seconds: float = BOOT_SECONDS) -> None:
-    """Until the guest's sshd answers: the agent is there before it."""
+    """Wait until the guest's sshd answers; it starts after the agent. Raises UserError if time is up."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -87,9 +87,9 @@ def ssh(config: Path, command: str, timeout: float = 60.0) -> str:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a workflow is run with: the host's copy of its bundle, the owner's VM config, and who logs in.
+    """The inputs of a workflow's run: the host's copy of the bundle, the owner's VM config, and the login user.
 
-    ``output`` gets what attestation writes, and at the end the logs of the host; ``memory`` is in bytes.
+    ``output`` gets the files of the attestation, and at the end the logs of the host. ``memory`` is in bytes.
     """
 
     stages: Stages
@@ -105,12 +105,12 @@ class Attempt:
 
     @property
     def console(self) -> Path:
-        """The guest's serial console, as the host keeps it."""
+        """The host's log of the guest's serial console."""
         return self.bundle / "state" / "serial.log"
 
     @property
     def emulated_root(self) -> Path:
-        """The certificate of the software secure processor, where there is one."""
+        """The root certificate of the software secure processor, if there is one."""
         return self.bundle / "state" / "ark.pem"
 
     @property
@@ -119,12 +119,12 @@ class Attempt:
 
     @property
     def verdict(self) -> Path:
-        """What attestation has written of its verdict."""
+        """The verdict file of the attestation."""
         return places(self.output, emulated=self.platform == "emulated")["verdict"]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
-        """The host's ./run, and the ports of sshd and of the agent at 127.0.0.1."""
+        """Run the host's ./run; yield it and the ports of sshd and of the agent at 127.0.0.1."""
         ssh_port, attest_port = free_port(), free_port()
         arguments = ["--platform", self.platform, "--memory", f"{self.memory >> 20}M", "--restricted"]
         arguments += ["--ssh-port", str(ssh_port), "--attest-port", str(attest_port)]
@@ -132,14 +132,14 @@ class Attempt:
             with hosted(self.bundle, self.qemu, arguments) as process:
                 yield process, ssh_port, attest_port
         finally:
-            # The host's directory ends with the run; how it went must be readable after that.
+            # The host's directory is removed after the run, but its logs must stay readable.
             self.output.mkdir(parents=True, exist_ok=True)
             for log in (self.console, self.console.with_name("qemu.log")):
                 with contextlib.suppress(OSError):
                     write_atomic(self.output / log.name, log.read_bytes())
 
     def shut_down(self, process: "subprocess.Popen[bytes]") -> None:
-        """The guest's own poweroff must end QEMU, and the host's ./run with it."""
+        """Power off the guest from inside: this must end QEMU and the host's ./run."""
         with self.stages.stage(f"{read_vm_config(self.config_path).launch.workflow}: shut down") as shown:
             ssh(self.ssh_config, "sudo systemctl poweroff || true")
             if process.wait(timeout=_STOP_SECONDS):
@@ -148,5 +148,5 @@ class Attempt:
 
 
 def accepted_as(verdict: Mapping[str, Any]) -> str:
-    """A verdict in the words of the results."""
+    """The text for a verdict in the results."""
     return "accepted" if verdict["trust_domain"] == "amd" else "accepted as emulated"

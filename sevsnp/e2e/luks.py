@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted workflow end to end: the guest waits, is verified, gets its key, and is looked at from inside."""
+"""The encrypted workflow end to end: the guest waits, is verified, gets its key, and is inspected from inside."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from sevsnp.vm_config.config import read_vm_config
 # With aes-xts-random and hmac-sha256 each sector has 16 bytes of random IV and 32 of authentication.
 _TAG_SIZE = "48"
 
-# What the kernel says of the root: dm names and UUIDs, from the mount down to the disk, and the tags of each sector.
+# Read the kernel's view of the root: dm names and UUIDs from the mount down to the disk, and the tag of each sector.
 _LOOK = r"""
 set -u
 root=$(findmnt -no MAJ:MIN / | tr -d ' ')
@@ -45,12 +45,12 @@ echo "system=$(systemctl is-system-running --wait || true)"
 def run_luks(
     attempt: Attempt, *, header: Path, config_dir: Path, key_dir: Path, asked: Mapping[str, int | str]
 ) -> dict[str, Any]:
-    """Run it and return what was shown. The disk is the host's copy of the image, which ends with the host.
+    """Run the workflow and return what the run has shown. The disk is the host's copy of the image, removed at the end.
 
     The key release's own parameters are those of :func:`sevsnp.owner.luks.attest_luks`.
     """
     stages = attempt.stages
-    # This copy of the volume has never been booted, whatever became of those before it.
+    # This copy of the volume has never been booted, so the record must not come from an earlier copy.
     write_record(key_dir, Luks2.read(header).uuid, Record("made"))
     with attempt.running() as (process, ssh_port, attest_port):
         with stages.stage("luks: boot with measured boot") as shown:
@@ -91,7 +91,7 @@ def look_at_root(config: Path) -> dict[str, bool]:
 
 
 def check_root(found: Mapping[str, str]) -> dict[str, bool]:
-    """What was found shows of the root, as :func:`look_at_root` has it."""
+    """What the values ``found`` in the guest show about its root: the result of :func:`look_at_root`."""
     wanted = {
         "root": r"/dev/mapper/root_guarded;ext4;rw,.*",
         "crypt": r"CRYPT-LUKS2-[0-9a-f]{32}-root",
@@ -108,7 +108,7 @@ def check_root(found: Mapping[str, str]) -> dict[str, bool]:
 
 
 def wait_for_agent(process: "subprocess.Popen[bytes]", port: int, seconds: float, console: Path) -> None:
-    """Until a guest waits for its key at ``port`` of 127.0.0.1, or it is gone, or time is up."""
+    """Wait until a guest waits for its key at ``port`` of 127.0.0.1. Raises UserError if it ends or time is up."""
     deadline = time.monotonic() + seconds
     while not is_waiting("127.0.0.1", port):
         if process.poll() is not None:

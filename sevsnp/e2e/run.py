@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both workflows, unattended: host and owner as two machines would do it, and what each step proved."""
+"""Run both workflows unattended, with host and owner separate as on two machines, and record what each step proved."""
 
 import json
 import shutil
@@ -37,12 +37,12 @@ def e2e(
     results: Path,
     luks: Mapping[str, Any],
 ) -> None:
-    """Run both workflows end to end and write what was shown to ``results`` (JSON).
+    """Run both workflows end to end and write what the runs have shown to ``results`` (JSON).
 
-    The host side runs in a directory that holds only a bundle; ``output`` gets a directory for each workflow, with its
-    logs, evidence and verdict. ``luks`` is what else the release of a key needs (:func:`sevsnp.e2e.luks.run_luks`).
+    The host side runs in a directory that holds only a bundle. ``output`` gets a directory for each workflow, with its
+    logs, evidence and verdict. ``luks`` has the further parameters of :func:`sevsnp.e2e.luks.run_luks`.
     """
-    # A failure must not leave an earlier run's success behind.
+    # A failed run must not leave the results of an earlier successful run.
     results.unlink(missing_ok=True)
     stages = Stages()
     for name, seconds in timings.items():

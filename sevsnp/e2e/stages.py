@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a command that takes a while: a line a stage while it runs, a table of what was shown at the end."""
+"""The stages of a long command: one line for each stage while it runs, and a table of the results at the end."""
 
 import time
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from sevsnp.system import progress
 
 @dataclass
 class Stages:
-    """The stages of a run: name, seconds, and what was shown by each."""
+    """The stages of a run: for each its name, its seconds, and what it has shown."""
 
     rows: list[tuple[str, float, str]] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:
-        """Time a stage; what the block appends to the list it gets is what the stage has shown."""
+        """Time a stage; the block gets a list and appends what the stage has shown."""
         from rich.console import Console
 
         console = Console()
@@ -38,7 +38,7 @@ class Stages:
         self.rows.append((name, seconds, shown))
 
     def table(self, title: str) -> None:
-        """Print what was done, how long it took, and what was proven."""
+        """Print a table of the stages, their times, and what they proved."""
         from rich.console import Console
         from rich.table import Table
 

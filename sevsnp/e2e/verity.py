@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The integrity workflow end to end: the guest boots, is verified, and is looked at from inside."""
+"""The integrity workflow end to end: the guest boots, is verified, and is inspected from inside."""
 
 import json
 import re
@@ -28,7 +28,7 @@ echo "system=$(systemctl is-system-running || true)"
 
 
 def look_inside(config: Path) -> dict[str, str]:
-    """What the running guest says of its mounts, once it has finished starting."""
+    """The running guest's report about its mounts, after it has finished starting."""
     output = ssh(
         config, "sh -c 'systemctl is-system-running --wait >/dev/null; exec sh -s' <<'END'\n" + _CHECKS + "END"
     )
@@ -36,7 +36,7 @@ def look_inside(config: Path) -> dict[str, str]:
 
 
 def run_verity(attempt: Attempt) -> dict[str, Any]:
-    """Run it and return what was shown."""
+    """Run the workflow and return what the run has shown."""
     stages, config = attempt.stages, read_vm_config(attempt.config_path)
     with attempt.running() as (process, ssh_port, attest_port):
         with stages.stage("verity: boot with measured boot") as shown:
@@ -74,7 +74,7 @@ def run_verity(attempt: Attempt) -> dict[str, Any]:
 
 
 def _refused_in_production(config_path: Path, port: int, emulated_root: Path) -> str:
-    """The very same guest before the production verifier must fail for want of a root, and for nothing else."""
+    """Check that the production verifier refuses this guest, and that the only reason is the unknown root."""
     production = read_vm_config(config_path)
     as_hardware = replace(production, launch=replace(production.launch, platform="snp"))
     try:

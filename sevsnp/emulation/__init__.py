@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The software secure processor and its own trust root. Nothing in production imports this."""
+"""The software secure processor and its own trust root. No production code imports this package."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The platform `emulated`: the same firmware, kernel, initramfs, command line and disks, without SNP hardware.
+"""Launch a guest on the platform `emulated`: the same firmware, kernel, initramfs, command line and disks, without SNP.
 
-On SNP hardware QEMU puts the table of kernel, initrd and command-line hashes into guest memory; here the loader device
-does, and the real AmdSev firmware enforces it all the same. The guest is started paused, and its launch digest is
-computed from the memory that it really starts with. EMULATED – NOT CONFIDENTIAL.
+On SNP hardware QEMU puts the table of kernel, initrd and command-line hashes into guest memory. Here QEMU's loader
+device does it, and the real AmdSev firmware enforces the hashes in the same way. The guest is started paused, and its
+launch digest is computed from the memory with which it really starts. EMULATED – NOT CONFIDENTIAL.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ _PAGE = 4096
 def running(
     launch: Launch, options: RunOptions, accelerator: str = "tcg", hashes: KernelHashes | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the guest and give its QEMU process; it is gone when the context ends.
+    """Start the guest and yield its QEMU process; the process ends with the context.
 
-    For an emulated VM config the secure processor's certificates are left in ``options.state`` as ``ark.pem`` and the
-    launch digest as ``launch-digest.emulated.txt``. A production VM config starts too: its guest has no evidence.
-    An ID block that is not for the guest in memory ends the launch with :class:`UserError`, as on the hardware.
-    ``hashes`` replaces the table that QEMU would make, as a host that lies about the files it loads would.
+    For an emulated VM config, ``options.state`` gets the secure processor's root certificate (``ark.pem``) and the
+    launch digest (``launch-digest.emulated.txt``). A production VM config starts too, but its guest has no evidence.
+    An ID block for another guest than the one in memory ends the launch with :class:`UserError`, as on hardware.
+    ``hashes`` replaces the table that QEMU would make: this simulates a host that lies about the files it loads.
     """
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name, short_name(Path(name)) as sockets:
         work = Path(name)
@@ -87,7 +87,7 @@ def running(
 
 
 def _measure(qmp: Qmp, launch: Launch, work: Path, firmware: Ovmf) -> bytes:
-    """The launch digest of the memory as it is before the first instruction."""
+    """The launch digest of the guest's memory before its first instruction."""
     regions = (("firmware", firmware.address, firmware.size), ("page", firmware.hash_page_address, _PAGE))
     for name, address, length in regions:
         qmp.command("pmemsave", val=address, size=length, filename=str(work / name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch digest of the memory that a paused guest will start with."""
+"""The launch digest of the memory with which a paused guest will start."""
 
 import io
 
@@ -7,7 +7,7 @@ from sevsnp.measurement.launch_digest import launch_digest
 
 
 def measure(firmware: bytes, hash_page: bytes, *, vcpus: int, vcpu_model: str, guest_features: int) -> bytes:
-    """The launch digest (48 bytes) of a firmware image and a kernel-hashes page (4096 bytes) read back from memory."""
+    """The launch digest (48 bytes) of a firmware image and a kernel-hashes page (4096 bytes), both read from memory."""
     return launch_digest(
         io.BytesIO(firmware),
         len(firmware),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The software secure processor: AMD's formats, its own keys, and nothing that AMD vouches for.
+"""The software secure processor: it uses AMD's formats but its own keys, and AMD vouches for none of it.
 
-Every instance makes a new ARK → ASK → VCEK hierarchy; the private keys never leave its memory. The certificates say
-whose they are in their names and in a critical extension that no other verifier knows.
+Every instance makes a new ARK → ASK → VCEK hierarchy; the private keys never leave its memory. The certificates are
+marked as emulated by their names and by a critical extension that no other verifier knows.
 """
 
 import os
@@ -27,14 +27,14 @@ from sevsnp.measurement.id_block import Identity, check_identity, read_identity
 from sevsnp.vm_config.config import Launch, Product, Tcb
 
 VALIDITY = timedelta(hours=24)
-_SKEW = timedelta(minutes=5)  # owner and host may be two machines with two clocks
+_SKEW = timedelta(minutes=5)  # owner and host may be two machines whose clocks differ
 
 SEV_GUEST = Path("/dev/sev-guest")
 TSM_REPORT = Path("/sys/kernel/config/tsm/report")
 
 _AMD = "1.3.6.1.4.1.3704.1"
 _CPUID = {"Milan": Cpuid(0x19, 0x01, 1), "Genoa": Cpuid(0x19, 0x11, 1), "Turin": Cpuid(0x1A, 0x02, 1)}
-# High enough for every minimum; components above 127 also take the longer form of the certificate's INTEGER.
+# High enough for every minimum. A component above 127 also needs the longer form of the certificate's INTEGER.
 _LEVEL = 200
 # ECC, RAPL disabled, ciphertext hiding, alias check complete; neither SMT nor TSME.
 _PLATFORM_INFO = 0x3C
@@ -90,7 +90,7 @@ class EmulatedPsp:
 
     @staticmethod
     def finish_launch(launch: Launch, measurement: bytes) -> Identity | None:
-        """SNP_LAUNCH_FINISH: the launch's ID block if it has one, :class:`UserError` where it is for another."""
+        """SNP_LAUNCH_FINISH: the launch's ID block, if any. Raises :class:`UserError` for another guest's ID block."""
         if not launch.id_block or not launch.id_auth:
             return None
         identity = read_identity(launch.id_block.path, launch.id_auth.path)
@@ -100,9 +100,9 @@ class EmulatedPsp:
     def fields(
         self, report_data: bytes, *, launch: Launch, measurement: bytes, identity: Identity | None = None
     ) -> ReportFields:
-        """What a report says about a guest launched with ``launch`` and measured as ``measurement`` (48 bytes).
+        """The report fields for a guest that was launched with ``launch`` and has the launch digest ``measurement``.
 
-        ``identity`` is what :meth:`finish_launch` gave.
+        ``measurement`` has 48 bytes. ``identity`` is the result of :meth:`finish_launch`.
         """
         if launch.product != self.product:
             raise UserError(f"software secure processor of {self.product}: the launch is for {launch.product}")
@@ -131,7 +131,7 @@ class EmulatedPsp:
         return self.sign(encode_report(fields))
 
     def sign(self, body: bytes) -> bytes:
-        """The report of 1184 bytes whose first 672 are ``body``."""
+        """The signed report (1184 bytes) whose first 672 bytes are ``body``."""
         return append_signature(body, *decode_dss_signature(self._key.sign(body, ec.ECDSA(hashes.SHA384()))))
 
     def certificate_table(self) -> bytes:
@@ -147,7 +147,7 @@ class EmulatedPsp:
 
 
 def _identity_fields(identity: Identity | None) -> dict[str, Any]:
-    """What an ID block adds to a report; without one these fields are zero."""
+    """The report fields that come from an ID block; without an ID block they are zero."""
     if identity is None:
         return {}
     return {
@@ -161,12 +161,12 @@ def _identity_fields(identity: Identity | None) -> dict[str, Any]:
 
 
 def hwid(product: Product) -> bytes:
-    """The hardware id in the VCEK: 64 bytes, on Turin 8, as AMD's."""
+    """The hardware id in the VCEK: 64 bytes, on Turin 8, as in AMD's certificates."""
     return EMULATED_CHIP_ID[:8] if product == "Turin" else EMULATED_CHIP_ID
 
 
 def refuse_real_hardware() -> None:
-    """Raise :class:`UserError` where this machine can have real evidence, or where that cannot be told."""
+    """Raise :class:`UserError` if this machine can have real evidence, or if that cannot be determined."""
     if SEV_GUEST.exists() or _real_tsm_provider():
         raise UserError(
             "this machine has a real SEV-SNP secure processor: the emulated one does not start here",
@@ -177,14 +177,14 @@ def refuse_real_hardware() -> None:
 def _real_tsm_provider() -> bool:
     if not TSM_REPORT.is_dir():
         return False
-    # Which provider is behind configfs-tsm shows only in an entry of one's own.
+    # Only an entry of our own shows which provider configfs-tsm has.
     entry = TSM_REPORT / f"probe-{uuid.uuid4()}"
     try:
         entry.mkdir()
     except PermissionError:
         return True
     except OSError:
-        return False  # ENXIO: the directory is there without a provider
+        return False  # ENXIO: the directory exists, but has no provider
     try:
         return (entry / "provider").read_text().strip() == "sev_guest"
     except OSError:
@@ -220,7 +220,7 @@ def _builder(
         .not_valid_after(start + _SKEW + VALIDITY)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         .add_extension(
-            # DER NULL: the extension means something by being there.
+            # DER NULL: the extension needs no value, its presence is the mark.
             x509.UnrecognizedExtension(x509.ObjectIdentifier(EMULATION_OID), b"\x05\x00"),
             critical=True,
         )
@@ -262,5 +262,5 @@ def _write(path: Path, data: bytes) -> None:
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
-    new.chmod(0o644)  # whatever the umask
+    new.chmod(0o644)  # independent of the umask
     new.replace(path)

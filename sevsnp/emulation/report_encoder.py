@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports written the way the secure processor writes them; the inverse of sevsnp.attestation.report's parser."""
+"""Encode reports as the secure processor does; the inverse of the parser in sevsnp.attestation.report."""
 
 import struct
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def encode_tcb(tcb: Tcb, product: Product) -> bytes:
 
 
 def encode_report(fields: ReportFields) -> bytes:
-    """The 0x2A0 bytes (672) that are signed."""
+    """The bytes of a report that are signed: 672 (0x2A0)."""
     body = bytearray(SIGNED_SIZE)
 
     def put(offset: int, data: bytes, length: int) -> None:
@@ -111,5 +111,5 @@ def encode_report(fields: ReportFields) -> bytes:
 
 
 def append_signature(body: bytes, r: int, s: int) -> bytes:
-    """The whole report, 1184 bytes: r and s are 72 bytes little-endian each, the rest zero."""
+    """The whole report (1184 bytes): ``body``, then r and s (72 bytes little-endian each), then zeros."""
     return (body + r.to_bytes(72, "little") + s.to_bytes(72, "little")).ljust(REPORT_SIZE, b"\0")

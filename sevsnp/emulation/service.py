@@ -2,7 +2,7 @@
 """The host's end of the guest's virtio-serial port: 64 bytes of REPORT_DATA in, a report and its certificates out.
 
 A request is 64 raw bytes. An answer is its length (u32 big-endian) and a JSON object: ``report`` and ``certificates``
-(the extended report's certificate table) in base64, or ``error``. The guest is not trusted to speak this at all.
+(the extended report's certificate table) in base64, or ``error``. The guest is not trusted to follow this protocol.
 """
 
 import base64
@@ -22,7 +22,7 @@ from sevsnp.measurement.id_block import Identity
 from sevsnp.vm_config.config import Launch
 
 REQUEST_SIZE = 64
-# How long a guest may take over the rest of a request it has begun, and over reading an answer, in seconds.
+# Time limit in seconds for the rest of a request that a guest has begun, and for the guest to read an answer.
 STALL = 5.0
 
 Answer = Callable[[bytes], tuple[bytes, bytes]]
@@ -31,19 +31,21 @@ Answer = Callable[[bytes], tuple[bytes, bytes]]
 def serve(connection: socket.socket, answer: Answer, stall: float = STALL) -> None:
     """Answer requests on a connected stream socket, one after the other, until the peer or this side closes it.
 
-    ``answer`` makes a report and a certificate table for REPORT_DATA (64 bytes). Never raises for what the peer does.
+    ``answer`` makes a report and a certificate table for REPORT_DATA (64 bytes). The peer cannot make this raise.
     """
     try:
         while (request := _receive(connection, stall)) is not None:
             connection.settimeout(stall)
             connection.sendall(_frame(request, answer))
     except OSError:
-        return  # gone, or not reading: a frame that was sent in part cannot be mended
+        return  # the peer is gone or does not read; a partly sent frame cannot be completed
 
 
 def _receive(connection: socket.socket, stall: float) -> bytes | None:
-    """The next whole request; None when the peer is gone. A request that stalls is dropped, so that a stray byte does
-    not shift all requests after it."""
+    """The next whole request, or None when the peer is gone.
+
+    An incomplete request is dropped after ``stall`` seconds, so that a stray byte does not shift all later requests.
+    """
     while True:
         connection.settimeout(None)
         data = connection.recv(REQUEST_SIZE)
@@ -70,7 +72,7 @@ def _frame(request: bytes, answer: Answer) -> bytes:
             "report": base64.b64encode(report).decode(),
             "certificates": base64.b64encode(certificates).decode(),
         }
-    except Exception as error:  # the service outlives one bad answer
+    except Exception as error:  # one failed answer must not end the service
         print(f"software secure processor: {error}", file=sys.stderr)
         document = {"error": "the software secure processor has no report"}
     body = json.dumps(document).encode()
@@ -107,7 +109,7 @@ class PspService:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # gone already
-            self._connection.shutdown(socket.SHUT_RDWR)  # wakes the thread, which a close alone does not
+        with contextlib.suppress(OSError):  # already closed
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes the thread; close() alone does not
         self._thread.join(2 * STALL)
         self._connection.close()

@@ -23,7 +23,7 @@ _TOKEN = object()
 
 @dataclass(frozen=True, init=False)
 class EmulatedVerdict(Accepted):
-    """A software secure processor runs the expected guest. Only :func:`verify_emulated` makes one."""
+    """The verdict that a software secure processor runs the expected guest. Only :func:`verify_emulated` makes one."""
 
     def __init__(self, appraisal: Appraisal, token: object) -> None:
         if token is not _TOKEN:
@@ -34,19 +34,22 @@ class EmulatedVerdict(Accepted):
         raise TypeError("EmulatedVerdict has no subclasses")
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: ``accepted`` is for real hardware and stays false; ``accepted_as_emulated`` is true."""
+        """For programs: ``accepted`` means real hardware and stays false; ``accepted_as_emulated`` is true."""
         return {**self.appraisal.to_json(), "accepted": False, "accepted_as_emulated": True}
 
 
 def appraise_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> Appraisal:
-    """How emulated evidence comes out under the certificate in the PEM file ``root``: an object, whatever is wrong."""
+    """Appraise emulated evidence at the time ``now`` (aware) under the certificate in the PEM file ``root``.
+
+    Never raises for evidence. Raises :class:`UserError` if ``root`` is not the ARK of one software secure processor.
+    """
     return appraise(evidence, expected, now, _read_root(root))
 
 
 def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> EmulatedVerdict:
     """Appraise emulated evidence at the time ``now`` (aware) under the certificate in the PEM file ``root``.
 
-    Raises Refused, and :class:`UserError` where ``root`` is not one software secure processor's ARK.
+    Raises Refused, and :class:`UserError` if ``root`` is not the ARK of one software secure processor.
     """
     return EmulatedVerdict(appraise_emulated(evidence, expected, now, root), _TOKEN)
 

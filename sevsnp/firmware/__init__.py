@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's firmware: what an image contains, how ours is made, and which firmware a guest may start with."""
+"""The guest's firmware: read an image, make our own, and decide with which firmware a guest may start."""

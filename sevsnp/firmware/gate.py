@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which firmware a guest may start with: one that is known to start nothing but the three hashed files.
+"""Decide with which firmware a guest may start: only with one that starts nothing but the three hashed files.
 
-A known image is judged by its SHA-256; any other is looked into, and is accepted only if it can be read to its last
-byte and no road for other code of the host is in it. Only the standard library: a host bundle has this too.
+A known image is judged by its SHA-256. Any other image is inspected. It is accepted only if this module can read it
+completely and finds no way in it to start other code of the host. The module needs only the standard library, because
+a host bundle contains it too.
 """
 
 import hashlib
@@ -20,20 +21,20 @@ if TYPE_CHECKING:
 
 _OWN = "use the project's own firmware: leave FIRMWARE away"
 REMEDY = "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT"
-# Shown with every verdict about a guest that starts with another firmware for a reason of its owner's.
+# Shown with every verdict about a guest whose owner gave a reason for another firmware.
 _RISK = "the firmware is not known to start nothing but the measured files; its owner's reason: {}"
 
 # A file-path node of a device path (UEFI 2.10, section 10.3.5.4).
 _NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL | re.IGNORECASE)
 _SIGNATURE = b"PCIR"
-# Its letters may be large or small: FAT does not tell them apart.
+# Upper and lower case are equal here, because FAT does not distinguish them.
 _DEFAULT = re.compile(re.escape("\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")), re.IGNORECASE)
-_MOST = 64 << 20  # what is read of a file; larger than any image that can be judged
+_MOST = 64 << 20  # the bytes that are read from a file; more than any image that can be judged
 
 
 def find_roads(image: bytes) -> tuple[str, ...]:
-    """Why ``image`` may start other code of the host's, each reason in words; empty where it does not."""
-    from sevsnp.firmware.volumes import Unreadable, leaves  # with lzma and uuid, for which a known one need not wait
+    """The reasons why ``image`` may start other code of the host, as text; empty if there is none."""
+    from sevsnp.firmware.volumes import Unreadable, leaves  # loads lzma and uuid, which a known image does not need
 
     try:
         return tuple(road for leaf in leaves(image) for road in _roads_of(leaf))
@@ -54,7 +55,7 @@ def _roads_of(leaf: "Leaf") -> list[str]:
 
 @lru_cache(maxsize=8)
 def _judge(digest: str, path: str, reason: str) -> str:
-    """Why the firmware is refused, or an empty string; ``path`` may be empty where there is no file to look into."""
+    """Why the firmware is refused, or an empty string; ``path`` is empty if there is no file to inspect."""
     if digest in ACCEPTED:
         return ""
     if digest in REFUSED:
@@ -76,23 +77,24 @@ def _judge(digest: str, path: str, reason: str) -> str:
 def problem(digest: str, path: Path, reason: str = "") -> str:
     """Why a guest must not start with the firmware of this SHA-256 (64 hex digits), or an empty string.
 
-    ``path`` is its file, which need not be there for a known one; ``reason`` is the owner's, recorded in the VM config.
+    ``path`` is the firmware's file; it need not exist for a known firmware. ``reason`` is the owner's reason in the VM
+    config.
     """
     return _judge(digest, str(path) if path.is_file() else "", reason)
 
 
 def residual_risks(digest: str, reason: str) -> tuple[str, ...]:
-    """What remains open, in words, where a firmware is trusted for a ``reason`` only."""
+    """The residual risk, as text, of a firmware that is trusted only because of a ``reason``."""
     return (_RISK.format(reason),) if reason and digest not in ACCEPTED else ()
 
 
 def check_firmware(digest: str, path: Path, reason: str = "") -> None:
-    """Raises :class:`UserError`, one line and its remedy, for a firmware that a guest must not start with."""
+    """Raises :class:`UserError`, one line and its remedy, for a firmware with which a guest must not start."""
     if found := problem(digest, path, reason):
-        # No reason makes up for what is known.
+        # No reason makes a firmware in REFUSED acceptable, so its remedy does not offer FIRMWARE_REASON.
         raise UserError(f"{path}: firmware refused: {found} (SHA-256 {digest})", _OWN if digest in REFUSED else REMEDY)
 
 
 def check_launch_firmware(launch: "Launch") -> None:
-    """:func:`check_firmware` for what a VM config or a host bundle's launch file names."""
+    """:func:`check_firmware` for the firmware that a VM config or a host bundle's launch file names."""
     check_firmware(launch.firmware.sha256, launch.firmware.path, launch.firmware_reason)

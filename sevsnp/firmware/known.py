@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Firmware images known by their SHA-256 (lower-case hex digits)."""
 
-# Debian's OVMF.amdsev.fd of ovmf-amdsev 2026.08+ds-2, from which ours is made.
+# Debian's OVMF.amdsev.fd of ovmf-amdsev 2026.08+ds-2, from which our firmware is made.
 STOCK = "3e4fd0b3fe3b2dbe481c3d9e99418a034174f26cbe1f55aa212b0f18c12d2d6f"
 OURS = "e60ba17a2a99404876b4e61e9a849de66b34f255aaa31d30f8fba3086bfae55b"
 
-# They start nothing but the kernel, the initrd and the command line whose hashes are in the launch digest.
+# These images start nothing but the kernel, the initrd and the command line whose hashes are in the launch digest.
 ACCEPTED = {OURS: "OVMF of openend2e-sevsnp"}
-# They start other code of the host's too. No setting and no reason makes one of them acceptable.
+# These images also start other code of the host. No setting and no reason makes one of them acceptable.
 REFUSED = {
     STOCK: "unchanged AmdSev OVMF (Debian 2026.08+ds-2)",
     "4865fb84220ce73ee037e79fa9047a28e59e6fe7d15defb7e7eefac4fd5b294d": "early OVMF of openend2e-sevsnp",

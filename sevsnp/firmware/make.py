@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making our firmware: Debian's pinned AmdSev OVMF, changed so that it starts nothing but the three hashed files.
+"""Make our firmware: change Debian's pinned AmdSev OVMF so that it starts nothing but the three hashed files.
 
-The change is made in the unpacked content of the image's one packed section, which is then packed again. Input, places
-and output are all pinned: another build of the input is refused, and so is another result of the compressor.
+The changes are made in the unpacked content of the image's only packed section, which is then packed again. Input,
+places and output are pinned: another build of the input is refused, and so is another result of the compressor.
 """
 
 import hashlib
@@ -17,22 +17,22 @@ from sevsnp.system.command import run
 
 
 class Change(NamedTuple):
-    """``old`` stands in the unpacked content at the offsets ``places`` and nowhere else, and becomes ``new``."""
+    """One change: ``old`` is in the unpacked content at exactly the offsets ``places``, and becomes ``new``."""
 
     old: bytes
     new: bytes
     places: tuple[int, ...]
 
 
-# The name in a device path. No file of fw_cfg can have the new one: its names are of 8-bit characters, which give these
-# code units neither with zeros nor with a sign in the upper half.
+# The name in a device path. No fw_cfg file can have the new name: fw_cfg names consist of 8-bit characters, and neither
+# zero extension nor sign extension of 8 bits gives these code units.
 _NODE = bytes.fromhex("04041200")  # media device path, file path, 18 bytes: UEFI 2.10, section 10.3.5.4
 _NAME = "shim".encode("utf-16-le")
-# A compare with a signature, and the jump behind it if they differ (jne). The jump becomes one that is always taken
-# (jmp): the host chooses what is compared, so another signature would be no obstacle.
+# A comparison with a signature, and the jump after it (jne). The jump becomes unconditional (jmp), so that no input
+# passes the comparison; another signature alone would not ensure this.
 _SIGNATURE = b"PCIR"
-# Where BdsDxe goes on when the kernel has returned, or could not be started: the host can bring that about, for the
-# machine's memory is not measured. Instead of looking for something else to start it says so and stops.
+# The place where BdsDxe continues after the kernel has returned or could not be started. Our firmware does not look for
+# something else to start: it prints a message and stops.
 _GOES_ON = bytes.fromhex("4531ff ba02000000 4889d9 31ff 4c89bd58fcffff e8")
 _STOPS = bytes.fromhex(
     "488d0dce740000"  # lea rcx, [the text "%a: No bootable option was found."]
@@ -40,17 +40,17 @@ _STOPS = bytes.fromhex(
     "e8d28bffff"  # call the function that prints
     "ebfe"  # jmp to itself
 )
-# What is started of a disk that names nothing else; FAT has no file with a colon in its name.
+# The default boot file of a disk. The new name has a colon, which no FAT file name can have.
 _DEFAULT = "\\EFI\\BOOT\\BOOTX64.EFI"
-# Sizes that the host gives, which are used for memory before anything is verified. One that is too large is a jump to
-# itself (75fe, 72fe) or is cut to what there is room for.
-# PlatformPei, a file of fw_cfg that is kept: 1 byte to 32 KiB. The original skips an empty one and has no upper limit.
+# Sizes from the host that the firmware uses for memory before it verifies anything. For a size that is too large, our
+# firmware jumps to the same instruction for ever (75fe, 72fe) or limits the size to the available room.
+# PlatformPei, a stored fw_cfg file: its size must be 1 byte to 32 KiB.
 _KEPT = bytes.fromhex("8b433b 85c0 0f84b0010000 448d7006")
 _KEPT_LIMITED = bytes.fromhex("8b433b 448d7006 ffc8 c1e80f 75fe 90")
-# QemuKernelLoaderFsDxe, the kernel's two parts: their sum must not wrap round.
+# QemuKernelLoaderFsDxe, the kernel's two parts: the sum of their sizes must not overflow.
 _SUM = bytes.fromhex("4101c4 4883fb0c 7407 bb0c000000 ebc5")
 _SUM_LIMITED = bytes.fromhex("4101c4 72fe 83fb0c 7406 b30c ebc7 6690")
-# The same driver, the number of files of fw_cfg: its lowest byte; QEMU has 32, and more only if told so.
+# The same driver, the number of fw_cfg files: only its lowest byte counts. QEMU has 32 files by default.
 _COUNT = bytes.fromhex("89c3 4989de 48c1e306")
 _COUNT_LIMITED = bytes.fromhex("0fb6d8 4989de c1e306")
 CHANGES = (
@@ -67,8 +67,8 @@ CHANGES = (
     ),
 )
 
-# What the pinned Python packs with: the format of .lzma files, which UEFI's LZMA sections have, at xz's highest preset.
-# The sizes are the stock image's: 16 MiB of dictionary, and the three numbers of bits.
+# The program with which the pinned Python packs: the .lzma file format, which UEFI's LZMA sections use, at xz's highest
+# preset. The sizes are those of the stock image: a 16 MiB dictionary, and lc, lp and pb in bits.
 _PACK = """\
 import lzma, sys
 sizes = {"dict_size": 1 << 24, "lc": 3, "lp": 0, "pb": 2}
@@ -76,13 +76,13 @@ filters = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, **sizes}
 sys.stdout.buffer.write(lzma.compress(sys.stdin.buffer.read(), format=lzma.FORMAT_ALONE, filters=filters))
 """
 _REMEDY = "the pinned Python and its liblzma make the same again: ./doitw packages"
-_SIZE_FIELD = slice(5, 13)  # behind the five bytes of properties; the firmware's unpacker needs the size there
+_SIZE_FIELD = slice(5, 13)  # after the five bytes of properties; the firmware's unpacker needs the size there
 
 
 def make_firmware(*, stock: Path, python: Path, output: Path) -> None:
-    """Write our firmware to ``output`` from the image ``stock``; ``python`` is the pinned tree's.
+    """Write our firmware to ``output`` from the image ``stock``; ``python`` is the Python of the pinned tree.
 
-    Raises :class:`UserError` for another input, and where the result is not the pinned one.
+    Raises :class:`UserError` for another input, and if the result is not the pinned one.
     """
     image = stock.read_bytes()
     found = hashlib.sha256(image).hexdigest()
@@ -110,7 +110,7 @@ def _changed(image: bytes, python: Path, name: str) -> bytes:
 
 
 def change(content: bytes, name: str) -> bytes:
-    """``content`` with CHANGES. Raises :class:`UserError` unless each old text stands exactly where it must."""
+    """``content`` with CHANGES. Raises :class:`UserError` unless each old text is at exactly its expected offsets."""
     made = bytearray(content)
     for one in CHANGES:
         places = tuple(_find_all(content, one.old))
@@ -138,7 +138,7 @@ def _pack(content: bytes, python: Path) -> bytes:
 
 
 def _put_back(image: bytes, section: Packed, packed: bytes, name: str) -> bytes:
-    """The image with ``packed`` in the section's place, which keeps its size: nothing behind it moves."""
+    """The image with ``packed`` in place of the section. The section keeps its size, so nothing after it moves."""
     if len(packed) > section.length:
         raise UserError(f"{name}: packed again: found {len(packed)} bytes, expected at most {section.length}", _REMEDY)
     end = section.data + section.length

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a firmware image contains: its volumes, files and sections, decompressed, down to the code itself.
+"""Read a firmware image: its volumes, files and sections, decompressed, down to the code itself.
 
 Source: UEFI Platform Initialization 1.8, volume 3 (firmware volumes 3.2.1, files 3.2.3, sections 3.2.4). All integers
-are little-endian. The image may be anybody's: every length is checked, and work and memory are bounded.
+are little-endian. The image is untrusted: every length is checked, and work and memory are bounded.
 """
 
 import lzma
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# What all sections together may become; AmdSev's are 16 MiB.
+# The limit in bytes for all unpacked sections together; those of AmdSev have 16 MiB.
 MAX_CONTENT = 96 << 20
 MAX_IMAGE = 16 << 20
 _MAX_DEPTH = 8
@@ -32,7 +32,7 @@ _PROCESSING_REQUIRED = 0x01
 
 
 class Unreadable(Exception):
-    """The image is not made as the specification says, or packed in a way that is not known here."""
+    """The image does not follow the specification, or its packing format is unknown here."""
 
 
 class Leaf(NamedTuple):
@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """An LZMA section of the image: the offset of its header, of its packed data, their length, and what is inside."""
+    """An LZMA section of the image: the offsets of its header and of its packed data, their length, and the content."""
 
     header: int
     data: int
@@ -66,7 +66,7 @@ class _Walk:
             length = self._volume_length(data, offset, f"{offset:#x}")
             yield from self.volume(data[offset : offset + length], f"{offset:#x}", 0, offset)
             offset += length
-        # An image whose code was not found is not one without faults: it keeps the code where nobody looked.
+        # If the code was not found, it is in a part that was not read, so the image cannot be judged.
         if _DXE_CORE not in self.file_types:
             raise Unreadable("the code that starts a kernel was not found in it")
 
@@ -114,7 +114,7 @@ class _Walk:
             else:
                 yield from self.sections(body, inner, depth, None if base is None else base + offset + head)
             offset += -(-size // 8) * 8
-        # What stands behind the last file is no file: it must be free space, or something was hidden or misread.
+        # The space after the last file must be free; otherwise a part is hidden or was misread.
         if data[offset:].strip(b"\xff"):
             raise Unreadable(f"{place}: bytes behind the last file")
 
@@ -178,12 +178,12 @@ class _Walk:
 
 
 def leaves(image: bytes) -> Iterator[Leaf]:
-    """Everything in ``image`` that holds no further sections. Raises :class:`Unreadable` for a part it cannot read."""
+    """Yield each part of ``image`` without further sections. Raises :class:`Unreadable` for a part it cannot read."""
     return _Walk().image(image)
 
 
 def packed_sections(image: bytes) -> list[Packed]:
-    """The LZMA sections that stand in ``image`` itself, in their order. Raises :class:`Unreadable`."""
+    """The LZMA sections that are in ``image`` itself, not inside other sections, in order. Raises Unreadable."""
     walk = _Walk()
     for _ in walk.image(image):
         pass

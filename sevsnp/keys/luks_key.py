@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disk keys on the owner's machine: where one comes from, where made ones are kept, and what is known of each volume.
+"""Disk keys on the owner's machine: given keys, made keys and their files, and a record of each volume.
 
 A key is bytes in this process's memory, a file of the user's own, or a file in CONFIG_DIR/volumes. It is never a word
-of a command line, a variable that a process started from here has, a line of a log, or a value that doit keeps; and no
-core dump is made of a process that has one (sevsnp.keys.taken_key).
+of a command line, an environment variable of a child process, a line of a log, or a value that doit stores. The kernel
+makes no core dump of a process that has a key (sevsnp.keys.taken_key).
 """
 
 import fcntl
@@ -39,7 +39,7 @@ Kind = Literal["made", "given"]
 
 @dataclass(frozen=True)
 class Key:
-    """A key, and where it came from in words; it is not shown when this is."""
+    """A key, and its source as text; repr() does not show the key."""
 
     data: bytes = field(repr=False)
     source: str
@@ -50,15 +50,15 @@ _reading = threading.Lock()
 
 
 def was_given() -> bool:
-    """Whether LUKS_KEY was handed to this run; nothing is read."""
+    """Whether LUKS_KEY was given to this run; the key is not read."""
     return DESCRIPTOR_VARIABLE in os.environ or "LUKS_KEY" in _known
 
 
 def given(key_file: str, *, twice: bool = False) -> Key | None:
     """The key that the user gave for this run: LUKS_KEY, else the setting LUKS_KEY_FILE (``-`` asks); None without one.
 
-    ``twice``: a typed key is asked for once more, since a mistake in a new volume's would lock its owner out. What was
-    read or typed is remembered for as long as this process lives. Raises UserError.
+    ``twice``: ask for a typed key twice, because a typing error in a new volume's key would lock its owner out. The key
+    is cached until this process ends. Raises UserError.
     """
     with _reading:
         if key_file == PROMPT or was_given():
@@ -87,7 +87,7 @@ def _from_descriptor(text: str) -> bytes:
 
 
 def read_key_file(path: Path) -> bytes:
-    """All bytes of a key file. Raises UserError unless it is a file of this user that nobody else may read."""
+    """All bytes of a key file. Raises UserError if others may read it, or if it is another user's (except for root)."""
     keep_from_dumps()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -95,7 +95,7 @@ def read_key_file(path: Path) -> bytes:
         if path.is_symlink():
             raise UserError(f"{path}: a symbolic link, expected a key file", "name the file itself") from None
         raise UserError(f"{path}: cannot be read: {error.strerror}", "LUKS_KEY_FILE=… names the key file") from None
-    # What is open is what is checked, so it cannot be exchanged in between.
+    # Check the open file, so that it cannot be exchanged after the check.
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -133,10 +133,11 @@ def _checked(data: bytes, source: str) -> bytes:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a volume: whether its key was ``made`` here or ``given`` by its user, the ``generation`` of the
-    last boot that its owner saw, and whether a guest without a secure processor was handed the key (``exposed``).
+    """The record of a volume.
 
-    ``sent``: a confidential guest was handed it. ``place`` is the image that it was made for, an absolute path.
+    ``key`` says whether the key was ``made`` here or ``given`` by the user. ``generation`` is that of the last boot
+    that the owner saw. ``exposed``: the key was sent to a guest without a secure processor. ``sent``: it was sent to a
+    confidential guest. ``place`` is the absolute path of the image that the volume was made for.
     """
 
     key: Kind
@@ -147,17 +148,17 @@ class Record:
 
     @property
     def opened(self) -> bool:
-        """Whether a guest may have opened the volume, so that there may be data of its user's on a copy of it."""
+        """Whether a guest may have opened the volume; if so, a copy of it may hold the user's data."""
         return self.sent or self.exposed or self.generation > 0
 
 
 def key_path(config_dir: Path, uuid: str) -> Path:
-    """Where the made key of the volume with this LUKS UUID is."""
+    """The path of the made key of the volume with this LUKS UUID."""
     return _place(config_dir, uuid, "key")
 
 
 def read_made_key(config_dir: Path, uuid: str) -> Key:
-    """The key that was made for a volume. Raises UserError where it is not here."""
+    """The key that was made for a volume. Raises UserError if the key is not on this machine."""
     path = key_path(config_dir, uuid)
     if not path.exists():
         raise UserError(
@@ -168,7 +169,10 @@ def read_made_key(config_dir: Path, uuid: str) -> Key:
 
 
 def make_key(config_dir: Path, uuid: str) -> Key:
-    """Make 32 random bytes for a new volume; on the disk, whole, before this returns. Never overwrites one."""
+    """Make a key of 32 random bytes for a new volume.
+
+    The key is completely on disk before the function returns. An existing key is never overwritten.
+    """
     path = key_path(config_dir, uuid)
     _private_directory(path.parent)
     keep_from_dumps()
@@ -178,20 +182,20 @@ def make_key(config_dir: Path, uuid: str) -> Key:
 
 
 def write_record(config_dir: Path, uuid: str, record: Record) -> None:
-    """Keep what is known of a volume; the old content or the new is there, never a part, whatever is killed when."""
+    """Write a volume's record atomically: after a crash the file has the old or the new content, never a part."""
     path = _place(config_dir, uuid, "json")
     _private_directory(path.parent)
     write_durable(path, json.dumps({"format": _FORMAT, **asdict(record)}).encode() + b"\n")
 
 
 def read_record(config_dir: Path, uuid: str) -> Record:
-    """What is known of a volume. Raises UserError where nothing is, or it is damaged."""
+    """The record of a volume. Raises UserError if there is no record, or if it is damaged."""
     path = _place(config_dir, uuid, "json")
     try:
         document: Any = json.loads(path.read_bytes(), object_pairs_hook=each_key_once)
         if not isinstance(document, dict) or (form := document.pop("format", None)) not in (1, _FORMAT):
             raise ValueError(f"expected format {_FORMAT}")
-        if form == 1:  # of an earlier release, which did not note down that it sent a key
+        if form == 1:  # from an earlier release, which did not record that it sent a key
             document = {"sent": True, "place": "", **document}
         if set(document) != {each.name for each in fields(Record)}:
             raise ValueError(f"expected {', '.join(each.name for each in fields(Record))}")
@@ -214,9 +218,9 @@ def read_record(config_dir: Path, uuid: str) -> Record:
 def update_record(
     config_dir: Path, uuid: str, *, generation: int = 0, exposed: bool = False, sent: bool = False
 ) -> Record:
-    """Keep what a guest has reported, or that it gets the key, and return the record as it now is.
+    """Record the generation that a guest has reported, or that a guest gets the key; return the new record.
 
-    A generation never goes back and what was sent is never forgotten, whichever of two runs comes last.
+    The generation never decreases and a sent key is never forgotten, in whatever order two runs write.
     """
     directory = _place(config_dir, uuid, "json").parent
     _private_directory(directory)
@@ -238,19 +242,19 @@ def update_record(
 
 
 def known_volumes(config_dir: Path) -> list[str]:
-    """The UUIDs of all volumes of which a key or a record is here."""
+    """The UUIDs of all volumes that have a key or a record here."""
     found = {path.stem for path in (config_dir / "volumes").glob("*") if path.suffix in (".key", ".json")}
     return sorted(name for name in found if _UUID.fullmatch(name))
 
 
 def forget(config_dir: Path, uuid: str) -> None:
-    """Remove key and record of a volume: for one that nobody has data on. The key goes first."""
+    """Remove key and record of a volume that holds no data. The key is removed first."""
     for suffix in ("key", "json"):
         _place(config_dir, uuid, suffix).unlink(missing_ok=True)
 
 
 def check_uuid(uuid: str) -> str:
-    """``uuid``, which becomes a part of a path. Raises UserError for anything but a UUID in lower case."""
+    """Return ``uuid``, which becomes a part of a path. Raises UserError for anything but a UUID in lower case."""
     if not _UUID.fullmatch(uuid):
         raise UserError(f"volume {uuid!r}: expected a UUID in lower case")
     return uuid

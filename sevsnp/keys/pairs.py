@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user's SSH key and the owner's key, in the user's own configuration directory. Made once, never overwritten."""
+"""Make the user's SSH key and the owner's key in the user's configuration directory, once; never overwrite them."""
 
 import contextlib
 import datetime
@@ -24,18 +24,19 @@ from sevsnp.errors import UserError
 from sevsnp.keys.paths import Keys
 from sevsnp.system.files import write_durable
 
-# The whole certificate travels on the measured command line, in base64: 201 bytes, 268 characters, no padding.
+# The measured command line contains the whole certificate in base64: 201 bytes, 268 characters, no padding.
 CERTIFICATE_BYTES = 201
-# Two bytes: with one, base64 would end in an equals sign.
+# Two bytes: with one byte, base64 would end with an equals sign.
 SERIAL_NUMBER = 0x534E
 
 FORMATS = {PrivateFormat.OpenSSH: "OpenSSH", PrivateFormat.PKCS8: "PKCS#8 PEM"}
 
 
 def ensure_keys(config_dir: Path) -> Keys:
-    """The keys in ``config_dir``; what is absent is made, with fresh randomness. Two processes may do so at once.
+    """The keys in ``config_dir``; absent keys are made with fresh randomness. Two processes may do this at once.
 
-    Raises UserError for a symbolic link, for a private key that others may read, and for halves that do not match.
+    Raises UserError for a symbolic link, for a private key that others may read, and for a public half that does not
+    match its private half.
     """
     _private_directory(config_dir)
     keys = Keys.of(config_dir)
@@ -51,8 +52,8 @@ def ensure_keys(config_dir: Path) -> Keys:
 def make_certificate(key: Ed25519PrivateKey) -> bytes:
     """The self-signed certificate of ``key`` as PEM, valid 1970–9999; the same for the same key.
 
-    No clock is asked: the guest's is the host's, so a time limit would be no limit. Serial number and subject are as
-    short as X.509 has them, for the kernel's command line has room for 2,047 bytes in all.
+    The validity does not depend on a clock: the host controls the guest's clock, so a time limit would limit nothing.
+    Serial number and subject are as short as X.509 allows, because the kernel's command line has at most 2,047 bytes.
     """
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "o")])
     builder = (
@@ -68,7 +69,7 @@ def make_certificate(key: Ed25519PrivateKey) -> bytes:
 
 
 def certificate_der(certificate: Path) -> bytes:
-    """The owner's certificate as DER. Raises UserError unless it is one PEM certificate of 201 bytes."""
+    """The owner's certificate as DER. Raises UserError unless the file is one PEM certificate of 201 bytes (DER)."""
     try:
         der = x509.load_pem_x509_certificate(certificate.read_bytes()).public_bytes(Encoding.DER)
     except (OSError, ValueError) as error:
@@ -99,7 +100,7 @@ def _private_directory(path: Path) -> None:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    # Root may use the keys of the user it works for, as under sudo.
+    # Root may use the keys of the user for whom it works, as under sudo.
     if os.geteuid() not in (0, status.st_uid):
         raise UserError(
             f"{path}: belongs to uid {status.st_uid}, expected {os.geteuid()}", "set CONFIG_DIR to a directory of yours"
@@ -107,7 +108,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 
 def _read(path: Path, *, private: bool) -> bytes | None:
-    """The file's content, None where there is none. The open file is what is checked, so it cannot be exchanged."""
+    """The file's content, or None without a file. It checks the open file, which cannot be exchanged afterwards."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -133,7 +134,7 @@ def _read(path: Path, *, private: bool) -> bytes | None:
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:
-    """Make ``path`` with ``data`` unless it exists; whole from its first moment, readable by others never too early."""
+    """Make the file ``path`` with ``data`` and ``mode`` unless it exists. The file appears with all of its content."""
     with contextlib.suppress(FileExistsError):
         write_durable(path, data, mode, new=True)
 
@@ -150,7 +151,7 @@ def _private_key(path: Path, form: PrivateFormat) -> Ed25519PrivateKey:
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(f"a {type(key).__name__}")
     except (ValueError, TypeError) as error:
-        # The text of the error only: nothing of the key may end up in a message.
+        # Show only the text of the error: no part of the key may appear in a message.
         raise UserError(
             f"{path}: expected an Ed25519 private key without passphrase, as {FORMATS[form]}: {error}",
             f"move it away, for a new one: mv {quote(str(path))} {quote(f'{path}.old')}",
@@ -159,7 +160,7 @@ def _private_key(path: Path, form: PrivateFormat) -> Ed25519PrivateKey:
 
 
 def _derived(path: Path, private: Path, data: bytes, *, significant: bytes) -> None:
-    """Make the public half ``path`` where it is absent; where it is not, it must begin with ``significant``."""
+    """Make the public half ``path`` if it is absent. An existing file must begin with ``significant``."""
     if _read(path, private=False) is None:
         _create(path, data, 0o644)
     found = _read(path, private=False) or b""
@@ -171,6 +172,6 @@ def _derived(path: Path, private: Path, data: bytes, *, significant: bytes) -> N
 
 
 def make_keys(*, config_dir: Path) -> None:
-    """What the task _keys does: the keys checked, made if absent, and a word about where they are."""
+    """The action of the task _keys: check the keys, make absent ones, and print their place."""
     paths = ensure_keys(config_dir)
     print(f"  keys in {config_dir}: log in with {paths.user_private.name}; the owner's is {paths.owner_private.name}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the user's keys are, without what makes them: doit loads this for every command."""
+"""The paths of the user's keys. This is a module of its own because doit loads it for every command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,8 @@ from pathlib import Path
 class Keys:
     """Paths of the keys.
 
-    ``user_private`` and ``user_public`` are in OpenSSH format; ``owner_private`` is PKCS#8 PEM; ``owner_certificate``
-    is PEM and self-signed with it.
+    ``user_private`` and ``user_public`` are in OpenSSH format. ``owner_private`` is PKCS#8 PEM. ``owner_certificate``
+    is PEM and signed with ``owner_private``.
     """
 
     user_private: Path

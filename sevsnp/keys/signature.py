@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detached signatures of what is given away, in the forms that stock tools check.
+"""Detached signatures of release files, in forms that stock tools can verify.
 
 An Ed25519 key signs the file itself (RFC 8032), 64 bytes:
 
@@ -9,8 +9,8 @@ An ECDSA key signs its SHA-256 (P-256) or SHA-384 (P-384), as DER, with the nonc
 
     openssl dgst -sha256 -verify key.pub.pem -signature manifest.json.sig manifest.json
 
-`openssl pkey -in key.pem -pubout` gives the public key. What keeps a signature made for something else from counting
-here, and one made here from counting elsewhere, is in the signed bytes: they begin with their type.
+`openssl pkey -in key.pem -pubout` gives the public key. The signed bytes begin with their type. So a signature that was
+made for another purpose is not valid here, and a signature from here is not valid elsewhere.
 """
 
 import getpass
@@ -43,19 +43,19 @@ VerifyingKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 
 def load_signing_key(path: Path) -> SigningKey:
-    """The private key in ``path``; an encrypted one asks for its password on the terminal.
+    """The private key in ``path``; for an encrypted key, the user types the password on the terminal.
 
-    Raises UserError for one that others may read, of another kind, or encrypted where there is no terminal. No part of
-    the key is in any message.
+    Raises UserError for a key that others may read, for a key of another kind, and for an encrypted key without a
+    terminal. No message contains a part of the key.
     """
     data = _read_private(path)
     try:
         try:
             key = load_pem_private_key(data, None)
-        except TypeError:  # encrypted, and no password given
+        except TypeError:  # the key is encrypted, and no password was given
             key = load_pem_private_key(data, _ask(path))
     except (ValueError, UnsupportedAlgorithm):
-        # Not the library's text: it is about PEM in general, and the file is a secret.
+        # The library's text is not shown: it is about PEM in general, and the file is a secret.
         raise UserError(f"{path}: not a private key, or not its password: expected {EXPECTED}") from None
     if isinstance(key, Ed25519PrivateKey):
         return key
@@ -91,7 +91,7 @@ def sign(key: SigningKey, data: bytes) -> bytes:
 
 
 def is_signed(key: VerifyingKey, signature: bytes, data: bytes) -> bool:
-    """Whether ``signature`` is one of ``data`` by ``key``."""
+    """Whether ``signature`` is a signature of ``data`` by ``key``."""
     try:
         if isinstance(key, Ed25519PublicKey):
             key.verify(signature, data)
@@ -108,7 +108,7 @@ def fingerprint(key: VerifyingKey) -> str:
 
 
 def _read_private(path: Path) -> bytes:
-    # The open file is what is checked, so it cannot be exchanged. A link to it is fine: secret stores mount keys so.
+    # Check the open file, so that it cannot be exchanged after the check. A link is allowed: secret stores use links.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -130,7 +130,7 @@ def _read_private(path: Path) -> bytes:
 
 def _ask(path: Path) -> bytes:
     try:
-        # getpass would go on to ask standard input, and show what is typed.
+        # Without a terminal, getpass would read from standard input and echo the password.
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
         raise UserError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk key in this process: out of the environment, and into no core dump.
+"""Protect a disk key in this process: move it out of the environment, and prevent core dumps.
 
-LUKS_KEY is moved into a pipe, because /proc shows the environment as long as the process lives; ./doitw has done so
-before it executes anything, this is for a doit that is called directly. Loaded for every command: standard library
-only, and ctypes only where there is a key.
+LUKS_KEY is moved into a pipe, because /proc shows the environment as long as the process lives. ./doitw does this
+before it executes any program; this module does it for a doit that the user calls directly. Every command loads this
+module, so it uses only the standard library, and ctypes only if there is a key.
 """
 
 import contextlib
@@ -16,20 +16,24 @@ from pathlib import Path
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 VARIABLE = b"LUKS_KEY"
-# The number of the pipe's file descriptor, for who reads the key.
+# The variable with the number of the pipe's file descriptor, for the code that reads the key.
 DESCRIPTOR = "SEVSNP_LUKS_KEY_FD"
 MAX_KEY = 4096
 
 
 def keep_from_dumps() -> None:
-    """No core dump of this process from now on, and none of what it starts that is written to a file.
+    """Prevent core dumps of this process, and core dump files of the programs that it starts.
 
-    A crash would write the key into a file, and into every backup of it. Two things, because neither is enough:
-    programs started from here inherit RLIMIT_CORE (a QEMU that is handed the key), which a dump that goes to a program
-    (core_pattern with a pipe) does not heed; and PR_SET_DUMPABLE, which ends with the next execve(2), prevents both,
-    and ptrace(2) and /proc/PID/mem for all but root. Raises OSError.
+    A crash would write the key into a file, and into every backup of that file. Two settings are needed:
+
+    - RLIMIT_CORE: programs started from here inherit it, such as a QEMU that gets the key. A dump into a program
+      (core_pattern with a pipe) ignores this limit.
+    - PR_SET_DUMPABLE: it prevents both kinds of dumps, and ptrace(2) and /proc/PID/mem for all users but root. It ends
+      with the next execve(2).
+
+    Raises OSError.
     """
-    # It is inherited like the limit, which a dump that goes to a socket does not heed.
+    # Child processes inherit this filter like the limit. A dump into a socket ignores the limit, but not the filter.
     with contextlib.suppress(OSError), Path("/proc/self/coredump_filter").open("w") as stream:
         stream.write("0")
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
@@ -42,9 +46,10 @@ def keep_from_dumps() -> None:
 
 
 def take_over() -> None:
-    """Begin this very process anew without the variable; return where there is none.
+    """Execute this process again without the variable LUKS_KEY; return if the variable is not set.
 
-    The pipe's end is for this process: nothing that it starts inherits it. With a key, no dump is made of it.
+    Only this process has the pipe's end: programs that it starts do not inherit it. If there is a key, no core dump is
+    made of this process.
     """
     key = os.environb.pop(VARIABLE, None)
     if key is not None or DESCRIPTOR in os.environ:
@@ -68,4 +73,4 @@ def _keep_to_ourselves(descriptor: str) -> None:
         try:
             os.set_inheritable(int(descriptor), False)
         except OSError:
-            del os.environ[DESCRIPTOR]  # of a process further up, which kept it to itself
+            del os.environ[DESCRIPTOR]  # from an ancestor process, which did not pass the descriptor on

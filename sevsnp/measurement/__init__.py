@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launch measures: from firmware, vCPUs and files to the launch digest and the ID block."""
+"""Compute what a launch measures: from firmware, vCPUs and files to the launch digest and the ID block."""

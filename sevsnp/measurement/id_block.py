@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ID block: what the owner signs so that the secure processor starts only this guest, and names it in its reports.
+"""The ID block: the owner signs it, so that the secure processor starts only this guest and names it in its reports.
 
 Sources: AMD 56860, SNP_LAUNCH_FINISH (ID block, ID authentication information structure) and its formats of ECDSA P-384
-keys and signatures. Integers are little-endian, r, s and the coordinates of a key too, in 72 bytes each.
+keys and signatures. Integers are little-endian. r, s and the coordinates of a key are too; each has 72 bytes.
 """
 
 import base64
@@ -33,7 +33,7 @@ _MAX_KEY = 1 << 16
 
 @dataclass(frozen=True)
 class IdBlock:
-    """What is signed: the launch digest (48 bytes), family and image (16 each), SVN (32 bits), guest policy (64)."""
+    """The signed values: launch digest (48 bytes), family and image (16 each), SVN (32 bits), guest policy (64)."""
 
     launch_digest: bytes
     family_id: bytes
@@ -47,12 +47,12 @@ class IdBlock:
                 raise ValueError(f"ID block: {name}: {len(getattr(self, name))} bytes, expected {size}")
 
     def encode(self) -> bytes:
-        """The 96 bytes that the secure processor takes."""
+        """The ID block in the secure processor's format, 96 bytes."""
         return _BLOCK.pack(self.launch_digest, self.family_id, self.image_id, _VERSION, self.guest_svn, self.policy)
 
     @classmethod
     def decode(cls, data: bytes) -> "IdBlock":
-        """Raises :class:`UserError` for other than 96 bytes and another version."""
+        """Read an ID block. Raises :class:`UserError` unless it has 96 bytes and the known version."""
         if len(data) != BLOCK_SIZE:
             raise UserError(f"ID block: found {len(data)} bytes, expected {BLOCK_SIZE}")
         digest, family, image, version, svn, policy = _BLOCK.unpack(data)
@@ -63,9 +63,9 @@ class IdBlock:
 
 @dataclass(frozen=True)
 class IdAuth:
-    """Who signed it: signatures (512 bytes) and public keys (1028 bytes) as the secure processor has them.
+    """The ID authentication: signatures (512 bytes) and public keys (1028 bytes) in the secure processor's format.
 
-    ``id_key`` signed the block and ``author_key`` signed ``id_key``; both fields of the author are zero without one.
+    ``id_key`` signed the block and ``author_key`` signed ``id_key``. Without an author, both author fields are zero.
     """
 
     block_signature: bytes
@@ -75,11 +75,11 @@ class IdAuth:
 
     @property
     def has_author(self) -> bool:
-        """Whether the launch must say AUTHOR_KEY_EN."""
+        """Whether the launch must set AUTHOR_KEY_EN."""
         return any(self.author_key)
 
     def encode(self) -> bytes:
-        """The 4096 bytes that the secure processor takes."""
+        """The ID authentication in the secure processor's format, 4096 bytes."""
         author = _ECDSA_P384_SHA384 if self.has_author else 0
         return _AUTH.pack(
             _ECDSA_P384_SHA384, author, self.block_signature, self.id_key, self.id_key_signature, self.author_key
@@ -87,7 +87,10 @@ class IdAuth:
 
     @classmethod
     def decode(cls, data: bytes) -> "IdAuth":
-        """Raises :class:`UserError` for another length or algorithm, and reserved bytes that are not zero."""
+        """Read an ID authentication.
+
+        Raises :class:`UserError` for another length or algorithm, or for reserved bytes that are not zero.
+        """
         if len(data) != AUTH_SIZE:
             raise UserError(f"ID authentication block: found {len(data)} bytes, expected {AUTH_SIZE}")
         algorithm, author_algorithm, *fields = _AUTH.unpack(data)
@@ -102,28 +105,28 @@ class IdAuth:
 
 @dataclass(frozen=True)
 class Identity:
-    """An ID block with its authentication, as a launch takes them."""
+    """An ID block with its authentication, for a launch."""
 
     block: IdBlock
     auth: IdAuth
 
     @property
     def id_key_digest(self) -> bytes:
-        """ID_KEY_DIGEST of the guest's reports: SHA-384 (48 bytes) of the key in the secure processor's format."""
+        """ID_KEY_DIGEST in the guest's reports: SHA-384 (48 bytes) of the key in the secure processor's format."""
         return hashlib.sha384(self.auth.id_key).digest()
 
     @property
     def author_key_digest(self) -> bytes:
-        """AUTHOR_KEY_DIGEST of the guest's reports, 48 bytes; zero without an author."""
+        """AUTHOR_KEY_DIGEST in the guest's reports, 48 bytes; zero without an author."""
         return hashlib.sha384(self.auth.author_key).digest() if self.auth.has_author else bytes(DIGEST_SIZE)
 
 
 def make_identity(
     block: IdBlock, id_key: "ec.EllipticCurvePrivateKey", author_key: "ec.EllipticCurvePrivateKey | None"
 ) -> Identity:
-    """Sign ``block``. Without an author key some firmware of the secure processor refuses it (INVALID_PARAM).
+    """Sign ``block``. Some firmware of the secure processor refuses a block without an author key (INVALID_PARAM).
 
-    The same bytes for the same input: nonces are those of RFC 6979.
+    The same input gives the same bytes, because the nonces are those of RFC 6979.
     """
     public = encode_public_key(id_key.public_key())
     auth = IdAuth(_sign(id_key, block.encode()), public)
@@ -134,9 +137,9 @@ def make_identity(
 
 
 def check_identity(identity: Identity, launch_digest: bytes, policy: int) -> None:
-    """What SNP_LAUNCH_FINISH checks; raises :class:`UserError` with the status that the secure processor would give.
+    """Check what SNP_LAUNCH_FINISH checks. Raises :class:`UserError` with the status the secure processor would return.
 
-    ``launch_digest`` (48 bytes) and ``policy`` are those of the guest as it was launched.
+    ``launch_digest`` (48 bytes) and ``policy`` are those of the launched guest.
     """
     block, auth = identity.block, identity.auth
     if not _is_signed(auth.id_key, auth.block_signature, block.encode()):
@@ -158,7 +161,7 @@ def _refusal(status: str, number: int, why: str) -> UserError:
 
 
 def read_identity(block: Path, auth: Path) -> Identity:
-    """An ID block and its authentication from two files in base64, not yet checked against anything."""
+    """Read an ID block and its authentication from two files in base64; only their form is checked."""
     return Identity(IdBlock.decode(_read(block, BLOCK_SIZE)), IdAuth.decode(_read(auth, AUTH_SIZE)))
 
 
@@ -182,13 +185,13 @@ def _read(path: Path, size: int) -> bytes:
 
 
 def write_identity(identity: Identity, block: Path, auth: Path) -> None:
-    """Write both in base64, one line each, as :func:`read_identity` and QEMU take them."""
+    """Write both in base64, one line each, as :func:`read_identity` and QEMU read them."""
     for path, data in ((block, identity.block.encode()), (auth, identity.auth.encode())):
         path.write_bytes(base64.b64encode(data) + b"\n")
 
 
 def key_digest_of(path: Path) -> bytes:
-    """:func:`key_digest` of a public key in PEM (SubjectPublicKeyInfo), as a policy names trusted keys."""
+    """:func:`key_digest` of a public key file in PEM (SubjectPublicKeyInfo), the form in which policies name keys."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -206,7 +209,7 @@ def key_digest_of(path: Path) -> bytes:
 
 
 def kind_of(key: object) -> str:
-    """What kind of key a library's object is, for an error."""
+    """The kind of a key object of the library, for an error message."""
     return str(getattr(getattr(key, "curve", None), "name", "")) or "a key of another kind"
 
 
@@ -246,5 +249,5 @@ def _is_signed(public: bytes, signature: bytes, data: bytes) -> bool:
             return False
         key.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA384()))
     except (InvalidSignature, ValueError):
-        return False  # ValueError: no point of the curve
+        return False  # ValueError: the coordinates are not a point on the curve
     return True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SNP launch digest that the secure processor computes over what QEMU loads.
+"""Compute the SNP launch digest that the secure processor computes over the memory that QEMU loads.
 
-Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections). What is not
-QEMU's (EC2, GCE, an SVSM beside an OVMF) is as sev-snp-measure 0.0.13 computes it. Each vCPU's part is in
-sevsnp.measurement.vmsa. Files are read in pieces and never held whole.
+Sources: AMD 56860 §8.17.2 (PAGE_INFO); QEMU target/i386/sev.c (kernel-hashes table, order of sections); for EC2, GCE
+and an SVSM beside an OVMF: sev-snp-measure 0.0.13. The part of each vCPU is in sevsnp.measurement.vmsa. Files are read
+in pieces and never held in memory as a whole.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ NO_INITRD = hashlib.sha256(b"").digest()
 
 @dataclass(frozen=True)
 class KernelHashes:
-    """SHA-256 (32 bytes each) of kernel, initrd (of nothing where there is none) and cmdline with its final NUL."""
+    """SHA-256 (32 bytes each) of kernel, initrd (of no bytes without an initrd) and cmdline with its final NUL."""
 
     kernel: bytes
     initrd: bytes
@@ -63,7 +63,7 @@ class KernelHashes:
         return cls(kernel, initrd, hash_cmdline(checked_cmdline(launch.cmdline)))
 
     def table(self) -> bytes:
-        """QEMU's PaddedSevHashTable, 176 bytes: what ``kernel-hashes=on`` puts into guest memory."""
+        """QEMU's PaddedSevHashTable, 176 bytes, which ``kernel-hashes=on`` puts into guest memory."""
         entries = b"".join(
             struct.pack("<16sH32s", guid, 50, digest)
             for guid, digest in ((_CMDLINE, self.cmdline), (_INITRD, self.initrd), (_KERNEL, self.kernel))
@@ -78,7 +78,7 @@ class KernelHashes:
 
 
 def hash_cmdline(cmdline: bytes) -> bytes:
-    """SHA-256 of a command line as QEMU puts it into the table, with the NUL."""
+    """SHA-256 of a command line with its NUL, as QEMU puts it into the table."""
     return hashlib.sha256(cmdline + b"\0").digest()
 
 
@@ -100,23 +100,23 @@ def checked_cmdline(file: File) -> bytes:
 
 
 def launch_digest_of(launch: Launch) -> bytes:
-    """The launch digest (48 bytes) of a VM config's files. Raises :class:`UserError` where a file is another."""
+    """The launch digest (48 bytes) of a VM config's files. Raises :class:`UserError` if a file has changed."""
     return launch_digests_of(launch, [launch.vcpus])[launch.vcpus]
 
 
 def launch_digests_of(launch: Launch, vcpus: Iterable[int], machine: "Machine | None" = None) -> dict[int, bytes]:
-    """The launch digests of a VM config's files by number of vCPUs; ``machine`` is in place of the config's own."""
+    """The launch digests of a VM config's files by number of vCPUs; ``machine`` replaces the config's own."""
     hashes = KernelHashes.of(launch)
     machine = machine or Machine(launch.vcpu_model, launch.guest_features)
     digests, sha256 = measure_firmware(launch.firmware.path, hashes, vcpus, machine)
-    # The bytes measured are the bytes compared: the firmware is read once for both.
+    # The firmware is read once for measuring and comparing, so the measured bytes are the compared bytes.
     _compare(launch.firmware, "firmware", sha256)
     return digests
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides on each vCPU's first state. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits)."""
+    """The values that decide each vCPU's initial state. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits)."""
 
     vcpu_model: str
     guest_features: int
@@ -129,14 +129,14 @@ class Machine:
 
     @property
     def signature(self) -> int:
-        # Other monitors than QEMU show the guest no signature, so that there need not be a model.
+        # Only QEMU shows the guest a signature, so other monitors need no known model.
         return vcpu_signature(self.vcpu_model) if self.vmm is Vmm.QEMU else 0
 
 
 def measure_firmware(
     path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine
 ) -> tuple[dict[int, bytes], str]:
-    """The launch digests of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits)."""
+    """The launch digests (48 bytes) of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits)."""
     try:
         with path.open("rb") as stream:
             return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine)
@@ -145,7 +145,7 @@ def measure_firmware(
 
 
 def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int], vcpu_model: str) -> dict[int, bytes]:
-    """The launch digests, by number of vCPUs, of an SVSM that lies ``variables`` bytes below an OVMF."""
+    """The launch digests, by number of vCPUs, of an SVSM that is loaded ``variables`` bytes below an OVMF."""
     context = _Context()
     try:
         with firmware.open("rb") as stream, svsm.open("rb") as other:
@@ -176,8 +176,8 @@ def launch_digest(
 ) -> bytes:
     """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
 
-    ``hashes`` are the kernel hashes, or the whole 4096-byte page that holds them as it stands in guest memory, or None
-    for a guest that boots without ``kernel-hashes=on``. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits).
+    ``hashes`` are the kernel hashes, or the whole 4096-byte page of guest memory that holds them, or None for a guest
+    that boots without ``kernel-hashes=on``. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits).
     ``name`` names the firmware in errors.
     """
     return _digests(firmware, size, name, hashes, [vcpus], Machine(vcpu_model, guest_features))[0][vcpus]
@@ -191,7 +191,7 @@ def _digests(
     vcpus: Iterable[int],
     machine: Machine,
 ) -> tuple[dict[int, bytes], str]:
-    """The launch digests, and the SHA-256 of the firmware that went into them (64 hex digits)."""
+    """The launch digests, and the SHA-256 (64 hex digits) of the firmware that they cover."""
     signature = machine.signature
     info = read_firmware(stream, size, name, kernel_hashes=hashes is not None)
     page = hashes.page(info.hash_page_offset) if isinstance(hashes, KernelHashes) else hashes
@@ -212,7 +212,7 @@ def _digests(
 
 
 def _with_vcpus(context: "_Context", vcpus: Iterable[int], first: bytes, others: bytes) -> dict[int, bytes]:
-    """The digests with the VMSAs of each number of ``vcpus``; a larger number goes on from the smaller."""
+    """The digests with the VMSAs for each number of ``vcpus``; a larger number continues from the smaller one."""
     found = {}
     wanted = sorted(set(vcpus))
     for number in wanted:
@@ -229,7 +229,7 @@ def _with_vcpus(context: "_Context", vcpus: Iterable[int], first: bytes, others:
 
 
 def _pages(stream: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[int, bytes]]:
-    """Each page of a file that is loaded at ``start``, with its address."""
+    """Yield each page of a file that is loaded at ``start``, with its address."""
     stream.seek(0)
     for offset in range(0, size, PAGE):
         content = stream.read(PAGE)
@@ -241,7 +241,7 @@ def _pages(stream: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple
 def _add_sections(
     context: "_Context", sections: tuple[Section, ...], hash_page: bytes | None, vmm: Vmm = Vmm.QEMU
 ) -> None:
-    if vmm is Vmm.EC2:  # adds the CPUID page after all others
+    if vmm is Vmm.EC2:  # EC2 adds the CPUID page after all other pages
         sections = tuple(sorted(sections, key=lambda section: section.kind is SectionKind.CPUID))
     for section in sections:
         for address in range(section.address, section.address + section.size, PAGE):
@@ -260,12 +260,12 @@ def _add_sections(
 
 _NORMAL, _VMSA, _ZERO, _UNMEASURED, _SECRETS, _CPUID = range(1, 7)  # page types, AMD 56860 SNP_LAUNCH_UPDATE
 _NO_CONTENT = bytes(DIGEST_SIZE)
-_VMSA_ADDRESS = 0xFFFFFFFFF000  # what the secure processor records for every VMSA page
+_VMSA_ADDRESS = 0xFFFFFFFFF000  # the address that the secure processor records for every VMSA page
 _PAGE_INFO = struct.Struct("<48s48sHBBBBBBQ")
 
 
 class _Context:
-    """The digest so far; each page makes a new one from it and its PAGE_INFO (0x70 bytes)."""
+    """The running digest: each page makes a new digest from the old one and the page's PAGE_INFO (0x70 bytes)."""
 
     def __init__(self) -> None:
         self.digest = _NO_CONTENT
@@ -285,7 +285,7 @@ def _hash_file(file: File, what: str) -> bytes:
 
 
 def hash_file(path: Path, what: str) -> bytes:
-    """SHA-256 (32 bytes) of the file that an error calls ``what``."""
+    """SHA-256 (32 bytes) of the file ``path``; errors call the file ``what``."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making a VM config: the command line, the launch digest, and the TOML file that says them."""
+"""Make a VM config: the command line, the launch digest, and the TOML file that states them."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ def make_verity_cmdline(
 ) -> None:
     """Write the measured command line of the integrity workflow, one line without a newline.
 
-    ``label`` is what the salt was made from; ``tmpfs`` is in bytes, by directory.
+    The salt was made from ``label``. ``tmpfs`` has sizes in bytes, by directory.
     """
     parameters = VerityParameters(
         data_blocks=image.stat().st_size // BLOCK_SIZE,
@@ -102,9 +102,9 @@ def make_vm_config(
 ) -> None:
     """Write a VM config whose launch digest is computed from the files themselves.
 
-    ``disks`` maps each role to the argument that holds its file, ``settings`` are the pipeline's by name. ``place`` is
-    where the config will lie, which its relative paths start from; messages call it ``shown``. HOST_DATA is the SHA-256
-    of the owner's certificate (DER): it tells one owner's guests from another's.
+    ``disks`` maps each role to the argument that holds its file. ``settings`` are the pipeline's settings by name.
+    ``place`` is the config's final path, from which its relative paths start; messages call it ``shown``. HOST_DATA is
+    the SHA-256 of the owner's certificate (DER): it distinguishes the guests of different owners.
     """
 
     known = session.index()

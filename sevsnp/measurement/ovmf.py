@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an AmdSev OVMF says about itself: the tables at its end that a launch, and so the launch digest, obeys.
+"""Read the tables at the end of an AmdSev OVMF, which a launch and so the launch digest follow.
 
 Sources: edk2 OvmfPkg/ResetVector (Ia16/ResetVectorVtf0.asm, X64/OvmfSevMetadata.asm); QEMU hw/i386/pc_sysfw_ovmf.c and
 target/i386/sev.c. An SVSM that QEMU starts from a file of its own has the same tables. All integers are little-endian,
-all GUIDs are in Microsoft byte order, addresses are guest physical.
+all GUIDs are in Microsoft byte order, all addresses are guest physical.
 """
 
 import io
@@ -26,12 +26,12 @@ _RESET_BLOCK = uuid.UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e").bytes_le
 _METADATA = uuid.UUID("dc886566-984a-4798-a75e-5585a7bf67cc").bytes_le
 _SVSM_INFO = uuid.UUID("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd").bytes_le
 
-_ENTRY = struct.Struct("<H16s")  # the size of the whole entry, then its GUID; the entry's data stands before both
+_ENTRY = struct.Struct("<H16s")  # the size of the whole entry, then its GUID; the entry's data is before both
 _TAIL = 32  # the reset vector; the table ends where it begins
 _METADATA_HEADER = struct.Struct("<4sIII")  # "ASEV", length, version, number of sections
 _SECTION = struct.Struct("<III")  # address, size, kind
 _MAX_SECTIONS = 64
-# Sections are measured page by page; a hostile table must not keep the verifier hashing for hours.
+# Sections are measured page by page; a hostile table must not make the verifier hash for hours.
 _MAX_MEASURED = 64 << 20
 _AMDSEV = "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)"
 _SVSM = "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"
@@ -49,7 +49,7 @@ class SectionKind(IntEnum):
 
 @dataclass(frozen=True)
 class Section:
-    """A run of whole pages that is added to the guest at launch: address and size in bytes."""
+    """A range of whole pages that is added to the guest at launch: address and size in bytes."""
 
     address: int
     size: int
@@ -58,11 +58,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Ovmf:
-    """The firmware's size in bytes and what its tables declare; ``sections`` in the order in which they are measured.
+    """The firmware's size in bytes and the contents of its tables; ``sections`` are in the order of measurement.
 
-    ``hash_table_address`` is where the kernel-hashes table goes (``hash_table_size`` bytes are free there), inside the
-    one page of the SNP_KERNEL_HASHES section; both are 0 in a firmware that does without. ``reset_eip`` is where
-    application processors start (32 bits).
+    ``hash_table_address`` is the address of the kernel-hashes table, and ``hash_table_size`` bytes are free there. The
+    table is inside the single page of the SNP_KERNEL_HASHES section; both values are 0 in a firmware without such a
+    section. ``reset_eip`` is the address at which application processors start (32 bits).
     """
 
     size: int
@@ -73,7 +73,7 @@ class Ovmf:
 
     @classmethod
     def read(cls, path: Path) -> "Ovmf":
-        """:func:`read_firmware` of a file; reads its tables only."""
+        """:func:`read_firmware` for a file; it reads only the file's tables."""
         try:
             with path.open("rb") as stream:
                 return read_firmware(stream, stream.seek(0, io.SEEK_END), str(path))
@@ -82,7 +82,7 @@ class Ovmf:
 
     @property
     def address(self) -> int:
-        """Where the firmware is mapped: it ends at 4 GiB."""
+        """The address at which the firmware is mapped: it ends at 4 GiB."""
         return FOUR_GIB - self.size
 
     @property
@@ -96,7 +96,7 @@ class Ovmf:
 
 @dataclass(frozen=True)
 class Svsm:
-    """An SVSM's size in bytes, where it is loaded, where every vCPU starts in it (``eip``), and its ``sections``."""
+    """An SVSM: size in bytes, load address, address at which every vCPU starts (``eip``), and ``sections``."""
 
     size: int
     address: int
@@ -105,10 +105,10 @@ class Svsm:
 
 
 def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image", *, kernel_hashes: bool = True) -> Ovmf:
-    """The tables of the ``size`` bytes of firmware in a seekable ``stream``, which ``name`` names in errors.
+    """Read the tables of a firmware of ``size`` bytes from a seekable ``stream``; errors call the firmware ``name``.
 
-    Raises :class:`UserError` for anything but a whole, consistent build with SEV metadata, and, unless
-    ``kernel_hashes`` is false, for one without SNP kernel hashes: AmdSev has them.
+    Raises :class:`UserError` unless the firmware is a whole, consistent build with SEV metadata. If ``kernel_hashes``
+    is true, the firmware must also have SNP kernel hashes, as AmdSev has.
     """
     check_size(size, name)
     image = _Image(stream, size, name)
@@ -126,9 +126,9 @@ def read_firmware(stream: BinaryIO, size: int, name: str = "firmware image", *, 
 
 
 def read_svsm(stream: BinaryIO, size: int, end: int, name: str = "SVSM") -> Svsm:
-    """The tables of an SVSM of ``size`` bytes in a seekable ``stream``, loaded so that it ends at the address ``end``.
+    """Read the tables of an SVSM of ``size`` bytes from a seekable ``stream``; it is loaded to end at address ``end``.
 
-    Raises :class:`UserError` for a file that is none.
+    Raises :class:`UserError` for a file that is not an SVSM.
     """
     check_size(size, name, _SVSM)
     image = _Image(stream, size, name, _SVSM)
@@ -143,7 +143,7 @@ def read_svsm(stream: BinaryIO, size: int, end: int, name: str = "SVSM") -> Svsm
 
 
 def check_size(size: int, name: str, hint: str = _AMDSEV) -> None:
-    """Raises :class:`UserError` for a firmware's size that QEMU would not map, or not in whole pages."""
+    """Raises :class:`UserError` for a firmware size that QEMU would not map, or that is not a multiple of a page."""
     if size <= 0 or size % PAGE or size > MAX_SIZE:
         raise UserError(f"{name}: found {size} bytes, expected a multiple of {PAGE} up to {MAX_SIZE}", hint)
 
@@ -180,14 +180,14 @@ class _Image:
 
 
 def _exactly(image: _Image, data: bytes, length: int, what: str) -> bytes:
-    # Later edk2 may append fields; those that are known stand at the front.
+    # A later edk2 may append fields; the known fields come first.
     if len(data) < length:
         raise image.error(f"{what}: found {len(data)} bytes, expected {length}")
     return data[:length]
 
 
 def _read_table(image: _Image) -> dict[bytes, bytes]:
-    """The footer table by GUID. It is walked backwards: each entry's header stands after its data."""
+    """The footer table by GUID. It is read backwards, because each entry's header comes after its data."""
     end = image.size - _TAIL - _ENTRY.size
     length, guid = _ENTRY.unpack(image.read(end, _ENTRY.size, "footer table"))
     if guid != _FOOTER:
@@ -222,7 +222,8 @@ def _read_sections(image: _Image, entry: bytes, ceiling: int) -> tuple[Section, 
     sections = tuple(_section(image, *fields) for fields in _SECTION.iter_unpack(body))
     if sum(section.size for section in sections) > _MAX_MEASURED:
         raise image.error(f"SEV metadata: sections of more than {_MAX_MEASURED} bytes")
-    # A page can be added to a guest once; the table's order is the order of measurement, so sort only to compare.
+    # A page can be added to a guest only once, so sections must not overlap. The table's order is the order of
+    # measurement, so sort only a copy for this check.
     ordered = sorted(sections, key=lambda section: section.address)
     ends = [section.address + section.size for section in ordered]
     if any(end > after.address for end, after in zip(ends, ordered[1:], strict=False)) or ends[-1] > ceiling:

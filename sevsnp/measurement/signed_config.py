@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM configs with an ID block: the secure processor starts nothing else with it, and reports who signed it."""
+"""Sign VM configs: with an ID block the secure processor starts only this guest, and its reports name the signer."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ _MAKE = "make one: (umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramge
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The P-384 private key in ``path``, PEM of PKCS#8 or SEC1; an encrypted one asks for its password.
+    """The P-384 private key in ``path``, PEM of PKCS#8 or SEC1; for an encrypted key, the user types the password.
 
-    Raises :class:`UserError` for another kind, and for one that others may read.
+    Raises :class:`UserError` for another kind of key, and for a key that others may read.
     """
     key = load_signing_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != CURVE:
@@ -30,9 +30,9 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def block_of(config: VmConfig) -> IdBlock:
-    """The ID block of a VM config's guest: launch digest, family, image and SVN of its reference values, its policy.
+    """The ID block of a VM config's guest: launch digest, family, image and SVN from the reference values, and policy.
 
-    Raises :class:`UserError` for a firmware that no guest may start with.
+    Raises :class:`UserError` for a firmware with which no guest may start.
     """
     reference = config.require_reference()
     check_launch_firmware(config.launch)
@@ -48,10 +48,10 @@ def block_of(config: VmConfig) -> IdBlock:
 def sign_configs(
     *, configs: Sequence[Path], id_key: Path | None, author_key: Path | None, template: Path, output: Path
 ) -> None:
-    """Write each VM config again below the directory ``output``, with an ID block and its authentication beside it.
+    """Write each VM config again below the directory ``output``, with its ID block and ID authentication beside it.
 
-    Without an ``author_key`` the block has no author. Raises :class:`UserError` without an ID key, and for keys that
-    are not P-384.
+    Without an ``author_key`` the block has no author. Raises :class:`UserError` if there is no ID key, or if a key is
+    not P-384.
     """
     if id_key is None:
         raise UserError("ID_KEY: not set, expected a P-384 private key", _MAKE)
@@ -68,7 +68,7 @@ def sign_configs(
 
 
 def with_identity(config: VmConfig, identity: Identity, directory: Path) -> VmConfig:
-    """``config`` as a file in ``directory`` with ``identity``, which is written there; the config itself is not."""
+    """``config`` with ``identity``, for a file in ``directory``. This writes the identity there, but not the config."""
     suffix = ".emulated" if config.launch.platform == "emulated" else ""
     paths = [(directory / f"{name}-block{suffix}.base64").resolve() for name in ("id", "auth")]
     write_identity(identity, *paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU's first save area (VMSA), which the launch digest covers: by CPU model, host kernel and VM monitor.
+"""Make a vCPU's initial save area (VMSA), which the launch digest covers, by CPU model, host kernel and VM monitor.
 
 Sources: AMD APM volume 2 table B-4 (layout), AMD 25481 (CPUID Fn0000_0001_EAX); Linux arch/x86/kvm/svm/sev.c
 (sev_es_sync_vmsa: which registers go in), QEMU target/i386/cpu.c (CPU models).
@@ -18,7 +18,7 @@ SNP_ACTIVE, DEBUG_SWAP, SECURE_TSC = 1 << 0, 1 << 5, 1 << 9
 
 
 class Vmm(StrEnum):
-    """Who sets up the first state: QEMU (on KVM), Amazon EC2 or Google Compute Engine."""
+    """The VM monitor that sets up the initial state: QEMU (on KVM), Amazon EC2 or Google Compute Engine."""
 
     QEMU = "qemu"
     EC2 = "ec2"
@@ -27,7 +27,7 @@ class Vmm(StrEnum):
 
 @dataclass(frozen=True)
 class HostKernel:
-    """What KVM of a generation puts into the VMSA: SEV_FEATURES where nothing else is asked for, MXCSR and FCW."""
+    """The VMSA values of one generation of KVM: the default SEV_FEATURES, MXCSR and FCW."""
 
     guest_features: int
     mxcsr: int
@@ -45,21 +45,21 @@ HOST_KERNELS = {
 
 
 def host_kernel(name: str) -> HostKernel:
-    """The generation of a host kernel by its name in HOST_KERNELS."""
+    """The host kernel generation with this name in HOST_KERNELS."""
     if name not in HOST_KERNELS:
         raise UserError(f"host kernel: found {name!r}, expected one of {', '.join(HOST_KERNELS)}")
     return HOST_KERNELS[name]
 
 
-# Segments as (offset, selector, attributes, limit); the code segment apart.
+# Segments as (offset, selector, attributes, limit); the code segment is not in the list.
 _FLAT = ((0x00, 0, 0x93, 0xFFFF), (0x20, 0, 0x93, 0xFFFF), (0x30, 0, 0x93, 0xFFFF), (0x40, 0, 0x93, 0xFFFF),
          (0x50, 0, 0x93, 0xFFFF), (0x60, 0, 0, 0xFFFF), (0x70, 0, 0x82, 0xFFFF), (0x80, 0, 0, 0xFFFF),
          (0x90, 0, 0x8B, 0xFFFF))  # fmt: skip
 _EC2 = {0x20: 0x92, 0x90: 0x83}
-# In 32-bit protected mode, where an SVSM starts.
+# The segments in 32-bit protected mode, in which an SVSM starts.
 _PROTECTED = ((0x00, 0x10, 0xC93, 0xFFFFFFFF), (0x20, 0x10, 0xC93, 0xFFFFFFFF), (0x30, 0x10, 0xC93, 0xFFFFFFFF),
               (0x40, 0x10, 0xC93, 0xFFFFFFFF), *_FLAT[4:])  # fmt: skip
-_NO_CPU = 0x600  # RDX after a reset where the monitor does not set it to the CPU's signature
+_NO_CPU = 0x600  # RDX after a reset if the monitor does not set it to the CPU's signature
 
 
 def vmsa(
@@ -71,8 +71,8 @@ def vmsa(
 ) -> bytes:
     """The save area (4096 bytes) of a vCPU that starts in real mode at ``eip`` (32 bits).
 
-    ``signature`` is CPUID Fn0000_0001_EAX of the CPU model, which EC2 and GCE do not show; nor do they set MXCSR and
-    FCW, whatever the kernel.
+    ``signature`` is CPUID Fn0000_0001_EAX of the CPU model. EC2 and GCE do not show it to the guest, and they do not
+    set MXCSR and FCW with any kernel.
     """
     segments = [(offset, selector, _EC2.get(offset, attributes) if vmm is Vmm.EC2 else attributes, limit)
                 for offset, selector, attributes, limit in _FLAT]  # fmt: skip
@@ -89,7 +89,7 @@ def vmsa(
 def svsm_vmsa(eip: int, signature: int) -> bytes:
     """The save area (4096 bytes) of every vCPU of a guest that starts in an SVSM at ``eip``, as QEMU sets it up.
 
-    FCW is zero here while MXCSR is not: what sev-snp-measure computes, the only other source of these digests.
+    FCW is zero here and MXCSR is not, as in sev-snp-measure, the only other source of these digests.
     """
     page = _page(_PROTECTED, (0x08, 0xC9B, 0xFFFFFFFF, 0), eip, SNP_ACTIVE)
     _put(page, 0x158, "Q", 0x11)  # CR0: PE, ET
@@ -132,7 +132,7 @@ def _put(page: bytearray, offset: int, layout: str, *values: int) -> None:
 
 
 def cpu_signature(family: int, model: int, stepping: int) -> int:
-    """CPUID Fn0000_0001_EAX (32 bits) of a processor by its whole family and model, as /proc/cpuinfo has them."""
+    """CPUID Fn0000_0001_EAX (32 bits) of a processor, from its whole family and model as in /proc/cpuinfo."""
     base, extended = min(family, 0xF), max(family - 0xF, 0)
     if not (0 <= family <= 0xF + 0xFF and 0 <= model <= 0xFF and 0 <= stepping <= 0xF):
         raise UserError(f"CPU {family}/{model}/{stepping}: no such family, model and stepping")
@@ -162,9 +162,9 @@ _NUMBERS = re.compile(r"(0x[0-9a-f]{1,3}|[0-9]{1,3})/(0x[0-9a-f]{1,2}|[0-9]{1,3}
 
 
 def vcpu_signature(model: str) -> int:
-    """The CPUID signature (32 bits) that a guest of this CPU starts with in RDX.
+    """The CPUID signature (32 bits) that is in RDX when a guest with this CPU starts.
 
-    ``model`` is QEMU's name of it, or family/model/stepping, each decimal or as 0x19.
+    ``model`` is QEMU's name of the CPU model, or family/model/stepping, each decimal or hexadecimal (0x19).
     """
     if numbers := _NUMBERS.fullmatch(model.lower()):
         return cpu_signature(*(int(number, 0) for number in numbers.groups()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The owner's side: ask the guest for evidence, verify it, and only then let ssh know its host keys."""
+"""The owner's side: ask the guest for evidence, verify it, and only then give its host keys to ssh."""
 
 import importlib
 import os
@@ -26,16 +26,16 @@ Verify = Callable[[Evidence, Expected, datetime], Verdict]
 
 @dataclass(frozen=True)
 class Accepted:
-    """Evidence that was verified: the verdict (of the type its trust root gives), and what it vouches for."""
+    """Verified evidence: the verdict, whose type depends on the trust root, and the evidence that it vouches for."""
 
     verdict: Verdict
     conversation: Conversation
 
 
 def verifier(config: VmConfig, emulated_root: Path) -> Verify:
-    """The verifier that a VM config asks for. The evidence has no say in it."""
+    """The verifier for the platform of a VM config. The evidence does not influence the choice."""
     if config.launch.platform == "snp":
-        # What the host's certificate table lacks comes from AMD.
+        # Certificates that the host's table lacks come from AMD.
         return lambda evidence, expected, now: verify_report(evidence, expected, now, endorser=amd_service())
     emulation = importlib.import_module("sevsnp.emulation.verify")
 
@@ -46,9 +46,9 @@ def verifier(config: VmConfig, emulated_root: Path) -> Verify:
 
 
 def trust_domain(verdict: object) -> Literal["amd", "emulated"]:
-    """Under which trust a verdict was given, by its very type: neither can be made elsewhere, nor has subclasses.
+    """The trust domain of a verdict, from its type: only its verifier can make the type, and it has no subclasses.
 
-    Raises TypeError for what is no verdict.
+    Raises TypeError for an object of another type.
     """
     if type(verdict) is HardwareVerdict:
         return "amd"
@@ -68,8 +68,8 @@ def attest(
 ) -> Accepted:
     """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it. ``never``: a release's list.
 
-    Refused evidence is kept below ``output``, where there is one. Raises :class:`Refused` with its reason, or
-    :class:`UserError` where there is no evidence at all.
+    Refused evidence is kept below ``output``, if given. Raises :class:`Refused` with its reason, or
+    :class:`UserError` if there is no evidence at all.
     """
     config.require_reference()
     verify = verifier(config, emulated_root)
@@ -87,7 +87,7 @@ def attest(
 
 
 def keep_refused(output: Path | None, talk: Conversation, refused: Refused, config: VmConfig) -> None:
-    """Keep what was refused, for its reader, apart from what was accepted."""
+    """Keep refused evidence for the user, separate from accepted evidence."""
     if output is not None:
         where = keep(output / REFUSED, talk, refused.appraisal, refused.to_json(), config)
         print(f"what was refused, and why: {where['page']}")
@@ -111,15 +111,15 @@ def attest_guest(
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config, evidence and verdict into ``output``.
 
-    ``asked`` are the settings given for this run, which must not contradict the VM config. What was accepted before is
-    replaced by what is accepted, and by nothing else: ssh goes on to trust the host keys of the guest before, and no
-    others. What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused. ``wait`` is
-    called when all that can be checked without the guest is.
+    ``asked`` are the settings given for this run, which must not contradict the VM config. Only newly accepted
+    evidence replaces the evidence accepted before: until then ssh trusts the host keys of the earlier guest, and no
+    others. Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted
+    are refused. ``wait`` is called after all checks that need no guest.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
-    check_launch_firmware(config.launch)  # before the guest is spoken to
+    check_launch_firmware(config.launch)  # before the guest is contacted
     config.require_reference()
     never = never_accepted(manifest, manifest_key)
     if wait:
@@ -132,7 +132,7 @@ def attest_guest(
 
 
 def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAccepted | None:
-    """A release's list; None without a manifest. Raises :class:`UserError` for one that the key did not sign."""
+    """A release's list; None without a manifest. Raises :class:`UserError` if the key did not sign the manifest."""
     if manifest is None:
         return None
     from sevsnp.release.refused import read_refused
@@ -141,7 +141,7 @@ def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAcc
 
 
 def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
-    """A refusal in words for the user, with what helps against it."""
+    """An error for the user that describes the refusal and says what to do."""
     hint = f"{REMEDY}: {refused.remedy}" if refused.remedy else ""
     if config.launch.platform == "snp" and not hint:
         hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a guest for evidence: a fresh nonce out, a bounded JSON document back. Nothing in it is believed here."""
+"""Ask a guest for evidence: send a fresh nonce, receive a bounded JSON document. This module trusts none of it."""
 
 import base64
 import binascii
@@ -21,27 +21,27 @@ NOBODY = "is the guest up, and its ATTEST_PORT forwarded?"
 
 
 class NoAnswer(UserError):
-    """Nobody answers there, or not yet."""
+    """The guest does not answer, or not yet."""
 
 
 @dataclass(frozen=True)
 class GuestAnswer:
-    """What a guest sent: the raw report, the certificate table, and the SSH host keys it claims (``type base64``)."""
+    """A guest's answer: the raw report, the certificate table, and the SSH host keys it claims (``type base64``)."""
 
     report: bytes
     certificates: bytes
     host_keys: tuple[str, ...]
 
     def host_key_blobs(self) -> list[bytes]:
-        """The keys in SSH wire format, as REPORT_DATA binds them."""
+        """The host keys in SSH wire format, which REPORT_DATA binds."""
         return [base64.b64decode(key.split()[1]) for key in self.host_keys]
 
 
 def ask(host: str, port: int, nonce: bytes, timeout: float = 30.0) -> GuestAnswer:
     """Send ``nonce`` (32 bytes) to the guest's agent and read its answer, all within ``timeout`` seconds.
 
-    Raises :class:`NoAnswer` where nobody answers, and :class:`UserError` where the answer is malformed or the guest
-    says that it has no evidence.
+    Raises :class:`NoAnswer` if the guest does not answer, and :class:`UserError` if the answer is malformed or the
+    guest says that it has no evidence.
     """
     assert len(nonce) == NONCE_SIZE
     where = f"{host}:{port}"
@@ -73,7 +73,7 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
 
 
 def parse_answer(data: bytes, where: str) -> GuestAnswer:
-    """Check the form of an answer; keys that are not there, not text or not base64 are refused by name."""
+    """Check the form of an answer; an error names the key that is missing, not text or not base64."""
     document = parse_object(data, where)
     if "error" in document:
         raise UserError(f"{where}: the guest offers no evidence: {printable(document['error'])}")
@@ -84,7 +84,7 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
-    """The JSON object that a guest sent."""
+    """Parse the JSON object that a guest sent."""
     try:
         document = json.loads(data, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):
@@ -95,12 +95,12 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
 
 
 def printable(value: object) -> str:
-    """What a guest says, for the terminal: printable ASCII, and not too much of it."""
+    """A guest's text for the terminal: only printable ASCII, and limited in length."""
     return re.sub(r"[^ -~]", "?", str(value))[:300]
 
 
 def read_host_keys(document: dict[str, object], where: str) -> tuple[str, ...]:
-    """``host_keys`` of an answer: 1 to 8 ssh-ed25519 public keys, each once."""
+    """``host_keys`` of an answer: 1 to 8 different ssh-ed25519 public keys."""
     keys = document.get("host_keys")
     if not isinstance(keys, list) or not 0 < len(keys) <= _MAX_HOST_KEYS:
         raise UserError(f"{where}: host_keys: found {str(keys)[:80]!r}, expected 1 to {_MAX_HOST_KEYS} keys")
@@ -113,7 +113,7 @@ def read_host_keys(document: dict[str, object], where: str) -> tuple[str, ...]:
 
 
 def read_base64(document: dict[str, object], key: str, where: str, *, optional: bool = False) -> bytes:
-    """The bytes that an answer has under ``key``; none where it is ``optional`` and absent."""
+    """The bytes that an answer has under ``key``; empty if the key is ``optional`` and absent."""
     value = document.get(key)
     if value is None and optional:
         return b""

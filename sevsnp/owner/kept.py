@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attestation leaves: the evidence as it came, what it was asked for, and the verdict; accepted or refused.
+"""The files that an attestation keeps: the evidence, the request for it, and the verdict, whether accepted or refused.
 
-Nothing is decided by these files. They are there to be looked at, and to be verified again (verify_report).
+No program decides by these files. The user can read them and verify them again (verify_report).
 """
 
 import base64
@@ -24,17 +24,17 @@ REFUSED = "refused"
 
 
 def named_for(path: Path, *, emulated: bool) -> Path:
-    """``path``, under emulation with ``emulated`` in its name: ``report.bin`` is then ``report.emulated.bin``."""
+    """``path``; if ``emulated``, with that word in its name: ``report.bin`` becomes ``report.emulated.bin``."""
     return path.with_name(f"{path.stem}.emulated{path.suffix}") if emulated else path
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Evidence as a guest sent it at the time ``at`` (aware), and what it must be bound to.
+    """Evidence as a guest sent it at the time ``at`` (aware), and the values that it must be bound to.
 
-    ``report`` is the raw report (1184 bytes where it has the right form), ``certificates`` the certificate table,
+    ``report`` is the raw report (1184 bytes if it has the right form), ``certificates`` the certificate table,
     ``nonce`` 32 bytes, ``report_data`` the expected REPORT_DATA (64 bytes). ``host_keys`` are ``type base64``, as far
-    as they are known. ``bound`` has what else REPORT_DATA binds, by name, as hex.
+    as they are known. ``bound`` has the other values that REPORT_DATA binds, by name, in hex.
     """
 
     workflow: str
@@ -51,7 +51,7 @@ class Conversation:
         return Evidence(self.report, self.certificates)
 
     def to_json(self, *, emulated: bool) -> dict[str, Any]:
-        """The document that get_report writes too (``report``, ``certificates``), with what the owner knows of it."""
+        """The document that get_report writes too (``report``, ``certificates``), with the owner's own values."""
         return {
             **({"emulated": True, "confidential": False} if emulated else {}),
             "report": base64.b64encode(self.report).decode(),
@@ -66,7 +66,7 @@ class Conversation:
 
 
 def places(directory: Path, *, emulated: bool) -> dict[str, Path]:
-    """Where everything is in a guest's state directory, by what it is."""
+    """The paths of all kept files in a guest's state directory, by their kind."""
     names = {
         "evidence": "evidence.json",
         "report": "attestation_report.bin",
@@ -84,10 +84,10 @@ def keep(
     verdict: Mapping[str, Any],
     config: VmConfig,
 ) -> dict[str, Path]:
-    """Write what an attestation has come to into ``directory``, and return :func:`places`.
+    """Write the result of an attestation into ``directory``, and return :func:`places`.
 
-    ``verdict`` is the document of the verdict or of the refusal, ``config`` what it was compared with. What
-    another trust domain has left there goes.
+    ``verdict`` is the document of the verdict or of the refusal. ``config`` is the VM config that the evidence was
+    compared with. Files of another trust domain in ``directory`` are removed.
     """
     emulated = appraisal.trust_domain != "amd"
     where = places(directory, emulated=emulated)
@@ -105,7 +105,7 @@ def keep(
 
 
 def read(directory: Path, *, emulated: bool) -> Conversation | None:
-    """The evidence that was accepted last, or None. Raises UserError where it was damaged."""
+    """The evidence that was accepted last, or None. Raises UserError if the file is damaged."""
     path = places(directory, emulated=emulated)["evidence"]
     try:
         document = json.loads(path.read_bytes(), object_pairs_hook=each_key_once)

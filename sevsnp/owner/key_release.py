@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The owner's end of a key release: evidence first, and the disk's key only to whom it vouches for.
+"""The owner's end of a key release: verify the evidence, then send the disk's key only to the guest it vouches for.
 
-The guest's end, and the messages, are in initramfs/key_agent.py. Every function here takes a connection that is open,
-so that whoever attacks one can be put at its other end.
+The guest's end and the messages are in initramfs/key_agent.py. The functions of the protocol take an open connection,
+so that a test can put an attacker at its other end.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from sevsnp.owner.login import Verdict
 REQUEST = b"openend2e-sevsnp/1 luks\n"
 MAX_KEY = taken_key.MAX_KEY
 MAX_GENERATION = (1 << 63) - 1
-# Seconds: for connection and handshake, for the evidence, and for opening the disk, whose key may be made from a
-# passphrase by a processor that is emulated.
+# Time limits in seconds: for connection and handshake, for the evidence, and for opening the disk. The last is long
+# because an emulated processor may have to derive the disk's key from a passphrase.
 CONNECT_SECONDS = 20.0
 EVIDENCE_SECONDS = 90.0
 OPEN_SECONDS = 300.0
@@ -40,15 +40,17 @@ _HEAD = struct.Struct(">32sQ")
 
 @dataclass(frozen=True)
 class Secret:
-    """What is released: a volume's key, for the header with that SHA-256 (32 bytes), on a disk that has seen at least
-    ``generation`` boots."""
+    """The secret that is released: a volume's key for a header with this SHA-256 (32 bytes), and a minimum generation.
+
+    The guest must refuse a disk that has seen fewer than ``generation`` boots.
+    """
 
     header: bytes
     generation: int
     key: bytes = field(repr=False)
 
     def message(self) -> bytes:
-        """Digest, generation (u64 big-endian) and key, as they are sent."""
+        """The message to the guest: digest, generation (u64 big-endian) and key."""
         if not 0 < len(self.key) <= MAX_KEY:
             raise UserError(f"the disk key: found {len(self.key)} bytes, expected 1 to {MAX_KEY}")
         return _HEAD.pack(self.header, self.generation) + self.key
@@ -56,14 +58,14 @@ class Secret:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the guest says once its root is open: its generation, and its SSH host keys (``type base64``)."""
+    """The guest's answer after it opened its root: its generation, and its SSH host keys (``type base64``)."""
 
     generation: int
     host_keys: tuple[str, ...]
 
 
 def owner_context(certificate: Path, private: Path) -> ssl.SSLContext:
-    """TLS 1.3 as the owner; any server is taken, for what decides about it is the evidence."""
+    """A TLS 1.3 context with the owner's certificate; it accepts any server, because the evidence decides."""
     context = _any_server()
     try:
         context.load_cert_chain(certificate, private)
@@ -81,9 +83,9 @@ def _any_server() -> ssl.SSLContext:
 
 
 def is_waiting(host: str, port: int, seconds: float = 3.0) -> bool:
-    """Whether a guest that waits for its key answers there; it is asked for nothing, and nothing changes in it.
+    """Whether a guest that waits for its key answers there. The check requests nothing and changes nothing in it.
 
-    A connection alone says nothing: QEMU's user network accepts it before the guest does.
+    A connection alone proves nothing: QEMU's user network accepts it before the guest does.
     """
     try:
         connect(host, port, _any_server(), seconds).close()
@@ -93,13 +95,13 @@ def is_waiting(host: str, port: int, seconds: float = 3.0) -> bool:
 
 
 def connect(host: str, port: int, context: ssl.SSLContext, seconds: float = CONNECT_SECONDS) -> ssl.SSLSocket:
-    """A TLS connection to the guest. Raises :class:`UserError` where nobody answers who speaks TLS 1.3."""
+    """A TLS connection to the guest. Raises :class:`UserError` if no server answers with TLS 1.3."""
     try:
         plain = socket.create_connection((host, port), timeout=seconds)
         try:
             return context.wrap_socket(plain)
         finally:
-            plain.close()  # its connection is the other one's now
+            plain.close()  # the TLS socket owns the connection now
     except OSError as error:
         raise UserError(
             f"{host}:{port}: no answer: {error.strerror or error}",
@@ -108,10 +110,10 @@ def connect(host: str, port: int, context: ssl.SSLContext, seconds: float = CONN
 
 
 def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> Conversation:
-    """Ask for evidence for a fresh nonce; gives it with the REPORT_DATA that it must carry.
+    """Ask for evidence for a fresh nonce; return the evidence with the REPORT_DATA that it must contain.
 
-    That binds the nonce, the key of this very connection's certificate (``tls_key``), and ``header`` (``luks_header``):
-    a SHA-256 of 32 bytes, each.
+    This REPORT_DATA binds the nonce, the key of this connection's certificate (``tls_key``) and ``header``
+    (``luks_header``); key and header are SHA-256 digests of 32 bytes.
     """
     certificate = connection.getpeercert(binary_form=True)
     if connection.version() != "TLSv1.3" or not certificate:
@@ -136,7 +138,7 @@ def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> Co
 
 
 def send_key(connection: ssl.SSLSocket, secret: Secret, where: str) -> Opened:
-    """Hand over the key, and wait until the guest has opened its root with it."""
+    """Send the key, and wait until the guest has opened its root with it."""
     message = secret.message()
     _send(connection, _LENGTH.pack(len(message)) + message, where)
     document = _answer(connection, OPEN_SECONDS, where)
@@ -156,10 +158,10 @@ def release(
     appraise: Callable[[Conversation], Verdict],
     decide: Callable[[Verdict], Secret],
 ) -> tuple[Verdict, Conversation, Opened]:
-    """The whole of it: ``appraise`` verifies evidence for REPORT_DATA, ``decide`` gives the secret for the verdict.
+    """Run the whole key release: ``appraise`` verifies the evidence, ``decide`` returns the secret for the verdict.
 
-    Either raises, and then nothing is sent. Returns the verdict, the conversation with the host keys of the guest, and
-    what the guest has reported.
+    If either raises, no secret is sent. Returns the verdict, the conversation with the guest's host keys, and the
+    guest's answer.
     """
     talk = request_evidence(connection, header, where)
     verdict = appraise(talk)
@@ -176,7 +178,7 @@ def _send(connection: ssl.SSLSocket, data: bytes, where: str) -> None:
 
 
 def _answer(connection: ssl.SSLSocket, seconds: float, where: str) -> dict[str, object]:
-    """The next frame's JSON object, all of it within ``seconds``. Raises :class:`UserError` for an ``error`` in it."""
+    """Read the next frame's JSON object within ``seconds``. Raises :class:`UserError` if it has an ``error``."""
     deadline = time.monotonic() + seconds
     (size,) = _LENGTH.unpack(_receive(connection, _LENGTH.size, deadline, where))
     if size > MAX_ANSWER:

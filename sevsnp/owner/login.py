@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lets ssh in: the host keys that evidence vouches for, and an ssh configuration that takes no others."""
+"""Set up ssh for an accepted guest: only the host keys that the evidence vouches for are accepted."""
 
 import sys
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from sevsnp.vm_config.config import BANNER, VmConfig
 
 
 class Verdict(Protocol):
-    """What both verdict types can do. They are no more alike: what releases a secret must ask for the type itself."""
+    """The interface of both verdict types. Code that releases a secret must check the verdict's own type."""
 
     @property
     def appraisal(self) -> Appraisal: ...
@@ -26,7 +26,7 @@ class Verdict(Protocol):
 
 @dataclass(frozen=True)
 class Login:
-    """Where a guest's sshd is, as whom to log in, and the directory ``output`` that attestation writes to."""
+    """The address of a guest's sshd, the user to log in as, and the directory ``output`` that attestation writes to."""
 
     host: str
     ssh_port: int
@@ -40,7 +40,7 @@ class Login:
         return self.output / "ssh_config"
 
     def allow(self, verdict: Verdict, config: VmConfig, talk: Conversation) -> None:
-        """Keep the evidence, let ssh know the host keys that ``verdict`` vouches for, and say so."""
+        """Keep the evidence, give ssh the host keys that ``verdict`` vouches for, and print the result."""
         document = verdict.to_json()
         where = keep(self.output, talk, verdict.appraisal, document, config)
         known_hosts = self.output / "known_hosts"
@@ -62,7 +62,7 @@ class Login:
 
 
 def say_accepted(document: Mapping[str, Any]) -> None:
-    """Say in a verdict's own colour that evidence was accepted: green is for hardware alone."""
+    """Print in the verdict's colour that the evidence was accepted: green is for hardware only."""
     colour: Colour = "green" if document["trust_domain"] == "amd" else "amber"
     if colour == "amber":
         print(paint(BANNER, colour, sys.stdout))
@@ -71,6 +71,6 @@ def say_accepted(document: Mapping[str, Any]) -> None:
 
 
 def known_hosts_lines(host: str, port: int, keys: tuple[str, ...]) -> str:
-    """The lines of a known_hosts file; a port other than 22 is part of the name (sshd(8))."""
+    """The lines of a known_hosts file; a port other than 22 is part of the host name (sshd(8))."""
     name = host if port == 22 else f"[{host}]:{port}"
     return "".join(f"{name} {key}\n" for key in keys)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`attest_luks`: verify a guest that waits for its key, and send the key only to one that may have it."""
+"""`attest_luks`: verify a guest that waits for its key, and send the key only if the guest may have it."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -23,9 +23,9 @@ from sevsnp.vm_config.fixed import check_fixed
 def check_release(domain: str, record: Record, *, emulated_asked: bool, again: str = "./doitw attest_luks") -> None:
     """Refuse a key that a guest of this trust domain (amd or emulated) must not have.
 
-    ``emulated_asked``: the user said PLATFORM=emulated for this very run. A software secure processor keeps nothing
-    from the host, so what was sent to one host is not for a confidential guest any more. ``again`` is the command that
-    asks for the key.
+    ``emulated_asked``: the user set PLATFORM=emulated for this run. A software secure processor hides nothing from its
+    host, so a key that was sent to an emulated guest is never sent to a confidential guest. ``again`` is the command
+    that asks for the key.
     """
     if domain == "amd":
         if record.exposed:
@@ -45,7 +45,7 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
 
 
 class Volume:
-    """A volume as its owner has it: header, key and record. Raises UserError where the key does not open it."""
+    """A volume on the owner's side: header, key and record. Raises UserError if the key does not open the volume."""
 
     def __init__(self, header: Path, config_dir: Path, key_file: str | None) -> None:
         luks = Luks2.read(header)
@@ -64,9 +64,9 @@ class Volume:
         self._key = key.data
 
     def secret_for(self, verdict: Verdict, *, emulated_asked: bool) -> Secret:
-        """What this verdict releases. Who gets it is on record before it has it."""
+        """The secret that this verdict releases. The record notes the guest before the guest gets the secret."""
         domain = trust_domain(verdict)
-        # Read again: another attestation may have changed it meanwhile.
+        # Read the record again: another attestation may have changed it meanwhile.
         self.record = luks_key.read_record(self.config_dir, self.uuid)
         check_release(domain, self.record, emulated_asked=emulated_asked)
         emulated = domain == "emulated"
@@ -74,7 +74,7 @@ class Volume:
         return Secret(self.digest, self.record.generation, self._key)
 
     def booted(self, generation: int) -> None:
-        """Keep the generation that a guest has reported."""
+        """Record the generation that a guest has reported."""
         self.record = luks_key.update_record(self.config_dir, self.uuid, generation=generation)
 
 
@@ -98,15 +98,16 @@ def attest_luks(
     manifest_key: Path | None = None,
     wait: Callable[[], None] | None = None,
 ) -> None:
-    """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and let ssh know its key.
+    """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and give ssh its host key.
 
-    ``asked`` are the settings given for this run. What was accepted before is replaced by what is accepted, and by
-    nothing else; the evidence is kept, accepted or not (sevsnp.owner.kept).
-    What a ``manifest`` that ``manifest_key`` has signed lists as never to be accepted is refused.
-    ``wait`` is called when all that can be checked without the guest is.
-    ``key_dir`` is where the volume's key and record are; ``config_dir`` where it is None. ``key_file`` None: no key
-    that was given for this run counts. ``again`` is the command that this is, for a hint. Raises :class:`UserError`;
-    a key was sent only where the evidence was accepted.
+    ``asked`` are the settings given for this run. Only newly accepted evidence replaces the evidence accepted before;
+    refused evidence is kept too (sevsnp.owner.kept).
+    Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted are
+    refused.
+    ``wait`` is called after all checks that need no guest.
+    ``key_dir`` has the volume's key and record; if it is None, ``config_dir`` has them. If ``key_file`` is None, a key
+    that was given for this run is ignored. ``again`` is the command of this run, for a hint. Raises
+    :class:`UserError`. A key is sent only if the evidence was accepted.
     """
     keys, where = Keys.of(config_dir), f"{host}:{port}"
     login = Login(host, ssh_port, keys.user_private, user, template, output)
@@ -118,7 +119,7 @@ def attest_luks(
     check_launch_firmware(config.launch)
     volume = Volume(header, key_dir or config_dir, key_file)
     emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
-    # What the verdict will be refused for in any case is said before the guest is spoken to.
+    # A refusal that does not depend on the evidence is reported before the guest is contacted.
     domain = "amd" if config.launch.platform == "snp" else "emulated"
     check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
     verify = verifier(config, emulated_root)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is given away: a manifest of what was built, its signature, and a list of what it was built from."""
+"""Release files: a manifest of the built artefacts, its signature, the SBOM, and the host bundle."""

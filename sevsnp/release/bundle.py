@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host bundle: what an untrusted host needs to run a workflow, and nothing of what decides anything.
+"""Make the host bundle: all files that an untrusted host needs to run a workflow, and none that verification uses.
 
-It has the guest's files, launch files without reference values (production and emulated, or production alone), the
-code that launches, and a Python of its own: a host needs nothing but QEMU. No private key, no policy, no user's name.
+The bundle has the guest's files, launch files without reference values (production and emulated, or only production),
+the code that launches, and its own Python, so a host needs only QEMU. It has no private key, no policy and no user's
+name.
 """
 
 import ast
@@ -44,9 +45,9 @@ def make_bundle(
 ) -> None:
     """Write the bundle directory ``output`` from the VM configs and the unpacked release tree.
 
-    ``code`` are the sources that launch, each a path from the project's directory, which it has in the bundle too.
-    Without the ``emulated`` one nothing of the emulation is in it: neither its code nor its guest's files. Raises
-    UserError for a secret or a reference value in what would be the bundle, and SyntaxError for code that is none.
+    ``code`` are the sources of the launcher. Each is a path relative to the project's directory, and has the same path
+    in the bundle. If ``emulated`` is None, the bundle has neither the code nor the guest files of the emulation. Raises
+    UserError for a secret or a reference value in the bundle, and SyntaxError for a source that is not valid Python.
     """
     output.mkdir()
     copied: dict[Path, str] = {}
@@ -64,7 +65,7 @@ def make_bundle(
 
 
 def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch:
-    """Copy what a launch names into ``output``, each file once, and return the launch of the copies."""
+    """Copy the files of a launch into ``output``, each file once, and return the launch of the copies."""
 
     def copy(file: File | Disk) -> Path:
         path = file.path
@@ -72,7 +73,7 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
             name = path.name
             if name in copied.values():
                 raise UserError(f"{path}: a second file named {name} for the bundle")
-            # A reflink where the file system has them: the images are large and do not change.
+            # A reflink if the file system supports it, because the images are large and do not change.
             run(["cp", "--reflink=auto", "--sparse=always", "--", path, output / name])
             (output / name).chmod(0o644)
             copied[path] = name
@@ -83,7 +84,7 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
 
 def _copy_code(code: Sequence[Path], library: Path) -> None:
     for source in code:
-        # What cannot be parsed names nothing that it imports: that would lack.
+        # In a source that cannot be parsed no imports are found, so the bundle would lack them.
         ast.parse(source.read_bytes(), str(source))
         (library / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, library / source)
@@ -105,7 +106,7 @@ def _copy_python(release: Path, runtime: Path) -> None:
     binaries = [runtime / "usr/bin/python3", *runtime.rglob("*.so")]
     libraries = _libraries(release, binaries)
     (runtime / _LIBRARIES).mkdir(parents=True)
-    # Python looks for its library beside the name it was started by, which is bin/python3.
+    # Python looks for its library relative to the path of its start, which is bin/python3.
     (runtime / "lib").symlink_to("usr/lib")
     for library in [release / _LOADER, *libraries]:
         shutil.copyfile(library, runtime / _LIBRARIES / library.name)
@@ -127,7 +128,7 @@ def _libraries(release: Path, binaries: Iterable[Path]) -> list[Path]:
 
 
 def _check_no_secret(bundle: Path) -> None:
-    """A bundle goes to the host: no private key and no reference value may be in it, whatever went wrong before."""
+    """Refuse a bundle with a private key or a reference value, because the host gets the whole bundle."""
     for path in bundle.rglob("*"):
         if path.suffix == ".toml" and "[reference" in path.read_text():
             raise UserError(f"{path}: reference values in a host bundle")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a document names, which somebody else may have written: read below one directory, through no link."""
+"""Read files that an untrusted document names: only below one directory, and never through a symbolic link."""
 
 import contextlib
 import hashlib
@@ -16,11 +16,11 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ContentsError(Exception):
-    """A file that cannot be taken as it is; the text says what is wrong with it, without its name."""
+    """A file is not usable; the text says why, without the file's name."""
 
 
 def check_name(name: str, where: str) -> str:
-    """``name`` if it is a plain relative path: no ``..``, no empty part, printable. Raises UserError."""
+    """Return ``name`` if it is a plain relative path: no ``..``, no empty part, printable. Raises UserError."""
     if not name or not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
         raise UserError(f"{where}: found the path {name!a}, expected one below the project, without . and ..")
     return name
@@ -51,7 +51,7 @@ class Contents:
         return {"size": count, "sha256": digest.hexdigest()}
 
     def read(self, name: str, sha256: str, limit: int) -> bytes:
-        """A file's bytes, at most ``limit`` of them, if they are those that ``sha256`` names. Raises ContentsError."""
+        """A file's bytes, if their SHA-256 is ``sha256`` and their size at most ``limit``. Raises ContentsError."""
         with self._open(name) as stream:
             data = stream.read(limit + 1)
         if len(data) > limit:
@@ -61,7 +61,7 @@ class Contents:
         return data
 
     def below(self, name: str) -> list[str]:
-        """All that lies below the directory ``name`` and is none itself, sorted. Links are listed, not followed."""
+        """All paths below the directory ``name`` except directories, sorted. Links are listed, not followed."""
         found = []
         with self._folder(f"{name}/.") as (folder, _):
             for place, folders, files, descriptor in os.fwalk(".", dir_fd=folder, onerror=_fail):
@@ -73,7 +73,7 @@ class Contents:
     def _open(self, name: str) -> Iterator[BinaryIO]:
         with self._folder(name) as (folder, last):
             try:
-                # O_NONBLOCK: a pipe that nobody writes to would keep us here.
+                # O_NONBLOCK: opening a pipe without a writer would block.
                 descriptor = os.open(last, _FLAGS | os.O_NONBLOCK, dir_fd=folder)
             except OSError as error:
                 raise _contents_error(error) from None
@@ -88,7 +88,7 @@ class Contents:
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[tuple[int, str]]:
-        """The open directory that holds ``name``, and the last part of it. Raises ContentsError."""
+        """The open directory that holds ``name``, and the last part of ``name``. Raises ContentsError."""
         *folders, last = name.split("/")
         descriptor = os.open(self.root, _FLAGS | os.O_DIRECTORY)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM config launches and how it measures, for the usual numbers of vCPUs; from files already looked at."""
+"""Describe a VM config for a manifest: its files, reference values, and launch digests for usual numbers of vCPUs."""
 
 import hashlib
 import io
@@ -22,16 +22,16 @@ Files = Mapping[str, Mapping[str, Any]]
 
 
 def boots_with_acpi(vcpus: int, setting: str) -> bool | None:
-    """Whether a guest of ``vcpus`` has ACPI under the setting ACPI; None where the setup tasks refuse to make it."""
+    """Whether a guest with ``vcpus`` has ACPI for this value of the setting ACPI; None if the setup tasks refuse it."""
     if setting == "off":
         return False if vcpus == 1 else None
     return setting == "on" or vcpus > 1
 
 
 def with_acpi(cmdline: str, acpi: bool) -> str:
-    """The command line that the same settings give with or without ACPI. Raises UserError for one that is not ours."""
+    """The command line for the same settings with or without ACPI. Raises UserError for a foreign command line."""
     words = cmdline.split(" ")
-    for present in (False, True):  # without ACPI there is one word more, so that is the longer beginning
+    for present in (False, True):  # the words without ACPI are one more, so compare the longer beginning first
         first = [word.text for word in hardening_words(acpi=present)]
         if words[: len(first)] == first:
             return " ".join([*(word.text for word in hardening_words(acpi=acpi)), *words[len(first) :]])
@@ -39,12 +39,12 @@ def with_acpi(cmdline: str, acpi: bool) -> str:
 
 
 def describe_launch(contents: Contents, files: Files, config: str, acpi: str) -> dict[str, Any]:
-    """What the VM config ``config`` launches, its reference values, and its digests for the usual vCPU counts.
+    """The launch of the VM config ``config``, its reference values, and its digests for the usual vCPU counts.
 
-    ``files`` are artefacts by path as they were found; what the config names must be among them. ``acpi`` is the
-    setting ACPI. Only the config, the command line and the firmware are read again, and compared with ``files``.
-    More than one vCPU means another command line, so each entry names the SHA-256 of the one it is measured with.
-    Raises ContentsError where the config and the files do not go together.
+    ``files`` are the artefacts found, by path; they must include all files of the config. ``acpi`` is the setting ACPI.
+    Only the config, the command line and the firmware are read again, and compared with ``files``. A guest with several
+    vCPUs has another command line, so each entry has the SHA-256 of its own command line. Raises ContentsError if the
+    config and the files do not match.
     """
     try:
         text = contents.read(config, files[config]["sha256"], MAX_CONFIG).decode()
@@ -71,7 +71,7 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
     return {
         "workflow": launch.workflow,
         "platform": launch.platform,
-        # A digest of the emulated platform is no proof of anything, and no verifier of a real guest may accept it.
+        # A digest of the emulated platform proves nothing, and no verifier of a real guest may accept it.
         "production": launch.platform == "snp",
         "settings": _settings(launch),
         "acpi": acpi,
@@ -83,7 +83,7 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
 
 
 def _named_files(contents: Contents, files: Files, launch: Launch) -> dict[str, str]:
-    """The files of a launch by what they are, each an artefact with the digest that the config gives it."""
+    """The files of a launch by kind. Each must be an artefact with the digest in the config."""
     names = {}
     wanted = {what: getattr(launch, what) for what in ("firmware", "kernel", "initrd", "cmdline")}
     for what, file in {**wanted, **{disk.role: disk for disk in launch.disks}}.items():
@@ -149,7 +149,7 @@ def _settings(launch: Launch) -> dict[str, Any]:
 
 
 def _minimum_tcb(minimum: MinimumTcb) -> dict[str, int] | str | None:
-    """A floor by component, "any", or None where there is none."""
+    """A floor by component, "any", or None if there is no floor."""
     if not isinstance(minimum, Tcb):
         return minimum
     return {name: value for name, value in vars(minimum).items() if value is not None}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release manifest: every artefact by digest, what the guests measure, and what they were made from.
+"""The release manifest: the digests of all artefacts, the measurements of the guests, and their sources.
 
-One JSON file. Its first line names its type, which is what keeps its signature apart from any other; the rest is
-sorted, so that equal artefacts give an equal manifest. Paths are relative to the project.
+The manifest is one JSON file. Its first line names its type, so that its signature is not valid for any other type. The
+rest is sorted, so that equal artefacts give an equal manifest. Paths are relative to the project.
 """
 
 import datetime
@@ -39,12 +39,12 @@ def make_manifest(
     output: Path,
     sbom: Path,
 ) -> None:
-    """Write the manifest and the SBOM, and ``output``.sig beside it if there is a ``key``; else an old one is removed.
+    """Write the manifest and the SBOM, and the signature ``output``.sig if there is a ``key``; else remove an old one.
 
-    ``artefacts`` are files, ``trees`` directories that have nothing but what the manifest lists; all paths are relative
-    to ``project``. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty for none. The key
-    may ask for its password on the terminal. Raises UserError for an artefact that is missing or a symbolic link, and
-    for a VM config that its files do not bear out.
+    ``artefacts`` are files. ``trees`` are directories that contain only files that the manifest lists. All paths are
+    relative to ``project``. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty for none.
+    For an encrypted key, the user types the password on the terminal. Raises UserError for an artefact that is missing
+    or a symbolic link, and for a VM config that does not match its files.
     """
     signing_key = None
     if key is not None:
@@ -55,7 +55,7 @@ def make_manifest(
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except ContentsError as error:
-        # All but a volume is made by the tasks that this one needs.
+        # The tasks before this one make all artefacts except a volume.
         task = "setup_luks " if f"{error}".startswith("build/luks/") else ""
         raise UserError(str(error), f"make it again: ./doitw {task}manifest") from None
     about = product(project)
@@ -70,7 +70,7 @@ def make_manifest(
     }
     data = render_manifest(document)
     signature = output.with_name(f"{output.name}.sig")
-    # Never the new manifest beside the old signature, whenever this ends.
+    # Remove the old signature first, so that it is never beside the new manifest, even if this process is killed.
     signature.unlink(missing_ok=True)
     write_atomic(output, data)
     if signing_key is not None:
@@ -79,7 +79,7 @@ def make_manifest(
 
 
 def packages_of(contents: Contents, files: Mapping[str, Mapping[str, Any]], lists: Iterable[str]) -> dict[str, Any]:
-    """The packages in packages.json files, by set and name: version, architecture, sha256. Raises ContentsError."""
+    """The packages in packages.json files by set and name: version, architecture, sha256. Raises ContentsError."""
     found: dict[str, Any] = {}
     for name in lists:
         try:
@@ -98,7 +98,7 @@ def render_manifest(document: Mapping[str, Any]) -> bytes:
 
 
 def parse_manifest(data: bytes, source: Path) -> dict[str, Any]:
-    """A manifest without its type, every path in it checked. Raises UserError for anything unknown or doubled."""
+    """Read a manifest: check every path in it, and drop its type. Raises UserError for an unknown or repeated key."""
     if not data.startswith(_OPENING):
         raise UserError(f"{source}: not a release manifest that this version knows: expected its type: {TYPE}")
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release manifest lists as never to be accepted, for its makers and for who verifies evidence.
+"""The list of a release manifest that no verifier may accept: make, check and read it.
 
-Launch digests of emulated VM configs prove nothing, and firmware that starts more than the measured files makes every
-other digest worth nothing.
+Launch digests of emulated VM configs prove nothing. If a firmware starts more than the measured files, no launch digest
+with it proves anything.
 """
 
 import re
@@ -18,8 +18,10 @@ _SIZES = {"launch_digests": 96, "firmware": 64}  # hex digits
 
 
 def refused_of(launch: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The list for the VM configs of a manifest, each described as :func:`sevsnp.release.launch.describe_launch` does:
-    digest (hex) to what it is."""
+    """The list for the VM configs of a manifest: digest (hex) → description.
+
+    ``launch`` has the results of :func:`sevsnp.release.launch.describe_launch`.
+    """
     digests = {
         item["launch_digest"]: f"the emulated guest of {config} with {item['vcpus']} vCPU"
         for config, entry in launch.items()
@@ -32,7 +34,7 @@ def refused_of(launch: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, s
 def contradictions(
     launch: Mapping[str, Mapping[str, Any]], files: Mapping[str, Mapping[str, Any]], refused: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Which VM configs have what ``refused`` lists, one line each. ``files`` are the artefacts by path."""
+    """One line for each VM config that has something that ``refused`` lists. ``files`` are the artefacts by path."""
     for config, entry in launch.items():
         firmware = files.get(entry["files"]["firmware"], {}).get("sha256")
         if firmware in refused["firmware"]:
@@ -55,9 +57,9 @@ def check_refused(refused: Any) -> None:
 
 
 def read_refused(manifest: Path | None, public_key: Path | None, names: tuple[str, str]) -> NeverAccepted:
-    """The list of a signed manifest. ``names`` are what the user calls the two parameters.
+    """The list of a signed manifest. ``names`` are the user's names of the two parameters, for errors.
 
-    Raises :class:`UserError` where one of them is missing, and for a manifest that the key has not signed.
+    Raises :class:`UserError` if a parameter is missing, or if the key has not signed the manifest.
     """
     from sevsnp.release.verify import read_manifest
 

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-# Which part of the project a component is in; a component that is in two has the property twice.
+# The part of the project that contains a component; a component in two parts has the property twice.
 SET_PROPERTY = "openend2e-sevsnp:set"
-# What packages.lock calls its sets, as far as a reader would not know what they are.
+# Clear names for those sets of packages.lock whose names a reader would not understand.
 _SET_NAMES = {"ovmf": "firmware"}
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "openend2e-sevsnp sbom")
 
@@ -26,10 +26,10 @@ def make_sbom(
 ) -> bytes:
     """The SBOM as JSON text, the same bytes for the same arguments.
 
-    ``packages`` are Debian packages by set and name, each with version, architecture and sha256 (64 hex digits);
-    ``distributions`` are Python's, name to version: requirements.lock has several files for each, so no digest is
-    given. ``created`` is a time in UTC; None leaves it out. The serial number is a UUID of
-    version 5 over all the rest.
+    ``packages`` are Debian packages by set and name, each with version, architecture and sha256 (64 hex digits).
+    ``distributions`` are Python distributions, name → version. They have no digest, because requirements.lock has
+    several files for each. ``created`` is a time in UTC; None omits it. The serial number is a UUID of version 5 over
+    the rest of the document.
     """
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
@@ -38,7 +38,7 @@ def make_sbom(
 
     root = Component(name=product, version=version, type=ComponentType.APPLICATION, bom_ref=product)
     components = [*_debian(packages), *_python(distributions)]
-    # The library insists on a time, and on a random number for the serial number: both are replaced below.
+    # The library always adds a time and a random serial number. Both are replaced below.
     bom = Bom(metadata=BomMetaData(component=root), components=components)
     bom.register_dependency(root, components)
     document = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())

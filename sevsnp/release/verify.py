@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking a release manifest: its signature first, then everything it says against the files."""
+"""Verify a release manifest: first its signature, then compare all its contents with the files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,11 @@ _ABSENT = "nothing"
 
 
 def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -> None:
-    """Compare the files below ``project`` with ``manifest`` and print what was found.
+    """Compare the files below ``project`` with ``manifest`` and print the result.
 
-    With ``public_key`` the manifest must be signed by it, and nothing in it is looked at before. Raises UserError
-    naming every artefact and every launch digest that differs. No path in the manifest leads out of ``project``.
+    If ``public_key`` is given, this key must have signed the manifest; the signature is checked before the manifest is
+    parsed. Raises UserError that names every differing artefact and launch digest. No path in the manifest leads out of
+    ``project``.
     """
     document, said = read_manifest(manifest, public_key)
     problems = list(differences(Contents(project), document))
@@ -38,14 +39,14 @@ def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -
 
 
 def read_manifest(manifest: Path, public_key: Path | None) -> tuple[dict[str, Any], str]:
-    """A manifest, and what is to be said of its signature. Raises UserError where ``public_key`` did not sign it."""
+    """A manifest, and a text about its signature. Raises UserError if ``public_key`` did not sign the manifest."""
     data = _read(manifest, MAX_MANIFEST, "make one with: ./doitw manifest")
     said = _check_signature(data, manifest, public_key)
     return parse_manifest(data, manifest), said
 
 
 def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
-    """What is not as a checked manifest says, one line each."""
+    """Yield one line for each difference between a checked manifest and the files."""
     sbom = dict(document["sbom"])
     listed = {**document["artefacts"], sbom.pop("path"): sbom}
     files: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def differences(contents: Contents, document: dict[str, Any]) -> Iterator[str]:
     launch: dict[str, Any] = {}
     for config, said in sorted(document["launch"].items()):
         yield from _launch_differences(contents, files, listed, config, said, launch)
-    if len(launch) == len(document["launch"]):  # else that was said
+    if len(launch) == len(document["launch"]):  # otherwise the difference was already reported
         for place, here, there in _unequal(document["refused"], refused_of(launch)):
             yield f"refused: {place}: the manifest says {here!a:.200}, the files give {there!a:.200}"
         yield from contradictions(launch, files, document["refused"])
@@ -82,7 +83,7 @@ def _launch_differences(
     said: dict[str, Any],
     described: dict[str, Any],
 ) -> Iterator[str]:
-    """What is not as ``said``; what the files give is added to ``described``."""
+    """Yield the differences from ``said``; the description from the files is added to ``described``."""
     named = said.get("files")
     needed = [config, *(named.values() if isinstance(named, dict) else ())]
     if bad := [name for name in needed if name in listed and name not in files]:
@@ -100,7 +101,7 @@ def _launch_differences(
 
 def _package_differences(contents: Contents, files: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
     if any(name not in files for name in document["package_lists"]):
-        return  # said above
+        return  # already reported
     try:
         found = packages_of(contents, files, document["package_lists"])
     except ContentsError as error:
@@ -111,7 +112,7 @@ def _package_differences(contents: Contents, files: dict[str, Any], document: di
 
 
 def _unequal(said: Any, found: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: the way there, and what either has in that place."""
+    """Yield each place where two JSON values differ: its path, and both values there."""
     if isinstance(said, list) and isinstance(found, list):
         said, found = dict(enumerate(said)), dict(enumerate(found))
     if isinstance(said, dict) and isinstance(found, dict):
@@ -132,7 +133,7 @@ def _compared(said: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> str:
-    """What is to be said about the signature. Raises UserError where a key is given that did not make it."""
+    """A text about the signature. Raises UserError if a key is given and did not make the signature."""
     signature = manifest.with_name(f"{manifest.name}.sig")
     if public_key is None:
         if signature.exists():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings: one table, and how their values are read."""
+"""The settings: one table, and the parsers of their values."""

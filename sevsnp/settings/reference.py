@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/settings.md, made from the table of settings: `python -m sevsnp.settings.reference >docs/settings.md`."""
+"""Make docs/settings.md from the table of settings: `python -m sevsnp.settings.reference >docs/settings.md`."""
 
 from sevsnp.settings.table import GROUPS, Setting
 

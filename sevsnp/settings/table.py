@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipeline settings: ``NAME=value`` on the command line, then the environment, then config.yaml, then the default."""
+"""The pipeline's settings. Sources: ``NAME=value`` on the command line, else environment, config.yaml, or default."""
 
 import json
 import os
@@ -31,10 +31,10 @@ from sevsnp.system.yaml_loader import strict_loader
 
 CONFIG_FILE = "config.yaml"
 COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
-# What is said for one run, as against what config.yaml says for all.
+# Sources for one run only; config.yaml is the source for all runs.
 PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 
-# Never taken as a word of the command line, and shown nowhere; with what each is.
+# Variables that are refused on the command line and never shown, each with its description.
 SECRETS = {
     "LUKS_KEY": "the disk key of the encrypted root: in the environment alone, and shown nowhere. LUKS_KEY_FILE names "
     "a file that has it"
@@ -44,7 +44,7 @@ ALL_SETTINGS = "all settings: ./doitw settings"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name on the command line, how its text is read, its default as text, and what it is for."""
+    """One setting: its name on the command line, the parser of its text, its default as text, and its purpose."""
 
     name: str
     parse: Parser
@@ -54,19 +54,19 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Its name in config.yaml."""
+        """The setting's name in config.yaml."""
         return self.name.lower()
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The words that it takes, where those are few."""
+        """The allowed words, if the setting takes one of a few words."""
         return self.parse.allowed if isinstance(self.parse, Choice) else ()
 
 
 _TMPFS = size(1 << 20, 1 << 40)
 _PORT = integer(1, 65535)
 
-# What config.yaml, `./doitw help` and the refusal of a bad value say is all from here.
+# config.yaml, `./doitw help` and the errors for bad values all take their texts from here.
 # fmt: off
 GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     ("What a guest is made of and measured with: fixed when a setup_* task writes its VM config.", (
@@ -213,7 +213,7 @@ class Settings:
 
     values: Mapping[str, Value]
     sources: Mapping[str, str]
-    # As it stands in its source.
+    # The unparsed text of each setting.
     texts: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Value:
@@ -230,59 +230,59 @@ class Settings:
         return value
 
     def is_default(self, name: str) -> bool:
-        """Whether a setting was left as it comes: not given for this run, and in config.yaml with its default."""
+        """Whether a setting is unchanged: not given for this run, and with its default in config.yaml."""
         setting = _BY_NAME[name]
         return self.sources[name] not in PER_RUN and self.values[name] == setting.parse(setting.default)
 
     def path(self, name: str, default: Path) -> Path:
-        """The path a setting names, or ``default`` where it is empty; ``~`` is the user's home."""
+        """The path that a setting names, or ``default`` if the setting is empty; ``~`` is the user's home."""
         text = self.text(name)
         return Path(text).expanduser() if text else default
 
     def optional_path(self, name: str) -> Path | None:
-        """The path a setting names, as :meth:`path` gives it; None where it is empty."""
+        """The path that a setting names, as from :meth:`path`; None if the setting is empty."""
         return self.path(name, Path()) if self.text(name) else None
 
     def acpi(self) -> bool:
-        """Whether the guest boots with ACPI. More than one vCPU cannot be started without: UserError for ACPI=off."""
+        """Whether the guest boots with ACPI. Raises UserError for ACPI=off with several vCPUs, which need ACPI."""
         if self.text("ACPI") == "off" and self.number("CPUS") > 1:
             raise UserError(f"ACPI=off: found CPUS={self.number('CPUS')}, expected 1: more cannot start without ACPI")
         return self.text("ACPI") == "on" or self.number("CPUS") > 1
 
     def config_dir(self) -> Path:
-        """Where the user's own keys live: CONFIG_DIR, else the XDG configuration directory."""
+        """The directory of the user's own keys: CONFIG_DIR, else the XDG configuration directory."""
         base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         return self.path("CONFIG_DIR", base / "openend2e-sevsnp")
 
     def data_dir(self) -> Path:
-        """Where the volumes that guests have written are kept: DATA_DIR, else the XDG data directory."""
+        """The directory of the volumes that guests have written: DATA_DIR, else the XDG data directory."""
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
         return self.path("DATA_DIR", base / "openend2e-sevsnp")
 
     def artefact_cache(self) -> Path:
-        """Where artefacts are kept: SEVSNP_CACHE, else a directory beside the downloads."""
+        """The artefact cache: SEVSNP_CACHE, else a directory beside the downloads."""
         return self.path("SEVSNP_CACHE", self.cache_dir() / "artefacts")
 
     def cache_dir(self) -> Path:
-        """Where downloads are kept: CACHE_DIR, else the XDG cache directory."""
+        """The directory of downloads: CACHE_DIR, else the XDG cache directory."""
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
 def nearest_setting(name: str, known: Iterable[str], form: str) -> str:
-    """What to do about a ``name`` that is not ``known``: the nearest one in ``form``, and where all of them are."""
+    """A hint for a ``name`` that is not ``known``: the nearest known name in ``form``, and the list of all names."""
     meant = did_you_mean(name, known, form)
     return f"{meant} {ALL_SETTINGS}" if meant else ALL_SETTINGS
 
 
 def render_config() -> str:
-    """config.yaml as it is in the repository: every setting with its default and what it is for."""
+    """The text of the repository's config.yaml: every setting with its default and its purpose."""
     lines = ["# The settings, each with its default. NAME=value on the command line (CPUS=2) and the environment come"]
     lines += ["# before this file. Its text is made from the table in sevsnp/settings/table.py."]
     for title, settings in GROUPS:
         lines += ["", f"# {title}"]
         for setting in settings:
-            # What YAML would take for nothing, or for a number with zeros before it, in quotes.
+            # Quote a text that YAML would read as empty, or as a number with leading zeros.
             plain = setting.default.strip("0") or setting.default == "0"
             value = setting.default if plain else json.dumps(setting.default)
             lines.append(f"{f'{setting.key}: {value}':<26} # {setting.help}")
@@ -294,10 +294,10 @@ def _kind(node: object) -> str:
 
 
 def read_config(file: Path) -> dict[str, str]:
-    """The settings in a config.yaml, as text by NAME; unknown and doubled keys are refused by name.
+    """The settings in a config.yaml, as text by NAME. Raises UserError that names an unknown or repeated key.
 
-    The text is taken as it stands in the file: YAML's own types would make a boolean of ``on``, 8 of ``010`` and
-    5400 of ``1:30:00``, and a dict would silently drop a key that is there twice.
+    The text is used unchanged: YAML's own types would make a boolean of ``on``, 8 of ``010`` and 5400 of ``1:30:00``,
+    and a dict would silently drop a repeated key.
     """
     import yaml
 
@@ -330,7 +330,7 @@ def read_config(file: Path) -> dict[str, str]:
 
 
 def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], file: Path) -> Settings:
-    """Every setting from its strongest source. Unknown names and bad values are refused by name."""
+    """Take every setting from its strongest source. Raises UserError that names an unknown setting or a bad value."""
     for name in command_line:
         if name in SECRETS:
             raise UserError(
@@ -367,8 +367,8 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
 def command_line_words(argv: list[str]) -> dict[str, str]:
     """The ``NAME=value`` words of a doit command line.
 
-    doit's own rule (``DoitMain.process_args``), so that both always take the same words: any word with ``=`` that does
-    not begin with ``-``, even where it was meant as an option's value; the last of two wins.
+    This is doit's own rule (``DoitMain.process_args``), so that both always take the same words: any word with ``=``
+    that does not begin with ``-``, even one that was meant as an option's value. Of two words, the last one wins.
     """
     words = [word for word in argv if "=" in word and not word.startswith("-")]
     return dict(word.split("=", 1) for word in words)

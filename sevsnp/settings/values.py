@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the text of a setting is read; each parser raises ValueError for what it does not take.
+"""Parse the texts of settings; each parser raises ValueError for a text that it does not accept.
 
-Apart from the table of settings, for what a host bundle has too: its sizes and TCB versions are written the same way.
+This module is separate from the table of settings, because a host bundle contains it too: the bundle's sizes and TCB
+versions have the same form.
 """
 
 import re
@@ -26,7 +27,7 @@ def word(text: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few words; ``also`` are other words for some of them."""
+    """A parser for one of a few words; ``also`` has synonyms."""
 
     allowed: tuple[str, ...]
     also: tuple[tuple[str, str], ...] = ()
@@ -39,14 +40,14 @@ class Choice:
 
 
 def guest_name(text: str) -> str:
-    """A guest's name, which becomes a directory in build/run, or nothing. What else is there has other names."""
+    """A guest's name, which becomes a directory in build/run, or empty. Other files there have no such names."""
     if text and (len(text) > 40 or text == "e2e"):
         raise ValueError
     return word(text) if text else text
 
 
 def volume(text: str) -> str:
-    """The UUID of a volume, or its beginning."""
+    """The UUID of a volume, or the beginning of a UUID."""
     if not re.fullmatch("[0-9a-f-]{0,36}", text):
         raise ValueError
     return text
@@ -56,13 +57,13 @@ def choice(*allowed: str) -> Choice:
     return Choice(allowed)
 
 
-# As most programs that read such a variable have it, too.
+# 0 and 1 are allowed too, as in most programs that read such a variable.
 no_or_yes = Choice(("no", "yes"), also=(("0", "no"), ("1", "yes")))
 
 
 def integer(low: int, high: int) -> Parser:
     def parse(text: str) -> int:
-        # int() alone would also take 1_000, blanks and other scripts' digits.
+        # int() alone would also accept 1_000, blanks, and digits of other scripts.
         if not re.fullmatch(r"[0-9]+|0x[0-9A-Fa-f]+", text):
             raise ValueError
         value = int(text, 16 if text.startswith("0x") else 10)
@@ -77,8 +78,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str) -> int:
-    """``512M``, ``2G``, ``2GiB`` or plain bytes, in bytes; binary units, no fractions. Raises ValueError."""
-    # ASCII, or the Kelvin sign would count as a K.
+    """Parse ``512M``, ``2G``, ``2GiB`` or plain bytes; return bytes. Binary units, no fractions. Raises ValueError."""
+    # re.ASCII, because otherwise the Kelvin sign would match as a K.
     match = re.fullmatch(r"([0-9]+)(?:([KMG])(?:i?B)?|B)?", text, re.IGNORECASE | re.ASCII)
     if not match:
         raise ValueError(text)
@@ -96,8 +97,8 @@ def size(low: int, high: int) -> Parser:
 
 
 def policy(text: str) -> int:
-    # Reserved bits as AMD 56860 table 10 has them; a policy with debugging or migration is never accepted, so none is
-    # ever made.
+    # Reserved bits: AMD 56860 table 10. The verifier never accepts a policy with debugging or migration, so such a
+    # policy is not allowed here either.
     value = integer(0, (1 << 64) - 1)(text)
     assert isinstance(value, int)
     if not value >> 17 & 1 or value >> 26 or value >> 18 & 0b11:
@@ -114,12 +115,12 @@ def hex_digits(digits: int) -> Parser:
     return parse
 
 
-# The order in which AMD's documents name the parts of a TCB version; fmc exists on Turin only.
+# The parts of a TCB version in the order of AMD's documents; fmc exists only on Turin.
 TCB_PARTS = ("fmc", "bootloader", "tee", "snp", "microcode")
 
 
 def parse_tcb(text: str) -> dict[str, int]:
-    """``bootloader:3,tee:0,snp:8,microcode:115`` as numbers from 0 to 255 by part; what is not named is 0."""
+    """Parse ``bootloader:3,tee:0,snp:8,microcode:115``: numbers from 0 to 255 by part; parts without a number are 0."""
     values: dict[str, int] = {}
     for item in text.split(","):
         name, _, number = item.partition(":")
@@ -131,14 +132,14 @@ def parse_tcb(text: str) -> dict[str, int]:
 
 
 def minimum_tcb(text: str) -> str:
-    # A floor of zeros would refuse nothing without saying so; the word for that is any.
+    # A floor of zeros would silently refuse nothing; the explicit word for that is any.
     if text not in ("", "any") and not any(parse_tcb(text).values()):
         raise ValueError
     return text
 
 
 def cache_place(text: str) -> str:
-    # What a reference must look like is for who opens it to say: what is said here would show a password in it.
+    # The code that opens a reference checks its form: an error from here would show a password in the reference.
     if text and text != "off" and "://" not in text:
         raise ValueError
     return text

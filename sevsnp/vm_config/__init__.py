@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM config: what is launched and what must be measured, as one document."""
+"""The VM config: one document for the launch of a guest and for its expected measurement."""

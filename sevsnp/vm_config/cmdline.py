@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel command line: a file artefact that launch, measurement and verification all read, made by one function."""
+"""The kernel command line: one function makes this file, and launch, measurement and verification all read it."""
 
 import re
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 
-# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware puts this in front when there is an initrd. A
-# longer line would be measured whole and used cut off.
+# x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware adds this prefix if there is an initrd. A
+# longer line would be measured as a whole, but the kernel would cut it off.
 FIRMWARE_PREFIX = "initrd=initrd "
 MAX_LENGTH = 2047 - len(FIRMWARE_PREFIX)
 
@@ -43,7 +43,7 @@ _HARDENING = (
 
 _NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML code would run in the kernel")
 
-# These undo the measured boot or hand the guest to the console, whoever asks for them.
+# These words would undo the measured boot or give the console control of the guest, so they are always refused.
 _DENIED = re.compile(
     r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
     r"|lockdown(=(?!integrity$)|$)"
@@ -54,20 +54,20 @@ _DENIED = re.compile(
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the command line and why it is there."""
+    """A word of the command line, and the reason for it."""
 
     text: str
     reason: str
 
 
 def hardening_words(*, acpi: bool) -> list[Word]:
-    """The words every measured guest boots with; without ACPI unless ``acpi``."""
+    """The words with which every measured guest boots; they switch ACPI off unless ``acpi``."""
     pairs = [*_CONSOLE, *_HARDENING, *([] if acpi else [_NO_ACPI])]
     return [Word(*pair) for pair in pairs]
 
 
 def _normal(name: str) -> str:
-    """A name as its readers compare it: to the kernel and systemd - and _ are one, to sysctl / and . are."""
+    """A name in the form that its readers compare: the kernel and systemd treat - and _ as equal, sysctl / and ."""
     return name.replace("-", "_").replace("/", ".") if name.startswith("sysctl") else name.replace("-", "_")
 
 
@@ -135,7 +135,7 @@ def _emulation(emulated: bool) -> list[Word]:
 
 
 def read_cmdline(path: Path) -> str:
-    """The command line as QEMU gets it: the file's bytes, which must be ASCII with no newline."""
+    """The command line that QEMU gets: the file's bytes, which must be ASCII without a newline."""
     data = path.read_bytes()
     if not data.isascii() or any(byte < 32 or byte == 127 for byte in data):
         raise UserError(f"{path}: found a control or non-ASCII character, expected one line of ASCII and no newline")

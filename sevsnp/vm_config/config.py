@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM config: everything that matters to launch and attestation, once, for both.
+"""The VM config: one file with all values that launch and attestation need.
 
-``[launch]``, ``[files]`` and ``[[disk]]`` are what a host needs to start the guest; ``[reference]`` is what the owner's
-verifier compares evidence with and never leaves the owner. A host bundle carries a file without ``[reference]``.
+A host needs ``[launch]``, ``[files]`` and ``[[disk]]`` to start the guest. The owner's verifier compares evidence with
+``[reference]``, which never leaves the owner. A host bundle contains a file without ``[reference]``.
 """
 
 import os
@@ -20,7 +20,7 @@ Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
 FORMAT = 1
 _REASON = r"[^\x00-\x1f\x7f]{1,300}"
-# Shown wherever a guest, or a verdict about one, is emulated.
+# Shown for every emulated guest, and for every verdict about one.
 BANNER = "EMULATED – NOT CONFIDENTIAL"
 TEMPLATE = find_template("vm-config.toml.j2")
 
@@ -43,10 +43,10 @@ class Disk(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host is told: the inputs of the launch digest, the disks, and an ID block with its authentication.
+    """The values for the host: the inputs of the launch digest, the disks, and an ID block with its authentication.
 
-    ``firmware_reason`` is the owner's for a firmware that is not known to start only the measured files
-    (sevsnp.firmware.gate); empty for every other.
+    ``firmware_reason`` is the owner's reason to trust a firmware that is not known to start only the measured files
+    (sevsnp.firmware.gate); empty for every other firmware.
     """
 
     workflow: str
@@ -78,15 +78,15 @@ class Tcb:
     fmc: int | None = None
 
     def setting(self) -> str:
-        """As the setting MIN_TCB takes it: ``bootloader:3,tee:0,snp:8,microcode:115``, every component by name."""
+        """In the form of the setting MIN_TCB: ``bootloader:3,tee:0,snp:8,microcode:115``, every component by name."""
         return ",".join(f"{name}:{value}" for name, value in vars(self).items() if value is not None)
 
     def is_zero(self) -> bool:
-        """Whether no component is above zero; as a floor it would refuse nothing."""
+        """Whether every component is zero; such a floor would refuse nothing."""
         return not any(vars(self).values())
 
 
-# The least TCB version to accept: a floor, any version in so many words, or None where nothing was said.
+# The minimum TCB version to accept: a floor, explicitly any version, or None if it was not stated.
 MinimumTcb = Tcb | Literal["any"] | None
 
 
@@ -95,9 +95,9 @@ class Reference:
     """Reference values for the verifier (RFC 9334): what the evidence must say.
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
-    ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML, which no
-    evidence shows and every verdict names. The key digests (48 bytes) are those of its ID block, zero without one.
-    Without a ``minimum_tcb`` the production verifier accepts nothing.
+    ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML code;
+    evidence does not show this, so every verdict names it. The key digests (48 bytes) are those of the ID block, zero
+    without an ID block. Without a ``minimum_tcb`` the production verifier accepts no evidence.
     """
 
     launch_digest: bytes
@@ -115,7 +115,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class VmConfig:
-    """A whole VM config; ``reference`` is None in a host bundle. ``policy`` is its table of that name as it stands."""
+    """A whole VM config; ``reference`` is None in a host bundle. ``policy`` is the unparsed table ``[policy]``."""
 
     source: Path
     launch: Launch
@@ -123,7 +123,7 @@ class VmConfig:
     policy: Mapping[str, Any] = field(default_factory=lambda: {"profile": "default"}, repr=False)
 
     def require_reference(self) -> Reference:
-        """The reference values, or a clear error for a host bundle's file."""
+        """The reference values. Raises :class:`UserError` for a host bundle's file, which has none."""
         if self.reference is None:
             raise UserError(
                 f"{self.source}: no [reference]: this is a host bundle's launch file, expected the owner's VM config",
@@ -138,7 +138,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class _Table:
-    """A TOML table that is read field by field, and then has nothing left."""
+    """A TOML table that is read field by field; at the end no field may be left."""
 
     def __init__(self, source: Path, name: str, values: Any) -> None:
         if not isinstance(values, dict):
@@ -159,7 +159,7 @@ class _Table:
         expected = f"an integer from {low} to {high:#x}"
         value = self.take(key, expected)
         if isinstance(value, str) and re.fullmatch(r"0x[0-9a-f]{1,16}", value):
-            value = int(value, 16)  # TOML integers are signed 64 bit; masks need all 64
+            value = int(value, 16)  # a TOML integer has 63 bits and a sign; a mask needs 64 bits
         if type(value) is not int or not low <= value <= high:
             raise self.error(key, value, expected)
         return value
@@ -196,7 +196,7 @@ class _Table:
 
 
 def read_vm_config(source: Path) -> VmConfig:
-    """Read and validate a VM config; unknown keys, wrong types and out-of-range values are refused by name."""
+    """Read and validate a VM config. Raises :class:`UserError` that names an unknown key or a wrong type or value."""
     try:
         document = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def making(source: Path, workflow: str) -> str:
 
 
 def parse_vm_config(document: Mapping[str, Any], source: Path) -> VmConfig:
-    """As :func:`read_vm_config`, from a parsed TOML document; relative paths are taken from ``source``'s directory."""
+    """Like :func:`read_vm_config`, for a parsed TOML document. Relative paths start at the directory of ``source``."""
     top = _Table(source, "", document)
     top.integer("format", FORMAT, FORMAT)
     launch = _read_launch(top)
@@ -270,7 +270,7 @@ def _read_disks(top: _Table) -> tuple[Disk, ...]:
     disks: list[Disk] = []
     for number, values in enumerate(found):
         table = _Table(top.source, f"disk[{number}]", values)
-        # virtio-blk carries at most 20 bytes of serial number.
+        # A virtio-blk serial number has at most 20 bytes.
         role = table.text("role", r"[a-z][a-z0-9-]{0,19}", "a disk role of at most 20 characters")
         if role in {disk.role for disk in disks}:
             raise table.error("role", role, "each role once")
@@ -298,7 +298,7 @@ def _read_reference(table: _Table, product: Product) -> Reference:
 
 
 def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:
-    """A floor of zeros states nothing: VM configs had one before a minimum was demanded."""
+    """Read the minimum TCB. A floor of zeros counts as none: old VM configs had one before a minimum was required."""
     if "minimum_tcb" not in table.values:
         return None
     if isinstance(table.values["minimum_tcb"], str):
@@ -319,7 +319,7 @@ def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:
 def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
     """``config`` as the text of its file; paths are relative to the directory of ``config.source``.
 
-    What could not be read back is refused here, by the same words as on reading.
+    A config that could not be read back is refused here with the same errors as on reading.
     """
     import toml
 
@@ -332,7 +332,7 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
         toml=toml.dumps,
     )
     try:
-        text.encode()  # a path need not be UTF-8, a TOML file must
+        text.encode()  # a path may not be UTF-8, but a TOML file must be
         parse_vm_config(tomllib.loads(text), config.source)
     except (UnicodeEncodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{config.source}: a path or name in it has no place in a TOML file: {error}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM config has fixed: settings that a later launch or verification may repeat, but not change."""
+"""Settings that a VM config has fixed: a later launch or verification may repeat them, but not change them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,12 +14,13 @@ _HEX = ("POLICY", "GUEST_FEATURES", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FOR
 
 
 def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
-    """Refuse settings that differ from what the VM config was made with, with the command that makes a new one.
+    """Refuse settings that differ from those of the VM config; the error names the command that makes a new one.
 
-    ``asked`` has what the user said for this very run, by setting name; what a VM config does not fix is passed over.
+    ``asked`` has the values that the user gave for this run, by setting name. Settings that a VM config does not fix
+    are ignored.
     """
     fixed = _of_launch(config.launch)
-    # Read only if needed: who just verifies may have the VM config and not the guest's files.
+    # Read the command line only if needed: a verifier may have the VM config without the guest's files.
     if set(asked) & set(_CMDLINE[config.launch.workflow]):
         fixed |= _of_cmdline(config.launch)
     if config.reference:
@@ -64,7 +65,7 @@ def _of_reference(reference: Reference) -> dict[str, Value]:
     }
 
 
-# How each setting stands on the measured command line.
+# How to read each setting from the measured command line.
 _Readers = Mapping[str, Callable[[str], Value]]
 _ANY: _Readers = {"ACPI": lambda line: "off" if "acpi=off" in line.split() else "on"}
 _VERITY: _Readers = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dm-verity's parameters: the word that fixes the whole table on the measured command line."""
+"""dm-verity's parameters, and the word of the measured command line that fixes the whole table."""
 
 import hashlib
 import re
@@ -17,8 +17,9 @@ _VALUE = re.compile(r"1:4096:4096:([1-9][0-9]{0,14}):(0|[1-9][0-9]{0,14}):sha256
 def fixed_salt(label: str) -> str:
     """The salt as 64 hex digits: SHA-256 of ``label``.
 
-    A salt keeps one table of collisions from serving against many images. No collision of SHA-256 is known, and whoever
-    attacks a guest reads its salt on the command line anyway, so a random one would only make every build another one.
+    The purpose of a salt is that one table of collisions does not work against many images. No collision of SHA-256 is
+    known, and an attacker can read a guest's salt on the command line. So a random salt would only make each build
+    differ.
     """
     return hashlib.sha256(f"openend2e-sevsnp verity salt:{label}".encode()).hexdigest()
 
@@ -27,9 +28,9 @@ def fixed_salt(label: str) -> str:
 class VerityParameters:
     """The whole dm-verity table, apart from the two devices.
 
-    ``data_blocks`` and ``hash_start`` count blocks of 4,096 bytes; ``hash_start`` is where the tree begins on the hash
-    device (0: there is no superblock, which would be read from the host's disk before anything is verified).
-    ``root_hash`` and ``salt`` are 64 lower-case hex digits.
+    ``data_blocks`` and ``hash_start`` count blocks of 4,096 bytes. ``hash_start`` is the start of the tree on the hash
+    device. 0 means that the device has no superblock, which the guest would read from the host's disk before it
+    verifies anything. ``root_hash`` and ``salt`` are 64 lower-case hex digits.
     """
 
     data_blocks: int
@@ -40,8 +41,8 @@ class VerityParameters:
     def word(self) -> str:
         """The value of the measured word ``sevsnp.verity=``.
 
-        Version, data and hash block size, data blocks, hash start, algorithm, root hash, salt: the fields of the
-        kernel's table (Documentation/admin-guide/device-mapper/verity.rst) in its order, without the devices.
+        It has the fields of the kernel's table (Documentation/admin-guide/device-mapper/verity.rst) in the same order,
+        without the devices: version, data and hash block size, data blocks, hash start, algorithm, root hash, salt.
         """
         return (
             f"1:{BLOCK_SIZE}:{BLOCK_SIZE}:{self.data_blocks}:{self.hash_start}:{ALGORITHM}:{self.root_hash}:{self.salt}"
@@ -49,7 +50,7 @@ class VerityParameters:
 
     @classmethod
     def parse(cls, word: str) -> "VerityParameters":
-        """The parameters in a value of ``sevsnp.verity=``. Raises UserError unless it is exactly of that form."""
+        """The parameters in a value of ``sevsnp.verity=``. Raises UserError unless it has exactly that form."""
         match = _VALUE.fullmatch(word)
         if not match:
             raise UserError(

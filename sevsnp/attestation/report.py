@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SNP attestation report: 1184 signed bytes, read strictly and kept raw.
 
-Source: AMD 56860 table 23 (ATTESTATION_REPORT), tables 3–5 (TCB_VERSION), table 9 (guest policy). Integers are
+Source: AMD 56860 table 23 (ATTESTATION_REPORT), tables 3–5 (TCB_VERSION), and its guest policy. Integers are
 little-endian. The parser requires zero in every byte that must be zero, so it never skips a field that it does not
 know.
 """

@@ -97,7 +97,7 @@ def size(low: int, high: int) -> Parser:
 
 
 def policy(text: str) -> int:
-    # Reserved bits: AMD 56860 table 10. The verifier never accepts a policy with debugging or migration, so such a
+    # Reserved bits: AMD 56860, guest policy. The verifier never accepts a policy with debugging or migration, so such a
     # policy is not allowed here either.
     value = integer(0, (1 << 64) - 1)(text)
     assert isinstance(value, int)

@@ -31,9 +31,9 @@ from tests.support.copies import copy_built
 from tests.support.evidence import REFERENCE, ROOT, launch
 from tests.support.hierarchy import Hierarchy
 from tests.support.key_guest import HOST_KEY
+from tests.support.luks_owner import KEY, attest, keep, waiting
 from tests.support.luks_volume import make_header
 from tests.support.relay import listening
-from tests.unit.owner.test_luks_owner import KEY, attest, keep, waiting
 
 # Its certificate is valid for as long as anybody may run this; its microcode is as old as a chip's can be.
 OLD = Hierarchy(tcb=Tcb(1, 0, 2, 3), leaf_days=(-30, 6900))

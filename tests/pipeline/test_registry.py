@@ -19,7 +19,7 @@ from sevsnp.store import registry as shared
 from sevsnp.store.entries import Blob, Entry, File
 from sevsnp.store.registry import Registry, Tampered, Unavailable, parse_reference
 from tests.support import registry_server
-from tests.support.registry_server import set_read_only
+from tests.support.registry_server import no_login, set_read_only
 from tests.support.waiting import NET, Clock, wait_until
 
 MIB = 1 << 20
@@ -30,11 +30,8 @@ MEMORY_KIB = 64 << 10
 Server = registry_server.Registry
 
 
-@pytest.fixture(autouse=True)
-def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for logins, so that the tests use nobody's."""
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    return tmp_path / "docker"
+__all__ = ["no_login"]
+pytestmark = pytest.mark.usefixtures("no_login")
 
 
 def client(server: Server) -> Registry:

@@ -20,16 +20,13 @@ from tests.support.registry_logins import (
     write_helper,
     write_login,
 )
-from tests.support.registry_server import PASSWORD, USER, running
+from tests.support.registry_server import PASSWORD, USER, no_login, running
 
 Server = registry_server.Registry
 
 
-@pytest.fixture(autouse=True)
-def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for logins, so that the tests use nobody's."""
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    return tmp_path / "docker"
+__all__ = ["no_login"]
+pytestmark = pytest.mark.usefixtures("no_login")
 
 
 def client(server: Server) -> Registry:

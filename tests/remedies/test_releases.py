@@ -16,31 +16,15 @@ import pytest
 from sevsnp.guests import attesting
 from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record, read_record
-from sevsnp.keys.pairs import ensure_keys
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.luks import check_release
 from tests.support.evidence import ROOT, root
 from tests.support.key_guest import key_guest
+from tests.support.luks_owner import KEY, UUID, attest, config_dir, header, keep, keys, waiting
 from tests.support.luks_volume import make_header
 from tests.support.table import Told, remedies
-from tests.unit.owner.test_luks_owner import KEY, UUID, attest, keep, waiting
 
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return ensure_keys(tmp_path / "config")
-
-
-@pytest.fixture
-def config_dir(keys: Keys) -> Path:
-    return keys.owner_private.parent
-
-
-@pytest.fixture
-def header(tmp_path: Path) -> Path:
-    path = tmp_path / "header.bin"
-    path.write_bytes(make_header(KEY))
-    return path
+__all__ = ["config_dir", "header", "keys"]  # fixtures
 
 
 def key_file(path: Path, key: bytes) -> str:

@@ -6,7 +6,6 @@ no hardening words on the command line, no masked units and generators, an fstab
 kernel modules that read what a host offers, no lock on its devices, and cloud-init, LVM and the QEMU guest agent.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,8 @@ from sevsnp.images.guest import guest_layer, read_public_key
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.initramfs import join_layers, make_modules_layer
 from sevsnp.images.verity import make_verity
-from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
+from sevsnp.packages.pipeline import refresh_lock
 from sevsnp.packages.sets import read_set
-from sevsnp.settings.table import resolve
 from sevsnp.system.command import run
 from sevsnp.system.files import sha256_file
 from sevsnp.system.yaml_loader import load
@@ -34,6 +32,7 @@ from sevsnp.vm_config.verity_word import VerityParameters, fixed_salt
 from tests.conftest import Built
 from tests.support.hostile_devices import no_lock_layer
 from tests.support.hostile_disks import SWAP_UUID
+from tests.support.pinned import pinned_packages
 
 HERE = Path(__file__).resolve().parent
 LIST = HERE.parent / "data" / "control-packages.yaml"
@@ -56,20 +55,6 @@ _FSTAB = f"""\
 UUID={fixed_uuid(f"ext4:{GENUINE_LABEL}")} /{TWIN_PLACE} ext4 ro,nofail 0 0
 UUID={SWAP_UUID} none swap sw,nofail 0 0
 """
-
-
-def _control_packages(built: Built) -> list[Path]:
-    """The pinned packages of the list, from the user's cache or fetched into it."""
-    lock = checked_lock(LOCK, [read_set(LIST, SET)])
-    settings = resolve({}, os.environ, built.project / "config.yaml")
-    files = locked_files(
-        lock,
-        lock.packages(SET),
-        cache_dir=settings.cache_dir(),
-        mirror=settings.text("MIRROR"),
-        snapshot=settings.text("SNAPSHOT_MIRROR"),
-    )
-    return list(files.values())
 
 
 def _unpacked(debs: Sequence[Path], scratch: Path) -> dict[str, Entry]:
@@ -107,7 +92,7 @@ def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
 
 def _make_root(built: Built, scratch: Path, tools: Path) -> VerityParameters:
     base = read_tar(built.build / "guest" / "packages.tar")
-    extra = _unpacked(_control_packages(built), scratch)
+    extra = _unpacked(pinned_packages(LOCK, read_set(LIST, SET)), scratch)
     layers = [Layer("packages", list(base.values())), Layer("control packages", list(extra.values()))]
     tar, image = scratch / "root.tar", scratch / "root.img"
     make_rootfs([*layers, *_own_layers(built, {**base, **extra})], tar)

@@ -21,7 +21,7 @@ from sevsnp.attestation.appraisal import Evidence, Expected
 from sevsnp.emulation.psp import EmulatedPsp
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.system.command import temporary_directory
-from sevsnp.vm_config.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig
+from sevsnp.vm_config.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig, render_vm_config
 
 ROOT = Path(__file__).parents[2]
 # Real reports and AMD's own certificates (tests/data/amd/README.md), and what is beside a developer's checkout only.
@@ -183,3 +183,12 @@ def load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write_evidence(directory: Path) -> Path:
+    """Files ``report`` and ``table`` of evidence that the emulated verifier accepts; the VM config that it fits."""
+    (directory / "report").write_bytes(evidence().report)
+    (directory / "table").write_bytes(psp().certificate_table())
+    one = dataclasses.replace(config(), source=directory / "vm.toml")
+    one.source.write_text(render_vm_config(one))
+    return one.source

@@ -27,3 +27,23 @@ def on_pty(argv: Sequence[str], cwd: Path, **environment: str) -> tuple[int, str
             written += piece
     os.close(ours)
     return process.wait(NET), written.decode()
+
+
+def typed_password(argv: list[str], password: str) -> tuple[int, bytes]:
+    """Exit code of ``argv`` in a session on a terminal of its own, where ``password`` is typed; what that showed."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # what runs on the new terminal
+        os.execv(argv[0], argv)
+    shown = b""
+    try:
+        while b"Password of" not in shown:
+            shown += os.read(terminal, 1024)
+        os.write(terminal, password.encode() + b"\n")
+        while piece := os.read(terminal, 1024):
+            shown += piece
+    except OSError:  # the end of a terminal
+        pass
+    finally:
+        os.close(terminal)
+        _, ended = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(ended), shown

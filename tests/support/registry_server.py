@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sevsnp.packages.pipeline import checked_lock, locked_files, refresh_lock
+from sevsnp.packages.pipeline import refresh_lock
 from sevsnp.packages.sets import PackageSet, read_set
 from sevsnp.packages.unpack import unpack_deb
-from sevsnp.settings.table import resolve
+from tests.support.pinned import pinned_packages
 from tests.support.processes import ends_with_us
 from tests.support.waiting import NET, wait_until
 
@@ -38,18 +38,16 @@ def asked() -> PackageSet:
 
 def unpack_registry(root: Path) -> Path:
     """The registry's program, below ``root``: from the cache, or fetched into it. The host's libc is enough for it."""
-    settings = resolve({}, os.environ, TESTS.parent / "config.yaml")
-    lock = checked_lock(LOCK, [asked()])
-    files = locked_files(
-        lock,
-        lock.packages(SET),
-        cache_dir=settings.cache_dir(),
-        mirror=settings.text("MIRROR"),
-        snapshot=settings.text("SNAPSHOT_MIRROR"),
-    )
-    for deb in files.values():
+    for deb in pinned_packages(LOCK, asked()):
         unpack_deb(deb, root)
     return root / "usr" / "bin" / "docker-registry"
+
+
+@pytest.fixture
+def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for logins, so that a test uses nobody's."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    return tmp_path / "docker"
 
 
 @dataclass

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Colours: on a terminal only, not against NO_COLOR; amber for what is emulated; and the verdict is the last line."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -11,9 +10,8 @@ import pytest
 
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.terminal import print_appraisal
-from sevsnp.vm_config.config import BANNER, render_vm_config
-from tests.support.evidence import REPORT_DATA, ROOT, evidence, psp, root
-from tests.support.evidence import config as vm_config
+from sevsnp.vm_config.config import BANNER
+from tests.support.evidence import REPORT_DATA, ROOT, evidence, root, write_evidence
 from tests.support.hierarchy import Hierarchy
 from tests.support.on_pty import on_pty
 from tests.support.waiting import NET
@@ -26,13 +24,10 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """verify_report_emulated, with evidence that it accepts."""
-    (tmp_path / "report").write_bytes(evidence().report)
-    (tmp_path / "table").write_bytes(psp().certificate_table())
-    config = dataclasses.replace(vm_config(), source=tmp_path / "vm.toml")
-    config.source.write_text(render_vm_config(config))
+    config = write_evidence(tmp_path)
     return [
         *(sys.executable, "-m", "sevsnp.commands.verify_report_emulated", "--input", f"{tmp_path}/report"),
-        *("--certificates", f"{tmp_path}/table", "--vm_definition", str(config.source), "--root", str(root())),
+        *("--certificates", f"{tmp_path}/table", "--vm_definition", str(config), "--root", str(root())),
         *("--report-data", REPORT_DATA.hex()),
     ]
 

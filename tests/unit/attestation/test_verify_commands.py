@@ -15,22 +15,18 @@ from sevsnp.attestation.report_data import read_public_key, ssh_report_data
 from sevsnp.commands import verify_report as cli
 from sevsnp.commands import verify_report_emulated as emulated_cli
 from sevsnp.vm_config.config import render_vm_config
-from tests.support.evidence import REPORT_DATA, ROOT, evidence, psp, real_data, root
-from tests.support.evidence import config as vm_config
+from tests.support.evidence import REPORT_DATA, ROOT, evidence, real_data, root, write_evidence
 from tests.support.fake_kds import FakeKds, pour, serving
 from tests.unit.attestation.test_real_reports import REAL, real_config
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    (tmp_path / "report").write_bytes(evidence().report)
-    (tmp_path / "table").write_bytes(psp().certificate_table())
-    config = dataclasses.replace(vm_config(), source=tmp_path / "vm.toml")
-    config.source.write_text(render_vm_config(config))
+    config = write_evidence(tmp_path)
     return [
         *("--report", f"{tmp_path}/report"),
         *("--certificates", f"{tmp_path}/table"),
-        *("--vm-config", str(config.source)),
+        *("--vm-config", str(config)),
     ]
 
 

@@ -2,7 +2,6 @@
 """The manifest's signature: what stock tools make of it, which keys are taken, and how a key is asked for."""
 
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.keys.signature import fingerprint, is_signed, load_public_key, load_signing_key, sign
+from tests.support.on_pty import typed_password
 
 OPENSSL = shutil.which("openssl")
 DATA = b'{\n  "type": "something to sign"\n}\n'
@@ -185,22 +185,8 @@ def test_an_encrypted_key_without_a_terminal_is_refused(tmp_path: Path, form: st
 @pytest.mark.parametrize("form", ENCRYPTED)
 def test_an_encrypted_key_asks_on_the_terminal(tmp_path: Path, form: str, password: str, status: int) -> None:
     key = encrypted_key(tmp_path, form)
-    pid, terminal = pty.fork()
-    if pid == 0:  # what runs on the new terminal
-        os.execv(sys.executable, [sys.executable, "-c", LOAD, str(key)])
-    output = b""
-    try:
-        while b"Password of" not in output:
-            output += os.read(terminal, 1024)
-        os.write(terminal, password.encode() + b"\n")
-        while piece := os.read(terminal, 1024):
-            output += piece
-    except OSError:  # the end of a terminal
-        pass
-    finally:
-        os.close(terminal)
-        _, ended = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(ended) == status, output
+    ended, output = typed_password([sys.executable, "-c", LOAD, str(key)], password)
+    assert ended == status, output
     assert password.encode() not in output.replace(b"not its password", b"")
     if status == 0:
         signature = bytes.fromhex(output.split()[-1].decode())

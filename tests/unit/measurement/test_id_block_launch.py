@@ -3,8 +3,6 @@
 
 import base64
 import dataclasses
-import os
-import pty
 import shutil
 import socket
 import subprocess
@@ -22,6 +20,7 @@ from sevsnp.measurement.signed_config import block_of, load_key, sign_configs, w
 from sevsnp.qemu.process import check_files, snp_arguments
 from sevsnp.vm_config.config import TEMPLATE, VmConfig, read_vm_config, render_vm_config
 from tests.support.evidence import MEASUREMENT, REFERENCE, REPORT_DATA, make_launch, psp
+from tests.support.on_pty import typed_password
 from tests.support.waiting import NET
 from tests.unit.measurement.test_id_block import BLOCK, ID_KEY, P384, POLICY, SIGNED, openssl, write_key
 
@@ -194,22 +193,8 @@ def test_an_encrypted_key_asks_on_the_terminal(config: VmConfig, keys: tuple[Pat
     argv = [sys.executable, "-m", "sevsnp.commands.idblock_generator", *words, "--id-key-path", str(secret)]
     done = subprocess.run(argv, capture_output=True, start_new_session=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 64 and b"no terminal to ask" in done.stderr
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(argv[0], argv)
-    output = b""
-    try:
-        while b"Password of" not in output:
-            output += os.read(terminal, 1024)
-        os.write(terminal, b"correct\n")
-        while piece := os.read(terminal, 1024):
-            output += piece
-    except OSError:  # the end of a terminal
-        pass
-    finally:
-        os.close(terminal)
-        _, ended = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(ended) == 0, output
+    ended, output = typed_password(argv, "correct")
+    assert ended == 0, output
     assert b"correct" not in output
     found = read_identity(tmp_path / "id-block.base64", tmp_path / "auth-block.base64")
     assert found.id_key_digest == key_digest(load_key(keys[0]).public_key())

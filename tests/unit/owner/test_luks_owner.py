@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which key goes to whom: the rules, what is on record before a key leaves, and the whole of attest_luks."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,17 +19,16 @@ from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record, read_record, write_record
-from sevsnp.keys.pairs import ensure_keys
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.attestation import trust_domain
-from sevsnp.owner.luks import Volume, attest_luks, check_release
+from sevsnp.owner.luks import Volume, check_release
 from sevsnp.vm_config.config import VmConfig, render_vm_config
-from tests.support.evidence import REFERENCE, ROOT, evidence, expected, launch, now, root
-from tests.support.key_guest import HOST_KEY, KeyGuest, key_guest
-from tests.support.luks_volume import make_header
+from tests.support.evidence import REFERENCE, evidence, expected, launch, now, root
+from tests.support.key_guest import HOST_KEY
+from tests.support.luks_owner import KEY, UUID, attest, config_dir, header, keep, keys, waiting
 
-KEY = b"the volume's own key"
-UUID = "00000000-0000-4000-8000-000000000001"
+__all__ = ["config_dir", "header", "keys"]  # fixtures
+
 FIELDS = {"made": Record("made"), "given": Record("given"), "exposed": Record("made", exposed=True)}
 # record, domain, PLATFORM=emulated said: whether the key is released.
 RULES = {
@@ -80,32 +78,6 @@ def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
     for liar in (Liar(), {"trust_domain": "amd"}, None, HardwareVerdict, "amd"):
         with pytest.raises(TypeError, match="expected a verdict"):
             trust_domain(liar)
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return ensure_keys(tmp_path / "config")
-
-
-@pytest.fixture
-def config_dir(keys: Keys) -> Path:
-    return keys.owner_private.parent
-
-
-@pytest.fixture
-def header(tmp_path: Path) -> Path:
-    path = tmp_path / "header.bin"
-    path.write_bytes(make_header(KEY))
-    return path
-
-
-def keep(config_dir: Path, record: Record, key: bytes = KEY) -> None:
-    write_record(config_dir, UUID, record)
-    if record.key == "made":
-        path = luks_key.key_path(config_dir, UUID)
-        path.unlink(missing_ok=True)
-        path.write_bytes(key)
-        path.chmod(0o600)
 
 
 def test_an_emulated_guest_is_on_record_before_it_has_the_key(config_dir: Path, header: Path) -> None:
@@ -186,34 +158,6 @@ def test_a_key_that_does_not_open_the_header_is_said_at_once(config_dir: Path, h
     keep(config_dir, Record("given"))
     with pytest.raises(UserError, match="made with a key of your own, and none is given"):
         Volume(header, config_dir, "")
-
-
-def attest(config_dir: Path, header: Path, guest: KeyGuest, output: Path, **changes: Any) -> None:
-    config = VmConfig(output / "vm-config.toml", dataclasses.replace(launch(), workflow="luks"), REFERENCE)
-    output.mkdir(exist_ok=True)
-    launched = {name: changes.pop(name) for name in ("platform", "host_data") if name in changes}
-    config = dataclasses.replace(config, launch=dataclasses.replace(config.launch, **launched))
-    config.source.write_text(render_vm_config(config))
-    attest_luks(
-        **{
-            "vm_config": config.source,
-            "header": header,
-            "config_dir": config_dir,
-            "key_file": "",
-            "host": "127.0.0.1",
-            "port": guest.port,
-            "ssh_port": 2222,
-            "emulated_root": root(),
-            "user": "user",
-            "template": ROOT / "templates" / "ssh_config.j2",
-            "output": output,
-            **changes,
-        }
-    )
-
-
-def waiting(keys: Keys, tmp_path: Path, header: Path, **options: Any) -> Any:
-    return key_guest(keys, tmp_path, hashlib.sha256(header.read_bytes()).digest(), **options)
 
 
 def test_attest_luks(config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,11 @@ VERSION = 'if [ "$1" = --version ]; then echo "QEMU emulator version 10.0.2"; ex
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
+    made = make_launch(tmp_path, platform="snp", disks=())
     for name in ("firmware", "kernel"):
         (tmp_path / name).write_bytes(b"")
     firmware, file = (File(tmp_path / name, "0" * 64) for name in ("firmware", "kernel"))
-    return Launch(
-        workflow="verity",
-        platform="snp",
-        product="Genoa",
-        vcpus=1,
-        vcpu_model="EPYC-v4",
-        guest_policy=0x30000,
-        guest_features=1,
-        host_data=bytes(32),
-        firmware=firmware,
-        kernel=file,
-        initrd=file,
-        cmdline=file,
-        disks=(),
-    )
+    return replace(made, firmware=firmware, kernel=file, initrd=file, cmdline=file)
 
 
 class Host:

@@ -78,10 +78,10 @@ class Artefact:
         try:
             parts = self.parts()
         except FileNotFoundError:
-            return None  # # doit's own message is better: it names the file and the task
+            return None  # doit's own message is better: it names the file and the task
         except OSError as error:
             self.reason.append(f"{error.filename}: {error.strerror}")
-            return False  # # the task reports this as its own failure
+            return False  # the task reports this as its own failure
         if not saved:
             self.reason.append("not made here yet")
         else:

@@ -37,7 +37,7 @@ class Cache:
                     f"CACHE_KEY={chosen.signing} without CACHE_PUBLIC_KEY, expected both",
                     f"make the public one: openssl pkey -in {quote(str(chosen.signing))} -pubout -out PUBLIC_KEY",
                 )
-            signing_key(chosen.signing)  # # asked for now, not after ten minutes of building
+            signing_key(chosen.signing)  # asked for now, not after ten minutes of building
         self.local = LocalStore(chosen.directory, known)
         self._options = chosen
         self._shared = _registry(chosen.shared)

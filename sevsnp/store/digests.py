@@ -145,7 +145,7 @@ class Index:
                 return database
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
-                    return None  # # in use, not writable, or the disk is full; a damaged database raises another error
+                    return None  # in use, not writable, or the disk is full; a damaged database raises another error
                 self._path.unlink(missing_ok=True)
             except OSError:
                 return None

@@ -162,7 +162,7 @@ def _output(document: Any) -> File | Tree:
         parent, slash, last = path.rpartition("/")
         if last in ("", ".", "..") or "\0" in path or (slash and not isinstance(nodes.get(parent), Directory)):
             raise EntryError(f"path {path!r}")
-        os.fsencode(path)  # # raises ValueError for an impossible file name
+        os.fsencode(path)  # raises ValueError for an impossible file name
         nodes[path] = _node(tree["nodes"][path])
     found = Tree(_mode(tree["mode"]), nodes, Blob(document["pack"]["sha256"], document["pack"]["size"]))
     if sum(file.blob.size for file in found.packed().values()) != found.pack.size:

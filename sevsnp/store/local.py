@@ -283,7 +283,7 @@ class LocalStore:
             return Usage(before.entries - after.entries, before.blobs - after.blobs, before.size - after.size)
 
     def verify(self) -> list[str]:
-        """Read every blob again. Removes damaged blobs and incomplete entries, and returns what it found, a line each."""
+        """Read every blob again. Removes damaged blobs and incomplete entries; returns what it found, a line each."""
         said = []
         bad: set[str] = set()
         for path, status in self._listed_blobs():

@@ -41,7 +41,7 @@ class Login(TokenAuth):  # type: ignore[misc]
     """
 
     def __init__(self, reference: Reference, session: Any) -> None:
-        logger.set_level(logging.CRITICAL)  # # oras would print the words of the registry and the helpers unfiltered
+        logger.set_level(logging.CRITICAL)  # oras would print the words of the registry and the helpers unfiltered
         super().__init__()
         self.session, self.prefix, self._tls_verify = session, reference.scheme, True
         self._reference = reference
@@ -56,7 +56,7 @@ class Login(TokenAuth):  # type: ignore[misc]
         if re.search(r"(?:^|,)\s*bearer\s", challenge, re.IGNORECASE):
             try:
                 headers, changed = self.authenticate_request(response, {}, refresh=True)
-            except (AttributeError, KeyError, TypeError, ValueError):  # # a malformed challenge or token
+            except (AttributeError, KeyError, TypeError, ValueError):  # a malformed challenge or token
                 headers, changed = {}, False
             authorization = headers.get("Authorization", "") if changed else ""
         elif re.search(r"(?:^|,)\s*basic\b", challenge, re.IGNORECASE):

@@ -116,11 +116,11 @@ class Transport:
                 if answer.status not in expected:
                     raise self._unexpected(method, answer)
                 if method == "HEAD" or answer.headers.get("Content-Length") == "0":
-                    answer.read(1)  # # read to the end, so that the connection is kept
+                    answer.read(1)  # read to the end, so that the connection is kept
                 yield answer
 
     def _be_patient(self, seconds: float, response: requests.Response) -> None:
-        """Limit the time of slow answers: one for each task of a build would cost as many minutes as there are tasks."""
+        """Limit the sum of slow answers: one for each task of a build would cost as many minutes as there are tasks."""
         self._waited += max(0.0, seconds - _QUICK)
         if self._waited > self._timeout:
             response.close()
@@ -136,7 +136,7 @@ class Transport:
         return url.url
 
     def token(self, url: str, **options: Any) -> requests.Response:
-        """Request a token for oras, over a connection that others cannot read, without redirects, with a bounded body."""
+        """Request a token for oras: over a connection that others cannot read, without redirects, body bounded."""
         target = self._checked(parse_url(url), "its logins")
         options.pop("verify", None)
         with contextlib.closing(self._once("GET", target, None, **options)) as response:

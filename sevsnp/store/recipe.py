@@ -44,7 +44,7 @@ def _parsed(path: Path) -> tuple[list[str], str]:
     try:
         return sorted(_named(ast.parse(source))), hashlib.sha256("\0".join(_code(source)).encode()).hexdigest()
     except (SyntaxError, ValueError, tokenize.TokenError):
-        return [], hashlib.sha256(source).hexdigest()  # # the import of this module reports the error
+        return [], hashlib.sha256(source).hexdigest()  # the import of this module reports the error
 
 
 def _named(parsed: ast.AST) -> set[str]:
@@ -70,7 +70,7 @@ def _code(source: bytes) -> Iterator[str]:
     """
     lines = io.BytesIO(source).readlines()
     statement: list[str] = []
-    plain = True  # # whether the statement consists of strings only
+    plain = True  # whether the statement consists of strings only
     start, depth = (0, 0), 0
     for token in tokenize.tokenize(iter(lines).__next__):
         kind, text = tokenize.tok_name[token.type], token.string

@@ -68,7 +68,7 @@ class Registry:
             raise Tampered(f"{self.reference}: entry {key}: {config.size} bytes, expected at most {DOCUMENT_LIMIT}")
         with self._transport.request("GET", f"blobs/{config.digest}", (200, 404)) as answer:
             if answer.status == 404:
-                return None  # # a part of the entry was deleted: a push completes it
+                return None  # a part of the entry was deleted: a push completes it
             document = answer.document(config.size)
         if len(document) != config.size or _digest(document) != config.digest:
             self._damaged.add(config.digest)
@@ -178,7 +178,7 @@ class Registry:
             if self.entry(key) != document:
                 return False
         except Tampered:
-            return False  # # the push replaces it
+            return False  # the push replaces it
         except Refused:
             if key in self._unreadable:
                 return False

@@ -150,8 +150,7 @@ def make_disk(
 
     ``root_size`` is in bytes; the default is 2 GiB more than the tree needs. Free space takes no room in the qcow2. The
     root partition is ``PARTUUID=`` :data:`ROOT_PARTUUID`; ``cmdline`` should name it. Needs mke2fs, e2fsck, mformat,
-    mmd,
-    mcopy and qemu-img in ``tools``, and temporary space of the tree's size beside ``output``.
+    mmd, mcopy and qemu-img in ``tools``, and temporary space of the tree's size beside ``output``.
     """
     entries = list(read_tar(rootfs).values())
     if root_size is None:

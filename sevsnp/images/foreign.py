@@ -23,8 +23,7 @@ def import_image(
 
     ``root_device`` selects one of several root file systems: a device as in an fstab (/dev/vda2, /dev/GROUP/VOLUME,
     UUID=…), followed by ``:SUBVOLUME`` if needed. Raises UserError for an image that is incomplete or encrypted, or
-    that
-    has no root file system.
+    that has no root file system.
     """
     form = disk_format(image)
     with output.open("wb") as stream:

@@ -112,8 +112,7 @@ def check_ours(luks: Luks2) -> None:
     """Raises UserError unless a header is of the one kind that setup_luks makes, and so gives the same protection.
 
     A key that opens the header does not prove this: everything but the keyslot is unencrypted, and the host of a disk
-    can
-    change it. Both copies must be equal: cryptsetup takes the newer one.
+    can change it. Both copies must be equal: cryptsetup takes the newer one.
     """
     first, second = luks.data[: 4 * 4096], luks.data[4 * 4096 : 8 * 4096]
     try:

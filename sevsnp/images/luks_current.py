@@ -15,8 +15,7 @@ def is_current(
 
     A key given for this run must be the volume's own (``key_file`` None: no given key counts). A key that an emulated
     guest has received is not valid for SEV-SNP, if ``platform`` says that the volume is for SEV-SNP. True if there is
-    no
-    volume, and in cases that the task itself reports better.
+    no volume, and in cases that the task itself reports better.
     """
     if not header.exists():
         return True

@@ -28,8 +28,7 @@ def make_verity_root(
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    for
-    the latter no tar is written. ``denied`` is denied.yaml. Yields "image" as soon as the image is complete. Raises
+    for the latter no tar is written. ``denied`` is denied.yaml. Yields "image" as soon as the image is complete. Raises
     UserError for a tree without an init.
     """
     entries = bootable_entries(rootfs, ImageKind.VERITY, denied, **guest)

@@ -46,8 +46,7 @@ def refresh_lock(
     """Resolve ``sets`` anew, write ``output`` completely or not at all, and print the changes.
 
     ``only`` names a single package to pin anew, together with its dependencies; the files of the other locked packages
-    are
-    then fetched into ``cache_dir``. ``mirror`` is the MIRROR setting. Uses the network. Raises :class:`UserError`.
+    are then fetched into ``cache_dir``. ``mirror`` is the MIRROR setting. Uses the network. Raises :class:`UserError`.
     """
     sources = find_sources(mirror)
     if sources.archive:

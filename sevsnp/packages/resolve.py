@@ -20,8 +20,7 @@ from sevsnp.system.command_failed import CommandFailed
 Note = Callable[[str], None]
 
 # Read after the host's own configuration: its proxies and validity settings stay in force. Everything that would let
-# the
-# host's state or preferences into the result is replaced. The guest is amd64 on every host.
+# the host's state or preferences into the result is replaced. The guest is amd64 on every host.
 _CONFIG = """\
 #clear APT::Architectures;
 #clear APT::Update::Pre-Invoke;

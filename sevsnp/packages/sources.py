@@ -35,8 +35,7 @@ class Sources:
         """The URI of ``debian`` or ``debian-security``.
 
         If no security archive is known, the one beside the main archive is guessed. Its packages are checked against
-        the
-        lock like any other, so a wrong guess only causes an error.
+        the lock like any other, so a wrong guess only causes an error.
         """
         if archive == SECURITY:
             return self.security or beside(self.main)

@@ -60,8 +60,7 @@ class Access(NamedTuple):
     which it makes files and sockets. All of them exist.
 
     ``listen`` are the TCP ports at which it may listen; ``reach`` says whether it may connect to others. With neither
-    it
-    gets no network at all. ``everything`` is for QEMU options of the user, because the files that they need are
+    it gets no network at all. ``everything`` is for QEMU options of the user, because the files that they need are
     unknown.
     """
 
@@ -118,9 +117,8 @@ def _filter(*, connections: bool) -> None:
     """A seccomp filter for calls that Landlock does not cover and QEMU's own sandbox allows.
 
     It forbids typing into the user's terminal. Without ``connections`` it forbids connect(2), io_uring, which can do
-    the
-    same, and all sockets but streams of UNIX or TCP, on which QEMU listens: Landlock lets a process connect to any UNIX
-    socket, such as the user's session bus and agents, and send by UDP and MPTCP.
+    the same, and all sockets but streams of UNIX or TCP, on which QEMU listens: Landlock lets a process connect to any
+    UNIX socket, such as the user's session bus and agents, and send by UDP and MPTCP.
     """
     if os.uname().machine != "x86_64":
         return

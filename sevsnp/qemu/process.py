@@ -285,9 +285,8 @@ def start(
     """Start QEMU confined to ``access``, so that it dies with this process, whatever kills this process.
 
     The calling thread must live as long as QEMU: the kernel treats the thread's end as the process's. QEMU's messages
-    go
-    to the file ``messages``; ``sockets`` is a directory's :func:`short_name` that ``arguments`` use, and ``inherited``
-    are file descriptors of this process that they name.
+    go to the file ``messages``; ``sockets`` is a directory's :func:`short_name` that ``arguments`` use, and
+    ``inherited`` are file descriptors of this process that they name.
     """
     program = shutil.which(str(qemu))
     if not program:

@@ -65,8 +65,7 @@ def _code(source: bytes) -> Iterator[str]:
     """The tokens of a source, without comments, layout, and statements that are only a string (docstrings).
 
     Tokens, not a syntax tree: the nodes and fields of a tree differ between versions of Python, the tokens do not.
-    There is
-    one exception: Python 3.12 splits f-strings into several tokens; they are joined again.
+    There is one exception: Python 3.12 splits f-strings into several tokens; they are joined again.
     """
     lines = io.BytesIO(source).readlines()
     statement: list[str] = []

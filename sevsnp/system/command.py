@@ -214,9 +214,8 @@ def run_attached(
     """Run ``argv`` on this terminal, with its input and output, and return its exit code.
 
     For commands that talk to the user (sudo asks for a password) or show their progress. The command stays in our
-    process
-    group, because only the terminal's foreground group may read from the terminal and receives Ctrl-C. If this process
-    ends first, it interrupts the command. We cannot end a process that sudo started for root.
+    process group, because only the terminal's foreground group may read from the terminal and receives Ctrl-C. If this
+    process ends first, it interrupts the command. We cannot end a process that sudo started for root.
     """
     words = [str(word) for word in argv]
     terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
@@ -231,8 +230,7 @@ def run_attached(
             # sudo's child belongs to root: we may not signal it, but the terminal's Ctrl-C reaches it.
             with contextlib.suppress(subprocess.TimeoutExpired, PermissionError):
                 # An interrupted test run shuts down the guests that it started. After Ctrl-C the terminal has already
-                # sent
-                # it SIGINT; a second one would stop it from doing so.
+                # sent it SIGINT; a second one would stop it from doing so.
                 if not isinstance(error, KeyboardInterrupt):
                     process.send_signal(signal.SIGINT)
                 process.wait(GRACE)

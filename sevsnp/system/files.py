@@ -91,8 +91,7 @@ def _remove_scratch() -> None:
     with _making:
         _ended.set()
     # A thread that still works creates some of its files again until it finds the rest gone. On a busy machine the
-    # removal
-    # takes seconds, and the files created in that time have to go, too.
+    # removal takes seconds, and the files created in that time have to go, too.
     deadline = time.monotonic() + 10
     while (left := [path for path in list(_in_use) if path.exists()]) and time.monotonic() < deadline:
         for path in left:

@@ -34,8 +34,8 @@ def watch(lines: Iterable[str], grace: float = GRACE) -> None:
             places.add(name)  # kept: a run removes its directories before a stray is seen
     time.sleep(0.1)  # a child that was just forked has not yet its final group and environment
     groups = [int(name) for name in guarded if name.isdigit()]
-    # Even after SIGKILL a process has an instant to write into a directory that is removed next.
-    # A single process is a test run; it shuts down its guests on SIGINT, as after Ctrl-C.
+    # Even after SIGKILL a process has an instant to write into a directory that is removed next. A single process is a
+    # test run; it shuts down its guests on SIGINT, as after Ctrl-C.
     for number, alone, seconds in ((signal.SIGTERM, signal.SIGINT, grace), (signal.SIGKILL, signal.SIGKILL, 1.0)):
         deadline = time.monotonic() + seconds
         groups = _signal({*groups, *_strays(places)}, number)

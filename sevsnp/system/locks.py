@@ -38,8 +38,7 @@ def held(path: Path, taken: Callable[[str], Exception], mode: int = 0o600) -> It
     """Hold the lock at ``path``, and note in the file who holds it. The yielded function takes the text of the note.
 
     If another process holds the lock, raises what ``taken`` makes of the first 200 bytes of that process's note.
-    ``mode``
-    is the file's mode; its directory must exist.
+    ``mode`` is the file's mode; its directory must exist.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A time limit for slow transfers. A socket's own time-out starts anew with every byte; this one does not.
 
-A registry that sends one byte every few seconds would delay a build for hours: in the headers, between chunks or in
-a file. So a thread watches the request, and shuts its connection down when the time is over.
+A registry that sends one byte every few seconds would delay a build for hours: in the headers, between chunks or in a
+file. So a thread watches the request, and shuts its connection down when the time is over.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from tasks.project import other_settings, settings, settings_read
 
 
 def watched(create: Callable[[], Any]) -> Callable[[], Any]:
-    """``create``, a function task_NAME, for doit; its call puts the settings that it reads into ``settings_read[NAME]``."""
+    """``create``, a function task_NAME, for doit; the settings that it reads are put into ``settings_read[NAME]``."""
 
     # doit asks Python for the source of each such function, to sort them. Python reads that source word by word to its
     # end, so this function is short and does not lead to ``create``; the order is then that of the names in dodo.py.

@@ -3,7 +3,7 @@
 
 import ast
 
-# Functions that start a process or become another program, by module; "" stands for any function of the module.
+# Functions that start a process or become another program, by module; () stands for every function of the module.
 _STARTERS = {
     "subprocess": ("run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"),
     "os": ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "startfile"),

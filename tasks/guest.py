@@ -114,7 +114,7 @@ def task__image_import() -> Task:
         outputs={"output": IMPORTED},
         params={"root_device": settings().text("ROOT_DEVICE")},
         how={"qemu": QEMU, "probe_cache": RUN / "platform.json"},
-        cached=False,  # a user's own file system is for nobody else
+        cached=False,  # the user's own file system must not be shared
     )
 
 

@@ -46,7 +46,7 @@ def task__verity_root() -> Task:
         outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
         params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL},
         how={"tools": TOOLS},
-        cached=not own,  # a user's own file system is for nobody else
+        cached=not own,  # the user's own file system must not be shared
     )
 
 

@@ -2,8 +2,7 @@
 """Adapts a foreign image to run as a guest of this project: a filter over its entries that prints every change.
 
 The host provides such a guest's disks, console and network services: nothing in the image may take commands from them.
-Passwords and identity are removed by the workflow (sevsnp.images.identity), which knows who will be able to read the
-image.
+Passwords and identity are removed by the workflow (sevsnp.images.identity), which knows the readers of the image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

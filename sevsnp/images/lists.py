@@ -45,7 +45,7 @@ def read_classes(path: Path, form: str, expected: str) -> dict[str, list[str]]:
     """Patterns by class; no class is empty.
 
     Raises UserError for a pattern that does not match the regular expression ``form``, which ``expected`` describes in
-    words, or that stands twice.
+    words, or that occurs twice.
     """
     document = load(path)
     if not isinstance(document, dict) or not document:

@@ -50,7 +50,7 @@ class Index:
 
     def file(self, path: Path | str) -> str:
         """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError if there is no such file."""
-        status = os.stat(path)  # noqa: PTH116 (this is what a run without anything to do spends its time on)
+        status = os.stat(path)  # noqa: PTH116 (an idle run spends its time here)
         if (known := self._get(identity(status))) is not None:
             return known
         if not stat.S_ISREG(status.st_mode):

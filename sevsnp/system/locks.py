@@ -35,7 +35,7 @@ def locked_if_free(path: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def held(path: Path, taken: Callable[[str], Exception], mode: int = 0o600) -> Iterator[Callable[[str], None]]:
-    """Hold the lock at ``path``, and note in the file who holds it. The yielded function takes the text of the note.
+    """Hold the lock at ``path``, and note the holder in the file. The yielded function takes the text of the note.
 
     If another process holds the lock, raises what ``taken`` makes of the first 200 bytes of that process's note.
     ``mode`` is the file's mode; its directory must exist.

@@ -34,7 +34,7 @@ def _environment(directory: Path, *, html: bool) -> "Environment":
     found = Environment(
         loader=FileSystemLoader(directory),
         undefined=StrictUndefined,
-        autoescape=html,  # noqa: S701 - what is no HTML has its own
+        autoescape=html,  # noqa: S701 - other languages have their own
         trim_blocks=html,
         lstrip_blocks=html,
         keep_trailing_newline=True,

@@ -107,7 +107,7 @@ def prune_keys(*, config_dir: Path, checkout: Path, disks: Sequence[Path], data_
 
 
 def drop_replaced(*, config_dir: Path, image: Path, disks: Sequence[Path], data_dir: Path) -> None:
-    """Remove the keys of earlier or unfinished volumes at ``image``, if nobody can have data on such a volume."""
+    """Remove the keys of earlier or unfinished volumes at ``image``, if no user can have data on them."""
     for each in volume_keys(config_dir, disks, data_dir):
         if each.unused and each.record and Path(each.record.place) == image.absolute():
             luks_key.forget(config_dir, each.uuid)

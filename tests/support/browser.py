@@ -63,7 +63,7 @@ class Page:
             self._next()
 
     def named(self, *methods: str) -> list[dict[str, Any]]:
-        """What the browser has said under these names."""
+        """The browser's events with these names."""
         return [one["params"] for one in self.events if one.get("method") in methods]
 
     def _next(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Hostile:
 
 
 def says(status: int, body: bytes = b"", /, **headers: str) -> Misbehaviour:
-    """One plain answer; ``Www_Authenticate`` stands for the header with hyphens."""
+    """One plain answer; in the names of ``headers``, underscores stand for hyphens."""
     return lambda it: it.reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 

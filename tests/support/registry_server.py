@@ -136,7 +136,7 @@ class Registry:
             self._process = None
 
     def collect_garbage(self) -> str:
-        """Remove what no tag refers to, as an administrator does; the registry is stopped meanwhile."""
+        """Remove blobs and manifests to which no tag refers, as an administrator does, with the registry stopped."""
         self.stop()
         done = subprocess.run(
             [self.program, "garbage-collect", "--delete-untagged", self.config],

@@ -24,14 +24,14 @@ from sevsnp.images.known_tar import read_known_tar
 UNITS = "etc/systemd/system"
 GENERATORS = "etc/systemd/system-generators"
 
-# Days since 1970 in the third field of /etc/shadow; a date of the build's would differ between two of them.
+# Days since 1970, for the third field of /etc/shadow. The date of the build would make two builds differ.
 SHADOW_DAY = EPOCH // 86400
 
 
 def guest_layer(guest: Guest, files: Path, packages: Mapping[str, Entry], authorized_key: str) -> Layer:
     """The layer over ``packages`` (entries by name): accounts, units, host name, then the tree ``files``.
 
-    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group the packages lack.
+    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group that the packages do not have.
     """
     entries = [
         text_entry("etc/hostname", f"{guest.hostname}\n"),

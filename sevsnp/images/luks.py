@@ -62,7 +62,7 @@ _DERIVATIONS: Mapping[Kind, Sequence[str]] = {
 def image_size(data: int) -> int:
     """The size in bytes, whole MiB, of an image whose mapping has ``data`` bytes or a little more.
 
-    Drivers/md/dm-integrity.c, calculate_device_limits: superblock, journal, and a run of tags for each started 16 MiB.
+    drivers/md/dm-integrity.c, calculate_device_limits: superblock, journal, and a run of tags for each started 16 MiB.
     """
     inside = _SUPERBLOCK + data + -(-data // _AREA) * _TAGS
     journal = min(-(-inside // 127), _MOST_JOURNAL)

@@ -215,7 +215,7 @@ def _check_unused(image: Path) -> None:
         try:
             answer = fcntl.fcntl(stream.fileno(), _F_OFD_GETLK, _LOCK_QUERY)
         except OSError:
-            return  # a file system without locks
+            return  # the file system has no locks
     kind, *_ = struct.unpack("hhqqi", answer)
     if kind != fcntl.F_UNLCK:
         raise UserError(f"{image}: a guest runs on it", "end it first: ./doitw stop")

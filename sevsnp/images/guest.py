@@ -31,7 +31,7 @@ SHADOW_DAY = EPOCH // 86400
 def guest_layer(guest: Guest, files: Path, packages: Mapping[str, Entry], authorized_key: str) -> Layer:
     """The layer over ``packages`` (entries by name): accounts, units, host name, then the tree ``files``.
 
-    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group that the packages do not have.
+    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group that no package has.
     """
     entries = [
         text_entry("etc/hostname", f"{guest.hostname}\n"),

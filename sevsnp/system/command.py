@@ -40,8 +40,7 @@ GRACE = 5.0
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
-# The guardian process, which ends the commands if this process is killed, and its list of them
-# (sevsnp.system.guardian).
+# The guardian process, which ends the commands if this process is killed (sevsnp.system.guardian).
 _guardian: list["subprocess.Popen[bytes]"] = []
 _starting = threading.Lock()
 # Directories that are removed when this process ends.
@@ -394,8 +393,7 @@ def _signal_groups(leaders: Sequence[int], number: signal.Signals) -> None:
 
 def _ended(pid: int) -> bool:
     try:
-        # WNOWAIT leaves the leader a zombie: no other process can get its number meanwhile, which is the group's number
-        # too.
+        # WNOWAIT leaves the leader a zombie: no other process can get its number, which is the group's, meanwhile.
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True

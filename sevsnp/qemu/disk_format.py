@@ -18,7 +18,7 @@ from typing import BinaryIO
 from sevsnp.errors import UserError
 
 _START = 0x11000
-# No conversion command in the hint: a converter follows the names for which the image is refused.
+# No command: a converter follows the names in the image, which are what the image is refused for.
 CONVERT = "ask whoever made it for a qcow2 image"
 _FLATTEN = "ask whoever made it for one that has all of its data in itself"
 # qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file; all known ones.

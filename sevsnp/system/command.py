@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
 
-All external commands are started here, except QEMU: a host bundle starts it too and has only the standard library
-(sevsnp.qemu.process). When this process ends, its commands end too. This holds for a normal end, an exception and a
-signal; after SIGKILL the guardian ends them (sevsnp.system.guardian).
+All external commands are started here, with two exceptions: QEMU, because a host bundle has only the standard library
+(sevsnp.qemu.process), and a detached run, which outlives this process (sevsnp.guests.detach). When this process ends,
+its commands end too, however it ends: after SIGKILL the guardian ends them (sevsnp.system.guardian).
 """
 
 import atexit

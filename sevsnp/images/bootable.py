@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a tree, from a tar or from the guest's own parts, a bootable root: both workflows put it on their disks."""
+"""Makes a bootable root of a tree, from a tar or the guest's own parts; both workflows put it on their disks."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -37,7 +37,7 @@ def asked() -> PackageSet:
 
 
 def unpack_registry(root: Path) -> Path:
-    """The registry's program, below ``root``: from the cache, or fetched into it. It needs only the host's libc."""
+    """The registry's program, below ``root``: from the cache, or fetched into it. The host's libc is enough for it."""
     settings = resolve({}, os.environ, TESTS.parent / "config.yaml")
     lock = checked_lock(LOCK, [asked()])
     files = locked_files(
@@ -54,7 +54,7 @@ def unpack_registry(root: Path) -> Path:
 
 @dataclass
 class Registry:
-    """A registry that can be stopped and started again; it keeps its port and its files."""
+    """A registry that can be stopped and started again; its port and its files stay the same."""
 
     program: Path
     directory: Path

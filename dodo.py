@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline: `doit list` shows its tasks; tasks/ holds one module a stage."""
+"""The pipeline: `doit list` shows its tasks; tasks/ has one module for each stage."""
 
 # ruff: noqa: E402 - nothing is loaded before the secret is out of the environment
 
@@ -7,7 +7,7 @@ import os
 
 from sevsnp.keys.taken_key import take_over
 
-# Before anything else is loaded, and so before anything can be started.
+# Before any other import, so that no process can be started before.
 take_over()
 
 import atexit
@@ -25,17 +25,17 @@ from tasks.listing import GROUPS
 from tasks.luks_guest import left
 from tasks.project import end_cleanly, settings_read
 
-# One module a stage; a new one is a word here.
+# The modules in tasks/, one for each stage. A new module must be named here.
 STAGES = (
     "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "guests", "keys", "idblock", "tools",
     "e2e", "release", "bench", "cache", "docs",
 )  # fmt: skip
 
-# What is built must not depend on who builds it.
+# The result of a build must not depend on the user.
 os.umask(0o022)
 end_cleanly()
 tolerate_damage()
-# At its end Python looks through all that is left, twice, for what only refers to itself: a tenth of `doit list`.
+# At its end Python searches all objects for reference cycles, twice. That takes a tenth of the time of `doit list`.
 atexit.register(gc.freeze)
 
 _creators = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What building, booting and measuring cost, beside the bare tools."""
+"""Measurements of building, booting and verifying, compared with the bare tools."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact cache: what it holds, keeping it small, and reading all of it again."""
+"""The artefact cache: print its state, reduce it to its limit, and check all of it."""
 
 from tasks.graph import Task, command
 
-# Read by sevsnp.store.session, whichever task runs.
+# sevsnp.store.session reads these, for every task.
 SETTINGS = ("SEVSNP_CACHE", "CACHE", "CACHE_SIZE")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is around every function that makes tasks: a user's error without a traceback, and which settings it reads.
+"""Wraps every function that creates tasks: reports a user's error without a traceback, and records the settings read.
 
-And what they make with another value of one.
+It can also create the tasks with another value of a setting.
 """
 
 import functools
@@ -16,10 +16,10 @@ from tasks.project import other_settings, settings, settings_read
 
 
 def watched(create: Callable[[], Any]) -> Callable[[], Any]:
-    """``create``, a function task_NAME, for doit; the settings that it reads are in ``settings_read[NAME]`` then."""
+    """``create``, a function task_NAME, for doit; the settings that it reads are put into ``settings_read[NAME]``."""
 
-    # doit asks Python for the source of each such function, to have them in its order. It is read word for word up to
-    # its end, so this one is short and does not lead on to ``create``; then the order is that of the names in dodo.py.
+    # doit asks Python for the source of each such function, to sort them. Python reads that source word by word to its
+    # end, so this function is short and does not lead to ``create``; the order is then that of the names in dodo.py.
     def creating() -> Any:
         return _made(create)
 
@@ -32,7 +32,7 @@ def _made(create: Callable[[], Any]) -> Any:
     from doit.exceptions import InvalidDodoFile
 
     name = create.__name__.removeprefix("task_")
-    settings()  # what is wrong with one is no task's fault
+    settings()  # an error in a setting is not the task's
     with settings_read.by(name):
         try:
             made = create()
@@ -41,7 +41,7 @@ def _made(create: Callable[[], Any]) -> Any:
             if run_log.verbose():
                 traceback.print_exc()
             raise InvalidDodoFile(f"task {name}: {error}") from None
-    # doit takes a generator, and no list.
+    # doit accepts a generator, not a list.
     return (task for task in made) if isinstance(made, list) else made
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host bundle, and the whole workflow end to end."""
+"""The host bundle, and the whole workflow from end to end."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tasks.project import BUILD, E2E, QEMU, RELEASE, RELEASE_MANIFEST, RUN, aske
 from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
-# Where the code on the host starts: all that these import goes along.
+# The first modules that run on the host. All modules that these import are packed too.
 _ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
 _EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
 
@@ -43,7 +43,7 @@ def task__e2e_bundle() -> Task:
 
 
 def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *, cached: bool) -> Task:
-    # For SEV-SNP alone nothing of the emulation is packed.
+    # A bundle for SEV-SNP alone contains nothing of the emulation.
     alone = settings().text("PLATFORM") == "snp"
     return artefact(
         "sevsnp.release.bundle:make_bundle",
@@ -54,11 +54,11 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
             "run_script": Path("templates/bundle-run"),
             "code": _code(emulation=not alone),
         },
-        # What the VM configs name; they change with the digests in them.
+        # The files that the VM configs name; a VM config changes with the digests in it.
         watch=[*disks, RELEASE_MANIFEST],
         how={"release": RELEASE},
         trees={"output": (output, ["run"])},
-        ignored=["state"],  # a guest that is run from here keeps its logs and its disk there
+        ignored=["state"],  # a guest that runs from the bundle keeps its logs and its disk there
         distributions=["jinja2"],
         cached=cached,
     )

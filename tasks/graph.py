@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a task says what it is: inputs, outputs, parameters, and the name of the library function that does the work.
+"""How a task declares itself: inputs, outputs, parameters, and the name of the library function that does the work.
 
 Functions are named as "module:function" and imported when they run, so that `doit list` loads none of them.
 """
@@ -39,8 +39,9 @@ def _files(directory: Path) -> list[Path]:
 def call(function: str, /, *, alone: bool = False, launches: bool = False, **arguments: Any) -> Any:
     """Import and call ``module:function``; a user's error becomes doit's failure without a traceback.
 
-    ``alone``: nobody else builds in this checkout meanwhile. Else they may: a guest runs for hours. ``launches``: it
-    starts a guest, whose temporary files are made by code that a host bundle has too, where no guardian is.
+    ``alone``: no other run builds in this checkout meanwhile. Otherwise others may build: a guest runs for hours.
+    ``launches``: it starts a guest. The guest's temporary files are made by code that is also in a host bundle, where
+    there is no guardian.
     """
 
     def work() -> Any:
@@ -58,7 +59,7 @@ def call(function: str, /, *, alone: bool = False, launches: bool = False, **arg
 
 
 def make(artefact: Artefact) -> Any:
-    """Bring an artefact about; errors as :func:`call` has them."""
+    """Make an artefact; errors as for :func:`call`."""
 
     def work() -> None:
         with CHECKOUT.making(say):
@@ -80,12 +81,12 @@ def _told(function: str, work: Callable[[], Any]) -> Any:
         return _failed(f"{error.filename or function}: {error.strerror}", error)
     except SyntaxError as error:
         return _failed(f"{error.filename}:{error.lineno}: {error.msg}", error)
-    # doit keeps what an action returns in its database in clear, so nothing is ever handed back.
+    # doit stores an action's return value in its database unencrypted, so no value is ever returned.
     return None if result is None or result is True else _failed(f"{function} failed")
 
 
 def _failed(message: str, error: Exception | None = None) -> Any:
-    """doit's failure; how it came to it is for who asks for it (VERBOSE), and for the log."""
+    """doit's failure. Its traceback is for users who ask for it (VERBOSE), and for the log."""
     from doit.exceptions import TaskFailed
 
     failed = TaskFailed(message, report=True)
@@ -94,7 +95,7 @@ def _failed(message: str, error: Exception | None = None) -> Any:
 
 
 def say(message: str) -> None:
-    """A warning, or why nothing happens: a line that is not a task's result."""
+    """Print a warning, or why nothing happens: a line that is not a task's result."""
     print(f"  {message}", file=sys.stderr, flush=True)
 
 
@@ -108,8 +109,8 @@ def command(
 ) -> Task:
     """A task that always runs when asked for: it launches, attests or reports, and leaves no artefact.
 
-    ``alone`` for what reads or changes what was built, and must not see it change; ``launches`` for what starts a
-    guest in this process.
+    ``alone`` is for functions that read or change built files, which must not change meanwhile; ``launches`` is for
+    functions that start a guest in this process.
     """
     return {
         "actions": [action(function, alone=alone, launches=launches, **arguments)],
@@ -139,16 +140,18 @@ def artefact(
     """A task that makes files from files.
 
     ``function`` is called with every input, output and parameter as keyword arguments. ``how`` are parameters that do
-    not change what is made, only how (a mirror, a cache, a directory of tools). Outputs are given to it under
-    temporary names beside their place and renamed when it has returned, so no target is ever half-written. ``trees``
-    are directories, each with the files inside it that other tasks name (doit knows only files); ``ignored`` are names
-    at their top that are not part of them. ``directories`` are inputs too, with all that is in them.
+    not change the result, only the way to it (a mirror, a cache, a directory of tools). The function gets temporary
+    paths for the outputs, beside their places. They are renamed when it has returned, so no target is ever
+    half-written. ``trees`` are directories, each with the files inside it that other tasks name (doit knows only
+    files); ``ignored`` are names at their top that are not part of them. ``directories`` are inputs too, with their
+    whole content.
 
-    The task runs again when an input's content, a parameter, the code of the function or of anything it imports, one
-    of the host's ``programs`` or the version of one of the Python ``distributions`` changed; when a file in ``watch``
-    did, which the function finds by itself (a manifest that stands for a tree of tools); and when an output is not as
-    it was made. What was made before of the same is copied from the artefact cache instead, unless ``cached`` is
-    false: for what is a secret, and for what names this very machine.
+    The task runs again if one of these changed: an input's content, a parameter, the code of the function or of
+    anything it imports, one of the host's ``programs``, the version of one of the Python ``distributions``, or a file
+    in ``watch``. ``watch`` is for files that the function finds by itself (a manifest that stands for a tree of tools).
+    The task also runs again if an output is not as it was made. If the artefact cache has the result for the same
+    inputs, that is copied instead, unless ``cached`` is false: for secrets, and for results that name this very
+    machine.
     """
     inputs, outputs, trees, params, how = inputs or {}, outputs or {}, trees or {}, params or {}, how or {}
     places = {**outputs, **{name: tree for name, (tree, _) in trees.items()}}
@@ -169,7 +172,7 @@ def artefact(
     )
     return {
         "actions": [(make, [made])],
-        # doit would not take a directory; what decides is the artefact's own key.
+        # doit accepts no directory here; the artefact's own key decides.
         "file_dep": _flat([*inputs.values(), watched, *map(_files, (directories or {}).values())]),
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
@@ -180,11 +183,11 @@ def artefact(
 
 
 def clean(paths: list[Path], ignored: tuple[str, ...] = (), *, dryrun: bool) -> None:
-    """Remove what was built at ``paths``, but for what is ``ignored`` at the top of a directory, and say so."""
+    """Remove the built files at ``paths``, except names in ``ignored`` at the top of a directory, and print it."""
     try:
         _clean(paths, ignored, dryrun)
     except OSError as error:
-        # doit would show a traceback, go on, and say that all went well.
+        # doit would show a traceback, continue, and report success.
         sys.exit(f"✗ clean: {cannot_write(Path(os.fsdecode(error.filename or paths[0])), error)}")
 
 
@@ -200,7 +203,7 @@ def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
         if dryrun:
             continue
         if path.is_dir() and not path.is_symlink():
-            # What was not made here, as the disk of a guest that ran from a bundle, is not ours to remove.
+            # A file that was not built here, such as the disk of a guest that ran from a bundle, must not be removed.
             kept = [name for name in ignored if (path / name).exists()]
             for each in path.iterdir() if kept else []:
                 if each.name not in kept:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's root file system, or that of a user's own image, and the plain guest that boots from its own disk."""
+"""The guest's root file system, or that of the user's own image, and the plain guest that boots from its own disk."""
 
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from tasks.project import (
 PACKAGES = GUEST / "packages.tar"
 ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
-# It boots from a disk, as the measured guests' firmware does not.
+# This firmware boots from a disk; the measured guests' firmware does not.
 DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
 LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
@@ -36,7 +36,7 @@ IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
 
 
 def _keys_are_fine() -> bool:
-    """Looked at every time: whoever else may read them, or has exchanged them, is found out by the task."""
+    """Checked in every run: the task reports keys that others may read or that were exchanged."""
     from sevsnp.errors import UserError
     from sevsnp.keys.pairs import ensure_keys
 
@@ -68,7 +68,7 @@ def task__guest_packages() -> Task:
 
 
 def guest_inputs() -> dict[str, Path]:
-    """The files that the guest's root file system is made of, beside the directory FILES."""
+    """The files that the guest's root file system is made from, beside the directory FILES."""
     return {"packages": PACKAGES, "guest": Path("guest-vm/guest.yaml"), "authorized_key": keys().user_public}
 
 
@@ -83,7 +83,7 @@ def task__guest_rootfs() -> Task:
 
 
 def _disk_image() -> Path | None:
-    """IMAGE where it is a disk image, and no tar."""
+    """IMAGE if it is a disk image; None if it is a tar."""
     image = settings().optional_path("IMAGE")
     return image if image and _is_disk_image(image) else None
 
@@ -96,7 +96,7 @@ def _is_disk_image(image: Path) -> bool:
 
 
 def own_rootfs() -> Path | None:
-    """The root filesystem tar of the user's IMAGE, which a disk image becomes first; None without an IMAGE."""
+    """The root file system tar of the user's IMAGE; a disk image is converted to one first. None without an IMAGE."""
     if _disk_image():
         return IMAGE_ROOTFS
     return settings().optional_path("IMAGE")
@@ -114,7 +114,7 @@ def task__image_import() -> Task:
         outputs={"output": IMPORTED},
         params={"root_device": settings().text("ROOT_DEVICE")},
         how={"qemu": QEMU, "probe_cache": RUN / "platform.json"},
-        cached=False,  # a user's own file system is for nobody else
+        cached=False,  # the user's own file system must not be shared
     )
 
 
@@ -132,7 +132,7 @@ def task__image_rootfs() -> Task:
             "modules": Path("initramfs/modules.yaml"),
             "version": KERNEL / "version",
         },
-        # Two builds of one version have different modules; the kernel image tells them apart.
+        # Two builds of one version have different modules; the kernel image distinguishes them.
         watch=[KERNEL / "vmlinuz", RELEASE_MANIFEST],
         how={"tools": TOOLS},
         outputs={"output": IMAGE_ROOTFS},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests that run on this machine: what runs, its logs, its console, a login, its end."""
+"""The guests that run on this machine: status, logs, console, login, stop."""
 
 from typing import Any
 

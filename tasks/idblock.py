@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ID block of a workflow's guests: signed for the secure processor, which then starts nothing else with it."""
+"""The ID block of a workflow's guests. It is signed; with it the secure processor starts no other guest."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def _signed(configs: list[Path]) -> Task:
     made = [path.name for path in configs]
     made += [f"{kind}-block{suffix}.base64" for kind in ("id", "auth") for suffix in ("", ".emulated")]
     return {
-        # A command, not an artefact: what a signing key makes belongs into no cache.
+        # A command, not an artefact: a result of a signing key must not be in a cache.
         **command(
             "sevsnp.measurement.signed_config:sign_configs",
             alone=True,

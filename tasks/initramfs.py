@@ -128,7 +128,7 @@ def _modules(name: str, *lists: str) -> Task:
     return artefact(
         "sevsnp.images.initramfs:make_modules_layer",
         inputs={"version": VERSION, "modules": MODULES},
-        # Two builds of one version have different modules; the kernel image tells them apart.
+        # Two builds of one version have different modules; the kernel image distinguishes them.
         watch=[KERNEL / "vmlinuz"],
         outputs={"output": layer(name)},
         params={"lists": lists},
@@ -148,5 +148,5 @@ def _files(list_name: str, name: str) -> Task:
 
 @cache
 def _sources() -> dict[str, list[Path]]:
-    """What the lists in files.yaml name, read once for all the tasks."""
+    """The sources that files.yaml lists, read once for all tasks."""
     return checked(layer_sources, FILES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys: what there is, and what is needed no more."""
+"""The keys: list them, and remove those that are no longer needed."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order and the groups of `./doitw list`: a new task that users call by name is a word here.
+"""The order and the groups of `./doitw list`. A new task that users call by name must be named here.
 
-What `./doitw help TASK` says is the task's docstring; the settings it finds by itself.
+`./doitw help TASK` shows the task's docstring; it finds the settings by itself.
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {

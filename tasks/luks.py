@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted workflow: the LUKS2 root, its VM configs; and the same for end to end, with a volume of its own."""
+"""The encrypted workflow: the LUKS2 root and its VM configs; and the same for end to end, with a volume of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from tasks.vm_config import vm_config
 
 HEADER, HEADER_DIGEST, TABLES_DIGEST = LUKS / "header.bin", LUKS / "header.sha256", LUKS / "tables.sha256"
 IMAGE = LUKS / "luks.img"
-# The disk that guests of an earlier release have written.
+# The disk that guests of an earlier release wrote to.
 EARLIER = RUN / "luks" / "luks.img"
-# End to end has it to look around; what is written there ends with its guest.
+# End to end only looks around in its guest; what is written to this space ends with the guest.
 E2E_FREE = 64 << 20
-# Where disks of this checkout may lie, beside the volumes' own directories.
+# Possible places of this checkout's disks, beside the volumes' own directories.
 DISKS = (
     IMAGE, E2E / "luks.img", BUILD / "host-bundle-luks" / "luks.img", BUILD / "host-bundle-luks" / "state" / "luks.img",
     EARLIER,
@@ -144,7 +144,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
         },
         params={"free": free},
         how={"tools": TOOLS, "data_dir": settings().data_dir(), "place": image, **known},
-        cached=False,  # no two are alike, and what one holds is for its key's owner
+        cached=False,  # each image differs, and its content belongs to the key's owner
     )
 
     made["uptodate"].append((_is_current, [header], known))
@@ -158,7 +158,7 @@ def _is_current(task: Any, values: Any, header: Path, **known: Any) -> bool:
 
 
 def _drop_replaced(directory: Path, config_dir: Path) -> Any:
-    """The action that removes the key of what was replaced."""
+    """The action that removes the key of a replaced volume."""
     return action(
         "sevsnp.volumes.keys:drop_replaced",
         config_dir=config_dir,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted workflow's guest: launch, and the release of its key."""
+"""The encrypted workflow's guest: its launch, and the release of its key."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ from tasks.vm_config import SETTINGS, launched
 
 
 def left() -> list[str]:
-    """The volumes that `doit clean` leaves, a line each with the command that boots it."""
+    """The volumes that `doit clean` leaves, a line each, with the command that boots the volume."""
     from sevsnp.volumes import directory as volumes
 
     data_dir = settings().data_dir()
@@ -49,7 +49,7 @@ def task_run_sev_snp_luks() -> Task:
         "sevsnp.guests.volume_guest:run_volume",
         "run_sev_snp_luks",
         "luks",
-        # What `doit clean` says boots a volume has to, without anything else.
+        # `doit clean` prints a command that boots a volume; it must work with these alone.
         needs=["packages"],
         **chosen_volume(),
         config_dir=settings().config_dir(),
@@ -60,7 +60,7 @@ def task_run_sev_snp_luks() -> Task:
 
 
 def chosen_volume() -> Mapping[str, Any]:
-    """Where volumes are, and which one is meant."""
+    """The places of volumes, and the chosen volume."""
     values = settings()
     return {
         "directory": LUKS,
@@ -141,12 +141,12 @@ def task_adopt_luks() -> Task:
     )
 
 
-# Who makes what is in it.
+# The tasks that make the files of a boot.
 _BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firmware", "_keys"]
 
 
 def _boot() -> Mapping[str, Any]:
-    """What a guest is booted with as it is built now, for sevsnp.volumes.boot."""
+    """The files and settings of a boot in the present build, for sevsnp.volumes.boot."""
     return {
         "template": Path("templates/vm-config.toml.j2"),
         "firmware": firmware(),

@@ -66,7 +66,7 @@ def task_pack_sources() -> Task:
     Next: ./doitw setup_verity MIRROR=build/sources.tar builds from it.
     """
     values = settings()
-    # Not removed by clean: it may be the only place that still has these packages.
+    # `clean` does not remove the archive: it may be the only place that still has these packages.
     return command(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],

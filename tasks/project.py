@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are, relative to the project, and the settings of this run."""
+"""The project's paths, relative to the checkout, and the settings of this run."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ EMULATED_INITRAMFS = BUILD / "initramfs.emulated.cpio.zst"
 
 
 class SettingsRead:
-    """The names of the settings that each task reads while it is made; ``by_task`` has them."""
+    """The names of the settings that each task reads while it is created; ``by_task`` has them."""
 
     def __init__(self) -> None:
         self.by_task: dict[str, set[str]] = {}
@@ -71,13 +71,13 @@ class _Noted(dict[str, Value]):
         return super().__getitem__(name)
 
 
-# Set for the process that DETACH=yes has started.
+# This variable is set for the process that DETACH=yes has started.
 DETACHED = "SEVSNP_DETACHED"
 
 
 @cache
 def settings() -> Settings:
-    """The settings of this run; doit shows what is wrong with one without a traceback."""
+    """The settings of this run; doit shows an error in one without a traceback."""
     found = checked(resolve, command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
     run_log.configure(verbose=found.text("VERBOSE") == "yes")
     found = replace(found, values=_Noted(found.values))
@@ -96,7 +96,7 @@ def settings() -> Settings:
 
 @contextlib.contextmanager
 def other_settings(word: str) -> Iterator[None]:
-    """As if ``word`` (NAME=value) were on the command line, too, for the tasks that are made meanwhile."""
+    """Create tasks as if ``word`` (NAME=value) were on the command line, too, while the context lasts."""
     words = sys.argv
     sys.argv = [*words, word]
     settings.cache_clear()
@@ -128,18 +128,18 @@ def signing_key(name: str) -> Path | None:
 
 
 def firmware() -> Path:
-    """The firmware that measured guests start with: FIRMWARE, else the project's own."""
+    """The firmware of measured guests: FIRMWARE, else the project's own."""
     return settings().path("FIRMWARE", FIRMWARE)
 
 
 def asked() -> dict[str, Any]:
-    """The settings that the user gave for this very run, on the command line or in the environment."""
+    """The settings that the user gave for this run, on the command line or in the environment."""
     chosen = settings()
     return {name: value for name, value in chosen.values.items() if chosen.sources[name] in PER_RUN}
 
 
 def release_manifest() -> dict[str, Any]:
-    """The manifest whose list counts in an attestation, and the key that must have signed it, where MANIFEST is set."""
+    """The manifest whose list applies to an attestation, and the public key for its signature, if MANIFEST is set."""
     found: dict[str, Path | None] = {"manifest": None, "manifest_key": None}
     for parameter, name in (("manifest", "MANIFEST"), ("manifest_key", "MANIFEST_PUBLIC_KEY")):
         if settings().text("MANIFEST"):
@@ -148,12 +148,12 @@ def release_manifest() -> dict[str, Any]:
 
 
 def guest_name(workflow: str) -> str:
-    """The name of the guest that a command is about: NAME, else that of its workflow."""
+    """The name of a command's guest: NAME, else that of its workflow."""
     return settings().text("NAME") or workflow
 
 
 def run_options(workflow: str) -> Any:
-    """What is free at launch, from the settings; the guest's directory has its name."""
+    """The options that are free at launch, from the settings; the state directory has the guest's name."""
     from sevsnp.qemu.run_options import RunOptions
 
     chosen = settings()
@@ -170,7 +170,7 @@ def run_options(workflow: str) -> Any:
 
 
 def detached() -> bool:
-    """Whether this very process was started by DETACH=yes, so that no terminal is its own."""
+    """Whether DETACH=yes started this process, so that it has no terminal of its own."""
     return DETACHED in os.environ
 
 
@@ -180,7 +180,7 @@ def given_words() -> list[str]:
 
 
 def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = (), **arguments: Any) -> Task:
-    """The task that launches a guest, usually called ``usual``: here, or with DETACH=yes in a process of its own."""
+    """A task that launches a guest, by default named ``usual``: in this process, or with DETACH=yes in another one."""
     name = guest_name(usual)
     if settings().text("DETACH") == "yes" and not detached():
         words = [word for word in given_words() if not word.startswith("DETACH=")]
@@ -197,16 +197,16 @@ def launching(function: str, task: str, usual: str, /, needs: Iterable[str] = ()
 
 
 def end_cleanly() -> None:
-    """On SIGINT, SIGTERM and SIGHUP end what was started and unwind, so that doit keeps what it has finished so far.
+    """On SIGINT, SIGTERM and SIGHUP end all started processes and exit, so that doit saves what it has finished so far.
 
-    A run that was told to outlive its terminal (nohup) does.
+    A run that was told to outlive its terminal (nohup) ignores SIGHUP.
     """
 
     def handler(number: int, frame: object) -> None:
-        # Only if it was loaded can anything have been started.
+        # If the module was not loaded, no process was started.
         if command := sys.modules.get("sevsnp.system.command"):
             command.end_all()
-        # The terminal may be what went away.
+        # The terminal itself may be gone.
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\ninterrupted by {signal.Signals(number).name}\n")
         sys.exit(128 + number)

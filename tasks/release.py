@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release manifest: what was built, by digest, and the check of it."""
+"""The release manifest: the digests of the built files, and their check."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ from tasks.verity import IMAGE, ROOTHASH, TREE, config
 MANIFEST = BUILD / "manifest.json"
 CONFIGS = (config("snp"), config("emulated"))
 PACKAGE_LISTS = (RELEASE_MANIFEST, *(DEBS / name / "packages.json" for name in ("initramfs", "guest", "appliance")))
-# The verifiers in build/bin are not among them: they name the directory of the checkout.
+# Without the verifiers in build/bin: they contain the path of the checkout.
 ARTEFACTS = (
     LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
     KERNEL / "vmlinuz", KERNEL / "version",
@@ -37,7 +37,7 @@ ARTEFACTS = (
     IMAGE, TREE, ROOTHASH, VERITY / "cmdline", VERITY / "cmdline.emulated", *CONFIGS,
     BIN / "get_report",
 )  # fmt: skip
-# One owner's volume: listed where there is one, and never made for a release, since each is another one.
+# One owner's volume: listed if it exists, and never made for a release, because each volume is different.
 ENCRYPTED_CONFIGS = (luks.config("snp"), luks.config("emulated"))
 ENCRYPTED = (
     luks.IMAGE, luks.HEADER, luks.HEADER_DIGEST, luks.TABLES_DIGEST,
@@ -55,8 +55,8 @@ def task_manifest() -> Task:
     """
     values = settings()
     encrypted = all(path.exists() for path in ENCRYPTED)
-    # A command, not an artefact: the state of git, the Python environment and the key are no files of the project, and
-    # what a signing key makes belongs into no cache.
+    # A command, not an artefact: the state of git, the Python environment and the key are not files of the project, and
+    # a result of a signing key must not be in a cache.
     return command(
         "sevsnp.release.manifest:make_manifest",
         alone=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command-line tools: the guest's get_report, the verifiers, and what computes and signs reference values."""
+"""The command-line tools: the guest's get_report, the verifiers, and the tools for reference values."""
 
 import sys
 from pathlib import Path
@@ -30,5 +30,5 @@ def task_build_tools() -> Task:
         },
         outputs={name.replace("-", "_"): BIN / name for name in _NAMES},
         params={"project": str(Path.cwd()), "python": sys.executable},
-        cached=False,  # they name this directory
+        cached=False,  # they contain the path of this directory
     )

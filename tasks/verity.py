@@ -36,7 +36,7 @@ def config(platform: str) -> Path:
 def task__verity_root() -> Task:
     """The verified root's image, without identity and secrets; its hash tree and root hash."""
     own = own_rootfs()
-    # The guest's parts and not its rootfs.tar: an edit of a file need not write that first.
+    # The guest's parts, not its rootfs.tar: after an edit of a file that tar need not be written first.
     tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
     return artefact(
         "sevsnp.images.verity_root:make_verity_root",
@@ -46,7 +46,7 @@ def task__verity_root() -> Task:
         outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
         params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL},
         how={"tools": TOOLS},
-        cached=not own,  # a user's own file system is for nobody else
+        cached=not own,  # the user's own file system must not be shared
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM config of a workflow, as a task."""
+"""The task that makes the VM config of a workflow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.graph import Task, artefact
 from tasks.project import KERNEL, firmware, keys, settings
 
-# What is fixed in a VM config.
+# The settings that are fixed in a VM config.
 SETTINGS = (
     "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
     "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN", "FIRMWARE_REASON",
@@ -15,7 +15,7 @@ SETTINGS = (
 
 
 def launched(plain: Path) -> Path:
-    """The VM config that is launched and verified against: that with an ID block where there is a key for one."""
+    """The VM config for launch and verification: the one with an ID block if ID_KEY is set."""
     return plain.parent / "idblock" / plain.name if settings().text("ID_KEY") else plain
 
 

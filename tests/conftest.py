@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
+"""Fixtures that the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
 
 import ast
 import contextlib
@@ -23,11 +23,11 @@ from tests.support.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
-# In this order: one process builds, and those that would wait for it have what needs nothing built. What takes longest
-# does not begin last.
+# In this order, the tests that need no build run while one process builds and others would wait for it. The tests that
+# take longest do not begin last.
 PARTS = ("test_bench_boot.py", "unit", "boot", "adversary", "remedies", "pipeline")
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
-# No two of these are alike, so no cache has them.
+# The results of these differ each time, so no cache has them.
 LUKS_GOALS = ("setup_luks", "host_bundle_luks")
 
 
@@ -61,7 +61,7 @@ class Built:
         return read_vm_config(self.build / "verity" / f"vm-config-verity{suffix}")
 
     def environment(self, **variables: str) -> dict[str, str]:
-        """What doit gets in the copy."""
+        """The environment of doit in the copy."""
         return {**os.environ, "CONFIG_DIR": str(self.config_dir), **variables}
 
     def doit(self, *words: str, check: bool = True, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -80,7 +80,7 @@ class Built:
 
 
 def copy_project(target: Path) -> None:
-    """Copy what git tracks or would track, as it stands, so that a build there touches nothing here."""
+    """Copy the files that git tracks or would track, as they are now, so that a build there changes nothing here."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -99,14 +99,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
 
 
-# What ends with the last test that uses a shared guest.
+# Holds what must end with the last test that uses a shared guest.
 GUESTS = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
+    """If this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
 
-    A handler of ours is not inherited, and keeps this run alive all the same.
+    A handler of ours is not inherited, and also keeps this run alive.
     """
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -117,7 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """No RSA key is made while tests are collected: that takes seconds in every process, whichever tests it runs."""
+    """Forbid RSA keys while tests are collected: each takes seconds in every process, whichever tests it runs."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an RSA key while tests are collected; make it when a test asks for it")
@@ -128,7 +128,7 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the tests in the order of PARTS: files by their own name or by their directory's. With --fast only some."""
+    """Sort the tests in the order of PARTS, by file name or by directory. With --fast, select only the fast ones."""
     if config.getoption("--fast"):
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)
@@ -137,7 +137,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _place(item: pytest.Item) -> Path:
-    """A test's file, from tests/ on."""
+    """A test's file, relative to tests/."""
     return item.path.relative_to(PROJECT / "tests")
 
 
@@ -148,9 +148,9 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @functools.cache
 def _group(file: str) -> str:
-    """Which process a file's tests run in: all that use a shared guest in one, each other file's in any.
+    """The group of a file's tests: one process runs all files with shared guests; any process may run each other file.
 
-    Such a guest boots for half a minute, and once a process.
+    A shared guest takes half a minute to boot, and boots once in each process.
     """
     shared = _imported_guests(PROJECT / Path(file).with_name("conftest.py"))
     functions = [
@@ -165,20 +165,20 @@ def _group(file: str) -> str:
 
 @functools.cache
 def _imported_guests(conftest: Path) -> set[str]:
-    """The fixtures for guests that a directory's conftest.py takes from tests/support."""
+    """The fixtures for guests that a directory's conftest.py imports from tests/support."""
     nodes = ast.parse(conftest.read_text()).body if conftest.exists() else []
     froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("_guests")]
     return {alias.name for node in froms for alias in node.names}
 
 
 def _name(decorator: ast.expr) -> str:
-    """The last part of what a function is decorated with, without its arguments."""
+    """The last part of a decorator's name, without its arguments."""
     return ast.unparse(decorator).partition("(")[0].rpartition(".")[2]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """xdist's own groups want a marker in a node's name, which this pytest gives to nobody."""
+    """xdist's own groups need a marker in a node's name, which this pytest does not put there."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGuest(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
@@ -190,9 +190,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """End the shared guests when the process that has them goes on to other tests: idle, each keeps 6 % of a core busy.
+    """End the shared guests when their process goes on to other tests: an idle guest uses 6 % of a core.
 
-    Without xdist tests that share them need not follow each other; then they end with the run.
+    Without xdist, the tests that share them may be apart; then the guests end with the run.
     """
     yield
     after = _group(nextitem.nodeid.partition("::")[0]) if nextitem else ""
@@ -201,13 +201,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Remove what all processes have shared, at the end of the last."""
+    """At the end of the last process, remove the directory that all processes have shared."""
     if not hasattr(session.config, "workerinput") and not session.config.getoption("--built"):
         shutil.rmtree(_common(session.config), ignore_errors=True)
 
 
 def _common(config: pytest.Config) -> Path:
-    """The directory for what all test processes share: --built, or one that ends with the run."""
+    """The directory that all test processes share: --built, or one that is removed after the run."""
     if kept := config.getoption("--built"):
         return Path(kept).resolve()
     factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
@@ -217,7 +217,7 @@ def _common(config: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def artefact_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """No test takes anything from the user's own artefact cache or volumes, or leaves anything there."""
+    """No test reads the user's own artefact cache or volumes, or writes to them."""
     directory = _common(request.config) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEVSNP_CACHE", str(directory))
@@ -227,7 +227,7 @@ def artefact_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def built(request: pytest.FixtureRequest, artefact_cache: Path) -> Built:
-    """Everything, built once a run through doit as a user would; the other test processes wait for it."""
+    """The whole project, built once in a run through doit as a user would; the other test processes wait for it."""
     base = _common(request.config)
     made = Built(base / "project", base / "config")
     made.project.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What writing a volume costs with nothing but cryptsetup and dd. In no initramfs that the project makes: for bench."""
+"""Writes a volume with cryptsetup and dd alone, to measure its cost. For bench; not in the project's own initramfs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image's own fstab, and paths inside a root that is mounted somewhere else."""
+"""Reads a foreign image's own fstab, and resolves paths inside a root that is mounted elsewhere."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _NO_DISK = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of fstab: what, where, and how."""
+    """One line of fstab: device, mount point, type and options."""
 
     device: str
     place: str
@@ -27,12 +27,12 @@ class Line:
 
     @property
     def subvolume(self) -> str:
-        """The btrfs subvolume that is asked for, without the leading slash; empty for the default one."""
+        """The btrfs subvolume in the options, without the leading slash; empty for the default one."""
         return next((o.partition("=")[2].strip("/") for o in self.options if o.startswith("subvol=")), "")
 
     @property
     def selector(self) -> str:
-        """The mount option that selects the btrfs subvolume, or nothing."""
+        """The mount option that selects the btrfs subvolume, or an empty string."""
         if self.subvolume:
             return f"subvol=/{self.subvolume}"
         return next((option for option in self.options if option.startswith("subvolid=")), "")
@@ -42,7 +42,7 @@ class Line:
         return "nofail" in self.options
 
     def no_disk(self) -> str:
-        """Why this is no file system of a disk's to take over, or nothing."""
+        """Why the line is not a disk's file system to take over; empty if it is one."""
         if _NO_DISK.fullmatch(self.kind):
             return self.kind
         if "bind" in self.options or "rbind" in self.options:
@@ -57,7 +57,7 @@ class Line:
 
 
 def read_fstab(root: str) -> "list[Line]":
-    """The lines of /etc/fstab below ``root``, of places within it; none where there is no such file."""
+    """The lines of /etc/fstab below ``root`` for places inside it; none if there is no such file."""
     path = real_path(root, "etc/fstab")
     if not path:
         return []
@@ -67,7 +67,7 @@ def read_fstab(root: str) -> "list[Line]":
 
 
 def parse_fstab(text: str) -> "list[Line]":
-    """fstab(5); the last line of a place wins, as it does when all are mounted."""
+    """Parse fstab(5). Of several lines for a place the last wins, as it does when all are mounted."""
     found: dict[str, Line] = {}
     for each in text.splitlines():
         fields = [_unescaped(field) for field in each.split()]
@@ -87,7 +87,7 @@ def _unescaped(field: str) -> str:
 
 
 def real_path(root: str, name: str) -> str:
-    """The regular file that ``name`` is once ``root`` is the root, symbolic links followed; empty for anything else."""
+    """The regular file ``name`` inside ``root``, with symbolic links followed there; empty for anything else."""
 
     def target(place: str) -> "str | None":
         here = f"{root}/{place}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `import_image`: finds the root file system on a foreign disk and streams it, whole, as a tar onto another.
+"""The job `import_image`: finds the root file system on a foreign disk and streams all of it as a tar to another disk.
 
-The disk `image` is read-only, and only this machine's kernel, which ends with the job, ever mounts it. Separate file
-systems come in by the image's own fstab.
+The disk `image` is read-only. Only this machine's kernel, which ends with the job, ever mounts it. The image's own
+fstab names separate file systems to include.
 """
 
 import errno
@@ -28,7 +28,7 @@ _SECTOR = 512
 
 
 class Refused(Exception):
-    """Why the image is not taken: what is wrong, and what to do."""
+    """The image is refused: the reason, and what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Root:
-    """A root file system that was found: where it lies, which btrfs subvolume it is, and where it is mounted."""
+    """A root file system that was found: its volume, its btrfs subvolume, and its mount point."""
 
     volume: Volume
     subvolume: str
@@ -54,10 +54,10 @@ class Root:
 
 
 def run(job: "dict[str, Any]", secret: bytes, say: Say) -> "dict[str, Any]":
-    """Write the tar on the disk ``output``; ``job`` has ``root_device``, empty where it is to be found.
+    """Write the tar on the disk ``output``; ``job`` has ``root_device``, which is empty if it must be found.
 
-    Returns ``bytes`` and ``entries`` of the tar, ``root`` and ``notes``, what to tell the user; or ``refused`` and
-    ``hint``. The last 4 GiB of ``output`` are scratch space.
+    Returns ``bytes`` and ``entries`` of the tar, ``root``, and ``notes`` for the user; or ``refused`` and ``hint``. The
+    last 4 GiB of ``output`` are scratch space.
     """
     image, output = linux.find_disks("image", "output")
     say(step="looking for the root")
@@ -95,7 +95,7 @@ def _skipped(name: str, path: str) -> str:
 
 
 class Disk:
-    """The foreign disk, its volumes, and what is mounted of them; ``notes`` is what to tell the user."""
+    """The foreign disk, its volumes, and their mounts; ``notes`` are messages for the user."""
 
     def __init__(self, image: str, output: str) -> None:
         self.volumes = volumes(image)
@@ -105,7 +105,7 @@ class Disk:
         self._replayed: dict[str, str] = {}
 
     def mount(self, volume: Volume, options: str = "") -> str:
-        """Mount a volume read-only and return where; a file system that was not unmounted gets its journal first."""
+        """Mount a volume read-only and return where; after an unclean shutdown, its journal is replayed first."""
         key = (volume.path, options)
         if key not in self._mounted:
             place = f"/run/image/{len(self._mounted)}"
@@ -114,7 +114,7 @@ class Disk:
             except OSError as error:
                 if error.errno != errno.EROFS:
                     raise
-                # Its journal has what was written last, and only a kernel that may write brings it into place.
+                # The journal has the latest writes. Only a kernel that may write can replay it.
                 self._replayed[volume.path] = self._writable(volume)
                 self._try(volume, place, options)
                 self.notes.append(f"{volume.name}: was not shut down cleanly; its journal was replayed, in a copy")
@@ -127,7 +127,7 @@ class Disk:
         linux.mount(source, place, volume.kind, _FLAGS, options)
 
     def _writable(self, volume: Volume) -> str:
-        """A device with the volume's content that can be written to: changes go to the end of the output disk."""
+        """A writable device with the volume's content: changes go to the end of the output disk."""
         name = f"replayed{len(self._replayed)}"
         journal = _JOURNAL // 4 // _SECTOR
         start = (_size(self._output) - (len(self._replayed) + 1) * _JOURNAL // 4) // _SECTOR
@@ -140,7 +140,7 @@ class Disk:
         return f"/dev/mapper/{name}"
 
     def choose(self, asked: str) -> Root:
-        """The root file system; the one that ``asked`` names where it is not empty. Refused where there is no one."""
+        """The root file system, or the one that ``asked`` names. Raises Refused unless there is exactly one."""
         if asked:
             return self._asked(asked)
         found = [root for volume in self.volumes if volume.kind in MOUNTABLE for root in self._roots(volume)]
@@ -184,7 +184,7 @@ class Disk:
         return found[0]
 
     def _roots(self, volume: Volume) -> "list[Root]":
-        """The root file systems of a volume: of btrfs the default subvolume, else those that say so themselves."""
+        """The root file systems of a volume; on btrfs the default subvolume, else those whose own fstab names them."""
         try:
             path = self.mount(volume)
         except OSError as error:
@@ -197,7 +197,7 @@ class Disk:
         top = self._top(volume)
         others = [Root(volume, name, f"{top}/{name}") for name in _subvolumes(top)]
         others = [root for root in others if self._is_root(root.path)]
-        # A snapshot of a root has its fstab, too, and that names the original.
+        # A snapshot of a root has the root's fstab, too, which names the original.
         own = [
             root
             for root in others
@@ -212,15 +212,15 @@ class Disk:
         return place
 
     def _is_root(self, path: str, usr: str | None = None) -> bool:
-        """Whether this is a root file system; ``usr`` is its /usr where that lies apart, None while unknown."""
+        """Whether this is a root file system; ``usr`` is its separate /usr, None while that is unknown."""
         release = any(os.path.lexists(f"{path}/{name}") for name in ("etc/os-release", "usr/lib/os-release"))
         init = any(_has_init(path, name) for name in ("sbin", "usr/sbin", "bin", "usr/bin"))
-        if usr is None:  # with a /usr of its own there is no init to be seen yet
+        if usr is None:  # with a separate /usr the init is not visible yet
             return release and (init or any(line.place == "/usr" for line in read_fstab(path)))
         return release and (init or (bool(usr) and any(_has_init(usr, name) for name in ("sbin", "bin"))))
 
     def fold(self, root: Root) -> "dict[str, str]":
-        """What the image's own fstab mounts below its root, mounted: by relative path, where."""
+        """Mount what the image's own fstab mounts below its root. Returns the mount points here by relative path."""
         mounts: dict[str, str] = {}
         for line in read_fstab(root.path):
             if line.place == "/" or line.kind == "swap":
@@ -240,7 +240,7 @@ class Disk:
         return mounts
 
     def _folded(self, line: Line, root: Root) -> "tuple[str, str]":
-        """Where what a line of fstab mounts is mounted here, or why it is left out."""
+        """Where the file system of an fstab line is mounted here; or an empty string, and why it is left out."""
         if why_not := line.no_disk():
             return "", why_not
         if line.kind in ("vfat", "msdos"):
@@ -263,12 +263,12 @@ class Disk:
 
 
 def _has_init(root: str, directory: str) -> bool:
-    """A link is enough: what it leads to may be on another file system."""
+    """Whether a directory has an init. A link is enough: its target may be on another file system."""
     return os.path.islink(f"{root}/{directory}/init") or bool(real_path(root, f"{directory}/init"))
 
 
 def _subvolumes(top: str, depth: int = 3) -> "list[str]":
-    """The btrfs subvolumes below a directory, snapper's snapshots left out, as relative paths."""
+    """The btrfs subvolumes below a directory as relative paths, without snapper's snapshots."""
     found: list[str] = []
     stack = [("", 0)]
     while stack:

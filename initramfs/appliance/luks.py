@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `luks`: a LUKS2 volume with integrity on one disk, filled from a finished file system on another.
+"""The job `luks`: makes a LUKS2 volume with integrity on one disk, filled from a finished file system on another.
 
-Every sector of the mapping is written once, since one that never was has no tag and cannot be read. Then its data is
-read back through a mapping as the guest opens it, and compared.
+Every sector of the mapping is written once, because a sector that was never written has no tag and cannot be read. Then
+the data are read back through a mapping as the guest opens it, and compared.
 """
 
 import mmap
@@ -32,8 +32,8 @@ _COMMON = ("--disable-external-tokens", "--disable-keyring", "--disable-locks", 
 def run(job: "dict[str, Any]", secret: bytes, say: Say) -> "dict[str, Any]":
     """Make the volume on the disk ``luks`` from the file system on the disk ``source``.
 
-    ``job`` has ``format``, the options of luksFormat, and ``size``, the file system's bytes; what the mapping has
-    beyond is filled with zeros. Returns the digest of the tables, the tables themselves, the mapping's bytes, and the
+    ``job`` has ``format``, the options of luksFormat, and ``size``, the bytes of the file system. The rest of the
+    mapping is filled with zeros. Returns the digest of the tables, the tables themselves, the mapping's bytes, and the
     seconds of each step.
     """
     seconds: dict[str, float] = {}
@@ -41,7 +41,7 @@ def run(job: "dict[str, Any]", secret: bytes, say: Say) -> "dict[str, Any]":
     say(step="formatting")
     with _timed(seconds, "format"):
         cryptsetup("luksFormat", *job["format"], "--key-file=-", target, secret=secret)
-    # There is nothing to lose yet, so nothing need go through the journal, which would write all of it twice.
+    # No data can be lost yet, so the journal is not needed; it would write everything twice.
     with opened(target, secret, "--integrity-no-journal"):
         room = _size(MAPPING)
         if room < size:
@@ -63,7 +63,7 @@ def run(job: "dict[str, Any]", secret: bytes, say: Say) -> "dict[str, Any]":
 
 
 def cryptsetup(*words: str, secret: bytes = b"") -> None:
-    """Run cryptsetup with the secret on its standard input; Stop with what it says where it fails."""
+    """Run cryptsetup with the secret on its standard input. If it fails, raise Stop with its message."""
     done = subprocess.run(
         ["/usr/sbin/cryptsetup", *_COMMON, *words], input=secret, env=_ENVIRONMENT, capture_output=True, check=False
     )
@@ -102,7 +102,7 @@ def _timed(seconds: "dict[str, float]", name: str) -> Iterator[None]:
 
 
 class Filling:
-    """What the mapping holds: ``size`` bytes of the disk ``source``, then zeros, ``room`` bytes in all."""
+    """The content of the mapping: ``size`` bytes of the disk ``source``, then zeros; ``room`` bytes in all."""
 
     def __init__(self, source: str, size: int, room: int) -> None:
         self.source, self.size, self.room = source, size, room
@@ -112,11 +112,11 @@ class Filling:
         self._divide(self._write, done)
 
     def compare(self, done: "Callable[[int], None]") -> None:
-        """Read it back. Where there is data, all of it; of pieces of zeros, which are most of a new disk, the ends."""
+        """Read it back and compare: all data; of pieces of zeros, which are most of a new disk, only the ends."""
         self._divide(self._compare, done)
 
     def _divide(self, work: "Callable[[int], Iterator[int]]", done: "Callable[[int], None]") -> None:
-        """Two threads, each with every other piece: one reads or waits while the other's is encrypted."""
+        """Use two threads, each with every other piece: one reads or waits while the other's piece is encrypted."""
         together, lock = [0], threading.Lock()
         errors: list[BaseException] = []
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job `luks_tables`: the device-mapper tables of a volume that exists, as the guest's kernel has them.
+"""The job `luks_tables`: the device-mapper tables of an existing volume, as the guest's kernel has them.
 
-To open it replays its journal: the disk is to be one whose changes are thrown away.
+Opening the volume replays its journal: the changes of the given disk must be thrown away afterwards.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MODULES = ("luks",)
 
 
 def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
-    """Open the volume on the disk ``luks``; returns the digest of its tables, and the tables themselves."""
+    """Open the volume on the disk ``luks``. Returns the digest of its tables, and the tables themselves."""
     (disk,) = linux.find_disks("luks")
     say(step="opening the volume")
     with opened(disk, secret):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mounted file system as a tar, streamed: owners, modes, hard links, holes, nodes and extended attributes kept.
+"""Streams a mounted file system as a tar: owners, modes, hard links, holes, nodes and extended attributes are kept.
 
-POSIX pax with the records that GNU tar writes. Python's tarfile would do the same in many times the time, which under
-emulation is minutes.
+POSIX pax with the records that GNU tar writes. Python's tarfile would take many times as long; under emulation that is
+minutes.
 """
 
 import errno
@@ -15,9 +15,9 @@ from ustar import BLOCK, member, padding, record
 _SMALL = 1 << 16
 _FLUSHED = 1 << 20
 _PIECE = 8 << 20
-# A hole is worth a record from here on: the archive is read faster without.
+# Bytes. A smaller hole is not recorded: without records the archive is read faster.
 _HOLES = 1 << 20
-# What belongs to the file system or to the distribution's policy, not to the file; it is counted and left out.
+# These belong to the file system or to the distribution's policy, not to the file; they are counted and left out.
 LEFT_OUT = ("security.selinux", "btrfs.")
 
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
@@ -25,7 +25,10 @@ _TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFB
 
 
 class TreeTar:
-    """Writes entries to the file descriptor ``out`` from where it stands. ``say`` is told the bytes written so far."""
+    """Writes entries to the file descriptor ``out`` from its present position.
+
+    ``say`` gets the bytes written so far.
+    """
 
     def __init__(self, out: int, say: "Callable[[int], object]") -> None:
         self._out = out
@@ -37,10 +40,10 @@ class TreeTar:
         self.left_out: dict[str, int] = {}
 
     def add(self, name: bytes, path: bytes) -> None:
-        """The entry at ``path``, not what is below it, under ``name`` (relative, without ``./``; empty: the root)."""
+        """Add the entry at ``path`` alone, under ``name`` (relative, without ``./``; empty: the root)."""
         status = os.lstat(path)
         kind = _TYPES.get(stat.S_IFMT(status.st_mode))
-        if kind is None:  # a socket is nothing without its process
+        if kind is None:  # a socket is useless without its process
             self._leave_out("sockets")
             return
         self.entries += 1
@@ -73,7 +76,7 @@ class TreeTar:
             os.close(descriptor)
 
     def close(self) -> None:
-        """The end mark; what was written is on the disk when this returns."""
+        """Write the end mark; when this returns, all data are on the disk."""
         self._write(bytes(2 * BLOCK))
         self._write(bytes(-self.size % (20 * BLOCK)))
         self._flush()
@@ -166,7 +169,7 @@ class TreeTar:
 
 
 def _data(descriptor: int, size: int) -> "list[tuple[int, int]]":
-    """The ranges of a file that are no hole, as (offset, length); one of length 0 at its end, as GNU tar has it."""
+    """The data ranges of a file as (offset, length), without holes; at its end one of length 0, as GNU tar has it."""
     ranges, place = [], 0
     while place < size:
         try:
@@ -181,10 +184,11 @@ def _data(descriptor: int, size: int) -> "list[tuple[int, int]]":
 
 
 def add_tree(tar: TreeTar, root: str, mounts: "dict[str, str]", skip: "Callable[[str, str], str]") -> None:
-    """All below ``root``, itself first, names sorted; at each path of ``mounts`` what is mounted elsewhere instead.
+    """Add ``root`` and everything below it, names sorted; at each path of ``mounts`` the file system mounted elsewhere.
 
-    ``mounts`` has relative paths and where the file system is that belongs there. ``skip`` is asked for each
-    directory (its name in the image and its path here) and returns why it is left out, or nothing.
+    ``mounts`` has relative paths, each with the place where the file system for it is mounted. ``skip`` is called for
+    each directory (its name in the image and its path here); it returns why the directory is left out, or an empty
+    string.
     """
     places = {os.fsencode(name): os.fsencode(path) for name, path in mounts.items()}
     missing = dict(places)
@@ -202,9 +206,9 @@ def add_tree(tar: TreeTar, root: str, mounts: "dict[str, str]", skip: "Callable[
             continue
         names = set(os.listdir(path))
         if (name == b"" or name in places) and b"lost+found" in names and not os.listdir(path + b"/lost+found"):
-            names.discard(b"lost+found")  # the file system's own; the next one has it, too
+            names.discard(b"lost+found")  # the file system's own; the new file system has one, too
         below = [(name + b"/" if name else b"") + each for each in names]
-        # What is mounted where the file system below has no directory.
+        # Mount points for which the file system below has no directory.
         below += [place for place in missing if place not in below and place.rpartition(b"/")[0] == name]
         stack += [(each, os.path.join(path, each.rpartition(b"/")[2])) for each in sorted(below, reverse=True)]
     if missing:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the partitions and logical volumes of a foreign disk hold, by their first bytes, and how they are called."""
+"""Finds the partitions and logical volumes of a foreign disk: their content, by its first bytes, and their names."""
 
 import os
 import re
@@ -12,7 +12,7 @@ ENCRYPTED = ("LUKS", "BitLocker")
 _LVM = "/usr/sbin/lvm"
 _LOOKED_AT = 0x10000 + 4096
 
-# Where a signature stands, in bytes; the more telling before those that could be left over from an earlier use.
+# The offset of each signature, in bytes. Signatures that could be left over from an earlier use come last.
 _SIGNATURES = (
     ("LUKS", 0, b"LUKS\xba\xbe"),
     ("BitLocker", 3, b"-FVE-FS-"),
@@ -41,8 +41,8 @@ _SIGNATURES = (
 class Volume:
     """A partition, a logical volume, or a whole disk without a partition table.
 
-    ``name`` is what the user calls it (/dev/vda2, /dev/GROUP/VOLUME), ``path`` where it is here, ``kind`` what it
-    holds, or nothing where that is unknown; the identities are empty where there are none.
+    ``name`` is the user's name for it (/dev/vda2, /dev/GROUP/VOLUME), ``path`` its path here, ``kind`` the type of its
+    content, empty if unknown. Identities that it does not have are empty.
     """
 
     name: str
@@ -68,7 +68,7 @@ def _label(data: bytes) -> str:
 
 
 def probe(path: str) -> "tuple[str, str, str]":
-    """What a block device holds, with its UUID and label."""
+    """The type of a block device's content, with its UUID and label."""
     with open(path, "rb", buffering=0) as stream:
         data = stream.read(_LOOKED_AT)
     kind = next((kind for kind, place, magic in _SIGNATURES if data[place : place + len(magic)] == magic), "")
@@ -87,7 +87,7 @@ def probe(path: str) -> "tuple[str, str, str]":
 
 
 def volumes(disk: str) -> "list[Volume]":
-    """The partitions of a disk, or the disk itself where it has none, and then the volumes of its volume groups."""
+    """The partitions of a disk, or the disk itself if it has none, and then the volumes of its volume groups."""
     found = []
     device = os.path.basename(disk)
     identities = partition_uuids(disk)
@@ -114,7 +114,7 @@ def volumes(disk: str) -> "list[Volume]":
 
 
 def partition_uuids(disk: str) -> "dict[int, str]":
-    """The PARTUUID of each partition by number: a GPT has them, a DOS table has a signature, and the number follows."""
+    """The PARTUUID of each partition by number: stored in a GPT; signature and number for a DOS table."""
     with open(disk, "rb") as stream:
         start = stream.read(1024)
         if start[512:520] == b"EFI PART":
@@ -127,7 +127,7 @@ def partition_uuids(disk: str) -> "dict[int, str]":
 
 
 def _mixed_uuid(data: bytes) -> str:
-    """A UUID as a GPT has it: its first three fields little-endian."""
+    """A UUID in a GPT's form: its first three fields are little-endian."""
     return _uuid(data[3::-1] + data[5:3:-1] + data[7:5:-1] + data[8:])
 
 
@@ -137,7 +137,7 @@ def _event(path: str) -> "dict[str, str]":
 
 
 def _logical_volumes(disk: str) -> "list[Volume]":
-    """Activate every volume group of the disk, read-only, and no other's."""
+    """Activate every volume group of the disk, read-only, and no volume group of another disk."""
 
     def lvm(command: str, *words: str, groups: "tuple[str, ...]" = ()) -> str:
         read_only = ",".join(f'"{group}"' for group in groups)
@@ -157,7 +157,7 @@ def _logical_volumes(disk: str) -> "list[Volume]":
     found = []
     for line in lvm("lvs", "--noheadings", "--separator", "/", "-o", "vg_name,lv_name", *groups).split():
         path = f"/dev/{line}"
-        if os.path.exists(path):  # a pool, say, has none
+        if os.path.exists(path):  # a pool, for example, has none
             found.append(Volume(path, path, *probe(path)))
     return found
 
@@ -166,7 +166,7 @@ _PARTITION = re.compile(r"/dev/(?:(?:[svh]|xv)d[a-z]|nvme\d+n\d+p|mmcblk\d+p)(\d
 
 
 def find(spec: str, among: "list[Volume]") -> "Volume | None":
-    """The volume that an fstab, or a user, calls ``spec``; the disk's own letter or number does not matter."""
+    """The volume that an fstab or a user calls ``spec``; the disk's own letter or number does not matter."""
     key, equals, value = spec.partition("=")
     value = value.strip("\"'")
     if spec.startswith("/dev/disk/by-"):
@@ -185,7 +185,7 @@ def find(spec: str, among: "list[Volume]") -> "Volume | None":
     if match := _PARTITION.fullmatch(spec):
         return next((volume for volume in among if volume.number == int(match[1])), None)
     if spec.startswith("/dev/mapper/"):
-        # The kernel's name of a logical volume: its own dashes doubled.
+        # The kernel's name of a logical volume: dashes in its parts are doubled.
         return next((v for v in among if f"/dev/mapper/{_mapped(v.name)}" == spec), None)
     return next((volume for volume in among if volume.name == spec), None)
 

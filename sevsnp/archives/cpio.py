@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The newc cpio archives that the kernel unpacks as initramfs (Documentation/driver-api/early-userspace/buffer-format).
 
-Written in the given order with zero times, fixed inode numbers and numeric owners, so that equal content gives equal
-bytes. File contents are streamed: owners, device nodes and modes need no privilege, and nothing is unpacked.
+Entries are written in the given order with zero times, fixed inode numbers and numeric owners, so that equal content
+gives equal bytes. File contents are streamed and nothing is unpacked: owners, device nodes and modes need no privilege.
 """
 
 import stat
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 def with_parents(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries sorted by name, a later one replacing an earlier of the same name, with missing parents added."""
+    """The entries sorted by name, with missing parents; a later entry replaces an earlier one of the same name."""
     by_name = {entry.name: entry for entry in entries if entry.name}
     for name in list(by_name):
         parent = name.rpartition("/")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths inside a root that is somewhere else, as one would follow them who has it as the root.
+"""Follows paths and symbolic links inside a root that is not the machine's own root.
 
 Standard library only, and no other module: the appliance has this one file under its bare name.
 """
@@ -12,10 +12,10 @@ _LINKS = 40
 
 
 def follow(path: str, target: "Callable[[str], str | None]", *, last: bool = True) -> str:
-    """``path`` without symbolic links, relative to the root; that of its last name is followed only if ``last``.
+    """``path`` without symbolic links, relative to the root; a link in its last name is followed only if ``last``.
 
-    ``target`` says where the link leads that a path without links is; None where it is none. Raises OSError for links
-    that lead in a circle.
+    ``target`` returns the target of the link at a path without links, or None if there is no link. Raises OSError for
+    links that lead in a circle.
     """
     left = path.split("/")[::-1]
     place: list[str] = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick way through a tar's headers, for archives of the plain form that most programs write, ours among them.
+"""A fast reader of tar headers, for archives of the plain form that most programs write, ours included.
 
-tarfile takes 50 microseconds an entry, which is a third of the time that an edited file takes to a new image. What is
-not of the plain form (old formats, sparse files, long names by other means, unknown records) is left to tarfile, and so
-is saying what is wrong with an archive: this never raises for its content, it gives up.
+tarfile takes 50 microseconds an entry; that is a third of the time from an edited file to a new image. Archives of any
+other form (old formats, sparse files, other ways to store long names, unknown records) are left to tarfile, which also
+reports damaged archives: this module never raises for an archive's content, it gives up.
 """
 
 import os
@@ -23,7 +23,7 @@ _LONGEST_RECORDS = 1 << 16
 
 
 class Member(NamedTuple):
-    """What a header says; ``offset`` is where it begins, with its records, and ``data`` where the content does."""
+    """The fields of a header. ``offset`` is the start of the header with its records, ``data`` that of the content."""
 
     name: str
     kind: bytes
@@ -40,11 +40,11 @@ class Member(NamedTuple):
 
 
 class _OddError(Exception):
-    """Not of the plain form."""
+    """The archive is not of the plain form."""
 
 
 def plain_members(path: Path) -> list[Member] | None:
-    """The members of an archive in order, or None where it is not whole or not of the plain form. Raises OSError."""
+    """The members of an archive in order; None if it is not complete or not of the plain form. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -98,12 +98,12 @@ def _members(descriptor: int, end: int) -> Iterator[Member]:
         raise _OddError
 
 
-# Mode, owner, group, time and device numbers, which mean nothing in the header of records, and are there all the same.
+# Mode, owner, group, time and device numbers. In the header of records they mean nothing, but must be valid numbers.
 _NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 
 
 def _check(block: bytes) -> None:
-    """Refuse what is no header, and names in two parts."""
+    """Refuse invalid headers, and names in two parts."""
     if len(block) != BLOCK or block[257:265] != _MAGIC or block[345] != 0:
         raise _OddError
     if _sum(block[:148]) + 8 * 32 + _sum(block[156:340]) + _sum(block[340:]) != _octal(block[148:156]):
@@ -111,14 +111,14 @@ def _check(block: bytes) -> None:
 
 
 def _sum(data: bytes) -> int:
-    """The sum of at most 256 bytes: less than 65,521, and so one less than the low half of their Adler-32 (RFC 1950).
+    """The sum of at most 256 bytes. It is below 65,521, so it is the low half of their Adler-32 (RFC 1950) less one.
 
-    sum() makes an object of every byte.
+    sum() would make an object of every byte.
     """
     return (adler32(data) & 0xFFFF) - 1
 
 
-@lru_cache(4096)  # few of them differ
+@lru_cache(4096)  # only a few values differ
 def _octal(field: bytes) -> int:
     digits = field.rstrip(b"\0 ")
     if not digits.isdigit():
@@ -134,7 +134,7 @@ _KNOWN = frozenset(("path", "linkpath", "size", "uid", "gid", "SCHILY.xattr.secu
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The pax records in ``data``, all of the known ones; each is its own length, a blank, key=value, a newline."""
+    """The pax records in ``data``, all of known keys; each is its own length, a blank, key=value, a newline."""
     found: dict[str, str] = {}
     while data:
         length, blank, _ = data.partition(b" ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root filesystem as layers: packages, our files, a user's own; joined into one tar without unpacking."""
+"""The root file system as layers: packages, our files, the user's files; joined into one tar without unpacking."""
 
 import fnmatch
 import re
@@ -11,7 +11,7 @@ from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
 
-# 2025-01-01 00:00:00 UTC: the time of everything in an image that has no older one of its own.
+# 2025-01-01 00:00:00 UTC: the time of every entry in an image that has no older time of its own.
 EPOCH = 1_735_689_600
 
 Filter = Callable[[Iterable[Entry]], Iterable[Entry]]
@@ -19,10 +19,10 @@ Filter = Callable[[Iterable[Entry]], Iterable[Entry]]
 
 @dataclass(frozen=True)
 class Layer:
-    """Entries that go on top of the layers before it.
+    """Entries that are put on top of the earlier layers.
 
-    ``remove`` are patterns (``*`` does not cross a ``/``, ``**`` does) of what earlier layers brought and this one
-    takes away, directories with all they hold; removal comes before the layer's own entries.
+    ``remove`` are patterns (``*`` does not match a ``/``, ``**`` does) of entries of earlier layers that this layer
+    removes; directories are removed with their content. The removal comes before the layer's own entries.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Layer:
 
     @classmethod
     def from_tar(cls, path: Path, remove: Sequence[str] = ()) -> "Layer":
-        """A layer of all entries of an uncompressed tar. Raises UserError where it is damaged."""
+        """A layer of all entries of an uncompressed tar. Raises UserError if it is damaged."""
         return cls(str(path), list(read_tar(path).values()), remove)
 
 
@@ -43,11 +43,11 @@ def expression(pattern: str) -> str:
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
-    """One tree of all layers, the later winning, sorted so that a directory comes before what it holds.
+    """One tree of all layers; a later layer wins. It is sorted so that a directory comes before its content.
 
-    A directory over a directory replaces its owner, mode and time and keeps its content. Raises UserError where a
-    path leads through a symbolic link or a file of an earlier layer: silently replacing, say, ``lib`` (a link
-    to usr/lib) would give a system that does not start.
+    A directory over a directory replaces its owner, mode and time and keeps its content. Raises UserError if a path
+    leads through a symbolic link or a file of an earlier layer: a silent replacement of, say, ``lib`` (a link to
+    usr/lib) would give a system that does not start.
     """
     tree: dict[str, Entry] = {"": Entry("", Kind.DIRECTORY, 0o755, mtime=EPOCH)}
     for layer in layers:
@@ -81,7 +81,7 @@ def _put(tree: dict[str, Entry], entry: Entry, layer: str) -> None:
 
 
 def _check_parents(tree: dict[str, Entry], name: str, layer: str, sound: set[str]) -> None:
-    """``sound`` are the directories that were looked at before, with all above them."""
+    """Check the parents of ``name``. ``sound`` are the directories that are checked already, with all above them."""
     while name:
         name = name.rpartition("/")[0]
         if name in sound:
@@ -99,9 +99,9 @@ def _check_parents(tree: dict[str, Entry], name: str, layer: str, sound: set[str
 
 
 def check_attributes(entries: Iterable[Entry], ignore: Collection[str] = ()) -> Iterable[Entry]:
-    """Pass entries on; refuse by name extended attributes and ACLs that mke2fs would silently drop.
+    """Pass entries on; refuse, by name, extended attributes and ACLs that mke2fs would silently drop.
 
-    ``ignore`` are shell patterns of attributes that may be lost, as ``security.selinux``.
+    ``ignore`` are shell patterns of attributes that may be lost, such as ``security.selinux``.
     """
     for entry in entries:
         for attribute in entry.attributes:
@@ -131,14 +131,14 @@ def make_rootfs(
 def rootfs_entries(
     layers: Sequence[Layer], filters: Sequence[Filter] = (), ignore_attributes: Collection[str] = ()
 ) -> list[Entry]:
-    """What :func:`make_rootfs` writes."""
+    """The entries that :func:`make_rootfs` writes."""
     return filtered(merge(layers).values(), filters, ignore_attributes)
 
 
 def filtered(
     entries: Iterable[Entry], filters: Sequence[Filter], ignore_attributes: Collection[str] = ()
 ) -> list[Entry]:
-    """The entries of a merged tree that the filters, in their order, leave of it; attributes are checked after them."""
+    """The entries of a merged tree after all filters, which run in their order; attributes are checked afterwards."""
     for each in filters:
         entries = each(entries)
     return list(check_attributes(entries, ignore_attributes))
@@ -163,10 +163,10 @@ def directory_entry(name: str, mode: int = 0o755, uid: int = 0, gid: int = 0, mt
 
 
 def directory_entries(root: Path, owners: Mapping[str, tuple[int, int]] | None = None) -> list[Entry]:
-    """The tree under ``root`` as entries of root: 0755 for directories and executables, 0644 for other files.
+    """The tree under ``root`` as entries of root: mode 0755 for directories and executables, 0644 for other files.
 
-    The modes, owners and times of the checkout are not taken over: they depend on umask, user and clock. Links stay
-    links. Raises UserError for anything that is neither file, directory nor link.
+    The modes, owners and times of the checkout are not used: they depend on umask, user and clock. Links stay links.
+    Raises UserError for anything that is not a file, directory or link.
     """
     entries = []
     for path in sorted(root.rglob("*")):

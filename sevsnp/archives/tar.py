@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives, read into an index of entries.
+"""Reads a tar archive into an index of entries.
 
-Nothing is unpacked, so owners, device nodes, set-user-id bits and file capabilities need no privilege. Of a file only
-its place in the archive is kept in memory, never its content.
+Nothing is unpacked, so owners, device nodes, set-user-id bits and file capabilities need no privilege. For a file's
+content only its place in the archive is kept in memory.
 """
 
 import re
@@ -24,7 +24,7 @@ _ATTRIBUTE = re.compile(r"(?:(?:SCHILY|LIBARCHIVE)\.xattr|RHT)\.(.+)|SCHILY\.(ac
 
 
 class Kind(Enum):
-    """What an entry is; the value is its ustar type flag. A hard link is a FILE that shares its content's inode."""
+    """The kind of an entry; the value is its ustar type flag. A hard link is a FILE that shares its content's inode."""
 
     FILE = b"0"
     SYMLINK = b"2"
@@ -54,7 +54,7 @@ class Content:
         return cls(size=len(data), inode=(f"literal:{name}", 0), data=data)
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes, at most 1 MiB at a time. Raises UserError when the archive ends early."""
+        """The bytes, at most 1 MiB at a time. Raises UserError if the archive ends early."""
         if self.path is None:
             yield self.data
             return
@@ -72,10 +72,10 @@ class Content:
                 yield piece
 
     def _expanded(self) -> Iterator[bytes]:
-        # Only tarfile knows the three sparse formats of GNU tar; it finds the member by its header.
+        # Only tarfile supports the three sparse formats of GNU tar; it finds the member by its header.
         assert self.path is not None
         with tarfile.open(self.path, "r:") as archive:
-            member = archive.next()  # the first, which opening has read already
+            member = archive.next()  # the first member, which opening has already read
             if self.inode[1]:
                 archive.offset = self.inode[1]
                 member = archive.next()
@@ -142,14 +142,14 @@ _UNPACKERS = {"a zstd file": "zstd", "an xz file": "xz", "a gzip file": "gzip", 
 
 
 def _format(path: Path) -> str:
-    """What a file that is no tar seems to be, by its first bytes."""
+    """The format of a file that is not a tar, guessed from its first bytes."""
     with path.open("rb") as stream:
         start = stream.read(8)
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), _NEITHER)
 
 
 def _unpacking(path: Path) -> str:
-    """What makes a tar of a compressed one, where it seems to be one."""
+    """A hint for a file that is not a tar: how to decompress it, or which formats are taken."""
     form = _format(path)
     program = _UNPACKERS.get(form)
     if program is None:
@@ -160,9 +160,9 @@ def _unpacking(path: Path) -> str:
 
 
 def read_tar(path: Path) -> dict[str, Entry]:
-    """The entries of an uncompressed tar by name; of a name that comes twice the later one, as tar extracts it.
+    """The entries of an uncompressed tar by name; if a name comes twice, the later entry, as tar extracts it.
 
-    Raises UserError for anything that is not a whole tar, a name outside the root, or a hard link to nothing.
+    Raises UserError for a file that is not a complete tar, a name outside the root, or a hard link to nothing.
     """
     entries: dict[str, Entry] = {}
     try:
@@ -180,7 +180,7 @@ def read_tar(path: Path) -> dict[str, Entry]:
             end = archive.offset
         with path.open("rb") as stream:
             stream.seek(end)
-            # A damaged or missing header in the middle is the end of the archive to tarfile, and no error.
+            # tarfile takes a damaged or missing header in the middle for the end of the archive, without an error.
             if stream.read(BLOCK) != bytes(BLOCK):
                 raise UserError(f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark")
     except (tarfile.TarError, EOFError) as error:
@@ -194,7 +194,7 @@ def read_tar(path: Path) -> dict[str, Entry]:
 
 
 def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
-    """What :func:`_entry` makes of the same member."""
+    """The same entry that :func:`_entry` makes of this member."""
     capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
     content = None
     if member.kind == b"1":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives, written as the same bytes on every machine.
+"""Writes tar archives whose bytes are the same on every machine.
 
-POSIX pax: numeric owners without names, whole-second times, records only where a field does not fit its header. tarfile
+POSIX pax: numeric owners without names, whole-second times, records only if a field does not fit its header. tarfile
 would do, but its choice of records differs between Python versions, and these bytes are measured.
 """
 
@@ -14,7 +14,7 @@ from sevsnp.archives.tar import CAPABILITY, Content, Entry, Kind
 from sevsnp.archives.ustar import BLOCK, member, padding, record
 from sevsnp.errors import UserError
 
-# Above this a system call of its own costs less than copying.
+# Bytes. For larger content a separate system call costs less than copying.
 _LARGE = 1 << 16
 
 
@@ -25,14 +25,14 @@ def _bytes(text: str) -> bytes:
 def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int) -> None:
     """Write ``entries`` to ``output`` in the order given; times after ``epoch`` (seconds since 1970) become ``epoch``.
 
-    The first entry of an inode carries its bytes, later ones are hard links to it.
+    The first entry of an inode carries its bytes; later entries are hard links to it.
     """
     with output.open("wb") as stream:
         stream_tar(entries, stream, epoch=epoch)
 
 
 def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int) -> None:
-    """The same to a buffered stream on a file or pipe."""
+    """Write the same archive to a buffered stream on a file or pipe."""
     first: dict[tuple[str, int], Entry] = {}
     with _Output(stream) as output:
         for entry in entries:
@@ -42,7 +42,7 @@ def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int) -> No
 
 
 class _Output:
-    """A stream that counts, and takes the content of files without passing it through Python."""
+    """A stream that counts its bytes. File content goes to it without passing through Python."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -61,7 +61,7 @@ class _Output:
         self._stream.write(data)
 
     def send(self, content: Content) -> None:
-        """The content's bytes. Raises UserError when an archive ends early."""
+        """Write the content's bytes. Raises UserError if an archive ends early."""
         if content.path is None or content.sparse:
             for piece in content.pieces():
                 self.write(piece)

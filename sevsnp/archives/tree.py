@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A root file system as a tree of entries that can be edited, with paths as the guest itself would follow them."""
+"""A root file system as an editable tree of entries. Paths are followed as the guest itself would follow them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,39 +13,39 @@ _SMALL = 16 << 20
 
 
 class Tree:
-    """Entries by name. A path that is given may lead through symbolic links; what is made lies where they lead to."""
+    """Entries by name. A given path may lead through symbolic links; a new entry is made at the path's real place."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = {entry.name: entry for entry in entries}
 
     def ordered(self) -> list[Entry]:
-        """All entries, a directory before what it holds."""
+        """All entries, a directory before its content."""
         return [entry for _, entry in sorted(self.entries.items(), key=lambda item: item[0].split("/"))]
 
     def find(self, path: str) -> Entry | None:
-        """The entry at ``path`` with all links followed; None where there is none."""
+        """The entry at ``path`` with all links followed; None if there is none."""
         return self.entries.get(self._real(path, last=True))
 
     def has(self, path: str) -> bool:
-        """Whether there is anything at ``path``, a dangling link included."""
+        """Whether there is an entry at ``path``, even a dangling link."""
         return self._real(path, last=False) in self.entries
 
     def names(self, directory: str) -> list[str]:
-        """What is directly in a directory; nothing where there is none."""
+        """The names directly in a directory; none if there is no directory."""
         prefix = f"{self._real(directory, last=True)}/".lstrip("/")
         return sorted(
             n.removeprefix(prefix) for n in self.entries if n.startswith(prefix) and "/" not in n[len(prefix) :]
         )
 
     def text(self, path: str) -> str:
-        """A small file's content; empty where there is none. What is no UTF-8 survives a write."""
+        """A small file's content; empty if there is no file. Bytes that are not UTF-8 survive a write."""
         entry = self.find(path)
         if entry is None or entry.content is None:
             return ""
         return entry.content.read(_SMALL).decode("utf-8", "surrogateescape")
 
     def write(self, path: str, text: str, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
-        """Write a file; one that is there keeps its owner, mode and name, and loses its hard links."""
+        """Write a file; an existing file keeps its owner, mode and name, and loses its hard links."""
         data = text.encode("utf-8", "surrogateescape")
         old = self.find(path)
         if old is not None and old.kind is Kind.FILE:
@@ -56,33 +56,36 @@ class Tree:
         self.entries[name] = text_entry(name, data, mode, uid, gid)
 
     def link(self, path: str, target: str) -> None:
-        """A symbolic link in place of whatever file is there."""
+        """Make a symbolic link; it replaces an existing file."""
         name = self._place(path)
         self.entries[name] = link_entry(name, target)
 
     def directory(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        """A directory; one that is there stays as it is."""
+        """Make a directory; an existing directory stays as it is."""
         entry = self.find(path)
         if entry is None or entry.kind is not Kind.DIRECTORY:
             name = self._place(path)
             self.entries[name] = directory_entry(name, mode, uid, gid)
 
     def remove(self, path: str) -> None:
-        """Take away a file, or a link."""
+        """Remove a file or a link."""
         del self.entries[self._real(path, last=False)]
 
     def clear(self, path: str) -> None:
-        """Take away a directory with all that is in it; nothing happens where there is none."""
+        """Remove a directory with its content; does nothing if there is none."""
         name = self._real(path, last=True)
         self.entries = {n: entry for n, entry in self.entries.items() if n != name and not n.startswith(f"{name}/")}
 
     def add(self, entry: Entry) -> None:
-        """An entry of another tree, under its name here."""
+        """Add an entry of another tree, under its name here."""
         name = self._place(entry.name)
         self.entries[name] = replace(entry, name=name)
 
     def _place(self, path: str) -> str:
-        """Where ``path`` is to be made, its directories made. Raises UserError where it leads through a file."""
+        """The real name of ``path`` for a new entry; makes its directories.
+
+        Raises UserError if it leads through a file.
+        """
         above, _, last = path.strip("/").rpartition("/")
         if above:
             real = self._real(above, last=True)
@@ -95,7 +98,7 @@ class Tree:
         return f"{above}/{last}".lstrip("/")
 
     def _real(self, path: str, *, last: bool) -> str:
-        """``path`` without links, the last name's only if ``last``; of what does not exist, the name it would have."""
+        """``path`` without links (the last name's only if ``last``). A missing file has the name it would get."""
         try:
             return follow(path, self._target, last=last)
         except OSError:

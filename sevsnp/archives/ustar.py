@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of a tar archive, POSIX pax: numeric owners without names, records only where a field does not fit.
+"""The headers of a tar archive, POSIX pax: numeric owners without names, records only if a field does not fit.
 
 Standard library only, and no other module: the appliance has this one file under its bare name.
 """
 
 BLOCK = 512
-# The first values that do not fit a field of 7 and of 11 octal digits.
+# The first values that do not fit a field of 7 or 11 octal digits.
 _ID = 1 << 21
 _SIZE = 1 << 33
 
@@ -20,7 +20,7 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What fills the last block of ``size`` bytes."""
+    """The zero bytes that fill the last block after ``size`` bytes."""
     return bytes(-size % BLOCK)
 
 
@@ -38,7 +38,7 @@ def member(
     before: bytes = b"",
     after: bytes = b"",
 ) -> bytes:
-    """The header of a member, with a pax header before it where a field does not fit or there are other records.
+    """The header of a member. A pax header comes before it if a field does not fit or there are other records.
 
     ``kind`` is the type flag; ``size`` and ``mtime`` are in bytes and seconds since 1970, ``mtime`` below 2^33.
     ``before`` and ``after`` are records that come before and after those of the fields.

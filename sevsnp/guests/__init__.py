@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user does with the guests on this machine: attest, look, detach, log in, stop."""
+"""The user's commands for guests on this machine: attest, status, detach, log in, stop."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`attest_verity` and `attest_luks`: wait for the guest, verify it, and say how to log in once its sshd answers."""
+"""`attest_verity` and `attest_luks`: wait for the guest, verify it, and print the login once its sshd answers."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from sevsnp.owner.luks import attest_luks, check_release
 from sevsnp.system.command import run
 from sevsnp.vm_config.config import read_vm_config
 
-# A guest that boots here, emulated, on a machine that does much else; and one elsewhere, of which nothing is known.
+# The waiting time for an emulated guest that boots here, on a busy machine; and for a guest elsewhere of unknown state.
 _HERE_SECONDS, _ELSEWHERE_SECONDS = 600.0, 20.0
 _LOGIN_SECONDS = 300.0
 
@@ -34,7 +34,7 @@ _LOGIN_SECONDS = 300.0
 def verity(
     *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
 ) -> None:
-    """`attest_verity` for the guest ``name``; ``how`` is what :func:`.attest_guest` takes besides."""
+    """`attest_verity` for the guest ``name``; ``how`` are further parameters of :func:`.attest_guest`."""
     guest = Guest.of(runs, name)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
     _check_platform(guest, how["vm_config"], "verity")
@@ -52,10 +52,10 @@ def verity(
 def luks(
     *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
 ) -> None:
-    """`attest_luks` for the guest ``name``; ``how`` is what :func:`sevsnp.owner.luks.attest_luks` takes besides.
+    """`attest_luks` for the guest ``name``; ``how`` are further parameters of :func:`sevsnp.owner.luks.attest_luks`.
 
-    Nothing in a guest that has got its key can ask for reports any more. So the evidence of the release is verified
-    once more, and the guest's sshd has to prove that it has the host key which came with it.
+    A guest that has received its key can request no more reports. So the evidence of the key release is verified once
+    more, and the guest's sshd must prove that it has the host key from that evidence.
     """
     guest = Guest.of(runs, name)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
@@ -80,13 +80,13 @@ def luks(
 
 
 class _OpenAlready(Exception):
-    """The guest has its key."""
+    """The guest has its key already."""
 
 
 def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:
-    """Refuse, before the guest is spoken to, what its evidence would be refused for in any case.
+    """Refuse, before any request to the guest, a guest whose evidence would be refused in any case.
 
-    An encrypted guest powers off for it. What decides is the VM config; what runs here only spares the try.
+    An encrypted guest would power off then. The VM config decides; this check only saves the attempt.
     """
     wanted = read_vm_config(vm_config).launch.platform
     if guest.run and guest.run.platform == "emulated" and wanted == "snp":
@@ -97,7 +97,7 @@ def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:
 
 
 def _wait(guest: Guest, where: str, answers: Callable[[float], None]) -> None:
-    """Until ``answers``, which gets the seconds that it may take, raises NoAnswer no more."""
+    """Wait until ``answers``, which gets the seconds that it may take, no longer raises NoAnswer."""
     started = time.monotonic()
     while True:
         follow_boot(guest, where)
@@ -105,7 +105,7 @@ def _wait(guest: Guest, where: str, answers: Callable[[float], None]) -> None:
         try:
             return answers(5.0 + passed / 20)
         except NoAnswer:
-            # Who refuses a connection is no guest that boots: QEMU takes it from its first moment.
+            # A refused connection comes from no booting guest: QEMU accepts connections from its start.
             if passed > (_HERE_SECONDS if guest.run else _ELSEWHERE_SECONDS) or (not guest.run and not _taken(where)):
                 raise
         time.sleep(0.3)
@@ -132,7 +132,7 @@ def _verify_again(
     manifest_key: Path | None = None,
     **_: Any,
 ) -> None:
-    """Verify the evidence that a key was released for once more, now, and have the guest's sshd prove its host key."""
+    """Verify the evidence of the key release once more, now, and have the guest's sshd prove its host key."""
     config = read_vm_config(vm_config)
     emulated = config.launch.platform == "emulated"
     talk = kept.read(guest.state, emulated=emulated)
@@ -156,7 +156,7 @@ def _verify_again(
     except Refused as refused:
         raise refusal(refused, config, where) from None
     check_release(trust_domain(verdict), read_record(config_dir, luks.uuid), emulated_asked=True)
-    # Batch mode, the kept host key and no other: ssh itself fails where the server cannot prove it.
+    # Batch mode, the kept host key and no other: ssh itself fails if the server cannot prove it.
     run(["ssh", "-F", guest.ssh_config, "-o", "BatchMode=yes", "guest", "true"], timeout=120)
     print(f"the guest is open. Its evidence of {talk.at.astimezone():%Y-%m-%d %H:%M:%S}, for which it got its key, was")
     print("verified again; it can give no new one. Its sshd has just proven the host key that came with it.")

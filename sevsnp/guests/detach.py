@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`run_… DETACH=yes`: the same command in a session of its own, without a terminal, which outlives this one."""
+"""`run_… DETACH=yes`: runs the same command in a session of its own, without a terminal; it outlives this process."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ _SECONDS = 120.0
 def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, variable: str) -> None:
     """Start ``task`` with the settings ``words`` for the guest ``name``, and return when the guest runs.
 
-    The environment ``variable`` tells the new process that it was detached. What it prints goes to ``run.log`` in its
-    state directory. Raises UserError where it ends before the guest runs.
+    The environment ``variable`` tells the new process that it is detached. Its output goes to ``run.log`` in its
+    state directory. Raises UserError if it ends before the guest runs.
     """
     check_free(state, another_guest(task, name))
     state.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
     argv = [sys.executable, "-m", "doit", task, *words, "DETACH=no"]
     told = record.starting(argv, env={variable: "1"})
     with log.open("wb") as stream:
-        # By itself on purpose: what sevsnp.system.command starts ends with this process.
+        # Not with sevsnp.system.command on purpose: its processes end with this one.
         process = subprocess.Popen(
             argv,
             env={**variables, variable: "1"},

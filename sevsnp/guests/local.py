@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests that run on this machine, each in a state directory: where one answers, how far it is, and its end."""
+"""The guests that run on this machine, each in a state directory: their ports, boot stage, console, login and end."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ from sevsnp.system.files import short_name
 
 _STOP_SECONDS = 60.0
 _END_SECONDS = 20.0
-# Leaves the console: Ctrl-].
+# The key that leaves the console: Ctrl-].
 _LEAVE = b"\x1d"
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest by its name; ``state`` is its directory, ``run`` what runs there, or None."""
+    """A guest by its name; ``state`` is its directory, ``run`` its running instance, or None."""
 
     name: str
     state: Path
@@ -48,12 +48,12 @@ class Guest:
 
     @property
     def logs(self) -> list[Path]:
-        """Those that are there: the console's, QEMU's, and what `run_… DETACH=yes` printed."""
+        """The existing logs: the console's, QEMU's, and the output of `run_… DETACH=yes`."""
         names = (self.console.name, "qemu.log", "run.log")
         return [path for name in names if (path := self.state / name).exists()]
 
     def attested(self) -> str:
-        """When the guest that runs now was accepted, and under which trust; empty where it was not."""
+        """When the running guest was accepted, and under which trust; empty if it was not."""
         for emulated in (False, True):
             with contextlib.suppress(UserError):
                 talk = kept.read(self.state, emulated=emulated)
@@ -62,7 +62,7 @@ class Guest:
         return ""
 
     def require(self) -> Run:
-        """What runs. Raises UserError where nothing does."""
+        """The running instance. Raises UserError if there is none."""
         if self.run is None:
             others = ", ".join(each.name for each in all_guests(self.state.parent) if each.run)
             raise UserError(
@@ -86,7 +86,7 @@ def all_guests(runs: Path) -> list[Guest]:
 
 
 def only_guest(runs: Path, name: str) -> Guest:
-    """The guest called ``name``; without a name, the one that runs. Raises UserError where that is not one."""
+    """The guest ``name``; without a name, the running one. Raises UserError if there is not exactly one."""
     if name:
         return Guest.of(runs, name)
     found = [each for each in all_guests(runs) if each.run]
@@ -100,7 +100,7 @@ def only_guest(runs: Path, name: str) -> Guest:
 
 
 def stop(*, runs: Path, name: str) -> None:
-    """`stop`: have the guest power itself off where its sshd was attested, else end QEMU. Raises UserError."""
+    """`stop`: have the guest power itself off if its sshd was attested, else end QEMU. Raises UserError."""
     guest = only_guest(runs, name)
     found = guest.require()
     process = os.pidfd_open(found.pid)
@@ -134,9 +134,9 @@ def _ssh(config: Path, *words: str) -> list[str | Path]:
 
 
 def login(*, runs: Path, name: str, command: str = "") -> None:
-    """`ssh`: log in to the guest that was attested last under this name, or run ``command`` in it.
+    """`ssh`: log in to the guest that was last attested under this name, or run ``command`` in it.
 
-    Raises UserError where none was, and for another exit code than 0.
+    Raises UserError if none was attested, and for an exit code other than 0.
     """
     guest = only_guest(runs, name)
     if not guest.ssh_config.exists():
@@ -152,7 +152,7 @@ def login(*, runs: Path, name: str, command: str = "") -> None:
 
 
 def logs(*, runs: Path, name: str, lines: int = 40) -> None:
-    """`logs`: the last ``lines`` of the guest's console, and what QEMU said. Raises UserError where there is no log."""
+    """`logs`: the last ``lines`` of the guest's console, and QEMU's messages. Raises UserError if there is no log."""
     guests = [each for each in ([Guest.of(runs, name)] if name else all_guests(runs)) if each.logs]
     if not guests:
         raise UserError(
@@ -169,7 +169,7 @@ def logs(*, runs: Path, name: str, lines: int = 40) -> None:
 def console(*, runs: Path, name: str) -> None:
     """`console`: the serial console of a guest that was started with DETACH=yes, on this terminal.
 
-    Raises UserError where the guest has its own terminal, and where somebody else has the console.
+    Raises UserError if the guest has its own terminal, or if another process uses the console.
     """
     guest = only_guest(runs, name)
     found = guest.require()
@@ -198,7 +198,7 @@ def _bridge(line: socket.socket) -> None:
         if sys.stdin.fileno() in ready:
             typed = os.read(sys.stdin.fileno(), 4096)
             if not typed:
-                ends.remove(sys.stdin.fileno())  # no terminal: what the guest says still comes
+                ends.remove(sys.stdin.fileno())  # no terminal: the guest's output is still shown
             if _LEAVE in typed:
                 return
             line.sendall(typed)
@@ -221,14 +221,14 @@ def _raw_terminal() -> Iterator[None]:
 
 
 def sshd_answers(host: str, port: int, seconds: float = 5.0) -> bool:
-    """Whether something that speaks SSH answers. A connection alone says nothing: QEMU takes it before the guest."""
+    """Whether an SSH server answers. A connection alone proves nothing: QEMU accepts it before the guest does."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=seconds) as connection:
         return connection.recv(4) == b"SSH-"
     return False
 
 
 def wait_for_login(guest: Guest, host: str, port: int, seconds: float) -> bool:
-    """Until sshd answers; whether it does within ``seconds``."""
+    """Wait until sshd answers; return whether it does within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not sshd_answers(host, port):
         if time.monotonic() > deadline or (guest.run and not running(guest.state)):
@@ -239,7 +239,7 @@ def wait_for_login(guest: Guest, host: str, port: int, seconds: float) -> bool:
 
 
 def follow_boot(guest: Guest, where: str) -> None:
-    """Say how far the guest is. Raises UserError where it ran on this machine and has ended."""
+    """Report the guest's boot stage. Raises UserError if the guest ran on this machine and has ended."""
     if guest.run is None:
         progress.step(f"waiting for a guest at {where}")
         return
@@ -249,7 +249,7 @@ def follow_boot(guest: Guest, where: str) -> None:
 
 
 def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:
-    """The ports of the agent and of sshd: as asked for, else where the guest of this name answers on this machine."""
+    """The ports of the agent and of sshd: as given, else those of the guest of this name on this machine."""
     if guest.run is None or "HOST" in asked:
         return port, ssh_port
     return (

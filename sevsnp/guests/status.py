@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`status`: what is built and current, which guests run, and what comes next."""
+"""`status`: the built and current artefacts, the running guests, and the next commands."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from sevsnp.host.run import words_of
 from sevsnp.settings.table import NAMES
 from sevsnp.system.command import run
 
-# What a user builds, in the pipeline's order, and what is there once it is built.
+# The tasks with which a user builds, in the pipeline's order, and their results.
 BUILT = {
     "setup_verity": "the verified root and its VM configs",
     "setup_luks": "the encrypted root and its VM configs",
@@ -24,7 +24,10 @@ _WORDS = {"U": "current", "R": "to be built", "E": "cannot be built", "I": "igno
 
 
 def status(*, runs: Path, words: Sequence[str]) -> None:
-    """Print it, for the settings ``words`` of this run. Raises UserError where doit cannot say what is up to date."""
+    """Print the status for the settings ``words`` of this run.
+
+    Raises UserError if doit cannot tell what is up to date.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -77,7 +80,7 @@ def _next(letters: dict[str, str], guests: list[Guest]) -> list[str]:
 
 
 def _letters(words: Sequence[str]) -> dict[str, str]:
-    """doit's own word on each task: U for up to date, R where something is to be made, E where it cannot be."""
+    """doit's status letter of each task: U for up to date, R for a task that must run, E for one that cannot."""
     settings = {name: os.environ[name] for name in NAMES if name in os.environ}
     said = run([sys.executable, "-m", "doit", "list", "--all", "--status", *words], env=settings).decode()
     rows = (line.split() for line in said.splitlines())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`run_sev_snp_luks` and `attest_luks`: which volume, and where it lies; then the guest, or its owner's part."""
+"""`run_sev_snp_luks` and `attest_luks`: choose the volume and its files; then run the guest, or attest it."""
 
 import contextlib
 import hashlib
@@ -38,11 +38,11 @@ def run_volume(
     options: RunOptions,
     name: str,
 ) -> None:
-    """Run a guest on the volume that is chosen; what it writes stays in the volume's own directory.
+    """Run a guest on the chosen volume; what it writes stays in the volume's own directory.
 
-    That is made from ``directory`` and ``configs``, where setup_luks has its own, and brought up to date with them
-    where they are of this volume and have changed. ``earlier`` is the disk that an earlier release wrote to. Raises
-    :class:`UserError`, also where another guest has the volume.
+    A missing volume directory is made from ``directory`` and ``configs``, the directories of setup_luks's own files. An
+    existing one is updated from them if they belong to this volume and have changed. ``earlier`` is the disk that an
+    earlier release wrote to. Raises :class:`UserError`, also if another guest uses the volume.
     """
     check_free(options.state, another_guest(RUN_TASK, name))
     source = source_of(directory, configs, vm_config)
@@ -86,11 +86,11 @@ def attest_volume(
     runs: Path,
     **more: Any,
 ) -> None:
-    """:func:`sevsnp.guests.attesting.luks`, which has the rest of the parameters, for the volume that is chosen.
+    """Like :func:`sevsnp.guests.attesting.luks`, which documents the other parameters, for the chosen volume.
 
-    Its VM config is setup_luks's; that in the volume's directory where it was asked for by name, where setup_luks has
-    made another volume since, and for a guest that runs from there unless setup_luks has since changed what is accepted
-    and nothing of what was launched.
+    The VM config is setup_luks's. The one in the volume's directory is used in three cases: the volume was given by
+    name; setup_luks has made another volume since; a guest runs from that directory, unless setup_luks has since
+    changed only the acceptance, not the launch.
     """
     source = source_of(directory, configs, vm_config)
     volume = volume or ("" if vm_config else _running_volume(data_dir, running(runs / name)))
@@ -104,13 +104,13 @@ def attest_volume(
 
 
 def _running_volume(data_dir: Path, run: Run | None) -> str:
-    """The volume of a guest that runs on this machine, where that is not the one that build/luks describes."""
+    """The volume of a guest that runs on this machine, if it is not the one that build/luks describes."""
     where = Path(run.vm_config).resolve().parent if run else Path()
     return where.name if where in [each.path.resolve() for each in volumes(data_dir)] else ""
 
 
 def _runs(chosen: Volume, source: Source, platform: str) -> bool:
-    """Whether a guest runs from the volume's directory with what only the VM config there says."""
+    """Whether a guest runs from the volume's directory with a launch that only the VM config there describes."""
     if not chosen.in_use:
         return False
     if source.digest() == chosen.taken():
@@ -130,7 +130,7 @@ def _check_same(vm_config: Path, chosen: Volume, source: Source) -> None:
 
 
 def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path) -> None:
-    """Before a fresh copy is booted: there must be none yet that a guest has written."""
+    """Before a fresh copy is booted: refuse it, or warn, if a guest has written to an earlier copy."""
     note = note_earlier(earlier, chosen.path.parents[1])
     if chosen.uuid in note:
         raise UserError(f"{earlier}: the disk of this volume, written under an earlier release",
@@ -138,7 +138,7 @@ def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path
     if note:
         print(note, flush=True)
     generation = 0
-    # Who only runs a guest here may have no record of it.
+    # A user who only runs a guest here may have no record of it.
     with contextlib.suppress(UserError):
         generation = read_record(config_dir, source.uuid).generation
     if generation:

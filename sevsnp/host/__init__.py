@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the untrusted host runs: a guest in the foreground, its state directory and its console."""
+"""The untrusted host's part: a guest in the foreground, its state directory and its console."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host bundle's ./run: starts the guest of this directory. It decides nothing; what decides is the owner's."""
+"""A host bundle's ./run: starts the guest of its directory. It makes no security decision; the owner's tools do."""
 
 import argparse
 import os
@@ -62,20 +62,20 @@ def _other_bundle(launch: Launch) -> str:
 
 
 def _in_own_words(text: str, launch: Launch | None) -> str:
-    """A message as it is meant at the host, where settings are options of ./run and nothing can be made again."""
+    """A message in words for the host, where settings are options of ./run and no file can be made again."""
     if launch:
         again = f"copy the bundle here again; the owner packs it with: ./doitw {_bundle_task(launch)}"
         text = re.sub(r"make it again with: \./doitw \S.*$", again, text, flags=re.MULTILINE)
     return re.sub(
         r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
-        lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # what the owner types stays
+        lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # commands for the owner stay
         text,
     )
 
 
 def main(argv: list[str], bundle: Path) -> int:
     """Run the bundle in the directory ``bundle``; returns the exit code."""
-    # Unwound, so that QEMU and what was written for it are gone.
+    # An exception, so that QEMU is ended and its files are removed.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
             signal.signal(ending, lambda number, _: sys.exit(128 + number))

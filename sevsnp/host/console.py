@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a guest has booted, by its serial console. The host writes that log, so nothing is decided by it."""
+"""How far a guest has booted, by its serial console. The host writes that log, so no decision depends on it."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 MARKER = "Booting dm-verity filesystem.."
 WAITING = "init: waiting for the disk key"
 SWITCHING = "init: switching"
-# Lines of the console in the order in which a boot writes them, and how far it is with each.
+# Lines of the console in the order of a boot, and the stage that each begins.
 _BOOT = (
     ("Linux version", "the kernel"),
     ("init: mode", "init"),
@@ -15,17 +15,17 @@ _BOOT = (
     (WAITING, "the disk key"),
     (SWITCHING, "the guest's services"),
 )
-# Control sequences of terminals (ECMA-48), which firmware and systemd write, and other control characters but newlines.
+# Control sequences of terminals (ECMA-48), which firmware and systemd write, and control characters except newlines.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def boot_stage(console: str) -> str:
-    """How far a guest with this console log has booted: the firmware until there is more."""
+    """The boot stage of a guest with this console log; it is the firmware until a later stage's line appears."""
     return next((stage for line, stage in reversed(_BOOT) if line in console), "the firmware")
 
 
 def read_console(path: Path) -> str:
-    """A console log as text; empty where there is none yet."""
+    """A console log as text; empty if there is no log yet."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -33,5 +33,5 @@ def read_console(path: Path) -> str:
 
 
 def printable_lines(text: str) -> list[str]:
-    """The lines of a log without anything that a terminal would obey; a line that was drawn over counts as drawn."""
+    """The lines of a log without control sequences. Text that a terminal would overwrite stays in its line."""
     return [_CONTROL.sub("", line) for line in text.replace("\r\n", "\n").split("\n")]

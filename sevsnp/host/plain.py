@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain guest: a disk of its own, unverified. For trying things out, and for comparing with the measured ones."""
+"""The plain guest: its own disk, not verified. For trials, and for comparison with the measured guests."""
 
 import subprocess
 import tempfile
@@ -35,7 +35,7 @@ from sevsnp.vm_config.cmdline import build_cmdline
 from sevsnp.vm_config.config import BANNER, File, Launch
 
 Mode = Literal["plain", "snp", "direct"]
-# What the console has once the firmware no longer clears the screen.
+# The console has this text as soon as the firmware no longer clears the screen.
 _KERNEL = "Linux version"
 
 
@@ -56,10 +56,10 @@ def run_plain(
 ) -> None:
     """Run a disk image in the foreground until the guest ends.
 
-    ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it; ``direct`` boots ``kernel`` and
+    ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it. ``direct`` boots ``kernel`` and
     ``initrd`` with their hashes in the launch digest, and mounts the root of create_new_vm's disk. Changes to our own
-    image are discarded at the end; those to a user's IMAGE are kept, and so is what its format was at its first use.
-    ``identity`` is the user's private key, which opens our own image's account ``user``; ``name`` is the guest's.
+    image are discarded at the end. Changes to a user's IMAGE are kept, and so is its format at its first use.
+    ``identity`` is the user's private key for the account ``user`` of our own image; ``name`` is the guest's name.
     """
     another = another_guest("run_guest", name)
     check_free(options.state, another)
@@ -71,7 +71,7 @@ def run_plain(
     ):
         if not path.is_file():
             raise UserError(f"{path}: no such file", hint)
-    # Beside the directory of the guest's logs, not in it: no guest and no QEMU of one can write there.
+    # Beside the directory of the guest's logs, not in it: no guest and no guest's QEMU can write there.
     form = DiskFormat.QCOW2 if own_image else format_of(image, options.state.parent / "disk-formats.json")
     login = f"ssh -p {options.ssh_port} -i {identity} user@127.0.0.1" if own_image else ""
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a measured guest in the foreground: what run_sev_snp_* and a host bundle's ./run have in common."""
+"""Runs a measured guest in the foreground: the common part of run_sev_snp_* and a host bundle's ./run."""
 
 import subprocess
 import time
@@ -20,7 +20,7 @@ from sevsnp.vm_config.fixed import check_fixed
 
 
 def with_disks(launch: Launch, places: Mapping[str, Path]) -> Launch:
-    """The launch with its disks elsewhere (VERITY_IMAGE, VERITY_HASH_TREE), by role; the content must be the same."""
+    """The launch with other paths for its disks (VERITY_IMAGE, VERITY_HASH_TREE), by role; same content required."""
     disks = tuple(disk._replace(path=places.get(disk.role, disk.path).resolve()) for disk in launch.disks)
     return replace(launch, disks=disks)
 
@@ -45,9 +45,9 @@ def run_guest(
 ) -> None:
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
-    ``platform`` is a setting's value, or what was chosen for it before, with the reason that is then said; ``source``
-    is the VM config that ``launch`` is of. The guest writes to the disk luks.img in ``volume``; without,
-    to a copy in ``options.state``, which stays there.
+    ``platform`` is a setting's value, or a platform chosen before, whose reason is then printed. ``source`` is the VM
+    config of ``launch``. The guest writes to the disk luks.img in ``volume``; without ``volume``, to a copy in
+    ``options.state``, which stays there.
     """
     check_free(options.state, told.hint)
     if check and launch.workflow != "luks":
@@ -75,18 +75,18 @@ def run_guest(
 
 
 def another_guest(task: str, name: str) -> str:
-    """How to run a second guest beside the one called ``name``, which ``task`` started."""
+    """A hint how to run a second guest beside the guest ``name``, which ``task`` started."""
     return f"run another one: ./doitw {task} NAME=second; or end this one: ./doitw stop NAME={name}"
 
 
 def words_of(name: str, workflow: str, platform: str) -> str:
-    """The settings of an attest command that name a guest, each with a space before it."""
+    """The settings that name a guest in an attest command, each with a space before it."""
     named = "" if name == workflow else f" NAME={name}"
     return named + (" PLATFORM=emulated" if platform == "emulated" else "")
 
 
 def told_of(workflow: str, words: str, *, hint: str) -> Told:
-    """What the user of a measured guest is told.
+    """The messages for the user of a measured guest.
 
     ``words`` are the settings of the attest command, and ``hint`` says how to run another guest.
     """
@@ -105,14 +105,14 @@ def run_workflow(
     name: str,
     volume: Path | None = None,
 ) -> None:
-    """`run_sev_snp_WORKFLOW`: the VM config that fits the platform, its files checked, in the foreground.
+    """`run_sev_snp_WORKFLOW`: choose the VM config for the platform, check its files, run the guest in the foreground.
 
-    ``name`` is that of the guest, which its state directory has; ``volume`` is the directory with the disk that it
+    ``name`` is the guest's name and that of its state directory; ``volume`` is the directory with the disk that it
     writes to.
     """
     probe_cache = options.state.parent / "platform.json"
     if vm_config is None:
-        # Only where the guest runs is looked at the host; attestation follows the VM config it is given.
+        # The host is examined only where the guest runs; attestation uses the VM config that it is given.
         production = read_vm_config(config_of(directory, workflow, "snp"))
         where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, probe_cache).name
         vm_config = config_of(directory, workflow, where)

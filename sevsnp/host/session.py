@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest in its state directory: one at a time, with a console, and said to its user where it can be read."""
+"""A running guest in its state directory: one at a time, with a console; the user is told where it answers."""
 
 import contextlib
 import os
@@ -17,16 +17,16 @@ from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.alongside import alongside
 from sevsnp.system.files import short_name
 
-# Warnings that every emulated EPYC provokes.
+# A warning that every emulated EPYC causes.
 _NOISE = "warning: TCG doesn't support requested feature"
 _SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a guest's user is told: in ``hint`` how to run another guest, the command that comes ``next``, and when.
+    """The messages for a guest's user: ``hint`` says how to run another guest, ``next`` is the next command.
 
-    The firmware clears the screen, so it is told once more when the console has the line ``after``.
+    The firmware clears the screen, so they are printed again when the console has the line ``after``.
     """
 
     hint: str
@@ -36,9 +36,9 @@ class Told:
 
 @contextlib.contextmanager
 def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
-    """Hold the guest's state directory for as long as it runs; gives the options to start it with.
+    """Hold the guest's state directory while the guest runs; yields the options to start it with.
 
-    Raises :class:`UserError` where another guest runs there; and for one that QEMU caused, with QEMU's own words first.
+    Raises :class:`UserError` if another guest runs there. An error of QEMU begins with QEMU's own messages.
     """
     lines = [
         f"ssh at 127.0.0.1:{run.ssh_port}, evidence at 127.0.0.1:{run.attest_port}"
@@ -49,7 +49,7 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
     ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(held(options.state, replace(run, console=not options.terminal), told.hint))
-        options.serial_log.unlink(missing_ok=True)  # an earlier guest's, which this one's user would take for its own
+        options.serial_log.unlink(missing_ok=True)  # an earlier guest's, which the user would take for this one's
         if not options.terminal:
             options = replace(options, console=stack.enter_context(_console(options.state)).fileno())
         print("\n".join(lines), flush=True)
@@ -64,7 +64,7 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
 
 
 def _said(options: RunOptions) -> str:
-    """The end of what QEMU said, without what says nothing, its last line first."""
+    """The end of QEMU's messages without known noise, the last line first."""
     lines = [line for line in read_console(options.messages).splitlines() if line.strip() and _NOISE not in line]
     return "".join(f"QEMU: {line[:500]}\n" for line in reversed(lines[-5:]))
 

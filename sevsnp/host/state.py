@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state directory of a guest: its logs, what it was started with, and a lock that lasts as long as it runs.
+"""The state directory of a guest: its logs, the values it was started with, and a lock that lasts as long as it runs.
 
 Standard library only: a host bundle has it too.
 """
@@ -19,16 +19,16 @@ from sevsnp.system import locks
 
 LOCK = "guest.lock"
 CONSOLE = "console"
-# What an attestation of an earlier guest has left for ssh: a new guest is another one until it is attested.
+# Files that the attestation of an earlier guest left for ssh: a new guest must first be attested itself.
 LOGIN = ("ssh_config", "known_hosts")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A guest that runs: its workflow, platform and VM config, and where it answers at 127.0.0.1.
+    """A running guest: its workflow, platform and VM config, and its ports at 127.0.0.1.
 
-    ``pid`` is the process that started QEMU and ends it; ``since`` is in seconds since 1970. ``console`` says whether
-    its serial console is a socket in the state directory (:data:`CONSOLE`), and not the terminal of that process.
+    ``pid`` is the process that started QEMU and ends it; ``since`` is in seconds since 1970. ``console``: the serial
+    console is a socket in the state directory (:data:`CONSOLE`), not the terminal of that process.
     """
 
     workflow: str
@@ -42,15 +42,15 @@ class Run:
 
     @property
     def started(self) -> str:
-        """When it was started, in local time."""
+        """The start time, in local time."""
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
 
 
 @contextlib.contextmanager
 def held(directory: Path, run: Run, hint: str) -> Iterator[None]:
-    """Hold the state directory for this process, and keep there what runs. Raises UserError where a guest runs already.
+    """Hold the state directory for this process, and note the run in it. Raises UserError if a guest runs already.
 
-    The kernel lets go of the lock when this process ends, however it ends. ``hint`` says how to run another guest.
+    The kernel releases the lock when this process ends, however it ends. ``hint`` says how to run another guest.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with locks.held(directory / LOCK, lambda _: _taken(directory, running(directory), hint), 0o644) as note:
@@ -61,7 +61,7 @@ def held(directory: Path, run: Run, hint: str) -> Iterator[None]:
 
 
 def check_free(directory: Path, hint: str) -> None:
-    """Raise the UserError of :func:`held` where a guest runs already: before anything else is looked at."""
+    """Raise the UserError of :func:`held` if a guest runs already; to be called before all other checks."""
     if found := running(directory):
         raise _taken(directory, found, hint)
 
@@ -72,7 +72,7 @@ def _taken(directory: Path, found: Run | None, hint: str) -> UserError:
 
 
 def running(directory: Path) -> Run | None:
-    """What runs in a state directory; None where nothing does."""
+    """The guest that runs in a state directory; None if none does."""
     try:
         descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -86,7 +86,7 @@ def running(directory: Path) -> Run | None:
                 stream.seek(0)
                 if found := _parsed(stream.read()):
                     return found
-                time.sleep(0.02)  # it has just begun, or ends
+                time.sleep(0.02)  # the guest has just started, or ends
                 continue
             return None
     return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The disk that a guest of the encrypted workflow writes to: a copy of the image, kept from one run to the next.
 
-The image that setup_luks made stays as it was made. A copy belongs to the LUKS header that the guest is measured with;
-where another volume's lies in its place, it is refused and never overwritten, because nobody else has what is on it.
+The image that setup_luks made stays unchanged. A copy belongs to the LUKS header with which the guest is measured. A
+copy of another volume in its place is refused and never overwritten, because its data exist nowhere else.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ ROLE = "luks"
 
 
 def on_copy(launch: Launch, directory: Path) -> Launch:
-    """``launch`` with its volume replaced by the copy in ``directory``, which is made where there is none.
+    """``launch`` with its volume replaced by the copy in ``directory``; a missing copy is made.
 
-    Raises :class:`UserError` for files that are not what the VM config says, and for another volume's copy.
+    Raises :class:`UserError` for files that do not match the VM config, and for another volume's copy.
     """
     volume = next((disk for disk in launch.disks if disk.role == ROLE), None)
     if volume is None or len(launch.disks) != 1:
@@ -41,7 +41,7 @@ def on_copy(launch: Launch, directory: Path) -> Launch:
 
 
 def measured_header(cmdline: str) -> tuple[int, str]:
-    """The length of the LUKS header in bytes and its SHA-256 (hex), as the measured command line has them."""
+    """The length of the LUKS header in bytes and its SHA-256 (hex), from the measured command line."""
     match = re.search(r"(?:^| )sevsnp\.luks=1:([1-9][0-9]{3,7}):([0-9a-f]{64}):", cmdline)
     if not match:
         raise UserError("the command line has no word sevsnp.luks=…", "make it again with: ./doitw setup_luks")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives, file systems and disk images, made without root."""
+"""File systems, disk images and initramfs layers, made without root."""

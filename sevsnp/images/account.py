@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The account of a foreign image that the owner's key opens: `user`, as attestation's ssh_config has it."""
+"""The account of a foreign image for the owner's login: `user`, as in the ssh_config that attestation writes."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ _UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/sy
 
 
 def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
-    """Let ``authorized_key`` log in as `user`, and say what that took; the account is made where there is none."""
+    """Let ``authorized_key`` log in as `user`, and yield each change; a missing account is created."""
     rows = [line.split(":") for line in tree.text("etc/passwd").splitlines()]
     found = next((row for row in rows if row[0] == ACCOUNT and len(row) >= 7), None)
     if found is None:
@@ -47,7 +47,7 @@ def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
     shell = "/bin/bash" if tree.find("bin/bash") else "/bin/sh"
     row = [ACCOUNT, "x", number, number, "", f"/home/{ACCOUNT}", shell]
     _append(tree, "etc/passwd", ":".join(row))
-    # A group of that name may be there without the account; then the account has none of its own.
+    # A group of that name may exist without the account; then the account uses that group.
     if any(group[0] == ACCOUNT for group in groups):
         row[3] = next(group[2] for group in groups if group[0] == ACCOUNT)
         tree.write("etc/passwd", tree.text("etc/passwd").replace(f":{number}:{number}:", f":{number}:{row[3]}:"))
@@ -55,7 +55,7 @@ def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
         _append(tree, "etc/group", f"{ACCOUNT}:x:{number}:")
         if tree.has("etc/gshadow"):
             _append(tree, "etc/gshadow", f"{ACCOUNT}:!::")
-    # `*`, not `!`: to sshd an account locked with `!` is locked for keys as well.
+    # `*`, not `!`: sshd refuses keys too for an account that is locked with `!`.
     _append(tree, "etc/shadow", f"{ACCOUNT}:*:{EPOCH // 86400}:0:99999:7:::", 0o600)
     return row
 
@@ -74,7 +74,7 @@ def _start_server(tree: Tree) -> Iterator[str]:
     wanted = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket", "dropbear.service")
     folders = [folder for folder in _UNIT_FOLDERS if tree.find(folder)]
     if not folders:
-        return  # no systemd: what starts is for its own init to say
+        return  # no systemd: the image's own init decides what starts
     for folder in folders:
         for target in tree.names(folder):
             if target.endswith((".wants", ".requires")) and set(tree.names(f"{folder}/{target}")) & set(wanted):

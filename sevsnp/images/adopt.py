@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a foreign image needs to run as a guest of this project, as a filter over its entries; all of it is printed.
+"""Adapts a foreign image to run as a guest of this project: a filter over its entries that prints every change.
 
-The host gives such a guest its disks, its console, and whatever answers on its network: nothing in the image may take
-orders from there. Passwords and identity are for the workflow to remove (sevsnp.images.identity), which knows who will
-be able to read the image.
+The host provides such a guest's disks, console and network services: nothing in the image may take commands from them.
+Passwords and identity are removed by the workflow (sevsnp.images.identity), which knows the readers of the image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ _SILENT = (
 )
 _CLOUD_NETWORK = ("etc/netplan", "etc/systemd/network", "etc/network/interfaces.d")
 _FALLBACK = "etc/systemd/network/99-ethernet.network"
-# What another file of the image claims keeps its settings: networkd takes the first that matches.
+# A card that another file of the image configures keeps its settings: networkd takes the first file that matches.
 _FALLBACK_TEXT = """\
 # For a network card that nothing else in this image claims: its address comes from DHCP.
 [Match]
@@ -54,7 +53,7 @@ DHCP=ipv4
 _DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
 _NO_SHELL = ("emergency", "rescue")
 _LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
-# Attributes that images do not keep, and that systemd-tmpfiles sets anew at every boot.
+# Attributes that images do not keep. systemd-tmpfiles sets them again at every boot.
 _LOST = ("var/log/journal",)
 
 
@@ -72,8 +71,8 @@ def make_image_rootfs(
     """Write the tar ``imported``, the root of a foreign image, as one that starts as a guest, and print every change.
 
     ``no_shell`` is the drop-in with which a failed boot ends the guest; ``switched_off`` is switched-off.yaml.
-    ``version`` is the file in the unpacked kernel that names its release; its modules are beside it and are put in.
-    ``modules`` is modules.yaml, whose ``adopted`` are those that the guest loads before the kernel takes no more.
+    ``version`` is the file in the unpacked kernel that names its release; the modules beside it are added.
+    ``modules`` is modules.yaml; the guest loads the modules of its list ``adopted`` before the kernel refuses more.
     ``tools`` is the directory with depmod.
     """
     changes: list[str] = []
@@ -88,7 +87,7 @@ def make_image_rootfs(
             changes.extend(adopt(tree, key, no_shell.read_text(), units))
             release = version.read_text().strip()
             if not any(tree.has(path) for path in _LOADERS):
-                # They would only wake units that then fail for want of it.
+                # The modules would only start units that then fail without modprobe.
                 changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
                 return tree.ordered()
             tree.clear(f"{MODULES}/{release}")
@@ -100,19 +99,19 @@ def make_image_rootfs(
             return tree.ordered()
 
         progress.step("writing")
-        # Times stay as they are, later ones than the epoch of the project's own files too.
+        # Times stay as they are, even those later than the epoch of the project's own files.
         make_rootfs([Layer.from_tar(imported)], output, epoch=(1 << 33) - 1, filters=[adopted])
     for line in changes:
         print(f"  {printable(line)}")
 
 
 def read_switched_off(file: Path) -> dict[str, list[str]]:
-    """Shell patterns of the units that can never start, by the reason. Raises UserError for anything else."""
+    """Shell patterns of the units that can never start, by the reason. Raises UserError if the file is malformed."""
     return read_classes(file, r"[A-Za-z0-9:_.\\@*?-]+", "a unit's name or a shell pattern of it")
 
 
 def adopt(tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Change ``tree`` and say what is changed, a line for each; ``switched_off``: patterns of units by the reason."""
+    """Change ``tree`` and yield a line for each change; ``switched_off``: patterns of units by the reason."""
     for name in ("etc/fstab", "etc/crypttab"):
         if any(line.strip() and not line.lstrip().startswith("#") for line in tree.text(name).splitlines()):
             yield f"emptied: /{name}"
@@ -182,7 +181,7 @@ def _network(tree: Tree) -> Iterator[str]:
         (f"{f}/systemd-networkd.service" for f in _UNIT_FOLDERS if tree.has(f"{f}/systemd-networkd.service")), ""
     )
     if tree.has(manager) or not unit:
-        return  # NetworkManager takes any card by DHCP; an init of another kind has its own ways
+        return  # NetworkManager uses DHCP for any card; another init has its own way
     wants = f"{_UNITS}/multi-user.target.wants/systemd-networkd.service"
     if not tree.has(wants):
         tree.link(wants, f"/{unit}")
@@ -193,7 +192,7 @@ def _network(tree: Tree) -> Iterator[str]:
 
 
 def _keys_from_the_host(tree: Tree) -> Iterator[str]:
-    """Cloud images ask a metadata service, which is the host's, whose keys may log in."""
+    """Cloud images ask a metadata service which keys may log in; here that service would be the host's."""
     files = ["etc/ssh/sshd_config", *(f"etc/ssh/sshd_config.d/{name}" for name in tree.names("etc/ssh/sshd_config.d"))]
     for name in files:
         lines = tree.text(name).splitlines()

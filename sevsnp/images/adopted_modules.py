@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's modules in the root of an adopted image, and the list of those that it loads."""
+"""The kernel's modules in the root of an adopted image, and the list of those that the guest loads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from sevsnp.system import progress
 from sevsnp.system.command import run
 
 MODULES = "lib/modules"
-# init loads what is named there and in files like it (initramfs/device_lock.py), and then the kernel takes no more.
+# init loads the modules named in this file and similar ones (initramfs/device_lock.py). Then the kernel refuses more.
 LIST = "etc/modules-load.d/guest-vm.conf"
 
 
@@ -29,7 +29,7 @@ def loaded_modules(modules: Path, version: Path) -> list[str]:
 
 
 def kernel_modules(version: Path, tools: Path, scratch: Path) -> list[Entry]:
-    """The modules of the unpacked kernel as entries below lib/modules, with the indexes that modprobe needs."""
+    """The modules of the unpacked kernel as entries below lib/modules, with the index files that modprobe needs."""
     release = version.read_text().strip()
     source = version.parent / "lib" / "modules" / release
     if not source.is_dir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree, of a tar or of the guest's own parts, as a root to boot: what both workflows put on their disks."""
+"""Makes a bootable root of a tree, from a tar or the guest's own parts; both workflows put it on their disks."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,16 +10,16 @@ from sevsnp.errors import UserError
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
 
-# What init mounts something on. Nothing can be added to a verified root later.
+# init mounts something on each. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
 def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest: Path) -> list[Entry]:
-    """A tree as a root of its ``kind``: less what is nobody else's, and with all that init needs.
+    """A tree as a root of its ``kind``: without identity and secrets, and with everything that init needs.
 
-    The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is denied.yaml. What was removed or added is
-    printed. Raises UserError for a tree without an init.
+    The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is denied.yaml. Prints what was removed or
+    added. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
@@ -41,7 +41,7 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest
             elif seen[point].kind is not Kind.DIRECTORY:
                 raise UserError(f"{name}: /{point}: found a {seen[point].kind.name.lower()}, expected a directory")
         if "etc/machine-id" not in seen:
-            # Absent, it would make every boot a first one, at which systemd sets things up from presets and questions.
+            # Without this file every boot would be a first boot: systemd would then use presets and ask questions.
             print("  added, empty: /etc/machine-id")
             seen["etc/machine-id"] = text_entry("etc/machine-id", "")
         yield from (seen[path] for path in sorted(seen))

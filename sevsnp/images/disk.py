@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bootable disk image without root: GPT, an EFI system partition with systemd-boot, and an ext4 root; as qcow2."""
+"""A bootable qcow2 disk image, made without root: GPT, EFI system partition with systemd-boot, and ext4 root."""
 
 import re
 import struct
@@ -20,8 +20,8 @@ SECTOR = 512
 GPT_ENTRIES, GPT_ENTRY_SIZE = 128, 128
 TABLE_SECTORS = GPT_ENTRIES * GPT_ENTRY_SIZE // SECTOR
 
-# UEFI specification 2.10, table 5.7; Discoverable Partitions Specification. The root has the type of plain Linux
-# data: one of type "root (x86-64)" systemd looks for by itself, on any disk.
+# UEFI specification 2.10, table 5.7; Discoverable Partitions Specification. The root has the type of plain Linux data:
+# systemd would search for the type "root (x86-64)" by itself, on any disk.
 EFI_SYSTEM = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 LINUX_DATA = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 
@@ -32,7 +32,7 @@ DISK_UUID = fixed_uuid("disk")
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition to write: ``content`` is an image, a multiple of 512 bytes long."""
+    """A partition to write: ``content`` is an image, its length a multiple of 512 bytes."""
 
     kind: uuid.UUID
     identity: str
@@ -43,7 +43,7 @@ class Partition:
 def partition_table(sizes: Sequence[tuple[Partition, int]]) -> tuple[bytes, bytes, list[int], int]:
     """A GPT (UEFI 2.10, section 5.3) for partitions of the given sizes in bytes, each beginning at a whole MiB.
 
-    Returns what goes at the disk's beginning and at its end, the byte offset of each partition, and the disk's size.
+    Returns the bytes for the disk's beginning and for its end, the byte offset of each partition, and the disk's size.
     """
     entries, offsets, position = b"", [], MIB
     for partition, size in sizes:
@@ -98,7 +98,7 @@ def _protective_mbr(sectors: int) -> bytes:
 def make_esp(
     image: Path, *, loader: Path, kernel: Path, initramfs: Path, cmdline: str, tools: Path, epoch: int = EPOCH
 ) -> None:
-    """Write a FAT32 image that boots ``kernel`` with ``initramfs`` and ``cmdline`` through systemd-boot, no menu.
+    """Write a FAT32 image that boots ``kernel`` with ``initramfs`` and ``cmdline`` through systemd-boot without menu.
 
     ``loader`` is systemd-bootx64.efi. The command line is ASCII, on one line.
     """
@@ -108,12 +108,12 @@ def make_esp(
         if not file.is_file():
             raise UserError(f"{file}: no such file, needed for the EFI system partition")
     content = sum(file.stat().st_size for file in (loader, kernel, initramfs))
-    # 65,525 clusters at least, or firmware takes it for FAT16; with one sector each that is 32 MiB.
+    # At least 65,525 clusters, otherwise firmware takes it for FAT16; with one sector each that is 32 MiB.
     size = max(48 * MIB, -(-(content * 103 // 100 + 4 * MIB) // MIB) * MIB)
     image.unlink(missing_ok=True)
     with image.open("wb") as stream:
         stream.truncate(size)
-    # mtools stamps volume and directories with SOURCE_DATE_EPOCH, files likewise as long as -m is not given.
+    # mtools uses SOURCE_DATE_EPOCH for volume and directories, and for files too if -m is not given.
     env = {"SOURCE_DATE_EPOCH": str(epoch), "MTOOLSRC": "/dev/null", "MTOOLS_SKIP_CHECK": "1"}
     serial = uuid.UUID(fixed_uuid("esp")).hex[:8]
     geometry = ["-T", str(size // SECTOR), "-h", "64", "-s", "32", "-c", "1"]
@@ -148,9 +148,9 @@ def make_disk(
 ) -> None:
     """Write a bootable qcow2 image ``output`` whose ext4 root holds the tree in the tar ``rootfs``.
 
-    ``root_size`` in bytes, by default 2 GiB more than the tree needs; free space takes none in the qcow2. The root
-    partition is ``PARTUUID=`` :data:`ROOT_PARTUUID`; ``cmdline`` should name it. Needs mke2fs, e2fsck, mformat, mmd,
-    mcopy and qemu-img in ``tools``, and the size of the tree as temporary space beside ``output``.
+    ``root_size`` is in bytes; the default is 2 GiB more than the tree needs. Free space takes no room in the qcow2. The
+    root partition is ``PARTUUID=`` :data:`ROOT_PARTUUID`; ``cmdline`` should name it. Needs mke2fs, e2fsck, mformat,
+    mmd, mcopy and qemu-img in ``tools``, and temporary space of the tree's size beside ``output``.
     """
     entries = list(read_tar(rootfs).values())
     if root_size is None:
@@ -166,7 +166,7 @@ def make_disk(
                 Partition(LINUX_DATA, ROOT_PARTUUID, "root", root),
             ],
         )
-        # One coroutine: with several, clusters are laid out in the order in which they happen to finish.
+        # One coroutine: several would write clusters in the order in which they finish.
         run([tools / "qemu-img", "convert", "-q", "-m", "1", "-f", "raw", "-O", "qcow2", raw, output])
         run([tools / "qemu-img", "check", "-q", output])
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File system images straight from a tar: no root, no loop device, and the same bytes from the same tar.
+"""File system images made directly from a tar: without root or loop device, and the same tar gives the same bytes.
 
-From a directory mke2fs copies access and change times too, so nothing built from one is ever the same twice; from a
-tar it has only what the tar says.
+From a directory mke2fs also copies access and change times, so each image would differ. From a tar it only gets what
+the tar contains.
 """
 
 import contextlib
@@ -43,24 +43,24 @@ FEATURES = (
     "metadata_csum",
 )
 
-_BETWEEN = 0.2  # seconds; the kernel by itself waits for thirty, or for a tenth of the memory
+_BETWEEN = 0.2  # seconds; by default the kernel waits thirty, or for a tenth of the memory
 
-# mke2fs takes any size, but one this large is a slip of the unit and would fill the disk with inode tables.
+# Bytes. mke2fs accepts any size. A larger one is a wrong unit, and would fill the disk with inode tables.
 LARGEST = 1 << 44
 
 
 def fixed_uuid(label: str) -> str:
-    """A UUID that depends on ``label`` alone.
+    """A UUID that depends only on ``label``.
 
-    It names a file system inside its own image and is never looked for, so it need not be unique in the world; a random
-    one would make every build another one.
+    It names a file system inside its own image and is never searched for, so it need not be unique in the world. A
+    random UUID would make every build different.
     """
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"openend2e-sevsnp:{label}"))
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tree needs at least: ``blocks`` of 4,096 bytes for content, and ``inodes``."""
+    """The minimum that a tree needs: ``blocks`` of 4,096 bytes for content, and ``inodes``."""
 
     blocks: int
     inodes: int
@@ -80,9 +80,9 @@ def usage(entries: Iterable[Entry]) -> Usage:
             seen.add(entry.content.inode)
             blocks += -(-entry.content.size // BLOCK_SIZE)
         elif entry.kind is Kind.SYMLINK:
-            blocks += len(entry.target) >= 60  # shorter ones live in the inode
+            blocks += len(entry.target) >= 60  # a shorter one is stored in the inode
         inodes += 1
-    # A directory block is never quite full: names do not cross its end.
+    # A directory block is never quite full: no name crosses its end.
     blocks += sum(-(-size * 5 // (4 * BLOCK_SIZE)) for size in names.values())
     return Usage(blocks, inodes)
 
@@ -107,10 +107,10 @@ def make_ext4(
 ) -> None:
     """Write the tree in ``tar`` as an ext4 image and check it with e2fsck.
 
-    With ``entries`` these are the tree, and ``tar`` is only what it is called: no archive need be written. ``size`` in
-    bytes, a multiple of 4,096; without one what the tree needs and 16 MiB more. No journal by default: a root that is
-    only read has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises UserError
-    for a size into which the tree does not fit.
+    With ``entries`` these are the tree, and ``tar`` is only its name for messages: no archive need be written. ``size``
+    is in bytes, a multiple of 4,096; the default is what the tree needs and 16 MiB more. No journal by default: a
+    read-only root has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises
+    UserError for a size into which the tree does not fit.
     """
     need = usage(read_tar(tar).values() if entries is None else entries)
     if size is None:
@@ -122,7 +122,7 @@ def make_ext4(
         raise UserError(f"{image.name}: size {size} bytes, expected at most {LARGEST} (16 TiB)")
     if size < least:
         raise UserError(f"{image.name}: size {size} bytes, but the files of {tar.name} need {least} at least")
-    # A root that is written to gets an inode for every 16 KiB, as mke2fs would give it.
+    # A writable root gets an inode for every 16 KiB, as mke2fs would give it.
     inodes = max(need.inodes + INODES_PER_GROUP // 8, size // 16384 if journal else 0)
     identity = fixed_uuid(f"ext4:{label}")
     image.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def make_ext4(
                 env={
                     "SOURCE_DATE_EPOCH": str(epoch),
                     "E2FSPROGS_FAKE_TIME": str(epoch),
-                    # The host's /etc/mke2fs.conf must not have a say.
+                    # The host's /etc/mke2fs.conf must have no effect.
                     "MKE2FS_CONFIG": "/dev/null",
                 },
             )
@@ -164,13 +164,13 @@ def make_ext4(
 
 @contextlib.contextmanager
 def _written_out(image: Path) -> Iterator[None]:
-    """While a child process writes ``image``, send to the disk what it has written.
+    """While a child process writes ``image``, flush the written part to the disk.
 
-    mke2fs ends with an fsync: without this the disk would have nothing to do until then, and we after it.
+    mke2fs ends with an fsync. Otherwise the disk would be idle until then, and we would wait afterwards.
     """
 
     def write_out(done: threading.Event) -> None:
-        with contextlib.suppress(OSError), image.open("rb") as stream:  # mke2fs hears of it from its own fsync
+        with contextlib.suppress(OSError), image.open("rb") as stream:  # mke2fs reports disk errors from its own fsync
             while not done.wait(_BETWEEN):
                 os.fdatasync(stream.fileno())
 
@@ -179,7 +179,7 @@ def _written_out(image: Path) -> Iterator[None]:
 
 
 def check_ext4(image: Path, *, tools: Path) -> None:
-    """Raises UserError unless e2fsck finds nothing to mend."""
+    """Raises UserError if e2fsck finds an error."""
     run([tools / "e2fsck", "-f", "-n", image], hint=f"{image.name} was just made: is the disk full or failing?")
 
 
@@ -193,13 +193,13 @@ def make_erofs(tar: Path, image: Path, *, tools: Path, label: str = "root", epoc
                 "--quiet",
                 "--tar=f",
                 *("-b", str(BLOCK_SIZE)),
-                # lz4: what every kernel with EROFS can read, and the fastest to read.
+                # lz4: every kernel with EROFS can read it, and it is the fastest to read.
                 *("-z", "lz4hc,level=9"),
                 *("-L", label),
                 *("-U", fixed_uuid(f"erofs:{label}")),
                 *("-T", str(epoch)),
                 "--mkfs-time",
-                # The order in which threads finish would be the order on disk.
+                # With more threads, the order in which they finish would be the order on disk.
                 "--workers=1",
                 image,
                 tar,

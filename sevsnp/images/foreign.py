@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An existing disk image as a root filesystem tar: read by the appliance, as only a kernel can, and never by ours."""
+"""Converts an existing disk image to a root file system tar.
+
+The appliance's kernel reads the image, never the host's.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from sevsnp.qemu.disk_format import disk_format
 from sevsnp.system.text import printable
 
-# What the tar may become at most. Nothing of it takes room on the disk before it is written.
+# Bytes. The maximum size of the tar. It takes no room on the disk before it is written.
 _LARGEST = 4 << 40
 _SECONDS = 12 * 3600.0
 
@@ -18,9 +21,9 @@ def import_image(
 ) -> None:
     """Write the root file system on the disk ``image`` as the tar ``output``, and print where it was found.
 
-    ``root_device`` says which one where there are several: a device as an fstab names it (/dev/vda2, /dev/GROUP/VOLUME,
-    UUID=…), with ``:SUBVOLUME`` behind it if need be. Raises UserError for an image that is not whole, is encrypted,
-    or has no root file system.
+    ``root_device`` selects one of several root file systems: a device as in an fstab (/dev/vda2, /dev/GROUP/VOLUME,
+    UUID=…), followed by ``:SUBVOLUME`` if needed. Raises UserError for an image that is incomplete or encrypted, or
+    that has no root file system.
     """
     form = disk_format(image)
     with output.open("wb") as stream:
@@ -37,7 +40,7 @@ def import_image(
     )
     if "refused" in result:
         raise UserError(f"IMAGE={image}: {printable(result['refused'])}", printable(result["hint"]))
-    # The image's file systems have been read there: what comes from there is not more to be believed than they are.
+    # The appliance has mounted the image's file systems: its answer deserves no more trust than they do.
     size, notes = result["bytes"], result["notes"]
     if not isinstance(size, int) or not 0 < size <= _LARGEST or not all(isinstance(note, str) for note in notes):
         raise UserError(f"IMAGE={image}: the appliance has given an answer that makes no sense")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own layer of the guest: users, host name, enabled and masked units, and the tree guest-vm/files."""
+"""The project's own layer of the guest: users, host name, enabled and masked units, and the tree guest-vm/files."""
 
 import re
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ from sevsnp.images.known_tar import read_known_tar
 UNITS = "etc/systemd/system"
 GENERATORS = "etc/systemd/system-generators"
 
-# Days since 1970 in the third field of /etc/shadow; a date of the build's would differ between two of them.
+# Days since 1970, for the third field of /etc/shadow. The date of the build would make two builds differ.
 SHADOW_DAY = EPOCH // 86400
 
 
 def guest_layer(guest: Guest, files: Path, packages: Mapping[str, Entry], authorized_key: str) -> Layer:
     """The layer over ``packages`` (entries by name): accounts, units, host name, then the tree ``files``.
 
-    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group the packages lack.
+    ``authorized_key`` is one OpenSSH public key line. Raises UserError for a unit or group that no package has.
     """
     entries = [
         text_entry("etc/hostname", f"{guest.hostname}\n"),
@@ -84,7 +84,7 @@ def _account_files(guest: Guest, packages: Mapping[str, Entry]) -> list[Entry]:
         if any(fields[0] == user.name or fields[2] == str(user.uid) for fields in passwd):
             raise UserError(f"guest.yaml: users: {user.name}: name or uid {user.uid} is already taken")
         passwd.append([user.name, "x", str(user.uid), str(user.uid), "", f"/home/{user.name}", user.shell])
-        # `*`, not `!`: to sshd an account locked with `!` is locked for keys as well.
+        # `*`, not `!`: sshd refuses keys too for an account that is locked with `!`.
         shadow.append([user.name, "*", str(SHADOW_DAY), "0", "99999", "7", "", "", ""])
         group.append([user.name, "x", str(user.uid), ""])
         gshadow.append([user.name, "!", "", ""])
@@ -112,7 +112,7 @@ def _home(user: User, packages: Mapping[str, Entry], authorized_key: str) -> lis
     for name, entry in packages.items():
         if name.startswith("etc/skel/") and entry.kind in (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK):
             own = f"{home}/{name.removeprefix('etc/skel/')}"
-            # A file of its own: with the skeleton's inode it would become a hard link to it.
+            # A new inode: with the skeleton's inode the file would become a hard link to the skeleton's.
             content = entry.content and replace(entry.content, inode=(f"{own}:{entry.content.inode}", 0))
             entries.append(replace(entry, name=own, uid=user.uid, gid=user.uid, content=content))
     if user.ssh:
@@ -125,7 +125,7 @@ def _home(user: User, packages: Mapping[str, Entry], authorized_key: str) -> lis
 
 
 def read_public_key(file: Path) -> str:
-    """The one key in an OpenSSH public key file, without its comment. Raises UserError for anything else."""
+    """The single key in an OpenSSH public key file, without its comment. Raises UserError for any other content."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
@@ -139,7 +139,7 @@ def read_public_key(file: Path) -> str:
         load_ssh_public_key(lines[0].encode())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UserError(f"{file}: expected one OpenSSH public key line, found {error}") from error
-    # The comment usually is user@host of the building machine, which does not belong into an image.
+    # The comment usually is user@host of the building machine. That does not belong in an image.
     return " ".join(lines[0].split()[:2])
 
 
@@ -156,7 +156,7 @@ def make_guest_rootfs(
 
 
 def guest_entries(packages: Path, guest: Path, files: Path, authorized_key: Path) -> list[Entry]:
-    """The guest's root file system: the packages layer, and our own layer on top.
+    """The guest's root file system: the packages layer, with the project's own layer on top.
 
     ``packages`` is its tar, ``guest`` is guest.yaml, ``files`` a directory, ``authorized_key`` an OpenSSH public key.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""guest-vm/guest.yaml: users, units and removals of the guest, read strictly."""
+"""Reads guest-vm/guest.yaml, strictly: users, units and removals of the guest."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,10 @@ _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(service|socket|target|timer|path|moun
 
 @dataclass(frozen=True)
 class User:
-    """An account without a password. ``ssh``: the owner's key may log in; ``sudo``: root without a password."""
+    """An account without a password.
+
+    ``ssh``: the owner's key may log in; ``sudo``: it may use sudo without a password.
+    """
 
     name: str
     uid: int
@@ -40,7 +43,7 @@ class Guest:
 
 
 class _Reader:
-    """Typed access to a YAML document; every complaint names the file and the key."""
+    """Typed access to a YAML document; every error message names the file and the key."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -73,7 +76,7 @@ class _Reader:
 
 
 def read_guest(file: Path) -> Guest:
-    """Read guest.yaml. Raises UserError naming file and key for whatever is unknown, missing or malformed."""
+    """Read guest.yaml. Raises UserError naming the file and key of an unknown, missing or malformed value."""
     document = load(file)
     read = _Reader(file)
     values = read.mapping("document", document, list(Guest.__dataclass_fields__))

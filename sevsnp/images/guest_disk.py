@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain guest's bootable disk, as create_new_vm makes it."""
+"""The plain guest's bootable disk, which create_new_vm makes."""
 
 from pathlib import Path
 
 from sevsnp.images.disk import make_disk
 from sevsnp.images.filesystem import fixed_uuid
 
-# What its boot loader tells the kernel, and what a direct boot of the same disk does too.
+# The kernel command line, for the boot loader and for a direct boot of the same disk.
 ROOT_WORDS = ("console=ttyS0", f"root=UUID={fixed_uuid('ext4:root')}")
 
 

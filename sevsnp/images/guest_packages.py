@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's packages layer: a root filesystem of nothing but installed Debian packages, as a tar.
+"""The guest's packages layer: a root file system of installed Debian packages and nothing else, as a tar.
 
-mmdebstrap installs exactly the pinned files from a local repository, without any network, in a user namespace for an
+mmdebstrap installs exactly the pinned files from a local repository, without a network, in a user namespace for an
 ordinary user or in a chroot for root. The same packages give the same bytes for every user, directory, time and host.
 """
 
@@ -24,16 +24,16 @@ from sevsnp.system.command import find, run, temporary_directory
 from sevsnp.system.files import sha256_file
 from sevsnp.system.subordinate_ids import check_subordinate_ids
 
-# Installing a guest takes a minute; a slow disk under load may take ten times that.
+# Seconds. An installation takes a minute; a busy, slow disk may take ten times that.
 INSTALL_TIMEOUT = 1800.0
 _SYSCTL = Path("/proc/sys")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
-# What installing leaves behind that is not the packages: the installer's logs, caches with inode numbers and times,
-# backups of what maintainer scripts edited, identities and keys made up at random.
+# Files that the installation leaves behind and that do not belong to the packages: the installer's logs, caches with
+# inode numbers and times, backups of files that maintainer scripts edited, random identities and keys.
 REMOVED = (
-    "**/__pycache__",  # byte code carries the time of its source; Python makes it again where it may write
-    "dev/**",  # devtmpfs covers it; which nodes exist depends on root or user namespace
+    "**/__pycache__",  # byte code contains the time of its source; Python makes it again if it may write
+    "dev/**",  # devtmpfs covers it; its nodes differ between root and user namespace
     "etc/.pwd.lock",
     "etc/group-",
     "etc/gshadow-",
@@ -41,7 +41,7 @@ REMOVED = (
     "etc/shadow-",
     "etc/subgid-",
     "etc/subuid-",
-    "etc/hostname",  # the building host's; the guest's own comes with our files
+    "etc/hostname",  # the building host's; the guest's own comes with the project's files
     "etc/resolv.conf",
     "etc/ssh/ssh_host_*",
     "etc/apt/sources.list",
@@ -65,25 +65,25 @@ REMOVED = (
     "var/log/apt/*",
     "var/log/btmp",
     "var/log/faillog",
-    "var/log/journal",  # its ACL would be lost, and without it the journal stays in memory
+    "var/log/journal",  # its ACL would be lost, and without the directory the journal stays in memory
     "var/log/lastlog",
     "var/log/tallylog",
     "var/log/wtmp",
     "var/tmp/**",
 )
-# Emptied, not removed: without an /etc/machine-id systemd treats the boot as a first one and enables units by preset.
+# Emptied, not removed: without /etc/machine-id systemd treats the boot as a first boot and enables units by preset.
 EMPTIED = ("etc/machine-id",)
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package file and the part of its control data that the repository index repeats."""
+    """A package file, and its control data for the repository index."""
 
     path: Path
     control: str
 
     def field(self, name: str) -> str:
-        """A one-line control field, empty where absent."""
+        """A one-line control field, empty if absent."""
         match = re.search(rf"^{name}: *(.*)$", self.control, re.MULTILINE)
         return match[1] if match else ""
 
@@ -93,7 +93,7 @@ class Package:
 
 
 def read_packages(debs: Sequence[Path]) -> list[Package]:
-    """The packages in the files ``debs``, by name. Raises UserError for no, damaged or doubled packages."""
+    """The packages in the files ``debs``, by name. Raises UserError for missing, damaged or doubled packages."""
     if not debs:
         raise UserError("no guest packages given, expected .deb files", "run: ./doitw packages")
     packages: dict[str, Package] = {}
@@ -106,13 +106,13 @@ def read_packages(debs: Sequence[Path]) -> list[Package]:
 
 
 def write_repository(packages: Sequence[Package], directory: Path) -> None:
-    """A flat repository of copies of the package files in ``directory``, which apt reads through ``deb [trusted=yes]``.
+    """Make a flat repository of copies of the package files in ``directory``; apt reads it with ``deb [trusted=yes]``.
 
     Copies, because the namespace's root is another user outside and may read nothing below a private home directory.
     """
     stanzas = []
     for package in packages:
-        # Names with an epoch have %3a in them, which apt would decode once more: call the copies by number-free names.
+        # Names with an epoch contain %3a, which apt would decode once more: the copies get names without a version.
         name = f"{package.name}_{package.field('Architecture')}.deb"
         shutil.copyfile(package.path, directory / name)
         (directory / name).chmod(0o644)
@@ -131,9 +131,9 @@ def write_repository(packages: Sequence[Package], directory: Path) -> None:
 
 
 def namespace_mode() -> str:
-    """``root`` or ``unshare``: how mmdebstrap can become root in the new tree.
+    """``root`` or ``unshare``: the way in which mmdebstrap can become root in the new tree.
 
-    Raises UserError where an ordinary user has no usable user namespaces, naming what is missing.
+    Raises UserError naming what is missing, if an ordinary user cannot use user namespaces.
     """
     if os.geteuid() == 0:
         return "root"
@@ -144,7 +144,7 @@ def namespace_mode() -> str:
         )
     check_subordinate_ids()
     try:
-        # mmdebstrap itself, since a security policy (Ubuntu's) may allow it what it forbids to others.
+        # mmdebstrap itself: a security policy (Ubuntu's) may allow it what is forbidden to other programs.
         run(["mmdebstrap", "--unshare-helper", "true"], timeout=20)
     except UserError as error:
         raise UserError(
@@ -157,7 +157,7 @@ def namespace_mode() -> str:
 
 
 def _switches() -> list[str]:
-    """This kernel's settings that forbid user namespaces, with the values that allow them."""
+    """The settings of this kernel that forbid user namespaces, with the values that allow them."""
     values = {
         "kernel.unprivileged_userns_clone": ("0", "1"),
         "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
@@ -172,15 +172,15 @@ def _switches() -> list[str]:
 
 
 def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int = EPOCH) -> None:
-    """Install the packages ``debs`` (files, or a directory of them); their root filesystem becomes the tar ``output``.
+    """Install the packages ``debs`` (files, or a directory of them); their root file system becomes the tar ``output``.
 
-    The set must be closed: every dependency and every Essential package is in it. About a minute, a few hundred
-    MB in the temporary directory (TMPDIR). Reads nothing from the network.
+    The set must be closed: it contains every dependency and every Essential package. Takes about a minute, and a few
+    hundred MB in the temporary directory (TMPDIR). Reads nothing from the network.
     """
     files = sorted(debs.glob("*.deb")) if isinstance(debs, Path) else sorted(debs)
     packages = read_packages(files)
     mode = namespace_mode()
-    # Not beside the output: the namespace's root must be able to pass through every directory above.
+    # Not beside the output: the namespace's root must have access to every directory above.
     with temporary_directory("guest-packages.") as scratch:
         scratch.chmod(0o755)
         repository, raw = scratch / "repository", scratch / "root.tar"
@@ -193,7 +193,7 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
         progress.step("tidying up")
 
         def settled(entries: Iterable[Entry]) -> Iterator[Entry]:
-            # Only files have a time from their package; directories and links have that of the build or of a rename.
+            # Only files have the time from their package; directories and links have that of the build or of a rename.
             return (entry if entry.content else replace(entry, mtime=epoch) for entry in entries)
 
         layer = Layer.from_tar(raw)
@@ -202,7 +202,7 @@ def make_packages_layer(debs: Sequence[Path] | Path, output: Path, *, epoch: int
 
 
 def _installed(scratch: Path) -> int:
-    """How many packages mmdebstrap has installed so far, by the log of its dpkg: unpacking one is half of it."""
+    """How many packages mmdebstrap has installed so far, from dpkg's log: an unpacked package counts as half."""
     logs = scratch.glob("mmdebstrap.*/var/log/dpkg.log")
     text = "".join(log.read_text(errors="replace") for log in logs)
     return len({*re.findall(r" status (?:unpacked|installed) \S+", text)}) // 2
@@ -210,10 +210,10 @@ def _installed(scratch: Path) -> int:
 
 def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
-    mmdebstrap = find("mmdebstrap")  # own_mounts would say it in a traceback
+    mmdebstrap = find("mmdebstrap")  # own_mounts would report a missing program in a traceback
     if mmdebstrap is None:
         raise UserError("mmdebstrap: command not found", "run: ./doitw install_dependencies")
-    # Root's mounts in the new tree would outlive a mmdebstrap that is killed; those of a namespace end with it.
+    # Root's mounts in the new tree would outlive a killed mmdebstrap; those of a namespace end with it.
     separated = [sys.executable, "-I", "-S", own_mounts.__file__] if mode == "root" else []
     run(
         [
@@ -227,11 +227,11 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
             "--aptopt=APT::Install-Recommends false",
             "--aptopt=APT::Sandbox::User root",
             "--aptopt=Acquire::Languages none",
-            # The host's proxy and mirror settings are for the network, of which there is none here.
+            # The host's proxy and mirror settings are for the network; the installation uses none.
             "--aptopt=Acquire::http::Proxy false",
             "--dpkgopt=force-confold",
             "--dpkgopt=force-unsafe-io",
-            # Where it cannot be mounted mmdebstrap only warns, and packages are set up differently without a word.
+            # If /proc cannot be mounted, mmdebstrap only warns, and packages are silently set up differently.
             '--customize-hook=test -e "$1/proc/self/status" || { echo /proc cannot be mounted for them >&2; exit 1; }',
             "pinned",
             raw,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dm-verity hash tree by our own hand: whatever else makes one has to make the same.
+"""Computes a dm-verity hash tree independently of veritysetup: both trees must be equal.
 
 The layout is that of the kernel's Documentation/admin-guide/device-mapper/verity.rst, version 1: each block of 4,096
 bytes is hashed after the salt, 128 digests are a block of the level above, and the topmost level lies first.
@@ -24,7 +24,7 @@ _DIGESTS = BLOCK_SIZE // 32
 
 @dataclass(frozen=True)
 class Level:
-    """One level: its length in blocks of 4,096 bytes, and the SHA-256 of all of them as they lie in the file."""
+    """One level: its length in blocks of 4,096 bytes, and the SHA-256 of these blocks in the order of the file."""
 
     blocks: int
     sha256: bytes
@@ -32,13 +32,13 @@ class Level:
 
 @dataclass(frozen=True)
 class HashTree:
-    """What fixes a tree: the ``root_hash`` (32 bytes), and its ``levels`` from the top."""
+    """A complete description of a tree: the ``root_hash`` (32 bytes), and its ``levels`` from the top."""
 
     root_hash: bytes
     levels: tuple[Level, ...]
 
     def check(self, file: Path) -> None:
-        """Raises UserError unless ``file`` is this tree and nothing else."""
+        """Raises UserError unless ``file`` is exactly this tree."""
         with file.open("rb") as stream:
             for number, level in enumerate(self.levels):
                 found = hashlib.sha256()
@@ -51,17 +51,17 @@ class HashTree:
 
 
 def hash_tree(image: Path, salt: bytes, stopped: threading.Event | None = None) -> HashTree:
-    """The tree of ``image``, a whole number of blocks and one at least; it takes little memory whatever the size.
+    """The tree of ``image``, which has a whole number of blocks, at least one. Uses little memory for any size.
 
-    ``stopped`` ends the work early, from another thread, with InterruptedError.
+    ``stopped`` is set by another thread to end the work early, with InterruptedError.
     """
 
     def digest(block: bytes) -> bytes:
-        # Of one string: a digest that goes on from the salt's takes twice as long.
+        # One string: a digest that continues from a copy of the salt's takes twice as long.
         return hashlib.sha256(salt + block).digest()
 
     nothing = bytes(BLOCK_SIZE)
-    of_nothing = digest(nothing)  # what free space is made of
+    of_nothing = digest(nothing)  # free space consists of such blocks
 
     def level(below: Iterable[bytes], written: "_Hash") -> Iterator[bytes]:
         digests: list[bytes] = []
@@ -73,7 +73,7 @@ def hash_tree(image: Path, salt: bytes, stopped: threading.Event | None = None) 
         if digests:
             yield _packed(digests, written)
 
-    # Each level takes from the one below as it needs, so that one block of each is in memory.
+    # Each level reads from the one below as needed, so that one block of each level is in memory.
     length, blocks = image.stat().st_size // BLOCK_SIZE, _blocks(image, stopped)
     lengths, hashes = [], []
     while length > 1:

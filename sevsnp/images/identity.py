@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must not be in an image: identities a clone would share, secrets the host could read, traces of the builder.
+"""Removes from an image: identities that clones would share, secrets that the host could read, traces of the builder.
 
-A verity image lies on the host's disk in clear; an encrypted one is cloned and handed on. The list
-(guest-vm/denied.yaml) is applied to the stream of entries before any file system is made, so that nothing removed
-survives in free space either.
+A verity image lies on the host's disk unencrypted; an encrypted image is cloned and passed on. The list
+(guest-vm/denied.yaml) is applied to the stream of entries before any file system is made, so that no removed content
+survives in free space.
 """
 
 import re
@@ -18,7 +18,7 @@ from sevsnp.images.lists import read_classes
 
 
 class ImageKind(Enum):
-    """What the image will be: VERITY is readable by the host, LUKS only by the guest and its owner."""
+    """The kind of image: the host can read a VERITY image; only the guest and its owner can read a LUKS image."""
 
     VERITY = "verity"
     LUKS = "luks"
@@ -26,7 +26,7 @@ class ImageKind(Enum):
 
 @dataclass(frozen=True)
 class Removal:
-    """One entry that was taken out or changed: its ``name``, its class in the deny-list, and what was done."""
+    """One entry that was removed or changed: its ``name``, its class in the deny-list, and the action."""
 
     name: str
     reason: str
@@ -34,16 +34,16 @@ class Removal:
 
 
 _HOMES = ("root", "home/*")
-# Keys lie in places no list knows; programs and their documentation under /usr are public, with their test keys.
+# Keys lie in places that no list names. Programs and their documentation under /usr are public, with their test keys.
 _SEARCHED = re.compile(r"(?!usr/(?!local/)).*", re.DOTALL)
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\s")
 _LARGEST_KEY = 64 << 10
 
-_ACCOUNTS = 1 << 20  # /etc/shadow of a large site, generously
+_ACCOUNTS = 1 << 20  # bytes; enough for /etc/shadow of a large site
 
 
 def _machine_id(_: bytes) -> bytes:
-    # Empty, not absent: absent would make the boot a first one, with units enabled by preset.
+    # Empty, not absent: without the file the boot is a first boot, with units enabled by preset.
     return b""
 
 
@@ -80,9 +80,9 @@ _REWRITTEN_VERITY: dict[str, tuple[str, str, Rewrite]] = {
 
 
 class DenyList:
-    """The classes of paths in guest-vm/denied.yaml, and of private keys, which no list of paths knows.
+    """The classes of paths in guest-vm/denied.yaml, and the class of private keys, which are found by content.
 
-    Raises UserError for a file that is no such list.
+    Raises UserError for a file that is not such a list.
     """
 
     def __init__(self, file: Path) -> None:
@@ -91,12 +91,12 @@ class DenyList:
             reason: "|".join(expression(path) for pattern in patterns for path in _in_homes(pattern))
             for reason, patterns in classes.items()
         }
-        # Nearly no entry is denied: one look tells that, and only then which pattern it was matters.
+        # Almost no entry is denied: one search finds that out, and only then the pattern matters.
         self._any = re.compile("|".join(self._classes.values()), re.DOTALL)
 
     @property
     def reasons(self) -> set[str]:
-        """What its classes are called."""
+        """The names of its classes."""
         return set(self._classes)
 
     def reason(self, entry: Entry) -> str:
@@ -116,20 +116,20 @@ class DenyList:
 
 
 def _in_homes(pattern: str) -> list[str]:
-    """A pattern that begins with ``~/`` for each home."""
+    """A pattern that begins with ``~/``, once for each home; any other pattern unchanged."""
     return [f"{home}/{pattern[2:]}" for home in _HOMES] if pattern.startswith("~/") else [pattern]
 
 
 @dataclass
 class IdentityFilter:
-    """A filter for :func:`sevsnp.archives.rootfs.make_rootfs`; ``removed`` then says what it took out."""
+    """A filter for :func:`sevsnp.archives.rootfs.make_rootfs`; afterwards ``removed`` lists what it removed."""
 
     kind: ImageKind
     denied: DenyList
     removed: list[Removal] = field(default_factory=list)
 
     def __call__(self, entries: Iterable[Entry]) -> Iterable[Entry]:
-        """The entries without what is denied, in their order. Raises UserError for an absurdly large account file."""
+        """The entries without the denied ones, in their order. Raises UserError for an absurdly large account file."""
         kept, gone = [], set()
         rewritten = _REWRITTEN | (_REWRITTEN_VERITY if self.kind is ImageKind.VERITY else {})
         for entry in entries:
@@ -144,7 +144,7 @@ class IdentityFilter:
                 kept.append(entry)
         result = []
         for entry in kept:
-            # The same bytes under another name: a hard link to what was taken out.
+            # A hard link to a removed file: the same bytes under another name.
             if entry.content is not None and entry.content.inode in gone and entry.content.size:
                 self.removed.append(Removal(entry.name, "hard link to a removed file", "removed"))
             else:
@@ -163,7 +163,7 @@ class IdentityFilter:
         return replace(entry, content=Content.literal(f"identity:{entry.name}", new))
 
     def _without_cloud_init(self, entries: Sequence[Entry]) -> Iterable[Entry]:
-        """A disk labelled cidata is root in a guest with cloud-init: where there is one, switch it off for good."""
+        """Switch cloud-init off for good if it is there: with it, a disk labelled cidata has root rights in a guest."""
         marker = "etc/cloud/cloud-init.disabled"
         present = False
         for entry in entries:
@@ -176,7 +176,7 @@ class IdentityFilter:
 
 
 def summary(removed: Sequence[Removal]) -> list[str]:
-    """One line a class, for people: how many entries, and the first of them."""
+    """One readable line for each class: the first entry, and how many more."""
     classes: dict[tuple[str, str], list[str]] = {}
     for removal in removed:
         classes.setdefault((removal.reason, removal.action), []).append(f"/{removal.name}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The initramfs in layers: separately compressed cpio archives that the kernel unpacks one over the other.
 
-Base packages seldom change, modules change with the kernel, init changes all the time; the initramfs is their
-concatenation, so that an edit of init rebuilds a few kilobytes.
+Base packages seldom change, modules change with the kernel, init changes all the time. The initramfs is the
+concatenation of the layers, so that an edit of init rebuilds only a few kilobytes.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from sevsnp.images.lists import layer_files, read_files_list, read_names
 from sevsnp.system.command import run
 from sevsnp.system.files import CHUNK, scratch_directory
 
-# Higher levels take many times longer and save next to nothing.
+# Higher levels take many times longer and save almost nothing.
 _LEVEL = 9
 MEASURED = ("base", "luks")
 ADOPTED = "adopted"  # in no layer: for the roots of foreign images
@@ -31,7 +31,7 @@ _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
 def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
-    """The files of a set of packages, unpacked only (no maintainer script runs), less what ``exclude`` matches.
+    """The files of a set of packages, only unpacked (no maintainer script runs), without those that match ``exclude``.
 
     ``manifest`` lies beside the packages; ``files`` is files.yaml.
     """
@@ -47,7 +47,7 @@ def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
 
 
 def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
-    """The entries on the merged-/usr layout, where /bin, /sbin and /lib* are links into /usr, less the excluded."""
+    """The entries without the excluded ones, in the merged-/usr layout: /bin, /sbin and /lib* are links into /usr."""
     found = []
     for entry in entries:
         first, slash, _ = entry.name.partition("/")
@@ -58,10 +58,10 @@ def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
 
 
 def make_modules_layer(*, version: Path, modules: Path, lists: Sequence[str], output: Path) -> None:
-    """The modules that ``modules`` has under each of ``lists``, with their dependencies, decompressed.
+    """The modules that ``modules`` lists under each of ``lists``, with their dependencies, decompressed.
 
-    The order in which to load each is in NAME.list. What the measured layer (``base`` and ``luks``) has is not packed
-    into another one again. ``version`` is the file in the unpacked kernel that names its release; the modules are
+    NAME.list has the order in which to load them. Modules of the measured layer (``base`` and ``luks``) are not packed
+    into another layer again. ``version`` is the file in the unpacked kernel that names its release; the modules are
     beside it.
     """
     release = version.read_text().strip()
@@ -73,7 +73,7 @@ def make_modules_layer(*, version: Path, modules: Path, lists: Sequence[str], ou
     packed: set[str] = set()
     for name in dict.fromkeys((*MEASURED, *lists)):
         images = tree.closure(listed[name], f"{modules}: {name}")
-        # Every list is loaded after that of the base, and perhaps no other.
+        # Every list is loaded after that of the base, and perhaps without any other list.
         own = [module for module in images if name == "base" or module not in base]
         if name in lists:
             entries += [text_entry(f"{place}/{module}.ko", images[module]) for module in own if module not in packed]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel modules: found by name in an unpacked kernel package, with all they depend on, in loading order.
+"""Finds kernel modules by name in an unpacked kernel package, with all dependencies, in loading order.
 
-A kernel package has no modules.dep (depmod makes it at installation), so dependencies are read where depmod reads
-them: in the ``depends=`` entry of each module's .modinfo section.
+A kernel package has no modules.dep (depmod makes it at installation), so dependencies are read from the same place as
+depmod reads them: the ``depends=`` entry of each module's .modinfo section.
 """
 
 import lzma
@@ -23,7 +23,7 @@ def _normal(name: str) -> str:
 
 
 def read_module(path: Path) -> bytes:
-    """A module's ELF image, decompressed; its signature, at the end, is kept."""
+    """A module's ELF image, decompressed; the signature at its end is kept."""
     data = path.read_bytes()
     try:
         if path.name.endswith(".xz"):
@@ -72,9 +72,9 @@ class ModuleTree:
         self.builtin = {_normal(Path(line).stem) for line in builtin.read_text().split()}
 
     def closure(self, names: Iterable[str], source: str) -> dict[str, bytes]:
-        """The images of the named modules and of all they depend on, by name, dependencies first.
+        """The images of the named modules and of all their dependencies, by name, dependencies first.
 
-        Built-in modules need nothing. ``source`` is the list that asked, for the error message.
+        Built-in modules need nothing. ``source`` is the list that names them, for the error message.
         """
         found: dict[str, bytes] = {}
 

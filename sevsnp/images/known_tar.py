@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a tar that was read before, so that an edited file costs no walk through ten thousand headers.
+"""The index of a tar that was read before: an edited file must not cost a walk through ten thousand headers.
 
-It is remembered where the digests of files are, under the digest of the archive and that of the code that reads it: of
-another archive, or by other code, it is made anew.
+The index is remembered beside the digests of files, under the digest of the archive and that of the reading code. For
+another archive, or with other code, it is made anew.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ _KINDS = {kind.value.decode(): kind for kind in Kind}
 
 
 def read_known_tar(path: Path) -> dict[str, Entry]:
-    """What :func:`sevsnp.archives.tar.read_tar` returns, in the same order, and raises."""
+    """The same result and errors as :func:`sevsnp.archives.tar.read_tar`, in the same order."""
     try:
         digest = index().file(path)
     except OSError:
-        return read_tar(path)  # it says what is wrong
+        return read_tar(path)  # it raises the proper error
 
     def rows() -> list[Any]:
         found = list(map(_row, read_tar(path).values()))
@@ -29,13 +29,13 @@ def read_known_tar(path: Path) -> dict[str, Entry]:
             raise UserError(f"{path}: changed while it was read")
         return found
 
-    # The code is this module with all that it reaches.
+    # The code is this module with all modules that it reaches.
     found = index().memo(f"tar:{recipe_digest(__name__)}:{digest}", rows)
     return {row[0]: _entry(path, *row) for row in found}
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    """An entry as JSON has it; a file's content is a place in the archive."""
+    """An entry in JSON's types; a file's content is a place in the archive."""
     return (
         *(entry.name, entry.kind.value.decode(), entry.mode, entry.uid, entry.gid, entry.mtime, entry.target),
         *(entry.device, entry.capability.hex(), entry.attributes),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The YAML lists under initramfs/ and guest-vm/: what goes into which layer or into none, one line an item."""
+"""Reads the YAML lists under initramfs/ and guest-vm/: the content of each layer, and exclusions, one line an item."""
 
 import os.path
 import re
@@ -19,7 +19,7 @@ _EXPECTED = {
 
 
 def read_list(path: Path, *keys: str) -> dict[str, list[Any]]:
-    """The lists of a YAML file under the given top-level keys, and no others; a list that is not there is empty."""
+    """The lists of a YAML file under the given top-level keys; no other key may exist. A missing list is empty."""
     document = load(path)
     if not isinstance(document, dict):
         raise UserError(f"{path}: found a {type(document).__name__}, expected the keys {', '.join(keys)}")
@@ -32,7 +32,7 @@ def read_list(path: Path, *keys: str) -> dict[str, list[Any]]:
 
 
 def read_names(path: Path, *keys: str, others: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """As :func:`read_list`, of lists of names only. ``others`` are lists of the same file that hold something else."""
+    """Like :func:`read_list`, for lists of names. ``others`` are lists of the same file with other content."""
     lists = read_list(path, *keys, *others)
     for key in keys:
         for item in lists[key]:
@@ -42,10 +42,10 @@ def read_names(path: Path, *keys: str, others: tuple[str, ...] = ()) -> dict[str
 
 
 def read_classes(path: Path, form: str, expected: str) -> dict[str, list[str]]:
-    """Patterns by the class that each belongs to, none of them empty.
+    """Patterns by class; no class is empty.
 
-    Raises UserError for one that is not of the ``form``, a regular expression that ``expected`` says in words, or that
-    stands there twice.
+    Raises UserError for a pattern that does not match the regular expression ``form``, which ``expected`` describes in
+    words, or that occurs twice.
     """
     document = load(path)
     if not isinstance(document, dict) or not document:
@@ -76,7 +76,7 @@ def layer_files(files: Path, layer: str) -> list[dict[str, str]]:
 
 
 def layer_sources(files: Path) -> dict[str, list[Path]]:
-    """The files that each layer of files.yaml is made of, by the layer's name."""
+    """The source files of each layer of files.yaml, by the layer's name."""
     lists = read_list(files, *_NAMES, *_FILES)
     return {
         layer: [
@@ -92,7 +92,7 @@ def _checked_files(files: Path, layer: str, items: list[Any]) -> list[dict[str, 
         if not isinstance(item, dict) or not {"path", "source"} <= item.keys() <= {"path", "source", "mode"}:
             raise UserError(f"{where}: found {item!r}, expected path, source and perhaps mode")
         for key, value in item.items():
-            # YAML reads 0755 without quotes as the number 493.
+            # YAML reads an unquoted 0755 as the number 493.
             if not isinstance(value, str) or (key == "mode" and not re.fullmatch("[0-7]{3,4}", value)):
                 raise UserError(f"{where}: {key}: found {value!r}, expected {_EXPECTED[key]}")
         if not {"", ".", ".."}.isdisjoint(item["path"].split("/")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a root filesystem tar to an encrypted root: a LUKS2 image with integrity, written by the appliance."""
+"""Makes an encrypted root from a root file system tar: a LUKS2 image with integrity, written by the appliance."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 
 MIB = 1 << 20
 SECTOR = 512
-# What mke2fs takes for the journal of a file system up to that size (lib/ext2fs/mkjournal.c).
+# The journal sizes that mke2fs uses for file systems up to each size (lib/ext2fs/mkjournal.c).
 _JOURNALS = (
     (4 * MIB, 128 * MIB),
     (16 * MIB, 1 << 30),
@@ -28,10 +28,10 @@ _JOURNALS = (
     (64 * MIB, 16 << 30),
     (1 << 30, 1 << 60),
 )
-# What the kernel keeps back of every ext4, 1/50 of it and at most this much (fs/ext4/super.c, ext4_calculate_resv).
+# The kernel reserves 1/50 of every ext4, at most this (fs/ext4/super.c, ext4_calculate_resv).
 _MOST_RESERVED = 16 * MIB
-# dm-integrity's own defaults, which cryptsetup leaves: 16 MiB of data after each run of their tags, a journal of 1/128
-# of the disk and at most 64 MiB. A tag is the HMAC (32 bytes) and the IV (16), one for every 4,096 bytes.
+# dm-integrity's own defaults, which cryptsetup keeps: 16 MiB of data after each run of their tags, a journal of 1/128
+# of the disk, at most 64 MiB. A tag is the HMAC (32 bytes) and the IV (16), one for every 4,096 bytes.
 _AREA = 16 * MIB
 _TAGS = _AREA // 4096 * 48
 _SUPERBLOCK = 4096
@@ -41,7 +41,7 @@ _LAYOUT = (
     "--type=luks2",
     f"--offset={HEADER_SIZE // SECTOR}",
     "--luks2-metadata-size=16k",
-    # 768 bits of key in 4,000 stripes: room for one keyslot and no other.
+    # 768 bits of key in 4,000 stripes: room for exactly one keyslot.
     "--luks2-keyslots-size=376k",
     "--cipher=aes-xts-random",
     "--key-size=512",
@@ -52,9 +52,9 @@ _LAYOUT = (
     "--hash=sha256",
 )
 _DERIVATIONS: Mapping[Kind, Sequence[str]] = {
-    # No derivation makes 256 random bits any harder to guess.
+    # A key derivation does not make 256 random bits harder to guess.
     "made": ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"),
-    # It has to run in a guest of 1 GiB, and under emulation.
+    # The derivation must be possible in a guest of 1 GiB, and under emulation.
     "given": ("--pbkdf=argon2id", "--pbkdf-force-iterations=4", "--pbkdf-memory=131072", "--pbkdf-parallel=1"),
 }
 
@@ -62,7 +62,7 @@ _DERIVATIONS: Mapping[Kind, Sequence[str]] = {
 def image_size(data: int) -> int:
     """The size in bytes, whole MiB, of an image whose mapping has ``data`` bytes or a little more.
 
-    Drivers/md/dm-integrity.c, calculate_device_limits: superblock, journal, and for each 16 MiB begun a run of tags.
+    drivers/md/dm-integrity.c, calculate_device_limits: superblock, journal, and a run of tags for each started 16 MiB.
     """
     inside = _SUPERBLOCK + data + -(-data // _AREA) * _TAGS
     journal = min(-(-inside // 127), _MOST_JOURNAL)
@@ -70,14 +70,14 @@ def image_size(data: int) -> int:
 
 
 def root_size(entries: Iterable[Entry], free: int) -> int:
-    """The bytes of a file system for ``entries`` with ``free`` bytes to spare, journal and more inodes included."""
+    """The bytes of a file system for ``entries`` with ``free`` bytes to spare, including journal and more inodes."""
     size = ext4_size(usage(entries), spare=free + free // 64)
     size += next(journal for journal, most in _JOURNALS if size <= most)
     return size + -(-min(size // 49, _MOST_RESERVED) // MIB) * MIB
 
 
 def format_options(identity: str, key: Kind) -> list[str]:
-    """What luksFormat is told for a volume with this UUID and a key of this kind."""
+    """The luksFormat options for a volume with this UUID and a key of this kind."""
     return [*_LAYOUT, f"--uuid={identity}", *_DERIVATIONS[key]]
 
 
@@ -102,13 +102,13 @@ def make_luks_image(
     tables_digest: Path,
     **guest: Path,
 ) -> None:
-    """Write the encrypted image of a root file system with ``free`` bytes to spare, and what names it.
+    """Write the encrypted image of a root file system with ``free`` bytes to spare, and the files that identify it.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    ``denied`` is denied.yaml. ``header`` is the image's first MiB; the digests are 64 hex digits and a newline, each.
-    The key is the one given for this run, else a new one in ``config_dir``; always a new one where ``key_file`` is
-    None. ``place`` is where the image will lie. Raises UserError, and then leaves no key behind: also for a key that an
-    emulated guest has had, where ``platform`` says that the volume is for SEV-SNP.
+    ``denied`` is denied.yaml. ``header`` is the image's first MiB; each digest is 64 hex digits and a newline. The key
+    is the one given for this run, otherwise a new one in ``config_dir``; if ``key_file`` is None, always a new one.
+    ``place`` is where the image will lie. Raises UserError, and then leaves no key behind; also for a key that an
+    emulated guest has received, if ``platform`` says that the volume is for SEV-SNP.
     """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
@@ -126,7 +126,7 @@ def make_luks_image(
         make_ext4(rootfs or Path("guest"), plain, tools=tools.resolve(), entries=entries, size=size, journal=True)
         allocate(image, image_size(size))
         record = Record("given" if key else "made", exposed=exposed, place=str(place.absolute()))
-        # Before the key: a key without a record says nothing about whether somebody's data need it.
+        # Before the key: a key without a record does not tell whether data still need it.
         write_record(config_dir, identity, record)
         key = key or make_key(config_dir, identity)
         made = run_job(
@@ -155,7 +155,7 @@ def _headers(data_dir: Path) -> list[Path]:
 
 
 def _was_exposed(key: Key, config_dir: Path, headers: Sequence[Path]) -> bool:
-    """Whether ``key`` opens one of these volumes that an emulated guest has had the key of."""
+    """Whether ``key`` opens one of these volumes of which an emulated guest has received the key."""
     for header in headers:
         with contextlib.suppress(UserError, OSError):
             luks = Luks2.read(header)
@@ -165,6 +165,6 @@ def _was_exposed(key: Key, config_dir: Path, headers: Sequence[Path]) -> bool:
 
 
 def allocate(path: Path, size: int) -> None:
-    """A file that has all its blocks, so that a full disk is found out now and not by the appliance."""
+    """Make a file with all its blocks, so that a full disk is reported now and not by the appliance."""
     with path.open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, size)

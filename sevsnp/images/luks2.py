@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a LUKS2 header, and whether a key opens it: without the kernel, without device-mapper.
+"""Reads a LUKS2 header, and tests whether a key opens it: without the kernel, without device-mapper.
 
 LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's (LUKS On-Disk Format Specification
-1.2.3, section 2.4). Only what our own headers have: AES-XTS keyslots, PBKDF2 or Argon2id.
+1.2.3, section 2.4). Supports only what our own headers use: AES-XTS keyslots, PBKDF2 or Argon2id.
 """
 
 import base64
@@ -18,11 +18,11 @@ from typing import Any
 from sevsnp.errors import UserError
 from sevsnp.system.files import each_key_once
 
-# Where our images' data begin, so all in front of it is the header: two copies of it, and the keyslots.
+# Bytes. The data of our images begin here; everything before is the header: two copies of it, and the keyslots.
 HEADER_SIZE = 1 << 20
 _MAGIC = b"LUKS\xba\xbe"
 _SECTOR = 512
-# More memory than any key derivation of ours takes; a header may not have this machine swap.
+# KiB. Our key derivations need less. A malicious header must not make this machine swap.
 _MOST_MEMORY = 1 << 20
 
 
@@ -36,7 +36,7 @@ class Luks2:
 
     @classmethod
     def parse(cls, data: bytes) -> "Luks2":
-        """Raises UserError for what is no LUKS2 header (its checksum is checked)."""
+        """Raises UserError for an invalid LUKS2 header (its checksum is checked)."""
         try:
             magic, version, size = struct.unpack_from(">6sHQ", data)
             if magic != _MAGIC or version != 2 or not 4096 < size <= len(data):
@@ -52,7 +52,7 @@ class Luks2:
 
     @classmethod
     def read(cls, path: Path) -> "Luks2":
-        """The header at the beginning of an image, or a file that is one."""
+        """The header at the beginning of an image, or a file that contains only the header."""
         with path.open("rb") as stream:
             return cls.parse(stream.read(HEADER_SIZE))
 
@@ -64,7 +64,7 @@ def _text(field: bytes) -> str:
 def opens(header: bytes, key: bytes) -> bool:
     """Whether ``key`` opens one of the keyslots of ``header`` (its bytes, keyslots included).
 
-    Takes as long as the key derivation does. Raises UserError for a header of another kind than ours.
+    Takes as long as the key derivation. Raises UserError for a header of another kind than ours.
     """
     luks = Luks2.parse(header)
     try:
@@ -73,7 +73,7 @@ def opens(header: bytes, key: bytes) -> bool:
         raise UserError(f"LUKS2 header {luks.uuid}: not one of ours: {type(error).__name__}: {error}") from None
 
 
-# A header of ours as cryptsetup writes it; a tuple has what may stand there: a text, a number, or 32 bytes in base64.
+# One of our headers as cryptsetup writes it. A tuple lists the allowed values: a text, a number, or 32 bytes in base64.
 _NUMBER, _BYTES = ("number",), ("bytes",)
 _KDFS: tuple[Mapping[str, Any], ...] = (
     {"type": "pbkdf2", "hash": "sha256", "iterations": _NUMBER, "salt": _BYTES},
@@ -109,10 +109,10 @@ _OURS: Mapping[str, Any] = {
 
 
 def check_ours(luks: Luks2) -> None:
-    """Raises UserError unless a header is of the one kind that setup_luks makes, and so protects the data as that does.
+    """Raises UserError unless a header is of the one kind that setup_luks makes, and so gives the same protection.
 
-    A key that opens it says nothing about that: all but the keyslot is in the clear, and a disk's host can change it.
-    Both copies must say the same: cryptsetup takes the newer one.
+    A key that opens the header does not prove this: everything but the keyslot is unencrypted, and the host of a disk
+    can change it. Both copies must be equal: cryptsetup takes the newer one.
     """
     first, second = luks.data[: 4 * 4096], luks.data[4 * 4096 : 8 * 4096]
     try:
@@ -179,7 +179,7 @@ def _derive(kdf: Mapping[str, Any], key: bytes, length: int) -> bytes:
 
 
 def _decrypt(key: bytes, data: bytes) -> bytes:
-    """AES-XTS by sectors of 512 bytes, each with its number from 0 on as little-endian tweak (plain64)."""
+    """AES-XTS by sectors of 512 bytes, each with its number, from 0 on, as little-endian tweak (plain64)."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     pieces = []
@@ -190,7 +190,7 @@ def _decrypt(key: bytes, data: bytes) -> bytes:
 
 
 def _merge(material: bytes, length: int, stripes: int, name: str) -> bytes:
-    """The anti-forensic splitter's inverse: every stripe is needed for any bit of the key."""
+    """The inverse of the anti-forensic splitter: every stripe is needed for any bit of the key."""
     block = 0
     for number in range(stripes):
         block ^= int.from_bytes(material[number * length : (number + 1) * length], "big")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the volume that setup_luks made still serves, or a new one has to be made: asked whenever it is needed."""
+"""Tests whether the volume that setup_luks made can still be used, or a new one must be made."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from sevsnp.keys import luks_key
 def is_current(
     header: Path, config_dir: Path, key_file: str | None, *, platform: str, qemu: Path, probe_cache: Path
 ) -> bool:
-    """Whether the volume with ``header`` can be opened from here: its record is here, and its key is, or is given.
+    """Whether the volume with ``header`` can be opened from here: its record exists, and its key exists or is given.
 
-    A key that was given for this run must be its own (``key_file`` None: none counts). One that an emulated guest has
-    had is no key for SEV-SNP, where ``platform`` says that this is what it is for. True where there is no volume, and
-    for what the task itself says better.
+    A key given for this run must be the volume's own (``key_file`` None: no given key counts). A key that an emulated
+    guest has received is not valid for SEV-SNP, if ``platform`` says that the volume is for SEV-SNP. True if there is
+    no volume, and in cases that the task itself reports better.
     """
     if not header.exists():
         return True
@@ -33,7 +33,7 @@ def is_current(
 
 
 def is_for_snp(platform: str, qemu: Path, probe_cache: Path) -> bool:
-    """Whether guests are for SEV-SNP: said so, or left open on a host that is known to have it. Nothing is booted."""
+    """Whether guests are for SEV-SNP: by setting, or with auto on a host that is known to have it. Boots nothing."""
     if platform != "auto":
         return platform == "snp"
     from sevsnp.qemu.platforms import snp_is_known

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dm-verity: the hash tree of an image, made twice and compared."""
+"""dm-verity: makes the hash tree of an image twice and compares the results."""
 
 import re
 import threading
@@ -17,7 +17,7 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
     """Write the hash tree of ``image`` to ``hash_tree`` and the root hash, with a newline, to ``root_hash``.
 
     ``salt`` is 64 lower-case hex digits. Raises UserError for an image that is empty or not a whole number of blocks,
-    and where veritysetup's tree is not the one that we compute ourselves.
+    and if veritysetup's tree differs from the one that this program computes itself.
     """
     size = image.stat().st_size
     if not size or size % BLOCK_SIZE:
@@ -27,7 +27,7 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
     hash_tree.unlink(missing_ok=True)
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        # Made twice at once, by two programs that have nothing in common.
+        # Made twice at the same time, by two independent programs.
         ours = pool.submit(expected_tree, image, bytes.fromhex(salt), stopped)
         try:
             # A block of digests for each 128 blocks, and the levels above.
@@ -44,7 +44,7 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
     if match[1] != expected.root_hash.hex():
         raise UserError(f"{image.name}: root hash {match[1]} by veritysetup, expected {expected.root_hash.hex()}")
     expected.check(hash_tree)
-    hash_tree.chmod(0o644)  # veritysetup makes it for its user only, and it is as public as the image
+    hash_tree.chmod(0o644)  # veritysetup makes it readable for its user only, but it is as public as the image
     root_hash.write_text(f"{match[1]}\n")
     return VerityParameters(data_blocks=size // BLOCK_SIZE, root_hash=match[1], salt=salt)
 

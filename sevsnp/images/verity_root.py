@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a root filesystem tar to a verified root: identity removed, an image, and its hash tree."""
+"""Makes a verified root from a root file system tar: removes identity, makes an image and its hash tree."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +27,9 @@ def make_verity_root(
 ) -> Iterator[str]:
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
-    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`), of
-    which no tar is written first; ``denied`` is denied.yaml. Yields "image" as soon as that is whole. Raises UserError
-    for a tree without an init.
+    The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
+    for the latter no tar is written. ``denied`` is denied.yaml. Yields "image" as soon as the image is complete. Raises
+    UserError for a tree without an init.
     """
     entries = bootable_entries(rootfs, ImageKind.VERITY, denied, **guest)
     if filesystem == "ext4":

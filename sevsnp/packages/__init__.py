@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages: where they come from, which ones, at which digest, and what is unpacked from them."""
+"""Debian packages: their archives, the selection, the lock with versions and digests, and unpacking."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/sources.tar: every pinned file in one archive, which MIRROR takes instead of a URI."""
+"""build/sources.tar: every pinned file in one archive. MIRROR takes its path instead of a URI."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from sevsnp.packages.lock import Package
 from sevsnp.system.files import CHUNK
 
 README = "README"
-# As the cache has them: unpacked into CACHE_DIR, an archive is a full cache.
+# The same paths as in the cache: an archive that is unpacked into CACHE_DIR is a full cache.
 _README = """\
 Debian packages, each below the SHA-256 that packages.lock has for it. Use this file as it is: MIRROR=FILE
 """
@@ -24,7 +24,7 @@ def member_name(package: Package) -> str:
 
 
 def write_archive(files: Mapping[Package, Path], output: Path, said: Callable[[int], None]) -> str:
-    """Write ``files`` to the tar ``output``; its SHA-256. The same packages give the same bytes, whoever packs them.
+    """Write ``files`` to the tar ``output`` and return its SHA-256. The same packages give the same bytes everywhere.
 
     ``said`` is called with each number of bytes written.
     """
@@ -40,14 +40,14 @@ def write_archive(files: Mapping[Package, Path], output: Path, said: Callable[[i
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
-    # TarInfo's own owner, group and time are already nobody's: 0, 0 and 1970.
+    # TarInfo's defaults for owner, group and time are neutral: 0, 0 and 1970.
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     return member
 
 
 class Archive:
-    """An archive of pinned packages, for reading; several threads may. Raises :class:`UserError` for any other file."""
+    """An archive of pinned packages, for reading by several threads. Raises :class:`UserError` for any other file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class Archive:
             ) from error
 
     def open(self, package: Package) -> BinaryIO:
-        """What the archive has as ``package``. Raises FileNotFoundError where it has nothing of that name and size."""
+        """The archive's file for ``package``. Raises FileNotFoundError if it has none with that name and size."""
         place, size = self._places.get(member_name(package), (0, -1))
         if size != package.size:
             raise FileNotFoundError(member_name(package))
@@ -71,7 +71,7 @@ class Archive:
 
 
 class _Section(io.BufferedReader):
-    """The next ``size`` bytes of a stream, which is closed with it."""
+    """The next ``size`` bytes of a stream. Closing the section closes the stream."""
 
     def __init__(self, stream: io.BufferedReader, size: int) -> None:
         super().__init__(stream.detach())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between two locks, in lines to read."""
+"""Describes the differences between two locks."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from sevsnp.packages.lock import LockedSet, Package
 
 
 def describe(old: Mapping[str, LockedSet], new: Mapping[str, LockedSet]) -> list[str]:
-    """A line for each package that changed, was added or removed, with the sets it is in; and one that counts them."""
+    """A line for each package that changed, was added or removed, with its sets; and one line with the counts."""
     sets: dict[tuple[str, str], list[str]] = {}
     for name in sorted({*old, *new}):
         before, after = _by_name(old, name), _by_name(new, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to mirrors: kept open, shared by threads, with the proxies and certificates of the machine."""
+"""Connections to mirrors: kept open, shared by threads, with the machine's proxies and certificates."""
 
 import ssl
 import threading
@@ -15,16 +15,16 @@ from sevsnp.packages import hostapt
 
 TIMEOUT = 30.0  # seconds without a byte
 REDIRECTS = 5
-# The page that comes with a 404 is read up to here: after it the connection can be used again.
+# The page of a 404 is read up to this size: the connection can be used again only after its end.
 _ERROR_PAGE = 64 << 10
 
 
 class DroppedError(Exception):
-    """The archive answers, and does not have the file."""
+    """The archive answers that it does not have the file."""
 
 
 class StatusError(Exception):
-    """An answer that is neither the file nor "not here". ``final``: it will be the same a moment later."""
+    """An answer that is neither the file nor "not here". ``final``: a second request would get the same answer."""
 
     def __init__(self, status: int, reason: str | None) -> None:
         super().__init__(f"HTTP status {status} {reason or ''}".strip())
@@ -32,7 +32,7 @@ class StatusError(Exception):
 
 
 class Connections:
-    """Connections that are kept open, at most ``size`` to a server; ``settings`` are apt's, for its proxies."""
+    """Connections that are kept open, at most ``size`` to a server; ``settings`` are apt's, for their proxies."""
 
     def __init__(self, settings: Mapping[str, str], size: int) -> None:
         self._settings, self._size = dict(settings), size
@@ -46,7 +46,7 @@ class Connections:
 
     @contextmanager
     def get(self, uri: str, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
-        """The answer 200, 206 or 416 to a request for ``uri``; its body is not decoded, and is read by the caller.
+        """The answer 200, 206 or 416 to a request for ``uri``. Its body is not decoded; the caller reads it.
 
         Raises :class:`DroppedError`, :class:`StatusError`, and urllib3's HTTPError or ``OSError`` for network trouble.
         """
@@ -57,12 +57,12 @@ class Connections:
                 headers={"User-Agent": "openend2e-sevsnp", "Accept-Encoding": "identity", **headers},
                 timeout=TIMEOUT,
                 retries=False,
-                redirect=False,  # urllib3 would read the whole body of each, however long
+                redirect=False,  # urllib3 would read the whole body of each redirect, however long
                 preload_content=False,
                 decode_content=False,
             )
             try:
-                # The target of a redirect; False and None where the answer is none.
+                # The target of a redirect; False and None for another answer.
                 target = response.get_redirect_location()
                 if response.status in (200, 206, 416):
                     yield response
@@ -73,7 +73,8 @@ class Connections:
                 if not target:
                     raise StatusError(response.status, response.reason)
             finally:
-                # What was read to its end is back in the pool by now; anything else can not be used again.
+                # A connection whose answer was read to its end is back in the pool by now; any other cannot be used
+                # again.
                 response.close()
             uri = urljoin(uri, target)
             if urlsplit(uri).scheme not in ("http", "https"):
@@ -81,7 +82,7 @@ class Connections:
         raise StatusError(response.status, f"more than {REDIRECTS} times")
 
     def _proxy(self, uri: str) -> str:
-        """As apt does: its own setting first, without one the environment's; and no_proxy goes before both."""
+        """The proxy for ``uri``, in apt's order: apt's own setting, else the environment's; no_proxy overrides both."""
         parts = urlsplit(uri)
         proxy = hostapt.find_proxy(self._settings, uri) or getproxies().get(parts.scheme, "")
         if not proxy or proxy == hostapt.DIRECT or proxy_bypass(parts.netloc):

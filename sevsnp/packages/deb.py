@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading .deb files: their fields, and their content as a stream."""
+"""Reads .deb files: their fields, and their content as a stream."""
 
 import contextlib
 import subprocess
@@ -12,12 +12,15 @@ from sevsnp.system.command import DEFAULT_TIMEOUT, run, spawned
 
 
 def read_field(deb: Path, name: str) -> str:
-    """One field of a package's control file, empty where it has none. Raises :class:`UserError` for what is no .deb."""
+    """One field of a package's control file, empty if it has none.
+
+    Raises :class:`UserError` for a file that is no .deb.
+    """
     return read_control(deb, name).strip()
 
 
 def read_control(deb: Path, *names: str) -> str:
-    """A package's control file, or the named fields of it (the bare value, for one name)."""
+    """A package's control file, or the named fields of it (for one name, only the value)."""
     if not deb.is_file():
         raise UserError(f"{deb}: no such file, expected a Debian package")
     try:
@@ -27,7 +30,7 @@ def read_control(deb: Path, *names: str) -> str:
 
 
 def member_path(name: str) -> PurePosixPath:
-    """A tar member's path, relative and without dots. Raises ``ValueError`` for one that leaves the tree."""
+    """A tar member's path, relative and without dots. Raises ``ValueError`` for a path that leaves the tree."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(name)
@@ -36,11 +39,11 @@ def member_path(name: str) -> PurePosixPath:
 
 @contextlib.contextmanager
 def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
-    """A package's files as a tar stream, to be read once from front to back; never held whole in memory.
+    """A package's files as a tar stream. It is read once from front to back and never held whole in memory.
 
-    dpkg-deb does the unpacking, whatever the compression. Raises :class:`UserError` naming the file if it is damaged.
+    dpkg-deb unpacks it, for every compression. Raises :class:`UserError` naming the file if it is damaged.
     """
-    # Not sevsnp.system.command.run: its result is in memory, and a kernel's would be 100 MB of it.
+    # Not sevsnp.system.command.run: it returns the output in memory, which would be 100 MB for a kernel.
     with spawned(
         ["dpkg-deb", "--fsys-tarfile", deb],
         stdout=subprocess.PIPE,
@@ -52,7 +55,7 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                 yield tar
-            # What follows the last member is padding; left unread, dpkg-deb would die of a closed pipe.
+            # Padding follows the last member. If it is left unread, dpkg-deb dies of a closed pipe.
             while process.stdout.read(1 << 16):
                 pass
         except tarfile.TarError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pinned file from an archive: tried again, resumed where it broke off, and kept only if it is what the lock says.
+"""Downloads one pinned file from an archive, with retries and resumption. The file is kept only if it matches the lock.
 
-What has come so far is in NAME.part beside its place, also when this process is killed; the next download, from
-whichever archive, asks for the rest. The SHA-256 of the whole decides in the end, so nothing else about it is believed.
+The bytes received so far are in NAME.part beside the target, even if this process is killed. The next download asks for
+the rest, from any archive. The SHA-256 of the whole file decides in the end; nothing else about it is trusted.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ from sevsnp.system.files import CHUNK
 
 ATTEMPTS = 4
 
-# Called with the bytes and files that are there, each with how many there will be; from any thread, one at a time.
+# Called with the bytes and files that are there, each with its total; from any thread, but never from two at once.
 Progress = Callable[[int, int, int, int], None]
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class MismatchError(UserError):
-    """What came is not what the lock says."""
+    """The received file does not match the lock."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "try again; if it stays so, choose another MIRROR")
 
 
 class StoppedError(Exception):
-    """Another download failed, or the user interrupted: what is under way ends here."""
+    """Another download failed or the user interrupted: the running downloads end."""
 
 
 class Meter:
-    """Adds up what the threads fetch, and tells them when to stop."""
+    """Adds up what the threads fetch, and tells the threads when to stop."""
 
     def __init__(self, size: int, files: int, progress: Progress | None) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class Meter:
         self.stopped = threading.Event()
 
     def add(self, count: int, files: int = 0) -> None:
-        """Count bytes and files; taking back what was counted is always possible. Raises :class:`StoppedError`."""
+        """Count bytes and files; a negative count is always possible. Raises :class:`StoppedError`."""
         if count >= 0 and self.stopped.is_set():
             raise StoppedError
         with self._lock:
@@ -66,12 +66,12 @@ class Meter:
 
 
 class Source(Protocol):
-    """Where a file is: what it is called in messages, and how to get from it what ``part`` lacks."""
+    """The place of a file: its name for messages, and a method to get the missing rest of ``part`` from it."""
 
     where: str
 
     def receive(self, part: "Part") -> bool:
-        """Add what ``part`` lacks, or all of it from its start; True for the latter.
+        """Add the missing rest of ``part``, or all of it from its start; return True for the latter.
 
         Raises :class:`DroppedError`, :class:`StatusError`, HTTPError or OSError.
         """
@@ -79,13 +79,13 @@ class Source(Protocol):
 
 
 class Part:
-    """The beginning of a file, with its digest: never more than one byte longer than the package's size."""
+    """The beginning of a file, with its digest; at most one byte longer than the package's size."""
 
     def __init__(self, package: Package, target: Path, meter: Meter) -> None:
         self.package, self._target, self._meter = package, target, meter
         self._path = target.with_name(f"{target.name}.part")
         self.size, self._digest = 0, hashlib.sha256()
-        # What the server calls this version of the file: it sends the rest only of the same.
+        # The server's name for this version of the file: it sends the rest only of the same version.
         self.version = ""
         self._kept = False
 
@@ -120,14 +120,14 @@ class Part:
             raise UserError(f"{self._path.parent}: can not be written: {error.strerror}", "set CACHE_DIR") from error
 
     def take(self, read: Callable[[int], bytes]) -> None:
-        """Append what ``read``, given the most bytes to return, has to offer; at most one byte more than expected."""
+        """Append what ``read(limit)`` returns, until it returns nothing; at most one byte more than expected."""
         while piece := read(min(CHUNK, self.package.size + 1 - self.size)):
             with self._writable():
                 self._stream.write(piece)
             self._count(piece)
 
     def restart(self) -> None:
-        """Forget what has come so far."""
+        """Discard the bytes received so far."""
         with self._writable():
             self._stream.seek(0)
             self._stream.truncate()
@@ -138,9 +138,9 @@ class Part:
         return self.size == self.package.size and self._digest.hexdigest() == self.package.sha256
 
     def keep(self) -> None:
-        """It is whole and checked: put it in its place."""
+        """Move the file, which is complete and checked, to its place."""
         with self._writable():
-            self._path.chmod(0o644)  # the umask would make it vary otherwise
+            self._path.chmod(0o644)  # independent of the umask
             self._path.replace(self._target)
         self._kept = True
 
@@ -169,20 +169,20 @@ class Remote:
             if response.status != 200:
                 said = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
                 if not said or int(said[1]) != part.size or said[2] not in ("*", str(part.package.size)):
-                    part.restart()  # the rest of some other file
+                    part.restart()  # this is the rest of another file
                     return False
             elif part.size:
                 part.restart()
             fresh = part.size == 0
             tag = response.headers.get("ETag", "")
-            # A weak tag is the same for files that are not, byte by byte.
+            # Files that differ in some bytes may have the same weak tag.
             part.version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
             part.take(response.read1)
             return fresh
 
 
 class Local:
-    """A file of this machine; ``open`` raises FileNotFoundError where it is not there."""
+    """A file on this machine; ``open`` raises FileNotFoundError if it is missing."""
 
     def __init__(self, where: str, open_file: Callable[[], BinaryIO]) -> None:
         self.where, self._open = where, open_file
@@ -200,7 +200,7 @@ class Local:
 
 @contextmanager
 def alone(directory: Path, meter: Meter) -> Iterator[None]:
-    """Be the only one of all processes that downloads into ``directory``, which is made where it is missing."""
+    """Be the only process that downloads into ``directory``, which is created if it is missing."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -212,28 +212,28 @@ def alone(directory: Path, meter: Meter) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             meter.wait(0.1)
-            meter.add(0)  # raises where this run has ended
+            meter.add(0)  # raises if this run has ended
         yield
     finally:
         os.close(descriptor)
 
 
 def download(package: Package, source: Source, target: Path, meter: Meter) -> None:
-    """Fetch ``package`` to ``target``, which appears whole and checked or not at all.
+    """Fetch ``package`` to ``target``, which appears complete and checked, or not at all.
 
-    After network trouble what has come stays for the next time; what does not match is removed. Raises
-    :class:`DroppedError` where the source does not have it, and :class:`UserError`.
+    After network trouble the received bytes stay for the next download; a mismatch is removed. Raises
+    :class:`DroppedError` if the source does not have the package, and :class:`UserError`.
     """
     with Part(package, target, meter) as part:
         for attempt in range(1, ATTEMPTS + 1):
-            if part.matches():  # also what was complete when its process was killed
+            if part.matches():  # also true for a file that was complete when its process was killed
                 break
             if part.size >= package.size:
                 part.restart()
             try:
                 fresh = source.receive(part)
             except (HTTPError, OSError, StatusError) as error:
-                # A mirror that answers badly may answer well a moment later; one that says no will say no again.
+                # After a bad answer a mirror may answer well a moment later; a refusal stays a refusal.
                 if attempt == ATTEMPTS or (isinstance(error, StatusError) and error.final):
                     raise UserError(
                         f"{package.deb}: can not be fetched from {source.where}: {_words(error)}",
@@ -242,7 +242,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
             else:
                 if part.matches():
                     break
-                # Too little may have been cut off on the way; and a good end may have come to a bad beginning.
+                # The transfer may have been cut off; or a good end may have been appended to a bad beginning.
                 if attempt == ATTEMPTS or (fresh and part.size >= package.size):
                     mismatch = part.mismatch(source.where)
                     part.restart()
@@ -253,7 +253,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
 
 
 def _words(error: BaseException) -> str:
-    """What the system says about network trouble, without the library's own names around it."""
+    """The system's words about network trouble, without the library's own names around them."""
     inner = error
     while isinstance(inner, Exception):
         if isinstance(inner, OSError) and inner.strerror:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch pinned packages: cache, then mirror, then snapshot; nothing is kept that does not match the lock."""
+"""Fetches pinned packages: from the cache, then the mirror, then a snapshot. Every kept file matches the lock."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -23,24 +23,24 @@ PARALLEL = 4
 
 
 class Kept(Protocol):
-    """Somewhere else where single packages are kept, as the shared artefact cache."""
+    """Another store for single packages, such as the shared artefact cache."""
 
     def open(self, package: Package) -> BinaryIO:
-        """What is kept as ``package``. Raises FileNotFoundError where there is nothing."""
+        """The stored file of ``package``. Raises FileNotFoundError if there is none."""
         ...
 
     def keep(self, files: Mapping[Package, Path]) -> None:
-        """Keep these packages, for as long as anything is kept there."""
+        """Keep these packages as long as the store keeps anything."""
         ...
 
 
 def cached_path(package: Package, cache_dir: Path) -> Path:
-    """Where the cache keeps a package: by digest, so that no name, version or archive can stand for another."""
+    """The path of a package in the cache. It contains the digest: no name, version or archive can stand for another."""
     return cache_dir / "debs" / package.sha256 / package.deb
 
 
 def _in_cache(package: Package, path: Path) -> bool:
-    """Whether the cache has the package undamaged; a damaged entry is removed, to be fetched again."""
+    """Whether the cache has the package undamaged; a damaged file is removed, and will be fetched again."""
     try:
         if path.stat().st_size == package.size and sha256_file(path) == package.sha256:
             return True
@@ -59,14 +59,15 @@ def fetch(
     kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> dict[Package, Path]:
-    """Every package's file in the cache, fetched where it is not there yet, four at a time.
+    """Every package's file in the cache. Missing files are fetched, four at a time.
 
-    ``sources`` is asked only if something must be fetched: with a full cache there is no network access and no look at
-    the host's apt. What the mirror has dropped is looked for in ``kept``, then in ``snapshots``. Each file's SHA-256 is
-    checked on every call. Raises :class:`UserError` naming the package for a mismatch (which is removed), a version
-    that is nowhere, and network trouble.
+    ``sources`` is called only if something must be fetched: with a full cache there is no network access, and the
+    host's apt is not asked. Packages that the mirror has dropped are taken from ``kept``, then from ``snapshots``. Each
+    file's SHA-256 is checked on every call. Raises :class:`UserError` naming the package for a mismatch (the file is
+    removed), for a version that no source has, and for network trouble.
     """
-    # The longest first, so that no thread is left alone with it at the end; each file once, whatever sets it is in.
+    # The largest file first: otherwise one thread may be alone with it at the end. Each file once, however many sets
+    # have it.
     asked = tuple(packages)
     wanted = sorted({package.sha256: package for package in asked}.values(), key=lambda package: -package.size)
     meter = Meter(sum(package.size for package in wanted), len(wanted), progress)
@@ -85,7 +86,7 @@ def fetch(
 
 
 class _Run:
-    """One call of :func:`fetch`: what its threads share."""
+    """One call of :func:`fetch`, with the state that its threads share."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _Run:
             self._meter.add(package.size, files=1)
             return path
         with alone(path.parent, self._meter):
-            # Another process may have fetched it while this one waited.
+            # Another process may have fetched the file while this one waited.
             if _in_cache(package, path):
                 self._meter.add(package.size)
             else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host's own apt is set to: its sources and its proxies, read without changing anything."""
+"""Reads the settings of the host's own apt, its sources and its proxies, without changing anything."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ DIRECT = "DIRECT"
 
 @dataclass(frozen=True)
 class Source:
-    """One archive in the host's sources: its URI, suite, components and key file (empty where none is named)."""
+    """One archive in the host's sources: its URI, suite, components and key file (empty if none is named)."""
 
     uri: str
     suite: str
@@ -37,7 +37,7 @@ def _directory() -> tuple[Path, Path]:
 
 
 def parse_one_line(text: str) -> Iterator[Source]:
-    """The ``deb [options] URI SUITE COMPONENT…`` lines of a sources.list; anything else is passed over."""
+    """The ``deb [options] URI SUITE COMPONENT…`` lines of a sources.list; other lines are skipped."""
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)\s*([^#]*)", line)
         if match:
@@ -47,7 +47,7 @@ def parse_one_line(text: str) -> Iterator[Source]:
 
 def parse_deb822(text: str) -> Iterator[Source]:
     """The archives of a deb822 ``*.sources`` file, one for each URI and suite; disabled ones are left out."""
-    # Comment lines may stand inside a stanza, so they go before the stanzas are told apart.
+    # Comment lines may be inside a stanza, so they are removed before the stanzas are split.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for stanza in re.split(r"\n\s*\n", "\n".join(lines)):
         values: dict[str, str] = {}
@@ -67,7 +67,7 @@ def parse_deb822(text: str) -> Iterator[Source]:
 
 
 def _first_mirror(uri: str) -> str:
-    """The first URI of a ``mirror+file:`` list (Debian's cloud images have one); any other URI as it is."""
+    """The first URI of a ``mirror+file:`` list (Debian's cloud images have one); any other URI unchanged."""
     if not uri.startswith("mirror+file:"):
         return uri
     try:
@@ -96,7 +96,7 @@ def read_sources() -> tuple[Source, ...]:
 
 
 def _of_debian(source: Source) -> bool:
-    # A suite called bookworm or stable proves nothing: vendors use the names too. The key or the path does.
+    # A suite called bookworm or stable proves nothing: other vendors use the names too. The key or the path proves it.
     if "debian-archive" in source.signed_by:
         return True
     segments = urlsplit(source.uri).path.split("/")
@@ -104,7 +104,7 @@ def _of_debian(source: Source) -> bool:
 
 
 def find_debian(sources: tuple[Source, ...]) -> tuple[str, str]:
-    """The URIs of Debian's main archive and of its security archive among ``sources``; empty where there is none."""
+    """The URIs of Debian's main archive and of its security archive among ``sources``; empty if there is none."""
     main = security = ""
     for source in sources:
         if "main" not in source.components or not _of_debian(source):
@@ -117,10 +117,10 @@ def find_debian(sources: tuple[Source, ...]) -> tuple[str, str]:
 
 
 def find_snapshots(settings: dict[str, str]) -> tuple[str, str]:
-    """The snapshots of Debian's main and security archives that this machine's apt knows of; empty where of none.
+    """The snapshots of Debian's main and security archives that this machine's apt knows of; empty if there is none.
 
-    They have ``@SNAPSHOTID@`` in the place of a time, as apt (from 3.0 on) has it in its settings. Debian's container
-    images are made from a snapshot, and name it in a comment before each source.
+    They contain ``@SNAPSHOTID@`` in place of a time, as in the settings of apt 3.0 and later. Debian's container images
+    are made from a snapshot, and name it in a comment before each source.
     """
     lowered = {name.lower(): value for name, value in settings.items()}
     # The order is apt's own.
@@ -146,12 +146,12 @@ def find_snapshots(settings: dict[str, str]) -> tuple[str, str]:
 
 
 def find_proxy(settings: dict[str, str], uri: str) -> str:
-    """The proxy apt itself would take for ``uri``: an address, ``DIRECT``, or empty where none is configured.
+    """The proxy that apt itself would take for ``uri``: an address, ``DIRECT``, or empty if none is configured.
 
-    The order is apt.conf(5)'s: the one for this host, then the general one, then https falls back to http's.
+    The order is that of apt.conf(5): the proxy for this host, then the general one; https falls back to http's.
     """
     parts = urlsplit(uri)
-    # apt's method names are lower case, but settings are matched without regard to case.
+    # apt's method names are lower case, but it matches settings without regard to case.
     lowered = {name.lower(): value for name, value in settings.items()}
     for scheme in ("https", "http") if parts.scheme == "https" else ("http",):
         for name in (f"acquire::{scheme}::proxy::{parts.hostname}", f"acquire::{scheme}::proxy"):

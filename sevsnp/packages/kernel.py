@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/kernel: a kernel package taken apart into the files that later steps need."""
+"""build/kernel: a kernel package split into the files that later steps need."""
 
 import re
 import shutil
@@ -19,13 +19,13 @@ _BZIMAGE_OFFSET, _BZIMAGE_MAGIC = 0x202, b"HdrS"
 
 
 def _boot_file(path: PurePosixPath) -> tuple[str, str] | None:
-    """Which file of /boot this is, and for which version: ``("vmlinuz", "6.12.1-amd64")``."""
+    """The name and version of a file of /boot: ``("vmlinuz", "6.12.1-amd64")``; None for any other file."""
     match = re.fullmatch(r"(vmlinuz|config|System\.map)-([A-Za-z0-9.+~_-]+)", path.name)
     return (match[1], match[2]) if match and path.parent == PurePosixPath("boot") else None
 
 
 def _modules(path: PurePosixPath) -> PurePosixPath | None:
-    """The path below lib/modules, or nothing for any other file."""
+    """The path below lib/modules; None for any other file."""
     for prefix in ("usr/lib/modules", "lib/modules"):
         if path.is_relative_to(prefix):
             return path.relative_to(prefix)
@@ -33,7 +33,7 @@ def _modules(path: PurePosixPath) -> PurePosixPath | None:
 
 
 def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
-    """Unpack what is wanted; the versions of the kernels and those of the module trees that were there."""
+    """Unpack the wanted files. Returns the versions of the kernels and those of the module trees in the package."""
     kernels: list[str] = []
     modules: set[str] = set()
     with open_content(deb) as tar:
@@ -49,7 +49,7 @@ def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
                     kernels.append(boot[1])
                 _copy(tar, member, tree / boot[0])
             elif below := _modules(path):
-                # build and source point to header packages, which are not here.
+                # build and source point to header packages, which are not installed here.
                 if not below.parts or (below.name in ("build", "source") and len(below.parts) == 2):
                     continue
                 modules.add(below.parts[0])
@@ -70,11 +70,11 @@ def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
 
 
 def unpack_kernel(*, deb: Path, output: Path) -> str:
-    """Unpack a linux-image package into ``output``, which appears whole; the kernel's version.
+    """Unpack a linux-image package into ``output``, which appears complete; return the kernel's version.
 
-    ``output`` gets vmlinuz, config, System.map (where the package has it), lib/modules/VERSION as shipped, and the file
+    ``output`` gets vmlinuz, config, System.map (if the package has it), lib/modules/VERSION as shipped, and the file
     ``version`` with the version and a newline. Raises :class:`UserError` for a package that is damaged, is not for
-    amd64, or does not hold exactly one kernel with the modules that go with it.
+    amd64, or does not hold exactly one kernel with its modules.
     """
     if not (package := read_field(deb, "Package")).startswith("linux-image"):
         raise UserError(f"{deb}: found the package {package}, expected a linux-image package", _HINT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""packages.lock: every package the project uses, at one version and one digest."""
+"""packages.lock: every package that the project uses, with its version and digest."""
 
 import re
 import tomllib
@@ -24,13 +24,13 @@ _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
 _FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.deb")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
-# No Debian package comes near; a lock that says more is damaged.
+# Bytes. No Debian package is nearly so large; a lock with a larger size is damaged.
 MAX_SIZE = 1 << 32
 
 
 @dataclass(frozen=True)
 class Package:
-    """One pinned package. ``filename`` is its path below the archive, not percent-encoded; ``size`` is in bytes."""
+    """One pinned package. ``filename`` is its path in the archive, not percent-encoded; ``size`` is in bytes."""
 
     name: str
     version: str
@@ -42,17 +42,17 @@ class Package:
 
     @property
     def deb(self) -> str:
-        """The name of its file, as the archive's pool calls it."""
+        """The name of its file in the archive's pool."""
         return PurePosixPath(self.filename).name
 
 
 @dataclass(frozen=True)
 class LockedSet:
-    """A set as it was asked for, and what apt made of it.
+    """A set as the list asks for it, and as apt resolved it.
 
-    ``resolved`` maps a requested meta-package to the package that was locked in its stead. ``dates`` are those of the
-    archives' indices that its packages were taken from (as 2026-01-31T12:00:00Z), the newest first: more than one where
-    single packages were pinned anew.
+    ``resolved`` maps a requested meta-package to the package that was locked instead. ``dates`` are the dates of the
+    archives' indices from which the packages were taken (as 2026-01-31T12:00:00Z), the newest first. There are several
+    if single packages were pinned anew.
     """
 
     suite: str
@@ -68,7 +68,7 @@ class LockedSet:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock file, read and validated."""
+    """A validated lock file."""
 
     path: Path
     sets: Mapping[str, LockedSet]
@@ -80,12 +80,12 @@ class Lock:
         return self.sets[set_name].packages
 
     def dates(self, package: Package) -> tuple[str, ...]:
-        """When the archives had ``package``: the dates of every set that pins it, the newest first."""
+        """The dates at which the archives had ``package``: the dates of every set that pins it, the newest first."""
         found = {date for locked in self.sets.values() if package in locked.packages for date in locked.dates}
         return tuple(sorted(found, reverse=True))
 
     def check(self, wanted: Iterable[PackageSet]) -> None:
-        """Refuse a lock that is older than the lists it was made from.
+        """Refuse a lock that is older than the lists from which it was made.
 
         Raises :class:`UserError` that names the package, the list and ``./doitw packages_lock``.
         """
@@ -142,7 +142,7 @@ def _package(table: Any, where: str) -> Package:
         value = values[key]
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise UserError(f"{where}: {key}: found {value!r}, expected {expected}", REFRESH)
-    # The file name becomes a path in the cache and in build/: it may not climb out of them.
+    # The file name becomes part of a path in the cache and in build/: it must not leave them.
     if values["filename"].startswith("/") or ".." in values["filename"].split("/"):
         raise UserError(f"{where}: filename: found {values['filename']!r}, expected a path below the archive", REFRESH)
     size = values["size"]
@@ -195,7 +195,7 @@ def _is_date(text: str) -> bool:
 def read_lock(path: Path) -> Lock:
     """Read and validate a lock file.
 
-    Raises :class:`UserError` naming the file, the set and the key for anything missing, unknown or impossible.
+    Raises :class:`UserError` naming the file, the set and the key of a missing, unknown or impossible value.
     """
     try:
         document = tomllib.loads(path.read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks call: refresh the lock, bring everything it names into build/, or pack it."""
+"""The functions that the tasks call: refresh the lock, bring its packages into build/, or pack them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ TOOLS, FIRMWARE, KERNEL = "tools", "ovmf", "kernel"
 
 
 def project_sets(*, tools: Path, **lists: Path) -> tuple[PackageSet, ...]:
-    """Every set the project has: those of tasks/packages.yaml, and one list each of initramfs, guest and appliance."""
+    """Every set of the project: those of tasks/packages.yaml, and one list each for initramfs, guest and appliance."""
     return (*read_sets(tools), *(read_set(path, name) for name, path in lists.items()))
 
 
 def checked_lock(path: Path, sets: Iterable[PackageSet]) -> Lock:
-    """The lock, refused if it is older than the lists. Raises :class:`UserError`."""
+    """The lock. Raises :class:`UserError` if it is older than the lists."""
     lock = read_lock(path)
     lock.check(sets)
     return lock
@@ -43,10 +43,10 @@ def refresh_lock(
     snapshot: str = "",
     note: Note = print,
 ) -> None:
-    """Resolve ``sets`` anew, write ``output`` whole or not at all, and say what changed.
+    """Resolve ``sets`` anew, write ``output`` completely or not at all, and print the changes.
 
-    ``only`` names the one package to pin anew, with what it needs; what else is locked is fetched into ``cache_dir``
-    then. ``mirror`` is the MIRROR setting. Uses the network. Raises :class:`UserError`.
+    ``only`` names a single package to pin anew, together with its dependencies; the files of the other locked packages
+    are then fetched into ``cache_dir``. ``mirror`` is the MIRROR setting. Uses the network. Raises :class:`UserError`.
     """
     sources = find_sources(mirror)
     if sources.archive:
@@ -71,7 +71,7 @@ def packages_lock(
     keyring: Path = KEYRING,
     note: Note = print,
 ) -> None:
-    """:func:`refresh_lock` from known ``sources``, which ``keyring`` must have signed."""
+    """Like :func:`refresh_lock`, but from known ``sources``, which ``keyring`` must have signed."""
     find_keyring(keyring)
     asked = tuple(sets)
     if only:
@@ -93,7 +93,7 @@ def packages_lock(
 
 
 def _sets(path: Path) -> Mapping[str, LockedSet]:
-    """What is locked so far; nothing where there is no lock, or one that has to be made anew."""
+    """The sets of the present lock; none if there is no lock, or if it is not valid any more."""
     try:
         return read_lock(path).sets
     except UserError:
@@ -112,10 +112,10 @@ def locked_files(
     kept: Kept | None = None,
     note: Note | None = None,
 ) -> dict[Package, Path]:
-    """The files of ``packages``, which ``lock`` pins, fetched into ``cache_dir`` where they are not there yet.
+    """The files of ``packages``, which ``lock`` pins; missing files are fetched into ``cache_dir``.
 
-    ``mirror`` and ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; ``note`` is told once how many the mirror
-    has dropped. Raises :class:`UserError`.
+    ``mirror`` and ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR. ``note`` is told once how many packages the
+    mirror has dropped. Raises :class:`UserError`.
     """
     snapshots = Snapshots(snapshot, lock)
     files = fetch(
@@ -148,8 +148,8 @@ def packages(
     """Fetch every locked package; build ``release`` (build/snp-release) and one directory for each set in ``debs``.
 
     ``debs`` maps ``initramfs``, ``guest`` and ``appliance`` to their directories (build/debs/SET). ``mirror`` and
-    ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; the network is used only for what the cache lacks. The
-    firmware, which the archive drops first, is handed to ``kept``. Raises :class:`UserError` before anything is
+    ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; only packages that the cache lacks need the network. The
+    firmware, which the archive drops first, is also stored in ``kept``. Raises :class:`UserError` before anything is
     replaced.
     """
     pinned = checked_lock(lock, sets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`packages_lock --only NAME`: one package at its newest version, and of the others only what that needs."""
+"""`packages_lock --only NAME`: pins one package at its newest version, and changes others only if it needs that."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +12,14 @@ from sevsnp.packages.resolve import Note, PrivateApt, complaints, each_apt, imag
 from sevsnp.packages.sets import PackageSet
 from sevsnp.packages.sources import Sources
 
-# The files of locked packages: what they need is not in the lock.
+# Gives the files of locked packages: their dependencies are not in the lock.
 Files = Callable[[Sequence[Package]], Mapping[Package, Path]]
 
 
 def repin(
     name: str, *, lock: Lock, sets: Sequence[PackageSet], sources: Sources, files: Files, keyring: Path, note: Note
 ) -> dict[str, LockedSet]:
-    """The sets of ``lock`` with ``name`` at its newest version wherever it is asked for or locked.
+    """The sets of ``lock`` with ``name`` at its newest version, in every set that asks for it or has it locked.
 
     apt decides what else must change, as if the locked versions were installed. Uses the network. Raises
     :class:`UserError`, also for a name that no set has.
@@ -50,7 +50,7 @@ def _repinned(name: str, asked: PackageSet, locked: LockedSet, apt: PrivateApt, 
         apt.install(_installed(locked, asked, apt, files))
         text = apt.get("install", "-y", "--no-remove", "--print-uris", name)
     else:
-        # The image that a meta-package stands for has another name with each version.
+        # The kernel image that a meta-package stands for has another name with each version.
         wanted = next((meta for meta, image in resolved.items() if image == name), name)
         packages.pop(resolved.pop(wanted, wanted), None)
         image = image_behind(apt, wanted)
@@ -68,7 +68,7 @@ def _repinned(name: str, asked: PackageSet, locked: LockedSet, apt: PrivateApt, 
 
 
 def _installed(locked: LockedSet, asked: PackageSet, apt: PrivateApt, files: Files) -> str:
-    """dpkg's status with the locked packages installed. What the list excludes is there too, and needs nothing."""
+    """A dpkg status with the locked packages installed. Excluded packages are in it too, without dependencies."""
     stanzas = [read_control(file) for file in files(locked.packages).values()]
     kept = ("Package", "Version", "Architecture", "Multi-Arch", "Provides")
     for name in asked.exclude:

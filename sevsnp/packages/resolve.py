@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions and digests for sets of packages, from a private apt that touches nothing of the host's."""
+"""Finds versions and digests for sets of packages, with a private apt that does not touch the host's."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from sevsnp.system.command_failed import CommandFailed
 
 Note = Callable[[str], None]
 
-# Read after the host's own configuration, so its proxies and validity settings stay in force while everything that
-# would let the host's state or preferences into the result is replaced. The guest is amd64 on whatever host.
+# Read after the host's own configuration: its proxies and validity settings stay in force. Everything that would let
+# the host's state or preferences into the result is replaced. The guest is amd64 on every host.
 _CONFIG = """\
 #clear APT::Architectures;
 #clear APT::Update::Pre-Invoke;
@@ -49,20 +49,21 @@ _URI_LINE = re.compile(r"'(\S+)' (\S+) ([0-9]+) SHA256:([0-9a-f]{64})")
 
 
 def _local(uri: str) -> str:
-    # apt does not print the URIs of file: archives, since there is nothing to fetch; those of copy: it does.
+    # apt does not print the URIs of file: archives, because there is nothing to fetch; it prints those of copy:
+    # archives.
     return f"copy:{uri.removeprefix('file:')}" if uri.startswith("file:") else uri
 
 
 @dataclass(frozen=True)
 class PrivateApt:
-    """An apt of its own under ``root``, with the archives of one suite and an empty dpkg status."""
+    """A separate apt under ``root``, with the archives of one suite and an empty dpkg status."""
 
     root: Path
     bases: tuple[tuple[str, str], ...]
 
     @classmethod
     def make(cls, root: Path, sources: Sources, keyring: Path, suite: str, *, security: bool) -> "PrivateApt":
-        """Lay out the directories and fetch the signed indices. Raises :class:`UserError` as apt reports it."""
+        """Create the directories and fetch the signed indices. Raises :class:`UserError` with apt's report."""
         for name in ("state/lists/partial", "cache/archives/partial"):
             (root / name).mkdir(parents=True)
         (root / "status").write_bytes(b"")
@@ -74,11 +75,11 @@ class PrivateApt:
         (root / "sources.list").write_text("".join(lines))
         config = _CONFIG.format(root=root)
         if os.geteuid() == 0 and any(base.startswith("copy:") for _, base in bases):
-            # root's apt reads as user _apt, who may not be let into the directory of a local mirror.
+            # root's apt reads as user _apt, who may not have access to the directory of a local mirror.
             config += 'APT::Sandbox::User "root";\n'
         (root / "apt.conf").write_text(config)
         apt = cls(root, tuple(bases))
-        # A half-fetched index is an error: apt otherwise warns, and goes on with an older one.
+        # A half-fetched index is an error: apt would otherwise only warn, and continue with an older one.
         try:
             apt.get("update", "--error-on=any")
         except UserError as error:
@@ -90,18 +91,18 @@ class PrivateApt:
         return apt
 
     def install(self, status: str) -> None:
-        """Take for installed what ``status`` says, in the form of dpkg's own file."""
+        """Treat the packages in ``status`` as installed; it has the form of dpkg's own file."""
         (self.root / "status").write_text(status)
 
     def get(self, *words: str) -> str:
-        """What ``apt-get`` prints for ``words``."""
+        """The output of ``apt-get`` for ``words``."""
         return run(["apt-get", "-q", "-c", self.root / "apt.conf", *words]).decode(errors="replace")
 
     def date(self) -> str:
-        """When the newest of the indices was made, as they say themselves, in the lock's own form."""
+        """The date of the newest index, as the index states it, in the form of the lock."""
         found = []
         for index in sorted((self.root / "state/lists").glob("*Release")):
-            # The field stands before the digests; a signature around it changes nothing.
+            # The field comes before the digests; a signature around it does not matter.
             if match := re.search(r"^Date: (.+)$", index.read_text(errors="replace"), re.MULTILINE):
                 found.append(parsedate_to_datetime(match[1]).astimezone(UTC))
         if not found:
@@ -109,7 +110,7 @@ class PrivateApt:
         return max(found).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def cache(self, *words: str) -> str:
-        """What ``apt-cache`` prints for ``words``."""
+        """The output of ``apt-cache`` for ``words``."""
         return run(["apt-cache", "-q", "-c", self.root / "apt.conf", *words]).decode(errors="replace")
 
     def parse_uris(self, text: str) -> tuple[Package, ...]:
@@ -135,14 +136,14 @@ class PrivateApt:
 
 
 def complaints(error: UserError) -> str:
-    """What apt says is wrong, in one line, without the command that said it."""
+    """apt's error messages in one line, without the command."""
     said = error.said if isinstance(error, CommandFailed) else ""
     lines = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
     return "; ".join(lines) or error.message.splitlines()[0]
 
 
 def image_behind(apt: PrivateApt, name: str) -> str:
-    """The versioned kernel image that a meta-package stands for; any other package is itself."""
+    """The versioned kernel image that a meta-package stands for; any other package stands for itself."""
     if not re.fullmatch(r"linux-image-[a-z][a-z0-9-]*", name):
         return name
     found = re.findall(r"^Depends:.*?\b(linux-image-[0-9][^\s,]*)", apt.cache("show", "--no-all-versions", name), re.M)
@@ -150,7 +151,7 @@ def image_behind(apt: PrivateApt, name: str) -> str:
 
 
 def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
-    """Ask apt for one set. Raises :class:`UserError` naming the list, the set and what apt says."""
+    """Ask apt for one set. Raises :class:`UserError` naming the list and the set, with apt's message."""
     resolved: dict[str, str] = {}
     try:
         if asked.dependencies:
@@ -188,12 +189,12 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
 def each_apt(
     sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note
 ) -> Iterator[tuple[PrivateApt, list[PackageSet]]]:
-    """An apt for each suite, with the ``sets`` that want it."""
+    """An apt for each suite, with the ``sets`` that use the suite."""
     for suite, security in sorted({(asked.suite, asked.security) for asked in sets}):
         if security and not sources.security:
             note(f"{sources.origin}: no security archive found; {suite} is locked without security updates")
         with temporary_directory("sevsnp-apt.") as root:
-            root.chmod(0o755)  # apt drops root's rights to fetch, and must still get in
+            root.chmod(0o755)  # apt drops root's rights to fetch, and still needs access
             apt = PrivateApt.make(root, sources, keyring, suite, security=security)
             yield apt, [asked for asked in sets if (asked.suite, asked.security) == (suite, security)]
 
@@ -201,8 +202,8 @@ def each_apt(
 def resolve(*, sets: Sequence[PackageSet], sources: Sources, keyring: Path, note: Note) -> dict[str, LockedSet]:
     """Every set, resolved against ``sources``.
 
-    Uses the network, through the host's apt; ``keyring`` must have signed the archives. ``note`` gets what a user
-    should know but need not mend. Raises :class:`UserError`.
+    Uses the network, through the host's apt; ``keyring`` must have signed the archives. ``note`` gets messages that
+    need no action of the user. Raises :class:`UserError`.
     """
     return {
         asked.name: resolve_set(apt, asked, note)

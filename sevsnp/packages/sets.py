@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Package sets: the YAML lists that say which Debian packages the project asks for."""
+"""Package sets: the YAML lists of the Debian packages that the project asks for."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from sevsnp.errors import UserError
 from sevsnp.system.yaml_loader import load
 
-# A trailing "-" is legal nowhere in Debian and would make apt remove the package instead.
+# No Debian name ends in "-", and apt would remove such a package instead.
 PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
 SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 SET_NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -20,11 +20,11 @@ _KEYS = ("suite", "packages", "dependencies", "essential", "exclude", "security"
 
 @dataclass(frozen=True)
 class PackageSet:
-    """One list of packages, as its YAML file asks for it.
+    """One list of packages, as its YAML file has it.
 
-    ``dependencies: false`` takes the named packages alone; ``essential`` adds every package marked Essential, and apt;
-    ``exclude`` drops packages from the result, after the dependencies were worked out; ``security`` (true unless said
-    otherwise) takes updates from the suite's security archive too.
+    ``dependencies: false`` takes only the named packages. ``essential`` adds every package marked Essential, and apt.
+    ``exclude`` removes packages from the result after the dependencies are resolved. ``security`` (true by default)
+    also takes updates from the suite's security archive.
     """
 
     name: str
@@ -73,7 +73,7 @@ def _parse(name: str, document: Any, file: Path, where: str) -> PackageSet:
 
 
 def read_set(file: Path, name: str) -> PackageSet:
-    """The one set a file holds (``suite:`` and ``packages:`` at its top level), under ``name``.
+    """The single set of a file (``suite:`` and ``packages:`` at its top level), under ``name``.
 
     Raises :class:`UserError` for a missing file, unknown keys, wrong types and impossible names.
     """
@@ -81,7 +81,7 @@ def read_set(file: Path, name: str) -> PackageSet:
 
 
 def read_sets(file: Path) -> tuple[PackageSet, ...]:
-    """Every set of a file that maps names to sets (as tasks/packages.yaml). Errors as :func:`read_set`."""
+    """Every set of a file that maps names to sets (such as tasks/packages.yaml). Errors as for :func:`read_set`."""
     document = load(file, "a list of packages")
     if not isinstance(document, Mapping) or not document:
         raise UserError(f"{file}: found a {type(document).__name__}, expected names of sets, each with its packages")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Debian packages come from: the MIRROR setting, else the host's own apt, else mmdebstrap's defaults."""
+"""Finds the sources of Debian packages: the MIRROR setting, else the host's own apt, else mmdebstrap's defaults."""
 
 import re
 import shlex
@@ -21,8 +21,8 @@ _SCHEMES = ("http", "https", "file", "copy")
 class Sources:
     """The archives to use: ``main`` and ``security`` are URIs without a slash at their end; ``security`` may be empty.
 
-    ``origin`` says in words where they were found; ``settings`` are the host's apt settings, for its proxies.
-    ``archive`` takes the place of all of them: a file with the pinned packages.
+    ``origin`` describes where they were found; ``settings`` are the host's apt settings, for its proxies. ``archive``
+    replaces all of them: it is a file with the pinned packages.
     """
 
     main: str
@@ -34,8 +34,8 @@ class Sources:
     def uri(self, archive: str) -> str:
         """The URI of ``debian`` or ``debian-security``.
 
-        Where no security archive is known, the one beside the main archive: its packages are checked against the lock
-        like any other, so a wrong guess costs nothing but an error.
+        If no security archive is known, the one beside the main archive is guessed. Its packages are checked against
+        the lock like any other, so a wrong guess only causes an error.
         """
         if archive == SECURITY:
             return self.security or beside(self.main)
@@ -43,7 +43,7 @@ class Sources:
 
 
 def beside(uri: str) -> str:
-    """The security archive beside a main one, as mirrors and snapshots lay them out (…/debian-security)."""
+    """The security archive beside a main one, in the layout of mirrors and snapshots (…/debian-security)."""
     found = re.sub(r"/debian(?=/|$)(?!.*/debian(?:/|$))", "/debian-security", uri)
     return found if found != uri else f"{uri}-security"
 
@@ -51,7 +51,7 @@ def beside(uri: str) -> str:
 def clean_uri(uri: str, where: str) -> str:
     """``uri`` in one spelling: no slash at its end, ``file:/path`` for local ones.
 
-    Raises :class:`UserError` naming ``where`` for a scheme that can not be used.
+    Raises :class:`UserError` naming ``where`` for an unsupported scheme.
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES or not rest.startswith("/" if scheme in ("file", "copy") else "//"):
@@ -68,7 +68,7 @@ def _or_file(where: str) -> str:
 
 
 def find_keyring(path: Path = KEYRING) -> Path:
-    """The keys of Debian's archives. Raises :class:`UserError` naming the apt package that has them."""
+    """The keys of Debian's archives. Raises :class:`UserError` naming the apt package that contains them."""
     if not path.is_file():
         raise UserError(
             f"{path}: no such file, expected the keys of the Debian archive",
@@ -83,14 +83,14 @@ def _from_host() -> tuple[str, str]:
 
 
 def ask_mmdebstrap(suite: str) -> tuple[str, str]:
-    """The archives that mmdebstrap takes by itself for a Debian suite. No network, no privilege.
+    """The archives that mmdebstrap uses by default for a Debian suite. Needs no network and no privilege.
 
-    mmdebstrap writes its sources.list before anything else, so a setup hook can copy it out and stop the run there;
-    chrootless mode needs neither root nor user namespaces. Raises :class:`UserError` if no list came out.
+    mmdebstrap writes its sources.list before anything else, so a setup hook can copy it and stop the run there;
+    chrootless mode needs neither root nor user namespaces. Raises :class:`UserError` if there is no list.
     """
     with temporary_directory("sevsnp-sources.") as scratch:
         single, deb822 = scratch / "list", scratch / "sources"
-        # Which of the two forms it writes depends on its version.
+        # The form that mmdebstrap writes depends on its version.
         hook = (
             f'cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list > {shlex.quote(str(single))}; '
             f'cat "$1"/etc/apt/sources.list.d/*.sources > {shlex.quote(str(deb822))}; exit 1'
@@ -110,7 +110,7 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
                 timeout=60,
                 hint="run: apt-get install mmdebstrap, or set MIRROR",
             )
-        except CommandFailed as error:  # the hook's own exit code, in the good case
+        except CommandFailed as error:  # the hook's own exit code, if all went well
             failure = error
         sources = (
             *(hostapt.parse_one_line(single.read_text()) if single.exists() else ()),
@@ -128,9 +128,8 @@ def ask_mmdebstrap(suite: str) -> tuple[str, str]:
 def find_sources(mirror: str = "", suite: str = "trixie") -> Sources:
     """The archives to fetch from.
 
-    ``mirror`` is the MIRROR setting: the URI of a Debian mirror and, after a space, that of its security archive; or a
-    file that pack_sources made. Raises :class:`UserError` for a URI that can not be used, or if no source is found
-    anywhere.
+    ``mirror`` is the MIRROR setting: the URI of a Debian mirror and, after a space, the URI of its security archive; or
+    a file that pack_sources made. Raises :class:`UserError` for an unsupported URI, or if no source is found.
     """
     if mirror and (file := Path(mirror).expanduser()).is_file():
         return Sources(main="", security="", origin="MIRROR", archive=Archive(file))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of the pipeline that deal with packages, as tasks call them: files in, files out."""
+"""The package steps of the pipeline, as tasks call them: files in, files out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def make_packages(
     appliance_debs: Path,
     kept: Kept | None = None,
 ) -> None:
-    """Fetch everything ``lock`` pins for the four lists; write the release tree and the package directories."""
+    """Fetch all packages that ``lock`` pins for the four lists; write the release tree and the package directories."""
     with _fetching() as fetched:
         packages(
             lock=lock,
@@ -50,7 +50,7 @@ def make_packages(
 
 @contextmanager
 def _fetching() -> Iterator[Progress]:
-    """Shows bytes and files of all downloads."""
+    """Show the bytes and files of all downloads."""
     with progress.amount("fetching packages") as shown:
 
         def at(size: int, sizes: int, files: int, of: int) -> None:
@@ -72,13 +72,13 @@ def update_lock(
     snapshot: str,
     only: str = "",
 ) -> None:
-    """Resolve the four lists anew, or the package ``only`` with what it needs; write ``output``, say what changed."""
+    """Resolve the four lists anew, or only ``only`` and its dependencies; write ``output``, print the changes."""
     sets = project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance)
     refresh_lock(sets=sets, mirror=mirror, output=output, only=only, cache_dir=Path(cache_dir), snapshot=snapshot)
 
 
 def pack_sources(*, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot: str, output: Path) -> None:
-    """Put every file that ``locks`` pin into the tar ``output``, and beside it its SHA-256 for sha256sum -c."""
+    """Put every file that ``locks`` pin into the tar ``output``; write its SHA-256 beside it, for sha256sum -c."""
     files: dict[Package, Path] = {}
     for path in locks:
         lock = read_lock(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/snp-release: tools, firmware and kernel packages, unpacked to be run in place; and packages as plain files."""
+"""build/snp-release: tools, firmware and kernel packages, unpacked to run in place; and packages as plain files."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ from sevsnp.system.files import scratch_directory, write_atomic
 MANIFEST = "packages.json"
 GUEST_KERNELS = "linux/guest"
 
-# Nothing here is read by a program that runs in place; copyright files stay, since the tree may be passed on.
+# No program that runs in place reads these files. Copyright files stay, because the tree may be distributed.
 _LEFT_OUT = (
     "usr/share/man",
     "usr/share/locale",
@@ -54,7 +54,7 @@ def manifest_text(sets: Mapping[str, Sequence[Package]]) -> str:
 
 
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:
-    """Put the finished directory ``new`` where ``target`` is; what was there goes to ``scratch``."""
+    """Put the finished directory ``new`` in the place of ``target``; the old directory goes to ``scratch``."""
     if target.is_symlink() or target.is_file():
         raise UserError(
             f"{target}: found a file, expected a directory or nothing", f"remove it: rm {shlex.quote(str(target))}"
@@ -66,7 +66,7 @@ def replace_tree(new: Path, target: Path, scratch: Path) -> None:
 
 @contextmanager
 def _counted(what: str, packages: Sequence[Package]) -> Iterator[Callable[[Package], None]]:
-    """Show how far a work on ``packages`` is: call what it gives with each that is done."""
+    """Show the progress of work on ``packages``; the yielded function is called with each finished package."""
     with progress.amount(f"{what} {len(packages)} packages", sum(package.size for package in packages)) as shown:
         done: list[Package] = []
 
@@ -85,16 +85,16 @@ def make_release(
     kernels: Mapping[Package, Path],
     output: Path,
 ) -> None:
-    """Build the tree ``output`` from package files; it appears whole, with its manifest ``output``/packages.json.
+    """Build the tree ``output`` from package files; it appears complete, with its manifest ``output``/packages.json.
 
     Tools and firmware are unpacked, kernel packages are copied to linux/guest/. Needs dpkg-deb, no root; the result
-    does not depend on the umask or on where it stands. Raises :class:`UserError` naming a damaged package.
+    does not depend on the umask or on the tree's location. Raises :class:`UserError` naming a damaged package.
     """
     with scratch_directory(output) as scratch:
         tree = scratch / "tree"
         tree.mkdir()
         tree.chmod(0o755)
-        # bin stays free: that is where the wrappers go.
+        # bin is left out: the wrappers go there.
         for name in ("sbin", "lib", "lib64"):
             (tree / name).symlink_to(f"usr/{name}")
         with _counted("unpacking", [*tools, *firmware]) as unpacked:
@@ -115,7 +115,7 @@ def make_release(
 
 
 def copy_debs(debs: Mapping[Package, Path], directory: Path) -> None:
-    """Copy packages into ``directory``. Copies, not links: who edits one there must not damage the cache."""
+    """Copy packages into ``directory``. Copies, not links: a user who edits one there must not damage the cache."""
     for package, file in debs.items():
         target = directory / package.deb
         shutil.copyfile(file, target)
@@ -123,10 +123,11 @@ def copy_debs(debs: Mapping[Package, Path], directory: Path) -> None:
 
 
 def export_debs(*, name: str, debs: Mapping[Package, Path], output: Path) -> None:
-    """Lay out one set's packages as files: ``output``/NAME.deb, packages.json, and a Packages index.
+    """Write one set's packages as files: ``output``/NAME.deb, packages.json, and a Packages index.
 
     With the index, apt and mmdebstrap take the directory as a repository: ``deb [trusted=yes] copy:DIRECTORY ./``. The
-    digests in it are the lock's, so apt checks each file again. Appears whole. Raises :class:`UserError`.
+    index has the digests of the lock, so apt checks each file again. ``output`` appears complete. Raises
+    :class:`UserError`.
     """
     with scratch_directory(output) as scratch:
         new = scratch / "debs"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpack packages into one directory tree: without root, whatever the umask, and nothing outside the tree."""
+"""Unpacks packages into one directory tree: without root, independent of the umask, never outside the tree."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import member_path, open_content
 
-# Debian's merged /usr: packages say /lib, and it is usr/lib that is meant.
+# Debian's merged /usr: packages write /lib and mean usr/lib.
 MERGED = ("bin", "sbin", "lib", "lib64")
 
 Keep = Callable[[PurePosixPath], bool]
@@ -22,7 +22,7 @@ def _place(name: str) -> PurePosixPath:
 
 
 def _make_parents(root: Path, path: PurePosixPath) -> Path:
-    """The directory that ``path`` goes into, made with mode 0755; a symbolic link on the way must stay inside."""
+    """Make the parent directory of ``path`` with mode 0755; a symbolic link on the way must stay inside ``root``."""
     directory = root
     for part in path.parent.parts:
         directory = directory / part
@@ -37,7 +37,7 @@ def _make_parents(root: Path, path: PurePosixPath) -> Path:
 
 
 def _link_target(path: PurePosixPath, target: str) -> str:
-    """A symbolic link's target, relative where it was absolute: the tree's root is not the machine's."""
+    """A symbolic link's target; an absolute target becomes relative, because the tree's root is not the machine's."""
     if not target.startswith("/"):
         return target
     return os.path.relpath(f"/{_place(target.lstrip('/'))}", f"/{path.parent}")
@@ -46,7 +46,7 @@ def _link_target(path: PurePosixPath, target: str) -> str:
 def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
     """Put one tar member below ``root`` (an absolute path without symbolic links).
 
-    Modes become 0755 or 0644: owners, set-id bits and the umask leave no trace. Later files replace earlier ones.
+    Modes become 0755 or 0644, so owners, set-id bits and the umask have no effect. Later files replace earlier ones.
     """
     path = _place(member.name)
     if not path.parts:
@@ -81,8 +81,8 @@ def unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> 
 def unpack_deb(deb: Path, root: Path, keep: Keep = lambda path: True) -> None:
     """Unpack those files of a package for which ``keep`` (given the path below the root) is true.
 
-    Raises :class:`UserError` naming the package and the path for a file that would leave the tree or is no plain file,
-    directory or link.
+    Raises :class:`UserError` naming the package and the path of a file that would leave the tree, or that is not a
+    plain file, directory or link.
     """
     root = root.resolve()
     with open_content(deb) as tar:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shell wrappers that run a tree's programs with the tree's own loader and libraries, wherever the tree stands."""
+"""Shell wrappers that run a tree's programs with the tree's own loader and libraries, wherever the tree is."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 
 @dataclass(frozen=True)
 class Program:
-    """A program of the tree: its path, and the words and variables it needs to find the tree's data.
+    """A program of the tree: its path, and the words and variables that it needs to find the tree's data.
 
-    ``words`` go before the user's; in them and in ``variables``, ``{root}`` is the tree. ``self_name`` makes the
-    program believe that it is the wrapper: what it starts "as itself" then goes through the wrapper too.
+    ``words`` come before the user's; in them and in ``variables``, ``{root}`` is the tree. With ``self_name`` the
+    program takes the wrapper for its own path: a program that starts "itself" then starts the wrapper again.
     """
 
     path: str
@@ -24,9 +24,9 @@ class Program:
     self_name: bool = False
 
 
-# The compiled-in paths point to the host, whose configuration and modules belong to other versions.
+# The compiled-in paths point to the host, whose configuration and modules have other versions.
 _OPENSSL = {"OPENSSL_CONF": "/dev/null", "OPENSSL_MODULES": f"{{root}}/{LIBRARIES}/ossl-modules"}
-# mke2fs.conf decides features and inode sizes: the host's would make images differ from host to host.
+# mke2fs.conf decides features and inode sizes: the host's file would make images differ from host to host.
 _E2FS = {"MKE2FS_CONFIG": "{root}/etc/mke2fs.conf"}
 _MTOOLS = {"GCONV_PATH": f"{{root}}/{LIBRARIES}/gconv"}
 
@@ -50,8 +50,8 @@ PROGRAMS: Mapping[str, Program] = {
     "fsck.erofs": Program("usr/bin/fsck.erofs"),
     "dump.erofs": Program("usr/bin/dump.erofs"),
     **{name: Program(f"usr/bin/{name}", variables=_MTOOLS) for name in ("mcopy", "mdir", "mformat", "mmd", "mtype")},
-    # No PYTHONHOME: it would reach every other python that is started from here. The tree's lib is found beside the
-    # wrapper's own name. The legacy provider is not needed, and the host's would be loaded.
+    # No PYTHONHOME: it would reach every other python that this one starts. python3 finds the tree's lib beside the
+    # wrapper's path. The legacy provider is not needed, and the host's would be loaded.
     "python3": Program("usr/bin/python3", ("-s", "-B"), {"CRYPTOGRAPHY_OPENSSL_NO_LEGACY": "1"}, self_name=True),
 }
 
@@ -73,7 +73,7 @@ def _quoted(text: str) -> str:
 
 
 def wrapper_text(name: str, program: Program) -> str:
-    """The shell script that runs ``program``; relocatable, and it may be called through a symbolic link."""
+    """The shell script that runs ``program``; it is relocatable, and it may be called through a symbolic link."""
     unset = ["LD_LIBRARY_PATH", "LD_PRELOAD"]
     if name == "python3":
         unset += ["PYTHONHOME"]
@@ -90,7 +90,7 @@ def wrapper_text(name: str, program: Program) -> str:
 
 
 def write_wrappers(tree: Path) -> tuple[str, ...]:
-    """Write ``tree``/bin/NAME for every known program that the tree has; their names."""
+    """Write ``tree``/bin/NAME for every known program that the tree has; return their names."""
     directory = tree / "bin"
     directory.mkdir()
     directory.chmod(0o755)

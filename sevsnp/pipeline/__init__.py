@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that knows doit: its tasks, commands, reporter and database, as this project uses them."""
+"""The project's adaptation of doit: its tasks, commands, reporter and database."""

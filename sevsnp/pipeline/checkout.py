@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time checks and makes artefacts in a checkout."""
+"""The lock of a checkout: only one run at a time checks and makes artefacts in it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 
 
 class Checkout:
-    """The lock of a checkout: one run at a time checks and makes artefacts in it."""
+    """The lock of a checkout: only one run at a time checks and makes artefacts in it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -22,7 +22,7 @@ class Checkout:
         self._makers = 0
 
     def acquire(self, say: Say) -> None:
-        """Wait for the lock. Raises UserError where it cannot be made."""
+        """Wait for the lock. Raises UserError if its file cannot be made."""
         with self._guard:
             if self._held is None:
                 held = locked(self._path, waiting=lambda: say("waiting for another run that builds in this checkout"))
@@ -45,7 +45,7 @@ class Checkout:
                 self._makers -= 1
 
     def release(self) -> None:
-        """Let others build, unless something is being made here: a guest that runs for hours must not stop them."""
+        """Let other runs build, unless this run is making something: a guest that runs for hours must not stop them."""
         with self._guard:
             if self._held is not None and not self._makers:
                 self._held.__exit__(None, None, None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit's own commands, where they would say something else than a user of this project expects.
+"""doit's own commands, changed where their result would surprise a user of this project.
 
-doit applies `clean` and `forget` without a task to the default task, which here only says what there is to do; it takes
-a group (setup_verity) for a task that makes nothing; and it calls a task up to date whose inputs are not.
+doit applies `clean` and `forget` without a task to the default task, which here only prints the possible commands. It
+treats a group (setup_verity) as a task that makes nothing. It calls a task up to date although its inputs are not.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from sevsnp.system.files import remove_tree
 from sevsnp.system.nearest import did_you_mean
 
 BUILD = Path("build")
-# doit's own command for what `completion` does here; it loads no task, so it cannot be replaced.
+# doit's own command for the same purpose as `completion`; it loads no task, so it cannot be replaced.
 HIDDEN = ("tabcompletion",)
-# Our own commands, with what each does.
+# Our own commands, with their purpose.
 OWN = {
     "settings": "show all settings and their values; settings NAME: one, and what it rebuilds",
     "completion": "print a script for TAB: completion bash, zsh or fish; README.md says where it goes",
@@ -39,7 +39,7 @@ OWN = {
 
 
 class Run(cmd_run.Run):  # type: ignore[misc]
-    """`doit [run] TASK …`, and our own commands, whose names doit takes for tasks: its list of commands is closed."""
+    """`doit [run] TASK …`, and our own commands: doit's list of commands is closed and takes their names for tasks."""
 
     guide = Guide()
     outstream: Any
@@ -54,7 +54,7 @@ class Run(cmd_run.Run):  # type: ignore[misc]
 
 
 def _page(name: str, words: list[str], command: Any) -> str:
-    """What the own command ``name`` prints; what is wrong with its words is doit's error, without a traceback."""
+    """The output of our own command ``name``. An error in its words becomes doit's error, without a traceback."""
     try:
         if name == "settings":
             return settings_page(command.guide, Tasks(command.task_list), words)
@@ -69,7 +69,7 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
     """`doit clean [TASK …]`"""
 
     outstream: Any
-    # Says what else is left, a line each.
+    # Returns what else is left, a line each.
     left: Callable[[], list[str]] = staticmethod(list)
 
     doc_purpose = "remove what was built"
@@ -102,7 +102,7 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
             super().clean_tasks(tasks, dryrun, cleanforget)
         finally:
             self.outstream = outstream
-        # The name of a function within the library is no news to anybody.
+        # The name of a function of the library does not help the user.
         lines = [line for line in said.getvalue().splitlines() if " - executing 'Python: " not in line]
         if dryrun:
             lines = [line.replace("removing ", "would remove ", 1) for line in lines]
@@ -127,8 +127,8 @@ class Forget(cmd_forget.Forget):  # type: ignore[misc]
 class List(cmd_list.List):  # type: ignore[misc]
     """`doit list`
 
-    A task whose ``meta`` says ``unlisted`` (another name for a task) is shown with --all only. In the order of the
-    guide, whatever --sort says; where a program may read it (--quiet, --template, --deps), without groups.
+    A task whose ``meta`` says ``unlisted`` (another name for a task) is shown only with --all. The order is that of the
+    guide, whatever --sort says; output for programs (--quiet, --template, --deps) has no groups.
     """
 
     guide = Guide()
@@ -168,7 +168,7 @@ class List(cmd_list.List):  # type: ignore[misc]
 
 
 class Help(cmd_help.Help):  # type: ignore[misc]
-    """`doit help TASK`; without a word doit has said its own before this is loaded, so doitw asks for `help doitw`."""
+    """`doit help TASK`. Without a word, doit prints its own help before this is loaded, so doitw runs `help doitw`."""
 
     guide = Guide()
     outstream: Any
@@ -190,15 +190,15 @@ class Help(cmd_help.Help):  # type: ignore[misc]
 
 
 class Ignore(cmd_ignore.Ignore):  # type: ignore[misc]
-    """`doit ignore TASK …`: a misspelt task gets the nearest, as with all commands here."""
+    """`doit ignore TASK …`: for a misspelt task it suggests the nearest one, as all commands here do."""
 
 
 class ResetDep(cmd_resetdep.ResetDep):  # type: ignore[misc]
-    """`doit reset-dep [TASK …]`, likewise."""
+    """`doit reset-dep [TASK …]`: likewise."""
 
 
 class Strace(cmd_strace.Strace):  # type: ignore[misc]
-    """`doit strace TASK`, which would call a misspelt task a dependency of its own."""
+    """`doit strace TASK`: doit would call a misspelt task a dependency of strace's own task."""
 
     sel_tasks: Any
 
@@ -250,11 +250,11 @@ class Info(cmd_info.Info):  # type: ignore[misc]
         return self._own(tasks, task) + waiting
 
     def _own(self, tasks: Tasks, task: Any) -> list[str]:
-        """The reasons that lie in the task itself, and not in one that is to be made before it."""
+        """The reasons in the task itself, not in a task that must run before it."""
         if tasks.is_group(task):
             return []
         reasons = self.dep_manager.get_status(task, tasks.by_name, get_log=True).reasons
-        # An item that can say what it found says it; doit's own are values and functions.
+        # Some items say what they found; doit's own items are values and functions.
         own = [
             repr(item)
             for item, _, _ in reasons["uptodate_false"] or ()
@@ -283,10 +283,10 @@ def _remove_empty(directory: Path) -> None:
 
 
 def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> None:
-    """Have doit use these for its own. ``left`` says what `doit clean` leaves outside build/, a line each.
+    """Replace doit's commands by these. ``left`` returns what `doit clean` leaves outside build/, a line each.
 
-    From dodo.py, when the command is already there: doit's own way, a plugin, is loaded before this directory is on the
-    path, and would stop a bare checkout from working.
+    dodo.py calls this, when doit's command already exists. doit's own way, a plugin, does not work: it is loaded before
+    this directory is on the path, and would break a bare checkout.
     """
     List.guide = Help.guide = Run.guide = guide or Guide()
     Clean.left = staticmethod(left)
@@ -296,9 +296,9 @@ def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> N
 
 
 def _own_words(self: Any, commands: Mapping[str, Any]) -> None:
-    """In place of doit's usage, which it prints for whatever is wrong: what is wrong."""
+    """Replaces doit's usage text, which doit prints for every error, by the error itself."""
     if sys.exc_info()[0]:
-        raise  # it is called from an except clause
+        raise  # an except clause of doit calls this
     self.outstream.write(_all_commands(commands))
 
 
@@ -314,10 +314,10 @@ def _replace(own: Any, ours: Any) -> None:
     @functools.wraps(original)
     def execute(self: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(self, ours):
-            return original(self, *arguments, **options)  # ours, by super()
+            return original(self, *arguments, **options)  # ours called it, by super()
         self.__class__ = ours
         with _understood(self), _standard_output():
-            Tasks(self.task_list)  # two that make the same file are found whatever is asked for
+            Tasks(self.task_list)  # raises for two tasks that make the same file, whatever task was asked for
             return self._execute(*arguments, **options)
 
     own._execute = execute
@@ -325,7 +325,7 @@ def _replace(own: Any, ours: Any) -> None:
 
 @contextlib.contextmanager
 def _understood(command: Any) -> Iterator[None]:
-    """A word that names no task, or no option of one, is refused with the nearest one that does."""
+    """Refuse a word that names no task, or no option of one, and suggest the nearest that does."""
     try:
         yield
     except CmdParseError as error:
@@ -348,17 +348,17 @@ def _understood(command: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """What cannot be written there ends in one line, and silently where nobody reads any more."""
+    """Report a failure to write to standard output in one line; report nothing if the reader has closed the pipe."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # Of what a thread raised doit keeps the text alone.
+        # For an exception from a thread, doit keeps only its text.
         said = re.fullmatch(r"\[Errno (\d+)\] [^:]*", str(error))
         number = int(said[1]) if said else 0
         if error.filename is not None or number not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
             raise
-        # Or Python would try again when it ends, and say so.
+        # Otherwise Python would try to write again when it ends, and report that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if number != errno.EPIPE:
             sys.stderr.write(f"standard output: cannot be written: {os.strerror(number)}\n")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`./doitw completion SHELL`: the script that completes the words of doitw and doit.
 
-The script holds all names, so that a press of TAB starts no Python. It is made anew when there are new ones.
+The script contains all names, so that a press of TAB starts no Python. It must be made anew when there are new names.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -21,10 +21,10 @@ SHELLS = ("bash", "zsh", "fish")
 
 @dataclass(frozen=True)
 class Words:
-    """What can be completed: commands and tasks with what each does, and their options.
+    """The words to complete: commands and tasks with their purpose, and their options.
 
-    ``follows`` says what stands behind a command or task: "names" of settings, "shells", "any" command or task,
-    "files", or "nothing"; for the others tasks and settings.
+    ``follows`` says what comes after a command or task: "names" of settings, "shells", "any" command or task, "files",
+    or "nothing"; after all others come tasks and settings.
     """
 
     commands: Mapping[str, str]
@@ -35,7 +35,7 @@ class Words:
 
 
 def read_words(guide: Guide, tasks: Sequence[Any], own: Mapping[str, str], hidden: Container[str]) -> Words:
-    """The words of doit's commands but the ``hidden``, of our ``own``, and of the tasks that can be called by name."""
+    """The words of doit's commands except ``hidden``, of our ``own``, and of the tasks that can be called by name."""
     commands = {name: one for name, one in DoitMain().get_cmds().to_dict().items() if name not in hidden}
     called = [task for task in tasks if not (task.name.startswith("_") or (task.meta or {}).get("unlisted"))]
     listed = [task for group in guide.order(called).values() for task in group]
@@ -63,7 +63,7 @@ def _options(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def completion_script(words: Words, shells: Sequence[str]) -> str:
-    """The script for one of SHELLS. Raises UserError for anything else."""
+    """The script for one of SHELLS. Raises UserError for any other shell."""
     if len(shells) != 1 or shells[0] not in SHELLS:
         found = " ".join(shells) or "none"
         meant = did_you_mean(found, SHELLS, "./doitw completion {}")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit's database. It only saves time, as the artefact cache knows what was made: trouble with it stops no build."""
+"""doit's database.
+
+It only saves time, because the artefact cache knows what was made: an error in it stops no build.
+"""
 
 import contextlib
 import sqlite3
@@ -16,9 +19,9 @@ _forget_success = Dependency.remove_success
 
 
 def tolerate_damage() -> None:
-    """Have doit's SQLite backend replace a damaged file, only say so where it cannot write, and survive a failed task.
+    """Make doit's SQLite backend replace a damaged file, only warn if it cannot write, and survive a failed task.
 
-    In place: doit loads a backend of one's own before the directory of dodo.py is on the path.
+    It is changed in place: doit loads a custom backend before the directory of dodo.py is on the path.
     """
     SqliteDB._sqlite3, SqliteDB._get_task_data, SqliteDB.dump = _tolerant_open, _tolerant_read, _tolerant_dump
     Dependency.remove_success = _tolerant_failure
@@ -32,7 +35,7 @@ def _tolerant_open(self: Any, name: str) -> Any:
             return connection
         except (DatabaseException, sqlite3.DatabaseError) as error:
             if isinstance(error.__context__ or error, sqlite3.OperationalError):
-                name = ":memory:"  # in use by another run, or not to be written: not damaged
+                name = ":memory:"  # in use by another run, or not writable: not damaged
                 continue
             for suffix in ("", "-wal", "-shm", "-journal"):
                 with contextlib.suppress(OSError):
@@ -55,10 +58,10 @@ def _tolerant_dump(self: Any) -> None:
 
 
 def _tolerant_failure(self: Any, task: Any) -> None:
-    """doit forgets what a task made when a later run of it fails.
+    """Keep the record of an artefact when a later run of its task fails; doit would forget it.
 
-    An artefact's record has the digests of what it was made from and of what was made: it is right for as long as they
-    are, and a volume that nobody replaced need not be made anew.
+    An artefact's record has the digests of its inputs and outputs. It is right as long as they are, and a volume that
+    was not replaced need not be made anew.
     """
     if not any(isinstance(check, Artefact) for check, _, _ in task.uptodate):
         _forget_success(self, task)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to do, in words: `./doitw list`, `help` and `help TASK`; settings_page.py has the settings.
+"""The help texts: `./doitw list`, `help` and `help TASK`; settings_page.py has the settings.
 
-All of it is made from the tasks themselves, their docstrings, and the table of settings.
+All texts are made from the tasks, their docstrings, and the table of settings.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from sevsnp.settings.table import SETTINGS, Setting
 
 LEAST_WIDTH, WIDTH = 40, 110
 NARROW = 80
-# Read by whatever builds, and by no task in particular.
+# Every build reads these; no single task does.
 OF_THE_CACHE = ("SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_KEY", "CACHE_PUBLIC_KEY", "CACHE_SIZE")
 LEGEND = {
     "U": "up to date",
@@ -32,7 +32,7 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Guide:
-    """What is known of the tasks by name: in which groups they are listed, their docstrings, and settings they read.
+    """Knowledge about the tasks by name: their groups in the list, their docstrings, and the settings that they read.
 
     ``tasks_with`` gives doit's tasks as they are with another setting, NAME=value.
     """
@@ -47,7 +47,7 @@ class Guide:
         return {*self.settings.get(base(task.name), ()), *((task.meta or {}).get("settings", ()))}
 
     def order(self, tasks: Sequence[Any]) -> dict[str, list[Any]]:
-        """``tasks`` in their groups, with subtasks behind their task; those of no group come last."""
+        """``tasks`` in their groups, with subtasks after their task; tasks without a group come last."""
         place = {name: (title, number) for title, names in self.groups.items() for number, name in enumerate(names)}
         grouped: dict[str, list[Any]] = {title: [] for title in (*self.groups, "Others")}
         for task in tasks:
@@ -63,7 +63,7 @@ def base(name: str) -> str:
 
 
 def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) -> str:
-    """The list for somebody who reads it: in groups, with a legend; ``letters`` are statuses by task, or empty."""
+    """The list for a human reader: in groups, with a legend; ``letters`` are statuses by task, or empty."""
     longest = max((len(task.name) for task in tasks), default=0)
     lines: list[str] = []
     grouped = guide.order(tasks)
@@ -86,14 +86,14 @@ def list_text(guide: Guide, tasks: Sequence[Any], letters: Mapping[str, str]) ->
 
 
 def main_text(commands: Mapping[str, str]) -> str:
-    """`./doitw help`: what this is, the way through it, and the commands beside the tasks with what each does."""
+    """`./doitw help`: the purpose, the usual steps, and the commands beside the tasks, each with its purpose."""
     lines = [WELCOME.rstrip(), "", "The tasks are run by doit; the commands beside them are (./doitw help COMMAND):"]
     lines += [f"  {name:<22} {purpose}" for name, purpose in sorted(commands.items()) if name != "help"]
     return "\n".join(lines) + "\n"
 
 
 def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
-    """`./doitw help TASK`: a paragraph, its options and settings, what it makes, and what comes next."""
+    """`./doitw help TASK`: a paragraph, the task's options and settings, its outputs, and the next steps."""
     task = tasks.by_name[name]
     title, *rest = inspect.cleandoc(guide.texts.get(base(name), "")).split("\n\n")
     paragraphs = [" ".join(paragraph.split()) for paragraph in rest]
@@ -126,7 +126,7 @@ def task_text(guide: Guide, tasks: Tasks, name: str) -> str:
 
 
 def _origins(guide: Guide, tasks: Tasks, task: Any) -> list[str]:
-    """What a task and its helpers start from, in words, and the other tasks that run before."""
+    """The inputs of a task and its helpers, in words, and the other tasks that run before."""
     own = [task, *tasks.helpers(task)]
     # A directory stands for the files in it.
     found = {re.sub(r"^([^/]+/).*", r"\1", path) for one in own for path in tasks.sources(one)}
@@ -142,7 +142,7 @@ def _origins(guide: Guide, tasks: Tasks, task: Any) -> list[str]:
 def _settings_of(
     guide: Guide, tasks: Tasks, name: str, before: Collection[str]
 ) -> tuple[set[str], dict[str, list[str]]]:
-    """What a task and its helpers read, and what the tasks before it read beside that, by task."""
+    """The settings that a task and its helpers read; and by task, the further ones that the tasks before it read."""
 
     def read(one: str) -> set[str]:
         return guide.read_by(tasks.by_name[one])
@@ -158,7 +158,7 @@ def _setting(setting: Setting) -> Iterator[str]:
 
 
 def entry(shown: str, text: str) -> Iterator[str]:
-    """The lines of one entry of a list: ``shown``, and beside or below it what it is."""
+    """The lines of one entry of a list: ``shown``, and beside or below it its description."""
     column = 31 if width() >= NARROW else 6
     lines = wrapped(text, width() - column)
     if len(shown) + 4 <= column:
@@ -173,7 +173,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def width() -> int:
-    """Of the terminal, or COLUMNS; in a wide one, lines are no longer than is good to read."""
+    """The width of the terminal, or COLUMNS; on a wide terminal, lines stay short enough to read well."""
     return max(LEAST_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 

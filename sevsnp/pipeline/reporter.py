@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What doit says while it runs: a line for each task that does something, and how long it took.
+"""doit's output during a run: a line for each task that does something, with the time it took.
 
-On a terminal a live area below shows what runs (sevsnp.system.live). Elsewhere there are the lines and nothing more: no
-escape code, no carriage return, nothing that comes periodically.
+On a terminal a live area below the lines shows the running tasks (sevsnp.system.live). Any other output gets only the
+lines: no escape code, no carriage return, nothing periodic.
 """
 
 import atexit
@@ -21,23 +21,23 @@ from sevsnp.system import progress, record
 from sevsnp.system.colour import Colour, paint
 from sevsnp.system.live import Screen, can_draw
 
-# Seconds of each task that ran in this process, and what there was to remark, for the table of an end-to-end run.
+# The seconds of each task that ran in this process, and its remarks, for the table of an end-to-end run.
 timings: dict[str, float] = {}
 remarks: dict[str, str] = {}
 
 
 class Lines:
-    """A stream for what tasks print: in whole lines, above the live area, and with the task's name where several run.
+    """A stream for the output of tasks: whole lines, above the live area; with the task's name if several tasks run.
 
-    A line that has no end yet (a prompt) waits for it, or for a flush while there is no live area.
+    An unfinished line (a prompt) waits for its end, or for a flush while there is no live area.
     """
 
     def __init__(self, stream: TextIO, screen: Screen | None, crowded: Container[str]) -> None:
         self.stream = stream
-        self._crowded = crowded  # the tasks during which another one ran
+        self._crowded = crowded  # the tasks during which another task ran
         self._screen = screen if stream.isatty() else None
         self._partial: dict[int, str] = {}
-        self._inside: set[int] = set()  # threads whose line has begun on the stream
+        self._inside: set[int] = set()  # threads that have begun a line on the stream
         self._lock = threading.RLock()
 
     def __getattr__(self, name: str) -> Any:
@@ -72,7 +72,7 @@ class Lines:
                 self.stream.flush()
 
     def finish(self) -> None:
-        """Write the lines that never ended."""
+        """Write the lines that have no end."""
         with self._lock:
             for text in self._partial.values():
                 self.put(f"{text}\n")
@@ -93,8 +93,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
         self._tasks, self._selected = tasks, list(selected_tasks)
-        self._busy: set[str] = set()  # what did something, or should have
-        # Since when a task is looked at, and then since when it runs: in seconds since 1970 and by the monotonic clock.
+        self._busy: set[str] = set()  # tasks that did something, or should have
+        # When doit began to check a task, then when the task started: seconds since 1970, and the monotonic clock.
         self._since: dict[str, tuple[float, float]] = {}
         self._screen = Screen(self.outstream) if can_draw(self.outstream) else None
         self._running: set[str] = set()
@@ -102,7 +102,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._lines = Lines(self.outstream, self._screen, self._crowded)
         self._streams = (sys.stdout, sys.stderr)
         progress.show_on(self._screen)
-        # doit hands each task what sys.stdout is by then.
+        # doit gives each task the sys.stdout of that moment.
         self._wrapped = [Lines(stream, self._screen, self._crowded) for stream in self._streams]
         sys.stdout, sys.stderr = self._wrapped
         self._log = RunLog(sys.argv[1:], self._running, self.write)
@@ -116,7 +116,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._begin(task)
 
     def execute_task(self, task: Any) -> None:
-        """Called in the thread that runs the task, right before it does."""
+        """Called in the thread that runs the task, right before the task."""
         self._begin(task)
         progress.begin(task.name)
         if task.actions:
@@ -126,11 +126,12 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
                 self._crowded |= self._running
             self.write(f"▸ {_shown(task)}\n")
             if self._screen:
-                # A command may talk to the user, or start what does; it is drawn once it says what it is doing.
+                # A command may talk to the user, or start a program that does. It is drawn as soon as it reports a
+                # step.
                 self._screen.begin(task.name, _shown(task), drawn=bool(task.targets))
 
     def skip_uptodate(self, task: Any) -> None:
-        """Nothing to say: what is up to date is not news, unless all of it is (:meth:`complete_run`)."""
+        """Print nothing: a task that is up to date is not news, unless all tasks are (:meth:`complete_run`)."""
         self._note(task, "up to date")
 
     def add_success(self, task: Any) -> None:
@@ -140,7 +141,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             if remark := progress.take_remark(task.name):
                 remarks[_shown(task)] = remark
             self._ended(task)
-            # What an artefact found when it was looked at: why it was made.
+            # What the artefact's check found: the reason why it was made.
             found = [line for check, _, _ in task.uptodate for line in getattr(check, "reason", ())]
             self._note(task, "done", **({"reason": ", ".join(found)} if found else {}))
             self.write(f"{self._mark('✓', 'green')} {_shown(task)} ({seconds:.1f} s{remark and f', {remark}'})\n")
@@ -148,14 +149,14 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     def add_failure(self, task: Any, fail: Any) -> None:
         self._busy.add(task.name)
         self._ended(task)
-        # Set by tasks.graph, for what a user can mend; of anything else doit's own words have one.
+        # tasks.graph sets it, for errors that a user can correct; for other errors doit's own message has a traceback.
         trace = getattr(fail, "trace", "")
         self._note(task, "failed", error=fail.get_msg().strip(), **({"traceback": trace} if trace else {}))
         if fail.report:
             if trace and verbose():
                 self.write(trace)
             self.failures.append({"task": task, "exception": fail})
-            # doit's own words for a file that no task makes hold its name and no more that helps.
+            # Of doit's own message for a file that no task makes, only the file's name helps.
             absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
             message = f"{absent[1]}: no such file, and no task makes it" if absent else fail.get_msg().strip()
             self.write(f"{self._mark('✗', 'red')} {_shown(task)}: {message}\n")
@@ -171,7 +172,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         return paint(mark, colour, self.outstream)
 
     def _idle(self) -> list[str]:
-        """Of the tasks that were asked for, those for which nothing ran."""
+        """The selected tasks for which nothing ran."""
         known = Tasks(self._tasks.values())
         asked = [name for name in self._selected if name in known.by_name]
         return [name for name in asked if not self._busy & {name, *known.all_needed(name)}]
@@ -180,7 +181,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
         self._since[task.name] = (time.time(), time.monotonic())
 
     def _note(self, task: Any, outcome: str, **more: str) -> None:
-        # A helper that makes nothing (a bare ./doitw) is worth no file.
+        # A helper that makes nothing (a bare ./doitw) is not worth a log file.
         if task.actions and (task.targets or not task.name.startswith("_") or outcome == "failed"):
             self._log.task(task.name, outcome, self._since[task.name], **more)
 
@@ -190,7 +191,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             self._screen.end(task.name)
 
     def _finish(self) -> None:
-        """Give the streams back; also when doit does not get as far as complete_run."""
+        """Restore the streams, even if doit does not reach complete_run."""
         atexit.unregister(self._finish)
         record.tell(None)
         for name in self._running:
@@ -206,7 +207,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
 
 def readable(name: str) -> str:
-    """A task's name as it is shown: helpers, which nobody calls by name, in plain words."""
+    """A task's name as it is shown: helpers, which users do not call by name, in plain words."""
     return name[1:].replace("_", " ") if name.startswith("_") else name
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/log: what the last runs did, a JSON line for each task and command; and with VERBOSE=1 the commands to paste.
+"""build/log: records of the last runs, a JSON line for each task and command; with VERBOSE=1 also commands to paste.
 
-It is there to find out what went wrong, so trouble with it stops no run: where it cannot be written there is none.
+The log helps to find errors, so an error in it stops no run: if it cannot be written, there is no log.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from sevsnp.system.record import Command
 
 DIRECTORY = Path("build") / "log"
 RUNS = 10
-# Of what a failed command wrote to one stream; the end says why.
+# Bytes kept of what a failed command wrote to one stream; its end has the reason.
 _MOST = 16 << 20
 _RUN = re.compile(r"(\d{8}-\d{9}-\d+)\.(?:jsonl|\d+\.txt)")
-# In a registry's reference a password may have a slash; see sevsnp.store.oci_reference.
+# In a registry's reference a password may contain a slash; see sevsnp.store.oci_reference.
 _LOGIN = re.compile(r"((?:oci://.*|://[^/\s]*))@")
 _PLAIN = f"{string.ascii_letters}{string.digits} -_./=,:+%".encode()
 _SECRET = re.compile(rf"\b({'|'.join(SECRETS)})=\S+")
@@ -34,7 +34,7 @@ _verbose = False
 
 
 def configure(*, verbose: bool) -> None:
-    """Whether commands are printed, and tracebacks with errors."""
+    """Set whether commands are printed, and tracebacks with errors."""
     global _verbose
     _verbose = verbose
 
@@ -44,7 +44,7 @@ def verbose() -> bool:
 
 
 class RunLog:
-    """The record of a run: a :class:`sevsnp.system.record.Recorder`. Its file is made with the first line.
+    """The record of a run: a :class:`sevsnp.system.record.Recorder`. The first line creates its file.
 
     ``words`` are those of the run, ``running`` the names of the tasks that run now; ``show`` prints whole lines.
     """
@@ -57,13 +57,13 @@ class RunLog:
         self._descriptor = -1
         self._kept: dict[Command, Path] = {}
         self._count = 0
-        # Reentrant: a signal's handler runs wherever the main thread is.
+        # Reentrant: a signal handler interrupts the main thread anywhere.
         self._lock = threading.RLock()
 
     def task(self, name: str, outcome: str, since: tuple[float, float], **more: str) -> None:
-        """A task ended, or was up to date; ``since`` it is looked at, in seconds since 1970 and by the monotonic clock.
+        """A task ended, or was up to date. It began at ``since``: seconds since 1970, and the monotonic clock.
 
-        ``more`` is said of it where it failed.
+        ``more`` are further fields, such as the error of a failed task.
         """
         began, clock = since
         texts = {what: redacted(text) for what, text in more.items()}
@@ -85,7 +85,7 @@ class RunLog:
                 with os.fdopen(_new(path), "wb") as stream:
                     stream.write(f"{_line(command)}\n{text}".encode(errors="surrogateescape"))
             except OSError:
-                path.unlink(missing_ok=True)  # a part of it would only take the room that others lack
+                path.unlink(missing_ok=True)  # an incomplete file only takes room on a full disk
                 raise
             self._kept[command] = path
             return path
@@ -105,7 +105,7 @@ class RunLog:
         self._write({**entry, **({"output": str(kept)} if kept else {})})
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Write nothing more."""
         with self._lock, contextlib.suppress(OSError):
             self._first = None
             if self._descriptor >= 0:
@@ -118,10 +118,10 @@ class RunLog:
                 if self._open():
                     self._put(entry)
             except OSError:
-                self.close()  # what comes after a part of a line could not be read
+                self.close()  # lines after an incomplete line would not be readable
 
     def _open(self) -> bool:
-        """Whether there is a file, which is made where there was nothing to write yet."""
+        """Whether there is a file. The first call that has something to write creates it."""
         if self._first is not None:
             first, self._first = self._first, None
             DIRECTORY.parent.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ class RunLog:
         return self._descriptor >= 0
 
     def _put(self, entry: Mapping[str, Any]) -> None:
-        # A file name need not be UTF-8; the escape that takes a byte's place is JSON's own.
+        # A file name need not be UTF-8; the escape for such a byte is also valid JSON.
         line = f"{json.dumps(entry, ensure_ascii=False)}\n".encode(errors="backslashreplace")
         if os.write(self._descriptor, line) != len(line):
             raise OSError("the disk is full")
@@ -155,7 +155,7 @@ def _new(path: Path) -> int:
 
 
 def redacted(text: str) -> str:
-    """``text`` without logins in addresses, and without what SECRETS names."""
+    """``text`` without logins in addresses, and without the values of SECRETS."""
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "…")
@@ -170,7 +170,7 @@ _NAMED = tuple(f"{name}=" for name in SECRETS)
 
 
 def _line(command: Command) -> str:
-    """A command as a shell takes it, in the directory of this run."""
+    """A command as a shell accepts it, in the directory of this run."""
     more = {name: text for name, text in command.env.items() if os.environ.get(name) != text}
     variables = [f"{name}={'…' if name in SECRETS else shell_word(redacted(text))}" for name, text in more.items()]
     there = command.cwd.absolute()
@@ -179,7 +179,7 @@ def _line(command: Command) -> str:
 
 
 def shell_word(word: str) -> str:
-    """A word as a shell takes it; what is not printable, or not UTF-8, as bash and zsh escape it."""
+    """A word as a shell accepts it; bytes that are not printable or not UTF-8 are escaped for bash and zsh."""
     if all(character.isprintable() or character in "\n\t" for character in word):
         return shlex.quote(word)
     escaped = (chr(byte) if byte in _PLAIN else rf"\x{byte:02x}" for byte in os.fsencode(word))

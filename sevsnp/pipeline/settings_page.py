@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`./doitw settings`: every setting with its present value; `./doitw settings NAME`: one, and what it decides.
+"""`./doitw settings`: every setting with its present value; `./doitw settings NAME`: one, and what it rebuilds.
 
-What a setting decides is not written down anywhere: the tasks are made again with another value of it, and those that
-then say that they are made from something else are what a change of it rebuilds.
+No list says which tasks a setting rebuilds. Instead, the tasks are created again with another value of it; the tasks
+whose inputs then differ are rebuilt by a change of the setting.
 """
 
 import json
@@ -37,13 +37,13 @@ _HEAD = (
     "comes from that is not the default.",
     "One of them, and what a change of it rebuilds: ./doitw settings NAME",
 )
-# For every kind of setting there is a text here that it takes and that is not its present value.
+# For every kind of setting, one of these texts is valid and differs from its present value.
 _PROBES = (CONFIG_FILE, "1", "2", "0x20000", "0x30001", "snp:1", "any", "off", "17M", "18M", "300M", "1" * 32, "2" * 32)
 _MOST_PATHS = 4
 
 
 def settings_page(guide: Guide, tasks: Tasks, names: Sequence[str]) -> str:
-    """The text for the words behind `settings`. Raises UserError for what is no setting."""
+    """The text for the words after `settings`. Raises UserError for a word that is not a setting."""
     present = resolve(command_line_words(sys.argv[1:]), os.environ, Path(CONFIG_FILE))
     if not names:
         return _table(present)
@@ -97,12 +97,12 @@ def _said(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """A value as one would write it; a password in an address is not repeated."""
+    """A value as a user would write it; a password in an address is not shown."""
     return re.sub(r"//[^/]*@", "//…@", text) or json.dumps("")
 
 
 def _readers(guide: Guide, tasks: Tasks, name: str) -> list[str]:
-    """The tasks that a user calls and that read a setting, themselves or by their helpers."""
+    """The tasks that a user calls and that read a setting, either directly or through their helpers."""
     public = [
         task
         for task in tasks.by_name.values()
@@ -137,10 +137,10 @@ def _shortened(paths: Sequence[str]) -> list[str]:
 
 
 def decided_by(guide: Guide, tasks: Tasks, present: Settings, setting: Setting) -> set[str]:
-    """The tasks that are made from something else with another value of ``setting``, the others being as they are.
+    """The tasks whose inputs change with another value of ``setting``, while the other settings stay as they are.
 
-    What a task is told about how it works (a mirror, a cache) is not what it is made from. Raises InvalidDodoFile where
-    the tasks refuse every other value.
+    Settings that only say how a task works (a mirror, a cache) are not inputs. Raises InvalidDodoFile if the tasks
+    refuse every other value.
     """
     now = {name: _made_from(task) for name, task in tasks.by_name.items() if task.targets}
     found: set[str] = set()
@@ -161,7 +161,7 @@ def decided_by(guide: Guide, tasks: Tasks, present: Settings, setting: Setting) 
 
 
 def _others(setting: Setting, present: Settings) -> Iterator[str]:
-    """Texts that make the setting have another value than now: all where they are few, else some."""
+    """Texts that give the setting another value: all if there are few, else some."""
     for text in setting.allowed or _PROBES:
         try:
             if setting.parse(text) != present.values[setting.name]:
@@ -171,7 +171,7 @@ def _others(setting: Setting, present: Settings) -> Iterator[str]:
 
 
 def _made_from(task: Any) -> list[Any]:
-    """All that a task says it is made from, but for the content of its inputs."""
+    """Everything that a task declares as its inputs, except the content of the files."""
     found: list[Any] = [sorted(task.file_dep), task.targets]
     for item, arguments, options in task.uptodate:
         if isinstance(item, Artefact):

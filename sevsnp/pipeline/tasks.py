@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit's tasks as one graph: who makes what, what is before a task, and whether what it makes is as it should be."""
+"""doit's tasks as one graph: their outputs, the tasks before each task, and whether each task is up to date."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -7,14 +7,14 @@ from typing import Any
 
 from doit.exceptions import InvalidTask
 
-# What lies outside the checkout is shown by whose it is.
+# Inputs outside the checkout are shown by their owner.
 YOURS = {"_keys": "your keys"}
 
 
 class Tasks:
-    """doit's tasks, who makes what, and whether what they make is as it should be.
+    """doit's tasks, the maker of each file, and whether the tasks are up to date.
 
-    Raises InvalidTask where two make the same file.
+    Raises InvalidTask if two tasks make the same file.
     """
 
     def __init__(self, tasks: Iterable[Any], database: Any = None) -> None:
@@ -48,7 +48,7 @@ class Tasks:
         return found
 
     def helpers(self, task: Any) -> list[Any]:
-        """The tasks before ``task`` that cannot be called by name, as far as no other task stands between."""
+        """The tasks before ``task`` that cannot be called by name, unless another task stands between."""
         found: dict[str, Any] = {}
         waiting = [task]
         while waiting:
@@ -59,7 +59,7 @@ class Tasks:
         return list(found.values())
 
     def made_after(self, names: Collection[str]) -> set[str]:
-        """The tasks that make something from what the tasks ``names`` make, or from what those make."""
+        """The tasks that make something, directly or indirectly, from the outputs of the tasks ``names``."""
         return {
             name
             for name, task in self.by_name.items()
@@ -67,7 +67,7 @@ class Tasks:
         }
 
     def standing_for(self, names: Iterable[str]) -> list[str]:
-        """``names`` with the makers of what a group puts together in the group's place."""
+        """``names``; each group is followed by the makers of what it puts together."""
         found: list[str] = []
         for name in names:
             task = self.by_name.get(name)
@@ -79,9 +79,9 @@ class Tasks:
         return not task.actions and not task.targets
 
     def status(self, name: str) -> str:
-        """U for up to date, R where something is to be made, E where what it needs is not there and nobody makes it.
+        """U: up to date; R: the task must run; E: an input is missing that no task makes.
 
-        I for ignored, and - for a command, which has nothing to be up to date.
+        I: ignored; -: a command, which cannot be up to date.
         """
         if name not in self._known:
             self._known[name] = self._status(self.by_name[name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bare `./doitw` says, and `./doitw help` before its list of commands: nothing is built by accident."""
+"""The text of a bare `./doitw`, and of `./doitw help` before its list of commands: nothing is built by accident."""
 
 WELCOME = """\
 openend2e-sevsnp: from a Linux root filesystem to a verified AMD SEV-SNP guest

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project itself: its picture, its tests, and what it needs of the machine."""
+"""The project itself: the picture of its pipeline, its tests, and its dependencies on the machine."""

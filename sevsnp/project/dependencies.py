@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pipeline runs from the host itself, the apt package each comes from, and how the missing ones get here.
+"""The programs that the pipeline runs from the host itself, their apt packages, and the installation of missing ones.
 
 Everything else (QEMU, the firmware, file-system tools, the kernel) is fetched into build/ and run in place.
 """
@@ -22,7 +22,7 @@ _APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
 
 @dataclass(frozen=True)
 class Dependency:
-    """An apt package, what the pipeline does with it, and whether what it brings is here."""
+    """An apt package, its purpose in the pipeline, and a test whether its programs are here."""
 
     package: str
     why: str
@@ -31,7 +31,7 @@ class Dependency:
 
 
 def _has(*programs: str) -> Callable[[], bool]:
-    # The programs count, not dpkg's word: another package, or the user, may have brought them.
+    # The programs count, not dpkg's records: another package, or the user, may have installed them.
     return lambda: all(command.find(program) for program in programs)
 
 
@@ -63,28 +63,28 @@ DEPENDENCIES: tuple[Dependency, ...] = (
 )
 
 
-# Where root runs the tests, one of them builds as an ordinary user.
+# If root runs the tests, one of them builds as an ordinary user.
 OF_TESTS = (UIDMAP,)
-# Only for drawing the pipeline.
+# Needed only to draw the pipeline.
 GRAPHVIZ = Dependency("graphviz", "lays out the picture of the pipeline", _has("dot"))
 
 
 def missing() -> list[Dependency]:
-    """The packages that this user needs on this machine and that are not there."""
+    """The packages that this user needs on this machine and that are missing."""
     return [dependency for dependency in DEPENDENCIES if dependency.needed() and not dependency.present()]
 
 
 def install_command(packages: Sequence[str]) -> list[str]:
-    """The one command that installs ``packages``, as root would type it."""
+    """The command that installs ``packages``, as root would type it."""
     return ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
 
 
 def install_dependencies(also: Sequence[Dependency] = ()) -> None:
-    """Say what is missing and why, ask where somebody can answer, and install it as root or through sudo."""
+    """Print what is missing and why, ask if a user can answer, and install it as root or through sudo."""
     wanted = [*missing(), *(one for one in also if not one.present())]
     if wanted:
         _install_wanted(wanted)
-    # Before anything is fetched: only root can mend it, so it must not be found out after that.
+    # Before anything is fetched: only root can repair this, so it must not be found out later.
     check_subordinate_ids()
     if not wanted:
         print("install_dependencies: nothing is missing")
@@ -120,13 +120,13 @@ def _install_wanted(wanted: Sequence[Dependency]) -> None:
 
 
 def _as_root(terminal: bool, by_hand: str) -> list[str]:
-    """The words before a command that make it run as root."""
+    """The words in front of a command that make it run as root."""
     if os.geteuid() == 0:
         return []
     if command.find("sudo") is None:
         raise UserError("packages are missing, and only root can install them: there is no sudo", by_hand)
     if terminal:
-        return ["sudo"]  # it asks for the password itself
+        return ["sudo"]  # sudo asks for the password itself
     try:
         command.run(["sudo", "-n", "true"], timeout=30)
     except UserError:
@@ -140,14 +140,14 @@ def _as_root(terminal: bool, by_hand: str) -> list[str]:
 def _agreed(line: str) -> bool:
     print(f"Install with: {line} [Y/n] ", end="", flush=True)
     answer = sys.stdin.readline()
-    # An empty line takes the default; an empty string is the end of the input, where nobody agreed to anything.
+    # An empty line accepts the default; an empty string is the end of the input, where no user has agreed.
     return answer != "" and answer.strip().lower() in ("", "y", "yes")
 
 
 def _install(packages: Sequence[str], as_root: Sequence[str], by_hand: str) -> None:
-    # sudo drops the environment, so the variable travels as an argument.
+    # sudo clears the environment, so the variable is passed as an argument.
     apt_get = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", *_APT_GET]
-    # A new machine has no package lists, an old one lists what the mirror no longer has.
+    # A new machine has no package lists; an old one has lists of packages that the mirror has replaced.
     if command.run_attached([*apt_get, "--quiet", "update"]):
         print("apt-get update failed; trying with the package lists that are here")
     code = command.run_attached([*apt_get, *install_command(packages)[1:]])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of the pipeline, from the very tasks that doit loads: what is made from what.
+"""A picture of the pipeline, drawn from doit's own tasks: which artefact is made from which.
 
-The description is text for Graphviz's dot, the same on every machine. The SVG carries its digest, so that whether a
-picture is current can be told without dot.
+The description is text for Graphviz's dot, the same on every machine. The SVG contains the description's digest, so
+that an outdated picture can be recognised without dot.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 
 from sevsnp.pipeline.tasks import YOURS
 
-# Colours that can be read on white and on black alike: filled nodes bring their own ground, the rest is a middle grey.
+# Colours that are readable on white and on black: filled nodes have their own background, the rest is a middle grey.
 INK, GREY = "#1c2733", "#7d8590"
 ARTEFACT, STEP, COMMAND = "#cfe3f7", "#e9eef3", "#f6d9a8"
 FONT = "Helvetica,Arial,sans-serif"
@@ -26,7 +26,7 @@ _DIGEST = re.compile(r"<!-- sha256 of its description: ([0-9a-f]{64}) -->")
 
 @dataclass(frozen=True)
 class Node:
-    """A task: its ``stage`` is the module below tasks/ that it is in; a ``command`` leaves no artefact."""
+    """A task: its ``stage`` is the module in tasks/ that defines it; a ``command`` leaves no artefact."""
 
     name: str
     stage: str
@@ -34,14 +34,14 @@ class Node:
 
     @property
     def label(self) -> str:
-        """Its name as one calls it, or a helper's in plain words."""
+        """Its name as the user types it, or a helper's name in plain words."""
         plain = self.name[1:].replace("_", " ") if self.name.startswith("_") else self.name
         return YOURS.get(self.name, plain)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Tasks by name, files and directories of the checkout that they start from, and who needs whom."""
+    """Tasks by name, files and directories of the checkout that they start from, and the edges between them."""
 
     nodes: Mapping[str, Node]
     sources: frozenset[str]
@@ -51,7 +51,7 @@ class Graph:
 def load() -> list[tuple[Any, str]]:
     """The tasks of the checkout in the working directory, each with its stage.
 
-    Loading dodo.py sets the umask and signal handlers: for a process of its own.
+    Call it in a separate process: loading dodo.py sets the umask and signal handlers.
     """
     from doit.loader import load_tasks
 
@@ -65,10 +65,10 @@ def load() -> list[tuple[Any, str]]:
 
 
 def read_graph(tasks: Iterable[tuple[Any, str]]) -> Graph:
-    """The graph of doit's tasks: files that one makes and another needs, and tasks that need tasks.
+    """The graph of doit's tasks: files that one task makes and another needs, and tasks that need tasks.
 
-    A command says no file that it needs; for it count the paths that it is given. What makes nothing and cannot be
-    called by name (checks, locks) is left out, and so are edges that others imply and tasks without any.
+    A command declares no files that it needs; the paths among its arguments count instead. Tasks that make nothing and
+    cannot be called by name (checks, locks) are left out. So are edges that others imply, and tasks without edges.
     """
     tasks = [(task, stage) for task, stage in tasks if task.targets or not task.name.startswith("_")]
     nodes = {task.name: Node(task.name, stage, not task.targets and bool(task.actions)) for task, stage in tasks}
@@ -81,15 +81,15 @@ def read_graph(tasks: Iterable[tuple[Any, str]]) -> Graph:
             continue
         for argument, path in {pair for action in task.actions for pair in _paths("", vars(action))}:
             if argument == "output":
-                # Not its target, or everybody who needs the file would call it.
+                # The output is not the command's target: otherwise each task that needs the file would run the command.
                 edges |= {(task.name, _source(path))} if path in needed - maker.keys() else set()
             elif path in maker:
                 edges.add((maker[path], task.name))
             elif os.sep in path:
-                # A directory that is given stands for what is made in it; all of build/ would say nothing.
+                # A directory argument stands for the artefacts in it; all of build/ would mean nothing.
                 edges |= {(name, task.name) for made, name in maker.items() if made.startswith(path + os.sep)}
     edges = {edge for edge in edges if edge[0] != edge[1] and "" not in edge}
-    # A directory is many files: a way from one of them says nothing about the others.
+    # A directory is many files: a path through one of them says nothing about the others.
     kept = _reduced({edge for edge in edges if edge[0] in nodes}) | {edge for edge in edges if edge[0] not in nodes}
     ends = {end for edge in kept for end in edge}
     return Graph(
@@ -98,13 +98,13 @@ def read_graph(tasks: Iterable[tuple[Any, str]]) -> Graph:
 
 
 def _source(path: str) -> str:
-    """What a file of the checkout is shown as: the file or directory at its top; empty for code and what is others'."""
+    """How a file of the checkout is shown: as the file or directory at its top; empty for code and files elsewhere."""
     top, _, below = path.partition(os.sep)
     return "" if top in ("", "sevsnp", "tasks") else f"{top}/" if below else top
 
 
 def _paths(argument: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The relative paths among a task's arguments, however they are nested, with the name of the argument."""
+    """The relative paths among a task's arguments, nested or not, with the name of the argument."""
     if isinstance(value, Path):
         if not value.is_absolute():
             yield argument, os.path.normpath(value)
@@ -117,7 +117,7 @@ def _paths(argument: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Without the edges beside which there is a longer way."""
+    """Remove the edges beside which there is a longer way."""
     after: dict[str, set[str]] = {}
     for start, end in edges:
         after.setdefault(start, set()).add(end)
@@ -125,7 +125,7 @@ def _reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
     def reach(name: str) -> set[str]:
         if name not in reached:
-            reached[name] = set()  # doit refuses cycles
+            reached[name] = set()  # doit has refused cycles
             reached[name] = {end for near in after.get(name, ()) for end in {near, *reach(near)}}
         return reached[name]
 
@@ -133,7 +133,7 @@ def _reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def describe(graph: Graph) -> str:
-    """The graph in dot's language: a box a stage, commands in another shape and colour than artefacts."""
+    """The graph in dot's language: a box for each stage; commands differ from artefacts in shape and colour."""
     lines = [
         "digraph pipeline {",
         '  graph [bgcolor="transparent", labeljust="l", rankdir="LR", ranksep=0.35, nodesep=0.12, newrank=true];',
@@ -164,10 +164,10 @@ def _look(node: Node) -> str:
 
 
 def current_description() -> str:
-    """The description of the checkout in the working directory, whatever the user has set for this run."""
+    """The description of the checkout in the working directory, independent of the user's settings for this run."""
     from sevsnp.system.command import run
 
-    # A process of its own gets an environment without anybody's settings, and -m finds dodo.py where it runs.
+    # A separate process gets an environment without the user's settings, and -m finds dodo.py in the working directory.
     return run([sys.executable, "-m", "sevsnp.project.graph"]).decode()
 
 
@@ -177,13 +177,13 @@ def digest(description: str) -> str:
 
 
 def drawn_digest(svg: Path) -> str:
-    """The digest of the description that a picture was drawn from; empty where it says none."""
+    """The digest of the description from which a picture was drawn; empty if the picture has none."""
     match = _DIGEST.search(svg.read_text())
     return match[1] if match else ""
 
 
 def draw(output: Path) -> None:
-    """Write the picture of the pipeline as SVG. Raises UserError where there is no dot."""
+    """Write the picture of the pipeline as SVG. Raises UserError if dot is missing."""
     from sevsnp.project.dependencies import GRAPHVIZ, install_dependencies
     from sevsnp.system.command import run
     from sevsnp.system.files import write_atomic
@@ -193,7 +193,7 @@ def draw(output: Path) -> None:
 
     description = current_description()
     svg = run(["dot", "-Tsvg"], stdin=description.encode(), hint="run as root: apt-get install graphviz").decode()
-    # dot's own comments name its version, which says nothing about the picture.
+    # dot's own comments contain its version, which does not matter for the picture.
     svg = re.sub(r"<!(--.*?--|DOCTYPE.*?)>\n?", "", svg, flags=re.DOTALL)
     svg = svg.replace("<g id=", f"<!-- sha256 of its description: {digest(description)} -->\n<g id=", 1)
     write_atomic(output, svg)

@@ -13,17 +13,17 @@ from sevsnp.system.nearest import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Where things are fetched from and kept is the machine's business and goes through. Anything else a user has set
+# Variables for download sources and caches depend on the machine and are passed on. Any other variable of the user
 # (IMAGE, CPUS, PYTEST_ADDOPTS…) would change what the tests test.
 _KEPT = ("CI", "COLUMNS", "XDG_CACHE_HOME", "CACHE_DIR", "MIRROR", "SNAPSHOT_MIRROR")
 
 
 _AS_IN = "as in: ./doitw test tests/unit/settings"
-# What is under two minutes: nothing is built or booted, and what lint does is not done again.
+# The tests that take less than two minutes: they build and boot nothing, and do not repeat lint's work.
 FAST = ("--fast", "--deselect", "tests/unit/project/test_house_rules.py::test_mypy")
 # Lines and branches of the library that the tests reach in their own process.
 COVERAGE = ("--cov", "--cov-report", "term:skip-covered")
-# Each by its name and its program's own arguments.
+# Each linter by its name, with the arguments of Python.
 LINTERS: Mapping[str, Sequence[str]] = {
     "ruff check": ("-m", "ruff", "check"),
     "ruff format --check": ("-m", "ruff", "format", "--check"),
@@ -35,14 +35,14 @@ LINTERS: Mapping[str, Sequence[str]] = {
 def run_tests(
     full: bool = False, fast: bool = False, coverage: bool = False, select: str = "", paths: Sequence[str] = ()
 ) -> None:
-    """Run pytest: the files, directories or tests that ``paths`` names, else all; of them what ``select`` (-k) names.
+    """Run pytest on the files, directories or tests in ``paths``, else on all; ``select`` (-k) restricts them by name.
 
-    Without the slow sweeps unless ``full``; ``fast`` are the unit tests that take no time. ``coverage``: of the unit
-    tests unless ``paths`` are given; less than the floor in pyproject.toml is an error. Raises UserError.
+    Without the slow sweeps unless ``full``; ``fast`` runs the unit tests that take no time. ``coverage`` measures the
+    unit tests unless ``paths`` are given; a coverage below the floor in pyproject.toml is an error. Raises UserError.
     """
     if full and fast:
         raise UserError("test: found --full and --fast, expected one of them")
-    # pytest would say it after it has loaded all others.
+    # pytest would report a missing path only after it has loaded all others.
     for path in paths:
         if not (ROOT / path.partition("::")[0]).exists():
             known = {file.name: file.relative_to(ROOT) for file in (ROOT / "tests").rglob("test_*.py")}
@@ -51,8 +51,8 @@ def run_tests(
             raise UserError(f"{path}: no such file or directory", hint)
     if not fast and any(not one.present() for one in OF_TESTS):
         install_dependencies(also=OF_TESTS)
-    # Two more than there are cores, since a test that waits keeps none busy. A guest does, and more than four guests at
-    # once would let tests that measure time reach their limits.
+    # Two processes more than cores, because a waiting test keeps no core busy. A guest does: with more than four guests
+    # at once, tests that measure time would reach their limits.
     processes = min(len(os.sched_getaffinity(0)) + 2, 4)
     argv = [sys.executable, "-m", "pytest", "--numprocesses", str(processes)]
     argv += ["--dist", "loadscope", "--no-loadscope-reorder", "--durations", "60", "--durations-min", "5"]
@@ -66,7 +66,7 @@ def run_tests(
 
 
 def lint() -> None:
-    """Run every linter, and name those that found something. Raises UserError."""
+    """Run every linter. Raises UserError naming those that found something."""
     failed = []
     for name, words in LINTERS.items():
         print(f"  {name}", flush=True)
@@ -82,7 +82,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
     # pip's own configuration, for the tests that make a .venv.
     kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith("PIP_")}
     if (mirror := Path(kept.get("MIRROR", ""))).is_file():
-        kept["MIRROR"] = str(mirror.absolute())  # some tests run elsewhere
+        kept["MIRROR"] = str(mirror.absolute())  # some tests run in another directory
     code = run_attached(argv, env=kept, cwd=ROOT)
     if code:
         raise UserError(f"{name}: exit code {code}", "its report is above")

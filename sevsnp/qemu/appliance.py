@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running one job in the appliance: a VM on QEMU's own firmware, with our kernel and initramfs and no network.
+"""Runs one job in the appliance: a VM on QEMU's own firmware, with our kernel and initramfs and no network.
 
-It runs where the host's kernel will not: opening device-mapper volumes and foreign file systems needs root, and a file
-system that somebody else made may attack the kernel that mounts it. What can go wrong there ends with the VM.
+The appliance does what the host's kernel should not do: opening device-mapper volumes and foreign file systems needs
+root, and a foreign file system may attack the kernel that mounts it. A successful attack ends with the VM.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ _TAIL = 2000
 _NEWLINE = "\n"
 _LINE = 1 << 20
 _ENDING = 30.0
-# QEMU would stop the machine on a full disk, and wait for somebody who makes room.
+# By default, QEMU would stop the machine on a full disk and wait until there is room.
 _REPORT = "werror=report,rerror=report"
 
 
 @dataclass(frozen=True)
 class ApplianceDisk:
-    """A disk of the appliance: ``role`` is its serial number; ``format`` is said, never found out by QEMU.
+    """A disk of the appliance: ``role`` is its serial number; ``format`` is given, never detected by QEMU.
 
     With ``overlay``, a file that is made for it, changes go there and the disk stays as it is.
     """
@@ -54,13 +54,13 @@ class ApplianceDisk:
 
     @property
     def block(self) -> BlockFile:
-        # No journal of the host's disk is waited for: what is half-written when the host fails has not got its name.
+        # No flush of the host's disk: if the host fails, the half-written file does not have its final name yet.
         return BlockFile(self.role, self.path, DiskFormat(self.format), self.read_only, self.overlay, flush=False)
 
 
 @dataclass(frozen=True)
 class Appliance:
-    """What it is made of. ``probe_cache`` is where it is remembered whether KVM boots here."""
+    """The appliance's files. ``probe_cache`` is the file that remembers whether KVM boots here."""
 
     qemu: Path
     kernel: Path
@@ -80,8 +80,9 @@ def run_job(
 ) -> dict[str, Any]:
     """Do the job initramfs/appliance/NAME.py and return its result.
 
-    ``arguments`` is JSON; ``secret`` goes the same way, over a socket that no other process has, and nowhere else.
-    Raises UserError with what the job says, or with the end of the console where it says nothing, or after ``seconds``.
+    ``arguments`` is JSON. ``secret`` goes the same way, over a socket that no other process has, and nowhere else.
+    Raises UserError with the job's message, or with the end of the console if the job gives none; also after
+    ``seconds``.
     """
     for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
         if not path.is_file():
@@ -118,7 +119,7 @@ def run_job(
 
 
 class _ApplianceFailed(Exception):
-    """A limit was reached, or an answer is none."""
+    """A limit was reached, or an answer is malformed."""
 
 
 def _arguments(
@@ -137,7 +138,7 @@ def _arguments(
         *("-m", f"{memory >> 20}M"),
         *("-kernel", str(appliance.kernel)),
         *("-initrd", str(appliance.initrd)),
-        # no_timer_check: on a busy machine a virtual CPU is not run often enough for the kernel's test of its timer.
+        # no_timer_check: on a busy machine a virtual CPU does not run often enough for the kernel's test of its timer.
         *("-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_check"),
         *("-chardev", f"file,id=console,path={escaped(console)}"),
         *("-serial", "chardev:console"),
@@ -151,7 +152,7 @@ def _arguments(
 
 
 def _access(appliance: Appliance, disks: Sequence[ApplianceDisk], work: Path) -> Access:
-    """The files it is made of and its disks; no network."""
+    """Access to the appliance's files and its disks; no network."""
     blocks = [disk.block for disk in disks]
     files = [appliance.kernel, appliance.initrd, *(path for block in blocks for path in block.only_read)]
     return Access(
@@ -162,7 +163,7 @@ def _access(appliance: Appliance, disks: Sequence[ApplianceDisk], work: Path) ->
 
 
 def _disk(disk: ApplianceDisk) -> list[str]:
-    """A virtio disk. No other file than the one named is ever opened for it."""
+    """A virtio disk. QEMU opens no other file than the named one for it."""
     return [
         *disk.block.arguments(),
         *("-device", f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,{_REPORT}"),
@@ -170,11 +171,11 @@ def _disk(disk: ApplianceDisk) -> list[str]:
 
 
 def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dict[str, Any] | None:
-    """Hand over the job and follow it to its end; None where the appliance ended without an answer."""
+    """Send the job and follow it to its end; None if the appliance ended without an answer."""
     deadline = time.monotonic() + seconds
     with progress.amount("starting the appliance") as amount:
         port.settimeout(seconds)
-        # QEMU's end, whatever it ended of, closes the port.
+        # When QEMU ends, for whatever reason, the port is closed.
         with contextlib.suppress(ConnectionError):
             port.sendall(len(job).to_bytes(4, "big") + job + secret)
             for line in _lines(port, deadline, seconds):
@@ -189,7 +190,7 @@ def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dic
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """What the appliance said, as far as its form goes: what it mounts may have made its kernel somebody else's."""
+    """A message of the appliance, if well formed: a mounted file system may have taken over the appliance's kernel."""
     try:
         said = json.loads(line)
         if not isinstance(said, dict):
@@ -222,14 +223,14 @@ def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[byt
 
 
 def _check_room(paths: Sequence[Path]) -> None:
-    """Raises UserError where a disk of the appliance is on a disk of this machine that is full."""
+    """Raises UserError if a disk of the appliance is on a full disk of this machine."""
     full = [str(place) for place, is_full in full_disks(paths).items() if is_full]
     if full:
         raise UserError(f"{' or '.join(full)}: cannot be written: the disk is full", f"see: df -h {shlex.join(full)}")
 
 
 def _said(work: Path) -> str:
-    """The end of what its console and QEMU have said."""
+    """The end of its console's and QEMU's output."""
     texts = []
     for name in ("console", "qemu.log"):
         with contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block devices of every QEMU that we start: the format is said, and one file is opened for each."""
+"""The block devices of every QEMU that we start: the format is given, and one file is opened for each."""
 
 import json
 import struct
@@ -9,18 +9,18 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.qemu.disk_format import DiskFormat, check_whole
 
-# The drivers of ours that follow a name in the image unless it is taken from them. The others have none to follow
-# (vhdx refuses a parent, vpc does not know of one), and QEMU refuses the word `backing` for them.
+# Drivers of ours that follow a backing file named in the image unless it is switched off. The others have none (vhdx
+# refuses a parent, vpc does not know one), and QEMU refuses the word `backing` for them.
 _BACKED = (DiskFormat.QCOW2, DiskFormat.VMDK)
 _CLUSTER_BITS = 16
 
 
 @dataclass(frozen=True)
 class BlockFile:
-    """A disk image as QEMU opens it: as ``form`` and nothing else.
+    """A disk image as QEMU opens it: only as ``form``.
 
-    With ``overlay``, the name of a file that is made for it, changes go there and the image stays as it is.
-    ``flush`` off leaves it to this machine's kernel when changes go to its disk.
+    With ``overlay``, the name of a file that is made for it, changes go there and the image stays as it is. Without
+    ``flush``, this machine's kernel decides when changes go to its disk.
     """
 
     role: str
@@ -37,13 +37,13 @@ class BlockFile:
 
     @property
     def only_read(self) -> tuple[Path, ...]:
-        """The files that QEMU opens beside them."""
+        """The files that QEMU opens only for reading."""
         return (self.path,) if self.overlay or self.read_only else ()
 
     def arguments(self) -> list[str]:
-        """The option that makes it, as a block node named ``role``.
+        """The option that creates it, as a block node named ``role``.
 
-        Raises UserError for an image that names another file: QEMU is never asked to open such a one.
+        Raises UserError for an image that names another file: QEMU never opens such an image.
         """
         check_whole(self.path, self.form)
         node = self._node(self.path, self.form, self.read_only or self.overlay is not None)
@@ -60,7 +60,7 @@ class BlockFile:
 
 
 def virtual_size(path: Path, form: DiskFormat) -> int:
-    """The size of the disk in an image, in bytes. Raises UserError for other formats than raw and qcow2."""
+    """The size of the disk in an image, in bytes. Raises UserError for formats other than raw and qcow2."""
     if form is DiskFormat.RAW:
         return path.stat().st_size
     if form is DiskFormat.QCOW2:

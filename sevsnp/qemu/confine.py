@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that becomes QEMU: it gives up all that QEMU does not need, and then executes it.
+"""The program that becomes QEMU: it gives up all rights that QEMU does not need, and then executes QEMU.
 
-QEMU reads what others have made: disk images, and what a guest sends to its devices. What gets hold of it there can
-open the files that it was given, and no others; it cannot leave a core dump with guest memory or a key in it, and it
-dies with the process that started it. Standard library only: a host bundle has it too, and starts it with -I -S -B.
+QEMU reads untrusted data: disk images, and requests of a guest to its devices. An attacker who takes over QEMU can
+open only the files that QEMU was given. QEMU cannot leave a core dump with guest memory or a key in it, and it dies
+with the process that started it. Standard library only: a host bundle has it too, and starts it with -I -S -B.
 
 Landlock's numbers and structures are those of linux/landlock.h.
 """
@@ -27,19 +27,19 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _RULE_PATH, _RULE_PORT = 1, 1, 2
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 _MAKE_REGULAR, _MAKE_SOCKET, _TRUNCATE, _IOCTL_DEVICE = 1 << 8, 1 << 9, 1 << 14, 1 << 15
-# The rights that a kernel knows, by the version of its interface; what it does not know it cannot be asked to forbid.
+# The rights that a kernel knows, by its Landlock version. A kernel cannot be asked to forbid a right it does not know.
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 _BIND, _CONNECT = 1, 2
 _NET_FROM, _SCOPES_FROM = 4, 6
-_SCOPES = 3  # no abstract UNIX socket and no process outside is reached
+_SCOPES = 3  # no access to abstract UNIX sockets and processes outside
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 
 _READ = _READ_FILE | _READ_DIR
 _PROGRAM = _READ | _EXECUTE
 _WRITE = _READ_FILE | _WRITE_FILE | _TRUNCATE
 _SCRATCH = _WRITE | _READ_DIR | _REMOVE_FILE | _MAKE_REGULAR | _MAKE_SOCKET
-# What any program needs of the system, and QEMU of the kernel. Nothing in it is a user's.
+# The parts of the system that any program needs, and the kernel files that QEMU needs. None belongs to a user.
 _SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
     *("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/alternatives"),
@@ -50,7 +50,7 @@ _FACTS = (
     *("/proc/self/status", "/dev/zero", "/dev/random", "/dev/urandom"),
 )
 _DEVICES = ("/dev/null", "/dev/kvm", "/dev/sev")
-# Where a QEMU that is not the system's has its libraries and firmware: beside the directory it is in.
+# A QEMU outside the system directories has its libraries and firmware in these directories, beside its own directory.
 _BESIDE = ("bin", "lib", "lib64", "libexec", "share", "usr")
 _BESIDE_AT_HOME = ("lib/qemu", "lib64/qemu", "libexec/qemu", "share/qemu")
 
@@ -59,8 +59,9 @@ class Access(NamedTuple):
     """What QEMU may open beside its own files: files to ``read`` and to ``write``, and ``scratch`` directories in
     which it makes files and sockets. All of them exist.
 
-    ``listen`` are the TCP ports that it may listen at; ``reach`` says whether it may connect to others. With neither it
-    gets no network at all. ``everything`` is for QEMU options that are not ours: nobody here knows their files.
+    ``listen`` are the TCP ports at which it may listen; ``reach`` says whether it may connect to others. With neither
+    it gets no network at all. ``everything`` is for QEMU options of the user, because the files that they need are
+    unknown.
     """
 
     read: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ def wrapped(argv: list[str], access: Access) -> list[str]:
 
 
 def landlock_version() -> int:
-    """The version of the kernel's Landlock, or 0 where it has none or it is not switched on."""
+    """The version of the kernel's Landlock; 0 if it is missing or switched off."""
     try:
         return max(0, _system_call(_CREATE_RULESET, None, 0, _VERSION))
     except OSError:
@@ -87,11 +88,11 @@ def landlock_version() -> int:
 def main(argv: list[str]) -> None:
     """Confine this process and execute ``argv[2:]``; ``argv[:2]`` are the parent's process id and the access."""
     parent, access, program = int(argv[0]), Access(**json.loads(argv[1])), argv[2:]
-    # One byte, not zero: the kernel writes no file for so little and, unlike with zero, hands no dump to a pipe either.
+    # One byte, not zero: the kernel writes no file for so little. With zero it would still hand a dump to a pipe.
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     least = 1 if most == resource.RLIM_INFINITY else min(1, most)
     resource.setrlimit(resource.RLIMIT_CORE, (least, least))
-    # A dump that goes to a socket heeds no limit; with this there is no memory in it.
+    # A dump that goes to a socket ignores the limit; with this setting it contains no memory.
     with contextlib.suppress(OSError), Path("/proc/self/coredump_filter").open("w") as stream:
         stream.write("0")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
             _leave_network()
         _landlock(access, program[0])
     _filter(connections=access.everything or access.reach)
-    # Last, because a change of credentials takes it back. The parent may have died before.
+    # Last, because a change of credentials resets it. The parent may have died before.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the process that starts QEMU is gone")
@@ -108,16 +109,16 @@ def main(argv: list[str]) -> None:
 
 
 def _leave_network() -> None:
-    """A network namespace without any interface, where this user may make one; Landlock knows TCP only."""
+    """Enter a network namespace without any interface, if this user may make one; Landlock covers only TCP."""
     ctypes.CDLL(None).unshare(_NEW_NET if os.geteuid() == 0 else _NEW_USER | _NEW_NET)
 
 
 def _filter(*, connections: bool) -> None:
-    """A seccomp filter for what Landlock does not know and QEMU's own sandbox allows.
+    """A seccomp filter for calls that Landlock does not cover and QEMU's own sandbox allows.
 
-    Nothing is typed into the user's terminal. Without ``connections`` there is no connect(2), no io_uring, which can do
-    the same, and no socket but streams of UNIX or TCP, on which QEMU listens: Landlock lets a process connect to any
-    UNIX socket, the user's session bus and agents among them, and send by UDP and MPTCP.
+    It forbids typing into the user's terminal. Without ``connections`` it forbids connect(2), io_uring, which can do
+    the same, and all sockets but streams of UNIX or TCP, on which QEMU listens: Landlock lets a process connect to any
+    UNIX socket, such as the user's session bus and agents, and send by UDP and MPTCP.
     """
     if os.uname().machine != "x86_64":
         return
@@ -194,13 +195,13 @@ def _own_files(program: str) -> Iterator[str]:
     real = Path(program).resolve()
     yield from (program, str(real))
     if real.parent.name in ("bin", "sbin"):
-        # In ~/bin and ~/.local/bin what lies beside is the user's own.
+        # In ~/bin and ~/.local/bin the neighbouring directories hold the user's own files.
         home = real.parents[1] in (Path.home(), Path.home() / ".local")
         yield from (str(real.parents[1] / name) for name in (_BESIDE_AT_HOME if home else _BESIDE))
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    """Allow ``rights`` on a file, or on all below a directory; nothing for what this system does not have."""
+    """Allow ``rights`` on a file, or on everything below a directory; does nothing if the path does not exist."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of disk image a file is, by its content, and whether it is whole in itself.
+"""Finds the format of a disk image by its content, and checks that the image needs no other file.
 
-QEMU is told the format and never finds it out: a raw disk whose guest has written a qcow2 header into its first sector
-would else be opened as one, and such a header names other files of this machine to be read. QEMU 10 cannot be told to
-ignore all such names (data-file takes no null), so a file that has one is refused, wherever QEMU would look for it.
+QEMU is given the format and never detects it. Otherwise a raw disk whose guest has written a qcow2 header into its
+first sector would be opened as qcow2, and such a header can name other files of this machine to be read. QEMU 10 cannot
+be told to ignore all such names (data-file accepts no null). An image with such a name is therefore refused, wherever
+QEMU would look for it.
 """
 
 import os
@@ -22,11 +23,11 @@ CONVERT = "ask the author of the image for a qcow2 image"
 _FLATTEN = "ask the author of the image for one that contains all of its data"
 # qcow2's incompatible feature bits (QEMU docs/interop/qcow2): the guest's data are in another file; all known ones.
 _QCOW2_DATA_FILE, _QCOW2_KNOWN = 1 << 2, (1 << 5) - 1
-# The header extension with that file's name, and how much of a file its header and extensions can take: one cluster.
+# The header extension with that file's name, and the maximum size of header and extensions: one cluster.
 _QCOW2_NAME, _QCOW2_LARGEST = 0x44415441, 2 << 20
-# Where QEMU looks for the descriptor in a VMDK that has one inside, whatever its header says (block/vmdk.c).
+# The place in which QEMU looks for a VMDK's embedded descriptor, whatever its header says (block/vmdk.c).
 _VMDK_DESCRIPTOR, _VMDK_SIZE = 512, 20 * 512
-# [MS-VHDX] 2.2.3.2: the regions' table, where the metadata are, and the item that says whether there is a parent.
+# [MS-VHDX] 2.2.3.2: the region table, the place of the metadata, and the item that tells whether there is a parent.
 _VHDX_REGIONS = 192 << 10
 _VHDX_METADATA = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
 _VHDX_PARAMETERS = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
@@ -35,7 +36,7 @@ _LARGEST_TABLE = 1 << 20
 
 
 class DiskFormat(Enum):
-    """A format that is taken; the value is QEMU's name of it."""
+    """A supported format; the value is QEMU's name for it."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -52,7 +53,7 @@ _OTHERS = (
     (0, b"QED\0", "a QED disk"),
     (0x8001, b"CD001", "a CD image (ISO 9660)"),
 )
-# A disk as it is, with a partition table or a file system from its first sector on.
+# A raw disk, with a partition table or a file system from its first sector on.
 _RAW = (
     (512, b"EFI PART"),
     (4096, b"EFI PART"),
@@ -66,7 +67,7 @@ _RAW = (
 
 
 def is_disk_image(path: Path) -> bool:
-    """Whether a file is a disk image of whatever format, and no archive. False for what cannot be read."""
+    """Whether a file is a disk image of any format, not an archive. False for an unreadable file."""
     try:
         start, end = _ends(path)
     except OSError:
@@ -75,7 +76,7 @@ def is_disk_image(path: Path) -> bool:
 
 
 def disk_format(path: Path) -> DiskFormat:
-    """The format of a disk image. Raises UserError for one that is not taken, or that leads to another file."""
+    """The format of a disk image. Raises UserError if it is not supported, or if the image names another file."""
     found = seen_format(path)
     if isinstance(found, DiskFormat):
         check_whole(path, found)
@@ -85,7 +86,7 @@ def disk_format(path: Path) -> DiskFormat:
 
 
 def seen_format(path: Path) -> DiskFormat | str | None:
-    """The format by content alone, the name of one that is not taken, or None for no disk image; nothing is checked."""
+    """The format by content alone; the name of an unsupported one; None for no disk image. The image is not checked."""
     try:
         return _seen(*_ends(path))
     except OSError as error:
@@ -93,9 +94,9 @@ def seen_format(path: Path) -> DiskFormat | str | None:
 
 
 def check_whole(path: Path, form: DiskFormat) -> None:
-    """Raises UserError where QEMU, told that ``path`` is a ``form``, would open another file too, or could not at all.
+    """Raises UserError if QEMU, told that ``path`` is a ``form``, would open another file too, or could not open it.
 
-    A raw disk names no other file, whatever is on it.
+    A raw disk names no other file, whatever its content is.
     """
     if form is DiskFormat.RAW:
         return
@@ -104,7 +105,7 @@ def check_whole(path: Path, form: DiskFormat) -> None:
             _CHECKS[form](path, stream)
     except OSError as error:
         raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
-    except (struct.error, ValueError, OverflowError):  # cut off, or an offset that no file has
+    except (struct.error, ValueError, OverflowError):  # truncated, or an impossible offset
         raise UserError(f"IMAGE={path}: ends within its own header") from None
 
 
@@ -116,7 +117,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 
 def _seen(start: bytes, end: bytes) -> DiskFormat | str | None:
-    """The format, the name of one that is not taken, or None for no disk image."""
+    """The format, the name of an unsupported one, or None for no disk image."""
     if start[:4] == b"QFI\xfb":
         return DiskFormat.QCOW2
     if start[:4] == b"KDMV":
@@ -136,7 +137,7 @@ def _seen(start: bytes, end: bytes) -> DiskFormat | str | None:
 
 
 def _is_ext(start: bytes) -> bool:
-    """An ext superblock: its magic is two bytes only, so its block size (1 KiB << at most 6) has to be one, too."""
+    """An ext superblock: its magic has only two bytes, so its block size (1 KiB << at most 6) must be valid too."""
     return start[0x438:0x43A] == b"\x53\xef" and int.from_bytes(start[0x418:0x41C], "little") <= 6
 
 
@@ -160,7 +161,7 @@ def _check_qcow2(path: Path, stream: BinaryIO) -> None:
         raise UserError(f"IMAGE={path}: qcow2 whose data are in another file", _FLATTEN)
     if features & ~_QCOW2_KNOWN:
         raise UserError(f"IMAGE={path}: qcow2 with unknown features: {features & ~_QCOW2_KNOWN:#x}", CONVERT)
-    # The first cluster has them all; QEMU looks no further.
+    # The first cluster contains all extensions; QEMU looks no further.
     place, end = struct.unpack_from(">I", start, 100)[0] if version == 3 else 72, 1 << min(bits, 21)
     while place < end:
         kind, length = struct.unpack_from(">II", start, place)
@@ -182,7 +183,7 @@ def _check_vmdk(path: Path, stream: BinaryIO) -> None:
         raise UserError(f"IMAGE={path}: VMDK without a descriptor: one of the files of a larger disk", _FLATTEN)
     if at * 512 != _VMDK_DESCRIPTOR:
         raise UserError(f"IMAGE={path}: VMDK with its descriptor at sector {at}, expected 1", CONVERT)
-    # QEMU looks for words in these bytes, not for lines; what stands behind a NUL is read by others.
+    # QEMU searches for words in these bytes, not for lines; other programs read what follows a NUL.
     text = start[_VMDK_DESCRIPTOR : _VMDK_DESCRIPTOR + max(_VMDK_SIZE, sectors * 512)].lower()
     parents = set(re.findall(rb"parentcid\s*=\s*([^\s\0]*)", text))
     if b"parentfilenamehint" in text or not parents <= {b"ffffffff"}:
@@ -220,7 +221,7 @@ def _check_vhdx(path: Path, stream: BinaryIO) -> None:
 
 
 def _check_vhd(path: Path, stream: BinaryIO) -> None:
-    """The footer at the end, and its copy at the start of all but fixed disks, which is the one that QEMU reads."""
+    """Check the footer at the end. All but fixed disks have a copy of it at the start, which QEMU reads."""
     copy = stream.read(512)
     stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
     footers = [footer for footer in (copy, stream.read(512)) if footer[:8] == b"conectix"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As what each of a user's disk images was first opened, so that no later content of it changes that.
+"""Records the format in which each of a user's disk images was first opened; later content cannot change it.
 
-What is on a raw disk is its guest's. Were the format found out at each run, a guest that writes the header of another
-format to its disk would have this machine follow it the next time.
+The guest decides the content of a raw disk. If each run detected the format, a guest could write the header of another
+format to its disk, and this machine would follow it at the next run.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from sevsnp.system.files import write_atomic
 def format_of(image: Path, record: Path) -> DiskFormat:
     """The format of a user's disk image, decided at its first use and kept in the JSON file ``record``.
 
-    An unknown content is a raw disk: a guest may make anything of it. Raises UserError for a format that QEMU is not to
-    read, for an image that names another file, and for one that is no longer of the kind it was.
+    Unknown content is a raw disk: a guest may write anything to it. Raises UserError for a format that QEMU must not
+    read, for an image that names another file, and for an image whose format has changed.
     """
     status = image.stat()
-    # Another file in its place is another disk.
+    # Another file at the same path is another disk.
     name = f"{image.resolve()} {status.st_dev}:{status.st_ino}"
     known = _read(record)
     seen = seen_format(image) or DiskFormat.RAW

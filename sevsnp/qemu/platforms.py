@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which platform a guest is launched on: `snp` where the host really can, else `emulated`.
+"""Chooses a guest's platform: `snp` if a test boot on this host succeeds, else `emulated`.
 
-/dev/kvm existing proves nothing, nor does a kernel parameter: a kernel is booted, and the answer is remembered until
-the machine or QEMU changes.
+Neither the existence of /dev/kvm nor a kernel parameter proves anything. Therefore a kernel is booted, and the result
+is remembered until the machine reboots or QEMU changes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _SNP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Platform:
-    """A platform, the accelerator its vCPUs run on, and why it was chosen."""
+    """A platform, the accelerator of its vCPUs, and why it was chosen."""
 
     name: str
     accelerator: str
@@ -38,9 +38,10 @@ class Platform:
 
 
 def choose(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Platform:
-    """The platform for ``requested`` (auto, snp or emulated); ``probe_cache`` is where earlier answers are remembered.
+    """The platform for ``requested`` (auto, snp or emulated); ``probe_cache`` remembers earlier results.
 
-    Raises :class:`UserError` where ``snp`` is asked for and the host cannot, and for a QEMU too old for the platform.
+    Raises :class:`UserError` if ``snp`` is requested and the host cannot run it, and for a QEMU too old for the
+    platform.
     """
     platform = _chosen(requested, launch, qemu, probe_cache)
     check_version(qemu, platform.name)
@@ -48,7 +49,7 @@ def choose(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Pla
 
 
 def accelerator(kernel: Path, qemu: Path, probe_cache: Path) -> str:
-    """``kvm`` where it boots ``kernel``, else ``tcg``, QEMU's own emulation; for what is no measured guest."""
+    """``kvm`` if it boots ``kernel``, else ``tcg``, QEMU's own emulation; for VMs that are not measured."""
     return "tcg" if _remembered(probe_cache, "kvm", qemu, lambda: _kvm_boots(kernel, qemu)) else "kvm"
 
 
@@ -65,7 +66,7 @@ def _chosen(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Pl
 
 
 def snp_is_known(qemu: Path, probe_cache: Path) -> bool:
-    """Whether this host was found to have SEV-SNP since it was booted; nothing is tried."""
+    """Whether this host was found to have SEV-SNP since its last boot; nothing is tried."""
     return _known(probe_cache).get(_question("snp", qemu)) == ""
 
 
@@ -82,7 +83,7 @@ def _known(probe_cache: Path) -> dict[str, str]:
 
 
 def _remembered(probe_cache: Path, question: str, qemu: Path, probe: Callable[[], str]) -> str:
-    """Why not, or an empty string; asked once per boot of this machine and file of QEMU."""
+    """Why it does not work, or an empty string; probed once per boot of this machine and file of QEMU."""
     asked, known = _question(question, qemu), _known(probe_cache)
     if not isinstance(known.get(asked), str):
         known[asked] = probe()
@@ -105,7 +106,7 @@ def _snp_boots(launch: Launch, qemu: Path) -> str:
             return f"{_SNP_PARAMETER} says no"
     except OSError:
         return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
-    probe = replace(launch, id_block=None, id_auth=None)  # it is another guest, with another launch digest
+    probe = replace(launch, id_block=None, id_auth=None)  # the probe is another guest, with another launch digest
     machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
     files = (launch.firmware.path,)
     return _boots(launch.kernel.path, qemu, machine, files, _SNP_SECONDS, "a test kernel did not boot with SEV-SNP")
@@ -114,7 +115,7 @@ def _snp_boots(launch: Launch, qemu: Path) -> str:
 def _boots(
     kernel: Path, qemu: Path, machine: list[str], files: tuple[Path, ...], seconds: float, otherwise: str
 ) -> str:
-    """Boot a kernel with no root: it panics and, told so on its command line, resets, which ends QEMU."""
+    """Boot a kernel without a root: it panics, and its command line makes it reset then, which ends QEMU."""
     arguments = [*machine, "-nodefaults", "-no-reboot", "-display", "none", "-kernel", str(kernel)]
     access = Access(read=tuple(str(path) for path in (kernel, *files)))
     process = start(qemu, [*arguments, "-append", "panic=-1"], access, terminal=False, messages=Path(os.devnull))
@@ -128,7 +129,7 @@ def _boots(
 
 @contextlib.contextmanager
 def running(platform: Platform, launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the guest on a platform; the emulation is named by a string, and loaded only where it is the one."""
+    """Start the guest on a platform; the emulation is named by a string, and imported only if it is chosen."""
     options.state.mkdir(parents=True, exist_ok=True)
     if platform.name == "snp":
         from sevsnp.qemu import snp

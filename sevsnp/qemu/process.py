@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's command line, one option and its value a line, and the process that must not outlive us."""
+"""QEMU's command line, one option and its value a line, and its process, which must not outlive this one."""
 
 import base64
 import contextlib
@@ -29,14 +29,14 @@ GUEST_ATTEST = 8088
 
 # sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
 OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
-# For every QEMU: no system call but those it needs itself, and no guest memory in a core dump.
+# For every QEMU: only the system calls that it needs, and no guest memory in a core dump.
 _ALWAYS = (
     *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     *("-machine", "dump-guest-core=off"),
 )
-# Whether it was said in this process that the kernel cannot confine QEMU.
+# Whether this process has already reported that the kernel cannot confine QEMU.
 _warned: list[bool] = []
-# What was started here, until it is stopped, and the files of what QEMU has to say.
+# The processes that were started here and not yet stopped, with the files of QEMU's messages.
 _told: dict["subprocess.Popen[bytes]", tuple[record.Command, Path]] = {}
 _PORTS_TRIED = 100
 
@@ -45,7 +45,7 @@ _QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bun
 
 
 def check_files(launch: Launch, *, disks: bool = True) -> None:
-    """Refuse files that are missing or no longer what the VM config says, by name; disks too unless not ``disks``."""
+    """Refuse, by name, files that are missing or differ from the VM config; disks too unless ``disks`` is false."""
     files: list[tuple[str, File | Disk]] = [
         ("firmware", launch.firmware),
         ("kernel", launch.kernel),
@@ -68,7 +68,10 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
 
 
 def check_options(options: RunOptions) -> RunOptions:
-    """Refuse ports that are taken or equal, and memory that this machine does not have; the options to launch with."""
+    """Refuse ports that are taken or equal, and more memory than this machine has.
+
+    Returns the options to launch with.
+    """
     if options.ssh_port == options.attest_port:
         raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
     options = _with_free_ports(options)
@@ -100,7 +103,7 @@ def _with_free_ports(options: RunOptions) -> RunOptions:
 
 
 def _free_from(wanted: int, other: int, name: str) -> int:
-    """``wanted`` where it is free, else a port above it that is."""
+    """``wanted`` if it is free, else a free port above it."""
     port = _free_port(wanted, (other,))
     if port != wanted:
         print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
@@ -108,14 +111,14 @@ def _free_from(wanted: int, other: int, name: str) -> int:
 
 
 def _bind(port: int) -> None:
-    """Raises OSError where nothing could listen at this port of 127.0.0.1 now."""
+    """Raises OSError if nothing could listen at this port of 127.0.0.1 now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
 
 
 def _free_port(least: int, others: Sequence[int]) -> int:
-    """A port from ``least`` that nothing uses now, and none of ``others``; ``least`` where there is none near."""
+    """A free port from ``least`` on that is not in ``others``; ``least`` if none is near."""
     for port in range(least, min(least + _PORTS_TRIED, 65536)):
         with contextlib.suppress(OSError):
             if port not in others:
@@ -132,12 +135,12 @@ def _host_memory() -> int:
 
 
 def escaped(path: Path) -> str:
-    """A path inside a QEMU option, where a comma ends the value."""
+    """A path inside a QEMU option, in which a comma ends the value."""
     return str(path).replace(",", ",,")
 
 
 def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> list[str]:
-    """A measured guest, as far as it does not depend on the platform: files, disks, network card and serial port."""
+    """The arguments of a measured guest that do not depend on the platform: files, disks, network card, serial port."""
     arguments = [
         *machine_arguments(launch.vcpus, options),
         *("-qmp", f"unix:{escaped(qmp_socket)},server=on,wait=off"),
@@ -152,12 +155,12 @@ def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> l
 
 
 def launch_disks(launch: Launch) -> tuple[BlockFile, ...]:
-    """The disks of a measured guest: raw, whatever is on them."""
+    """The disks of a measured guest: raw, whatever their content is."""
     return tuple(BlockFile(disk.role, disk.path, read_only=launch.workflow == "verity") for disk in launch.disks)
 
 
 def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
-    """What every guest has: one network card, one serial port, and nothing that QEMU would add by itself."""
+    """The arguments of every guest: one network card, one serial port, and none of QEMU's default devices."""
     forwards = f"hostfwd=tcp:127.0.0.1:{options.ssh_port}-:{GUEST_SSH}"
     forwards += f",hostfwd=tcp:127.0.0.1:{options.attest_port}-:{GUEST_ATTEST}"
     console = "stdio,id=serial,signal=on,mux=off" if options.terminal else "null,id=serial"
@@ -249,13 +252,13 @@ def _identity(launch: Launch) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What QEMU gets of our environment: where things are, and nothing that may be a secret."""
+    """The part of our environment that QEMU gets: locations, nothing that may be a secret."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "TERM") if name in os.environ}
     return {**kept, "LC_ALL": "C.UTF-8"}
 
 
 def check_version(qemu: Path, platform: str) -> None:
-    """Refuse a QEMU that is not there, is none, or is too old for ``platform`` (snp or emulated)."""
+    """Refuse a QEMU that is missing, is not QEMU, or is too old for ``platform`` (snp or emulated)."""
     hint = _QEMU
     words = [str(qemu), "--version"]
     if not shutil.which(str(qemu)):
@@ -279,10 +282,10 @@ def start(
     qemu: Path, arguments: list[str], access: Access, *, terminal: bool, messages: Path,
     sockets: Path | None = None, inherited: tuple[int, ...] = (),
 ) -> "subprocess.Popen[bytes]":  # fmt: skip
-    """Start QEMU confined to ``access``, so that it dies with this process, whatever kills it.
+    """Start QEMU confined to ``access``, so that it dies with this process, whatever kills this process.
 
-    The thread that calls has to live as long as QEMU: its end is taken for the process's. QEMU's messages go to the
-    file ``messages``; ``sockets`` is a directory's :func:`short_name` of which ``arguments`` make use, and
+    The calling thread must live as long as QEMU: the kernel treats the thread's end as the process's. QEMU's messages
+    go to the file ``messages``; ``sockets`` is a directory's :func:`short_name` that ``arguments`` use, and
     ``inherited`` are file descriptors of this process that they name.
     """
     program = shutil.which(str(qemu))
@@ -290,10 +293,11 @@ def start(
         raise UserError(f"{qemu}: no such program", _QEMU)
     _warn_unconfined()
     words = [*arguments, *_ALWAYS]
-    # QEMU's own words: what confines it is of no use to anybody but this process's child.
+    # Only QEMU's own words: the confining program works only as this process's child.
     told = record.starting([str(Path(program).absolute()), *words])
     if sockets:
-        # A confined process may not look into another's descriptors: it gets the directory's, and its own name for it.
+        # A confined process may not use another process's descriptors: it gets its own, with its own name for the
+        # directory.
         words = [word.replace(f"{sockets}/", f"/proc/self/fd/{sockets.name}/") for word in words]
     with messages.open("wb") as log:
         process = subprocess.Popen(
@@ -315,7 +319,7 @@ def _warn_unconfined() -> None:
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End QEMU if it still runs."""
+    """End QEMU if it is still running."""
     failed = bool(process.poll())
     if process.poll() is None:
         process.terminate()

@@ -14,7 +14,7 @@ from sevsnp.errors import UserError
 
 
 class Qmp:
-    """A connected QMP session. Every wait is bounded by ``timeout`` seconds, and ends when QEMU is not ``alive``."""
+    """A connected QMP session. Every wait is limited to ``timeout`` seconds, and ends when QEMU is not ``alive``."""
 
     def __init__(self, path: Path, timeout: float = 30.0, alive: Callable[[], bool] = lambda: True) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -46,7 +46,7 @@ class Qmp:
     def _read(self) -> dict[str, Any]:
         try:
             line = self._stream.readline()
-        except ConnectionError:  # QEMU has not read all that it was sent
+        except ConnectionError:  # QEMU has not read all data that was sent
             line = b""
         if not line:
             raise UserError("QEMU ended while it was being asked", "look at its messages above")
@@ -54,7 +54,7 @@ class Qmp:
         return document
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """Execute a command and return its answer; events in between are passed over."""
+        """Execute a command and return its answer; events before the answer are skipped."""
         with contextlib.suppress(ConnectionError):  # the answer will be missing
             self._socket.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
         while True:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be chosen for each run of a guest.
+"""The options that may be chosen for each run of a guest.
 
-Apart from what starts QEMU: whatever doit is asked to do, it makes one of these for each task that launches a guest.
+A module apart from the one that starts QEMU: doit makes such options for each launching task, in every command.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is free at launch because nothing measures it. ``memory`` in bytes; ports at 127.0.0.1 of this machine.
+    """Values that are free at launch because nothing measures them. ``memory`` is in bytes; ports are at 127.0.0.1.
 
-    ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` cuts the guest
-    off from everything but the forwarded ports; ``terminal`` shows the serial console here as well as in its log, else
-    it may be had from the listening socket ``console``, a file descriptor. In place of a port in ``movable`` (SSH_PORT,
-    ATTEST_PORT) the next free one is taken where it is in use.
-    ``disks`` are the guest's beside those of its VM config. ``extra`` are QEMU options of a user's own; since nobody
-    here knows which files they need, QEMU may then open all that its user may.
+    ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` limits the
+    guest's network to the forwarded ports. ``terminal`` shows the serial console here as well as in its log; otherwise
+    it is available at the listening socket ``console``, a file descriptor. If a port in ``movable`` (SSH_PORT,
+    ATTEST_PORT) is in use, the next free one is taken. ``disks`` are the guest's disks beside those of its VM config.
+    ``extra`` are the user's own QEMU options. The files that these need are unknown here, so QEMU may then open every
+    file that its user may open.
     """
 
     qemu: Path
@@ -43,10 +43,10 @@ class RunOptions:
 
     @property
     def serial_log(self) -> Path:
-        """What the guest wrote to its serial console."""
+        """The log of the guest's serial console."""
         return self.state / "serial.log"
 
     @property
     def messages(self) -> Path:
-        """What QEMU itself had to say."""
+        """The log of QEMU's own messages."""
         return self.state / "qemu.log"

@@ -15,13 +15,13 @@ from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system.files import short_name
 from sevsnp.vm_config.config import Launch
 
-# The two figures that QEMU wants to be told although the processor knows them; used where QEMU cannot say.
+# Two values that QEMU must be given although the processor has them; used if QEMU cannot report them.
 _CBITPOS, _REDUCED_PHYS_BITS = 51, 1
 
 
 @contextlib.contextmanager
 def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the guest and give its QEMU process; it is gone when the context ends."""
+    """Start the guest and give its QEMU process, which has ended when the context ends."""
     if launch.platform != "snp":
         raise UserError(
             "this VM config is for the emulated platform: its guest answers with emulated evidence",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content hashes: what makes an artefact up to date."""
+"""Artefacts, the content hashes that decide whether they are up to date, and the artefact cache."""

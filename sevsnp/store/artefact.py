@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artefact: what it is made from and by, and whether it is as it was made. How it comes about: sevsnp.store.making.
+"""An artefact: its inputs, the code that makes it, and whether it is up to date. sevsnp.store.making makes it.
 
-doit has all of them whatever it is asked to do, so what only makes one is loaded when one is made.
+doit creates all artefacts for every command. The modules that only make an artefact are therefore imported when one
+is made.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """One task's part in the graph: its function with all that goes in and comes out.
+    """One task's part in the graph: its function with all inputs and outputs.
 
     ``given`` are the function's other arguments. ``ignored`` are names at the top of an output tree that are not part
-    of it. ``cached``: whether the outputs may be kept and shared; never where they hold a secret, or are of no use
-    anywhere else.
+    of it. ``cached``: whether the outputs may be kept and shared. It is false for outputs that hold a secret, and for
+    outputs that are useless elsewhere.
     """
 
     function: str
@@ -38,17 +39,17 @@ class Artefact:
     ignored: tuple[str, ...] = ()
     cached: bool = True
     trees: frozenset[str] = frozenset()
-    # What the last run of the action made, for doit to save; and why it is not up to date, for `doit info`.
+    # What the last run of the action made, for doit to save; and why the artefact is not up to date, for `doit info`.
     made: dict[str, Any] = field(default_factory=dict)
     reason: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return ", ".join(self.reason) or f"made by {self.function}"
 
-    # What it is made from.
+    # The inputs.
 
     def parts(self) -> dict[str, str]:
-        """A digest for each kind of thing that decides what is made. Raises OSError for an input that is not there."""
+        """A digest for each kind of input that decides the result. Raises OSError if an input does not exist."""
         from sevsnp.store.entries import SCHEMA
 
         index = session.index()
@@ -67,20 +68,20 @@ class Artefact:
         }
         return {name: digest_of(document) for name, document in documents.items()}
 
-    # Whether it is as it was made: doit's question.
+    # Whether the artefact is up to date: doit's question.
 
     def __call__(self, task: Any, values: Mapping[str, Any]) -> bool | None:
-        """A doit ``uptodate`` item: false when anything that decides changed, or an output is not as it was made."""
+        """A doit ``uptodate`` item: false if an input that decides the result, or an output, has changed."""
         task.value_savers.append(self._save)
         self.reason.clear()
         saved = values.get("artefact") or {}
         try:
             parts = self.parts()
         except FileNotFoundError:
-            return None  # doit says it better: which file, and of which task
+            return None  # doit's own message is better: it names the file and the task
         except OSError as error:
             self.reason.append(f"{error.filename}: {error.strerror}")
-            return False  # the task says it, as its own failure
+            return False  # the task reports this as its own failure
         if not saved:
             self.reason.append("not made here yet")
         else:
@@ -92,7 +93,7 @@ class Artefact:
         return {"artefact": dict(self.made)}
 
     def lacking(self, digests: Mapping[str, str]) -> Iterator[str]:
-        """The outputs that are not there as ``digests`` has them."""
+        """The names of the outputs that do not match ``digests``."""
         for name, path in self.outputs.items():
             try:
                 if self._digest(path) == digests.get(name):
@@ -102,7 +103,7 @@ class Artefact:
             yield name
 
     def _digest(self, path: Path) -> str:
-        """The digest of an output as it is now, permissions and all."""
+        """The digest of an output as it is now, including its permissions."""
         status = path.lstat()
         if stat.S_ISDIR(status.st_mode):
             return session.index().tree(path, self.ignored)
@@ -110,12 +111,12 @@ class Artefact:
             raise ValueError(path)
         return f"{session.index().file(path)} {stat.S_IMODE(status.st_mode):o}"
 
-    # How it comes about.
+    # How it is made.
 
     def make(self, say: Say, remark: Say) -> None:
-        """Bring the outputs to their places: leave what is right, copy what the cache has, make the rest.
+        """Bring the outputs to their places: keep those that are right, copy those that the cache has, make the rest.
 
-        ``say`` takes warnings; ``remark`` what happened instead of making. Raises UserError and OSError.
+        ``say`` takes warnings; ``remark`` takes what happened instead of making. Raises UserError and OSError.
         """
         from sevsnp.store.making import make
 
@@ -130,7 +131,7 @@ def digest_of(document: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it; a path by what it is called everywhere."""
+    """The value in JSON's types. A path becomes the name that it has in every checkout."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -139,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 
 def _portable(path: Path) -> str:
-    """A path as every checkout has it: relative to the project; of what is elsewhere only the name."""
+    """A path in a form that is equal in all checkouts: relative to the project, or only the name if it is elsewhere."""
     if not path.is_absolute():
         return path.as_posix()
     here = Path.cwd()
@@ -147,7 +148,7 @@ def _portable(path: Path) -> str:
 
 
 def _listing(directory: Path) -> list[list[str]]:
-    """What is in a directory of sources: names, links, content, and who may be executed; nothing that umask decides."""
+    """The listing of a source directory: names, links, content and execute permissions; nothing that umask decides."""
     index = session.index()
     found = []
     for path in sorted(directory.rglob("*")):
@@ -162,7 +163,7 @@ def _listing(directory: Path) -> list[list[str]]:
 
 
 def _program(name: str) -> str:
-    """What a program of the host is: the digest of its file."""
+    """The identity of a host program: the digest of its file."""
     from sevsnp.system.command import find
 
     path = find(name)

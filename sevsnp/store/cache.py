@@ -24,24 +24,27 @@ Note = Callable[[str], None]
 
 
 class Cache:
-    """Entries and their blobs, wherever they are. Trouble with a cache costs a warning, and never the build."""
+    """Entries and their blobs, on this machine or in the registry.
+
+    A failing cache causes a warning, never a failed build.
+    """
 
     def __init__(self, chosen: Options, known: Index) -> None:
         if chosen.signing and chosen.push:
             if chosen.accepted is None:
-                # What was taken unchecked would be sent back with our signature.
+                # This run would sign an entry that it had taken unchecked, and push it.
                 raise UserError(
                     f"CACHE_KEY={chosen.signing} without CACHE_PUBLIC_KEY, expected both",
                     f"make the public one: openssl pkey -in {quote(str(chosen.signing))} -pubout -out PUBLIC_KEY",
                 )
-            signing_key(chosen.signing)  # asked for now, and not after ten minutes of building
+            signing_key(chosen.signing)  # asked for now, not after ten minutes of building
         self.local = LocalStore(chosen.directory, known)
         self._options = chosen
         self._shared = _registry(chosen.shared)
-        # One that failed is not asked again in this run: each question would cost its time-out. One that takes
-        # nothing from us may still give.
+        # A registry that failed is not asked again in this run: each question would cost its time-out. A registry that
+        # accepts no pushes may still serve pulls.
         self._silent = self._full = False
-        # Whether its last answer was a good one. If it was, the next bad one is that entry's trouble.
+        # Whether the registry's last answer was good. If so, the next bad answer concerns that entry alone.
         self._sound = False
         self._deciding = threading.Lock()
 
@@ -57,7 +60,7 @@ class Cache:
             return None
 
     def keep(self, entry: Entry, outputs: Mapping[str, Path], note: Note) -> None:
-        """Store what was just made here, and send it on where that is asked for."""
+        """Store what this run just made here, and push it if the settings ask for that."""
         try:
             with self.local.in_use():
                 kept = self.local.keep(entry, outputs)
@@ -68,12 +71,12 @@ class Cache:
             self.push(entry, note)
 
     def keep_early(self, made: File, path: Path) -> None:
-        """Store one file before the rest of its artefact is there; trouble is told when that is kept."""
+        """Store one file before the rest of its artefact is finished; :meth:`keep` reports any trouble later."""
         with contextlib.suppress(OSError, DamagedError), self.local.in_use():
             self.local.keep_file(made, path)
 
     def push(self, entry: Entry, note: Note) -> None:
-        """Send an entry to the shared cache, if this run may."""
+        """Send an entry to the shared cache, if this run may push."""
         if self._shared is None or not self._options.push or self._silent or self._full:
             return
         from sevsnp.store.registry import Refused, Tampered, Unavailable
@@ -98,11 +101,11 @@ class Cache:
 
     @property
     def _checked(self) -> bool:
-        """Whether only what is signed is taken from the registry."""
+        """Whether this run takes only signed entries from the registry."""
         return self._options.accepted is not None
 
     def prune(self) -> None:
-        """Keep to the size limit; if somebody else uses the cache now, the next run will."""
+        """Keep to the size limit; if another run uses the cache now, the next run does it."""
         limit = self._options.limit
         try:
             if self.local.usage().size > limit:
@@ -162,11 +165,12 @@ _opening = threading.Lock()
 
 @functools.cache
 def cache() -> Cache | None:
-    """The cache of this run, or None where it is switched off. Raises UserError for one that cannot be trusted."""
+    """The cache of this run, or None if it is switched off. Raises UserError if it cannot be trusted."""
     chosen = options()
     if chosen.shared == OFF:
         return None
-    # Two threads come here at once, and functools lets both in: two caches would each wait for a silent registry.
+    # Two threads call this at once, and functools.cache runs the function in both: two caches would each wait for a
+    # silent registry.
     with _opening:
         return _opened(chosen, index())
 
@@ -177,7 +181,7 @@ def _opened(chosen: Options, known: Index) -> Cache:
 
 
 def require_cache() -> Cache:
-    """The cache of this run. Raises UserError where it is switched off."""
+    """The cache of this run. Raises UserError if it is switched off."""
     found = cache()
     if found is None:
         raise UserError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of files and trees, remembered as long as the file system says that nothing changed.
+"""Digests of files and trees, remembered as long as the file system reports no change.
 
-A file is known by device, inode, size, modification time and *change* time, which no program can set back: unpackers
-and SOURCE_DATE_EPOCH tools keep modification times, and an edit that does so is still seen.
+A file is known by device, inode, size, modification time and *change* time. No program can set the change time back.
+Unpackers and SOURCE_DATE_EPOCH tools set the modification time; an edit that does so is still seen.
 """
 
 import hashlib
@@ -22,23 +22,23 @@ from sevsnp.system.files import CHUNK, sha256_file
 if TYPE_CHECKING:
     from sevsnp.store.entries import Node, Tree
 
-# A file may be written again within one tick of the kernel's clock and keep its change time. Ticks are 1 to 10 ms.
+# A file may be written twice within one tick of the kernel's clock and keep its change time. Ticks are 1 to 10 ms.
 _TICK_NS = 20_000_000
-# The longest list of what is remembered; what is forgotten is only hashed again.
+# The maximum number of remembered digests. A file whose digest was dropped is hashed again, nothing worse.
 _ROWS = 200_000
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TABLE = "CREATE TABLE IF NOT EXISTS known (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 def identity(status: os.stat_result) -> str:
-    """What names the present content of a file as long as it is not written to."""
+    """A name for the present content of a file. It holds until the file is written to."""
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
 class Index:
-    """What is known of files by their identity, in a database at ``path``; without one, in memory.
+    """Digests of files by their identity, in a database at ``path``; without ``path``, in memory.
 
-    A database that is damaged, or that cannot be opened or written, costs time and nothing else.
+    A database that is damaged, or that cannot be opened or written, only costs time.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -49,16 +49,16 @@ class Index:
         self._database = self._open()
 
     def file(self, path: Path | str) -> str:
-        """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError where there is none."""
-        status = os.stat(path)  # noqa: PTH116 (this is what a run without anything to do spends its time on)
+        """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError if there is no such file."""
+        status = os.stat(path)  # noqa: PTH116 (an idle run spends its time here)
         if (known := self._get(identity(status))) is not None:
             return known
         if not stat.S_ISREG(status.st_mode):
             raise IsADirectoryError(21, "not a regular file", str(path))
         if status.st_size > CHUNK and _young(status):
-            # Worth the wait: what is too young to be remembered would be hashed again and again.
+            # Worth the wait: a file that is too young to be remembered would be hashed again and again.
             time.sleep(_TICK_NS / 1e9)
-        # Asked before it is read: what is old only afterwards may have been written again meanwhile, within its tick.
+        # Tested before the read: a file that is old only after the read may have been written again within its tick.
         young = _young(status)
         digest = sha256_file(Path(path))
         after = os.stat(path)  # noqa: PTH116
@@ -67,13 +67,13 @@ class Index:
         return digest
 
     def note(self, path: Path, sha256: str) -> None:
-        """Remember the digest of a file that this process has just put in its place, with content that it knows."""
+        """Remember the digest of a file that this process has just put in its place, with known content."""
         self._put(identity(path.stat()), sha256)
 
     def tree(self, root: Path, ignored: Collection[str] = ()) -> str:
-        """The digest of a directory's listing (:attr:`Tree.sha256`). Raises OSError, ValueError for odd files.
+        """The digest of a directory's listing (:attr:`Tree.sha256`). Raises OSError; ValueError for unsupported files.
 
-        ``ignored`` are names at the top that are not looked at.
+        ``ignored`` are names at the top that are left out.
         """
         name, newest = _fingerprint(root, ignored)
         if (known := self._get(name)) is not None:
@@ -97,7 +97,7 @@ class Index:
         return value
 
     def close(self) -> None:
-        """Write what was learned. Losing it is no loss."""
+        """Write what this run learned to the database. A loss only costs time."""
         with self._lock:
             if self._database is None or not self._fresh:
                 return
@@ -145,7 +145,7 @@ class Index:
                 return database
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
-                    return None  # in use, not writable, or the disk is full: a damaged one is no OperationalError
+                    return None  # in use, not writable, or the disk is full; a damaged database raises another error
                 self._path.unlink(missing_ok=True)
             except OSError:
                 return None
@@ -159,7 +159,7 @@ def is_private(directory: Path) -> bool:
 
 
 def _forget_before_boot(database: sqlite3.Connection) -> None:
-    """What was remembered before a power cut may be of content that never reached the disk."""
+    """Delete digests of an earlier boot: after a power cut their content may never have reached the disk."""
     boot = _BOOT_ID.read_text().strip()
     if database.execute("SELECT value FROM known WHERE name = 'boot'").fetchone() != (boot,):
         with database:
@@ -172,7 +172,7 @@ def _young(status: os.stat_result) -> bool:
 
 
 def _fingerprint(root: Path, ignored: Collection[str]) -> tuple[str, int]:
-    """What names a tree's present content, and its newest change time in nanoseconds."""
+    """A name for a tree's present content, and its newest change time in nanoseconds."""
     digest = hashlib.sha256(",".join(sorted(ignored)).encode())
     newest = 0
     for name, status in _walk(root, ignored):
@@ -182,7 +182,7 @@ def _fingerprint(root: Path, ignored: Collection[str]) -> tuple[str, int]:
 
 
 def _walk(root: Path, ignored: Collection[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Every path below ``root``, relative and in sorted order within its directory, with what lstat says of it."""
+    """Every path below ``root`` with its lstat result; relative, and in sorted order within its directory."""
     yield "", root.lstat()
     waiting = [("", os.fspath(root))]
     while waiting:
@@ -199,9 +199,9 @@ def _walk(root: Path, ignored: Collection[str]) -> Iterator[tuple[str, os.stat_r
 
 
 def read_tree(root: Path, ignored: Collection[str] = ()) -> "Tree":
-    """List a directory with the digests of its files; the pack's digest is of their content in that order.
+    """List a directory with the digests of its files; the pack's digest covers their content in that order.
 
-    Raises OSError, and ValueError for a file that is neither regular, nor a directory or link, or has a set-id bit.
+    Raises OSError; ValueError for a file that is not regular, a directory or a link, or that has a set-id bit.
     """
     from sevsnp.store.entries import MODES, Blob, Directory, File, Link, Tree
 

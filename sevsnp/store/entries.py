@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache entry: which blobs an artefact's outputs are made of, as a document that local and shared caches exchange.
+"""A cache entry: a document that lists the blobs of an artefact's outputs, for local and shared caches.
 
-A file is one blob. A tree is a listing, one blob for each large file, and one for all the small files' content, one
-after the other in the order of the listing. Blobs are named by their SHA-256, so that what two artefacts have in common
-(a host bundle holds the verified root's image) is kept and sent once.
+A file is one blob. A tree is a listing, one blob for each large file, and one blob, the pack, for the content of all
+small files, concatenated in the order of the listing. A blob's name is its SHA-256. Content that two artefacts have in
+common (a host bundle holds the verified root's image) is therefore kept and sent once.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
-# Smaller files go into a tree's pack: a registry is asked once for a thousand of them.
+# Smaller files go into a tree's pack: one request to a registry then fetches a thousand of them.
 LARGE = 1 << 20
 MODES = 0o777
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class EntryError(ValueError):
-    """A document that is no entry; where it came from is for the caller to say."""
+    """A document is not a valid entry. The caller adds the document's origin."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +41,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class File:
-    """A regular file: its content and its permissions, set-id bits not among them."""
+    """A regular file: its content and its permissions without set-id bits."""
 
     blob: Blob
     mode: int
@@ -60,7 +60,7 @@ class Directory:
 
 @dataclass(frozen=True)
 class Link:
-    """A symbolic link and what it says."""
+    """A symbolic link and its target."""
 
     target: str
 
@@ -73,7 +73,7 @@ Node = File | Directory | Link
 
 @dataclass(frozen=True)
 class Tree:
-    """A directory: its own permissions and, by relative path in sorted order, all that is below it."""
+    """A directory: its own permissions, and everything below it by relative path in sorted order."""
 
     mode: int
     nodes: Mapping[str, Node]
@@ -84,17 +84,17 @@ class Tree:
 
     @property
     def sha256(self) -> str:
-        """The tree's digest: SHA-256 over its listing, which has the digest of every file."""
+        """The tree's digest: SHA-256 over its listing, which contains the digest of every file."""
         return hashlib.sha256(canonical(self.document())).hexdigest()
 
     def packed(self) -> dict[str, File]:
-        """The files whose content is in the pack, in its order."""
+        """The files whose content is in the pack, in the pack's order."""
         return {name: node for name, node in self.nodes.items() if isinstance(node, File) and node.blob.size < LARGE}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What an artefact's function made, by the name of the output; ``key`` is what it was made from."""
+    """The outputs of an artefact's function by name; ``key`` is the digest of its inputs."""
 
     key: str
     function: str
@@ -124,7 +124,7 @@ class Entry:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Entry":
-        """Parse a document from anywhere. Raises :class:`EntryError` unless it is exactly of the form above."""
+        """Parse an untrusted document. Raises :class:`EntryError` unless it has exactly the form above."""
         try:
             document = json.loads(data)
             if document["schema"] != SCHEMA:
@@ -134,7 +134,7 @@ class Entry:
                 raise EntryError(f"function {document['function']!r}")
             outputs = {_name(name): _output(made) for name, made in document["outputs"].items()}
             entry = cls(document["key"], document["function"], outputs)
-            # One way to write it: nothing in the document goes unread, and nothing is there twice.
+            # Only one spelling is valid: no part of the document goes unread, and no key stands twice.
             if entry.to_bytes() != data:
                 raise EntryError("not in canonical form")
         except EntryError:
@@ -158,11 +158,11 @@ def _output(document: Any) -> File | Tree:
     tree = document["tree"]
     nodes: dict[str, Node] = {}
     for path in sorted(tree["nodes"]):
-        # Every parent must be a directory of this very tree: no path leads out of it, and none through a link.
+        # Every parent must be a directory of this tree: then no path leaves the tree, and no path goes through a link.
         parent, slash, last = path.rpartition("/")
         if last in ("", ".", "..") or "\0" in path or (slash and not isinstance(nodes.get(parent), Directory)):
             raise EntryError(f"path {path!r}")
-        os.fsencode(path)  # a ValueError for what no file can be called
+        os.fsencode(path)  # raises ValueError for an impossible file name
         nodes[path] = _node(tree["nodes"][path])
     found = Tree(_mode(tree["mode"]), nodes, Blob(document["pack"]["sha256"], document["pack"]["size"]))
     if sum(file.blob.size for file in found.packed().values()) != found.pack.size:

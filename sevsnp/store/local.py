@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact cache on this machine: entries by key, and the blobs that they are made of by digest.
+"""The artefact cache on this machine: entries by key, and their blobs by digest.
 
-    entries/KEY           what an artefact consists of (sevsnp.store.entries); its time is that of its last use
+    entries/KEY           the outputs of an artefact (sevsnp.store.entries); its modification time is its last use
     blobs/AB/ABCDEF…      content, read-only, with holes
-    locks/                one for the whole, one for each key that is being made
+    locks/                one lock for the whole cache, one for each key that is being made
 
-A blob is written beside its place, checked and renamed, an entry after its blobs: whatever is interrupted leaves
-nothing that could be taken for whole. A blob that is no longer what its name says is removed, and made again.
+A blob is written beside its place, checked and renamed. An entry is written after its blobs. An interruption therefore
+leaves nothing that looks complete. A blob whose content does not match its name is removed, and made again.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from sevsnp.system.copying import copy_file
 from sevsnp.system.files import CHUNK, remove_tree, scratch_directory, sha256_file
 from sevsnp.system.locks import locked, locked_if_free
 
-# Outputs that not everybody may read are somebody's secret.
+# An output that is not readable for everybody is treated as a secret.
 _PUBLIC = 0o044
 
 
 class DamagedError(Exception):
-    """A blob or an entry that is not there, or not what it should be."""
+    """A blob or an entry is missing or has the wrong content."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the cache holds: the number of entries and blobs, and the bytes that these take on disk."""
+    """What the cache holds: the number of entries and blobs, and the bytes that they take on disk."""
 
     entries: int
     blobs: int
@@ -52,7 +52,7 @@ class LocalStore:
         self._check_private()
 
     def _check_private(self) -> None:
-        """What others can write to, they could poison: the digests in an entry are only as good as the entry."""
+        """Refuse a directory that others can write to: they could replace entries, and with them the digests."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
@@ -68,22 +68,23 @@ class LocalStore:
                 "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without",
             )
 
-    # The locks. Whoever reads or adds holds the whole one shared; who removes holds it alone.
+    # The locks. A process that reads or adds holds the lock of the whole cache shared; a process that removes holds it
+    # exclusively.
 
     def making(self, key: str, waiting: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-        """Be the only one who makes ``key``, in all processes on this cache."""
+        """Be the only maker of ``key`` among all processes on this cache."""
         return locked(self._locks / key, waiting=waiting)
 
     def in_use(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing is removed meanwhile."""
+        """Nothing is removed from the cache while the context lasts."""
         return locked(self._locks / "all", shared=True)
 
     # Entries.
 
     def entry(self, key: str, *, vouched: bool = False) -> Entry | None:
-        """What was stored under ``key``; None where there is nothing, or what is there is no entry.
+        """The entry stored under ``key``; None if there is none, or if the document is not valid.
 
-        With ``vouched`` only what was made here, or signed by a key that was asked for when it was taken.
+        With ``vouched``, only an entry that was made here, or that was signed by the key that the pulling run required.
         """
         path = self._entries / key
         try:
@@ -102,7 +103,7 @@ class LocalStore:
         return entry
 
     def add(self, entry: Entry, *, vouched: bool = True) -> None:
-        """Keep an entry whose blobs are all here; one that nobody vouches for is told by its mode."""
+        """Keep an entry whose blobs are all here; the file mode marks an entry that is not vouched for."""
         self._entries.mkdir(parents=True, exist_ok=True)
         with scratch_directory(self._entries / entry.key) as scratch:
             new = scratch / "entry"
@@ -119,7 +120,7 @@ class LocalStore:
         return self._blobs / blob.sha256[:2] / blob.sha256
 
     def has(self, blob: Blob) -> bool:
-        """Whether a blob is here and whole; one that is damaged is removed."""
+        """Whether a blob is here and whole; a damaged blob is removed."""
         try:
             self.check(blob)
         except DamagedError:
@@ -127,9 +128,9 @@ class LocalStore:
         return True
 
     def check(self, blob: Blob, *, thorough: bool = False) -> Path:
-        """The path of a whole blob. Raises :class:`DamagedError` for a damaged one, which it removes.
+        """The path of a whole blob. Raises :class:`DamagedError` for a damaged blob, which it removes.
 
-        ``thorough`` reads all of it; else what the file system says has not changed since is not read again.
+        ``thorough`` reads the whole blob; otherwise a blob that the file system reports as unchanged is not read again.
         """
         path = self.blob_path(blob)
         try:
@@ -143,7 +144,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def new_blob(self, blob: Blob) -> Iterator[Path]:
-        """A path to write a blob's content to; it becomes the blob if it is what it should be."""
+        """A path to write a blob's content to. At the end the file becomes the blob if its digest matches."""
         path = self.blob_path(blob)
         with scratch_directory(path) as scratch:
             new = scratch / "blob"
@@ -161,7 +162,7 @@ class LocalStore:
     # Artefacts.
 
     def keep(self, entry: Entry, outputs: Mapping[str, Path]) -> bool:
-        """Copy the outputs into the cache. False, and nothing is kept, where one of them is not for everybody."""
+        """Copy the outputs into the cache. False, and nothing is kept, if one of them is not readable for everybody."""
         if not all(map(_is_public, entry.outputs.values())):
             return False
         for name, made in entry.outputs.items():
@@ -173,12 +174,12 @@ class LocalStore:
         return True
 
     def keep_file(self, made: File, path: Path) -> None:
-        """Copy one output that is finished before the others; not one that is not for everybody."""
+        """Copy one output that is finished before the others, if it is readable for everybody."""
         if _is_public(made):
             self._keep_file(made.blob, path)
 
     def _keep_file(self, blob: Blob, path: Path) -> None:
-        """Copy what was just hashed, in a scratch directory that nobody else writes to: once is enough."""
+        """Copy a file that was just hashed in a private scratch directory: a second hash is not needed."""
         if not self.has(blob):
             with scratch_directory(self.blob_path(blob)) as scratch:
                 copy_file(path, scratch / "blob", 0o444)
@@ -228,7 +229,7 @@ class LocalStore:
                     place.chmod(node.mode)
                 else:
                     self._restore_file(node, place)
-        # Last, and the deepest first: a directory need not be writable for its owner.
+        # Last, and the deepest first: a directory's final mode may deny writing even to its owner.
         for name, node in reversed(list(tree.nodes.items())):
             if isinstance(node, Directory):
                 (target / name).chmod(node.mode)
@@ -237,14 +238,14 @@ class LocalStore:
     # Upkeep.
 
     def usage(self) -> Usage:
-        """How much is kept now."""
+        """How much the cache holds now."""
         blobs = [status for _, status in self._listed_blobs()]
         return Usage(len(self._listed_entries()), len(blobs), sum(status.st_blocks * 512 for status in blobs))
 
     def prune(self, limit: int) -> Usage | None:
-        """Remove the entries that were not used for the longest time until the rest fits into ``limit`` bytes.
+        """Remove the least recently used entries until the rest fits into ``limit`` bytes.
 
-        Also what belongs to no entry. Returns what was removed, or None where somebody uses the cache right now.
+        Blobs of no entry are removed too. Returns what was removed, or None if another run uses the cache right now.
         """
         with locked_if_free(self._locks / "all") as free:
             if not free:
@@ -261,7 +262,7 @@ class LocalStore:
                 except EntryError:
                     needed, full_entry = set(), True
                 else:
-                    # One that is larger than all there may be goes alone, and not with everything before it.
+                    # An entry that is larger than the limit goes alone, and not together with all entries before it.
                     alone = sum(sizes.get(name, 0) for name in needed) > limit
                     total += 0 if alone else sum(sizes.get(name, 0) for name in needed - kept)
                     full = full or total > limit
@@ -282,7 +283,7 @@ class LocalStore:
             return Usage(before.entries - after.entries, before.blobs - after.blobs, before.size - after.size)
 
     def verify(self) -> list[str]:
-        """Read every blob again; what is damaged or incomplete is removed and said, a line each."""
+        """Read every blob again. Removes damaged blobs and incomplete entries; returns what it found, a line each."""
         said = []
         bad: set[str] = set()
         for path, status in self._listed_blobs():
@@ -309,12 +310,12 @@ class LocalStore:
         return said
 
     def _sweep(self) -> None:
-        """Remove what killed runs left; nobody else may be using the cache."""
+        """Remove what killed runs left; the caller must hold the cache alone."""
         for path in (*self._entries.glob(".*"), *self._blobs.glob("*/.*")):
             remove_tree(path)
 
     def _listed_entries(self) -> list[Path]:
-        """The entries, that with the oldest use first."""
+        """The entries, the least recently used first."""
         if not self._entries.is_dir():
             return []
         found = [(path.stat().st_mtime_ns, path) for path in self._entries.iterdir() if not path.name.startswith(".")]
@@ -327,7 +328,7 @@ class LocalStore:
 
 
 def _is_public(made: File | Tree) -> bool:
-    """Whether everybody may read it, and all that is in it."""
+    """Whether everybody may read the output and everything in it."""
     if isinstance(made, File):
         return made.mode & _PUBLIC == _PUBLIC
     modes = [made.mode, *(node.mode for node in made.nodes.values() if not isinstance(node, Link))]

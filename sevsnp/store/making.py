@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an artefact comes about: copied from the cache where the same was made before, and made where not."""
+"""Makes an artefact: copies it from the cache if the cache has it, and runs its function otherwise."""
 
 import errno
 import stat
@@ -27,9 +27,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def make(artefact: Artefact, say: Say, remark: Say) -> None:
-    """Bring the outputs to their places: leave what is right, copy what the cache has, make the rest.
+    """Bring the outputs to their places: keep those that are right, copy those that the cache has, make the rest.
 
-    ``say`` takes warnings; ``remark`` what happened instead of making. Raises UserError and OSError.
+    ``say`` takes warnings; ``remark`` takes what happened instead of making. Raises UserError and OSError.
     """
     store = cache() if artefact.cached else None
     parts = artefact.parts()
@@ -60,7 +60,7 @@ def make(artefact: Artefact, say: Say, remark: Say) -> None:
 
 
 def _restore(artefact: Artefact, entry: Entry, store: Cache, say: Say) -> bool:
-    """Copy what is not there yet; all outputs are whole before the first takes its place."""
+    """Copy the outputs that are missing. All of them are complete before the first takes its place."""
     if not _is_of_its_kind(artefact, entry):
         say(f"refused what the cache has under {entry.key}: other outputs than {', '.join(artefact.outputs)}")
         return False
@@ -97,7 +97,7 @@ def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache 
             outputs = {name: reader.made(name) for name in scratch}
         _check_sources(module)
         if (now := artefact.parts()) != parts:
-            # What was made is of neither the old nor the new.
+            # The result belongs to neither the old nor the new inputs.
             changed = " and ".join(name for name in now if now[name] != parts[name])
             raise UserError(f"its {changed} changed while it was made", "run it again")
         entry = Entry(key, artefact.function, outputs)
@@ -105,7 +105,7 @@ def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache 
             raise UserError(f"{artefact.function} made a directory for a file, or a file for a directory")
         if store:
             store.keep(entry, scratch, say)
-        # What came out as it was stays in its place, and is not read again by what depends on it.
+        # If an output is identical to the old one, the old file stays, and its dependents do not read it again.
         lacking = list(artefact.lacking({name: _shown(made) for name, made in entry.outputs.items()}))
         _place(artefact, scratch, {name: entry.outputs[name] for name in lacking})
     _note_made(artefact, parts, entry)
@@ -116,7 +116,7 @@ def _note_made(artefact: Artefact, parts: Mapping[str, str], entry: Entry) -> No
 
 
 def _check_sources(module: str) -> None:
-    """What runs was loaded at some time since this process started: it must be what its digest was taken of."""
+    """Refuse sources that changed since this process started: the loaded code would differ from its digest."""
     for path in reached_sources(module).values():
         if path.stat().st_ctime_ns > session.started_ns():
             raise UserError(f"{path}: changed since this run started", "run it again")
@@ -124,7 +124,7 @@ def _check_sources(module: str) -> None:
 
 @contextmanager
 def _scratch(artefact: Artefact) -> Iterator[dict[str, Path]]:
-    """A temporary name for every output, each in a directory of its own."""
+    """A temporary path for every output, each in a directory of its own."""
     with scratch_directory(next(iter(artefact.outputs.values()))) as scratch:
         made = {name: scratch / name / path.name for name, path in artefact.outputs.items()}
         for path in made.values():
@@ -139,7 +139,7 @@ def _place(artefact: Artefact, scratch: Mapping[str, Path], made: Mapping[str, F
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.is_dir() and not path.is_symlink()
         if there or (isinstance(output, Tree) and (path.exists() or path.is_symlink())):
-            # A directory cannot be replaced in one step; the old one is out of the way for an instant.
+            # A directory cannot be replaced in one step: there is no directory at this path for an instant.
             old = path.rename(scratch[name].with_name(f"{path.name}.old"))
             for kept in artefact.ignored:
                 if there and (old / kept).exists():
@@ -157,7 +157,7 @@ def _is_of_its_kind(artefact: Artefact, entry: Entry) -> bool:
 
 
 class _Reader:
-    """Takes the digests of outputs, of those that are finished early while the function goes on with the others."""
+    """Takes the digests of outputs. It reads an output that is finished early while the function makes the others."""
 
     def __init__(self, scratch: Mapping[str, Path], store: Cache | None) -> None:
         self._scratch, self._store = scratch, store
@@ -172,7 +172,7 @@ class _Reader:
             self._pool.shutdown(cancel_futures=True)
 
     def follow(self, finished: Iterable[str] | None) -> None:
-        """Run the rest of a function that yields the name of each output to which it will not write any more."""
+        """Run the rest of a function that yields the name of each output as soon as that output is final."""
         for name in finished or ():
             from concurrent.futures import ThreadPoolExecutor
 

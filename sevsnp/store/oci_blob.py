@@ -13,9 +13,9 @@ from sevsnp.store.entries import Blob
 from sevsnp.store.oci_reference import Tampered
 from sevsnp.system.files import CHUNK
 
-# One level and one thread: the same blob is the same layer, whoever pushes it.
+# One level and one thread: the same blob gives the same layer on every machine.
 LEVEL = 3
-# What the decoder may set aside. Level 3 writes 2 MiB windows; a frame may ask for gigabytes.
+# The memory limit of the decoder. Level 3 uses 2 MiB windows; a malicious frame may ask for gigabytes.
 _WINDOW = 8 << 20
 _BLOCK = 4096
 _ZEROS = bytes(CHUNK)
@@ -23,29 +23,29 @@ _ZEROS = bytes(CHUNK)
 
 @dataclass(frozen=True)
 class Layer:
-    """A blob as the registry has it: the digest (``sha256:`` and 64 hex digits) and size of the compressed bytes."""
+    """A blob as the registry stores it: digest (``sha256:`` and 64 hex digits) and size of the compressed bytes."""
 
     digest: str
     size: int
 
 
 class Source(Protocol):
-    """Where compressed bytes come from: up to ``size`` at a time, none at the end."""
+    """A stream of compressed bytes: up to ``size`` at a time, none at the end."""
 
     def read(self, size: int) -> bytes: ...
 
 
 def largest_layer(size: int) -> int:
-    """The most bytes that ``size`` bytes can become: zstd's own bound, and room for the frame."""
+    """The maximum compressed size of ``size`` bytes: zstd's own bound, and room for the frame."""
     return size + (size >> 7) + 1024
 
 
 @contextlib.contextmanager
 def compressed(blob: Blob, path: Path, *, checksum: bool = False) -> Iterator[tuple[IO[bytes], Layer]]:
-    """The layer made from ``path``, in a file without a name beside it: it is gone whatever ends this process.
+    """The layer made from ``path``, in an unnamed file beside it: the kernel removes the file when this process ends.
 
-    With ``checksum`` it is another layer of the same content. Raises :class:`Tampered` where the file is not ``blob``,
-    and OSError.
+    With ``checksum`` the same content gives different bytes. Raises OSError, and :class:`Tampered` if the file does not
+    match ``blob``.
     """
     import zstandard
 
@@ -57,7 +57,7 @@ def compressed(blob: Blob, path: Path, *, checksum: bool = False) -> Iterator[tu
             packed.update(data)
             stream.write(data)
 
-        # One byte more than expected is read at most: zstd was promised the size.
+        # Read at most one byte more than expected: zstd was given the size in advance.
         while piece := source.read(min(CHUNK, blob.size + 1 - size)):
             size += len(piece)
             if size > blob.size:
@@ -73,10 +73,10 @@ def compressed(blob: Blob, path: Path, *, checksum: bool = False) -> Iterator[tu
 
 
 def restore(source: Source, layer: Layer, blob: Blob, target: Path) -> None:
-    """Write the blob that ``source`` has as ``layer`` to ``target``, with holes for blocks of zeros.
+    """Decompress ``source``, which holds ``blob`` as ``layer``, to ``target``, with holes for blocks of zeros.
 
-    Reads no more than the layer's size and writes no more than the blob's, plus one piece. Raises :class:`Tampered` and
-    OSError, and what ``source`` raises; the target is removed then.
+    Reads no more than the layer's size and writes no more than the blob's, plus one piece. Raises :class:`Tampered`,
+    OSError and the errors of ``source``; the target is removed then.
     """
     import zstandard
 
@@ -106,7 +106,7 @@ def restore(source: Source, layer: Layer, blob: Blob, target: Path) -> None:
 
 
 class _Counted:
-    """A source that must be exactly what a layer says."""
+    """A source that must have exactly the size and digest of a layer."""
 
     def __init__(self, source: Source, layer: Layer) -> None:
         self._source, self._layer = source, layer
@@ -130,7 +130,7 @@ class _Counted:
 
 
 def write_sparse(stream: IO[bytes], piece: bytes) -> None:
-    """Write ``piece`` (at most 1 MiB) with holes where its 4 KiB blocks are zero; the file's end needs a truncate."""
+    """Write ``piece`` (at most 1 MiB) with holes for zero blocks of 4 KiB; the caller truncates the file at its end."""
     if piece == _ZEROS[: len(piece)]:
         stream.seek(len(piece), 1)
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in to a registry with what `docker login` left: a password, or a token that it is changed for.
+"""Logs in to a registry with the credentials that `docker login` stored: a password, or a token obtained for it.
 
-oras knows where credentials are and how tokens are asked for. What it leaves open is closed here: its requests go
-through a session that has time-outs, bounds and rules about hosts, credential helpers end in time, and nothing is
+oras knows where credentials are and how to ask for tokens. This module adds the missing limits: the requests of oras go
+through a session with time-outs, size limits and rules about hosts; credential helpers have a time limit; nothing is
 logged.
 """
 
@@ -23,25 +23,25 @@ from sevsnp.errors import UserError
 from sevsnp.store.oci_reference import Reference, Refused
 from sevsnp.system.command import run
 
-# It may have to ask a locked keyring, but nobody is there to answer.
+# A helper may have to ask a locked keyring, but no user is there to answer.
 _HELPER_SECONDS = 20.0
 _HELPER_NAME = re.compile("[A-Za-z0-9_.-]+")
 
 
 def docker_config() -> Path:
-    """Where `docker login` keeps its logins."""
+    """The file in which `docker login` keeps its logins."""
     folder = os.environ.get("DOCKER_CONFIG")
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 class Login(TokenAuth):  # type: ignore[misc]
-    """The credentials for one registry, and the Authorization header that they were changed for last.
+    """The credentials for one registry, and the latest Authorization header that was obtained for them.
 
-    ``session`` has requests' ``get`` and ``request``; passwords and tokens go wherever it lets them.
+    ``session`` has requests' ``get`` and ``request``; it decides where passwords and tokens may go.
     """
 
     def __init__(self, reference: Reference, session: Any) -> None:
-        logger.set_level(logging.CRITICAL)  # it would print what the registry and the helpers say, as they say it
+        logger.set_level(logging.CRITICAL)  # oras would print the words of the registry and the helpers unfiltered
         super().__init__()
         self.session, self.prefix, self._tls_verify = session, reference.scheme, True
         self._reference = reference
@@ -50,13 +50,13 @@ class Login(TokenAuth):  # type: ignore[misc]
         self.authorization = ""
 
     def answer(self, response: requests.Response) -> None:
-        """Set :attr:`authorization` anew as a 401 asks for it. Raises :class:`Refused` where there is no way."""
+        """Renew :attr:`authorization` as a 401 response asks. Raises :class:`Refused` if that is not possible."""
         challenge = response.headers.get("WWW-Authenticate", "")
         self._look_up()
         if re.search(r"(?:^|,)\s*bearer\s", challenge, re.IGNORECASE):
             try:
                 headers, changed = self.authenticate_request(response, {}, refresh=True)
-            except (AttributeError, KeyError, TypeError, ValueError):  # a challenge or a token that is none
+            except (AttributeError, KeyError, TypeError, ValueError):  # a malformed challenge or token
                 headers, changed = {}, False
             authorization = headers.get("Authorization", "") if changed else ""
         elif re.search(r"(?:^|,)\s*basic\b", challenge, re.IGNORECASE):
@@ -69,7 +69,7 @@ class Login(TokenAuth):  # type: ignore[misc]
         self.authorization = authorization
 
     def refusal(self) -> Refused:
-        """What is said where a login is refused, or there is none."""
+        """The error for a refused login, or for a missing one."""
         host = self._reference.host
         known = "the login in" if hasattr(self, "_basic_auth") else "needs a login, and there is none in"
         trouble = f" ({self._trouble})" if self._trouble else ""
@@ -77,14 +77,14 @@ class Login(TokenAuth):  # type: ignore[misc]
         return Refused(f"{self._reference}: {what}{known} {docker_config()}{trouble}; docker login {host}")
 
     def _look_up(self) -> None:
-        """Find the credentials, once: in the configuration, or through the helper that it names."""
+        """Find the credentials, once: in the configuration, or through the helper that the configuration names."""
         if self._looked_up:
             return
         self._looked_up = True
         path = docker_config()
         try:
             config = json.loads(path.read_bytes())
-            # Never empty, or oras would look for its own.
+            # Never empty: oras would then look for its own.
             self._auth_config = {
                 "auths": dict(config.get("auths") or {}),
                 "credsStore": config.get("credsStore"),
@@ -99,7 +99,7 @@ class Login(TokenAuth):  # type: ignore[misc]
             self._trouble = error.strerror or "unreadable" if isinstance(error, OSError) else "not readable as JSON"
 
     def _get_auth_from_creds_store(self, suffix: str, hostname: str) -> str | None:
-        """The user and password that a helper has, as basic authentication spells them; None where it has none."""
+        """The user and password from a helper, encoded for basic authentication; None if the helper has none."""
         if not isinstance(suffix, str) or not _HELPER_NAME.fullmatch(suffix):
             self._trouble = "the name of a credential helper is not valid"
             return None

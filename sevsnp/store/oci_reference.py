@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a shared cache is: ``oci://host[:port]/repository``; and the ways in which it can fail."""
+"""The address of a shared cache, ``oci://host[:port]/repository``, and the ways in which the cache can fail."""
 
 import ipaddress
 import re
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sevsnp.errors import UserError
 
-# Repository names as the OCI distribution specification has them; hosts as names or addresses, always in lower case.
+# Repository names as the OCI distribution specification defines them; hosts as names or addresses, always in lower
+# case.
 _REFERENCE = re.compile(
     r"oci://(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"/(?P<repository>[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
@@ -17,20 +18,20 @@ _WORDS = 200
 
 
 class Unavailable(Exception):
-    """The registry can not be used now: unreachable, too slow, refuses us, or does not speak its protocol."""
+    """The registry cannot be used now: it is unreachable, too slow, refuses us, or does not speak its protocol."""
 
 
 class Refused(Unavailable):
-    """The registry answers, and does not let us do this: another request may be welcome."""
+    """The registry answers and refuses this request; it may accept another one."""
 
 
 class Tampered(Exception):
-    """What came is not what its digest or size says."""
+    """Received data does not match its digest or size."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository. ``scheme`` is https, or http for a loopback host; ``host`` has ``:port`` where one was given."""
+    """A repository. ``scheme`` is https, or http for a loopback host; ``host`` contains ``:port`` if one was given."""
 
     scheme: str
     host: str
@@ -38,7 +39,7 @@ class Reference:
 
     @property
     def base(self) -> str:
-        """The URL that the names of its manifests and blobs are appended to."""
+        """The base URL of the repository's manifests and blobs."""
         return f"{self.scheme}://{self.host}/v2/{self.repository}"
 
     def __str__(self) -> str:
@@ -61,7 +62,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` (without port) is this machine: 127.0.0.0/8, ::1 or the name localhost, and nothing like it."""
+    """Whether ``host`` (without port) is this machine: 127.0.0.0/8, ::1 or localhost; no other spelling counts."""
     if host == "localhost":
         return True
     try:
@@ -75,7 +76,7 @@ _LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 
 
 def clean(text: str, longest: int = _WORDS) -> str:
-    """Somebody else's words for a message of ours: one line, printable, and short."""
+    """Foreign text for one of our messages: one line, printable, and short."""
     printable = "".join(character if character.isprintable() else " " for character in text[: 8 * longest])
     words = " ".join(printable.split())
     return words if len(words) <= longest else f"{words[: longest - 1]}…"
@@ -95,5 +96,5 @@ def _is_port(port: str | None) -> bool:
 
 
 def _shown(text: str) -> str:
-    # A password in a setting must not go on into a log.
+    # A password in a setting must not reach a log.
     return clean(re.sub(r"//.*@(?=[^@]*$)", "//…@", text))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to one registry: bounded in time and size, redirected only to where that is safe, logged in where asked."""
+"""Requests to one registry, with limits of time and size, safe redirects, and a login if the registry asks for one."""
 
 import contextlib
 import io
@@ -22,21 +22,21 @@ from sevsnp.system.files import CHUNK
 from sevsnp.system.transfers import FLOOR, Watch, WatchedAdapter, current_watch
 
 REDIRECTS = 5
-# Bytes a second at which a registry can be expected to put away what it was sent, before it answers.
+# Bytes a second. A registry stores at least so many of the bytes that it received before it answers.
 _COMMIT = 8 << 20
 _TOKEN_LIMIT = 1 << 20
 _WORDS_LIMIT = 1 << 14
-# An answer within so many seconds is quick; what is over adds up, until it has cost a time-out.
+# An answer within so many seconds is quick. The time beyond that adds up, until it reaches the time-out.
 _QUICK = 0.5
-# 500: Debian's registry too, where somebody else is sending the same at this moment.
+# 500: Debian's registry answers so, too, while another client sends the same content.
 _PASSING = (500, 502, 503, 504)
 _LATE = "no answer in time"
-# ValueError: URLs and headers that are none.
+# ValueError: malformed URLs and headers.
 _TROUBLE = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError)
 
 
 class Answer:
-    """A registry's answer, the body not read yet."""
+    """A registry's answer whose body is not read yet."""
 
     def __init__(self, response: requests.Response, watch: Watch, reference: Reference) -> None:
         self._response, self._watch, self._reference = response, watch, reference
@@ -44,7 +44,7 @@ class Answer:
         self.headers = response.headers
 
     def read(self, size: int = CHUNK) -> bytes:
-        """Up to ``size`` bytes as they come; none at the end. Raises :class:`Unavailable`."""
+        """Up to ``size`` bytes of the body; none at the end. Raises :class:`Unavailable`."""
         piece = self._read(size)
         self._watch.earn(len(piece))
         return piece
@@ -59,7 +59,7 @@ class Answer:
         return bytes(body)
 
     def words(self) -> str:
-        """What the registry says went wrong, if it says it as the specification asks: one clean line."""
+        """The registry's error message, if it has the form of the specification: one clean line."""
         try:
             error = json.loads(self.document(_WORDS_LIMIT))["errors"][0]
             return clean(str(error.get("message") or error.get("code") or ""))
@@ -69,14 +69,14 @@ class Answer:
     def _read(self, size: int) -> bytes:
         with _plainly(self._reference, self._watch):
             piece: bytes = self._response.raw.read1(size, decode_content=False)
-            # A connection that we shut down can look like a body that came to its end.
+            # A connection that our watch shut down can look like a complete body.
             if self._watch.expired:
                 raise TimeoutError
             return piece
 
 
 class Transport:
-    """The way to the registry of ``reference``; connections are kept. Several threads may use it."""
+    """The client for the registry of ``reference``; it keeps connections open. Several threads may use it."""
 
     def __init__(self, reference: Reference, timeout: float) -> None:
         self._reference, self._timeout = reference, timeout
@@ -99,9 +99,9 @@ class Transport:
         body: IO[bytes] | bytes | None = None,
         size: int = 0,
     ) -> Iterator[Answer]:
-        """The answer to a request for ``url``, whole or below the repository; ``body`` has ``size`` bytes.
+        """The answer to a request for ``url``, absolute or relative to the repository; ``body`` has ``size`` bytes.
 
-        Raises :class:`Unavailable` where there is none, and Refused for one with a status that is not ``expected``.
+        Raises :class:`Unavailable` if there is no answer, and Refused if its status is not ``expected``.
         """
         with Watch(self._timeout) as watch:
             upload = None if body is None else _Upload(body, size, watch)
@@ -116,18 +116,18 @@ class Transport:
                 if answer.status not in expected:
                     raise self._unexpected(method, answer)
                 if method == "HEAD" or answer.headers.get("Content-Length") == "0":
-                    answer.read(1)  # its end, so that the connection is kept
+                    answer.read(1)  # read to the end, so that the connection is kept
                 yield answer
 
     def _be_patient(self, seconds: float, response: requests.Response) -> None:
-        """One slow answer is borne; one for each of a build's tasks would cost as many minutes as there are tasks."""
+        """Limit the sum of slow answers: one for each task of a build would cost as many minutes as there are tasks."""
         self._waited += max(0.0, seconds - _QUICK)
         if self._waited > self._timeout:
             response.close()
             raise Unavailable(f"{self._reference}: too slow: {self._waited:.0f} s spent on waiting for its answers")
 
     def upload_url(self, answer: Answer) -> str:
-        """Where an upload goes on: on this registry, and nowhere else. Raises :class:`Unavailable`."""
+        """The URL at which an upload continues; it must be on this registry. Raises :class:`Unavailable`."""
         location = answer.headers.get("Location", "")
         with _plainly(self._reference, current_watch()):
             url = parse_url(urljoin(f"{self._reference.base}/", location))
@@ -136,11 +136,11 @@ class Transport:
         return url.url
 
     def token(self, url: str, **options: Any) -> requests.Response:
-        """oras asks for a token here: only over a wire that nobody listens to, followed nowhere, and read whole."""
+        """Request a token for oras: over a connection that others cannot read, without redirects, body bounded."""
         target = self._checked(parse_url(url), "its logins")
         options.pop("verify", None)
         with contextlib.closing(self._once("GET", target, None, **options)) as response:
-            # What oras reads of it; requests would read without a bound.
+            # The body that oras reads; requests would read it without a size limit.
             response._content = Answer(response, current_watch(), self._reference).document(_TOKEN_LIMIT)
         return response
 
@@ -158,7 +158,8 @@ class Transport:
                     raise
                 response = None
             if again and (response is None or response.status_code in _PASSING):
-                # Once more: a connection that was kept may be closed by now, and a gateway without its registry.
+                # Try once more: a kept connection may be closed by now, or a gateway may have lost its registry for a
+                # moment.
                 again = False
                 time.sleep(min(0.5, self._timeout / 4))
             elif response is None:
@@ -185,7 +186,7 @@ class Transport:
             upload.rewind()
             patience += upload.size / _COMMIT
             headers.setdefault("Content-Type", "application/octet-stream")
-        # A proxy has no business with what stays on this machine.
+        # Requests to this machine must not go through a proxy.
         direct: Any = dict.fromkeys(("http", "https", "all")) if is_loopback(target.host or "") else None
         return self._session.request(
             method,
@@ -201,7 +202,7 @@ class Transport:
         )
 
     def _checked(self, url: Url, what: str) -> Url:
-        """``url``, if nobody on the way can read or change what goes there. Raises :class:`Unavailable`."""
+        """``url``, if no third party can read or change what is sent there. Raises :class:`Unavailable`."""
         local = self._reference.scheme == "http" and url.scheme == "http" and is_loopback(url.host or "")
         if not ((url.scheme == "https" and url.host) or local) or url.auth:
             raise Unavailable(f"{self._reference}: sends {what} to {_where(url)}")
@@ -215,7 +216,7 @@ class Transport:
 
 
 class _Upload:
-    """A body of known length that is read as it is sent; requests and urllib3 ask no more of it than this."""
+    """A body of known length that is read while it is sent. requests and urllib3 need no more methods than these."""
 
     def __init__(self, body: IO[bytes] | bytes, size: int, watch: Watch) -> None:
         self._stream = io.BytesIO(body) if isinstance(body, bytes) else body
@@ -233,7 +234,7 @@ class _Upload:
 
     def read(self, size: int = -1) -> bytes:
         piece = self._stream.read(size)
-        # The last is on its way: now the registry has to put it away.
+        # After the last piece the registry needs time to store the body.
         if piece:
             self._watch.earn(len(piece))
         else:
@@ -242,7 +243,7 @@ class _Upload:
 
 
 class _TokenSession:
-    """What oras sees of the transport."""
+    """The part of the transport that oras sees."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -257,12 +258,12 @@ class _TokenSession:
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None: requests would read the whole body of a redirect before it lets us decide about it."""
+        """None: otherwise requests would read the whole body of a redirect before we can decide about it."""
 
 
 @contextlib.contextmanager
 def _plainly(reference: Reference, watch: Watch) -> Iterator[None]:
-    """Network trouble as one line. Only what the system says goes into it: URLs can be signed, and are secrets then."""
+    """Report network trouble as one line. It contains only the system's words: a signed URL is a secret."""
     try:
         yield
     except _TROUBLE as error:
@@ -276,7 +277,7 @@ def _plainly(reference: Reference, watch: Watch) -> Iterator[None]:
 
 
 def _innermost(error: BaseException) -> str:
-    """What is at the bottom of a chain of exceptions, which is where the system's own words are."""
+    """The last exception of a chain; it has the system's own words."""
     seen = [error]
     while len(seen) < 20:
         inside = [getattr(seen[-1], "reason", None), *seen[-1].args, seen[-1].__cause__, seen[-1].__context__]
@@ -303,5 +304,5 @@ def _where(url: Url) -> str:
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Instead of requests' own idea of a login, which it takes from ~/.netrc for every host on the way."""
+    """Replace requests' own login, which it takes from ~/.netrc for every host on the way."""
     return request

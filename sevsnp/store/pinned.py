@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single pinned files in the artefact cache, by their digest alone: what archives drop is there for other checkouts.
+"""Single pinned files in the artefact cache, by their digest alone: a file that an archive has dropped stays available.
 
-Artefacts do not do that: their keys hold the source of what makes them, so each change of it asks for the files anew.
+Artefacts cannot do that: their keys contain the source of their maker, so each change of it asks for the files anew.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ OUTPUT = "file"
 
 
 class PinnedFiles:
-    """The pinned files of the run's cache; ``say`` takes warnings. Trouble with it never stops a build."""
+    """The pinned files of the run's cache; ``say`` takes warnings. A failing cache never stops a build."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def open(self, package: "Package") -> BinaryIO:
-        """What is kept as ``package``. Raises FileNotFoundError where there is nothing."""
+        """The cached file of ``package``. Raises FileNotFoundError if there is none."""
         from sevsnp.store.cache import cache
         from sevsnp.store.local import DamagedError
 
@@ -39,7 +39,7 @@ class PinnedFiles:
         raise FileNotFoundError(package.deb)
 
     def keep(self, files: "Mapping[Package, Path]") -> None:
-        """Keep ``files`` in the cache, and send them to the shared one where that is asked for."""
+        """Keep ``files`` in the cache, and push them to the shared one if the settings ask for that."""
         from sevsnp.store.cache import cache
 
         if store := cache():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an artefact was made by: a digest over the code of a function's module and all it imports from here.
+"""The recipe of an artefact: a digest over the code of a function's module and of all project modules it imports.
 
-Code is a source without its comments, docstrings and layout: they change nothing that is made. An artefact that has a
-source in it, as the host bundle, names that source as an input, whose every byte counts.
+Code means a source without comments, docstrings and layout, because these change no result. An artefact that contains a
+source file, such as the host bundle, names that file as an input, and each byte of it counts.
 """
 
 import ast
@@ -23,18 +23,18 @@ _MODULE = re.compile(rf"{PACKAGE}(\.\w+)+")
 
 @functools.cache
 def _source(module: str) -> Path | None:
-    """The file of a module of this project. Looked for, not imported: that would cost more than the digest."""
+    """The file of a project module. It is searched for, not imported: an import would cost more than the digest."""
     base = _ROOT.joinpath(*module.split("."))
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
 @functools.cache
 def _read(module: str) -> tuple[list[str], str]:
-    """What a module names that may be a module of this project, and the digest of its code."""
+    """The names in a module that may be project modules, and the digest of its code."""
     path = _source(module)
     if path is None:
         return [], ""
-    # Parsing all sources takes longer than everything else in a run that has nothing to do.
+    # In a run that has nothing to do, parsing all sources would take longer than everything else.
     names, digest = index().memo(f"code:{index().file(path)}:{index().file(__file__)}", lambda: _parsed(path))
     return names, digest
 
@@ -44,7 +44,7 @@ def _parsed(path: Path) -> tuple[list[str], str]:
     try:
         return sorted(_named(ast.parse(source))), hashlib.sha256("\0".join(_code(source)).encode()).hexdigest()
     except (SyntaxError, ValueError, tokenize.TokenError):
-        return [], hashlib.sha256(source).hexdigest()  # who imports it says what is wrong
+        return [], hashlib.sha256(source).hexdigest()  # the import of this module reports the error
 
 
 def _named(parsed: ast.AST) -> set[str]:
@@ -54,7 +54,7 @@ def _named(parsed: ast.AST) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-            # `from sevsnp.images import cpio` names a module, `from sevsnp.system.files import sha256_file` does not.
+            # `from sevsnp.images import cpio` names a module; `from sevsnp.system.files import sha256_file` does not.
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
             found.add(node.value)
@@ -62,14 +62,14 @@ def _named(parsed: ast.AST) -> set[str]:
 
 
 def _code(source: bytes) -> Iterator[str]:
-    """The words of a source, less comments, layout, and statements that are nothing but a string (docstrings).
+    """The tokens of a source, without comments, layout, and statements that are only a string (docstrings).
 
-    Words and no syntax tree: a tree's nodes and fields differ from one version of Python to the next, the words of a
-    source do not. The one exception, f-strings, which Python 3.12 takes apart, are put together again.
+    Tokens, not a syntax tree: the nodes and fields of a tree differ between versions of Python, the tokens do not.
+    There is one exception: Python 3.12 splits f-strings into several tokens; they are joined again.
     """
     lines = io.BytesIO(source).readlines()
     statement: list[str] = []
-    plain = True  # whether the statement is of strings alone
+    plain = True  # whether the statement consists of strings only
     start, depth = (0, 0), 0
     for token in tokenize.tokenize(iter(lines).__next__):
         kind, text = tokenize.tok_name[token.type], token.string
@@ -94,7 +94,7 @@ def _code(source: bytes) -> Iterator[str]:
 
 
 def _between(lines: list[bytes], start: tuple[int, int], end: tuple[int, int]) -> str:
-    """The text of a source from ``start`` to ``end``, each a line (from 1) and a column, in characters."""
+    """The text of a source from ``start`` to ``end``, each a line (from 1) and a column in characters."""
     text = [line.decode() for line in lines[start[0] - 1 : end[0]]]
     text[-1] = text[-1][: end[1]]
     text[0] = text[0][start[1] :]
@@ -103,9 +103,9 @@ def _between(lines: list[bytes], start: tuple[int, int], end: tuple[int, int]) -
 
 @functools.cache
 def reached_sources(module: str, without: str = "") -> dict[str, Path]:
-    """The source files, by module name, of ``module`` and of every project module it reaches by imports.
+    """The source files, by module name, of ``module`` and of every project module that it reaches by imports.
 
-    The package ``without``, and what only that reaches, is left out.
+    The package ``without``, and the modules that only it reaches, are left out.
     """
     seen: set[str] = set()
     waiting = [module]
@@ -120,7 +120,7 @@ def reached_sources(module: str, without: str = "") -> dict[str, Path]:
 
 @functools.cache
 def recipe_digest(module: str) -> str:
-    """SHA-256 over the code of ``module`` and of every project module it reaches by imports."""
+    """SHA-256 over the code of ``module`` and of every project module that it reaches by imports."""
     digest = hashlib.sha256()
     for name in reached_sources(module):
         digest.update(f"{name}\0{_read(name)[1]}\n".encode())

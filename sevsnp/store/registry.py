@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shared cache: entries as OCI artifacts in a registry, so that its own tools can list, copy and collect them.
+"""The shared cache: entries as OCI artifacts in a registry, so that OCI tools can list, copy and delete them.
 
-An entry is one image manifest, tagged with the entry's key. Its config is the entry's document, its layers are the
-blobs, compressed with zstd. What comes is believed for its digest only, and checked while it is streamed; who may write
-to the repository decides what a key stands for, as with every registry.
+An entry is one image manifest, tagged with the entry's key. Its config is the entry's document. Its layers are the
+blobs, compressed with zstd. Received content is checked against its digest while it is streamed. As with every
+registry, the parties with write access to the repository decide which content a key stands for.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ BLOB_TYPE = "application/vnd.openend2e-sevsnp.blob.v1+zstd"
 TITLE = "org.opencontainers.image.title"
 BLOB_SHA256, BLOB_SIZE = "openend2e-sevsnp.blob.sha256", "openend2e-sevsnp.blob.size"
 
-# Bytes. Registries refuse larger manifests themselves; an entry names each file of a tree in about a hundred bytes.
+# Bytes. Registries refuse larger manifests themselves. An entry needs about a hundred bytes for each file of a tree.
 MANIFEST_LIMIT = 4 << 20
 DOCUMENT_LIMIT = 16 << 20
 # Seconds.
@@ -39,24 +39,24 @@ _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
 class Registry:
-    """One repository as a cache. Nothing touches the network before the first call; several threads may call.
+    """One repository as a cache. The first call opens the network connection; several threads may call.
 
-    ``timeout`` is in seconds: for a connection, for an answer, and for how long a transfer may bring less than 128 KiB
-    a second. Every method raises :class:`Unavailable` and :class:`Tampered`, and OSError for trouble with local files.
+    ``timeout`` is in seconds: for a connection, for an answer, and for how long a transfer may run below 128 KiB a
+    second. Every method raises :class:`Unavailable` and :class:`Tampered`, and OSError for trouble with local files.
     """
 
     def __init__(self, reference: Reference, *, timeout: float = 10.0) -> None:
         self.reference, self._timeout = reference, timeout
         self._layers: dict[Blob, Layer] = {}
-        # A registry keeps what it has under a digest, whatever is sent under it again: a push must go around it.
+        # A registry ignores a second upload under the same digest: a repaired blob or document needs another digest.
         self._damaged: set[str] = set()
-        # Keys whose manifests it cannot even send.
+        # Keys whose manifests the registry cannot even send.
         self._unreadable: set[str] = set()
         self._opened: Transport | None = None
         self._opening = threading.Lock()
 
     def entry(self, key: str) -> bytes | None:
-        """The document under ``key`` (64 hex digits); None where the registry has none."""
+        """The document under ``key`` (64 hex digits); None if the registry has none."""
         data = self._manifest(_checked_key(key))
         if data is None:
             return None
@@ -68,7 +68,7 @@ class Registry:
             raise Tampered(f"{self.reference}: entry {key}: {config.size} bytes, expected at most {DOCUMENT_LIMIT}")
         with self._transport.request("GET", f"blobs/{config.digest}", (200, 404)) as answer:
             if answer.status == 404:
-                return None  # half of it was deleted: a push makes it whole
+                return None  # a part of the entry was deleted: a push completes it
             document = answer.document(config.size)
         if len(document) != config.size or _digest(document) != config.digest:
             self._damaged.add(config.digest)
@@ -96,7 +96,10 @@ class Registry:
         return data
 
     def fetch(self, blob: Blob, target: Path) -> None:
-        """Write ``blob``, which an entry read before must have, to ``target``; nothing is there after an error."""
+        """Write ``blob`` to ``target``.
+
+        An entry read before must name the blob; after an error there is no ``target``.
+        """
         layer = self._layers.get(blob)
         if layer is None:
             raise Tampered(f"{self.reference}: blob {blob.sha256}: no entry that was read has it as a layer")
@@ -110,8 +113,8 @@ class Registry:
     def push(self, key: str, document: bytes, blobs: Sequence[tuple[Blob, Path]]) -> None:
         """Store an entry: the blobs that the registry lacks, the document, and last the manifest that names them.
 
-        Compressed files are made beside the blobs' own, without names. What :meth:`entry` and :meth:`fetch` found
-        tampered with goes there once more, as other bytes that mean the same.
+        Compressed files are made beside the blobs, without names. Content that :meth:`entry` or :meth:`fetch` found
+        damaged is sent again, encoded in different bytes with the same meaning.
         """
         _checked_key(key)
         if len(document) > DOCUMENT_LIMIT:
@@ -135,8 +138,8 @@ class Registry:
         if key in self._unreadable:
             self._damaged.add(_digest(manifest))
         manifest = self._undamaged(manifest)
-        # The registry's own files are not written at one stroke: where two send the same at once, it can find the
-        # blobs half there.
+        # A registry does not write its files atomically. While two clients send the same content, it can find the blobs
+        # incomplete.
         for pause in _PAUSES:
             try:
                 self._tag(key, manifest)
@@ -154,7 +157,7 @@ class Registry:
                 raise Tampered(f"{self.reference}: manifest {key}: the registry keeps another than was sent")
 
     def _undamaged(self, data: bytes) -> bytes:
-        """A JSON document with a digest under which the registry has nothing that was tampered with."""
+        """A JSON document, padded so that the registry has no damaged content under its digest."""
         while _digest(data) in self._damaged:
             data += b"\n"
         return data
@@ -170,12 +173,12 @@ class Registry:
             return self._opened
 
     def _has(self, key: str, document: bytes, blobs: Sequence[Blob]) -> bool:
-        """Whether the registry has just this entry, all of it: then nothing need be compressed to find that out."""
+        """Whether the registry has exactly this entry, complete: then no blob needs to be compressed."""
         try:
             if self.entry(key) != document:
                 return False
         except Tampered:
-            return False  # to be replaced
+            return False  # the push replaces it
         except Refused:
             if key in self._unreadable:
                 return False
@@ -197,7 +200,7 @@ class Registry:
 
 
 def make_manifest(key: str, config: Layer, layers: dict[Blob, Layer]) -> bytes:
-    """The manifest of an entry: the same for the same content, with no time in it."""
+    """The manifest of an entry: the same content gives the same bytes, without a time."""
     return canonical(
         {
             "schemaVersion": 2,
@@ -223,7 +226,10 @@ def make_manifest(key: str, config: Layer, layers: dict[Blob, Layer]) -> bytes:
 
 
 def parse_manifest(data: bytes) -> tuple[Layer, dict[Blob, Layer]]:
-    """The config and the layers of an entry's manifest. Raises ValueError, LookupError or TypeError for any other."""
+    """The config and the layers of an entry's manifest.
+
+    Raises ValueError, LookupError or TypeError if it is malformed.
+    """
     document = json.loads(data)
     if document["schemaVersion"] != 2 or document["artifactType"] != ENTRY_TYPE:
         raise ValueError("another kind of artifact")

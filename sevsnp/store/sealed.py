@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries that say who made them.
+"""Signed entries.
 
-Who may write to a registry decides what others build with, unless these ask for a key. A sealed entry is its document
-with one more field, the signature of the rest. Without a key to check it by, it is taken like any other.
+A party that can write to a registry decides which artefacts others use, unless these require a signature. A sealed
+entry is its document with one more field: the signature over the rest. Without a public key it is taken like any other.
 """
 
 import base64
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from sevsnp.keys.signature import SigningKey
 
 _FIELD = "signature"
-# What is signed begins with what it is, so that no signature made for something else counts here.
+# The signed bytes begin with their type, so that no signature made for another purpose counts here.
 _TYPE = b"openend2e-sevsnp artefact cache entry\n"
 
 
 @functools.cache
 def signing_key(path: Path) -> "SigningKey":
-    """Read once in a run: an encrypted one asks for its password."""
+    """Read the key once in a run: an encrypted key asks for its password."""
     from sevsnp.keys.signature import load_signing_key
 
     return load_signing_key(path)
 
 
 def seal(document: bytes, key: Path) -> bytes:
-    """An entry's document with a signature by the private key in ``key``. Raises UserError for a key that is none."""
+    """An entry's document with a signature by the private key in ``key``. Raises UserError for an invalid key."""
     from sevsnp.keys.signature import sign
 
     value = base64.b64encode(sign(signing_key(key), _TYPE + document)).decode()
@@ -39,9 +39,9 @@ def seal(document: bytes, key: Path) -> bytes:
 
 
 def unseal(document: bytes, key: Path | None) -> bytes:
-    """The entry's own document; with a public key in ``key`` only one that it has signed.
+    """The entry's document without its seal. With a public key in ``key``, the key's signature is required.
 
-    Raises EntryError for what is not signed by it or malformed, and UserError for a key that is none.
+    Raises EntryError if the document is malformed or not signed by that key, and UserError for an invalid key.
     """
     try:
         fields = json.loads(document)

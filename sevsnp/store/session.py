@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one run knows of digests and caches: set up once, opened when first needed."""
+"""The digest index and the cache settings of one run: set up once, opened at the first use."""
 
 import atexit
 import functools
@@ -15,10 +15,10 @@ OFF = "off"
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of the artefact cache: its directory, ``off`` or where the shared one is, and its limit in bytes.
+    """The settings of the artefact cache: directory, ``off`` or address of the shared cache, limit in bytes.
 
-    ``signing`` is the private key that signs what is pushed, ``accepted`` the public key that must have signed what is
-    taken from the shared cache.
+    ``signing`` is the private key that signs pushed entries. ``accepted`` is the public key that must have signed
+    entries from the shared cache.
     """
 
     directory: Path
@@ -33,7 +33,7 @@ _options: list[Options] = []
 
 
 def configure(options: Options) -> None:
-    """Say where things are kept, before anything else of this module is called."""
+    """Set the options, before any other function of this module is called."""
     _options[:] = [options]
 
 
@@ -43,9 +43,9 @@ def options() -> Options:
 
 @functools.cache
 def index() -> Index:
-    """The digest index. It goes without its database where that cannot be used, which only costs time."""
+    """The digest index. If its database cannot be used, it works in memory, which only costs time."""
     place = options().directory if _options else None
-    # Whoever else may write there would decide what has changed.
+    # Other users with write access could hide a change.
     usable = place is not None and (is_private(place) if place.exists() else True)
     found = Index(place / "digests.db" if place and usable else None)
     atexit.register(found.close)
@@ -56,7 +56,7 @@ def index() -> Index:
 def started_ns() -> int:
     """When this process started, in nanoseconds of the wall clock, at most 30 ms too late.
 
-    No module of the project is loaded that soon: what has not changed since is what was loaded.
+    No project module is loaded within that time: a source that has not changed since then is the one that was loaded.
     """
     # proc(5): field 22 of stat, in clock ticks since boot; the fields before it begin after the name in parentheses.
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user asks of the artefact cache itself."""
+"""Commands on the artefact cache itself: status, prune, verify."""
 
 from sevsnp.errors import UserError
 from sevsnp.store.cache import require_cache
@@ -7,7 +7,7 @@ from sevsnp.store.session import options
 
 
 def status() -> None:
-    """Print where the cache is, what it holds and its limit, and the registry it is shared through."""
+    """Print the cache's directory, content and limit, and the registry that it is shared through."""
     held, chosen = require_cache().local.usage(), options()
     print(f"directory  {chosen.directory}")
     print(f"holds      {held.entries} entries, {held.blobs} blobs, {_mib(held.size)} of {_mib(chosen.limit)}")
@@ -28,7 +28,7 @@ def prune() -> None:
 
 
 def verify() -> None:
-    """Hash every blob again. Raises UserError naming what was damaged, which is gone then."""
+    """Hash every blob again. Raises UserError naming the damaged blobs, which were removed."""
     local = require_cache().local
     with local.in_use():
         damaged = local.verify()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything else stands on: processes, files, progress, locks, the terminal, YAML."""
+"""The base of all other rooms: processes, files, progress, locks, the terminal, YAML."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours for the words and marks that decide; only on a terminal that has them and whose user wants them."""
+"""Colours for important words and marks, if the terminal has colours and the user wants them."""
 
 import os
 from typing import Literal, TextIO
@@ -16,5 +16,5 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def paint(text: str, colour: Colour, stream: TextIO) -> str:
-    """``text`` in ``colour`` where ``stream`` has colours, else as it is."""
+    """``text`` in ``colour`` if ``stream`` has colours, otherwise unchanged."""
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if has_colours(stream) else text

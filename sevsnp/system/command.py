@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
 
-All of them go through here but QEMU, which a host bundle starts too, where there is only the standard library
-(sevsnp.qemu.process). However this process ends, what it started ends with it: in order, by an exception, by a signal,
-and by SIGKILL, after which the guardian does it (sevsnp.system.guardian).
+All external commands are started here, with two exceptions: QEMU, because a host bundle has only the standard library
+(sevsnp.qemu.process), and a detached run, which outlives this process (sevsnp.guests.detach). When this process ends,
+its commands end too, however it ends: after SIGKILL the guardian ends them (sevsnp.system.guardian).
 """
 
 import atexit
@@ -32,36 +32,36 @@ from sevsnp.system.files import disks
 if TYPE_CHECKING:
     from plumbum.machines.local import LocalMachine
 
-# A command that hangs must not hang the build; what legitimately takes longer says so.
+# A command that hangs must not hang the build. A caller whose command takes longer sets a longer time-out.
 DEFAULT_TIMEOUT = 600.0
-# Long enough for mmdebstrap to remove a tree whose files belong to a subordinate user, which nobody else can.
+# Seconds. mmdebstrap needs them to remove a tree whose files belong to a subordinate user: no other process can.
 GRACE = 5.0
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "APT_CONFIG")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
-# The process that ends them should this one be killed, and its list of them (sevsnp.system.guardian).
+# The guardian process, which ends the commands if this process is killed (sevsnp.system.guardian).
 _guardian: list["subprocess.Popen[bytes]"] = []
 _starting = threading.Lock()
-# Directories that end with this process.
+# Directories that are removed when this process ends.
 _temporaries = contextlib.ExitStack()
 atexit.register(_temporaries.close)
 
-# Commands that run now, so that a signal handler can end them whichever thread waits for them.
+# Commands that run now. A signal handler can end them, whichever thread waits for them.
 _running: set["subprocess.Popen[bytes]"] = set()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: only what it needs, in the C locale and UTC, so that its output never varies."""
+    """The environment of a child: only what it needs, in the C locale and UTC, so that its output does not vary."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     path = kept.get("PATH", "/usr/bin:/bin").split(":")
-    # mkfs, blkid and their like live in sbin, which an ordinary Debian user's PATH leaves out.
+    # mkfs, blkid and similar programs are in sbin, which is not in an ordinary Debian user's PATH.
     kept["PATH"] = ":".join([*path, *(folder for folder in _SBIN if folder not in path)])
     return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
 
 
 def find(name: str | Path) -> Path | None:
-    """The program that :func:`run` would start for ``name``, as an absolute path; None where there is none."""
+    """The program that :func:`run` would start for ``name``, as an absolute path; None if there is none."""
     found = shutil.which(name, path=environment()["PATH"])
     return Path(found).absolute() if found else None
 
@@ -77,11 +77,11 @@ def run(
     hint: str = "",
     secret: bool = False,
 ) -> bytes:
-    """Run ``argv`` to its end and return what it printed; ``feed`` writes its input while it runs.
+    """Run ``argv`` to its end and return its output; ``feed`` writes its input while it runs.
 
-    The child leads its own process group, and the whole group is ended on a time-out or when this process is
-    interrupted. Raises :class:`CommandFailed` for another exit code than 0, and :class:`UserError` for a time-out, a
-    full disk, and what cannot be started. Where it fails what it printed is shown and kept, unless that is ``secret``.
+    The child leads its own process group. The whole group is ended after a time-out, or if this process is interrupted.
+    Raises :class:`CommandFailed` for an exit code other than 0; :class:`UserError` for a time-out, a full disk, or a
+    command that cannot be started. The output of a failed command is shown and kept, unless it is ``secret``.
     """
     words = [str(word) for word in argv]
     with (
@@ -119,24 +119,24 @@ def _feeder(feed: Callable[[IO[bytes]], object] | None) -> Iterator["_Feeder | N
     if feed is None:
         yield None
         return
-    # Not a pipe: a full pipe wakes its writer for each page that is read, a socket when half of it is free.
+    # Not a pipe: a full pipe wakes its writer for each page that is read, a socket only when half of it is free.
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield _Feeder(ours, theirs, feed)
 
 
 class _Feeder:
-    """Writes a child's input from a thread; what goes wrong there is raised by :meth:`finish`."""
+    """Writes a child's input from a thread; :meth:`finish` raises the thread's errors."""
 
     def __init__(self, ours: socket.socket, theirs: socket.socket, feed: Callable[[IO[bytes]], object]) -> None:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # only faster: the two take turns less often
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # only for speed: fewer turns
         self._ours = ours
         self.theirs = theirs
         self._feed = feed
         self._error: BaseException | None = None
 
     def start(self) -> None:
-        """To be called when the child has its end."""
+        """Start writing. Call it when the child has its end of the socket."""
         self.theirs.close()
         self._thread = threading.Thread(target=self._work, args=(os.fdopen(self._ours.detach(), "wb"),), daemon=True)
         self._thread.start()
@@ -146,7 +146,7 @@ class _Feeder:
             with stream:
                 self._feed(stream)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the child has ended, and says why
+            pass  # the child has ended; its own error says why
         except BaseException as error:
             self._error = error
 
@@ -170,9 +170,9 @@ def spawned(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start ``argv`` and give its process, which runs beside this one until the context ends.
 
-    It leads a session of its own, and with all that it started is ended with the context, after ``timeout`` seconds,
-    and with this process, however that ends: SIGTERM first, SIGKILL for what is left :data:`GRACE` seconds later. What
-    it left in TMPDIR is removed when this process ends. Raises :class:`UserError` where it cannot be started, and after
+    The process leads a session of its own. It and all its children are ended with the context, after ``timeout``
+    seconds, and with this process, however this process ends: first SIGTERM, then SIGKILL after :data:`GRACE` seconds.
+    Its files in TMPDIR are removed when this process ends. Raises :class:`UserError` if it cannot be started, and after
     the time-out.
     """
     words = [str(word) for word in argv]
@@ -212,24 +212,24 @@ def run_attached(
 ) -> int:
     """Run ``argv`` on this terminal, with its input and output, and return its exit code.
 
-    For what talks to the user (sudo asks for a password) or shows its progress as it goes. It stays in our process
-    group, because only the terminal's foreground group may read from it and is reached by Ctrl-C. It is interrupted
-    when this process ends before it; what sudo started for root is beyond us.
+    For commands that talk to the user (sudo asks for a password) or show their progress. The command stays in our
+    process group, because only the terminal's foreground group may read from the terminal and receives Ctrl-C. If this
+    process ends first, it interrupts the command. We cannot end a process that sudo started for root.
     """
     words = [str(word) for word in argv]
     terminal = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
-            stream.flush()  # what was printed before must come out before what the child prints
+            stream.flush()  # our earlier output must come before the child's
     variables = environment({**terminal, **(env or {})})
     with progress.paused(), _started(words, hint, env=variables, extra=env, cwd=cwd) as (process, _):
         try:
             return process.wait()
         except BaseException as error:
-            # sudo's child is root's: not ours to signal, but the terminal's Ctrl-C reaches it.
+            # sudo's child belongs to root: we may not signal it, but the terminal's Ctrl-C reaches it.
             with contextlib.suppress(subprocess.TimeoutExpired, PermissionError):
-                # Interrupted, a test run takes down the guests it started. On Ctrl-C the terminal has told it already,
-                # and a second time would stop it from doing that.
+                # An interrupted test run shuts down the guests that it started. After Ctrl-C the terminal has already
+                # sent it SIGINT; a second one would stop it from doing so.
                 if not isinstance(error, KeyboardInterrupt):
                     process.send_signal(signal.SIGINT)
                 process.wait(GRACE)
@@ -239,8 +239,8 @@ def run_attached(
 
 
 def end_all() -> None:
-    """End every command that runs now, with what it started; for the handler of a signal that ends this process."""
-    # Only signals: the code that was interrupted may hold the lock under which Popen.wait() reaps.
+    """End every running command and its children; for the handler of a signal that ends this process."""
+    # Only signals: the interrupted code may hold the lock under which Popen.wait() reaps.
     _end_groups([process.pid for process in list(_running)])
 
 
@@ -262,8 +262,8 @@ def _started(
         if "/" in words[0] and Path(words[0]).is_file():
             raise UserError(f"{words[0]}: not executable", hint)
         raise UserError(f"{words[0]}: command not found", hint or "run: ./doitw install_dependencies")
-    _guard("")  # up before the child is: to start it takes milliseconds in which this process may be killed
-    # Absolute, or a relative path would be looked for under cwd.
+    _guard("")  # before the child starts: this process may be killed while the guardian starts
+    # Absolute: a relative path would be searched for under cwd.
     program = str(Path(program).absolute())
     told = record.starting([program, *words[1:]], cwd, extra)
     try:
@@ -276,14 +276,14 @@ def _started(
             stderr=stderr,
             start_new_session=start_new_session,
         )
-        # plumbum hands on what it started and calls it text; nothing here asks for text.
+        # plumbum returns a text-mode Popen type for the started process; nothing here asks for text.
         process = cast("subprocess.Popen[bytes]", started)
     except BaseException as error:
         told.ended(None)
         if not isinstance(error, OSError):
             raise
         raise UserError(f"{error.filename or words[0]}: {error.strerror}, in: {shown(words)}", hint) from error
-    # A group of its own, or one process of ours.
+    # A process group of its own, or a single process in our group.
     guarded = str(process.pid) if start_new_session else f"={process.pid}"
     try:
         if start_new_session:
@@ -306,7 +306,7 @@ def _started(
 
 @contextlib.contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
-    """A directory in TMPDIR that is removed with all that is in it, even if this process is killed."""
+    """A directory in TMPDIR that is removed with its content, even if this process is killed."""
     try:
         path = Path(tempfile.mkdtemp(prefix=prefix)).absolute()
     except OSError as error:
@@ -322,7 +322,7 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
 
 
 def _no_room(error: OSError, place: Path) -> Exception:
-    """What to raise for ``error``: a UserError where the disk of ``place``, a temporary directory, is full."""
+    """The exception to raise for ``error``: a UserError if the disk of the temporary directory ``place`` is full."""
     full = [str(disk) for disk, is_full in disks([place]).items() if is_full]
     if error.errno != errno.ENOSPC or not full:
         return error
@@ -332,31 +332,31 @@ def _no_room(error: OSError, place: Path) -> Exception:
 
 @functools.cache
 def _bare() -> "LocalMachine":
-    from plumbum.machines.local import LocalMachine  # a tenth of the time in which doit finds nothing to do
+    from plumbum.machines.local import LocalMachine  # its import takes a tenth of the time of a doit run without work
 
     machine = LocalMachine()
-    machine.env.clear()  # plumbum adds it to what a command is given
+    machine.env.clear()  # plumbum would add its variables to those of the command
     return machine
 
 
 def keep_temporaries() -> None:
-    """What this process makes with tempfile from now on is removed when it ends, even if it is killed.
+    """From now on, remove all files that this process makes with tempfile when it ends, even if it is killed.
 
-    For code that a host bundle has too, where :func:`temporary_directory` is not.
+    For code that a host bundle also contains, because :func:`temporary_directory` is not there.
     """
     tempfile.tempdir = _private_temporary()
 
 
 @functools.cache
 def _private_temporary() -> str:
-    """Commands' TMPDIR: dpkg-deb, for one, leaves what it had there when it is ended."""
+    """The TMPDIR of commands. dpkg-deb, for example, leaves its files there when it is ended."""
     return _temporaries.enter_context(temporary_directory("sevsnp.")).as_posix()
 
 
 def _guard(line: str) -> None:
     with _starting:
         if not _guardian or _guardian[0].poll() is not None:
-            # -S -I: it starts in milliseconds, and needs nothing of ours.
+            # -S -I: the guardian starts in milliseconds and imports nothing of this project.
             program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guardian.py")), str(GRACE)]
             _guardian[:] = [
                 subprocess.Popen(
@@ -377,7 +377,7 @@ def _guard(line: str) -> None:
 
 
 def _end_groups(leaders: Sequence[int]) -> None:
-    """SIGTERM to the process groups that ``leaders`` lead, then SIGKILL to what is left of them."""
+    """Send SIGTERM to the process groups that ``leaders`` lead, then SIGKILL to the remaining ones."""
     _signal_groups(leaders, signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     while time.monotonic() < deadline and not all(map(_ended, leaders)):
@@ -393,7 +393,7 @@ def _signal_groups(leaders: Sequence[int], number: signal.Signals) -> None:
 
 def _ended(pid: int) -> bool:
     try:
-        # WNOWAIT leaves the leader a zombie: its number, which is the group's, cannot belong to anyone else meanwhile.
+        # WNOWAIT leaves the leader a zombie: no other process can get its number, which is the group's, meanwhile.
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of an external command that failed: its last words first, and the command to paste last."""
+"""The error text for an external command that failed: its last words first, the command to paste last."""
 
 import errno
 import os
@@ -12,15 +12,16 @@ from sevsnp.errors import UserError
 from sevsnp.system.files import disks
 from sevsnp.system.text import printable
 
-# More than this of a command says nothing to who reads an error; all of it is in the file with all that it said.
+# More characters of a command do not help the reader; the file with the whole output has the whole command too.
 _SHOWN = 240
 _TAIL = 2000
 
 
 class CommandFailed(UserError):
-    """A command ended with another exit code than 0; ``said`` is the end of its standard error.
+    """A command ended with an exit code other than 0; ``said`` is the end of its standard error.
 
-    Where that is empty, of its ``output``: some say there what is wrong (e2fsck). ``kept`` is the file that has all.
+    If that is empty, ``said`` is the end of its ``output``: some commands report errors there (e2fsck). ``kept`` is the
+    file with the whole output.
     """
 
     def __init__(
@@ -42,7 +43,10 @@ class CommandFailed(UserError):
 
 
 def shown(words: Sequence[str], kept: Path | None = None) -> str:
-    """A command as one pastes it, and the file that has all that it said; of a long one, which is there, both ends."""
+    """A command to paste, and the file with its whole output.
+
+    A long command is cut in the middle if there is a file.
+    """
     command = shlex.join(words)
     if kept is None:
         return command
@@ -52,11 +56,11 @@ def shown(words: Sequence[str], kept: Path | None = None) -> str:
 
 
 def check_room(words: Sequence[str], temporary: str, said: bytes, kept: Path | None = None) -> None:
-    """Raises UserError where a command has probably failed for want of room: tools have many words for it, or none."""
+    """Raises UserError if a command has probably failed because a disk is full. Tools do not report that uniformly."""
     found = disks([*words, temporary])
     full = [str(disk) for disk, is_full in found.items() if is_full]
     if not full and os.strerror(errno.ENOSPC).encode() in said:
-        full = [str(disk) for disk in found]  # it has tidied up behind itself
+        full = [str(disk) for disk in found]  # the command has removed its files
     if full:
         raise UserError(
             f"{' or '.join(full)}: cannot be written: the disk is full\nin: {shown(words, kept)}",
@@ -65,6 +69,6 @@ def check_room(words: Sequence[str], temporary: str, said: bytes, kept: Path | N
 
 
 def _text(output: bytes) -> str:
-    """The end of what is text."""
+    """The end of ``output`` if that is text."""
     end = output.strip()[-_TAIL:]
     return "" if b"\0" in end else printable(end.decode(errors="replace"), "\n\t")

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of large files: a reflink where the file system has them, holes left as holes, content never in memory."""
+"""Copies of large files: a reflink if the file system supports it, holes stay holes, content is never in memory."""
 
 import errno
 import fcntl
 import os
 from pathlib import Path
 
-# linux/fs.h: share the blocks of another file until one of the two is written to.
+# linux/fs.h: share the blocks of another file until one of the two files is written to.
 _FICLONE = 0x40049409
 _PIECE = 64 << 20
 _NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ENOSYS, errno.ETXTBSY)
 
 
 def copy_file(source: Path, target: Path, mode: int) -> None:
-    """Copy ``source`` to ``target``, which must not exist; its permissions become ``mode``. Raises OSError."""
+    """Copy ``source`` to ``target``, which must not exist, and set its permissions to ``mode``. Raises OSError."""
     with source.open("rb") as reader:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -35,7 +35,7 @@ def _cloned(source: int, target: int) -> bool:
 
 
 def _copy_data(source: int, target: int) -> None:
-    """Copy the extents that hold data; what lies between them stays a hole."""
+    """Copy the extents that hold data; the space between them stays a hole."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     place = 0
@@ -44,7 +44,7 @@ def _copy_data(source: int, target: int) -> None:
             start = os.lseek(source, place, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return  # nothing but a hole is left
+                return  # only a hole is left
             raise
         place = os.lseek(source, start, os.SEEK_HOLE)
         _copy_range(source, target, start, place)

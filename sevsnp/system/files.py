@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and their digests."""
+"""Files that are written completely or not at all, and digests of files."""
 
 import atexit
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 from sevsnp.errors import UserError
 
 CHUNK = 1 << 20
-# A program that failed for want of room leaves less than this: it writes in pieces.
+# A disk on which a program failed for lack of space has less than this free: programs write in pieces.
 _NO_ROOM = 256 << 10
 _in_use: set[Path] = set()
 _making = threading.Lock()
@@ -31,7 +31,7 @@ _ended = threading.Event()
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json's ``object_pairs_hook`` for what decides something: a doubled key is a ValueError, not its last value."""
+    """json's ``object_pairs_hook`` that raises ValueError for a doubled key; json itself would take the last value."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -53,17 +53,17 @@ def sha256_file(path: Path) -> str:
 def scratch_directory(near: Path) -> Iterator[Path]:
     """A temporary directory beside ``near``, on the same file system so that renames out of it are atomic.
 
-    What killed processes left there of the same kind is removed first.
+    Scratch directories that killed processes left there are removed first.
     """
     near.parent.mkdir(parents=True, exist_ok=True)
     _sweep(near)
     with _making:
         if _ended.is_set():
-            sys.exit()  # ends this thread; the process has ended but for it
+            sys.exit()  # ends this thread; the rest of the process has already ended
         path, descriptor = _locked_directory(near)
         _in_use.add(path)
     try:
-        # mkdtemp gives 0700 whatever the umask; what is built inside must not inherit either.
+        # mkdtemp sets 0700 for any umask; the files that are built inside must not inherit either.
         yield path
     finally:
         remove_tree(path)
@@ -72,13 +72,13 @@ def scratch_directory(near: Path) -> Iterator[Path]:
 
 
 def _locked_directory(near: Path) -> tuple[Path, int]:
-    """A new directory, locked as long as this process lives, so that one whose maker is dead can be told."""
+    """A new directory, locked as long as this process lives: others can recognise a dead process's directory."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # taken for a dead one's before it was locked
+            continue  # another process took it for a dead one's before it was locked
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if path.exists():
             return path, descriptor
@@ -87,15 +87,15 @@ def _locked_directory(near: Path) -> tuple[Path, int]:
 
 @atexit.register
 def _remove_scratch() -> None:
-    """What threads leave that end with the process and never reach the end of their block."""
+    """Remove the directories of threads that end with the process and never reach the end of their block."""
     with _making:
         _ended.set()
-    # A thread that still works makes some of it again, until it finds the rest gone. On a busy machine it takes seconds
-    # to remove the rest, and what was made again in that time has to go, too.
+    # A thread that still works creates some of its files again until it finds the rest gone. On a busy machine the
+    # removal takes seconds, and the files created in that time have to go, too.
     deadline = time.monotonic() + 10
     while (left := [path for path in list(_in_use) if path.exists()]) and time.monotonic() < deadline:
         for path in left:
-            # Under another name: it would add to it while it is removed.
+            # Renamed first: the thread would add files to the directory while it is removed.
             gone = path.with_name(f"{path.name[:-8]}{secrets.token_hex(4)}")
             with contextlib.suppress(OSError):
                 path.rename(gone)
@@ -117,7 +117,7 @@ def _sweep(near: Path) -> None:
 def short_name(directory: Path) -> Iterator[Path]:
     """Another name of ``directory``, some 20 bytes long, for all processes of this user while the context lasts.
 
-    For UNIX sockets, whose names have 107 bytes at most: TMPDIR may be anywhere.
+    For UNIX sockets: their names have at most 107 bytes, and TMPDIR may be a long path.
     """
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -127,7 +127,7 @@ def short_name(directory: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, read-only directories too; what resists stays."""
+    """Remove a directory with its content, including read-only directories; files that cannot be removed stay."""
     for directory, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
             os.chmod(directory, 0o700)  # noqa: PTH101
@@ -135,15 +135,15 @@ def remove_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Write ``path`` whole: a reader sees the old content or the new, never a part. An OSError names ``path``."""
+    """Write ``path`` completely: a reader sees the old content or the new, never a part. An OSError names ``path``."""
     with _written(path, data, mode) as made:
         made.replace(path)
 
 
 def write_durable(path: Path, data: bytes | str, mode: int = 0o600, *, new: bool = False) -> None:
-    """:func:`write_atomic`, which returns once ``path`` is on the disk.
+    """Like :func:`write_atomic`, but return only when ``path`` is on the disk.
 
-    With ``new`` nothing is replaced: FileExistsError where ``path`` is there already.
+    With ``new`` nothing is replaced: FileExistsError if ``path`` already exists.
     """
     with _written(path, data, mode) as made:
         sync(made)
@@ -156,7 +156,7 @@ def write_durable(path: Path, data: bytes | str, mode: int = 0o600, *, new: bool
 
 @contextlib.contextmanager
 def _written(path: Path, data: bytes | str, mode: int) -> Iterator[Path]:
-    """A new file beside ``path`` with its content and mode, for one step that puts it in its place."""
+    """A new file beside ``path`` with its content and mode; the caller moves it to its place in one step."""
     try:
         with scratch_directory(path) as scratch:
             made = scratch / path.name
@@ -170,7 +170,7 @@ def _written(path: Path, data: bytes | str, mode: int) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a directory's entries, on the disk before this returns."""
+    """Write a file's content, or a directory's entries, to the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -179,10 +179,10 @@ def sync(path: Path) -> None:
 
 
 def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
-    """Where the disks are mounted that ``paths`` are on, or would be, and whether each is full.
+    """The mount points of the disks that ``paths`` are on, or would be, and whether each disk is full.
 
-    What names nothing that exists is looked for in the current directory, so a whole command line may be given. What
-    is mounted read-only, or holds no data, is left out.
+    A word that names no existing file counts as a file in the current directory, so a whole command line may be given.
+    Mounts that are read-only or hold no data are left out.
     """
     found: dict[Path, bool] = {}
     for path in paths:
@@ -201,7 +201,7 @@ def disks(paths: Iterable[str | Path]) -> dict[Path, bool]:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """What to say where ``path`` cannot be written, or read: the disk is full, or it is another user's."""
+    """The error for a ``path`` that cannot be written or read: the disk is full, or the file is another user's."""
     if error.errno not in (errno.EACCES, errno.EPERM):
         return UserError(f"{path}: cannot be written: {error.strerror}", f"see: df -h {shlex.quote(str(path.parent))}")
     place = path.absolute()
@@ -210,10 +210,10 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     owner, user = place.lstat().st_uid, os.geteuid()
     if owner == user:
         return UserError(f"{path}: {error.strerror}", f"see: ls -ld {shlex.quote(str(place))}")
-    # A run as root leaves more than one such thing in a checkout.
+    # A run as root leaves more than one such file in a checkout.
     here = Path.cwd()
     others = [one.name for one in here.iterdir() if one.lstat().st_uid != user] if place.is_relative_to(here) else []
-    whom = _user(user) if _user(user) == str(user) else f"{_user(user)}:"  # with its group, where it has a name
+    whom = _user(user) if _user(user) == str(user) else f"{_user(user)}:"  # with its group, if the user has a name
     remedy = shlex.join(["chown", "-R", whom, *(sorted(others) or [str(place)])])
     where = f"cd {shlex.quote(str(here))} && " if others else ""
     return UserError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends what a killed run has left behind: a process of its own, started by sevsnp.system.command, that outlives it.
+"""Ends the processes that a killed run left. sevsnp.system.command starts the guardian, which outlives the run.
 
-A signal handler does this for every signal but SIGKILL. The guardian is told through a pipe which process groups run,
-which single processes of the run's own group, and which temporary directories exist ("+4711", "-4711", "+=4712",
-"-=4712", "+/tmp/x", "-/tmp/x", a line each); the kernel closes the pipe when the run is gone, however it went, and what
-is still on the list is then ended and removed.
+A signal handler does this for every signal but SIGKILL. The run tells the guardian through a pipe which process groups
+it runs, which single processes of its own group, and which temporary directories exist ("+4711", "-4711", "+=4712",
+"-=4712", "+/tmp/x", "-/tmp/x", one per line). The kernel closes the pipe when the run is gone, however it ended. Then
+the guardian ends and removes everything that is still on the list.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-# As long as sevsnp.system.command gives them: mmdebstrap removes its own tree, whose files belong to other users.
+# Seconds, as in sevsnp.system.command: mmdebstrap removes its own tree, whose files belong to other users.
 GRACE = 5.0
 
 
 def watch(lines: Iterable[str], grace: float = GRACE) -> None:
-    """Keep the list until the lines end, then end and remove what is on it, after ``grace`` seconds at the most."""
+    """Keep the list until the lines end. Then end and remove everything on it, after ``grace`` seconds at the most."""
     guarded: set[str] = set()
     places: set[str] = set()
     single: dict[str, int] = {}
@@ -31,11 +31,11 @@ def watch(lines: Iterable[str], grace: float = GRACE) -> None:
         if name.startswith("="):
             _hold(single, name, held=sign == "+")
         if sign == "+" and name.startswith("/"):
-            places.add(name)  # kept: a run that ends in order removes its own before a stray is seen
-    time.sleep(0.1)  # a child that was just forked is not what it will be yet
+            places.add(name)  # kept: a run removes its directories before a stray is seen
+    time.sleep(0.1)  # a child that was just forked has not yet its final group and environment
     groups = [int(name) for name in guarded if name.isdigit()]
-    # After SIGKILL too they have an instant in which they still write to what is removed next.
-    # A test run, which is a single one, tidies up on what Ctrl-C sends.
+    # Even after SIGKILL a process has an instant to write into a directory that is removed next. A single process is a
+    # test run; it shuts down its guests on SIGINT, as after Ctrl-C.
     for number, alone, seconds in ((signal.SIGTERM, signal.SIGINT, grace), (signal.SIGKILL, signal.SIGKILL, 1.0)):
         deadline = time.monotonic() + seconds
         groups = _signal({*groups, *_strays(places)}, number)
@@ -49,7 +49,7 @@ def watch(lines: Iterable[str], grace: float = GRACE) -> None:
 
 
 def _hold(single: dict[str, int], name: str, *, held: bool) -> None:
-    """Keep a descriptor of a process, by which it is signalled: its number may be another's when this run has ended."""
+    """Keep a pidfd of a process for signals: the process's number may be another's when this run has ended."""
     if not held:
         if name in single:
             os.close(single.pop(name))
@@ -59,7 +59,7 @@ def _hold(single: dict[str, int], name: str, *, held: bool) -> None:
 
 
 def _signal_single(descriptors: Iterable[int], number: int) -> bool:
-    """Send a signal to processes; whether one was there. Those of another user are not ours to wait for."""
+    """Send a signal to processes; return whether one was there. Do not wait for processes of another user."""
     there = False
     for descriptor in descriptors:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -69,20 +69,20 @@ def _signal_single(descriptors: Iterable[int], number: int) -> bool:
 
 
 def _strays(places: Iterable[str]) -> list[int]:
-    """The groups of commands that were started and not on the list yet when the run ended: their TMPDIR is ours."""
+    """The groups of commands that were started but not yet on the list when the run ended: their TMPDIR is ours."""
     wanted = {b"TMPDIR=" + os.fsencode(place) for place in places}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             group = os.getpgid(int(process.name))
-            # Each leads a session of its own; what does not is not one of them.
+            # Each such command leads a session of its own; no other process counts.
             if group == os.getsid(int(process.name)):
                 found += [group] * (not wanted.isdisjoint((process / "environ").read_bytes().split(b"\0")))
     return found
 
 
 def _signal(groups: Iterable[int], number: int) -> list[int]:
-    """Send a signal to process groups; those that were there."""
+    """Send a signal to process groups; return those that were there."""
     there = []
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live area of a terminal: a line for each task that runs, below the lines that stay.
+"""The live area of a terminal: a line for each running task, below the lines that stay.
 
-It never hides the cursor and never leaves its own lines, so however a run ends there is nothing to put right.
+It never hides the cursor and writes only to its own lines. The terminal is therefore usable however a run ends.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 REFRESHES_PER_SECOND = 8
-# What is over at once is not worth a line that comes and goes.
+# A task that ends at once does not deserve a line that comes and goes.
 SECONDS_BEFORE_SHOWN = 0.3
 BAR_WIDTH = 24
-# Below this a bar takes the place of the words.
+# On a narrower terminal a bar replaces the words.
 WIDTH_FOR_BARS = 72
 
 
@@ -33,7 +33,7 @@ def can_draw(stream: TextIO) -> bool:
 
 @dataclass
 class _Row:
-    """A task that runs. ``drawn``: it has something to show; a command without has the terminal to itself."""
+    """A running task. ``drawn``: it has something to show; a command that is not drawn has the terminal to itself."""
 
     shown: str
     drawn: bool
@@ -42,7 +42,7 @@ class _Row:
     amounts: list[Amount] = field(default_factory=list)
 
     def amount(self) -> Amount | None:
-        """The amount to show: the latest that is not all done."""
+        """The amount to show: the latest one that is not complete."""
         return next((one for one in reversed(self.amounts) if not one.complete), None)
 
 
@@ -55,7 +55,7 @@ class Screen:
 
         class Terminal(Console):
             def show_cursor(self, show: bool = True) -> bool:
-                """Leave it alone: who kills or stops this process gets a terminal with a cursor."""
+                """Leave the cursor alone: if this process is killed or stopped, the terminal still has a cursor."""
                 return False
 
         self.stream = stream
@@ -65,13 +65,14 @@ class Screen:
         self._pauses = 0
         self._closed = False
         self._live: Live | None = None
-        # Two locks, because rich draws from a thread of its own under its own lock: that thread takes only _state, and
-        # nobody calls rich while holding it. Reentrant, because a signal's handler runs wherever the main thread is.
+        # Two locks, because rich draws from its own thread under its own lock. That thread takes only _state, and no
+        # thread calls rich while holding _state. Reentrant, because a signal handler interrupts the main thread
+        # anywhere.
         self._state = threading.RLock()
         self._screen = threading.RLock()
 
     def begin(self, task: str, shown: str, drawn: bool) -> None:
-        """``task`` runs, under the name ``shown``."""
+        """``task`` starts; it is shown as ``shown``."""
         with self._state:
             self._rows[task] = _Row(shown, drawn)
         self._arrange()
@@ -101,7 +102,7 @@ class Screen:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Without the live area, however many ask for it at once."""
+        """Hide the live area while the context lasts; several callers may do so at once."""
         self._pause(1)
         try:
             yield
@@ -109,13 +110,16 @@ class Screen:
             self._pause(-1)
 
     def write(self, text: str) -> bool:
-        """Put whole lines above the live area; False where there is none, and the stream is free to write to."""
+        """Put whole lines above the live area.
+
+        False if there is no live area: the caller then writes to the stream itself.
+        """
         with self._screen:
             if self._live is None:
                 return False
             from rich.text import Text
 
-            self._live.refresh()  # or a task that has just ended is drawn once more
+            self._live.refresh()  # otherwise a task that has just ended would be drawn once more
             self._console.print(Text.from_ansi(text.removesuffix("\n")), soft_wrap=True)
             return True
 
@@ -124,7 +128,7 @@ class Screen:
         return self._live is not None
 
     def close(self) -> None:
-        """Take the live area away, for good: a thread that an interrupted run left behind may still report."""
+        """Remove the live area for good: a thread that an interrupted run left behind may still report."""
         with self._state:
             self._closed = True
         self._arrange()
@@ -135,7 +139,7 @@ class Screen:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Start or end the live area, as what runs has it."""
+        """Start or end the live area, depending on the running tasks."""
         with self._screen:
             with self._state:
                 free = not self._closed and not self._pauses

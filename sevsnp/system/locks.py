@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks between processes: the kernel lets go of one when its holder dies, however it dies."""
+"""Locks between processes. The kernel releases a lock when its holder dies, however it dies."""
 
 import contextlib
 import fcntl
@@ -13,14 +13,14 @@ _NOTE = 200
 
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock at ``path``; ``waiting`` is called once where another process or thread has it."""
+    """Hold the lock at ``path``; ``waiting`` is called once if another process or thread holds it."""
     with _taken(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waiting):
         yield
 
 
 @contextlib.contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock at ``path`` if nobody else has it, and say whether."""
+    """Hold the lock at ``path`` if it is free; yields whether it is held."""
     descriptor = _open(path)
     try:
         try:
@@ -35,10 +35,10 @@ def locked_if_free(path: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def held(path: Path, taken: Callable[[str], Exception], mode: int = 0o600) -> Iterator[Callable[[str], None]]:
-    """Hold the lock at ``path``, and note in it for others who does that: what is yielded takes the text.
+    """Hold the lock at ``path``, and note the holder in the file. The yielded function takes the text of the note.
 
-    Raises what ``taken`` makes of the first 200 bytes of such a note where another process has it. ``mode`` is that of
-    the file, in a directory that is there.
+    If another process holds the lock, raises what ``taken`` makes of the first 200 bytes of that process's note.
+    ``mode`` is the file's mode; its directory must exist.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
@@ -52,13 +52,16 @@ def held(path: Path, taken: Callable[[str], Exception], mode: int = 0o600) -> It
         try:
             yield note
         finally:
-            os.ftruncate(descriptor, 0)  # before the lock goes: what is there without a lock is nothing
+            os.ftruncate(descriptor, 0)  # before the lock is released: a note without a lock means nothing
     finally:
         os.close(descriptor)
 
 
 def _can_have(descriptor: int) -> bool:
-    """Whether the lock could be had: who only looks whether somebody has it holds it for an instant, too."""
+    """Whether the lock could be taken.
+
+    It tries again, because a process that only tests the lock holds it for an instant.
+    """
     for pause in (0.05, 0.2, 0.0):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +90,7 @@ def _taken(path: Path, kind: int, waiting: Callable[[], None] | None) -> Iterato
 
 
 def _still_there(descriptor: int, path: Path) -> bool:
-    """Whether others meet us at this file: who tidies up may have removed it meanwhile."""
+    """Whether ``path`` still names this file: a process that cleans up may have removed it meanwhile."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions by name: a task names what does its work, and it is loaded when the task runs."""
+"""Functions by name: a task names its function, and the function's module is loaded when the task runs."""
 
 import importlib
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from sevsnp.system.nearest import did_you_mean
 
 
 def load_named(function: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names. Raises UserError where there is no such module or function."""
+    """The function that ``module:function`` names. Raises UserError if there is no such module or function."""
     module, _, name = function.partition(":")
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks something itself
+            raise  # the module exists, but lacks an import
         raise UserError(
             f"{function}: there is no module {error.name}", "mend the name in the task, below tasks/"
         ) from None

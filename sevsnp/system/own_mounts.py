@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program, as root, with mounts of its own: what it mounts is nobody else's, and ends with it.
+"""Run a program, as root, with mounts of its own: no other process sees them, and they end with the program.
 
-`unshare --mount` does this only where / is a mount point, which it is not in a chroot: there the propagation of the
-mount that holds the chroot's directory has to be changed, and that mount has no name inside. So the namespace's own
-root is taken for a moment.
+`unshare --mount` does this only if / is a mount point. In a chroot it is not: the propagation of the mount that holds
+the chroot's directory must be changed, and that mount has no name inside. Therefore the namespace's own root is taken
+for a moment.
 
-A program of its own, because it changes what / is for the whole process: python3 -I -S own_mounts.py PROGRAM [WORD]...
+This is a program of its own, because it changes / for the whole process: python3 -I -S own_mounts.py PROGRAM [WORD]...
 """
 
 import ctypes
@@ -23,13 +23,14 @@ def _check(result: int) -> None:
 
 
 def separate() -> None:
-    """Give this process a mount namespace whose mounts reach no other. Raises OSError; needs CAP_SYS_ADMIN."""
+    """Give this process a mount namespace whose mounts no other process sees. Raises OSError; needs CAP_SYS_ADMIN."""
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_NEW_NAMESPACE))
-    # Opened now, so that both are in the new namespace.
+    # Opened after the new namespace exists, so that both are in it.
     root, here = (os.open(path, os.O_PATH | os.O_DIRECTORY) for path in ("/", "."))
     process = os.pidfd_open(os.getpid())
-    # To join a mount namespace, even one's own, is to get its root for /. That one is always a mount point.
+    # A process that joins a mount namespace, even its own, gets the namespace's root as /. That is always a mount
+    # point.
     _check(libc.setns(process, _NEW_NAMESPACE))
     _check(libc.mount(b"none", b"/", None, _PRIVATE, None))
     os.fchdir(root)

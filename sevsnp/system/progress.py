@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task is doing now, said by library code that knows neither doit nor terminals.
+"""What a task is doing now. Library code reports it, and knows neither doit nor terminals.
 
-Nobody looks unless a reporter has set up a board; then the board reads, at its own pace, what is kept here. So a call
-costs next to nothing, nothing here starts a thread, and all of it may be called from any thread. A thread that library
-code starts belongs to no task of its own: what it reports goes through the :class:`Amount` that it was given.
+Reports are shown only if a reporter has set a board, which reads the state kept here at its own pace. So a call costs
+next to nothing, this module starts no thread, and any thread may call it. A thread that library code starts belongs to
+no task: it reports through the :class:`Amount` that it was given.
 
-The build's recipes reach this module, so it stays small: how progress is drawn is in sevsnp.system.live, which none
-reaches.
+The build's recipes include this module, so it stays small. Progress is drawn in sevsnp.system.live, which no recipe
+includes.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from typing import Protocol
 
 
 class Amount:
-    """Bytes of one piece of work: ``done`` of ``total`` (0: not known). Call it with how many more are done.
+    """The progress of one piece of work: ``done`` of ``total`` bytes (0: not known). Call it with each new count.
 
-    ``bytes`` is false where it is things that are counted.
+    ``bytes`` is false if things are counted instead of bytes.
     """
 
     def __init__(self, what: str, total: int = 0, *, bytes: bool = True) -> None:
@@ -34,7 +34,7 @@ class Amount:
             self._done += count
 
     def at(self, done: int, total: int) -> None:
-        """Say where the work stands, for who counts for himself."""
+        """Set the progress; for a caller that counts by itself."""
         with self._lock:
             self._done, self.total = done, total
 
@@ -44,12 +44,12 @@ class Amount:
 
     @property
     def complete(self) -> bool:
-        """All done, although the block that it belongs to goes on."""
+        """Whether the work is complete, even if its block goes on."""
         return 0 < self.total <= self.done
 
 
 class _Growing(Amount):
-    """The allocated bytes of a file that somebody else writes: of a sparse one, what is really there."""
+    """The allocated bytes of a file that another process writes; the holes of a sparse file do not count."""
 
     def __init__(self, path: Path, what: str, total: int) -> None:
         super().__init__(what, total)
@@ -63,11 +63,11 @@ class _Growing(Amount):
 
     @property
     def complete(self) -> bool:
-        return False  # the total is a guess; the writer's end is the end
+        return False  # the total is a guess; only the writer's end is the end
 
 
 class _Counted(Amount):
-    """Things that somebody else does, and ``count`` counts whenever somebody looks; never fewer than before."""
+    """Things that another process does. Each reading calls ``count`` for their number, which never decreases."""
 
     def __init__(self, what: str, total: int, count: Callable[[], int]) -> None:
         super().__init__(what, total, bytes=False)
@@ -81,7 +81,7 @@ class _Counted(Amount):
 
 
 class Board(Protocol):
-    """Who shows it: see sevsnp.system.live."""
+    """The object that shows the progress: see sevsnp.system.live."""
 
     def step(self, task: str, text: str) -> None: ...
     def opened(self, task: str, amount: Amount) -> None: ...
@@ -95,19 +95,19 @@ _remarks: dict[str, str] = {}
 
 
 def show_on(board: Board | None) -> None:
-    """Tell ``board`` from now on; None tells nobody."""
+    """Report to ``board`` from now on; None: to no board."""
     global _board
     _board = board
 
 
 def begin(name: str) -> None:
-    """From here on this thread works for the task ``name``; empty: for none."""
+    """From now on this thread works for the task ``name``; empty: for no task."""
     _task.set(name)
 
 
 @contextmanager
 def task(name: str) -> Iterator[None]:
-    """What is said inside, in this thread, is said of the task ``name``."""
+    """Reports of this thread belong to the task ``name`` while the context lasts."""
     token = _task.set(name)
     try:
         yield
@@ -116,33 +116,33 @@ def task(name: str) -> Iterator[None]:
 
 
 def current() -> str:
-    """The task that this thread works for; empty where there is none."""
+    """The task that this thread works for; empty if there is none."""
     return _task.get()
 
 
 def step(text: str) -> None:
-    """What the task does now, in a few words; until the next step or the task's end."""
+    """The task's present step, in a few words. It is valid until the next step or the task's end."""
     if _board:
         _board.step(_task.get(), text)
 
 
 @contextmanager
 def amount(what: str, total: int = 0) -> Iterator[Amount]:
-    """A piece of work of ``total`` bytes (0: not known yet); call what it gives with each number of bytes done."""
+    """A piece of work of ``total`` bytes (0: not known yet). Call the yielded object with each number of bytes done."""
     with _opened(Amount(what, total)) as made:
         yield made
 
 
 @contextmanager
 def growing(path: Path, total: int, what: str = "writing") -> Iterator[None]:
-    """While a child process writes ``path``: how much of ``total`` bytes (0: not known) its blocks take so far."""
+    """The progress of a child process that writes ``path``: the allocated bytes so far, of ``total`` (0: not known)."""
     with _opened(_Growing(path, what, total)):
         yield
 
 
 @contextmanager
 def counted(what: str, total: int, count: Callable[[], int]) -> Iterator[None]:
-    """While a child process does ``total`` things of which ``count`` says how many are done; OSError counts as none."""
+    """The progress of a child process that does ``total`` things; ``count`` returns how many, OSError means none."""
     with _opened(_Counted(what, total, count)):
         yield
 
@@ -162,16 +162,16 @@ def _opened(made: Amount) -> Iterator[Amount]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """The terminal is somebody else's: a prompt's, or that of a program which writes to it by itself."""
+    """The terminal belongs to a prompt, or to a program that writes to it by itself, while the context lasts."""
     with _board.paused() if _board else contextlib.nullcontext():
         yield
 
 
 def remark(text: str) -> None:
-    """Words for the line that says that the task is done: how it came to that ("from the cache")."""
+    """Words for the line that reports the task's end: how the result was obtained ("from the cache")."""
     _remarks[_task.get()] = text
 
 
 def take_remark(name: str) -> str:
-    """The remark on the task ``name``, once; empty where there is none."""
+    """Take the remark on the task ``name``; empty if there is none."""
     return _remarks.pop(name, "")

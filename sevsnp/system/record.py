@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The external commands of this process, told to whoever keeps a record of them.
+"""Reports the external commands of this process to a recorder.
 
-Nobody is told unless a recorder is set, as the pipeline's reporter does (sevsnp.pipeline.run_log); a call costs next to
-nothing then. The build's recipes and host bundles reach this module, so it stays small and says nothing by itself.
+There is no recorder unless the pipeline's reporter sets one (sevsnp.pipeline.run_log); a call costs next to nothing
+then. The build's recipes and host bundles include this module, so it stays small and prints nothing.
 """
 
 import time
@@ -16,9 +16,10 @@ from sevsnp.system import progress
 
 @dataclass(frozen=True, eq=False)
 class Command:
-    """A command that was started: ``words`` as they are executed, in ``cwd``, for ``task`` (empty: for none).
+    """A command that was started: ``words`` as they are executed, in ``cwd``, for ``task`` (empty: for no task).
 
-    ``env`` is what it gets beside what every command gets. ``began`` is in seconds since 1970, ``clock`` monotonic.
+    ``env`` are its variables beside those that every command gets. ``began`` is in seconds since 1970, ``clock``
+    monotonic.
     """
 
     words: Sequence[str]
@@ -29,17 +30,17 @@ class Command:
     clock: float = field(default_factory=time.monotonic)
 
     def keep(self, error: bytes, output: bytes = b"") -> Path | None:
-        """Have all that it said kept, before :meth:`ended`; in which file, or None where nobody keeps it."""
+        """Keep the command's whole output, before :meth:`ended`. Returns the file, or None if there is no recorder."""
         return _recorder.keep(self, error, output) if _recorder else None
 
     def ended(self, code: int | None) -> None:
-        """It ended with the exit code ``code``; None where it could not be started, or goes on without us."""
+        """The command ended with exit code ``code``; None: it could not be started, or it goes on without us."""
         if _recorder:
             _recorder.ended(self, code)
 
 
 class Recorder(Protocol):
-    """Who keeps the record; called from any thread. What goes wrong with it is not the command's failure."""
+    """The object that keeps the record; any thread may call it. Its errors are not the command's failure."""
 
     def started(self, command: Command) -> None: ...
     def keep(self, command: Command, error: bytes, output: bytes) -> Path | None: ...
@@ -50,13 +51,13 @@ _recorder: Recorder | None = None
 
 
 def tell(recorder: Recorder | None) -> None:
-    """Tell ``recorder`` from now on; None tells nobody."""
+    """Report to ``recorder`` from now on; None: to no recorder."""
     global _recorder
     _recorder = recorder
 
 
 def starting(words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Command:
-    """To be called right before a command is started."""
+    """Report a command. Call it right before the command is started."""
     command = Command(words, cwd or Path.cwd(), env or {})
     if _recorder:
         _recorder.started(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user ids that an ordinary user may give away in a user namespace: /etc/subuid and /etc/subgid."""
+"""The user ids that an ordinary user may use in a user namespace: /etc/subuid and /etc/subgid."""
 
 import os
 import pwd
@@ -12,7 +12,7 @@ FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
 def check_subordinate_ids(number: int | None = None) -> None:
-    """Raises UserError where the user (of this process, or with that number) has no range of them; root needs none."""
+    """Raises UserError if the user (of this process, or with that number) has no such range; root needs none."""
     number = os.geteuid() if number is None else number
     if number == 0:
         return
@@ -30,7 +30,7 @@ def check_subordinate_ids(number: int | None = None) -> None:
 
 
 def free_ids() -> str:
-    """65536 subordinate ids, above all that anybody has; a range that belongs to two users would join them."""
+    """A range of 65536 subordinate ids above all ranges in use. A range must not belong to two users."""
     text = "\n".join(file.read_text() for file in FILES if file.exists())
     ranges = re.findall(r"^[^:\n]+:([0-9]+):([0-9]+)$", text, re.MULTILINE)
     first = max([100000, *(int(start) + int(count) for start, count in ranges)])

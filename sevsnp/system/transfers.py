@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An end for transfers that trickle: a socket's own time-out starts anew with every byte, this one does not.
+"""A time limit for slow transfers. A socket's own time-out starts anew with every byte; this one does not.
 
-A registry that sends a byte each few seconds would hold a build for hours, in the headers, between the chunks or in
-the middle of a file. So a thread watches, and shuts the request's connection down when its patience is at an end.
+A registry that sends one byte every few seconds would delay a build for hours: in the headers, between chunks or in a
+file. So a thread watches the request, and shuts its connection down when the time is over.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-# Bytes a second. Below that, building is faster than waiting.
+# Bytes a second. Below this rate, building is faster than waiting.
 FLOOR = 128 << 10
 
 _current = threading.local()
 
 
 class Watch:
-    """Patience for one request made in this thread: ``grace`` seconds, to which bytes that come add their worth.
+    """The time limit for one request of this thread: ``grace`` seconds; received bytes extend it.
 
-    Never more than ``grace`` seconds are left, however fast it went before.
+    There are never more than ``grace`` seconds left, however fast the transfer was before.
     """
 
     def __init__(self, grace: float) -> None:
@@ -51,15 +51,15 @@ class Watch:
         self._thread.join()
 
     def earn(self, count: int) -> None:
-        """``count`` bytes went over the wire."""
+        """``count`` bytes were transferred."""
         self._deadline = min(self._deadline + count / FLOOR, time.monotonic() + self.grace)
 
     def renew(self, seconds: float = 0.0) -> None:
-        """Another step begins: the whole grace again, and ``seconds`` for what takes long by its nature."""
+        """Another step begins: it has the whole grace again, and ``seconds`` more for work that takes long."""
         self._deadline = time.monotonic() + self.grace + seconds
 
     def use(self, connection: "socket.socket | None") -> None:
-        """The request goes over ``connection`` from now on."""
+        """The request uses ``connection`` from now on."""
         with self._lock:
             self._socket = connection
             if self.expired:
@@ -76,7 +76,7 @@ class Watch:
     def _shut(self) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                # Below TLS: SSLSocket.shutdown would take the session away from the thread that reads from it.
+                # Below TLS: SSLSocket.shutdown would remove the TLS session while another thread reads from it.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
@@ -97,7 +97,7 @@ class _Http(HTTPConnection):
         _watched(self)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        _watched(self)  # one that is used again is connected already
+        _watched(self)  # a connection that is used again is already connected
         super().request(*args, **kwargs)
 
 
@@ -120,7 +120,7 @@ class _HttpsPool(HTTPSConnectionPool):
 
 
 class WatchedAdapter(HTTPAdapter):
-    """requests' adapter with connections that tell the thread's watch of their sockets."""
+    """requests' adapter whose connections pass their sockets to the thread's watch."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How YAML files are read: strictly, and with the C library's parser where PyYAML has it (ten times as fast).
+"""Reads YAML files strictly, and with the C library's parser if PyYAML has it (ten times as fast).
 
-A key that stands twice is an error, where PyYAML would silently keep the last: a list of what is switched off would
-lose its first half. So is a merge key, which hides where a value comes from.
+A doubled key is an error. PyYAML would silently keep the last value: a list of switched-off things would lose its
+first half. A merge key is an error too, because it hides where a value comes from.
 """
 
 import functools
@@ -14,7 +14,10 @@ from sevsnp.errors import UserError
 
 @functools.cache
 def strict_loader() -> Any:
-    """A safe loader class for yaml.load and yaml.compose; doit reads several lists for every command."""
+    """A safe loader class for yaml.load and yaml.compose.
+
+    It should be fast: doit reads several lists for every command.
+    """
     import yaml
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -39,7 +42,7 @@ def strict_loader() -> Any:
 
 
 def load(file: Path, expected: str = "a YAML file") -> Any:
-    """The one document in ``file``, as PyYAML's plain types. Raises UserError naming the file and the line."""
+    """The single document in ``file``, as PyYAML's plain types. Raises UserError naming the file and the line."""
     import yaml
 
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`update_luks` and `adopt_luks`: a volume that exists gets VM configs of what is built now, or a directory."""
+"""`update_luks` and `adopt_luks`: an existing volume gets VM configs of the present build, or its own directory."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ from sevsnp.system.command import temporary_directory
 from sevsnp.system.copying import copy_file
 from sevsnp.volumes.directory import CONFIGS, DIGESTS, HEADER, Source, Volume, choose
 
-# What dm-crypt and dm-integrity do with a volume of ours, as dmsetup says it; the numbers are sizes and places.
+# The dm-crypt and dm-integrity tables of our volumes, as dmsetup prints them; the numbers are sizes and positions.
 _CRYPT = re.compile(
     r"0 \d+ crypt capi:authenc\(hmac\(sha256\),xts\(aes\)\)-random 0{192} 0 \d+:\d+ 0 2 "
     r"integrity:48:aead sector_size:4096"
@@ -38,7 +38,7 @@ _LOCK_QUERY = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Boot:
-    """What a guest is booted with as it is built now, and the settings of its VM config."""
+    """The files that a guest boots with in the present build, and the settings of its VM config."""
 
     template: Path
     firmware: Path
@@ -53,8 +53,8 @@ class Boot:
     author_key: Path | None
 
     def make(self, directory: Path, image: Path) -> Source:
-        """VM configs, production and emulated, for the volume on ``image`` whose header and digests are in
-        ``directory``; they are written there, with what they need.
+        """Write VM configs, production and emulated, for the volume on ``image`` into ``directory``, with their
+        files. The volume's header and digests are in ``directory``.
         """
         for name, platform, initrd in zip(
             CONFIGS, ("snp", "emulated"), (self.initrd, self.emulated_initrd), strict=True
@@ -100,7 +100,7 @@ class Boot:
 
 
 def update_volume(*, directory: Path, configs: Path, data_dir: Path, volume: str, boot: Mapping[str, Any]) -> None:
-    """`update_luks`: the volume boots with the kernel, initramfs, firmware and settings of now; its disk stays.
+    """`update_luks`: the volume boots with the present kernel, initramfs, firmware and settings; its disk stays.
 
     Raises UserError while a guest runs on it.
     """
@@ -114,7 +114,7 @@ def update_volume(*, directory: Path, configs: Path, data_dir: Path, volume: str
         for name in (HEADER, *DIGESTS):
             copy_file(chosen.path / name, scratch / name, 0o600)
         made = Boot(**boot).make(scratch, chosen.image)
-        # What setup_luks has made of the same volume counts again once it makes something else.
+        # The files that setup_luks made of the same volume count again only when setup_luks makes different ones.
         own = source.uuid == chosen.uuid and source.whole
         changed = chosen.refresh(made, taken=source.digest() if own else "")
     state = "boots with what is built now" if changed else "up to date, nothing to do"
@@ -131,10 +131,10 @@ def adopt_volume(
     boot: Mapping[str, Any],
     appliance: Mapping[str, Path],
 ) -> None:
-    """`adopt_luks`: a directory for the volume on the disk ``image``, which is copied and otherwise left alone.
+    """`adopt_luks`: make a directory for the volume on the disk ``image``, which is copied and not changed.
 
-    ``directory`` is where setup_luks may have its own files of the same volume. What is on the disk may be a host's
-    work, so its header and its device-mapper tables have to be of the one kind that setup_luks makes. Raises UserError.
+    ``directory`` is where setup_luks may have its own files of the same volume. A host may have changed the disk, so
+    its header and its device-mapper tables must be of the one kind that setup_luks makes. Raises UserError.
     """
     if image is None:
         raise UserError("IMAGE: not set, expected the disk of an encrypted guest", "say which: IMAGE=…/luks.img")
@@ -160,7 +160,7 @@ def adopt_volume(
 
 
 def _key(luks: Luks2, image: Path, config_dir: Path, key_file: str) -> Key:
-    """The key that opens the volume; a volume that nothing is known of here gets a record where its key is given."""
+    """The key that opens the volume. A volume that is unknown here gets a record if its key is given."""
     key = luks_key.given(key_file)
     known = luks.uuid in luks_key.known_volumes(config_dir)
     if key is None:
@@ -186,7 +186,7 @@ def _key(luks: Luks2, image: Path, config_dir: Path, key_file: str) -> Key:
 
 
 def _tables(image: Path, luks: Luks2, directory: Path, key: Key, appliance: Appliance, scratch: Path) -> str:
-    """The digest of the volume's device-mapper tables: as setup_luks knows it, else as the appliance finds it."""
+    """The digest of the volume's device-mapper tables: from setup_luks if it has the volume, else by the appliance."""
     made = directory / HEADER
     if made.is_file() and made.read_bytes() == luks.data and (directory / DIGESTS[1]).is_file():
         return (directory / DIGESTS[1]).read_text().strip()
@@ -197,9 +197,9 @@ def _tables(image: Path, luks: Luks2, directory: Path, key: Key, appliance: Appl
 
 
 def check_tables(image: Path, crypt: str, integrity: str) -> None:
-    """Raises UserError unless this is what the kernel does with a volume as setup_luks makes it.
+    """Raises UserError unless these are the kernel's tables for a volume as setup_luks makes it.
 
-    A part of it stands in the superblock behind the header, which a disk's host can write.
+    A part of them comes from the superblock behind the header, which the host of a disk can write.
     """
     for name, form, found in (("crypt", _CRYPT, crypt.strip()), ("integrity", _INTEGRITY, integrity.strip())):
         if not form.fullmatch(found):
@@ -210,12 +210,12 @@ def check_tables(image: Path, crypt: str, integrity: str) -> None:
 
 
 def _check_unused(image: Path) -> None:
-    """Raises UserError for a disk that a QEMU has open: it locks bytes of each that it may write to."""
+    """Raises UserError for a disk that a QEMU has open: QEMU locks bytes of each disk that it may write to."""
     with image.open("rb") as stream:
         try:
             answer = fcntl.fcntl(stream.fileno(), _F_OFD_GETLK, _LOCK_QUERY)
         except OSError:
-            return  # a file system without locks
+            return  # the file system has no locks
     kind, *_ = struct.unpack("hhqqi", answer)
     if kind != fcntl.F_UNLCK:
         raise UserError(f"{image}: a guest runs on it", "end it first: ./doitw stop")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that guests have written: what is on them is their user's, so each has a directory of its own outside build/.
+"""Volumes that guests have written: they hold user data, so each has a directory of its own outside build/.
 
-DATA_DIR/volumes/UUID has all that a boot and an attestation need: the disk luks.img, its header and the digests that
-name it, both VM configs, and in boot/ the files that these name. It appears whole or not at all.
+DATA_DIR/volumes/UUID has everything that a boot and an attestation need: the disk luks.img, its header and the digests
+that identify it, both VM configs, and in boot/ the files that these name. It appears completely or not at all.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render
 from sevsnp.vm_config.relocate import files_of, relocated
 
 IMAGE, HEADER, LOCK, BOOT, TAKEN = "luks.img", "header.bin", "lock", "boot", "taken"
-# What names the volume beside its header.
+# The files that identify the volume beside its header.
 DIGESTS = ("header.sha256", "tables.sha256")
 CONFIGS = ("vm-config-luks.toml", "vm-config-luks.emulated.toml")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What setup_luks has made: header and digests in ``directory``, the VM configs to launch with in ``configs``."""
+    """The results of setup_luks: header and digests in ``directory``, the VM configs to launch with in ``configs``."""
 
     directory: Path
     configs: Path
 
     @property
     def uuid(self) -> str:
-        """Which volume it is; empty where there is none."""
+        """The UUID of the volume; empty if there is none."""
         try:
             return check_uuid(Luks2.read(self.directory / HEADER).uuid)
         except (UserError, OSError):
@@ -49,23 +49,23 @@ class Source:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it is there; a setup_luks that was interrupted leaves a part."""
+        """Whether all files are there; an interrupted setup_luks leaves only some."""
         return all((self.configs / name).is_file() for name in CONFIGS)
 
     def read(self) -> list[VmConfig]:
-        """Both VM configs. Raises UserError where one is not there, or its files are not what it says."""
+        """Both VM configs. Raises UserError if one is missing, or its files differ from what it says."""
         configs = [read_vm_config(self.configs / name) for name in CONFIGS]
         for config in configs:
             check_files(config.launch, disks=False)
         return configs
 
     def digest(self) -> str:
-        """SHA-256 of both VM configs as they are: what the volume's directory was last brought up to date with."""
+        """SHA-256 of both VM configs; it tells with which configs a volume's directory was last updated."""
         return hashlib.sha256(b"\0".join((self.configs / name).read_bytes() for name in CONFIGS)).hexdigest()
 
 
 def source_of(directory: Path, configs: Path, vm_config: Path | None) -> Source:
-    """What to start from: the directory of the VM config that the user names if a volume lies there, else those given.
+    """The source to use: the directory of the user's VM config if a volume lies there, else the given directories.
 
     An ID block's VM configs are in a directory below.
     """
@@ -77,7 +77,7 @@ def source_of(directory: Path, configs: Path, vm_config: Path | None) -> Source:
 
 @dataclass(frozen=True)
 class Volume:
-    """The directory of a volume, which need not exist yet; its name is the volume's UUID."""
+    """The directory of a volume; it need not exist yet. Its name is the volume's UUID."""
 
     path: Path
 
@@ -102,7 +102,7 @@ class Volume:
         return Source(self.path, self.path)
 
     def make(self, source: Source) -> None:
-        """Make the directory, with a copy of the image that the VM configs name. Raises UserError where it exists."""
+        """Make the directory, with a copy of the image that the VM configs name. Raises UserError if it exists."""
         if self.path.exists():
             raise self.exists_error()
         configs = source.read()
@@ -113,7 +113,7 @@ class Volume:
             new = Volume(scratch / self.uuid)
             new.path.mkdir(mode=0o700)
             copy_file(image.path, new.image, 0o600)
-            # A guest whose disk has no room any more loses what it writes, so all of it is taken now.
+            # A guest whose disk has no more room loses what it writes, so all blocks are allocated now.
             with new.image.open("rb+") as stream:
                 os.posix_fallocate(stream.fileno(), 0, image.size)
             for name in (HEADER, *DIGESTS):
@@ -132,17 +132,17 @@ class Volume:
         sync(self.path.parent)
 
     def exists_error(self) -> UserError:
-        """What is said where there must be none yet."""
+        """The error for a directory that must not exist yet."""
         return UserError(
             f"{self.path}: this volume has a directory, and nothing in it was changed",
             f"boot it: ./doitw run_sev_snp_luks VOLUME={self.uuid}",
         )
 
     def refresh(self, source: Source, *, taken: str) -> bool:
-        """Bring VM configs and boot files up to date with ``source``, and say whether any was not.
+        """Update VM configs and boot files from ``source``; return whether any has changed.
 
-        Each VM config is replaced in one step, by one whose files are all there. ``taken`` is kept as the digest of
-        what setup_luks had made then.
+        Each VM config is replaced in one step, after all of its files are there. ``taken`` is kept as the digest of
+        setup_luks's VM configs at that time.
         """
         with _room(self.path):
             texts = {self.path / config.source.name: self._rendered(config) for config in source.read()}
@@ -158,14 +158,14 @@ class Volume:
         return bool(changed)
 
     def taken(self) -> str:
-        """What :meth:`refresh` was last told; empty where it is not known."""
+        """The digest that :meth:`refresh` last received; empty if it is not known."""
         try:
             return (self.path / TAKEN).read_text()
         except OSError:
             return ""
 
     def _rendered(self, config: VmConfig) -> str:
-        """The VM config as it stands in this directory, once its files are here."""
+        """The text of the VM config in this directory, after its files are here."""
         (self.path / BOOT).mkdir(mode=0o700, exist_ok=True)
 
         def place(file: File | Disk) -> Path:
@@ -186,7 +186,7 @@ class Volume:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Have the volume for oneself. Raises UserError where another process has it, which is named."""
+        """Hold the volume exclusively. Raises UserError naming the process that holds it."""
         with held(self.path / LOCK, self._taken) as note:
             note(f"process {os.getpid()} since {datetime.now(UTC):%F %T} UTC\n")
             yield
@@ -200,7 +200,7 @@ class Volume:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process has it for itself."""
+        """Whether a process holds it exclusively."""
         try:
             descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -224,9 +224,9 @@ def volumes(data_dir: Path) -> list[Volume]:
 
 
 def choose(data_dir: Path, source: Source, wanted: str, task: str) -> Volume:
-    """The volume that ``wanted`` (the setting VOLUME) begins, else that of ``source``, else the only one there is.
+    """The volume whose UUID begins with ``wanted`` (the setting VOLUME), else that of ``source``, else the only one.
 
-    Raises UserError with the command of ``task`` for each, where that is not one.
+    If this does not select exactly one, raises UserError with the command of ``task`` for each volume.
     """
     here = source.uuid
     known = sorted({volume.uuid for volume in volumes(data_dir)} | ({here} if here else set()))
@@ -249,7 +249,7 @@ def choose(data_dir: Path, source: Source, wanted: str, task: str) -> Volume:
 
 
 def left(data_dir: Path) -> list[str]:
-    """A line for each volume that has a directory: where, how large, since when as it is, and how to boot it."""
+    """A line for each volume that has a directory: its path, size and last change, and the command that boots it."""
     lines = []
     for volume in volumes(data_dir):
         status = volume.image.stat()
@@ -262,7 +262,7 @@ def left(data_dir: Path) -> list[str]:
 
 
 def say_what_stays(*, header: Path, earlier: Path, data_dir: Path) -> None:
-    """After setup_luks has made the volume with ``header``: how to boot those that guests have written."""
+    """After setup_luks has made the volume with ``header``, print how to boot the volumes that guests have written."""
     own = Luks2.read(header).uuid
     for volume in volumes(data_dir):
         if volume.uuid != own:
@@ -272,7 +272,7 @@ def say_what_stays(*, header: Path, earlier: Path, data_dir: Path) -> None:
 
 
 def note_earlier(earlier: Path, data_dir: Path) -> str:
-    """What to do with the disk that an earlier release wrote to; empty where there is none, or it was adopted."""
+    """A hint for the disk that an earlier release wrote to; empty if there is none, or if it was adopted."""
     try:
         uuid = Luks2.read(earlier).uuid
         if Volume.of(data_dir, uuid).exists:
@@ -289,7 +289,7 @@ def _files(config: VmConfig) -> list[File]:
 
 @contextlib.contextmanager
 def _room(path: Path) -> Iterator[None]:
-    """Say which disk is full, and what to do, where one is."""
+    """If a disk is full, raise an error that says which, and what to do."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which keys there are, what each belongs to, and which nothing needs any more."""
+"""The keys of volumes: which exist, to which disks they belong, and which are no longer needed."""
 
 import contextlib
 import hashlib
@@ -19,9 +19,9 @@ from sevsnp.volumes.directory import volumes
 
 @dataclass(frozen=True)
 class VolumeKey:
-    """The key or the record of one volume, or both; ``belongs`` are the disks of it that were found.
+    """The key or the record of one volume, or both; ``belongs`` are its disks that were found.
 
-    ``record`` is None where it is not there or damaged.
+    ``record`` is None if it is missing or damaged.
     """
 
     config_dir: Path
@@ -31,17 +31,17 @@ class VolumeKey:
 
     @property
     def files(self) -> list[Path]:
-        """Those that are there."""
+        """The existing files."""
         key = luks_key.key_path(self.config_dir, self.uuid)
         return [path for path in (key, key.with_suffix(".json")) if path.exists()]
 
     @property
     def unused(self) -> bool:
-        """Whether nothing is lost with it: no disk of it was found, and no guest has ever had it."""
+        """Whether its removal loses nothing: no disk of it was found, and no guest has ever received it."""
         return not self.belongs and self.record is not None and not self.record.opened
 
     def describe(self) -> str:
-        """In a line, or two."""
+        """The key in one line or two."""
         record = self.record
         if record is None:
             what = "no readable record"
@@ -52,8 +52,8 @@ class VolumeKey:
 
 
 def volume_keys(config_dir: Path, disks: Sequence[Path], data_dir: Path) -> Iterator[VolumeKey]:
-    """All that are in ``config_dir``. Disks of theirs are looked for in ``disks``, images or headers, in the volumes'
-    own directories, and where each says that it was made.
+    """All volume keys in ``config_dir``. Their disks are searched for in ``disks``, images or headers, in the volumes'
+    own directories, and at the path that each record names.
     """
     found: dict[str, list[Path]] = {}
     for path in disks:
@@ -72,7 +72,7 @@ def volume_keys(config_dir: Path, disks: Sequence[Path], data_dir: Path) -> Iter
 
 
 def list_keys(*, config_dir: Path, key_dirs: Sequence[Path], disks: Sequence[Path], data_dir: Path) -> None:
-    """`keys`: the user's and the owner's, and each volume's in ``config_dir`` and in ``key_dirs``."""
+    """`keys`: print the user's and the owner's keys, and each volume's in ``config_dir`` and in ``key_dirs``."""
     keys = Keys.of(config_dir)
     print(f"user key: {_shown(keys.user_private)}")
     digest = ""
@@ -89,9 +89,9 @@ def list_keys(*, config_dir: Path, key_dirs: Sequence[Path], disks: Sequence[Pat
 
 
 def prune_keys(*, config_dir: Path, checkout: Path, disks: Sequence[Path], data_dir: Path) -> None:
-    """`keys_prune`: remove those that no disk and no guest ever needed, and name the rest that belongs to nothing.
+    """`keys_prune`: remove the keys that no disk and no guest ever needed; print the others that belong to no disk.
 
-    What another checkout than ``checkout`` made may be about to be used there: it is named, too.
+    A key that another checkout than ``checkout`` made may be about to be used there: it is printed, too.
     """
     removed = 0
     for each in volume_keys(config_dir, disks, data_dir):
@@ -107,14 +107,14 @@ def prune_keys(*, config_dir: Path, checkout: Path, disks: Sequence[Path], data_
 
 
 def drop_replaced(*, config_dir: Path, image: Path, disks: Sequence[Path], data_dir: Path) -> None:
-    """Remove the keys of what lay at ``image`` before, or was begun for it, as far as nobody can have data there."""
+    """Remove the keys of earlier or unfinished volumes at ``image``, if no user can have data on them."""
     for each in volume_keys(config_dir, disks, data_dir):
         if each.unused and each.record and Path(each.record.place) == image.absolute():
             luks_key.forget(config_dir, each.uuid)
 
 
 def _is_ours(key: VolumeKey, checkout: Path) -> bool:
-    """Whether this checkout made it, or one that is not there any more."""
+    """Whether this checkout made the key, or a checkout that no longer exists."""
     place = Path(key.record.place) if key.record else Path()
     made_in = place.parents[2] if len(place.parents) > 2 else place
     return made_in == checkout or not made_in.exists()
@@ -132,7 +132,7 @@ def _shown(path: Path) -> str:
 
 
 def _uuid(path: Path) -> str:
-    """The UUID of the volume whose image or header ``path`` is; empty for what is none."""
+    """The UUID of the volume whose image or header is ``path``; empty for any other file."""
     try:
         return Luks2.read(path).uuid
     except (UserError, OSError):

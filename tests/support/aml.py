@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hostile ACPI table, assembled by hand: AML that writes a mark to an I/O port when the guest's kernel interprets it.
+"""A hostile ACPI table, assembled by hand: its AML writes a mark to an I/O port when the guest's kernel interprets it.
 
 Encoding: ACPI 6.5, chapter 20 (AML) and section 5.2.6 (table header).
 """
@@ -7,13 +7,13 @@ Encoding: ACPI 6.5, chapter 20 (AML) and section 5.2.6 (table header).
 import struct
 
 _SYSTEM_IO = 1
-_BYTE_ACCESS = 1  # any lock rule: NoLock; update rule: Preserve
+_BYTE_ACCESS = 1  # lock rule: NoLock; update rule: Preserve
 _SYSTEM_BUS = b"\\_SB_"
 _HEADER_SIZE = 36
 
 
 def _package_length(value: int, *, itself: bool) -> bytes:
-    """A PkgLength; with ``itself`` it counts its own bytes too, as for everything but the width of a field."""
+    """A PkgLength. With ``itself`` it includes its own bytes, as everywhere except in the width of a field."""
     for extra in range(4):
         total = value + (1 + extra if itself else 0)
         if total < (64 if extra == 0 else 1 << (4 + 8 * extra)):
@@ -41,8 +41,8 @@ def _method(name: bytes, body: bytes) -> bytes:
 def marking_ssdt(port: int, mark: bytes) -> bytes:
     r"""An SSDT with a device below ``\_SB`` whose ``_INI`` writes ``mark`` to the I/O port, byte by byte.
 
-    The kernel runs ``_INI`` of every device that is present as soon as it has loaded the tables; firmware does not
-    interpret AML at all.
+    The kernel runs ``_INI`` of every present device as soon as it has loaded the tables; firmware does not interpret
+    AML.
     """
     stores = b"".join(b"\x70\x0a" + bytes([byte]) + b"BYTE" for byte in mark)
     device = b"EVIL" + _region(b"PORT", port) + _method(b"_INI", stores)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The appliance with a job of the tests' own on top, from what the shared build made."""
+"""The appliance of the shared build, with an additional job of the tests."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job for the tests' own appliance: it is in no initramfs that the project makes."""
+"""A job for the tests' own appliance; it is not in the project's own initramfs."""
 
 import hashlib
 import os
@@ -45,13 +45,13 @@ def end(*, secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
 
 
 def first(*, secret: bytes, say: "Callable[..., None]", role: str) -> "dict[str, Any]":
-    """The first bytes of a disk."""
+    """The first 16 bytes of a disk."""
     with open(linux.find_disks(role)[0], "rb") as stream:
         return {"first": stream.read(16).hex()}
 
 
 def rooms(*, secret: bytes, say: "Callable[..., None]", roles: "list[str]", options: "list[str]") -> "dict[str, Any]":
-    """The mapping's bytes of a fresh volume on each disk."""
+    """The size in bytes of the mapping of a fresh volume on each disk."""
     found = {}
     for role in roles:
         (disk,) = linux.find_disks(role)
@@ -64,7 +64,7 @@ def rooms(*, secret: bytes, say: "Callable[..., None]", roles: "list[str]", opti
 
 
 def open_volume(*, secret: bytes, say: "Callable[..., None]", files: "list[str]", wrong: str) -> "dict[str, Any]":
-    """Open a volume as the guest does, read each sector of it and some files, and write one; then ``wrong``, a key."""
+    """Open a volume as the guest does, read each sector of it and some files, write one; then try the key ``wrong``."""
     (disk,) = linux.find_disks("luks")
     cryptsetup("open", "--key-file=-", disk, NAME, secret=secret)
     found: dict[str, Any] = {"tables": tables_digest(table(NAME), table(INTEGRITY)), "read": 0}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One parser under atheris, as a program of its own, since libFuzzer ends the process:
+"""Runs one parser under atheris. A program of its own, because libFuzzer ends the process:
 
     python -m tests.support.atheris_run NAME DIRECTORY [libFuzzer's options]
 
-NAME is one of fuzz_targets; inputs and what breaks it are kept in DIRECTORY.
+NAME is one of fuzz_targets; DIRECTORY keeps the inputs, and those that break the parser.
 """
 
 import sys

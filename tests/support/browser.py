@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A headless Chromium through its debugging pipe (Chrome DevTools Protocol: JSON with a zero byte behind each)."""
+"""A headless Chromium through its debugging pipe (Chrome DevTools Protocol: JSON, a zero byte after each message)."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ _SECONDS = 60
 
 
 def find_browser() -> str | None:
-    """A Chromium on PATH."""
+    """The path of a Chromium on PATH; None if there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @dataclass
 class Page:
-    """An empty page of a browser; ``events`` is all that the browser has said about it."""
+    """An empty page of a browser; ``events`` are the browser's messages about it."""
 
     writer: int
     reader: int
@@ -36,7 +36,7 @@ class Page:
     _number: int = 0
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of a command. Fails the test where the browser reports an error or says nothing."""
+        """The result of a command. Fails the test if the browser reports an error or does not answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self.session:
@@ -54,7 +54,7 @@ class Page:
         return found["result"].get("value")
 
     def load(self, path: Path, width: int) -> None:
-        """Show the file as a phone of ``width`` CSS pixels does, and wait until all of it is there."""
+        """Show the file as a phone of ``width`` CSS pixels does, and wait until it is completely loaded."""
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.ask(f"{domain}.enable")
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=640, deviceScaleFactor=2, mobile=True)
@@ -63,7 +63,7 @@ class Page:
             self._next()
 
     def named(self, *methods: str) -> list[dict[str, Any]]:
-        """What the browser has said under these names."""
+        """The browser's events with these names."""
         return [one["params"] for one in self.events if one.get("method") in methods]
 
     def _next(self) -> dict[str, Any]:
@@ -81,11 +81,11 @@ class Page:
 
 @contextlib.contextmanager
 def blank_page(browser: str, profile: Path) -> Iterator[Page]:
-    """A page of a browser of its own, whose files are in ``profile``."""
+    """A page in a separate browser, whose files are in ``profile``."""
     (their_in, writer), (reader, their_out) = os.pipe(), os.pipe()
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe",
              f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
-    # The browser reads from descriptor 3 and writes to 4; sh knows no descriptors of two digits.
+    # The browser reads from descriptor 3 and writes to 4; sh has no descriptors of two digits.
     script = f'exec "$@" 3<&{their_in} 4>&{their_out}'
     process = subprocess.Popen(
         ends_with_us("bash", "-c", script, "bash", browser, *words),
@@ -101,7 +101,7 @@ def blank_page(browser: str, profile: Path) -> Iterator[Page]:
         page.events.clear()
         yield page
     finally:
-        os.close(writer)  # ends it
+        os.close(writer)  # this ends the browser
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(NET)
         process.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VM configs of guests that are changed on purpose: whole and honest, with the launch digest that they then have."""
+"""VM configs of guests that are changed on purpose: complete and consistent, with the changed guest's launch digest."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ def file(path: Path) -> File:
 
 
 def honest(config: VmConfig, directory: Path, **changes: Any) -> VmConfig:
-    """``config`` with ``changes`` to its launch, written into ``directory``, which is made."""
+    """``config`` with ``changes`` to its launch, written into ``directory``, which is created."""
     directory.mkdir(parents=True, exist_ok=True)
     launch = replace(config.launch, **changes)
     reference = replace(config.require_reference(), launch_digest=launch_digest_of(launch))
@@ -26,7 +26,7 @@ def honest(config: VmConfig, directory: Path, **changes: Any) -> VmConfig:
 
 
 def other_words(config: VmConfig, directory: Path, words: Mapping[str, str]) -> File:
-    """The command line with other words, by old text; a file in ``directory``, which is made."""
+    """The command line with words replaced (old text to new), as a file in ``directory``, which is created."""
     line = config.launch.cmdline.path.read_text()
     for old, new in words.items():
         assert line.count(old) == 1, f"{old!r} in {line!r}"

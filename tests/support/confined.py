@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting QEMU for a moment, to see which files it has open, or what it says when it may not open them."""
+"""Starts QEMU for a moment, to see which files it opens, or its error if it may not open them."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ SECONDS = 120.0
 def up(
     qemu: Path, arguments: list[str], access: Access, machine: str = "none"
 ) -> Iterator[tuple["subprocess.Popen[bytes] | None", str]]:
-    """A QEMU that has opened all that it was told to, and waits; or None and what it said, where it has ended."""
+    """A QEMU that has opened all its files and waits; or None and its messages, if it has ended."""
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name, short_name(Path(name)) as short:
         work = Path(name)
         words = ["-machine", machine, "-nodefaults", "-no-user-config", "-display", "none", "-S", *arguments]
@@ -44,7 +44,7 @@ def up(
 
 
 def opened_by(qemu: Path, arguments: list[str], access: Access) -> tuple[list[str], str]:
-    """The files that QEMU has open once it is up, none where it has ended; and what it said."""
+    """The files that QEMU has open once it is up (none if it has ended), and its messages."""
     with up(qemu, arguments, access) as (process, said):
         return files_of(process.pid) if process else [], said
 
@@ -52,13 +52,13 @@ def opened_by(qemu: Path, arguments: list[str], access: Access) -> tuple[list[st
 def files_of(pid: int) -> list[str]:
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found.append(os.readlink(link))
     return found
 
 
 def qemus_with(word: str) -> list[int]:
-    """The processes that are a QEMU, or about to become one, and have ``word`` in their options."""
+    """The processes that are, or are about to become, a QEMU with ``word`` in its options."""
     found = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit() and int(path.name) != os.getpid():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control guest of the hostile boot: the genuine one less its defences, with software that trusts the host.
+"""The control guest of the hostile boot: the genuine guest without its defences, with software that trusts the host.
 
-It starts as the genuine guest does (same kernel, same initramfs, a verified root), so what differs is the defences:
-no hardening words on the command line, no masked units and generators, an fstab that names disks as installers do, the
-kernel modules that read what a host offers, no lock on its devices, and cloud-init, LVM and the QEMU guest agent.
+It starts as the genuine guest does (same kernel, same initramfs, a verified root), so the two differ in the defences:
+the control has no hardening words on the command line, no masked units and generators, an fstab that names disks as
+installers do, the kernel modules that read a host's offers, no lock on its devices, and cloud-init, LVM and the QEMU
+guest agent.
 """
 
 import shutil
@@ -39,14 +40,15 @@ LIST = HERE.parent / "data" / "control-packages.yaml"
 LOCK = LIST.with_suffix(".lock")
 SET = "control"
 
-# What the genuine guest's kernel cannot read, since its root has no modules: fw_cfg, the seed's file system, devices.
+# The genuine guest's kernel cannot read these, because its root has no modules: fw_cfg, the seed's file system,
+# devices.
 MODULES = (
     *("qemu_fw_cfg", "fat", "vfat", "nls_cp437", "nls_ascii"),
     *("virtio_rng", "virtio_balloon", "e1000e", "xhci_pci", "usbhid", "hid_generic"),
 )
 TWIN_PLACE = "srv"
-# Label, and by it UUID, of the genuine root. The control's own root has another: where two disks have one UUID, the one
-# that is mounted is decided by a race. A host needs to win it once, a test each time.
+# Label, and so UUID, of the genuine root. The control's own root has another: if two disks have the same UUID, a race
+# decides which one is mounted. A host needs to win it once, a test each time.
 GENUINE_LABEL = "root"
 LABEL = "control"
 
@@ -58,7 +60,7 @@ UUID={SWAP_UUID} none swap sw,nofail 0 0
 
 
 def _unpacked(debs: Sequence[Path], scratch: Path) -> dict[str, Entry]:
-    """The packages' files; no maintainer script runs, so what those would enable is said in :func:`_own_layers`."""
+    """The packages' files. No maintainer script runs; :func:`_own_layers` enables what the scripts would enable."""
     entries: dict[str, Entry] = {}
     for deb in debs:
         tar = scratch / f"{deb.name}.tar"
@@ -69,7 +71,7 @@ def _unpacked(debs: Sequence[Path], scratch: Path) -> dict[str, Entry]:
 
 
 def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
-    """The genuine guest's own layer less its defences, and what makes the control trust its host."""
+    """The genuine guest's own layer without its defences, and the settings that make the control trust its host."""
     genuine = read_guest(built.project / "guest-vm" / "guest.yaml")
     enable = {**genuine.enable, "cloud-init.target": tuple(f"{unit}.service" for unit in _CLOUD_UNITS)}
     guest = replace(genuine, enable=enable, mask=(), mask_generators=(), remove=())
@@ -80,7 +82,7 @@ def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
     trusting = [
         link_entry("usr/bin/nc", "nc.openbsd"),
         text_entry("etc/fstab", _FSTAB),
-        # An image that is to be set up by its first boot.
+        # An image that its first boot sets up.
         text_entry("etc/shadow", unprovisioned, 0o640, shadow.uid, shadow.gid),
         text_entry("etc/locale.conf", "LANG=C.UTF-8\n"),
         text_entry("etc/vconsole.conf", "KEYMAP=us\n"),
@@ -111,16 +113,16 @@ def _make_initramfs(built: Built, scratch: Path) -> None:
 
 
 def _make_cmdline(launch: Launch, parameters: VerityParameters, output: Path) -> None:
-    """The genuine command line's own words with another root, and none of the hardening."""
+    """The genuine command line's own words with another root, without the hardening."""
     own = [word for word in launch.cmdline.path.read_text().split() if word.startswith("sevsnp.")]
     own = [f"sevsnp.verity={parameters.word()}" if word.startswith("sevsnp.verity=") else word for word in own]
-    # A password for root is taken at a first boot only.
+    # systemd accepts a password for root only at a first boot.
     words = ["console=ttyS0", "loglevel=4", "panic=-1", "systemd.condition_first_boot=1", *own]
     output.write_text(build_cmdline(words))
 
 
 def control_launch(built: Built) -> Launch:
-    """The control guest, built once a build directory and list; a launch of the emulated platform."""
+    """A launch of the control guest on the emulated platform; built once for each build directory and list."""
     launch = built.config("emulated").launch
     done = built.build / "control"
     recipe = "".join(

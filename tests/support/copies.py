@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the pipeline share: copies of the built project to work in, and what a doit run said."""
+"""For the tests of the pipeline: copies of the built project to work in, and readers of doit's output."""
 
 import re
 import shutil
@@ -9,8 +9,12 @@ from tests.conftest import Built
 
 
 def copy_built(built: Built, target: Path) -> Built:
-    """The built project in ``target``, with the same keys. What was built is hard-linked: replace it only."""
-    # A guest of another test may write its logs there, and what tests of a hostile host make is not the project's.
+    """The built project in ``target``, with the same keys.
+
+    Built files are hard links: replace them, never write to them.
+    """
+    # A guest of another test may write its logs there, and the files of hostile-host tests do not belong to the
+    # project.
     others = {built.build / "run", built.build / "control", built.build / "log"}
     for path in built.project.rglob("*"):
         if not others.isdisjoint((path, *path.parents)):
@@ -30,22 +34,22 @@ def copy_built(built: Built, target: Path) -> Built:
 
 
 def ran(output: str) -> set[str]:
-    """The tasks that a doit run executed, by the reporter's name for them."""
+    """The tasks that a doit run executed, by the names that the reporter shows."""
     return set(re.findall(r"^▸ (.+)$", output, re.MULTILINE))
 
 
 def made(output: str) -> set[str]:
-    """Those of them that did their work and took nothing from the cache."""
+    """The executed tasks that did their work and took nothing from the cache."""
     return set(re.findall(r"^✓ (.+) \([0-9.]+ s\)$", output, re.MULTILINE))
 
 
 def restored(output: str) -> set[str]:
-    """Those of them whose outputs came from the artefact cache."""
+    """The executed tasks whose outputs came from the artefact cache."""
     return set(re.findall(r"^✓ (.+) \([0-9.]+ s, from the cache\)$", output, re.MULTILINE))
 
 
 def one_line(output: str) -> str:
-    """What a failed doit run said was wrong; fails where it shows a traceback, nothing, or two errors."""
+    """The error message of a failed doit run; fails if there is a traceback, no message, or more than one."""
     assert "Traceback" not in output, output
     lines = [line for line in output.splitlines() if line.startswith(("✗ ", "ERROR: "))]
     assert len(lines) == 1, output
@@ -53,6 +57,6 @@ def one_line(output: str) -> str:
 
 
 def leavings(directory: Path) -> list[Path]:
-    """Scratch files and directories that a run left below ``directory``."""
+    """The scratch files and directories that a run left below ``directory``."""
     kept = (".doit.db", ".cache", ".gitignore", ".ci", ".github", ".gitlab-ci.yml")
     return [path for path in directory.rglob(".*") if path.name not in kept]

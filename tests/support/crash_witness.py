@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As sitecustomize.py of a process: the functions in WITNESS_OF write a line to WITNESS when they begin and end.
+"""sitecustomize.py of a process: the functions in WITNESS_OF write a line to WITNESS when they begin and end.
 
-A function that yields has ended when nothing more comes. What is killed in a function leaves its ``+`` without a ``-``.
+A generator function ends with its last value. If a process is killed inside a function, its ``+`` has no ``-``.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ def watched(shown: str, function: Callable[..., Iterable[str] | None]) -> Callab
 
 
 class Finder:
-    """Finds what the others find, and has the functions watched once the module is loaded."""
+    """Finds the modules that the other finders find; watches the functions after the module is loaded."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from sevsnp.packages.lock import Package
 
-# The environment decides nothing: umask, locale and time zone of whoever runs the tests stay out of the packages.
+# A fixed environment: the umask, locale and time zone of the test run do not influence the packages.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "SOURCE_DATE_EPOCH": "1700000000", "LC_ALL": "C"}
 
 
 class OpenPgpKey:
-    """An RSA key with just enough of OpenPGP (RFC 9580, version 4 packets) for apt, so that no gpg is needed."""
+    """An RSA key with just enough OpenPGP (RFC 9580, version 4 packets) for apt, so that gpg is not needed."""
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -37,13 +37,13 @@ class OpenPgpKey:
         self._fingerprint = hashlib.sha1(self._framed).digest()
 
     def keyring(self) -> bytes:
-        """The public key with a name that it has signed itself."""
+        """The public key with a self-signed name."""
         name = b"Test Archive"
         signed = self._framed + b"\xb4" + len(name).to_bytes(4, "big") + name
         return _packet(6, self._body) + _packet(13, name) + self._signature(0x13, signed)
 
     def sign(self, document: bytes) -> str:
-        """A detached signature in ASCII armour: apt takes no binary ones."""
+        """A detached signature in ASCII armour, because apt refuses binary ones."""
         text = base64.encodebytes(self._signature(0x00, document)).decode()
         return f"-----BEGIN PGP SIGNATURE-----\n\n{text}-----END PGP SIGNATURE-----\n"
 
@@ -86,7 +86,7 @@ def build_deb(
             target.write_bytes(content if isinstance(content, bytes) else content.encode())
             target.chmod(0o755 if "/bin/" in path else 0o644)
     for directory in (tree, *(path for path in tree.rglob("*") if path.is_dir() and not path.is_symlink())):
-        directory.chmod(0o755)  # dpkg-deb insists, whatever the umask
+        directory.chmod(0o755)  # dpkg-deb requires this mode, whatever the umask
     deb = folder / f"{name}_{version.split(':')[-1]}_{arch}.deb"
     subprocess.run(
         ["dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", tree, deb],
@@ -100,7 +100,7 @@ def build_deb(
 
 @dataclass
 class Repository:
-    """An archive under ``root``; packages go in with :meth:`add`, and :meth:`publish` writes the signed indices."""
+    """An archive under ``root``: :meth:`add` adds packages, :meth:`publish` writes the signed indices."""
 
     root: Path
     key: OpenPgpKey = field(default_factory=OpenPgpKey)
@@ -120,7 +120,7 @@ class Repository:
         return build_deb(folder, name, version, **how)
 
     def publish(self, suite: str = "trixie", when: float | None = None) -> None:
-        """Write the indices, which say that they were made ``when`` (seconds since 1970; now)."""
+        """Write the indices with the date ``when`` (seconds since 1970; default: now)."""
         stanzas = []
         for deb in sorted(self.root.glob("pool/**/*.deb")):
             control = subprocess.run(["dpkg-deb", "-f", deb], check=True, capture_output=True, text=True).stdout
@@ -146,7 +146,7 @@ class Repository:
 
 
 class Server:
-    """An HTTP server for a directory, on a free port of the loopback; ``answers`` overrides what a path gets."""
+    """An HTTP server for a directory, on a free loopback port; ``answers`` overrides the answer for a path."""
 
     def __init__(self, root: Path) -> None:
         self.requests: list[str] = []
@@ -162,7 +162,7 @@ class Server:
                 elif answer is not None:
                     self.send_response(200)
                     self.end_headers()
-                    with contextlib.suppress(ConnectionError):  # a client that has read enough hangs up
+                    with contextlib.suppress(ConnectionError):  # a client hangs up when it has read enough
                         self.wfile.write(answer)
                 else:
                     super().do_GET()

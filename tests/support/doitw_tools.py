@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small project with a doitw of its own, and what that finds on its PATH."""
+"""A small project with a doitw of its own, and the programs on its PATH."""
 
 import os
 import re
@@ -14,12 +14,12 @@ MOST = resource.getrlimit(resource.RLIMIT_CORE)[1]
 
 
 def allow_dumps() -> None:
-    """As a user's ``ulimit -c unlimited``."""
+    """The same as a user's ``ulimit -c unlimited``."""
     resource.setrlimit(resource.RLIMIT_CORE, (MOST, MOST))
 
 
 class Tools:
-    """A PATH of one directory with what doitw needs, and stand-ins."""
+    """A PATH of one directory with the programs that doitw needs, and stand-ins."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ DOIT_CONFIG = {"default_tasks": ["hello"]}
 
 
 def small_lock(name: str = "doit", lock: str = "requirements.lock") -> str:
-    """One package alone, from the project's own lock: a venv of it takes seconds."""
+    """A single package of the project's own lock: its venv takes only seconds."""
     found = re.search(rf"^{name}==.*?(?<!\\)$", (PROJECT / lock).read_text(), re.MULTILINE | re.DOTALL)
     assert found
     return found[0] + "\n"
@@ -116,12 +116,12 @@ def make_project(folder: Path) -> Path:
 
 
 def greeting(text: str) -> str:
-    """What the task printed, without doit's line about the task."""
+    """The output of the task, without doit's line about the task."""
     return text.splitlines()[-1]
 
 
 def made_venv(program: Path) -> bool:
-    """Runs doitw; whether it made .venv anew. In any case it must have worked."""
+    """Run doitw, which must succeed; return whether it made .venv anew."""
     done = doitw(program=program)
     assert done.returncode == 0, done.stderr
     assert greeting(done.stdout) == "hello you"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run in a copy of the built project: makes each edit of the matrix, asks doit what is outdated, and takes it back.
+"""Runs in a copy of the built project: makes each edit of the matrix, asks doit what is outdated, and undoes the edit.
 
-Nothing is executed: this is what doit asks itself before it runs a task. Prints JSON, for each edit the tasks and why.
-With NAME=value words there is no edit but these settings.
+Nothing is executed: these are doit's own checks before it runs a task. Prints JSON: for each edit the tasks, with
+reasons. With NAME=value words there is no edit, only these settings.
 """
 
 import importlib
@@ -38,9 +38,9 @@ def artefact_of(task: Any) -> Artefact | None:
 
 
 class Trees:
-    """The digests of directories, each asked for again only while something in it is edited.
+    """The digests of directories. A digest is recomputed only while something in its directory is edited.
 
-    All edits are those of :meth:`Matrix.after`, and to look at 11,000 files takes as long as all else together.
+    All edits come from :meth:`Matrix.after`. Checking 11,000 files would take as long as everything else together.
     """
 
     def __init__(self, index: Index) -> None:
@@ -58,7 +58,7 @@ class Trees:
         return self._known[key]
 
     def sha256_file(self, path: Path) -> str:
-        """What is large is not read again once an edit of it is taken back; no edit writes into a file."""
+        """A large file is not read again after an edit of it is undone; no edit writes into an existing file."""
         status = path.stat()
         if status.st_size < LARGE:
             return self._sha256_file(path)
@@ -69,7 +69,7 @@ class Trees:
 
     @contextmanager
     def edited(self, path: Path) -> Iterator[None]:
-        """Forget the directories that ``path`` is, is in, or contains, until the edit is taken back."""
+        """Forget the digest of ``path``, of directories around it and of those in it, until the edit is undone."""
         path = path.absolute()
         before = dict(self._known)
         self._known = {
@@ -87,7 +87,7 @@ class Trees:
 
 
 class Matrix:
-    """doit's tasks and database, as a run has them."""
+    """doit's tasks and database, as in a run."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -98,7 +98,7 @@ class Matrix:
         self.database = Dependency(SqliteDB, ".doit.db", checker_cls=Sha256Checker)
 
     def outdated(self) -> dict[str, str]:
-        """The tasks that doit would run for what they are themselves, not for what comes before them."""
+        """The tasks that doit would run because of themselves, not because of tasks before them."""
         for cached in (recipe.recipe_digest, recipe.reached_sources, recipe._read, recipe._source):
             cached.cache_clear()
         importlib.invalidate_caches()
@@ -110,7 +110,7 @@ class Matrix:
         return found
 
     def after(self, kind: str, name: str) -> dict[str, str]:
-        """What is outdated after one edit, which is taken back."""
+        """The outdated tasks after one edit, which is undone afterwards."""
         path = Path(os.environ["CONFIG_DIR"], name[2:]) if name.startswith("~/") else Path(name)
         with self.trees.edited(path), EDITS[kind](path, self.scratch):
             return self.outdated()
@@ -118,7 +118,7 @@ class Matrix:
 
 @contextmanager
 def replaced(path: Path, scratch: Path, make: Callable[[Path], object]) -> Iterator[None]:
-    """``make`` is called with where the file was and shall be again; the file itself, a hard link, is put aside."""
+    """Move the file aside, let ``make`` write another one at its path, and move the file (a hard link) back."""
     aside = scratch / "aside"
     path.rename(aside)
     try:
@@ -136,7 +136,7 @@ def content_in_secret(path: Path, scratch: Path) -> Any:
     status = path.stat()
 
     def make(new: Path) -> None:
-        # A module must stay one; of what is large only a hole.
+        # A changed module must still be a module; a large file becomes mostly a hole.
         new.write_bytes(b"#" * min(status.st_size, 1 << 16))
         os.truncate(new, status.st_size)
         new.chmod(status.st_mode)
@@ -246,7 +246,7 @@ EDITS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 def described(made: Artefact) -> dict[str, Any]:
-    """What a task says that it is made from, for the comparison with the table."""
+    """The declared inputs of a task, for the comparison with the table."""
     return {
         "inputs": sorted({str(path) for paths in made.inputs.values() for path in paths}),
         "outputs": sorted(map(str, made.outputs.values())),
@@ -266,7 +266,7 @@ def leaves(params: Any, prefix: str = "") -> Iterator[str]:
 
 
 def main() -> None:
-    # On the file system of the project, for renames; out of its sight.
+    # On the project's file system, for renames, but outside the project.
     with tempfile.TemporaryDirectory(dir=Path.cwd().parent) as directory:
         matrix = Matrix(Path(directory))
         if len(sys.argv) > 1:

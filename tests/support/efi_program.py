@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EFI programs of a host's, made byte by byte, and the forms in which a host can offer one: a file, a card's ROM.
+"""EFI programs of a host, made byte by byte, and the forms in which a host can offer them: a file, a card's ROM.
 
-Each says a mark on the first serial port (16550 at 0x3f8) when it runs. Sources: PE format, Microsoft's specification;
-UEFI 2.10, 4.3 (system table), 4.4 (boot services), 7.4 (images), 13.1 (load file), 14.4.2 (ROMs in cards).
+Each prints a mark on the first serial port (16550 at 0x3f8) when it runs. Sources: PE format, Microsoft's
+specification; UEFI 2.10, 4.3 (system table), 4.4 (boot services), 7.4 (images), 13.1 (load file), 14.4.2 (ROMs in
+cards).
 """
 
 import struct
@@ -15,7 +16,7 @@ SUCCESS, NOT_FOUND = 0, 0x800000000000000E
 _BLOCK = 512
 _ROM = 1 << 16
 
-# rcx is the image's handle, rdx the system table. Integers in rbx, rsi, rdi and r12 belong to the caller.
+# rcx is the image's handle, rdx the system table. The caller's values in rbx, rsi, rdi and r12 must be preserved.
 _SAY = """
 mark: 56            # push rsi
 488d35 $text        # lea rsi, [text]
@@ -32,7 +33,7 @@ e8 $mark            # call mark
 c3                  # ret
 {_SAY}
 """
-# Starts the kernel that the firmware has from QEMU, with the command line it has, and another initrd.
+# Starts the kernel that the firmware got from QEMU, with its command line, but with another initrd.
 _STARTER = f"""
 53 56 57 4154 4883ec48  # push rbx, rsi, rdi, r12; sub rsp, 0x48
 4989cc 488b5a60         # mov r12, rcx; mov rbx, [rdx + 0x60]: the boot services
@@ -80,7 +81,7 @@ small: 48b80500000000000080 c3 # mov rax, EFI_BUFFER_TOO_SMALL; ret
 
 
 def _assemble(text: str, data: Mapping[str, bytes]) -> bytes:
-    """Machine code from hex digits: ``name:`` is a place, ``$name`` the distance to one; ``data`` stands behind."""
+    """Machine code from hex digits: ``name:`` is a label, ``$name`` the distance to it; ``data`` follow the code."""
     code, places, gaps = bytearray(), dict[str, int](), list[tuple[int, str]]()
     for word in (word for line in text.splitlines() for word in line.partition("#")[0].split()):
         if word.endswith(":"):
@@ -100,7 +101,7 @@ def _assemble(text: str, data: Mapping[str, bytes]) -> bytes:
 
 
 def _portable_executable(code: bytes, subsystem: int) -> bytes:
-    """A PE32+ image with one section that can be read, written and run. Nothing in it has to be relocated."""
+    """A PE32+ image with one section that is readable, writable and executable, and needs no relocation."""
     length = len(code) + -len(code) % _BLOCK
     memory = _ALIGNMENT + len(code) + -len(code) % _ALIGNMENT
     optional = struct.pack(
@@ -110,7 +111,7 @@ def _portable_executable(code: bytes, subsystem: int) -> bytes:
         *(memory, _BLOCK, 0, subsystem, 0),  # size of the image and of its headers, checksum
         *(1 << 20, 1 << 12, 1 << 20, 1 << 12, 0, 16),  # stack, heap, number of directories
     ) + bytes(16 * 8)
-    # x86-64, one section; flags: can be run, has large addresses. The debug flag would say that it is fixed.
+    # x86-64, one section; flags: executable, large addresses. The debug flag would mark it as not relocatable.
     coff = struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, len(optional), 0x22)
     section = struct.pack("<8sIIIIIIHHI", b".text", len(code), _ALIGNMENT, length, _BLOCK, 0, 0, 0, 0, 0xE0000060)
     header = b"MZ".ljust(60, b"\0") + struct.pack("<I", 64) + b"PE\0\0" + coff + optional + section
@@ -123,7 +124,7 @@ def _said(mark: str) -> dict[str, bytes]:
 
 
 def speaker(mark: str, *, status: int = SUCCESS, driver: bool = False) -> bytes:
-    """A program (or a driver) that says ``mark`` and returns ``status``."""
+    """A program (or a driver) that prints ``mark`` and returns ``status``."""
     code = _assemble(_SPEAKER, {**_said(mark), "status": struct.pack("<Q", status)})
     return _portable_executable(code, _SUBSYSTEM_DRIVER if driver else _SUBSYSTEM_APPLICATION)
 
@@ -142,12 +143,12 @@ def _media_path(vendor: str, name: str = "") -> bytes:
 
 
 def starter(mark: str, initrd: bytes) -> bytes:
-    """A program that says ``mark`` and starts the genuine kernel with the genuine command line and ``initrd``."""
+    """A program that prints ``mark`` and starts the genuine kernel with the genuine command line and ``initrd``."""
     data = {
         **_said(mark),
         "load_file2": _guid("4006c0c1-fcb3-403e-996d-4a6c8724e06d"),
         "loaded_image": _guid("5b1b31a1-9562-11d2-8e3f-00a0c969723b"),
-        # Linux's path for its initrd, and QEMU's for the files beside the kernel.
+        # Linux's device path for its initrd, and QEMU's for the files beside the kernel.
         "initrd_path": _media_path("5568e427-68fc-4f3d-ac74-ca555231cc68"),
         "kernel_path": _media_path("1428f772-b64a-441e-b8c3-9ebdd7f893c7", "kernel"),
         "size": struct.pack("<Q", len(initrd)),
@@ -157,11 +158,11 @@ def starter(mark: str, initrd: bytes) -> bytes:
 
 
 def card_rom(program: bytes) -> bytes:
-    """A PCI expansion ROM with one image, an EFI driver that is not compressed (UEFI 2.10, 14.4.2)."""
+    """A PCI expansion ROM with one image, an uncompressed EFI driver (UEFI 2.10, 14.4.2)."""
     start = 0x38
     blocks = -(-(start + len(program)) // _BLOCK)
     header = struct.pack("<HHIHHH8xHH2x", 0xAA55, blocks, 0x0EF1, _SUBSYSTEM_DRIVER, 0x8664, 0, start, 0x1C)
-    # For any card; kind of image 3 is EFI, and 0x80 says that it is the last one.
+    # For any card; image type 3 is EFI, and 0x80 marks the last image.
     described = struct.pack("<4sHHHHB3xHHBBHHH", b"PCIR", 0xFFFF, 0xFFFF, 0, 0x1C, 3, blocks, 0, 3, 0x80, blocks, 0, 0)
-    # A smaller one is not read by every firmware.
+    # Some firmware does not read a smaller one.
     return (header + described + program).ljust(_ROM, b"\0")

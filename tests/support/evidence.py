@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attestation tests share: a synthetic firmware, VM configs, and one software secure processor a session."""
+"""For the attestation tests: a synthetic firmware, VM configs, and one software secure processor for each session."""
 
 import atexit
 import contextlib
@@ -24,7 +24,8 @@ from sevsnp.system.command import temporary_directory
 from sevsnp.vm_config.config import Disk, File, Launch, Product, Reference, Tcb, VmConfig, render_vm_config
 
 ROOT = Path(__file__).parents[2]
-# Real reports and AMD's own certificates (tests/data/amd/README.md), and what is beside a developer's checkout only.
+# Real reports and AMD's own certificates (tests/data/amd/README.md), and files that exist only beside a developer's
+# checkout.
 REAL_DATA = ROOT / "tests" / "data" / "amd"
 VECTORS = ROOT.parent / "shared" / "vectors"
 REAL_FIRMWARE = ROOT / "build/firmware/OVMF.fd"
@@ -33,7 +34,7 @@ needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="../shared/vecto
 
 
 def real_data(name: str) -> Path:
-    """A file of real evidence by its name, as ``milan-v2/vcek.der``; what is absent makes the test skip."""
+    """A file of real evidence by its name, such as ``milan-v2/vcek.der``; if it is absent, the test is skipped."""
     found = [path for path in (REAL_DATA / name, VECTORS / name) if path.exists()]
     if not found and not VECTORS.is_dir():
         pytest.skip("../shared/vectors is absent")
@@ -63,7 +64,7 @@ def firmware(
     entries: Sequence[bytes] | None = None,
     volume: bool = False,
 ) -> bytes:
-    """An image with AmdSev's tables and arbitrary content, for the measurement only."""
+    """An image with AmdSev's tables and arbitrary content, only for the measurement."""
     metadata = struct.pack("<4sIII", b"ASEV", 16 + 12 * len(sections), 1, len(sections))
     metadata += b"".join(struct.pack("<III", *section) for section in sections)
     if entries is None:
@@ -76,7 +77,7 @@ def firmware(
     table = body + struct.pack("<H16s", len(body) + 18, uuid.UUID(FOOTER).bytes_le)
     image = bytearray(hashlib.shake_128(b"code").digest(size))
     if volume:
-        # A volume with one file of one section: the gate reads it to its end, and finds nothing in it.
+        # A volume with one file of one section: the gate reads it to its end and finds nothing to refuse.
         kind = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3").bytes_le
         image[:56] = struct.pack("<16x16sQ4sIHHHBB", kind, size, b"_FVH", 0, 56, 0, 0, 0, 2)
         image[56:80] = struct.pack("<16sHBB3sB", b"f" * 16, 0, 5, 0, (size - 56).to_bytes(3, "little"), 0xF8)
@@ -116,7 +117,7 @@ atexit.register(_kept.close)
 
 @functools.cache
 def scratch() -> Path:
-    """A directory that ends with this process, however that ends: a test process of xdist is killed."""
+    """A directory that is removed with this process, even if it is killed, as xdist does with test processes."""
     return _kept.enter_context(temporary_directory("sevsnp-evidence."))
 
 
@@ -126,7 +127,7 @@ def _psp(name: str, product: Product) -> EmulatedPsp:
 
 
 def psp(name: str = "first", product: Product = "Genoa") -> EmulatedPsp:
-    """RSA-4096 keys take seconds: one secure processor for all tests, others by name."""
+    """A secure processor by name. RSA-4096 keys take seconds, so most tests share one."""
     return _psp(name, product)
 
 
@@ -162,12 +163,12 @@ def config(**changes: Any) -> VmConfig:
 
 
 def expected(**changes: Any) -> Expected:
-    """What the honest evidence satisfies, with ``changes`` as for :func:`config`, to report_data and never."""
+    """What the honest evidence satisfies, with ``changes`` as for :func:`config`, or to report_data and never."""
     return Expected.of(config(**changes), changes.get("report_data", REPORT_DATA), never=changes.get("never"))
 
 
 def evidence(**changes: Any) -> Evidence:
-    """Honest emulated evidence; ``changes`` are fields of the report, signed like the rest."""
+    """Honest emulated evidence; ``changes`` are fields of the report, which is signed with them."""
     honest = psp().fields(REPORT_DATA, launch=launch(), measurement=MEASUREMENT)
     report = psp().sign(encode_report(dataclasses.replace(honest, **changes)))
     return Evidence(report, psp().certificate_table())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A key distribution service on loopback, honest or as hostile as a test wants it."""
+"""A key distribution service on loopback, honest or hostile as the test needs it."""
 
 import contextlib
 import http.server
@@ -17,17 +17,17 @@ Handler = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 @dataclass
 class FakeKds:
-    """``answers`` are by the beginning of the path: bytes for 200, a number for that status, or a function."""
+    """``answers`` by the beginning of the path: bytes for 200, a number for that status, or a function."""
 
     answers: dict[str, bytes | int | Handler]
     asked: list[str] = field(default_factory=list)
-    # The answers without end, of those that were read to an end.
+    # The endless answers that a client has read to their end.
     finished: list[str] = field(default_factory=list)
     url: str = ""
 
     @classmethod
     def of(cls, one: Hierarchy) -> "FakeKds":
-        """What AMD's service answers for a hierarchy."""
+        """The answers of AMD's service for a hierarchy."""
         return cls({
             f"/vcek/v1/{one.product}/cert_chain": pem([one.ask, one.ark]),
             f"/vcek/v1/{one.product}/crl": one.crl(),
@@ -74,7 +74,7 @@ def serving(kds: FakeKds) -> Iterator[FakeKds]:
 
 
 def trickle(handler: http.server.BaseHTTPRequestHandler) -> None:
-    """A byte now and then, for ever."""
+    """Send a byte every 0.1 s, for a minute."""
     handler.send_response(200)
     handler.end_headers()
     for _ in range(600):
@@ -91,7 +91,7 @@ def trickle_headers(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 
 def pour(handler: http.server.BaseHTTPRequestHandler) -> None:
-    """Without end, as fast as it is taken."""
+    """Send 256 MiB, as fast as the client reads."""
     handler.send_response(200)
     handler.end_headers()
     for _ in range(4096):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine that is watched until its firmware is done, with what a host adds to it.
+"""A machine that is watched until its firmware has ended, with a host's additions.
 
-Everything that a host offers says a mark of its own when it runs, so one start of the machine tries many things at
-once. The firmware is done when the kernel says its first words, when it says that there is nothing to start, or when
-the vCPU turns round and round at one place.
+Each offer of the host prints its own mark when it runs, so one start of the machine tries many offers at once. The
+firmware has ended when the kernel prints its first words, when the firmware reports that there is nothing to start, or
+when the vCPU loops at one place.
 """
 
 import contextlib
@@ -29,30 +29,30 @@ from tests.support.harness import BOOT_SECONDS, Guest
 
 # The kernel's first words, and the firmware's last ones.
 KERNEL = "EFI stub"
-PANIC = "Kernel panic"  # the only ones of a kernel that has no initrd
+PANIC = "Kernel panic"  # the only such words of a kernel without an initrd
 NOTHING = "No bootable option was found"
 DEAD_LOOP = "dead loop"
 MEMORY = 512 << 20
-# With so little the kernel cannot unpack itself, and returns to the firmware.
+# Bytes. With so little memory the kernel cannot unpack itself, and returns to the firmware.
 LITTLE = 160 << 20
-# Samples of the next instruction, a twentieth of a second apart: that many at one place are an end.
+# Samples of the next instruction, 0.05 s apart: so many at one place mean a dead loop.
 _SAMPLES = 100
 
-# What of the launch's files QEMU is told; the table of hashes is the genuine one whatever stands here.
+# The files of the launch that QEMU is given; the table of hashes is the genuine one in any case.
 FILES = ("kernel", "initrd", "cmdline")
 
-# AmdSev's work area, whose first byte is the guest's type (1: AMD SEV) for all that runs after the reset vector
-# (OvmfPkg/AmdSev: 0xB000 bytes behind the start of its memory at 8 MiB). A hardware without SEV has 0 there.
+# AmdSev's work area, whose first byte is the guest's type (1: AMD SEV) for all code after the reset vector
+# (OvmfPkg/AmdSev: 0xB000 bytes behind the start of its memory at 8 MiB). Without SEV the byte is 0.
 _WORK_AREA = 0x80B000
 _SEV = b"\1"
-# From the first driver on the firmware runs in the machine's memory above this, and before in its image below 4 GiB.
+# From the first driver on, the firmware runs in the machine's memory above this; before, in its image below 4 GiB.
 _DRIVERS = (16 << 20, 0xE0000000)
-# The firmware then leaves no aperture above 4 GiB to cards.
+# The firmware then gives cards no aperture above 4 GiB.
 NO_APERTURE = ("-fw_cfg", "name=opt/ovmf/X-PciMmio64Mb,string=0")
 
 
 def stock_firmware(built: Built) -> Path:
-    """The pinned build that ours is made from, unchanged."""
+    """The pinned build from which ours is made, unchanged."""
     return built.build / "snp-release/usr/share/ovmf/OVMF.amdsev.fd"
 
 
@@ -66,13 +66,13 @@ def our_firmware(built: Built) -> Path:
 
 
 def with_firmware(config: VmConfig, firmware: Path, directory: Path) -> VmConfig:
-    """The VM config with another firmware and the launch digest that it then has, in ``directory``."""
+    """The VM config with another firmware and the launch digest for it, in ``directory``."""
     return honest(config, directory, firmware=file(firmware))
 
 
 @dataclass(frozen=True)
 class NoHashes(KernelHashes):
-    """No table: what memory holds where QEMU puts none."""
+    """No table: the memory content if QEMU puts no table there."""
 
     def table(self) -> bytes:
         return bytes(len(super().table()))
@@ -101,7 +101,7 @@ class Watched:
                     return end
             assert self.guest.process.poll() is None, f"QEMU ended: {self.guest.options.messages.read_text()}"
             seen.append(self.hands.instruction())
-            # Timer interrupts still come, so now and then the sample is elsewhere.
+            # Timer interrupts still arrive, so some samples are elsewhere.
             if len(seen) == _SAMPLES and Counter(seen).most_common(1)[0][1] > _SAMPLES * 3 // 4:
                 return DEAD_LOOP
             time.sleep(0.05)
@@ -122,7 +122,7 @@ def watched(
 ) -> Iterator[Watched]:
     """Start the verity guest's machine with ``firmware`` and the host's own options ``extra``.
 
-    ``files`` are those of the launch that QEMU is given; ``hashes`` replaces the genuine table; ``guest_type_sev``
+    ``files`` are the files of the launch that QEMU is given; ``hashes`` replaces the genuine table; ``guest_type_sev``
     makes the firmware's drivers believe that they run under SEV; ``memory`` is in bytes.
     """
     state.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def watched(
 
 
 def _table(firmware: Path, hashes: KernelHashes, state: Path) -> tuple[str, ...]:
-    """The table of hashes in memory, for a firmware that has a place for it."""
+    """Put the table of hashes into memory, if the firmware has a place for it."""
     address = Ovmf.read(firmware).hash_table_address
     if not address:
         return ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host can offer to a firmware: files by the names that the firmware itself has, cards, disks and a network.
+"""A host's offers to a firmware: files by the names that the firmware itself contains, cards, disks and a network.
 
-Each offer says a mark of its own if it is ever run.
+Each offer prints its own mark if it is ever run.
 """
 
 import re
@@ -20,7 +20,7 @@ from tests.support.efi_program import NOT_FOUND, card_rom, speaker
 from tests.support.firmware_machine import added_file
 from tests.support.hands import sockets
 
-# Where the firmware looks for the files beside the kernel.
+# The directory in which the firmware looks for the files beside the kernel.
 BESIDE_KERNEL = "etc/boot/"
 _ASCII_NAME = re.compile(rb"(?:etc|opt)/[\x21-\x7e]+")
 _WIDE_NAME = re.compile(rb"(?:e\0t\0c\0|o\0p\0t\0)[/\\]\0(?:[\x21-\x7e]\0)+")
@@ -39,10 +39,10 @@ def fw_cfg_names(image: bytes) -> list[str]:
 
 
 def names_beside_kernel(image: bytes) -> list[bytes]:
-    """What a file below etc/boot/ can be called to meet a name that the firmware has, as the bytes of an fw_cfg name.
+    """All file names below etc/boot/ that may match a name in the firmware, as the bytes of an fw_cfg name.
 
-    All words of the code that reads those files, and the file names in device paths anywhere. Those with other than
-    ASCII characters are given in each way in which eight bits could be taken for sixteen.
+    They are all words of the code that reads those files, and the file names in device paths anywhere. A name with
+    other than ASCII characters is given in each way in which eight bits could be read as sixteen.
     """
     words = set[str]()
     for leaf in leaves(image):
@@ -52,7 +52,7 @@ def names_beside_kernel(image: bytes) -> list[bytes]:
             words |= {word[:-2].decode("utf-16-le") for word in _WIDE_WORD.findall(leaf.data)}
     forms = {bytes(ord(one) & 255 for one in word) for word in words} | {word.encode() for word in words}
     forms |= {bytes(ord(one) >> 8 or ord(one) for one in word) for word in words}
-    # What fw_cfg has room for: 56 bytes with the end.
+    # The length limit of fw_cfg: 56 bytes including the end.
     longest = 55 - len(BESIDE_KERNEL)
     return sorted(form for form in forms if 0 < len(form) <= longest and not re.search(rb"[\0,]", form))
 
@@ -68,14 +68,14 @@ def _file_nodes(data: bytes) -> Iterator[str]:
 
 
 def program(directory: Path, mark: str, *, driver: bool = False) -> Path:
-    """A file with a program that says ``mark``, and lets the firmware go on to the next thing."""
+    """A file with a program that prints ``mark``, and lets the firmware continue with the next offer."""
     path = directory / f"{re.sub('[^a-z0-9]', '-', mark.lower())}.efi"
     path.write_bytes(speaker(mark, status=NOT_FOUND, driver=driver))
     return path
 
 
 def files_beside_kernel(directory: Path, names: Sequence[bytes]) -> dict[str, tuple[str, ...]]:
-    """For each name QEMU's options for a program under it, by the mark that the program says."""
+    """For each name, QEMU's options for a program under that name, by the mark that the program prints."""
     made = dict[str, tuple[str, ...]]()
     for number, name in enumerate(names):
         mark = f"file {number} runs"
@@ -84,7 +84,7 @@ def files_beside_kernel(directory: Path, names: Sequence[bytes]) -> dict[str, tu
     return made
 
 
-# What a model of a card wants besides its ROM: its own options, and QEMU's other ones.
+# Options that a card's model needs besides its ROM: its own, and other QEMU options.
 _QUIET = ("-audiodev", "none,id=quiet")
 _CAN = ("-object", "can-bus,id=can")
 _BMC = ("-device", "ipmi-bmc-sim,id=bmc")
@@ -113,7 +113,7 @@ _WANTED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-# Models that QEMU does not start here, and why: a new one that is not among them makes the sweep fail.
+# Models that QEMU does not start here, by the reason. The sweep fails for a new model that is missing here.
 CANNOT_START = {
     "a part of a machine or of another device": (
         "ICH9-*", "PIIX3", "PIIX4_PM", "gpex-root", "i440FX", "igbvf", "mch", "piix4-isa",
@@ -130,7 +130,7 @@ CANNOT_START = {
 
 
 def why_not(model: str) -> str:
-    """Why a model is known not to start here, or an empty string."""
+    """Why a model is known not to start here; empty if it is not listed."""
     for reason, patterns in CANNOT_START.items():
         if any(fnmatchcase(model, pattern) for pattern in patterns):
             return reason
@@ -138,7 +138,7 @@ def why_not(model: str) -> str:
 
 
 def models_with_rom(qemu: Path, state: Path) -> list[str]:
-    """Every model of a PCI device that this QEMU has and that takes a ROM."""
+    """Every PCI device model of this QEMU that accepts a ROM."""
     with sockets() as where:
         words = ["-machine", "none", "-display", "none", "-qmp", f"unix:{where.directory}/control,server=on,wait=off"]
         process = start(qemu, words, Access(everything=True), terminal=False, messages=state / "qemu.log")
@@ -156,7 +156,7 @@ def _takes_rom(control: Qmp, name: str) -> bool:
 
 
 def starts(qemu: Path, words: Sequence[str]) -> str:
-    """Why this QEMU does not start with a machine's options ``words``, or an empty string."""
+    """Why this QEMU does not start with the machine options ``words``; empty if it starts."""
     machine = ["-machine", "q35,smm=off", "-accel", "tcg", "-m", "512M", "-nodefaults", "-display", "none", "-S"]
     done = subprocess.run(
         [qemu, *machine, *words, "-monitor", "stdio"],
@@ -171,7 +171,7 @@ def starts(qemu: Path, words: Sequence[str]) -> str:
 
 
 def groups(qemu: Path, models: Sequence[str], directory: Path, most: int = 20) -> Iterator[list[str]]:
-    """The models in groups of which each starts in one machine; every model starts alone."""
+    """Groups of models that start together in one machine; every model starts alone."""
     parts = [list(models[start : start + most]) for start in range(0, len(models), most)]
     for part in parts:
         if len(part) == 1 or not starts(qemu, cards(part, directory)):
@@ -185,7 +185,7 @@ def mark_of(model: str) -> str:
 
 
 def card(model: str, directory: Path) -> tuple[str, ...]:
-    """QEMU's options for a card whose ROM has a driver."""
+    """QEMU's options for a card whose ROM contains a driver."""
     rom = directory / f"{model}.rom"
     rom.write_bytes(card_rom(speaker(mark_of(model), driver=True)))
     own, others = _WANTED.get(model, ("", ()))
@@ -193,7 +193,7 @@ def card(model: str, directory: Path) -> tuple[str, ...]:
 
 
 def cards(models: Sequence[str], directory: Path) -> tuple[str, ...]:
-    """The options for several; what two of them want is there once."""
+    """The options for several cards; an option that two of them need is given once."""
     seen = dict[tuple[str, str], None]()
     for model in models:
         words = card(model, directory)
@@ -202,7 +202,7 @@ def cards(models: Sequence[str], directory: Path) -> tuple[str, ...]:
 
 
 def disk(tools: Path, path: Path, mark: str) -> Path:
-    """A disk without partitions, with a FAT file system and the program where every firmware looks for one."""
+    """A disk without partitions: a FAT file system with the program at the path where every firmware looks for one."""
     path.write_bytes(bytes(4 << 20))
     settings = {**environment(), "MTOOLSRC": "/dev/null", "MTOOLS_SKIP_CHECK": "1"}
     run([tools / "mformat", "-i", path, "-T", "8192", "-h", "16", "-s", "32", "::"], env=settings)
@@ -211,7 +211,7 @@ def disk(tools: Path, path: Path, mark: str) -> Path:
     return path
 
 
-# A disk behind each kind of controller that the ordinary firmware has a driver for: {} is the disk, then its turn.
+# A disk behind each kind of controller for which the ordinary firmware has a driver: {} is the disk, then its order.
 _BEHIND: dict[str, tuple[str, ...]] = {
     "virtio": ("-device", "virtio-blk-pci,drive={},bootindex={}"),
     "virtio-scsi": ("-device", "virtio-scsi-pci,id=vscsi", "-device", "scsi-hd,bus=vscsi.0,drive={},bootindex={}"),
@@ -226,7 +226,7 @@ DISKS = tuple(f"the disk behind {kind} runs" for kind in _BEHIND)
 
 
 def disks(tools: Path, directory: Path) -> dict[str, tuple[str, ...]]:
-    """For each kind of controller QEMU's options for a disk to start from, by the mark that its program says."""
+    """For each kind of controller, QEMU's options for a bootable disk, by the mark that its program prints."""
     made = dict[str, tuple[str, ...]]()
     for mark, (kind, words) in zip(DISKS, _BEHIND.items(), strict=True):
         image = disk(tools, directory / f"{kind}.img", mark)
@@ -247,7 +247,7 @@ def serve(directory: Path) -> Path:
 
 
 def network(served: Path, capture: Path) -> tuple[str, ...]:
-    """A card on a network that says by DHCP what to start, and has it; its frames are kept in ``capture`` (pcap)."""
+    """A card on a network that offers the boot program by DHCP; ``capture`` gets its frames (pcap)."""
     return (
         *("-netdev", f"user,id=pxe,restrict=on,tftp={escaped(served)},bootfile=boot.efi"),
         *("-device", "virtio-net-pci,netdev=pxe,romfile=,bootindex=90"),
@@ -255,4 +255,4 @@ def network(served: Path, capture: Path) -> tuple[str, ...]:
     )
 
 
-PCAP_HEADER = 24  # bytes of a capture without a frame
+PCAP_HEADER = 24  # bytes of a capture without frames

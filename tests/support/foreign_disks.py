@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disk images as other programs make them, made here without root: by scripts in an appliance of the tests' own."""
+"""Disk images as other programs make them. Made here without root: by scripts in the tests' own appliance."""
 
 import os
 import uuid
@@ -29,13 +29,13 @@ JOB = Path(__file__).with_name("script_job.py")
 
 @dataclass(frozen=True)
 class Maker:
-    """The appliance with the tests' job, and file systems' tools, in it."""
+    """The appliance with the tests' job and the file systems' tools in it."""
 
     appliance: Appliance
     tools: Path
 
     def script(self, script: str, seconds: float = SCRIPT_SECONDS, **disks: Path) -> str:
-        """Run a script in the appliance with raw ``disks`` by role, in the order given; what it printed."""
+        """Run a script in the appliance with raw ``disks`` by role, in the given order; return its output."""
         roles = list(disks)
         attached = [ApplianceDisk(role, path) for role, path in disks.items()]
         result = run_job(
@@ -44,14 +44,14 @@ class Maker:
         return str(result["printed"])
 
     def convert(self, raw: Path, form: str, *options: str) -> Path:
-        """The raw disk in another format, beside it."""
+        """Convert the raw disk to another format, beside it."""
         target = raw.with_suffix(f".{form}")
         run([self.tools / "qemu-img", "convert", "-f", "raw", "-O", form, *options, raw, target])
         return target
 
 
 def make_maker(built: Built, directory: Path) -> Maker:
-    """Fetch the pinned packages and join the appliance's initramfs with them and with the job."""
+    """Fetch the pinned packages, and add them and the job to the appliance's initramfs."""
     settings = resolve({}, os.environ, PROJECT / "config.yaml")
     lock = checked_lock(LOCK, [asked()])
     files = locked_files(
@@ -124,7 +124,7 @@ def mbr(disk: Path, *contents: Path) -> Path:
 
 
 def with_files(rootfs: Path, output: Path, entries: Sequence[Entry]) -> Path:
-    """A root filesystem tar with other files on top."""
+    """A root file system tar with additional files."""
     make_rootfs([Layer.from_tar(rootfs), Layer("test", entries)], output)
     return output
 
@@ -195,7 +195,7 @@ def btrfs_with_subvolumes(maker: Maker, rootfs: Path, directory: Path, extra: Se
 
 
 def small_root(mark: str = "small") -> list[Entry]:
-    """The least that passes for a root file system."""
+    """The minimum that counts as a root file system."""
     return [
         text_entry("etc/os-release", f"ID={mark}\n"),
         text_entry("etc/fstab", ""),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs where a small file system is mounted: fills it, does what fails then, looks as told, makes room, does it again.
+"""Runs where a small file system is mounted: fills it, lets an action fail, checks the report, makes room, tries again.
 
-Arguments: a directory on that file system, another one, and the rows of the test; prints those that were said.
+Arguments: a directory on that file system, another one, and the rows of the test. Prints the rows that were reported.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def actions(place: Path, source: Path) -> list[Callable[[], object]]:
 def main(place: Path, other: Path, rows: list[str]) -> None:
     source = other / "source"
     source.write_bytes(DATA)
-    command.run(["true"])  # from here on, commands have a TMPDIR that is not full
+    command.run(["true"])  # from now on, commands have a TMPDIR that is not full
     tempfile.tempdir = str(place)
     told = Told(rows, other, dict(os.environ))
     temporary, *_ = todo = actions(place, source)

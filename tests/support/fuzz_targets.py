@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every parser of bytes from outside, as a fuzzer wants it: honest bytes to begin with, and the one documented error.
+"""Every parser of untrusted bytes as a fuzz target: honest bytes to begin with, and the one documented error.
 
 Used by test_attestation_fuzz, with hypothesis and, through atheris_run, with atheris.
 """
@@ -43,7 +43,7 @@ _HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9o
 
 @dataclass(frozen=True)
 class Target:
-    """``work`` raises nothing but ``error`` for any bytes; ``seeds`` are ones that it takes, made when asked for."""
+    """``work`` raises only ``error``, for any bytes; ``seeds`` are valid inputs, made at the first use."""
 
     make_seeds: Callable[[], tuple[bytes, ...]]
     work: Callable[[bytes], object]
@@ -83,7 +83,7 @@ def _certificates(data: bytes) -> None:
 
 
 class _Service(Kds):
-    """AMD's service, which answers with ``answer``, but gives its true authorities to who asks for a leaf."""
+    """AMD's service, which answers with ``answer``, but gives its genuine authorities for a leaf."""
 
     answer = b""
     honest = False
@@ -92,7 +92,7 @@ class _Service(Kds):
         return pem([GENOA.ask, GENOA.ark]) if self.honest and path.endswith("cert_chain") else self.answer
 
 
-# No cache can be there, so nothing that one run leaves is found by the next.
+# No cache can exist at this path, so no run finds anything of an earlier one.
 _NOWHERE = Cache(Path("/dev/null/kds"))
 
 
@@ -111,7 +111,7 @@ def _service(data: bytes) -> None:
         except Unreachable as error:
             problems.append(str(error))
     assert all(problems)
-    # One body is at most one of the three.
+    # One body can be valid for at most one of the three.
     assert len(problems) >= 2
     raise Unreachable(problems[0])
 
@@ -147,7 +147,7 @@ def _vm_config(data: bytes) -> None:
 
 
 def _evidence(data: bytes) -> None:
-    """A report with a table behind it, and certificates: never an exception, and no other report is accepted."""
+    """A report with a table behind it, and certificates: there is no exception, and no other report is accepted."""
     honest = _report()
     for one in (Evidence(data[:1184], data[1184:]), Evidence(honest, certificates=(data,))):
         found = appraise(one, _wanted(), NOW, GENOA.root)
@@ -198,7 +198,7 @@ def _identity() -> bytes:
 
 
 def _response() -> bytes:
-    """What the secure processor answers: status, size, and the report."""
+    """The answer of the secure processor: status, size, and the report."""
     return bytes(4) + (1184).to_bytes(4, "little") + bytes(24) + _report()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hostile QEMU's fw_cfg: entries are changed in the memory of one that stands still before its first instruction.
+"""A hostile QEMU's fw_cfg: changes entries in the memory of a QEMU that is stopped before its first instruction.
 
-An entry (hw/nvram/fw_cfg.c) has 40 bytes: its length, 32 bits; a flag; a pointer to its bytes; what is called for it.
+An entry (hw/nvram/fw_cfg.c) has 40 bytes: its length, 32 bits; a flag; a pointer to its bytes; its callbacks.
 """
 
 import re
@@ -11,9 +11,9 @@ from pathlib import Path
 
 _ENTRY = 40
 ID, SETUP_SIZE, SETUP_DATA, KERNEL_SIZE, INITRD_DATA, DIRECTORY = 0x01, 0x17, 0x18, 0x08, 0x12, 0x19
-# The first four: "QEMU", the features, the machine's UUID, the size of its memory.
+# The first four entries: "QEMU", the features, the machine's UUID, the size of its memory.
 _FIRST = re.compile(rb"\x04\0\0\0.{36}\x04\0\0\0.{36}\x10\0\0\0.{36}\x08\0\0\0", re.DOTALL)
-_GUEST_MEMORY = 300 << 20  # larger than this is not QEMU's own
+_GUEST_MEMORY = 300 << 20  # a larger region is not QEMU's own
 
 
 class FwCfg:
@@ -34,7 +34,7 @@ class FwCfg:
             if rights.startswith("rw") and behind - first < _GUEST_MEMORY:
                 try:
                     data = self._read(first, behind - first)
-                except OSError:  # not all is readable
+                except OSError:  # some regions are not readable
                     continue
                 for match in _FIRST.finditer(data):
                     if self._read(self._pointer(first + match.start()), 4) == b"QEMU":
@@ -53,27 +53,27 @@ class FwCfg:
         return int(place)
 
     def data(self, key: int) -> int:
-        """Where the bytes of an entry are."""
+        """The address of an entry's bytes."""
         return self._pointer(self._entries + key * _ENTRY)
 
     def put(self, key: int, data: bytes) -> None:
-        """Other bytes, for as many as there were at the most."""
+        """Replace the bytes of an entry by others, at most as many."""
         self._write(self.data(key), data)
 
     def point(self, key: int, place: int, length: int) -> None:
-        """Other bytes, which are somewhere else in QEMU's memory."""
+        """Let an entry point to bytes somewhere else in QEMU's memory."""
         self._write(self._entries + key * _ENTRY, struct.pack("<I", length))
         self._write(self._entries + key * _ENTRY + 8, struct.pack("<Q", place))
 
     def file(self, name: str) -> tuple[int, int]:
-        """A file by its name: where its entry in the directory is (size, key, reserved, name), and its key."""
+        """A file by its name: the address of its entry in the directory (size, key, reserved, name), and its key."""
         directory = self._read(self.data(DIRECTORY), 4 + 64 * 128)
         place = directory.index(name.encode() + b"\0") - 8
         (key,) = struct.unpack_from(">H", directory, place + 4)
         return self.data(DIRECTORY) + place, int(key)
 
     def resize(self, name: str, size: int) -> None:
-        """Another size in the directory."""
+        """Change the size in the directory."""
         self._write(self.file(name)[0], struct.pack(">I", size))
 
     def rename(self, name: str, other: str) -> None:

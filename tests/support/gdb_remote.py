@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GDB's remote protocol as QEMU speaks it, as far as memory has to be watched and written (GDB manual, appendix E)."""
+"""GDB's remote protocol with QEMU, as far as needed to watch and write memory (GDB manual, appendix E)."""
 
 import socket
 import struct
@@ -9,11 +9,11 @@ from typing import Self
 
 from tests.support.waiting import wait_until
 
-_RIP = slice(16 * 8, 17 * 8)  # behind the sixteen general registers
+_RIP = slice(16 * 8, 17 * 8)  # after the sixteen general registers
 
 
 class Gdb:
-    """A session with the machine's first vCPU, which stands still whenever it is asked something."""
+    """A session with the machine's first vCPU, which is stopped during each request."""
 
     def __init__(self, path: Path, timeout: float = 120.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -27,7 +27,7 @@ class Gdb:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave; QEMU lets the machine run on."""
+        """Disconnect; QEMU lets the machine continue."""
         self._socket.close()
 
     def _send(self, packet: str) -> None:

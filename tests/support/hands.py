@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hostile host's hands on a running guest: what it types on the serial console, and what it sees of the machine."""
+"""A hostile host's access to a running guest: it types on the serial console, and observes the machine."""
 
 import contextlib
 import re
@@ -16,9 +16,9 @@ from sevsnp.qemu.qmp import Qmp
 from sevsnp.system.files import short_name
 from tests.support.waiting import NET
 
-# What someone tries who hopes for a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
+# An attacker's attempts to get a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
 KEYSTROKES = b"\r\n\x03\x04\x1a\x1b\x1broot\r\n\r\nid; echo shell-$((6*7))\r\n"
-# What stands on a console where they led to something: prompts, and the answer to the last of them.
+# The console text if an attempt succeeded: prompts, and the output of the last command.
 _PROMPTS = re.compile(
     r"login:|Password:|\(initramfs\)|shell-42|uid=0|[#$] $|Press Enter|Give root password|grub>|Shell>", re.MULTILINE
 )
@@ -27,13 +27,13 @@ _LOOP_SAMPLES = 50
 
 @dataclass(frozen=True)
 class Sockets:
-    """Where QEMU offers its serial console and a second control socket; ``arguments`` are the options for it."""
+    """The sockets of QEMU's serial console and of a second control connection; ``arguments`` are their options."""
 
     directory: Path
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        # The launcher makes the console a chardev `serial`; -set turns it into one that can be typed on.
+        # The launcher makes the console a chardev `serial`; -set turns it into one that accepts input.
         values = {"backend": "socket", "path": self.directory / "console", "server": "on", "wait": "off"}
         changes = [word for name, value in values.items() for word in ("-set", f"chardev.serial.{name}={value}")]
         return (*changes, "-qmp", f"unix:{self.directory}/control,server=on,wait=off")
@@ -46,7 +46,7 @@ class Hands:
         self._qmp = Qmp(sockets.directory / "control")
         self._console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._console.connect(str(sockets.directory / "console"))
-        # A console that nobody reads stops the guest after some hundred bytes.
+        # A console that is not read stops the guest after some hundred bytes.
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
 
@@ -56,42 +56,42 @@ class Hands:
                 pass
 
     def type(self, text: bytes = KEYSTROKES) -> None:
-        """Type ``text``; a guest that is gone does not mind."""
+        """Type ``text``; does nothing if the guest has ended."""
         with contextlib.suppress(OSError):
             self._console.sendall(text)
 
     def press_sysrq(self, key: bytes) -> None:
-        """A break on the serial line and a key: the kernel's magic SysRq."""
+        """Send a break on the serial line and a key: the kernel's magic SysRq."""
         self._qmp.command("chardev-send-break", id="serial")
         self.type(key)
 
     def press(self, *keys: str) -> None:
-        """Keys of QEMU's names on the guest's keyboard, all at once."""
+        """Press keys (QEMU's names) on the guest's keyboard, all at once."""
         pressed = [{"type": "qcode", "data": key} for key in keys]
         self._qmp.command("send-key", **{"keys": pressed, "hold-time": 100})
 
     def plug(self, driver: str, bus: str, **properties: object) -> None:
-        """A device more on ``bus``, while the machine runs."""
+        """Add a device on ``bus`` while the machine runs."""
         self._qmp.command("device_add", driver=driver, bus=bus, **properties)
 
     def instruction(self) -> int:
         """The address of the next instruction of the first vCPU."""
         registers = str(self._qmp.command("human-monitor-command", **{"command-line": "info registers"}))
-        # EIP until the firmware has switched to 64 bits.
+        # It is EIP until the firmware has switched to 64 bits.
         return int(registers.partition("IP=")[2].split()[0], 16)
 
     def go_on(self) -> None:
-        """Let a machine run that stands still."""
+        """Let a stopped machine continue."""
         self._qmp.command("cont")
 
     def wait_dead_loop(self, seconds: float) -> int:
-        """The address at which the vCPU turns round and round; fails when ``seconds`` pass before."""
+        """The address at which the vCPU loops; fails if ``seconds`` pass before."""
         deadline = time.monotonic() + seconds
         seen: list[int] = []
         while time.monotonic() < deadline:
             time.sleep(0.05)
             seen.append(self.instruction())
-            # Timer interrupts still come, so now and then the sample is elsewhere.
+            # Timer interrupts still arrive, so some samples are elsewhere.
             address, count = Counter(seen[-_LOOP_SAMPLES:]).most_common(1)[0]
             if count > _LOOP_SAMPLES * 3 // 4:
                 return address
@@ -99,7 +99,7 @@ class Hands:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The machine stands still meanwhile, and its disks with it."""
+        """Stop the machine, and with it its disks, while the context lasts."""
         self._qmp.command("stop")
         try:
             yield
@@ -107,7 +107,7 @@ class Hands:
             self._qmp.command("cont")
 
     def write_clock(self, register: int, value: int) -> None:
-        """Write a register of the machine's battery-backed clock, by its two ports; the machine stands still."""
+        """Write a register of the machine's battery-backed clock through its two ports, with the machine stopped."""
         with self.paused():
             for port, byte in ((0x70, register), (0x71, value)):
                 self._qmp.command("human-monitor-command", **{"command-line": f"o /b {port:#x} {byte:#x}"})
@@ -127,14 +127,14 @@ def prompts(log: str) -> list[str]:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[Sockets]:
-    """A directory for the sockets, by a name that is short enough for theirs."""
+    """A directory for the sockets, with a name that is short enough for socket paths."""
     with tempfile.TemporaryDirectory(prefix="hands-") as name, short_name(Path(name)) as short:
         yield Sockets(short)
 
 
 @contextlib.contextmanager
 def hands_on(where: Sockets) -> Iterator[Hands]:
-    """Hands on a guest that runs with ``where.arguments``."""
+    """The hands on a guest that runs with ``where.arguments``."""
     hands = Hands(where)
     try:
         yield hands

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Booting a guest for a test: the emulated platform, a console log to wait for, and no way out for the guest."""
+"""Boots a guest for a test: the emulated platform, a console log to wait for, and no network access for the guest."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class Guest:
-    """A running guest: its QEMU process and where it answers."""
+    """A running guest: its QEMU process and its ports."""
 
     process: "subprocess.Popen[bytes]"
     options: RunOptions
@@ -39,10 +39,10 @@ class Guest:
         return read_console(self.options.serial_log)
 
     def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> str:
-        """The console log once it has ``text``; fails when QEMU ends or time is up before."""
+        """The console log as soon as it contains ``text``; fails if QEMU ends or the time is over before."""
 
         def there() -> bool:
-            ended = self.process.poll() is not None  # before reading: its last words count
+            ended = self.process.poll() is not None  # tested before the log is read: the last words count
             found = text in self.log()
             assert found or not ended, f"QEMU ended before {text!r}:\n{self.log()[-3000:]}"
             return found
@@ -76,9 +76,9 @@ def boot(
     memory: int = MEMORY,
     accelerator: str = "",
 ) -> Iterator[Guest]:
-    """Start ``launch`` emulated, unchecked, as a host that does as it likes; ``extra`` are QEMU options.
+    """Start ``launch`` emulated, without checks, as a malicious host could; ``extra`` are QEMU options.
 
-    ``accelerator`` is kvm or tcg; where it is empty, kvm is used if it boots the kernel here.
+    ``accelerator`` is kvm or tcg; if it is empty, kvm is used if it boots the kernel here.
     """
     state.mkdir(parents=True, exist_ok=True)
     options = RunOptions(

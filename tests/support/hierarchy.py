@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A throw-away hierarchy under AMD's names, pinned by a trust root of its own: all that AMD's has, to forge with.
+"""A throw-away certificate hierarchy under AMD's names, pinned by its own trust root, with all keys to forge with.
 
-RSA-4096 keys take seconds to make, so the keys are made once a session; certificates are made as a test wants them.
+RSA-4096 keys take seconds to make, so they are made once in a session; certificates are made for each test.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def amd_name(common: str) -> x509.Name:
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchy:
-    """Certificates and keys of one product; ``vlek`` for the provider's side of it. ``keys`` tells them apart."""
+    """Certificates and keys of one product; ``vlek`` for the provider's variant. ``keys`` names the set of keys."""
 
     product: Product = "Genoa"
     vlek: bool = False
@@ -119,7 +119,7 @@ class Hierarchy:
         return self.sign(encode_report(self.fields(**changes)))
 
     def evidence(self, certificates: Sequence[x509.Certificate] | None = None, **changes: Any) -> Evidence:
-        """A report and its chain, or other certificates."""
+        """A report and its chain, or the given certificates."""
         chain = (self.certificate, self.ask, self.ark) if certificates is None else certificates
         return Evidence(self.report(**changes), certificates=tuple(one.public_bytes(Encoding.PEM) for one in chain))
 

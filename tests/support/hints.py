@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds every hint in the source: what a message tells the user to do, by its module and its text with {} for holes.
+"""Finds every hint in the source: text that tells the user what to do, by module, with {} in place of values.
 
-A hint is the ``hint`` or ``remedy`` of a call, by keyword or by place, followed through parameters, variables and
-constants to the strings that are written in the source; and every other string, but no docstring, that names a command.
+A hint is the ``hint`` or ``remedy`` of a call, by keyword or position. It is followed through parameters, variables and
+constants to the string literals in the source. Every other string that names a command counts too, except docstrings.
 """
 
 import ast
@@ -16,7 +16,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDERS = ("sevsnp", "tasks", "initramfs")
 NAMES = ("hint", "remedy")
-# What a user would run.
+# Commands that a user would run.
 COMMAND = re.compile(
     r"\bdoit ([a-z]+_[a-z_]+|list|help|info|clean|forget|run|packages|manifest|idblock|initramfs|e2e|test)\b|\./doitw"
     r"|\brun( as root)?: (?!\{\})|\bapt-get (install|update)|\bchmod [0-7]|\brm [/{-]|\bopenssl |\bgit [a-z]+ "
@@ -26,7 +26,7 @@ _SHELL_LINE = re.compile(r"""\b(?:die|say) "([^"\n]*)"|\becho "doitw: ([^"\n]*)\
 
 @dataclass(frozen=True, order=True)
 class Hint:
-    """One text of the source; ``line`` is where it was first found."""
+    """One text of the source; ``line`` is the place where it was first found."""
 
     module: str
     text: str
@@ -34,14 +34,14 @@ class Hint:
 
 
 class Unreadable(Exception):
-    """A hint that is no text of the source: it cannot have a row."""
+    """A hint that is not a literal text of the source: it cannot have a row."""
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Module:
-    """One parsed file, with who encloses whom, and what its names are."""
+    """One parsed file, with the parent of each node, and the meaning of its names."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
@@ -73,7 +73,7 @@ class Module:
             above = self.parents.get(above)
 
     def values(self, name: str, node: ast.AST) -> list[ast.expr] | None:
-        """What ``name`` is given in the functions around ``node``; None where they do not assign it."""
+        """The values assigned to ``name`` in the functions around ``node``; None if they do not assign it."""
         found: list[ast.expr] = []
         for function in self.around(node):
             for inner in ast.walk(function):
@@ -86,14 +86,14 @@ class Module:
         return found or None
 
     def parameter(self, name: str, node: ast.AST) -> Function | None:
-        """The function around ``node`` whose parameter ``name`` is."""
+        """The function around ``node`` that has a parameter ``name``."""
         for function in self.around(node):
             if name in parameters(function):
                 return function
         return None
 
     def called(self, call: ast.Call) -> tuple[str, str] | None:
-        """The module and name of what is called, as far as the source says so."""
+        """The module and name of the called function, as far as the source shows them."""
         if isinstance(call.func, ast.Name):
             name = call.func.id
             if name in self.imports:
@@ -110,7 +110,7 @@ class Module:
         return None
 
     def _base(self, node: ast.AST) -> tuple[str, str] | None:
-        """The class above the one around ``node``."""
+        """The base class of the class around ``node``."""
         above = self.parents.get(node)
         while above is not None and not isinstance(above, ast.ClassDef):
             above = self.parents.get(above)
@@ -137,7 +137,7 @@ class Source:
 
     def __init__(self, modules: Iterable[Module]) -> None:
         self.modules = {module.name: module for module in modules}
-        # (module, function or class) to its parameters that are hints; all callers are looked at for these.
+        # (module, function or class) to its parameters that are hints; all calls are searched for these.
         self.takes: dict[tuple[str, str], set[str]] = {}
         for module in self.modules.values():
             for function in module.functions.values():
@@ -163,7 +163,7 @@ class Source:
         return bool(new)
 
     def _spread(self) -> bool:
-        """Whether a parameter was found to be handed on as a hint that was not known to be one."""
+        """Find parameters that are passed on as hints; return whether a new one was found."""
         grown = False
         for module, _, value in self._given():
             for node in ast.walk(value):
@@ -198,7 +198,7 @@ class Source:
                             yield module, call, argument
 
     def _defaults(self) -> Iterator[tuple[Module, ast.expr]]:
-        """What a parameter for a hint is where the caller gives none."""
+        """The defaults of parameters for hints."""
         for module in self.modules.values():
             for function in module.functions.values():
                 places = function.args.posonlyargs + function.args.args
@@ -213,7 +213,7 @@ class Source:
             yield from self.texts(module, value, call.lineno)
 
     def texts(self, module: Module, node: ast.expr, line: int) -> Iterator[Hint]:
-        """The texts that an expression can be. Raises Unreadable where the source does not say."""
+        """The possible texts of an expression. Raises Unreadable if the source does not show them."""
         if isinstance(node, ast.Constant):
             if node.value:
                 yield Hint(module.name, str(node.value), line)
@@ -232,7 +232,7 @@ class Source:
         elif isinstance(node, ast.Name):
             yield from self._named(module, node, line)
         elif isinstance(node, ast.Attribute) and node.attr in NAMES:
-            pass  # of an object that was made with it
+            pass  # of an object that was created with it
         elif isinstance(node, ast.Call):
             yield from self._returned(module, node, line)
         else:
@@ -260,7 +260,7 @@ class Source:
                     yield from self.texts(module, entry.args[1], entry.lineno)
             return
         if isinstance(call.func, ast.Name) and call.func.id in ("printable", "str"):
-            return  # from the appliance, whose source is read too
+            return  # from the appliance, whose source is also searched
         name = module.called(call)
         if name is None or name[0] not in self.modules or name[1] not in self.modules[name[0]].functions:
             raise Unreadable(f"{module.name}:{line}: {ast.unparse(call)}")
@@ -270,7 +270,7 @@ class Source:
                 yield from self.texts(place, node.value, node.lineno)
 
     def commands(self) -> Iterator[Hint]:
-        """Every string that names a command, wherever it stands."""
+        """Every string that names a command, wherever it is."""
         for module in self.modules.values():
             for node in module.nodes:
                 above = module.parents.get(node)
@@ -286,7 +286,7 @@ class Source:
 
 
 def _is_hint(node: ast.AST) -> bool:
-    """Whether it is a parameter or a field for a hint, by its name and its type."""
+    """Whether a node is a parameter or a field for a hint, by its name and its type."""
     name = (
         node.arg if isinstance(node, ast.arg) else ast.unparse(node.target) if isinstance(node, ast.AnnAssign) else ""
     )
@@ -294,14 +294,14 @@ def _is_hint(node: ast.AST) -> bool:
 
 
 def _whole(value: ast.expr, node: ast.Name) -> bool:
-    """Whether ``node`` can be all of ``value``, not a hole in it."""
+    """Whether ``node`` can be the whole of ``value``, not only a value inside a text."""
     if isinstance(value, ast.IfExp):
         return node in (value.body, value.orelse)
     return node is value or (isinstance(value, ast.BoolOp) and node in value.values)
 
 
 def literal(node: ast.JoinedStr) -> str:
-    """The text of an f-string, with {} for its holes."""
+    """The text of an f-string, with {} in place of its values."""
     return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
 
 
@@ -322,7 +322,7 @@ def hints_of(sources: dict[str, str]) -> set[Hint]:
 
 
 def shell_hints(name: str, text: str) -> set[Hint]:
-    """What a shell script tells its user: each ``die`` and ``say``, with {} for its variables."""
+    """The messages of a shell script to its user: each ``die`` and ``say``, with {} for its variables."""
     found = set()
     for number, line in enumerate(text.splitlines(), 1):
         for match in _SHELL_LINE.finditer(line):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that a host plugs in, before the start and while the guest runs, and an image whose programs want them."""
+"""Devices that a host plugs in, before the start and while the guest runs, and an image whose programs use them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.support.hands import Hands
 from tests.support.shared_guests import variant
 
 PORTS = ("port1", "port2", "port3")
-# What is plugged in while the guest runs: driver, properties.
+# The devices that are plugged in while the guest runs: driver, properties.
 LATER: tuple[tuple[str, dict[str, object]], ...] = (
     ("virtio-net-pci", {"mac": "52:54:00:00:00:01", "romfile": ""}),
     ("e1000e", {"mac": "52:54:00:00:00:02", "romfile": ""}),
@@ -30,18 +30,18 @@ BOUND = (
     'for link in /sys/bus/*/drivers/*/*; do name=${link##*/}; [ -L "$link" ] && [ "$name" != module ] && '
     "echo $link | cut -d/ -f4,6; done | tr / ' '"
 )
-# As the firmware, which is not to be asked, and the guest's own card have it.
+# The options of the guest's own card. The ROM is left out, because the firmware is not under test here.
 _PLAIN = "romfile=,disable-legacy=on"
-# Second lines of defence. Without them the lock alone has to hold.
+# The second line of defence. Without it the lock alone has to hold.
 SECOND_LINE = (" i8042.nokbd", " i8042.noaux", " pcie_ports=compat", " acpiphp.disable=1", " sysctl.kernel.sysrq=0")
-# The same functions, which do nothing.
+# Replacements for the lock's functions that lock nothing.
 NO_LOCK = """\
 def close_buses(sysfs): pass
 def lock(root, **options): load_root_modules(root)
 """
 
 
-# Devices that are there from the start and need no file.
+# Devices that are present from the start and need no file.
 SIMPLE = (
     *("-device", f"virtio-rng-pci,{_PLAIN}"),
     *("-device", f"virtio-balloon-pci,{_PLAIN}"),
@@ -52,13 +52,13 @@ SIMPLE = (
 
 
 def arguments(directory: Path) -> tuple[str, ...]:
-    """QEMU options for :data:`SIMPLE` and more devices, and empty slots. Files of theirs are in ``directory``."""
+    """QEMU options for :data:`SIMPLE` and more devices, and empty slots. The devices' files are in ``directory``."""
     disk, shared = directory / "nvme.img", directory / "shared"
     with disk.open("wb") as stream:
         stream.truncate(1 << 20)
     shared.mkdir()
     options = [
-        # A guest without ACPI hears of a new card from its slot.
+        # The slot tells a guest without ACPI about a new card.
         *("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
         *SIMPLE,
         *("-fsdev", f"local,id=shared,path={escaped(shared)},security_model=none"),
@@ -81,16 +81,16 @@ def plug_later(hands: Hands) -> None:
 
 @dataclass(frozen=True)
 class Adopted:
-    """A verified guest made of an image with udev, modprobe and all modules, as ``adopt`` makes it."""
+    """A verified guest made from an image with udev, modprobe and all modules, as ``adopt`` makes it."""
 
     locked: VmConfig
     unlocked: VmConfig
 
 
 def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
-    """The guest's own root as a foreign image: with modprobe, and settings that switch SysRq on.
+    """The guest's own root as a foreign image: with modprobe, and with settings that switch SysRq on.
 
-    Both configs lack :data:`SECOND_LINE`; ``unlocked`` is of an initramfs without the lock.
+    Both configs lack :data:`SECOND_LINE`; ``unlocked`` uses an initramfs without the lock.
     """
     tools = built.tools.resolve()
     image, adopted, root, tree = (directory / name for name in ("image.tar", "adopted.tar", "root.img", "tree.img"))
@@ -128,7 +128,7 @@ def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
 
 
 def without_lock(built: Built, config: VmConfig, directory: Path) -> VmConfig:
-    """The same with an initramfs whose lock does nothing but load the root's modules; a whole and honest config."""
+    """The same guest with an initramfs whose lock only loads the root's modules; a complete and consistent config."""
     directory.mkdir()
     initrd = directory / "initramfs"
     join_layers(layers=[config.launch.initrd.path, no_lock_layer(built, directory)], output=initrd)
@@ -136,7 +136,7 @@ def without_lock(built: Built, config: VmConfig, directory: Path) -> VmConfig:
 
 
 def no_lock_layer(built: Built, directory: Path) -> Path:
-    """A layer of the initramfs, in ``directory``, that takes the lock out and leaves the rest as it is."""
+    """A layer of the initramfs, in ``directory``, that replaces the lock and leaves the rest unchanged."""
     layer = directory / "no-lock.cpio"
     text = (built.project / "initramfs" / "device_lock.py").read_text()
     with layer.open("wb") as stream:

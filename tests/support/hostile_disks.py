@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that a host attaches in the hope that the guest takes them for its own: a seed, a swap area, a twin, a volume.
+"""Disks that a host attaches so that the guest may take them for its own: a seed, a swap area, a twin, a volume.
 
-Every one is made of bytes or by mke2fs and mtools, without root.
+Every disk is made from bytes or with mke2fs and mtools, without root.
 """
 
 import struct
@@ -48,7 +48,7 @@ def make_twin(path: Path, *, label: str, mark: str, tools: Path) -> None:
     """An ext4 file system with the UUID and label of the guest's root, and a file with ``mark`` in it."""
     tar = path.with_suffix(".tar")
     make_rootfs([Layer("twin", [text_entry(TWIN_FILE, f"{mark}\n")])], tar)
-    # UUID and label come from the same function as those of the genuine image.
+    # The same function makes UUID and label of the genuine image.
     make_ext4(tar, path, tools=tools, label=label)
     tar.unlink()
 
@@ -59,7 +59,7 @@ def make_seed(path: Path, *, mark: str, tools: Path) -> None:
     user_data = "\n".join(
         (
             "#cloud-config",
-            # Nothing but what runs the command: the rest only takes time.
+            # Only the module that runs the command: the others only take time.
             "cloud_init_modules: []",
             "cloud_config_modules: [runcmd]",
             "cloud_final_modules: [scripts_user]",
@@ -78,7 +78,7 @@ def make_seed(path: Path, *, mark: str, tools: Path) -> None:
 
 
 def _crc(data: bytes) -> int:
-    """LVM's checksum: CRC-32 from a start value of its own and without the final complement."""
+    """LVM's checksum: CRC-32 with its own start value and without the final complement."""
     return zlib.crc32(data, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 
@@ -95,7 +95,7 @@ def _dashed(identifier: str) -> str:
 
 
 def make_volume_group(path: Path) -> None:
-    """An LVM2 physical volume whose group ``hostile`` has a linear volume ``mark`` that activates by itself.
+    """An LVM2 physical volume whose group ``hostile`` has a linear volume ``mark`` that activates automatically.
 
     Label, physical volume header and metadata area as in LVM2's lib/format_text/layout.h, without a second copy.
     """

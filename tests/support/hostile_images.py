@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disk images that name another file, each in one of the ways that QEMU knows."""
+"""Disk images that name another file, in each of the ways that QEMU supports."""
 
 import json
 import re
@@ -18,8 +18,8 @@ _SECTOR = 512
 
 @dataclass(frozen=True)
 class Place:
-    """A directory with the canary, a file of the owner's; ``descriptor`` is an open descriptor of it, ``port`` an NBD
-    server's."""
+    """A directory with the canary, a file of the owner's. ``descriptor`` is an open descriptor of it, ``port`` the port
+    of an NBD server."""
 
     directory: Path
     qemu_img: Path
@@ -42,7 +42,7 @@ class Place:
         self.canary.write_bytes(CANARY.ljust(MIB, b"."))
 
     def create(self, form: str, *options: str) -> Path:
-        """An image of 1 MiB. The canary is written anew: QEMU empties a data file."""
+        """An image of 1 MiB. The canary is written again, because QEMU empties a data file."""
         run([self.qemu_img, "create", "-q", "-f", form, *options, self.image, "1M"])
         self.put_canary()
         return self.image
@@ -50,9 +50,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Hostile:
-    """How an image is made, as what it is opened by a careless program, and what our refusal says.
+    """How an image is made, the format in which a careless program opens it, and the text of our refusal.
 
-    ``reads`` is false where the name leads to a server, so that the canary is not what comes out of the image.
+    ``reads`` is false if the name leads to a server, because the image's content then is not the canary.
     """
 
     make: Callable[[Place], Path]
@@ -69,7 +69,7 @@ def edited(path: Path, place: int, data: bytes) -> Path:
 
 
 def backed(name: Callable[[Place], str]) -> Callable[[Place], Path]:
-    """A qcow2 whose backing file is ``name``."""
+    """A qcow2 image whose backing file is ``name``."""
 
     def make(place: Place) -> Path:
         return place.create("qcow2", "-u", "-b", name(place), "-F", "raw")
@@ -78,7 +78,7 @@ def backed(name: Callable[[Place], str]) -> Callable[[Place], Path]:
 
 
 def json_name(place: Place) -> str:
-    """QEMU's own way of saying which file, with all its drivers."""
+    """QEMU's own way to name a file, with all block drivers."""
     return "json:" + json.dumps({"driver": "raw", "file": {"driver": "file", "filename": str(place.canary)}})
 
 
@@ -94,7 +94,7 @@ def with_data_file(raw: str) -> Callable[[Place], Path]:
     def make(place: Place) -> Path:
         image = place.create("qcow2", "-o", f"data_file={place.canary},data_file_raw={raw}")
         if raw == "off":
-            # Its first cluster is mapped to the data file's first, as it is once something was written there.
+            # Its first cluster is mapped to the data file's first, as after a write there.
             content = image.read_bytes()
             (table,) = struct.unpack_from(">Q", content, 40)
             second = table + (1 << 16)
@@ -109,7 +109,7 @@ def with_data_file(raw: str) -> Callable[[Place], Path]:
 
 
 def _count(image: Path, place: int) -> None:
-    """Mark a cluster of an image as used, once."""
+    """Mark a cluster of an image as used once."""
     content = image.read_bytes()
     (table,) = struct.unpack_from(">Q", content, 48)
     (block,) = struct.unpack_from(">Q", content, table)
@@ -134,13 +134,13 @@ def vmdk_descriptor(before: bytes = b"", lines: bytes = b"\n") -> Callable[[Plac
 
 
 def vmdk_without_capacity(place: Place) -> Path:
-    """QEMU then takes the extents from the descriptor that the header points to."""
+    """A VMDK without a capacity: QEMU then takes the extents from the descriptor to which the header points."""
     image = place.create("vmdk")
     return edited(edited(image, 12, bytes(8)), _SECTOR, _flat(place.canary).ljust(2 * _SECTOR, b"\0"))
 
 
 def vmdk_child(hint: Callable[[Place], str], form: str = "monolithicSparse") -> Callable[[Place], Path]:
-    """A VMDK with a parent, which its descriptor names at the usual place."""
+    """A VMDK with a parent that its descriptor names at the usual place."""
 
     def make(place: Place) -> Path:
         if form == "streamOptimized":
@@ -163,13 +163,13 @@ def parent_path(place: Place) -> str:
 
 
 def parent_json(place: Place) -> str:
-    """Without a quotation mark of its own, which would end the hint."""
+    """The name without quotation marks, which would end the hint."""
     node = {"driver": "vmdk", "file": {"driver": "file", "filename": parent_path(place)}}
     return "json:" + json.dumps(node).replace('"', "'")
 
 
 def vmdk_misplaced(make: Callable[[Place], Path]) -> Callable[[Place], Path]:
-    """The header points to an honest descriptor at the end; QEMU reads the one at byte 512 all the same."""
+    """A VMDK whose header points to an honest descriptor at the end; QEMU still reads the one at byte 512."""
 
     def moved(place: Place) -> Path:
         honest = place.create("vmdk").read_bytes()[_SECTOR : 21 * _SECTOR]
@@ -204,7 +204,7 @@ IMAGES = {
 
 
 def read_carelessly(place: Place, form: str) -> "subprocess.CompletedProcess[bytes]":
-    """The disk's content in the file ``out``, as a program has it that opens the image as QEMU offers to."""
+    """The disk's content in the file ``out``, as a program reads it that opens the image in QEMU's default way."""
     words = [str(place.qemu_img), "convert", "-f", form, "-O", "raw", str(place.image), str(place.out)]
     handed = (place.descriptor,) if place.descriptor >= 0 else ()
     return subprocess.run(

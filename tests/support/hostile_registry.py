@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry that holds one entry and can misbehave in any answer; what it is asked is written down."""
+"""A registry that holds one entry and can misbehave in any answer; it records the requests."""
 
 import hashlib
 import socket
@@ -20,7 +20,7 @@ from tests.support.waiting import NET
 KEY = "0123456789abcdef" * 4
 CONTENT = b"what was built\n" * 1000
 DOCUMENT = b'{"entry":"of the tests"}'
-# How long a server that will not end goes on, in seconds and in bytes, if nobody ends it.
+# The limits of an endless answer, in seconds and in bytes, if the client does not end it.
 LONG = 60.0
 MUCH = 1 << 28
 
@@ -32,7 +32,7 @@ def digest(data: bytes) -> str:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: "HostileServer"
-    # http.server's own limit would end a slow upload before the client has to.
+    # http.server's default limit would end a slow upload before the client has to.
     timeout = NET
 
     def __getattr__(self, name: str) -> Callable[[], None]:
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.behave(kind)
         except OSError:
-            self.close_connection = True  # the client has had enough
+            self.close_connection = True  # the client has closed the connection
 
     def behave(self, kind: str) -> None:
         owner = self.server.owner
@@ -96,7 +96,7 @@ class HostileServer(ThreadingHTTPServer):
 
 @dataclass
 class Hostile:
-    """The registry. ``layer`` and ``blob`` are what its manifest says, ``stored`` what it has."""
+    """The registry. Its manifest names ``layer`` and ``blob``; it stores ``stored``."""
 
     misbehave: dict[str, Misbehaviour] = field(default_factory=dict)
     content: bytes = CONTENT
@@ -104,7 +104,7 @@ class Hostile:
     layer: Layer | None = None
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
-    # The paths for which a client bore what has no end until that ended.
+    # The paths of endless answers that a client read to their end.
     outlasted: list[str] = field(default_factory=list)
     KINDS: ClassVar = {"manifest": "/manifests/", "token": "/token", "start": "/uploads/", "blob": "/blobs/"}
 
@@ -140,12 +140,12 @@ class Hostile:
 
 
 def says(status: int, body: bytes = b"", /, **headers: str) -> Misbehaviour:
-    """One plain answer; ``Www_Authenticate`` stands for the header with hyphens."""
+    """One plain answer; in the names of ``headers``, underscores stand for hyphens."""
     return lambda it: it.reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def raw(data: bytes) -> Misbehaviour:
-    """These bytes, whatever they are, and the end of the connection."""
+    """Send these raw bytes and close the connection."""
 
     def send(it: Handler) -> None:
         it.wfile.write(data)
@@ -154,7 +154,7 @@ def raw(data: bytes) -> Misbehaviour:
 
 
 def drips(head: bytes, piece: bytes, pause: float) -> Misbehaviour:
-    """``head``, then ``piece`` again and again with pauses of so many seconds."""
+    """``head``, then ``piece`` again and again with pauses of ``pause`` seconds."""
 
     def drip(it: Handler) -> None:
         it.wfile.write(head)
@@ -169,7 +169,7 @@ def drips(head: bytes, piece: bytes, pause: float) -> Misbehaviour:
 
 
 def hesitates(it: Handler) -> None:
-    """The right answer, a byte every now and then."""
+    """The right answer, but very slowly."""
     stored = it.server.owner.stored
     it.wfile.write(OK + b"Content-Length: %d\r\n\r\n" % len(stored))
     for byte in stored:
@@ -179,7 +179,7 @@ def hesitates(it: Handler) -> None:
 
 
 def stalls(it: Handler) -> None:
-    """No answer at all, and not a byte is read."""
+    """Send no answer, and read nothing."""
     for _ in range(int(LONG / 0.1)):
         time.sleep(0.1)
         it.connection.getpeername()
@@ -189,18 +189,18 @@ def stalls(it: Handler) -> None:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Whether the client has hung up: what it sent before stays unread, so only the state says it (tcp(7))."""
+    """Whether the client has closed the connection: its data stay unread, so only the state tells it (tcp(7))."""
     state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     return state != 1  # TCP_ESTABLISHED
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-# What these send comes often enough for a socket's own time-out, however busy the machine is.
+# These send often enough for a socket's own time-out, however busy the machine is.
 ENDLESS_HEADER = drips(OK + b"X: ", b"x", 0.05)
 ENDLESS_CONTINUE = drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05)
 FAST_BODY = drips(OK + b"Connection: close\r\n\r\n", bytes(1 << 18), 0)
 SLOW_BODY = drips(OK + b"Content-Length: 100000000\r\n\r\n", b"x", 0.05)
 SLOW_CHUNK = drips(OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x", 0.05)
 SLOW_WORDS = drips(b"HTTP/1.1 500 x\r\n\r\n", b"x", 0.05)
-# Those that only a limit in time ends.
+# Only a time limit ends these.
 SLOW = (ENDLESS_HEADER, ENDLESS_CONTINUE, SLOW_BODY, SLOW_CHUNK, SLOW_WORDS, hesitates, stalls)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source file starts processes with, found in its syntax tree."""
+"""Finds in a source file's syntax tree the functions with which it starts processes."""
 
 import ast
 
-# Functions that start a process or become another program, by module; "" is the module itself, whatever is called.
+# Functions that start a process or become another program, by module; () stands for every function of the module.
 _STARTERS = {
     "subprocess": ("run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"),
     "os": ("fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "startfile"),
@@ -14,7 +14,7 @@ _STARTERS = {
     "pexpect": (),
 }
 _FAMILIES = {"os": ("exec", "spawn")}
-# Attributes that start a process whatever they are of: plumbum's commands, an event loop.
+# Attributes that start a process on any object: plumbum's commands, an event loop.
 _ANYWHERE = ("popen", "subprocess_exec", "subprocess_shell", "ProcessPoolExecutor")
 
 
@@ -27,7 +27,7 @@ def _starts(module: str, name: str) -> bool:
 
 
 def process_starts(source: str) -> set[str]:
-    """``module.function`` for each way in which ``source`` starts processes, under whatever name it imports it."""
+    """``module.function`` for each way in which ``source`` starts processes, under any imported name."""
     tree = ast.parse(source)
     modules: dict[str, str] = {}
     found: set[str] = set()
@@ -46,5 +46,5 @@ def process_starts(source: str) -> set[str]:
         module = modules.get(node.value.id, "") if isinstance(node.value, ast.Name) else ""
         if _starts(module, node.attr):
             found.add(f"{module}.{node.attr}".lstrip("."))
-    # A type in an annotation that is only text is no start; one that is evaluated is written as text in this project.
+    # A type in an annotation that is a string is not a start; this project writes evaluated ones as strings.
     return found

@@ -21,13 +21,13 @@ from sevsnp.keys.paths import Keys
 from tests.support.evidence import MEASUREMENT, ROOT, launch, psp
 from tests.support.waiting import NET
 
-# As the initramfs has them: side by side, under their bare names.
+# As in the initramfs, the modules stand side by side, under their bare names.
 _PLACES = (ROOT / "initramfs", ROOT / "sevsnp" / "attestation")
 _MODULES = ("linux", "report_data", "dm_tables", "clients", "key_agent", "luks_root")
 
 
 def guest_module(name: str) -> ModuleType:
-    """A module as the guest has it; its neighbours are found, and nothing of this stays on the path."""
+    """A module as the guest has it. It finds its neighbours, and the path is restored afterwards."""
     before = list(sys.path)
     sys.path[:0] = [str(place) for place in _PLACES]
     try:
@@ -53,7 +53,7 @@ def der(certificate: Path) -> bytes:
 
 @dataclass
 class KeyGuest:
-    """What the guest got, and how it ended: None where all went well, what it raised otherwise."""
+    """The key that the guest received, and how it ended: None for success, otherwise the exception."""
 
     port: int
     header: bytes
@@ -65,7 +65,7 @@ class KeyGuest:
 
     @property
     def waiting(self) -> bool:
-        """Whether no owner has come so far."""
+        """Whether no owner has connected yet."""
         return self.ended.empty() and not self.received
 
 
@@ -117,7 +117,7 @@ def anonymous_context() -> ssl.SSLContext:
 
 
 def hung_up(connection: socket.socket) -> bool:
-    """Whether the other end has closed this connection, on which it says nothing."""
+    """Whether the other end has closed this connection; it sends nothing on it."""
     connection.setblocking(False)
     try:
         return connection.recv(1) == b""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's end of a key release as a process of its own, with nothing but the initramfs's modules and Python's own.
+"""The guest's end of a key release as a separate process, with only the initramfs's modules and the standard library.
 
     python -I -S -B key_guest_process.py INITRAMFS ATTESTATION DIRECTORY
 
-It reads one line of JSON, ``{"owner": base64, "header": hex, "clock": seconds or null}``, and writes lines of JSON:
-``port`` and ``dumpable`` (whether a core dump would be made of it) when it waits, ``report_data`` where it wants
-evidence (a line of JSON, read), ``received``, ``generation`` and ``dumpable`` when it has the key, and at last
-``ended``, which is why, or empty.
+It reads one line of JSON, ``{"owner": base64, "header": hex, "clock": seconds or null, "host_keys": [text]}``, and
+writes lines of JSON: ``port`` and ``dumpable`` (whether the kernel would write a core dump of it) when it waits;
+``report_data`` when it needs evidence (which it reads as a line of JSON); ``received``, ``generation`` and ``dumpable``
+when it has the key; at last ``ended``, with the reason, or empty.
 """
 
 import base64
@@ -30,9 +30,9 @@ def tell(**said: object) -> None:
 
 
 def set_clock(context: ssl.SSLContext, seconds: int) -> None:
-    """Have OpenSSL verify certificates as of ``seconds`` since 1970, as it does where the clock says so.
+    """Make OpenSSL verify certificates as of ``seconds`` since 1970, as if the clock said so.
 
-    That is a parameter of the context which the module ssl does not show; the context follows the object's header.
+    The time is a parameter of the context that the module ssl does not show; the context follows the object's header.
     """
     import _ssl
 

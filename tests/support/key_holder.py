@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program of test_core_dumps.py: it comes by a disk key as the product does, says how well it is kept, and crashes.
+"""A program for test_core_dumps.py: gets a disk key as the product does, prints how it is protected, and crashes.
 
 python key_holder.py environment|file|made|typed PLACE protected|unprotected
 """
@@ -17,7 +17,7 @@ from sevsnp.system import command
 
 how, place, arm = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 if arm == "unprotected":
-    taken_key.keep_from_dumps = lambda: None  # before the modules that call it take it from there
+    taken_key.keep_from_dumps = lambda: None  # before the modules that call it import it
 
 from sevsnp.keys import luks_key  # noqa: E402
 

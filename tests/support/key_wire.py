@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attacks on the key protocol share: a guest in a process of its own, a relay, and the owner's end."""
+"""For the attacks on the key protocol: a guest in a separate process, a relay, and the owner's end."""
 
 import base64
 import contextlib
@@ -33,35 +33,35 @@ _PLACES = (ROOT / "initramfs", ROOT / "sevsnp" / "attestation")
 
 @dataclasses.dataclass
 class GuestProcess:
-    """What the guest in its process said, until it ended."""
+    """The messages of the guest process until it ended."""
 
     process: "subprocess.Popen[str]"
     port: int = 0
     told: list[tuple[bytes, int]] = dataclasses.field(default_factory=list)
-    # Whether a core dump would be made of it: when it waits, and when it has the key.
+    # Whether the kernel would write a core dump of it: when it waits, and when it has the key.
     dumpable: list[int] = dataclasses.field(default_factory=list)
     _ended: "queue.Queue[str]" = dataclasses.field(default_factory=queue.Queue)
 
     def end(self, seconds: float = NET) -> str:
-        """Why it ended, empty where all went well."""
+        """Why it ended; empty for success."""
         return self._ended.get(timeout=seconds)
 
     @property
     def taken(self) -> list[tuple[bytes, int]]:
-        """The keys it took, of a guest that ends."""
+        """The keys that it received; for a guest that ends."""
         self._ended.put(self.end())
         return self.told
 
     @property
     def received(self) -> list[tuple[bytes, int]]:
-        """The keys it took so far, of one that may not end."""
+        """The keys that it has received so far; for a guest that may not end."""
         with contextlib.suppress(queue.Empty):
             self._ended.put(self.end(0.5))
         return self.told
 
     @property
     def waiting(self) -> bool:
-        """Whether no owner has come so far."""
+        """Whether no owner has connected yet."""
         return not self.received and self._ended.empty() and self.process.poll() is None
 
     def _line(self) -> str:
@@ -75,7 +75,7 @@ class GuestProcess:
         assert self.process.stdout and self.process.stdin
         for line in iter(self._line, ""):
             if not line.startswith("{"):
-                continue  # what the agent says on its console
+                continue  # the agent's console output
             said = json.loads(line)
             if "report_data" in said:
                 self.process.stdin.write(json.dumps(evidence_for(bytes.fromhex(said["report_data"]))) + "\n")
@@ -116,7 +116,7 @@ def appraise(talk: Conversation) -> Verdict:
 
 
 def accept(talk: Conversation) -> Verdict:
-    """A control's verifier, which verifies nothing."""
+    """The verifier of a control; it verifies nothing."""
     return talk  # type: ignore[return-value]
 
 
@@ -132,7 +132,7 @@ Alter = Callable[[int, bytes], bytes]
 
 @contextlib.contextmanager
 def wire(port: int, up: Alter, down: Alter = lambda at, data: data) -> Iterator[int]:
-    """A relay for one connection; ``up`` and ``down`` get each piece with its place in its direction's stream."""
+    """A relay for one connection; ``up`` and ``down`` get each piece with its offset in its direction's stream."""
 
     def pump(source: socket.socket, target: socket.socket, alter: Alter) -> None:
         at = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control arms of the encrypted workflow: its initramfs with single checks taken out, and a host's own disk.
+"""The control arms of the encrypted workflow: its initramfs without single checks, and a host's own disk.
 
-A variant is the genuine initramfs with one more layer, which has the genuine files with a part of their text replaced.
-Each part must be there exactly once, so that a check that was moved or renamed makes the tests fail and not pass.
+A variant is the genuine initramfs with one more layer: genuine files with a part of their text replaced. Each part must
+occur exactly once. If a check is moved or renamed, the tests therefore fail instead of passing.
 """
 
 import struct
@@ -30,31 +30,31 @@ NULL_CIPHER = "null data cipher, no integrity"
 
 
 class Check(Enum):
-    """What init compares, as the lines that do it: file, old text, new text."""
+    """A comparison that init makes, as the lines that do it: file, old text, new text."""
 
     OWNER = (
         ("key_agent.py", "context.verify_mode = ssl.CERT_REQUIRED", "context.verify_mode = ssl.CERT_NONE"),
         ("key_agent.py", "if connection.getpeercert(binary_form=True) == owner and ", "if "),
     )
     HEADER = (("luks_root.py", "if digest.hexdigest() != wanted:", "if False:"),)
-    # REPORT_DATA then has the measured header's digest, whatever was read.
+    # Without this check REPORT_DATA has the measured header's digest, whatever was read.
     CLAIM = (("luks_root.py", "return digest.digest()", "return bytes.fromhex(wanted)"),)
-    # Then cryptsetup reads the header from the disk, for a second time.
+    # Without this check cryptsetup reads the header a second time, from the disk.
     MEMORY = (("luks_root.py", '            *("--header", HEADER),\n', ""),)
-    # A root without integrity has one table less, and dmsetup fails over the other.
+    # A root without integrity has one table less, and dmsetup would fail for the missing one.
     TABLES = (
         ("luks_root.py", "for name in (NAME, INTEGRITY))", "for name in (NAME, NAME))"),
         ("luks_root.py", "if found != tables:", "if False:"),
     )
     GENERATION = (("luks_root.py", "if found < least:", "if False:"),)
-    # Then the file system is on dm-crypt itself, whose errors are those of reads and no more.
+    # Without this check the file system is directly on dm-crypt, where errors are only read errors.
     GUARD = (("luks_root.py", "linux.mount(root_guard.guard(NAME), ", 'linux.mount(f"/dev/mapper/{NAME}", '),)
-    # No comparison: the kernel has no null cipher, because its module is in no list.
+    # Not a comparison: the kernel has no null cipher, because no list contains its module.
     CIPHERS = ()
 
 
 def without(built: Built, directory: Path, *checks: Check) -> VmConfig:
-    """The emulated VM config of a guest whose init lacks ``checks``, with the launch digest that such a guest has."""
+    """The emulated VM config of a guest whose init lacks ``checks``, with the launch digest of that guest."""
     config = luks_config(built)
     texts: dict[str, str] = {}
     for check in checks:
@@ -74,7 +74,7 @@ def without(built: Built, directory: Path, *checks: Check) -> VmConfig:
 
 
 def _null_cipher(built: Built) -> list[Entry]:
-    """The module of the null cipher, and the list ``luks`` with it at its end."""
+    """The module of the null cipher, and the list ``luks`` with that module at its end."""
     kernel, place = built.build / "kernel", "usr/lib/sevsnp/modules"
     tree = ModuleTree(kernel / "lib" / "modules" / (kernel / "version").read_text().strip())
     listed = read_names(built.project / "initramfs" / "modules.yaml", *MODULE_LISTS)["luks"]
@@ -84,7 +84,7 @@ def _null_cipher(built: Built) -> list[Entry]:
 
 
 def volume_of(header: bytes, key: bytes) -> Volume:
-    """The volume with its volume key, as one has it who was given the owner's key."""
+    """The volume with its volume key, which the owner's key gives."""
     metadata = luks2.Luks2.parse(header).metadata
     slot = metadata["keyslots"]["0"]
     start, size = int(slot["area"]["offset"]), slot["key_size"] * slot["af"]["stripes"]
@@ -100,7 +100,7 @@ def mutated(header: bytes, key: bytes, mutation: str) -> bytes:
 
 @dataclass(frozen=True)
 class HostDisk:
-    """A disk of the host's: ``key`` opens its ``header``, its data are not encrypted, and its root is the host's."""
+    """A disk of the host: ``key`` opens its ``header``, its data are not encrypted, and its root is the host's."""
 
     path: Path
     header: bytes
@@ -108,7 +108,7 @@ class HostDisk:
 
 
 def make_host_disk(built: Built, path: Path) -> HostDisk:
-    """One with a keyslot for the host's own key."""
+    """A disk with a keyslot for the host's own key."""
     header = MUTATIONS[NULL_CIPHER](synthetic(HOST_KEY, seed=3))
     tar, image = path.with_suffix(".tar"), path.with_suffix(".ext4")
     make_rootfs([Layer("host", [text_entry("sbin/init", hostile_init(), 0o755)])], tar)
@@ -120,13 +120,13 @@ def make_host_disk(built: Built, path: Path) -> HostDisk:
 
 
 def hostile_init() -> bytes:
-    """A program that says :data:`MARK` on the console and reboots: ELF for x86-64, with no library and no memory."""
+    """A program that prints :data:`MARK` on the console and reboots: ELF for x86-64, without libraries or memory."""
     mark = f"\n{MARK}\n".encode()
     load, start = 0x400000, 64 + 56
     code = bytes.fromhex(
         "b801000000"  # mov eax, 1 (write)
         "bf01000000"  # mov edi, 1
-        "488d35 00000000"  # lea rsi, [rip + …]: behind the code
+        "488d35 00000000"  # lea rsi, [rip + …]: after the code
         f"ba {len(mark).to_bytes(4, 'little').hex()}"  # mov edx, its length
         "0f05"  # syscall
         "b8a2000000 0f05"  # sync

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a volume's blocks and their tags lie on the disk, so that a host can reach for one of them.
+"""The places of a volume's blocks and tags on the disk, so that a test can change one of them as a host could.
 
-The kernel's drivers/md/dm-integrity.c: get_area_and_offset, get_data_sector, get_metadata_sector_and_offset. Behind the
-LUKS header come a superblock, the journal, and for each 16 MiB of data their tags and then the data.
+The kernel's drivers/md/dm-integrity.c: get_area_and_offset, get_data_sector, get_metadata_sector_and_offset. After the
+LUKS header come a superblock, the journal, and for each 16 MiB of data first the tags and then the data.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ FIELDS = {
     "log2_blocks_per_bitmap_bit": (29, "<B"),
     "recalc_sector": (32, "<Q"),
 }
-# Flags of the superblock: tags are made anew from what is there; a bitmap says for which blocks.
+# Flags of the superblock: the kernel makes tags anew from the present data; a bitmap says for which blocks.
 RECALCULATING, DIRTY_BITMAP = 2, 4
 _MAGIC = b"integrt\0"
 _SECTOR = 512
 _SUPERBLOCK_SIZE = 4096
-# A journal section: 8 sectors of entries, each of 120 bytes and 4 in a sector, and a block for each of the 32.
+# A journal section: 8 sectors of entries (120 bytes each, 4 in a sector), and a block for each of the 32 entries.
 _SECTION = 8 * _SECTOR + 32 * BLOCK
 
 
@@ -47,7 +47,7 @@ def field(image: Path, name: str) -> int:
 
 
 def packed(name: str, value: int) -> tuple[int, bytes]:
-    """Where to write a field of the superblock, and what."""
+    """A change of a superblock field: its offset and the new bytes."""
     offset, form = FIELDS[name]
     return SUPERBLOCK + offset, struct.pack(form, value)
 
@@ -94,7 +94,7 @@ def swapped(image: Path, first: int, second: int, size: int) -> list[tuple[int, 
 
 @contextlib.contextmanager
 def changed(image: Path, *changes: tuple[int, bytes]) -> Iterator[None]:
-    """An image with other bytes at these offsets, which may be in use, and as it was at the end."""
+    """Change bytes of an image, which may be in use, at these offsets, and restore them at the end."""
     before = [(offset, put(image, offset, data)) for offset, data in changes]
     try:
         yield

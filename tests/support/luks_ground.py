@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of the project to make encrypted volumes in: a small root, keys, cache, home and TMPDIR of its own."""
+"""A copy of the project for making encrypted volumes: with a small root, and its own keys, cache, home and TMPDIR."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from sevsnp.archives.tar_writer import write_tar
 from tests.conftest import Built
 from tests.support.copies import copy_built
 
-# With a file system this small, most of the time is the appliance's start.
+# With such a small file system, the start of the appliance takes most of the time.
 FREE = "16M"
 SECONDS = 900
 OUTPUTS = ("luks.img", "header.bin", "header.sha256", "tables.sha256")
@@ -23,7 +23,7 @@ OUTPUTS = ("luks.img", "header.bin", "header.sha256", "tables.sha256")
 
 @dataclass(frozen=True)
 class Ground:
-    """Where it happens; ``words`` make the small volume."""
+    """The copy and its directories; ``words`` are settings that make the small volume."""
 
     built: Built
     base: Path
@@ -57,7 +57,7 @@ class Ground:
         }
 
     def doitw(self, *words: str, key: str | None = None) -> "subprocess.CompletedProcess[str]":
-        """A run to its end, as a user would have it."""
+        """Run doitw to its end, as a user would."""
         return subprocess.run(
             [self.project / "doitw", *words],
             env={**self.environment, **({"LUKS_KEY": key} if key is not None else {})},
@@ -71,7 +71,7 @@ class Ground:
         )
 
     def living(self) -> list[str]:
-        """Processes of this ground: each has one of its directories in its environment or its arguments."""
+        """The processes that belong here: those with one of its directories in their environment or arguments."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             seen = b""
@@ -79,20 +79,20 @@ class Ground:
                 try:
                     seen += (entry / name).read_bytes()
                 except OSError:
-                    continue  # it ended, or is another user's
+                    continue  # it has ended, or is another user's
             if str(self.base).encode() in seen and int(entry.name) != os.getpid():
                 found.append(f"{entry.name}: {seen[:200]!r}")
         return found
 
     def leavings(self) -> list[Path]:
-        """Scratch that a run left, in build/ or in TMPDIR."""
+        """Scratch files that a run left in build/ or in TMPDIR."""
         hidden = [path for path in self.built.build.rglob(".*") if path.name not in (".gitignore", ".ci")]
         return [*hidden, *self.temporary.iterdir()]
 
 
 @contextmanager
 def make_ground(built: Built, base: Path) -> Iterator[Ground]:
-    """All is built in it but a volume; everything is removed at the end."""
+    """A copy in which everything but a volume is built; all of it is removed at the end."""
     shutil.copytree(built.config_dir, base / "config", ignore=shutil.ignore_patterns("volumes"))
     (base / "config").chmod(0o700)
     ground = Ground(Built(copy_built(built, base / "project").project, base / "config"), base)
@@ -110,7 +110,7 @@ def make_ground(built: Built, base: Path) -> Iterator[Ground]:
 
 
 def write_small_root(path: Path) -> None:
-    """A tree that counts as a root, and has a little to compare."""
+    """A tree that counts as a root, with some data to compare."""
     entries = [
         *(directory_entry(name) for name in ("etc", "sbin", "usr", "usr/lib")),
         text_entry("etc/os-release", "ID=small\n"),
@@ -121,14 +121,14 @@ def write_small_root(path: Path) -> None:
 
 
 def make_venv(project: Path) -> None:
-    """A .venv that doitw takes for its own: the packages of the Python that runs the tests."""
+    """A .venv that doitw accepts as its own: the packages of the Python that runs the tests."""
     venv = project / ".venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n")
     (venv / "lib").symlink_to(Path(sys.prefix) / "lib")
     (venv / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
     doit = venv / "bin" / "doit"
-    # As pip writes it: the kernel would end the name of an interpreter at a blank.
+    # As pip writes it: the kernel ends the path of an interpreter at a blank.
     start = f"""#!/bin/sh
 '''exec' "{venv / "bin" / "python"}" "$0" "$@"
 ' '''

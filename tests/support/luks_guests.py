@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests of the encrypted workflow for tests: each with a disk, an owner's directory and a record of its own."""
+"""Guests of the encrypted workflow for tests: each with its own disk, owner's directory and record."""
 
 import contextlib
 import hashlib
@@ -38,7 +38,7 @@ def luks_config(built: Built) -> VmConfig:
 
 @dataclass(frozen=True)
 class Owner:
-    """A copy of the owner's CONFIG_DIR, and the header of a volume of theirs."""
+    """A copy of the owner's CONFIG_DIR, and the header of one of its volumes."""
 
     config_dir: Path
     header: Path
@@ -70,7 +70,7 @@ def make_owner(built: Built, directory: Path, *, generation: int = 0) -> Owner:
 
 @contextlib.contextmanager
 def image_copy(image: Path, directory: Path) -> Iterator[Path]:
-    """A copy of a disk image, for as long as it is used: pytest keeps its directories."""
+    """A copy of a disk image, removed after its use: pytest keeps its directories."""
     directory.mkdir(parents=True, exist_ok=True)
     copy = directory / "luks.img"
     try:
@@ -84,15 +84,18 @@ def image_copy(image: Path, directory: Path) -> Iterator[Path]:
 def booted(
     built: Built, config: VmConfig, disk: Path, directory: Path, extra: tuple[str, ...] = ()
 ) -> Iterator[Running]:
-    """Boot with ``disk``, which the guest writes to, and the host's QEMU options ``extra``; it has not come far yet."""
+    """Boot with ``disk``, to which the guest writes, and the host's QEMU options ``extra``; yield early in the boot."""
     launch = with_disk(config.launch, ROLE, disk)
     with started(built, replace(config, launch=launch), directory / "state", extra) as running:
         yield running
 
 
 def wait_for_key(running: Running) -> None:
-    """Until the guest waits for its key: it says so when its agent listens, and one without the check of who comes
-    would take a probe for its owner."""
+    """Wait until the guest waits for its key.
+
+    The console says so when the agent listens. A probe of the port would not do: an agent without the check of the
+    client would take the probe for its owner.
+    """
     running.guest.wait_for(WAITING)
 
 
@@ -115,7 +118,7 @@ def unlock(running: Running, owner: Owner, output: Path) -> None:
 
 
 def put(path: Path, offset: int, data: bytes) -> bytes:
-    """Write ``data`` into a disk image, which a guest may be using; what was there before."""
+    """Write ``data`` into a disk image that a guest may be using; return the old bytes."""
     with path.open("r+b") as stream:
         stream.seek(offset)
         before = stream.read(len(data))
@@ -125,7 +128,7 @@ def put(path: Path, offset: int, data: bytes) -> bytes:
 
 
 def offer_key(port: int, context: ssl.SSLContext, header: bytes, key: bytes) -> str:
-    """What becomes of a key for the ``header`` (its digest) that ``context`` offers, whatever the evidence says."""
+    """Offer a key for the ``header`` (its digest) through ``context``, for any evidence; return the result as text."""
     try:
         with connect("127.0.0.1", port, context) as connection:
             request_evidence(connection, header, "guest")
@@ -135,7 +138,7 @@ def offer_key(port: int, context: ssl.SSLContext, header: bytes, key: bytes) -> 
 
 
 def anonymous() -> ssl.SSLContext:
-    """A client with no certificate, which takes any server."""
+    """A client without a certificate, which accepts any server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -143,17 +146,17 @@ def anonymous() -> ssl.SSLContext:
 
 
 def stranger(directory: Path) -> ssl.SSLContext:
-    """A client with an owner certificate as the project makes them, of somebody else's."""
+    """A client with another user's owner certificate, as the project makes them."""
     keys = ensure_keys(directory)
     return owner_context(keys.owner_certificate, keys.owner_private)
 
 
 @dataclass(frozen=True)
 class Unlocked(Attested):
-    """A guest whose root its owner has opened.
+    """A guest whose root its owner has unlocked.
 
-    ``strangers`` is what became of those who came before the owner, with the volume's own key. ``header_at_release``
-    lay on the disk when the owner came, in the place of the header that the guest had read, which is there again.
+    ``strangers`` are the results of the clients before the owner, which offered the volume's own key. At the time of
+    the release, ``header_at_release`` was on the disk instead of the header that the guest had read, which is back now.
     """
 
     owner: Owner
@@ -175,7 +178,7 @@ def _unlock_shared(running: Running, owner: Owner, disk: Path) -> Unlocked:
     with disk.open("rb") as stream:
         at_release = stream.read(HEADER_SIZE)
     put(disk, 0, genuine)
-    # Not by looking for sshd's banner: who does that too often is locked out by it for a while.
+    # Not by polling sshd's banner: sshd locks out a client for a while if it does that too often.
     wait_for_login(directory / "ssh_config", BOOT_SECONDS)
     return Unlocked(running, directory, owner, disk, strangers, at_release)
 
@@ -187,7 +190,7 @@ _UNLOCKED = pytest.StashKey[Unlocked]()
 def luks_guest(request: pytest.FixtureRequest, built: Built) -> Unlocked:
     """The guest of the encrypted workflow, unlocked and reachable by ssh, with a copy of the image as its disk.
 
-    What strangers tried before, and which header its disk had meanwhile, is in what it gives.
+    It also has the results of the strangers' attempts, and the header that its disk had meanwhile.
     """
     if (done := request.config.stash.get(_UNLOCKED, None)) is not None:
         return done

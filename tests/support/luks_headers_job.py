@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job of the tests' own appliance: what cryptsetup and the kernel make of each of many LUKS2 headers.
+"""A job of the tests' own appliance: how cryptsetup and the kernel react to each of many LUKS2 headers.
 
-The headers lie one after the other on the disk ``headers``; each is opened with its key, detached, over the blank disk
-``data``, which has an integrity superblock wherever one may be looked for. Nothing is compared with anything first.
+The headers lie one after the other on the disk ``headers``. Each is opened with its key, detached, over the blank disk
+``data``, which has an integrity superblock at every place where one may be expected. No header is checked before.
 """
 
 import os
@@ -24,7 +24,7 @@ _OPTIONS = ("--type=luks2", "--disable-external-tokens", "--disable-keyring", "-
 
 def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
     headers, data = linux.find_disks("headers", "data")
-    # What the guest's initramfs does not have, so that only that keeps it from a null cipher.
+    # These modules are not in the guest's initramfs; only that keeps the guest from a null cipher.
     for name in os.listdir(EXTRA):
         linux.load_module(f"{EXTRA}/{name}")
     results = []
@@ -46,7 +46,7 @@ def copy_header(device: str, offset: int, size: int) -> None:
 
 
 def superblock(device: str, format: "list[str]", key: bytes) -> bytes:
-    """What cryptsetup writes in front of the data of a volume of ours: dm-integrity's superblock (4 KiB)."""
+    """The superblock of dm-integrity (4 KiB) that cryptsetup writes before the data of one of our volumes."""
     cryptsetup("luksFormat", *format, "--key-file=-", device, secret=key)
     with open(device, "rb") as stream:
         stream.seek(1 << 20)
@@ -54,8 +54,8 @@ def superblock(device: str, format: "list[str]", key: bytes) -> bytes:
 
 
 def fitting(superblock: bytes, tag: int = 48, sector: int = 4096, provided: int = 0) -> bytes:
-    """The superblock that a host would write beside its header: ``tag`` bytes for each ``sector`` bytes, and so many
-    sectors of 512 bytes ``provided``.
+    """The superblock that a host would write for its header: ``tag`` bytes for each ``sector`` bytes, and ``provided``
+    sectors of 512 bytes.
 
     drivers/md/dm-integrity.c, struct superblock: tag size at 10, provided sectors at 16, sectors of a block at 28.
     """
@@ -68,7 +68,7 @@ def fitting(superblock: bytes, tag: int = 48, sector: int = 4096, provided: int 
 
 
 def prepare(device: str, superblock: bytes) -> None:
-    """Where the mutations have their segment begin."""
+    """Write the superblock at each place where a mutation lets its segment begin."""
     descriptor = os.open(device, os.O_WRONLY)
     for offset in (0, 1 << 20, (1 << 20) + 4096, 2 << 20):
         os.pwrite(descriptor, superblock, offset)
@@ -77,7 +77,7 @@ def prepare(device: str, superblock: bytes) -> None:
 
 
 def one(data: str, key: bytes, seconds: float) -> "dict[str, Any]":
-    """``said`` is what cryptsetup has against it; ``tables`` is what is active, and ``digest`` the guest's of it."""
+    """``said`` is cryptsetup's error, ``tables`` are the active tables, ``digest`` is the guest's digest of them."""
     words = ["/usr/sbin/cryptsetup", "open", *_OPTIONS, "--header=/run/header", "--key-file=-", data, NAME]
     environment = {"PATH": "/usr/sbin:/usr/bin", "DM_DISABLE_UDEV": "1", "LC_ALL": "C"}
     try:
@@ -93,7 +93,7 @@ def one(data: str, key: bytes, seconds: float) -> "dict[str, Any]":
     try:
         digest = tables_digest(*tables)
     except (TypeError, ValueError):
-        digest = ""  # not two mappings of one target each: the guest stops there too
+        digest = ""  # not two mappings with one target each: the guest stops there, too
     for name in [NAME, *(line.split()[0] for line in names if line.startswith(NAME + "_"))]:
         subprocess.run(["/usr/sbin/dmsetup", "remove", name], capture_output=True, check=True)
     return {"tables": tables, "digest": digest}

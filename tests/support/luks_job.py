@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job for the tests' own appliance: what a volume gives when its disk was changed in one way after another.
+"""A job for the tests' own appliance: what a volume returns after each of many changes to its disk.
 
-Each change is made, the volume opened as the guest opens it, some of its blocks read, and all put back as it was.
+Each change is made, the volume is opened as the guest opens it, some of its blocks are read, and the change is undone.
 """
 
 import mmap
@@ -18,7 +18,7 @@ from dm_tables import tables_digest
 MODULES = ("luks",)
 _TRAP = "root_trap"
 BLOCK = 4096
-# A volume without integrity, with its data behind one MiB.
+# A volume without integrity, whose data begin after one MiB.
 _PLAIN = (
     "--type=luks2", "--cipher=aes-xts-plain64", "--key-size=512", "--sector-size=4096", "--offset=2048",
     "--luks2-metadata-size=16k", "--luks2-keyslots-size=512k", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000",
@@ -26,12 +26,12 @@ _PLAIN = (
 
 
 def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
-    """``cases``: by name, changes as offset, hex, and how often that; ``blocks``: the numbers of those that are read.
+    """``cases`` are changes by name: offset, hex bytes, and how often to repeat them; ``blocks``: the blocks to read.
 
-    ``kept``: offset and size of what the kernel may write when it opens a volume. The answer has for each case what
-    :func:`outcome` says.
+    ``kept``: offset and size of the area that the kernel may write when it opens a volume. The answer has for each case
+    the result of :func:`outcome`.
 
-    With ``flips`` it is that of :func:`flips`.
+    With ``flips`` the answer is that of :func:`flips`.
     """
     if "flips" in job:
         return flips(job, secret, say)
@@ -50,7 +50,7 @@ def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "di
 
 
 def outcome(disk: str, secret: bytes, tables: str, blocks: "list[int]", good: "list[bytes | None]") -> str:
-    """``refused``, ``other tables``, or of the blocks that were read: ``same``, ``errors``, or ``ALTERED``."""
+    """``refused`` or ``other tables``; or for the blocks that were read: ``same``, ``errors``, or ``ALTERED``."""
     try:
         with _opened(disk, secret):
             if tables_digest(table(NAME), table(INTEGRITY)) != tables:
@@ -64,7 +64,7 @@ def outcome(disk: str, secret: bytes, tables: str, blocks: "list[int]", good: "l
 
 
 def without_integrity(disk: str, secret: bytes) -> str:
-    """What a flipped bit gives where there are no tags."""
+    """The result of a flipped bit on a volume without tags."""
     cryptsetup("luksFormat", *_PLAIN, "--key-file=-", disk, secret=secret)
     with _opened(disk, secret):
         with open(MAPPING, "r+b", buffering=0) as stream:
@@ -82,14 +82,14 @@ def _opened(disk: str, secret: bytes) -> Iterator[None]:
         cryptsetup("open", "--key-file=-", disk, NAME, secret=secret)
         yield
     finally:
-        # Where opening fails half-way, cryptsetup leaves a part behind.
+        # If the opening fails half-way, cryptsetup leaves a part behind.
         for name in (NAME, INTEGRITY):
             if os.path.exists(f"/dev/mapper/{name}"):
                 linux.run("/usr/sbin/dmsetup", "remove", "--retry", name)
 
 
 def read_block(number: int, device: str = MAPPING) -> "bytes | None":
-    """A block of the mapping, or of another device, past the page cache; None where it cannot be read."""
+    """A block of the mapping, or of another device, read past the page cache; None if it cannot be read."""
     descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, BLOCK) as buffer:
@@ -127,10 +127,10 @@ def changed(disk: str, changes: "list[tuple[int, bytes]]", kept: "list[int]") ->
 
 
 def flips(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
-    """Single bytes changed: for each its offset, the new one in hex, and the numbers of the blocks to read.
+    """Change single bytes. ``job`` has for each its offset, the new byte in hex, and the numbers of the blocks to read.
 
-    The answer has for each what :func:`first_answers` says through the devices of root_guard.py, and without them. The
-    trap's reads are I/O errors here, so that the appliance lives on: what is an error is the end in a guest.
+    The answer has for each change the result of :func:`first_answers` through the devices of root_guard.py, and without
+    them. The trap's reads are I/O errors here, so that the appliance survives; in a guest such an error is the end.
     """
     (disk,) = linux.find_disks("luks")
     guarded, bare = [], []
@@ -154,7 +154,7 @@ def _sectors() -> int:
 
 
 def _guard(root: str) -> "list[tuple[str, str]]":
-    """The guest's devices over ``root``, with errors for the trap."""
+    """The guest's devices over ``root``, with errors in place of the trap."""
     error = f"0 {_sectors()} error"
     return [(name, error if name == _TRAP else text) for name, text in root_guard.tables(root, _sectors())]
 
@@ -172,7 +172,7 @@ def _devices(tables: "list[tuple[str, str]]") -> Iterator[None]:
 
 
 def first_answers(device: str, blocks: "list[int]", good: "list[bytes | None]") -> str:
-    """Of the blocks, in their order until one cannot be read: ``same``, ``ends``, or ``ALTERED``."""
+    """The result for the blocks, in their order until one cannot be read: ``same``, ``ends``, or ``ALTERED``."""
     for block, wanted in zip(blocks, good, strict=True):
         found = read_block(block, device)
         if found is None:

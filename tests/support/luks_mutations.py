@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers that a host could put in place of a volume's own, each with right checksums, and what would come of them.
+"""Headers that a host could put in place of a volume's own, each with right checksums, and their effects.
 
-``OBEYED`` says what cryptsetup (2.7.5) does with one that nothing has compared: "same" where it opens it to the very
-device-mapper tables of the volume's own, "other" where to other ones. ``KEYS`` has whose key that takes.
+``OBEYED`` says what cryptsetup (2.7.5) does with a header that nothing has compared: "same" if it opens it to exactly
+the device-mapper tables of the volume's own header, "other" if to other tables. ``KEYS`` says whose key opens it.
 """
 
 import base64
@@ -31,12 +31,12 @@ from tests.support.luks_volume import (
 HOST_KEY = b"a key of the host's"
 Change = Callable[[Volume], bytes]
 _UNSET = object()
-# Of the binary part: offsets of the sequence id, label, salt, UUID, subsystem, the copy's own offset.
+# Offsets in the binary part: sequence id, label, checksum algorithm, salt, UUID, subsystem, the copy's own offset.
 _SEQUENCE, _LABEL, _ALGORITHM, _SALT, _UUID, _SUBSYSTEM, _OFFSET = 16, 24, 72, 104, 168, 208, 256
 
 
 def _set(path: str, value: Any = _UNSET) -> Change:
-    """One field of the JSON set, or taken out."""
+    """Set or remove one field of the JSON."""
 
     def change(volume: Volume) -> bytes:
         metadata = volume.metadata
@@ -71,7 +71,7 @@ def _flip(place: int) -> Change:
 
 
 def _text(old: bytes, new: bytes) -> Change:
-    """The JSON as text, with one piece replaced."""
+    """Replace one piece of the JSON, as text."""
 
     def change(volume: Volume) -> bytes:
         text = volume.header[4096:COPY].rstrip(b"\0")
@@ -82,7 +82,7 @@ def _text(old: bytes, new: bytes) -> Change:
 
 
 def _second_slot(volume: Volume) -> bytes:
-    """The same volume key once more, for a key of the host's: what an administrator who had it once may have left."""
+    """The same volume key a second time, for a key of the host: an earlier administrator may have added it."""
     return _slot_for_the_host(volume, AREA + AREA_SIZE)
 
 
@@ -98,7 +98,7 @@ def _slot_for_the_host(volume: Volume, offset: int) -> bytes:
 
 
 def _own_volume_key(volume: Volume) -> bytes:
-    """A volume key of the host's under a keyslot that is not encrypted at all, so that any key opens it."""
+    """A volume key of the host in a keyslot that is not encrypted at all, so that any key opens it."""
     from random import Random
 
     volume_key = bytes(range(96))
@@ -111,7 +111,7 @@ def _own_volume_key(volume: Volume) -> bytes:
 
 
 def _moved_area(volume: Volume) -> bytes:
-    """The keyslot where it is not looked for, its bytes with it."""
+    """The keyslot's area moved to another offset, with its bytes."""
     data = bytearray(volume.header)
     data[AREA + 4096 : AREA + 4096 + AREA_SIZE] = data[AREA : AREA + AREA_SIZE]
     metadata = volume.metadata
@@ -121,7 +121,7 @@ def _moved_area(volume: Volume) -> bytes:
 
 
 def _weaker_derivation(volume: Volume) -> bytes:
-    """The owner's key again, now with a single round; whoever knows it once can write that."""
+    """The owner's key again, but with a single round; anyone who once knew the key can write that."""
     slot, material = make_keyslot(volume.volume_key, volume.key, seed=5, iterations=1)
     data = bytearray(volume.header)
     data[AREA : AREA + AREA_SIZE] = material
@@ -129,20 +129,20 @@ def _weaker_derivation(volume: Volume) -> bytes:
 
 
 def _newer_second(volume: Volume) -> bytes:
-    """The first copy as it was, the second newer and with a null cipher: the newer one is what cryptsetup takes."""
+    """The first copy unchanged, the second newer and with a null cipher: cryptsetup takes the newer one."""
     newer = with_field(volume.header, _SEQUENCE, struct.pack(">Q", 9), (COPY,))
     return with_metadata(newer, metadata_of(_NULL(volume)), (COPY,))
 
 
 def _only_second(volume: Volume) -> bytes:
-    """The first copy damaged, so that the second one counts, which says something else."""
+    """The first copy damaged, so that the second one, which differs, counts."""
     data = bytearray(_NULL(volume))
     data[:6] = bytes(6)
     return bytes(data)
 
 
 def _older(volume: Volume) -> bytes:
-    """The header before its key was changed: another keyslot, an older number, and the old key opens it."""
+    """The header before a change of its key: another keyslot, a lower sequence number, and the old key opens it."""
     slot, material = make_keyslot(volume.volume_key, HOST_KEY, seed=11)
     older = bytearray(with_field(volume.header, _SEQUENCE, struct.pack(">Q", 2)))
     older[AREA : AREA + AREA_SIZE] = material
@@ -258,7 +258,7 @@ MUTATIONS: dict[str, Change] = {
     "token of a keyring": _set("tokens/0", {"type": "luks2-keyring", "keyslots": ["0"], "key_description": "host"}),
     "token of a plug-in": _set("tokens/0", {"type": "systemd-tpm2", "keyslots": ["0"]}),
     "token of no keyslot": _set("tokens/0", {"type": "anything", "keyslots": []}),
-    # What stays with the header: flags, and what must be understood.
+    # Persistent settings in the header: flags and requirements.
     "flag: discards": _set("config/flags", ["allow-discards"]),
     "flag: no journal": _set("config/flags", ["no-journal"]),
     "flag: same processor": _set("config/flags", ["same-cpu-crypt"]),
@@ -300,15 +300,15 @@ MUTATIONS: dict[str, Change] = {
     "the host's own": lambda volume: synthetic(HOST_KEY, seed=3).header,
     "LUKS1": _luks1,
     "blank": lambda volume: bytes(SIZE),
-    # What no parser would look at.
+    # Changes that no parser looks at.
     "a bit of the keyslot": _flip(AREA + 1000),
     "a bit after the keyslots": _flip(SIZE - 1),
     "a bit after the JSON": _flip(COPY - 1),
     "a bit after the JSON, summed": lambda volume: summed(_flip(COPY - 1)(volume)),
 }
 
-# What the integrity superblock says that a host would put beside its header, where ours would not fit: bytes of a tag,
-# bytes of a sector, sectors of 512 bytes that are provided.
+# The fields of the integrity superblock that a host would write for its header, if ours would not fit: bytes of a tag,
+# bytes of a sector, provided sectors of 512 bytes.
 SUPERBLOCKS: dict[str, dict[str, int]] = {
     "null data cipher": {"tag": 32},
     "data cipher xts with plain numbers": {"tag": 32},
@@ -320,7 +320,7 @@ SUPERBLOCKS: dict[str, dict[str, int]] = {
     "segment of a fixed size": {"provided": 32768},
     "segment of one sector": {"provided": 8},
 }
-# Whose key a mutation is for, where not the owner's.
+# The keys for mutations that the owner's key does not open.
 KEYS = {
     "second keyslot, the host's": HOST_KEY,
     "null keyslot cipher, any key opens": HOST_KEY,
@@ -328,7 +328,7 @@ KEYS = {
     "the host's own": HOST_KEY,
 }
 
-# To other tables than the measured ones: the guest's second check would see it.
+# Opened to other tables than the measured ones: the guest's second check would find it.
 _OTHER = (
     "data cipher xts with plain numbers",
     "flag: no journal",
@@ -346,7 +346,7 @@ _OTHER = (
     "segment of one sector",
     "segment over the header",
 )
-# To the very same tables: nothing but the header's digest tells.
+# Opened to exactly the same tables: only the header's digest tells the difference.
 _SAME = (
     "JSON: a field twice",
     "JSON: the same, spaced",

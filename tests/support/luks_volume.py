@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LUKS2 headers as cryptsetup writes them for our images, made here without it: keyslots, checksums, both copies.
+"""LUKS2 headers as cryptsetup writes them for our images, made without it: keyslots, checksums, both copies.
 
 LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's.
 """
@@ -25,7 +25,7 @@ AREA, AREA_SIZE = 32768, 385024
 def make_keyslot(
     volume_key: bytes, key: bytes, offset: int = AREA, seed: int = 1, iterations: int = 1000
 ) -> tuple[dict[str, Any], bytes]:
-    """A keyslot's JSON, and its area's bytes: ``volume_key`` (96 bytes) for who knows ``key``."""
+    """A keyslot's JSON, and its area's bytes: ``key`` opens it and gives ``volume_key`` (96 bytes)."""
     random = Random(seed)
     kdf = {"type": "pbkdf2", "hash": "sha256", "iterations": iterations, "salt": _base64(random.randbytes(32))}
     slot = {
@@ -46,7 +46,7 @@ def make_keyslot(
 
 
 def split(key: bytes, random: Random) -> bytes:
-    """The anti-forensic splitter: random stripes, and a last one that makes the key of all of them."""
+    """The anti-forensic splitter: random stripes, and a last one with which all of them give the key."""
     stripes = [random.randbytes(len(key)) for _ in range(STRIPES - 1)]
     block = bytes(len(key))
     for stripe in stripes:
@@ -76,7 +76,7 @@ def _base64(data: bytes) -> str:
 
 
 def make_digest(volume_key: bytes, *keyslots: str, salt: bytes = bytes(32)) -> dict[str, Any]:
-    """The digest by which a volume key is known to be the right one."""
+    """The digest that identifies the right volume key."""
     return {
         "type": "pbkdf2",
         "keyslots": list(keyslots),
@@ -89,7 +89,7 @@ def make_digest(volume_key: bytes, *keyslots: str, salt: bytes = bytes(32)) -> d
 
 
 def make_header(key: bytes, seed: int = 1, sequence: int = 3) -> bytes:
-    """A whole header (1 MiB) of another volume for each ``seed``, opened by ``key``."""
+    """A complete header (1 MiB), opened by ``key``; each ``seed`` gives another volume."""
     random = Random(seed)
     volume_key = random.randbytes(KEY_SIZE)
     slot, material = make_keyslot(volume_key, key, seed=seed)
@@ -127,12 +127,12 @@ def metadata_of(header: bytes, offset: int = 0) -> dict[str, Any]:
 
 
 def with_metadata(header: bytes, metadata: Mapping[str, Any], copies: tuple[int, ...] = (0, COPY)) -> bytes:
-    """The header with other JSON in these of its copies, and right checksums."""
+    """The header with other JSON in the given copies, and right checksums."""
     return with_text(header, json.dumps(metadata, separators=(",", ":")).encode(), copies)
 
 
 def with_text(header: bytes, text: bytes, copies: tuple[int, ...] = (0, COPY)) -> bytes:
-    """The same for JSON as it is written."""
+    """Like :func:`with_metadata`, for JSON as text."""
     data = bytearray(header)
     for offset in copies:
         data[offset + 4096 : offset + COPY] = text.ljust(COPY - 4096, b"\0")
@@ -148,7 +148,7 @@ def with_field(header: bytes, offset: int, value: bytes, copies: tuple[int, ...]
 
 
 def summed(header: bytes, copies: tuple[int, ...] = (0, COPY)) -> bytes:
-    """The header with the checksums that its algorithm gives."""
+    """The header with the checksums of its algorithm."""
     data = bytearray(header)
     for offset in copies:
         name = data[offset + 72 : offset + 104].rstrip(b"\0").decode()
@@ -160,7 +160,7 @@ def summed(header: bytes, copies: tuple[int, ...] = (0, COPY)) -> bytes:
 
 @dataclass(frozen=True)
 class Volume:
-    """A header whose volume key is known, so that anything can be made of it: ``key`` opens it."""
+    """A header and its volume key, so that any variant can be made; ``key`` opens it."""
 
     header: bytes
     key: bytes = field(repr=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions for artefacts of the tests, and a run of its own for each test of the artefact store."""
+"""Functions for the tests' artefacts, and a separate run for each test of the artefact store."""
 
 import os
 import time
@@ -16,15 +16,15 @@ from tests.support.waiting import NET
 
 MODULE = "tests.support.makers"
 
-# What ran, in this process.
+# The functions that ran in this process.
 calls: list[str] = []
-# What else is to happen while a function runs, once.
+# Files to change once, while a function runs.
 meanwhile: list[Path] = []
 
 
 @contextmanager
 def new_run(options: Options) -> Iterator[None]:
-    """What a process begins with: settings, and nothing remembered but what is on the disk."""
+    """The state of a new process: settings, and no memory except the files on the disk."""
 
     def forget() -> None:
         session.index().close()
@@ -61,7 +61,7 @@ def lock_away_deep(*, source: Path, output: Path) -> None:
 
 
 def grow(*, source: Path, output: Path) -> None:
-    """A tree with all that a tree may have."""
+    """A tree with every kind of entry that a tree may have."""
     calls.append("grow")
     (output / "deep" / "empty").mkdir(parents=True)
     (output / "deep" / "leaf").write_bytes(source.read_bytes())
@@ -72,7 +72,7 @@ def grow(*, source: Path, output: Path) -> None:
 
 
 def shout_twice(*, source: Path, output: Path, echo: Path) -> Iterator[str]:
-    """Two outputs, the first whole before the second is begun; between the two it waits for the file ``later``."""
+    """Two outputs, the first complete before the second begins; between them it waits for the file ``later``."""
     calls.append("shout_twice")
     output.write_bytes(source.read_bytes().upper())
     yield "output"
@@ -92,7 +92,7 @@ def fail(*, source: Path, output: Path) -> None:
 
 
 def listing(root: Path) -> dict[str, SimpleNamespace]:
-    """Everything below ``root`` and itself: permissions, what links say, what files hold."""
+    """``root`` and everything below it: permissions, link targets, file contents."""
     found = {}
     for path in (root, *sorted(root.rglob("*"))):
         if path.is_symlink():
@@ -126,7 +126,7 @@ def artefact(function: str = "shout", output: str = "build/output", **changes: A
 
 
 class Seen:
-    """What making an artefact came to: ``said``, whether it was ``built``, and whether doit would do so again."""
+    """The result of making an artefact: ``said``, whether it was ``built``, and whether doit would make it again."""
 
     def __init__(self, made: Artefact) -> None:
         self.said: list[str] = []
@@ -148,7 +148,7 @@ def hurt(path: Path) -> None:
 
 
 def begin() -> None:
-    """A source in the working directory, old enough to be remembered, and nothing that ran."""
+    """Write a source in the working directory, wait until its digest can be remembered, and clear the records."""
     Path("source").write_bytes(b"text")
     time.sleep(0.03)
     calls.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every task is made from, by hand: the table behind the matrix of edits, and what each edit must make outdated.
+"""The inputs of every task, written by hand: the table for the matrix of edits, and what each edit must make outdated.
 
 Paths are relative to the project; those with ``~/`` to the directory of the user's keys.
 """
@@ -20,7 +20,7 @@ E2E_VOLUME = "build/e2e/luks.img"
 E2E_HEADER = ("build/e2e/header.bin", "build/e2e/header.sha256", "build/e2e/tables.sha256")
 TEMPLATE = "templates/vm-config.toml.j2"
 MODULES = ("initramfs/modules.yaml", "build/kernel/version", VMLINUZ)
-# Of our code a host bundle has every byte; test_bundle.py says which it has. These stand for all of it.
+# A host bundle contains every byte of some of our sources (test_bundle.py lists them). These stand for all of them.
 CARRIED = (
     "sevsnp/errors.py", "sevsnp/host/bundle_run.py", "sevsnp/vm_config/cmdline.py", "sevsnp/emulation/service.py",
 )  # fmt: skip
@@ -30,7 +30,7 @@ TOOLS = ("get_report", "get_report_emulated", "verify_report", "verify_report_em
 
 @dataclass(frozen=True)
 class Row:
-    """A task: the files that it reads and makes, in trees those that are edited here, and the tools it runs by."""
+    """A task: the files that it reads and makes, the files edited in its trees, and the tools that it uses."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] = ()
@@ -223,7 +223,8 @@ BUNDLES = frozenset({"host_bundle", "host_bundle_luks", "_e2e_bundle"})
 FROM_TARS = frozenset({"_guest_packages", "_guest_rootfs", "create_new_vm"})
 NONE: frozenset[str] = frozenset()
 
-# One line in a module, and who is made by it: for each function one that as few others reach as possible.
+# An edit of one line in a module, and the tasks that the module makes: for each function a module that few others
+# reach.
 RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/packages/steps.py": frozenset({"packages", "unpack_kernel"}),
     "sevsnp/firmware/make.py": frozenset({"_firmware"}),
@@ -238,18 +239,18 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/measurement/make_config.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS,
     "sevsnp/release/bundle.py": BUNDLES,
     "sevsnp/commands/tools.py": frozenset({"build_tools"}),
-    # An input of a layer as well.
+    # It is also an input of a layer.
     "sevsnp/attestation/report_data.py": frozenset({"build_tools"}),
     "sevsnp/emulation/verify.py": frozenset({"build_tools"}),
-    # Reached by many.
+    # Many tasks reach it.
     "sevsnp/archives/tar.py": PACKED | VERITY | LUKS | FROM_TARS,
-    # An input of the appliance's layer as well.
+    # It is also an input of the appliance's layer.
     "sevsnp/archives/ustar.py": PACKED | VERITY | LUKS | FROM_TARS,
     "sevsnp/vm_config/cmdline.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"build_tools"},
     "sevsnp/errors.py": frozenset(ROWS),
-    # What starts the appliance names it.
+    # The module that starts the appliance names it.
     "sevsnp/emulation/service.py": LUKS,
-    # Nothing is made by these; a bundle has the first.
+    # These make nothing; a bundle contains the first.
     "sevsnp/host/bundle_run.py": NONE,
     "sevsnp/e2e/run.py": NONE,
     "sevsnp/pipeline/reporter.py": NONE,
@@ -264,13 +265,13 @@ RECIPES: dict[str, frozenset[str]] = {
     "README.md": NONE,
 }
 
-# Each setting with another value, and who is made from it. {tmp} is a directory for this.
+# Each setting with another value, and the tasks whose inputs it changes. {tmp} is a directory for this.
 SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_root"}),
     "WRITABLE": ("copy", CMDLINES),
     **{f"TMPFS_{name}": ("3G", CMDLINES) for name in ("ETC", "HOME", "VAR", "TMP")},
     "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
-    # More than one needs ACPI.
+    # More than one CPU needs ACPI.
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
     "LUKS_FREE": ("17M", OWN_LUKS),
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
@@ -284,7 +285,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FAMILY_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
     "IMAGE_ID": ("1" * 32, CONFIGS | LUKS_CONFIGS),
     "GUEST_SVN": ("1", CONFIGS | LUKS_CONFIGS),
-    # The bundles then have the VM configs with an ID block.
+    # The bundles then contain the VM configs with an ID block.
     "ID_KEY": ("x", BUNDLES),
     "AUTHOR_KEY": ("x", NONE),
     "PLATFORM_INFO_REQUIRED": ("0x1", CONFIGS | LUKS_CONFIGS),
@@ -292,9 +293,9 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE": ("README.md", CONFIGS | LUKS_CONFIGS),
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
-    "ROOT_DEVICE": ("/dev/vda2", NONE),  # of a disk image only
+    "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
-    # For SEV-SNP alone the bundles are without the emulation.
+    # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
@@ -310,7 +311,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "EMULATED_ROOT": ("x", NONE),
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
-    # The same keys in another place: looked at again, and then copied from the cache.
+    # The same keys in another place: the tasks check them again, and then copy from the cache.
     "CONFIG_DIR": ("{tmp}/keys", VERITY | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"_guest_rootfs"}),
     "DATA_DIR": ("{tmp}/data", NONE),
     "CACHE_DIR": ("{tmp}/downloads", NONE),
@@ -325,7 +326,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MANIFEST_KEY": ("x", NONE),
     "MANIFEST_PUBLIC_KEY": ("x", NONE),
 }
-# A task's parameters by name, and the setting that each comes from; none where it stands in the task itself.
+# A task's parameters by name, and the setting of each; parameters that the task itself fixes have none.
 PARAMETERS: dict[str, str] = {
     "filesystem": "VERITY_FILESYSTEM", "rootfs": "VERITY_FILESYSTEM", "writable": "WRITABLE", "acpi": "ACPI",
     "reports": "LUKS_REPORTS",
@@ -375,19 +376,19 @@ def cells() -> dict[tuple[str, str], frozenset[str]]:
     for path in (*read, *listed, *made):
         for kind in ("content", "content, time and size kept"):
             found[kind, path] = readers(path) | makers(path)
-        # Not taken from the checkout; of what was made it is a part.
+        # The mode in the checkout does not count; that of an output does.
         found["mode", path] = makers(path)
         found["touched", path] = NONE
     for path in RECIPES:
         found["a line more", path] = readers(path)
-        # Of what is in an artefact every byte counts, of what makes it only the code.
+        # Every byte of an artefact's input counts; of the code that makes it, comments do not.
         found["a remark more", path] = inputs_of(path)
     for path in made:
         found["deleted", path] = readers(path) | makers(path)
     for tree in _unique(tree for row in ROWS.values() for tree in row.trees):
         owner = frozenset(name for name, row in ROWS.items() if tree in row.trees)
         found["a file planted", tree] = found["a directory planted", tree] = found["mode", tree] = owner
-    found["a directory planted", "build/host-bundle/state"] = NONE  # what a guest that runs there leaves
+    found["a directory planted", "build/host-bundle/state"] = NONE  # files that a guest leaves if it runs there
     for directory in _unique(path for row in ROWS.values() for path in row.directories):
         found["a file planted", directory] = found["a directory planted", directory] = readers(f"{directory}/x")
         found["mode", directory] = NONE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mirror on loopback that keeps connections open, sends ranges, and can break off, lie and forget."""
+"""A mirror on loopback that keeps connections open, sends ranges, and can break off, lie and lose files."""
 
 import ssl
 import threading
@@ -11,22 +11,22 @@ from urllib.parse import unquote
 
 @dataclass
 class Mirror:
-    """Serves ``files`` by path. The switches say what it does wrong; ``requests`` has what it was asked, in order."""
+    """Serves ``files`` by path. The switches select its faults; ``requests`` records the requests in order."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     tags: bool = True
-    # Bytes after which each of the next answers breaks off.
+    # The numbers of bytes after which the next answers break off.
     breaks: list[int] = field(default_factory=list)
-    # Paths that lead elsewhere.
+    # Redirected paths.
     moved: dict[str, str] = field(default_factory=dict)
-    # Set by the server when it has sent a beginning and waits; it goes on when ``go_on`` is set.
+    # The server sets ``paused`` when it has sent the beginning of an answer; it continues when ``go_on`` is set.
     pauses_at: int = 0
     paused: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str]] = field(default_factory=list)
     connections: int = 0
-    # What came as Proxy-Authorization.
+    # The received Proxy-Authorization headers.
     logins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -34,7 +34,7 @@ class Mirror:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # As web servers do: else each small answer waits for the client's acknowledgement.
+            # As web servers do: otherwise each small answer waits for the client's acknowledgement.
             disable_nagle_algorithm = True
 
             def setup(self) -> None:
@@ -62,7 +62,7 @@ class Mirror:
         self._server.server_close()
 
     def encrypt(self, certificate: Path, key: Path) -> str:
-        """Speak TLS; the address for that."""
+        """Switch to TLS; return the new address."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
@@ -70,7 +70,7 @@ class Mirror:
 
     @property
     def ranged(self) -> list[str]:
-        """The ranges that were asked for, empty for a whole file."""
+        """The requested ranges; empty for a whole file."""
         return [asked for _, asked in self.requests]
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of newc archives for tests, after the kernel's own (init/initramfs.c) and not after our writer."""
+"""A reader of newc archives for tests. It follows the kernel's reader (init/initramfs.c), not our writer."""
 
 import io
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 
 @dataclass(frozen=True)
 class Member:
-    """One archive member, with every header field that the kernel looks at."""
+    """One archive member, with every header field that the kernel reads."""
 
     name: str
     data: bytes
@@ -26,7 +26,7 @@ class Member:
 
 
 def read_newc(data: bytes) -> list[Member]:
-    """The members of one archive or of several joined ones; zeros between them are passed over."""
+    """The members of one archive or of several joined ones; zeros between them are skipped."""
     members: list[Member] = []
     place = 0
     while place < len(data):
@@ -54,7 +54,7 @@ def read_newc(data: bytes) -> list[Member]:
 
 
 def read_joined(data: bytes) -> list[list[Member]]:
-    """The archives of a joined initramfs, each decompressed by itself from where the one before it ends."""
+    """The archives of a joined initramfs. Each is decompressed separately, from where the one before it ends."""
     archives: list[list[Member]] = []
     while data := data.lstrip(b"\0"):
         assert data.startswith(_ZSTD), data[:4]

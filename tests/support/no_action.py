@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hints that no test obeys, each with the reason: nobody is told to do anything that can be done here."""
+"""The hints that no test follows, each with the reason: they ask for nothing that a test can do."""
 
 from tests.support.table import Row
 
@@ -50,7 +50,7 @@ NO_ACTION: dict[Row, str] = {
     ): "a remedy of the verifier's, which has a row of its own, and when it applies",
 }
 
-# Strings that name a command, and are said to nobody as what to do.
+# Strings that name a command, but are not shown to a user as an instruction.
 NO_MESSAGE: dict[Row, str] = {
     (
         "sevsnp.host.bundle_run",

@@ -13,7 +13,7 @@ from tests.support.waiting import NET
 
 
 def on_pty(argv: Sequence[str], cwd: Path, **environment: str) -> tuple[int, str]:
-    """Exit code, and what the terminal got, of ``argv`` with ``environment`` in place of what is set of terminals."""
+    """The exit code and terminal output of ``argv``; ``environment`` replaces the terminal variables of this run."""
     kept: Mapping[str, str] = {name: text for name, text in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -22,7 +22,7 @@ def on_pty(argv: Sequence[str], cwd: Path, **environment: str) -> tuple[int, str
     )  # fmt: skip
     os.close(theirs)
     written = b""
-    with contextlib.suppress(OSError):  # the end of a terminal
+    with contextlib.suppress(OSError):  # the error means the end of a terminal's output
         while piece := os.read(ours, 1 << 16):
             written += piece
     os.close(ours)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins for the registry tests: what `docker login` would leave, a credential helper, and a server of tokens."""
+"""Logins for the registry tests: the configuration of `docker login`, a credential helper, and a token server."""
 
 import base64
 import datetime
@@ -27,7 +27,7 @@ def basic(user: str, password: str) -> str:
 
 
 def write_login(folder: Path, host: str, user: str, password: str) -> None:
-    """The configuration that `docker login` leaves in ``folder`` where there is no credential helper."""
+    """Write the configuration that `docker login` leaves in ``folder`` if there is no credential helper."""
     write_config(folder, {"auths": {host: {"auth": basic(user, password)}}})
 
 
@@ -37,7 +37,7 @@ def write_config(folder: Path, document: object) -> None:
 
 
 def write_helper(folder: Path, name: str, body: str) -> None:
-    """A credential helper: a shell script that is asked for the host on its standard input."""
+    """A credential helper: a shell script that gets the host on its standard input."""
     folder.mkdir(parents=True, exist_ok=True)
     helper = folder / f"docker-credential-{name}"
     helper.write_text(f"#!/bin/sh\nread host\n{body}\n")
@@ -74,7 +74,7 @@ class Certificate:
 
 
 class TokenServer:
-    """Changes a password for tokens, each for the scope that was asked for and nothing more."""
+    """Exchanges a password for tokens; each is valid only for the requested scope."""
 
     def __init__(self, certificate: Certificate, user: str, password: str) -> None:
         self.certificate = certificate

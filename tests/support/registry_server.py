@@ -27,7 +27,7 @@ from tests.support.waiting import NET, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
 LIST, LOCK, SET = TESTS / "data" / "packages.yaml", TESTS / "data" / "packages.lock", "test"
-# For the variant with a password; the second is bcrypt of the first, the only hash that the registry takes.
+# For the variant with a password. The hash is bcrypt, the only one that the registry accepts.
 USER, PASSWORD = "builder", "correct horse"
 PASSWORD_HASH = "$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e"
 
@@ -76,7 +76,7 @@ class Registry:
 
     @property
     def root(self) -> Path:
-        """Where it stores its files."""
+        """The directory in which it stores its files."""
         return self.directory / "storage"
 
     @property
@@ -84,7 +84,7 @@ class Registry:
         return (self.directory / "log").read_text(errors="replace")
 
     def blob(self, digest: str) -> Path:
-        """Where it keeps the bytes of ``sha256:…``."""
+        """The file with the bytes of ``sha256:…``."""
         name = digest.removeprefix("sha256:")
         return self.root / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
 
@@ -134,7 +134,7 @@ class Registry:
             self._process = None
 
     def collect_garbage(self) -> str:
-        """Remove what no tag leads to, as an administrator does: the registry stands still meanwhile."""
+        """Remove blobs and manifests to which no tag refers, as an administrator does, with the registry stopped."""
         self.stop()
         done = subprocess.run(
             [self.program, "garbage-collect", "--delete-untagged", self.config],
@@ -171,13 +171,13 @@ def registry(registry_program: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def own_registry(registry_program: Path, tmp_path: Path) -> Iterator[Registry]:
-    """A registry for one test: to be stopped, tampered with, or looked at as a whole."""
+    """A registry for one test, which may stop it, tamper with it, or examine all of it."""
     yield from running(registry_program, tmp_path / "own-registry")
 
 
 @pytest.fixture
 def locked_registry(registry_program: Path, tmp_path: Path) -> Iterator[Registry]:
-    """A registry that wants :data:`USER` and :data:`PASSWORD`."""
+    """A registry that requires :data:`USER` and :data:`PASSWORD`."""
     directory = tmp_path / "locked-registry"
     directory.mkdir()
     (directory / "htpasswd").write_text(f"{USER}:{PASSWORD_HASH}\n")
@@ -189,7 +189,7 @@ def locked_registry(registry_program: Path, tmp_path: Path) -> Iterator[Registry
 
 
 def set_read_only(server: Registry, on: bool = True) -> None:
-    """Start ``server`` anew so that it takes no uploads, or takes them again."""
+    """Restart ``server`` so that it refuses uploads, or accepts them again."""
     server.stop()
     server.options["storage"] = {
         "filesystem": {"rootdirectory": str(server.root)},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine in the middle: listens where the owner believes the guest, and does as it likes."""
+"""A machine in the middle: listens where the owner expects the guest, and can change everything."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ def forward(port: int, record: bytearray | None = None) -> Handler:
 
 
 def rewrite(port: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Handler:
-    """Ask the genuine agent at ``port`` for the client's own nonce, and hand its answer on changed."""
+    """Ask the genuine agent at ``port`` with the client's own nonce, and send its answer back, changed."""
 
     def handler(client: socket.socket) -> None:
         request = client.recv(4096)
@@ -80,7 +80,7 @@ def rewrite(port: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Ha
 
 
 def replay(answer: bytes) -> Handler:
-    """Whatever the question, the same answer."""
+    """The same answer to every question."""
 
     def handler(client: socket.socket) -> None:
         client.recv(4096)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the release manifest share: a built project with its signed manifest, to be tampered with."""
+"""For the tests of the release manifest: a built project with its signed manifest, to be tampered with."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Released:
         return json.loads(self.manifest.read_bytes())
 
     def refusal(self, public: Path | None = None) -> str:
-        """What the check says is wrong; empty where it accepts."""
+        """The error message of the check; empty if it accepts."""
         try:
             verify_manifest(manifest=self.manifest, public_key=public, project=self.project)
         except UserError as error:
@@ -54,7 +54,7 @@ class Released:
         return ""
 
     def resign(self, document: dict[str, Any]) -> None:
-        """Write a manifest and the owner's signature of it: what no attacker can."""
+        """Write a manifest and sign it with the owner's key, which no attacker can."""
         from sevsnp.keys.signature import load_signing_key, sign
 
         document.pop("type", None)
@@ -63,7 +63,7 @@ class Released:
 
     @contextlib.contextmanager
     def kept(self, *paths: Path) -> Iterator[None]:
-        """Put back what is done to ``paths``, and remove what was not there."""
+        """Restore ``paths`` at the end, and remove those that did not exist."""
         with tempfile.TemporaryDirectory(dir=self.project.parent) as aside:
             places = {path: Path(aside, str(number)) for number, path in enumerate(paths) if os.path.lexists(path)}
             for path, place in places.items():
@@ -78,13 +78,13 @@ class Released:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write ``path`` as a new file: the old one is the build's that other tests use."""
+    """Write ``path`` as a new file: other tests use the old one, which belongs to the build."""
     path.unlink(missing_ok=True)
     path.write_bytes(data)
 
 
 def release(built: Built, directory: Path) -> Released:
-    """A copy of what was built, with a manifest that a key of its own signed."""
+    """A copy of the build, with a manifest that a new key has signed."""
     copy = copy_built(built, directory / "project")
     key = make_key(directory)
     copy.doit("manifest", f"MANIFEST_KEY={key}")

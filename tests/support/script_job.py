@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job of the tests' own appliance: runs a shell script as root, with the job's disks as variables of their roles.
+"""A job of the tests' own appliance: runs a shell script as root, with the job's disks in variables named by role.
 
-A script may call `untar DEVICE DIRECTORY` and `setxattr NAME HEXVALUE FILE`. What it prints is the result.
+A script may call `untar DEVICE DIRECTORY` and `setxattr NAME HEXVALUE FILE`. Its output is the result.
 """
 
 import os
@@ -15,7 +15,7 @@ MODULES = ("luks", "appliance")
 
 
 def run(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "dict[str, Any]":
-    import linux  # of the appliance; as a script this file has no neighbours
+    import linux  # the appliance's module; as a script this file has no neighbours
 
     applets = "/run/applets"
     os.makedirs(applets)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking for a secret in whatever form it may have been written down."""
+"""Searches for a secret in every form in which it may have been written."""
 
 import base64
 from pathlib import Path
 
 
 def forms(secret: bytes) -> dict[str, bytes]:
-    """The secret, and what it would be in text: hexadecimal, and base64 at each alignment, less its ragged ends."""
+    """The secret and its text forms: hexadecimal, and base64 at each alignment, without the incomplete ends."""
     found = {"raw": secret, "hex": secret.hex().encode(), "HEX": secret.hex().upper().encode()}
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + secret)
@@ -20,7 +20,7 @@ def search(data: bytes, secret: bytes) -> list[str]:
 
 
 def search_file(path: Path, secret: bytes) -> list[str]:
-    """The same in a file of any size, images among them."""
+    """The forms of ``secret`` in a file of any size, such as an image."""
     found: set[str] = set()
     before = b""
     with path.open("rb") as stream:

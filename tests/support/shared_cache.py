@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For the tests of the shared cache: machines that have nothing but a clone, small tasks, a registry's insides."""
+"""For the tests of the shared cache: machines with nothing but a clone, small tasks, and a view into a registry."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.support.registry_server import Registry
 from tests.support.waiting import NET
 
 SECONDS = 600
-# A registry's time-out in the copies of the stand-ins: what a test of patience gives them, and what others have.
+# The registry's time-out in tests of time-outs, and the small project's variable for it, whose default is NET.
 TIMEOUT = 2.0
 PATIENCE = "REGISTRY_SECONDS"
 CANARY, PUBLIC = "canary-that-nobody-may-read", "canary-for-everyone"
@@ -124,7 +124,7 @@ def task_child():
 
 @dataclass(frozen=True)
 class Machine:
-    """A clone in ``project``, and all else that is a machine's own in ``home``: caches, downloads, logins."""
+    """A clone in ``project``, and everything else of a machine in ``home``: caches, downloads, logins."""
 
     project: Path
     home: Path
@@ -134,7 +134,7 @@ class Machine:
         return self.project / "build"
 
     def start(self, *words: str, **variables: str) -> "subprocess.Popen[str]":
-        """doit, started; what it says comes through ``stdout``."""
+        """Start doit; its output comes through ``stdout``."""
         own = {"SEVSNP_CACHE": "cache", "CACHE_DIR": "downloads", "CONFIG_DIR": "config", "DOCKER_CONFIG": "docker"}
         return subprocess.Popen(
             ends_with_us(sys.executable, "-m", "doit", *words),
@@ -159,14 +159,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Said:
-    """What a run of doit said, and its exit code."""
+    """The output of a run of doit, and its exit code."""
 
     output: str
     code: int
 
     @property
     def done(self) -> dict[str, str]:
-        """The tasks that succeeded, and what was remarked on each."""
+        """The tasks that succeeded, each with its remark."""
         return dict(re.findall(r"^✓ (.+) \([0-9.]+ s(?:, (.+))?\)$", self.output, re.MULTILINE))
 
     @property
@@ -183,7 +183,7 @@ PATIENT = f'timeout: float = float(__import__("os").environ.get("{PATIENCE}", "{
 
 
 def make_small_project(target: Path) -> None:
-    """The project with nothing but stand-ins for its tasks."""
+    """The project with stand-ins in place of its tasks."""
     copy_project(target)
     (target / "sevsnp" / "standins.py").write_text(FUNCTIONS)
     (target / "tasks" / "standins.py").write_text(TASKS)
@@ -199,7 +199,7 @@ def _replace(file: Path, pattern: str, words: str) -> None:
 
 
 def clone(source: Path, place: Path) -> Machine:
-    """Another machine with the sources of ``source`` and nothing else."""
+    """Another machine with only the sources of ``source``."""
     shutil.copytree(source, place / "project", symlinks=True, ignore=_not_tracked(source))
     return Machine(place / "project", place / "home")
 
@@ -213,7 +213,7 @@ def _not_tracked(source: Path) -> Any:
 
 
 def contents(directory: Path, *without: str) -> dict[str, tuple[int, str]]:
-    """Permissions and content of all that is below ``directory``, but for the log and what is in ``without``."""
+    """Permissions and content of everything below ``directory``, except the log and the names in ``without``."""
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
@@ -243,7 +243,7 @@ def manifest(server: Registry, key: str) -> dict[str, Any]:
 
 
 def keys(server: Registry) -> dict[str, str]:
-    """The key of each entry, by the name of the function that made it; one of those that share it."""
+    """The key of each entry, by the name of the function that made it; one key if several entries share a function."""
     found = {}
     for tag in _tags(server).iterdir() if _tags(server).exists() else ():
         document = json.loads(server.blob(manifest(server, tag.name)["config"]["digest"]).read_bytes())
@@ -252,13 +252,13 @@ def keys(server: Registry) -> dict[str, str]:
 
 
 def blobs(server: Registry) -> set[str]:
-    """The digests of all the blobs that the registry stores, manifests among them."""
+    """The digests of all blobs that the registry stores, including manifests."""
     root = server.root / "docker/registry/v2/blobs/sha256"
     return {f"sha256:{data.parent.name}" for data in root.glob("*/*/data")}
 
 
 def plain_contents(server: Registry) -> Iterator[bytes]:
-    """All that is in the registry's storage, compressed layers as they were."""
+    """The content of all files in the registry's storage, and compressed layers also decompressed."""
     for path in server.root.rglob("*"):
         if path.is_file():
             data = path.read_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that many tests share: one that is attested, and one that an attacker runs. Each boots once a session."""
+"""Guests that many tests share: an attested one, and one that an attacker runs. Each boots once in a session."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from tests.support.harness import BOOT_SECONDS, Guest, boot
 
 @dataclass(frozen=True)
 class Running:
-    """A guest that is up, the VM config it was started from, and a host's hands on it."""
+    """A running guest, the VM config from which it was started, and a host's access to it."""
 
     built: Built
     config: VmConfig
@@ -34,7 +34,7 @@ class Running:
 
     @property
     def port(self) -> int:
-        """Where its agent answers, at 127.0.0.1."""
+        """Its agent's port at 127.0.0.1."""
         return self.guest.options.attest_port
 
     @property
@@ -42,7 +42,7 @@ class Running:
         return self.guest.options.ssh_port
 
     def attest_into(self, output: Path, *, port: int | None = None, ssh_port: int | None = None) -> None:
-        """`attest_verity`, at other ports where an attacker is in between."""
+        """`attest_verity`, at other ports if an attacker is in between."""
         attest_guest(
             vm_config=self.config.source,
             host="127.0.0.1",
@@ -58,7 +58,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Attested:
-    """A guest whose evidence was accepted; ``directory`` has what attestation wrote."""
+    """A guest whose evidence was accepted; ``directory`` has the files that attestation wrote."""
 
     running: Running
     directory: Path
@@ -75,7 +75,7 @@ class Attested:
 def started(
     built: Built, config: VmConfig, state: Path, extra: tuple[str, ...] = (), accelerator: str = ""
 ) -> Iterator[Running]:
-    """Boot a config that nobody tampered with, with the host's own QEMU options ``extra``; it has not come far yet."""
+    """Boot an untampered config with the host's own QEMU options ``extra``; yields early in the boot."""
     with (
         sockets() as where,
         boot(config.launch, built.qemu, state, extra=(*where.arguments, *extra), accelerator=accelerator) as guest,
@@ -94,12 +94,12 @@ def attested(running: Running) -> Attested:
     return Attested(running, directory)
 
 
-# Seconds for one try: QEMU's user network leaves a connection that came too early hanging.
+# Seconds for one try: QEMU's user network lets a connection hang that came too early.
 TRY = 10.0
 
 
 def wait_for_sshd(running: Running, seconds: float = BOOT_SECONDS) -> None:
-    """Until sshd sends its banner. A connection alone says nothing: QEMU's user network accepts it before the guest."""
+    """Wait until sshd sends its banner. A connection alone proves nothing: QEMU accepts it before the guest does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and running.guest.process.poll() is None:
         if sshd_answers("127.0.0.1", running.ssh_port, TRY):
@@ -109,7 +109,7 @@ def wait_for_sshd(running: Running, seconds: float = BOOT_SECONDS) -> None:
 
 
 def ssh_unchecked(built: Built, port: int, *words: str) -> "subprocess.CompletedProcess[str]":
-    """ssh as the careless do it: whatever host key comes is taken."""
+    """ssh of a careless user: it accepts any host key."""
     return subprocess.run(
         [
             "ssh",
@@ -143,7 +143,7 @@ def variant(
 ) -> VmConfig:
     """The emulated VM config with other words on the command line (by old text), disks (by role) or vCPUs.
 
-    A whole and honest config, with its own launch digest, in ``directory``.
+    A complete and consistent config, with its own launch digest, in ``directory``.
     """
     config = built.config("emulated")
 
@@ -166,7 +166,7 @@ _STARTED = pytest.StashKey[dict[str, Running]]()
 def shared(
     request: pytest.FixtureRequest, name: str, make: Callable[[Path], VmConfig], accelerator: str = ""
 ) -> Running:
-    """The one guest of that name, whichever directory's fixture asks for it first; it ends with the session."""
+    """The single guest of that name; the first fixture that asks for it starts it, and it ends with the session."""
     running = request.config.stash.setdefault(_STARTED, {})
     if name not in running:
         directory = request.getfixturevalue("tmp_path_factory").mktemp(name)
@@ -180,7 +180,7 @@ def shared(
 @pytest.fixture(scope="session")
 def guest(request: pytest.FixtureRequest, built: Built) -> Attested:
     """The guest of the emulated VM config, untampered, attested and reachable by ssh."""
-    # One boot of each workflow is QEMU's own emulation wherever the tests run.
+    # One boot of each workflow uses QEMU's own emulation, on every machine.
     return attested(shared(request, "guest", lambda _: built.config("emulated"), "tcg"))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of all hints: what a test provokes and does, and the few that tell nobody to do anything.
+"""The table of all hints: those that a test provokes and follows, and the few that ask for nothing.
 
-A test of this directory takes its hints as rows with :func:`remedies`. :class:`Told` sees that each was really said,
-that what it says was done as printed, and that what had failed then succeeds.
+A test of tests/remedies takes its hints as rows with :func:`remedies`. :class:`Told` checks that each hint was really
+shown, that it was followed as printed, and that the failed action then succeeds.
 """
 
 import re
@@ -18,14 +18,14 @@ from sevsnp.errors import UserError
 Test = TypeVar("Test", bound=Callable[..., object])
 Row = tuple[str, str]
 
-# (module, text) to the test that does what it says.
+# (module, text) to the test that follows the hint.
 CASES: dict[Row, str] = {}
 
 COMMAND_SECONDS = 600
 
 
 def remedies(module: str, *texts: str) -> Callable[[Test], Test]:
-    """The rows of a test: hints of ``module``, as they stand in its source with {} for holes."""
+    """The rows of a test: hints of ``module``, as in its source, with {} in place of values."""
 
     def take(test: Test) -> Test:
         for text in texts:
@@ -38,7 +38,7 @@ def remedies(module: str, *texts: str) -> Callable[[Test], Test]:
 
 @dataclass
 class Told:
-    """What the messages in one test have told; the user stands in ``cwd``, with ``variables`` exported."""
+    """The messages shown in one test; the user is in ``cwd``, with ``variables`` exported."""
 
     rows: list[str]
     cwd: Path
@@ -46,11 +46,11 @@ class Told:
     seen: set[str] = field(default_factory=set)
 
     def hint(self, action: Callable[[], object]) -> str:
-        """The hint with which ``action`` fails, as it is shown; one of this test's rows, at the end of a line."""
+        """The hint with which ``action`` fails, as it is shown: one of this test's rows, at the end of a line."""
         return self.read(failure(action))
 
     def read(self, said: str) -> str:
-        """The hint in what was said, also by a command that worked; one of this test's rows, at the end of a line."""
+        """The hint in an output, also of a successful command: one of this test's rows, at the end of a line."""
         found = {}
         for row in self.rows:
             pattern = re.escape(row).replace(r"\{\}", ".*")
@@ -58,7 +58,7 @@ class Told:
                 found[row] = match[1]
         assert found, f"none of {self.rows} is in:\n{said}"
         row = max(found, key=lambda one: (len(found[one]), len(one)))
-        # One hint can stand in another's hole: a command that several of them end with.
+        # One hint can be inside another: a command with which several hints end.
         self.seen |= {other for other in found if other == row or found[row].endswith(found[other])}
         return found[row]
 
@@ -66,7 +66,7 @@ class Told:
         return self.shell(shlex.join(["./doitw", *words]))
 
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
-        """A line that a user types in a shell."""
+        """Run a line that a user types in a shell."""
         return subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=self.cwd,
@@ -80,7 +80,7 @@ class Told:
         )
 
     def obey(self, hint: str, **values: object) -> None:
-        """Run the command that a hint ends with, behind its last colon. ``values`` are for its words in capitals."""
+        """Run the command at the end of a hint, after its last colon. ``values`` replace its words in capitals."""
         command = hint.rpartition(": ")[2]
         for name, value in values.items():
             assert name in command, command
@@ -89,24 +89,24 @@ class Told:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
 
     def mends(self, action: Callable[[], object], **values: object) -> None:
-        """``action`` fails with a hint whose command, run as printed, lets it succeed."""
+        """``action`` fails with a hint; after its command was run as printed, ``action`` succeeds."""
         self.obey(self.hint(action), **values)
         succeeds(action)
 
     def mended(self, action: Callable[[], object], mend: Callable[[], object]) -> None:
-        """``action`` fails with a hint that asks for an edit; ``mend`` makes it, and ``action`` succeeds."""
+        """``action`` fails with a hint that asks for an edit; after ``mend`` has made it, ``action`` succeeds."""
         self.hint(action)
         mend()
         succeeds(action)
 
     def instead(self, action: Callable[[], object], other: Callable[[], object]) -> None:
-        """``action`` fails with a hint that asks to say something else; ``other`` says that, and succeeds."""
+        """``action`` fails with a hint that asks for another command; ``other`` runs that, and succeeds."""
         self.hint(action)
         succeeds(other)
 
 
 def failure(action: Callable[[], object]) -> str:
-    """What is shown to the user by an action that must fail: a UserError, or a process."""
+    """The message shown to the user by an action that must fail: a UserError, or a process."""
     try:
         done = action()
     except UserError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's terminal: a command on a pseudo-terminal of its own, what it shows, what is typed, and its closing."""
+"""A user's terminal: a command on its own pseudo-terminal, its output, the input, and the terminal's closing."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ class Terminal:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            # The line hangs up when nothing reads from it any more, not when it is closed during a read.
+            # The line hangs up only when no thread reads from it any more, so it must not be closed during a read.
             while not self._closed.is_set():
                 ready, _, _ = select.select([self._master], [], [], 0.1)
                 if ready and not (data := os.read(self._master, 65536)):
@@ -52,7 +52,7 @@ class Terminal:
         return self._shown.decode(errors="replace")
 
     def wait_for(self, text: str, net: float = NET) -> str:
-        """What was shown, once it has ``text``."""
+        """The output as soon as it contains ``text``."""
 
         def there() -> bool:
             ended = self.process.poll() is not None
@@ -67,7 +67,7 @@ class Terminal:
         os.write(self._master, text)
 
     def close(self) -> None:
-        """What closing a terminal's window does: the line hangs up."""
+        """Close the terminal as its window would: the line hangs up."""
         if not self._closed.is_set():
             self._closed.set()
             self._reader.join()
@@ -76,7 +76,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(built: Built, *words: str) -> Iterator[Terminal]:
-    """A terminal that is closed at the end, with what runs in it gone."""
+    """A terminal that is closed at the end; the process in it is ended."""
     one = Terminal(built, *words)
     try:
         yield one
@@ -89,7 +89,7 @@ def terminal(built: Built, *words: str) -> Iterator[Terminal]:
 
 
 def left_behind(directory: Path) -> list[str]:
-    """The command lines of processes that run out of ``directory``, or with a name of something in it."""
+    """The command lines of processes that mention ``directory`` or a path in it."""
     found = []
     for each in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests wait with: until a thing has happened, never for so many seconds; and a clock that a test sets itself.
+"""Waiting in tests: until an event has happened, never for a number of seconds; and a clock that a test sets itself.
 
-How long anything takes is the machine's affair: with a busy loop on each core all of it takes several times as long. So
-a time-out of a test is a net for a fault, far above what a slow machine needs, and no test asserts seconds
+The duration of anything depends on the machine: with a busy loop on each core everything takes several times as long. A
+test's time-out is therefore only a net for faults, far above the need of a slow machine, and no test asserts seconds
 (tests/unit/project/test_no_wall_clock.py).
 """
 
@@ -16,29 +16,29 @@ from typing import TypeVar
 
 Thing = TypeVar("Thing")
 
-# Seconds after which a test gives up what does not happen.
+# Seconds after which a test gives up waiting.
 NET = 120.0
 
 
 def wait_until(condition: Callable[[], Thing], what: Callable[[], object] = str, net: float = NET) -> Thing:
-    """Ask for ``condition`` every 20 ms, later every 100 ms, until it holds, and return what it gave.
+    """Evaluate ``condition`` every 20 ms, later every 100 ms, until it holds, and return its value.
 
-    Raises AssertionError with what ``what`` says after ``net`` seconds.
+    After ``net`` seconds, raises AssertionError with the text of ``what``.
     """
     end, pause = time.monotonic() + net, 0.02
     while not (found := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"not in {net:.0f} s: {what() or condition}")
         time.sleep(pause)
-        # To read a guest's console takes time that the guest lacks.
+        # Reading a guest's console takes time from the guest.
         pause = min(1.1 * pause, 0.1)
     return found
 
 
 class Clock:
-    """In place of the module ``time`` in a module under test: its seconds pass when the test says so.
+    """Replaces the module ``time`` in a module under test: time passes only when the test says so.
 
-    ``slept`` are the pauses that were asked for; none of them is made.
+    ``slept`` are the requested pauses; none of them is made.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Clock:
 
 
 def cpu_seconds(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str] | None = None) -> float:
-    """Processor seconds, user and system, that a command and what it waited for took; it must succeed."""
+    """Processor seconds, user and system, of a command and the children that it waited for; it must succeed."""
     with subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What setup_luks makes, in small: a header that a key opens, an image with it, and both VM configs."""
+"""A small result of setup_luks: a header that a key opens, an image with it, and both VM configs."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ def uuid_of(seed: int) -> str:
 
 
 def make_source(directory: Path, seed: int = 1, **changes: Any) -> Source:
-    """Write it to ``directory``; ``changes`` are to what both VM configs launch."""
+    """Write it to ``directory``; ``changes`` apply to the launch of both VM configs."""
     directory.mkdir(parents=True, exist_ok=True)
     header, image = make_header(KEY, seed), directory / "luks.img"
     image.write_bytes(header + DATA)

@@ -7,7 +7,6 @@ whose inputs then differ are rebuilt by a change of the setting.
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from doit.exceptions import InvalidDodoFile
 
 from sevsnp.errors import UserError
 from sevsnp.pipeline.help import OF_THE_CACHE, Guide, entry, width, wrapped
+from sevsnp.pipeline.run_log import redacted
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.settings.table import (
     CONFIG_FILE,
@@ -97,8 +97,8 @@ def _said(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """A value as a user would write it; a password in an address is not shown."""
-    return re.sub(r"//[^/]*@", "//…@", text) or json.dumps("")
+    """A value as a user would write it; a login in an address is not shown."""
+    return redacted(text) or json.dumps("")
 
 
 def _readers(guide: Guide, tasks: Tasks, name: str) -> list[str]:

@@ -39,6 +39,10 @@ def test_all_of_them_with_where_they_come_from(tmp_path: Path) -> None:
     assert "[command line] vCPUs" in lines["CPUS=3"] and "[environment] " in lines["MEMORY=512M"]
     assert "[" not in lines["PRODUCT=Genoa"], "a default has no source"
     assert "canary" not in done.stdout and "MIRROR=http://…@mirror.example/debian" in done.stdout
+    # A password may contain a slash.
+    for words in (["settings"], ["settings", "CACHE"]):
+        done = doit(tmp_path, *words, CACHE="oci://me:a/canary@registry.example/cache")
+        assert "canary" not in done.stdout and "CACHE=oci://…@registry.example/cache" in done.stdout
     assert doit(tmp_path, "settings").stdout == doit(tmp_path, "settings", "CPUS=1").stdout.replace(
         "[command line] ", ""
     )

@@ -63,8 +63,6 @@ DEPENDENCIES: tuple[Dependency, ...] = (
 )
 
 
-# If root runs the tests, one of them builds as an ordinary user.
-OF_TESTS = (UIDMAP,)
 # Needed only to draw the pipeline.
 GRAPHVIZ = Dependency("graphviz", "lays out the picture of the pipeline", _has("dot"))
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from sevsnp.attestation import appraisal, authentication, verify
 from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
@@ -33,6 +31,7 @@ from tests.support.evidence import (
     real_data,
     root,
 )
+from tests.support.hierarchy import amd_name
 
 
 def refusal(one: Evidence, wanted: Expected | None = None, at: datetime | None = None) -> Refused:
@@ -234,21 +233,13 @@ def amd_look_alike() -> Evidence:
     """Emulated keys under AMD's distinguished names, without the mark."""
     from tests.unit.attestation.test_certificates import START, builder, rsa_key, without
 
-    def name(common: str) -> x509.Name:
-        texts = {
-            NameOID.ORGANIZATIONAL_UNIT_NAME: "Engineering", NameOID.COUNTRY_NAME: "US",
-            NameOID.LOCALITY_NAME: "Santa Clara", NameOID.STATE_OR_PROVINCE_NAME: "CA",
-            NameOID.ORGANIZATION_NAME: "Advanced Micro Devices", NameOID.COMMON_NAME: common,
-        }  # fmt: skip
-        return x509.Name([x509.NameAttribute(oid, text) for oid, text in texts.items()])
-
     made = []
     for subject, issuer, key, common in (
         ("VCEK", "SEV-Genoa", "ASK", "SEV-VCEK"), ("ASK", "ARK-Genoa", "ARK", "SEV-Genoa"),
         ("ARK", "ARK-Genoa", "ARK", "ARK-Genoa"),
     ):  # fmt: skip
         one = without(builder(subject, "x", start=START), EMULATION_OID)
-        one._subject_name, one._issuer_name = name(common), name(issuer)
+        one._subject_name, one._issuer_name = amd_name(common), amd_name(issuer)
         made.append(soft._certify(one, rsa_key(key)).public_bytes(Encoding.PEM))
     return Evidence(evidence().report, certificates=tuple(made))
 

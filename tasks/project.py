@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sevsnp.errors import UserError
 from sevsnp.keys.paths import Keys
 from sevsnp.pipeline import run_log
-from sevsnp.settings.table import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
+from sevsnp.settings.resolved import CONFIG_FILE, PER_RUN, Settings, command_line_words, resolve
 from sevsnp.settings.values import Value
 from sevsnp.store import session
 from tasks.graph import Task, command

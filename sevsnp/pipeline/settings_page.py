@@ -18,18 +18,8 @@ from sevsnp.errors import UserError
 from sevsnp.pipeline.help import OF_THE_CACHE, Guide, entry, width, wrapped
 from sevsnp.pipeline.run_log import redacted
 from sevsnp.pipeline.tasks import Tasks
-from sevsnp.settings.table import (
-    CONFIG_FILE,
-    GROUPS,
-    NAMES,
-    SECRETS,
-    SETTINGS,
-    Setting,
-    Settings,
-    command_line_words,
-    nearest_setting,
-    resolve,
-)
+from sevsnp.settings.resolved import CONFIG_FILE, Settings, command_line_words, nearest_setting, resolve
+from sevsnp.settings.table import GROUPS, NAMES, SECRETS, SETTINGS, Setting
 from sevsnp.store.artefact import Artefact
 
 _HEAD = (

@@ -10,7 +10,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.lists import read_list
 from sevsnp.packages.sets import read_set
-from sevsnp.settings.table import read_config
+from sevsnp.settings.resolved import read_config
 from tests.conftest import PROJECT
 
 

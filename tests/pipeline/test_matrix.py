@@ -18,7 +18,8 @@ import pytest
 from sevsnp.settings.table import SETTINGS as KNOWN
 from tests.conftest import GOALS, LUKS_GOALS, Built
 from tests.support.copies import copy_built, ran
-from tests.support.matrix import BUNDLES, CARRIED, PARAMETERS, RECIPES, ROWS, SETTINGS, cells
+from tests.support.matrix import CARRIED, RECIPES, ROWS, cells
+from tests.support.matrix_settings import BUNDLES, PARAMETERS, SETTINGS
 
 
 @pytest.fixture(scope="module")

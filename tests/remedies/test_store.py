@@ -8,7 +8,7 @@ import pytest
 
 from sevsnp.packages.tree import replace_tree
 from sevsnp.pipeline.welcome import WELCOME
-from sevsnp.settings.table import resolve
+from sevsnp.settings.resolved import resolve
 from sevsnp.store.digests import Index
 from sevsnp.store.local import LocalStore
 from sevsnp.store.oci_reference import parse_reference
@@ -61,7 +61,7 @@ def test_a_reference(told: Told) -> None:
 
 
 @remedies(
-    "sevsnp.settings.table",
+    "sevsnp.settings.resolved",
     "that key is no secret any more; give another one in the environment, or in a file: {}_FILE=FILE",
 )
 def test_a_key_on_the_command_line(told: Told, clone: Path) -> None:

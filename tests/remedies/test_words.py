@@ -21,7 +21,7 @@ def test_the_name_of_a_function(told: Told) -> None:
     assert load_named(f"sevsnp.keys.pairs:{meant}").__name__ == "ensure_keys"
 
 
-@remedies("sevsnp.settings.table", "all settings: ./doitw settings")
+@remedies("sevsnp.settings.resolved", "all settings: ./doitw settings")
 @remedies("sevsnp.pipeline.commands", "./doitw {}", "all tasks: ./doitw list")
 def test_a_misspelt_word(told: Told, clone: Path) -> None:
     said = told.doitw("list", "CPU=1").stdout

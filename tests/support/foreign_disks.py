@@ -15,7 +15,7 @@ from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers, make_packages_layer
 from sevsnp.packages.pipeline import checked_lock, locked_files
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
-from sevsnp.settings.table import resolve
+from sevsnp.settings.resolved import resolve
 from sevsnp.system.command import run
 from sevsnp.system.files import scratch_directory
 from tests.conftest import PROJECT, Built

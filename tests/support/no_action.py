@@ -80,7 +80,7 @@ NO_MESSAGE: dict[Row, str] = {
         "sevsnp.settings.table",
         "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none",
     ): "what a setting is for",
-    ("sevsnp.settings.table", "{} {}"): "two hints that have rows of their own, one after the other",
+    ("sevsnp.settings.resolved", "{} {}"): "two hints that have rows of their own, one after the other",
     ("sevsnp.owner.luks", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
     ("sevsnp.guests.volume_guest", "./doitw {}"): "a command that stands in a hint, which has a row of its own",
     (

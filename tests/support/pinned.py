@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sevsnp.packages.pipeline import checked_lock, locked_files
 from sevsnp.packages.sets import PackageSet
-from sevsnp.settings.table import resolve
+from sevsnp.settings.resolved import resolve
 from tests.conftest import PROJECT
 
 

@@ -13,7 +13,7 @@ import pytest
 from sevsnp.settings.table import SETTINGS
 from tests.conftest import PROJECT
 from tests.support.matrix import ROWS
-from tests.support.matrix import SETTINGS as MATRIX
+from tests.support.matrix_settings import SETTINGS as MATRIX
 
 
 def doit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -88,7 +88,8 @@ from sevsnp.pipeline.commands import List
 from sevsnp.pipeline.settings_page import decided_by
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.project.graph import load
-from sevsnp.settings.table import SETTINGS, resolve
+from sevsnp.settings.resolved import resolve
+from sevsnp.settings.table import SETTINGS
 
 tasks = Tasks(task for task, _ in load())
 present = resolve({}, os.environ, Path("config.yaml"))

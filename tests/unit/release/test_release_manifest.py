@@ -175,7 +175,7 @@ def test_a_command_line_that_is_not_ours_is_refused() -> None:
 
 
 def test_acpi_is_as_the_settings_have_it() -> None:
-    from sevsnp.settings.table import resolve
+    from sevsnp.settings.resolved import resolve
 
     for setting in ("auto", "on", "off"):
         for vcpus in (1, 2, 64):

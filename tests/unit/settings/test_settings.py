@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
 from sevsnp.settings.reference import render_reference
-from sevsnp.settings.table import GROUPS, SETTINGS, Setting, command_line_words, read_config, render_config, resolve
+from sevsnp.settings.resolved import command_line_words, read_config, resolve
+from sevsnp.settings.table import GROUPS, SETTINGS, Setting, render_config
 from sevsnp.settings.values import parse_size
 
 PROJECT = Path(__file__).parents[3]

@@ -222,7 +222,8 @@ def test_control_the_ordinary_firmware_starts_disks_and_network(
 ) -> None:
     """One after the other, since each program ends and says that it was not the right one."""
     offers = everything(tmp_path / "capture")
-    with watched(built, ordinary_firmware(built), tmp_path / "state", flat(list(offers.values())), files=()) as machine:
+    added = flat(list(offers.values()))
+    with watched(built, ordinary_firmware(built), tmp_path / "state", added, files=(), clock_counts=True) as machine:
         for mark in offers:
             machine.guest.wait_for(mark)
         assert (tmp_path / "capture").stat().st_size > PCAP_HEADER
@@ -231,7 +232,8 @@ def test_control_the_ordinary_firmware_starts_disks_and_network(
 def marks_after_kernel(built: Built, firmware: Path, directory: Path, memory: int) -> set[str]:
     """Which disks' programs run with the three genuine files, once the firmware says that there is nothing to start."""
     offers = disks(built.tools, directory)
-    with watched(built, firmware, directory / "state", flat(list(offers.values())), memory=memory) as machine:
+    added = flat(list(offers.values()))
+    with watched(built, firmware, directory / "state", added, memory=memory, clock_counts=True) as machine:
         machine.guest.wait_for(NOTHING)
         assert KERNEL in machine.guest.log()
         return said(machine.guest.log(), list(offers))

@@ -146,7 +146,7 @@ class Disk:
         found = [root for volume in self.volumes if volume.kind in MOUNTABLE for root in self._roots(volume)]
         if len(found) > 1:
             names = ", ".join(root.name for root in found)
-            raise Refused(f"several root file systems: {names}", f"say which: ROOT_DEVICE={found[0].name}")
+            raise Refused(f"several root file systems: {names}", f"choose one: ROOT_DEVICE={found[0].name}")
         if found:
             return found[0]
         held = ", ".join(map(str, self.volumes))

@@ -188,7 +188,7 @@ class _Reader:
         rules: dict[str, tuple[int, bool | Anything]] = {}
         for name, position in names.items():
             if name not in value:
-                raise UserError(f"{self.source}: policy: {key}.{name}: missing", "say true, false or { any = … }")
+                raise UserError(f"{self.source}: policy: {key}.{name}: missing", "write true, false or { any = … }")
             said = value.pop(name)
             rule = Anything(reason) if (reason := self.any_reason(f"{key}.{name}", said)) else said
             if not isinstance(rule, bool | Anything):

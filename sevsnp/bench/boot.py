@@ -87,7 +87,10 @@ def bench_boot(
     work = results.parent / "boot.work"
     with locked_if_free(results.parent / "boot.lock") as free:
         if not free:
-            raise UserError(f"{results}: another doit measures here", "wait for it: two would measure each other")
+            raise UserError(
+                f"{results}: another doit measures boots here",
+                "wait until it has ended: two measurements at once slow each other",
+            )
         # A killed run leaves its files; the lock shows that no other run uses them.
         shutil.rmtree(work, ignore_errors=True)
         check_space(results.parent, space_needed(rootfs.stat().st_size, large))

@@ -92,7 +92,7 @@ def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:
     if guest.run and guest.run.platform == "emulated" and wanted == "snp":
         raise UserError(
             f"the guest {guest.name} runs emulated, and {vm_config} is for SEV-SNP hardware",
-            f"attest it as what it is: ./doitw attest_{workflow}{words_of(guest.name, workflow, 'emulated')}",
+            f"attest it as an emulated guest: ./doitw attest_{workflow}{words_of(guest.name, workflow, 'emulated')}",
         )
 
 

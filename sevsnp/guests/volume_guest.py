@@ -125,7 +125,7 @@ def _check_same(vm_config: Path, chosen: Volume, source: Source) -> None:
     if hashlib.sha256(header.read_bytes()).hexdigest() != measured:
         raise UserError(
             f"{vm_config}: measures the header of another volume than {chosen.uuid}",
-            "say which volume it belongs to with VOLUME=…, or leave VM_CONFIG out",
+            "give its volume with VOLUME=…, or leave VM_CONFIG out",
         )
 
 

@@ -43,7 +43,7 @@ def import_image(
     # The appliance has mounted the image's file systems: its answer deserves no more trust than they do.
     size, notes = result["bytes"], result["notes"]
     if not isinstance(size, int) or not 0 < size <= _LARGEST or not all(isinstance(note, str) for note in notes):
-        raise UserError(f"IMAGE={image}: the appliance has given an answer that makes no sense")
+        raise UserError(f"IMAGE={image}: the appliance gave an invalid answer")
     with output.open("r+b") as stream:
         stream.truncate(size)
     for note in (f"IMAGE={image}: {form.name} disk image, {result['entries']} files", *notes):

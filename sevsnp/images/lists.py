@@ -53,14 +53,14 @@ def read_classes(path: Path, form: str, expected: str) -> dict[str, list[str]]:
     seen = set()
     for name, patterns in document.items():
         if not isinstance(name, str):
-            raise UserError(f"{path}: found {name!r}, expected a text that says what its list is about")
+            raise UserError(f"{path}: found {name!r}, expected a text that describes its list")
         if not isinstance(patterns, list) or not patterns:
             raise UserError(f"{path}: {name}: found {patterns!r}, expected a list, one line an item")
         for pattern in patterns:
             if not isinstance(pattern, str) or not re.fullmatch(form, pattern):
                 raise UserError(f"{path}: {name}: found {pattern!r}, expected {expected}")
             if pattern in seen:
-                raise UserError(f"{path}: {name}: {pattern} stands there twice")
+                raise UserError(f"{path}: {name}: {pattern} is given twice")
             seen.add(pattern)
     return document
 

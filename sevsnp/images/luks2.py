@@ -70,7 +70,9 @@ def opens(header: bytes, key: bytes) -> bool:
     try:
         return any(_opens(luks, number, slot, key) for number, slot in luks.metadata["keyslots"].items())
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-        raise UserError(f"LUKS2 header {luks.uuid}: not one of ours: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"LUKS2 header {luks.uuid}: not made by this project: {type(error).__name__}: {error}"
+        ) from None
 
 
 # One of our headers as cryptsetup writes it. A tuple lists the allowed values: a text, a number, or 32 bytes in base64.
@@ -124,7 +126,7 @@ def check_ours(luks: Luks2) -> None:
         _compare(kdf, next((each for each in _KDFS if each["type"] == kdf["type"]), _KDFS[0]), "kdf")
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise UserError(
-            f"LUKS2 header {luks.uuid}: not one of ours: {error}",
+            f"LUKS2 header {luks.uuid}: not made by this project: {error}",
             "use an older copy of this disk: this one was changed",
         ) from None
 

@@ -119,7 +119,7 @@ def _typed(*, twice: bool, before: Key | None) -> bytes:
     with progress.paused():
         first = before.data if before else getpass.getpass("disk key: ").encode()
         if twice and getpass.getpass("the same once more: ").encode() != first:
-            raise UserError("disk key: the two are not the same", "run it again")
+            raise UserError("disk key: the two entries differ", "run it again")
     return _checked(first, "the key typed here")
 
 

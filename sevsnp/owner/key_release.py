@@ -211,6 +211,6 @@ def _gone(where: str, error: OSError | None) -> UserError:
         return UserError(f"{where}: it took too long", "see the guest's console")
     why = "it closed the connection" if error is None else (error.strerror or str(error))
     return UserError(
-        f"{where}: the guest ended the conversation: {why}",
+        f"{where}: the guest closed the connection: {why}",
         "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
     )

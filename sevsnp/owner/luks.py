@@ -31,14 +31,14 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
         if record.exposed:
             raise UserError(
                 "this volume's key was sent to an emulated guest, whose host could have kept it",
-                f"is the guest an emulated one? say so: {again} PLATFORM=emulated — "
+                f"if the guest is emulated: {again} PLATFORM=emulated — "
                 "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp",
             )
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
             raise UserError(
                 "a key of your own is not sent to an emulated guest, which keeps nothing from its host",
-                "if its host may have the key, say so: PLATFORM=emulated",
+                "to let its host have the key: PLATFORM=emulated",
             )
     else:
         raise UserError(f"found trust domain {domain!r}, expected amd or emulated")

@@ -117,7 +117,7 @@ class Part:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self._path.parent}: can not be written: {error.strerror}", "set CACHE_DIR") from error
+            raise UserError(f"{self._path.parent}: cannot be written: {error.strerror}", "set CACHE_DIR") from error
 
     def take(self, read: Callable[[int], bytes]) -> None:
         """Append what ``read(limit)`` returns, until it returns nothing; at most one byte more than expected."""
@@ -205,7 +205,7 @@ def alone(directory: Path, meter: Meter) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{directory}: can not be written: {error.strerror}", "set CACHE_DIR") from error
+        raise UserError(f"{directory}: cannot be written: {error.strerror}", "set CACHE_DIR") from error
     try:
         while True:
             with contextlib.suppress(BlockingIOError):
@@ -236,7 +236,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
                 # After a bad answer a mirror may answer well a moment later; a refusal stays a refusal.
                 if attempt == ATTEMPTS or (isinstance(error, StatusError) and error.final):
                     raise UserError(
-                        f"{package.deb}: can not be fetched from {source.where}: {_words(error)}",
+                        f"{package.deb}: cannot be fetched from {source.where}: {_words(error)}",
                         "check the network, the proxy settings or MIRROR",
                     ) from error
             else:

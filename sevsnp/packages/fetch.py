@@ -153,7 +153,7 @@ class _Run:
             return self._snapshots.served.append(package) if self._snapshots else None
         tried += bases
         raise UserError(
-            f"{dropped}, and {' and '.join(tried)} {'have' if len(tried) > 1 else 'has'} it no longer", advice
+            f"{dropped}, and {' and '.join(tried)} no longer {'have' if len(tried) > 1 else 'has'} it", advice
         )
 
 

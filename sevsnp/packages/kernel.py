@@ -41,7 +41,7 @@ def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
             try:
                 path = member_path(member.name)
             except ValueError:
-                raise UserError(f"{deb}: {member.name}: odd path in the package", _HINT) from None
+                raise UserError(f"{deb}: {member.name}: unexpected path in the package", _HINT) from None
             if boot := _boot_file(path):
                 if not member.isfile():
                     raise UserError(f"{deb}: {path}: expected a plain file", _HINT)
@@ -57,7 +57,7 @@ def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
                 try:
                     unpack_member(tar, member, tree)
                 except (ValueError, FileNotFoundError) as error:
-                    raise UserError(f"{deb}: {path}: odd path in the package", _HINT) from error
+                    raise UserError(f"{deb}: {path}: unexpected path in the package", _HINT) from error
     return kernels, modules
 
 

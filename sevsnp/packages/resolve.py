@@ -85,7 +85,7 @@ class PrivateApt:
         except UserError as error:
             names = " and ".join(base for _, base in bases)
             raise UserError(
-                f"{names}: apt can not read suite {suite}: {complaints(error)}",
+                f"{names}: apt cannot read suite {suite}: {complaints(error)}",
                 "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
             ) from error
         return apt
@@ -163,7 +163,7 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
     except UserError as error:
         raise UserError(
             f"{asked.file}: set {asked.name} ({asked.suite}): {complaints(error)}",
-            f"mend the list in {asked.file}, or choose another MIRROR",
+            f"correct the list in {asked.file}, or choose another MIRROR",
         ) from error
     packages = apt.parse_uris(text)
     names = {package.name for package in packages}

@@ -44,7 +44,7 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
         if not PACKAGE_NAME.fullmatch(name):
             raise UserError(f"{where}: found {name!r}, expected the name of a Debian package")
         if value.count(name) > 1:
-            raise UserError(f"{where}: {name} stands there twice")
+            raise UserError(f"{where}: {name} is given twice")
     return tuple(value)
 
 

@@ -91,4 +91,4 @@ def unpack_deb(deb: Path, root: Path, keep: Keep = lambda path: True) -> None:
                 if keep(_place(member.name)):
                     unpack_member(tar, member, root)
             except (ValueError, FileNotFoundError, FileExistsError) as error:
-                raise UserError(f"{deb}: {member.name}: found an odd path, expected a file below the root") from error
+                raise UserError(f"{deb}: {member.name}: expected a path below the root") from error

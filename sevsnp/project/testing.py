@@ -76,7 +76,7 @@ def lint() -> None:
         except UserError:
             failed.append(name)
     if failed:
-        raise UserError(f"{', '.join(failed)} found something, expected nothing", "their reports are above")
+        raise UserError(f"{', '.join(failed)} found problems", "their reports are above")
 
 
 def _run(name: str, argv: Sequence[str]) -> None:

@@ -202,7 +202,7 @@ def _parse(line: bytes) -> dict[str, Any]:
             raise ValueError("total")
         return said
     except (ValueError, TypeError, RecursionError):
-        raise _ApplianceFailed("an answer that makes no sense") from None
+        raise _ApplianceFailed("an invalid answer") from None
 
 
 def _lines(port: socket.socket, deadline: float, seconds: float) -> Iterator[bytes]:

@@ -60,7 +60,10 @@ def _chosen(requested: str, launch: Launch, qemu: Path, probe_cache: Path) -> Pl
         if snp == "":
             return Platform("snp", "kvm", "a test guest booted with SEV-SNP")
         if requested == "snp":
-            raise UserError(f"PLATFORM=snp: this host cannot: {snp}", "use PLATFORM=emulated, or see docs/hardware.md")
+            raise UserError(
+                f"PLATFORM=snp: this host cannot run SEV-SNP guests: {snp}",
+                "use PLATFORM=emulated, or see docs/hardware.md",
+            )
         return Platform("emulated", "kvm" if kvm == "" else "tcg", snp)
     return Platform("emulated", "kvm" if kvm == "" else "tcg", "asked for")
 

@@ -149,7 +149,7 @@ def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> st
         )
     if not is_signed(key, _read(signature, MAX_SIGNATURE, ""), data):
         raise UserError(
-            f"{signature}: is no signature of {manifest.name} by {public_key}: nothing in the manifest was looked at"
+            f"{signature}: is no signature of {manifest.name} by {public_key}: the rest of the manifest was not checked"
         )
     return f"signed by {public_key} (SHA-256 of the key {fingerprint(key)})"
 

@@ -126,7 +126,7 @@ class Cache:
             try:
                 entry = Entry.from_bytes(unseal(document, self._options.accepted))
                 if entry.key != key:
-                    raise EntryError(f"is that of key {entry.key}")
+                    raise EntryError(f"belongs to key {entry.key}")
             except EntryError as error:
                 raise Tampered(f"{self._shared.reference}: entry {key}: {error}") from None
             for blob in entry.blobs():

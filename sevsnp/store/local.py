@@ -298,7 +298,7 @@ class LocalStore:
             try:
                 entry = Entry.from_bytes(path.read_bytes())
                 if entry.key != path.name:
-                    raise EntryError(f"is of key {entry.key}")
+                    raise EntryError(f"belongs to key {entry.key}")
                 lacking = {blob.sha256 for blob in entry.blobs()} - there
             except EntryError as error:
                 said.append(f"{path}: {error}, so it was removed")

@@ -99,7 +99,7 @@ def restore(source: Source, layer: Layer, blob: Blob, target: Path) -> None:
             stream.truncate(size)
     except zstandard.ZstdError as error:
         target.unlink(missing_ok=True)
-        raise Tampered(f"blob {blob.sha256}: can not be decompressed: {error}") from None
+        raise Tampered(f"blob {blob.sha256}: cannot be decompressed: {error}") from None
     except BaseException:
         target.unlink(missing_ok=True)
         raise

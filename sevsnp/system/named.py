@@ -18,10 +18,10 @@ def load_named(function: str) -> Callable[..., Any]:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module exists, but lacks an import
         raise UserError(
-            f"{function}: there is no module {error.name}", "mend the name in the task, below tasks/"
+            f"{function}: there is no module {error.name}", "correct the name in the task, in tasks/"
         ) from None
     found = getattr(loaded, name, None)
     if not callable(found):
         wrong = f"{function}: {module} has no function {name!r}"
-        raise UserError(wrong, did_you_mean(name, vars(loaded)) or "mend the name in the task, below tasks/")
+        raise UserError(wrong, did_you_mean(name, vars(loaded)) or "correct the name in the task, in tasks/")
     return found  # type: ignore[no-any-return]

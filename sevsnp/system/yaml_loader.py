@@ -32,7 +32,7 @@ def strict_loader() -> Any:
                 elif key.tag == "tag:yaml.org,2002:merge":
                     problem = "a merge key (<<): write the values out"
                 elif key.value in seen:
-                    problem = f"{key.value} stands there twice"
+                    problem = f"{key.value} is given twice"
                 if problem:
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)

@@ -335,5 +335,5 @@ def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:
         text.encode()  # a path may not be UTF-8, but a TOML file must be
         parse_vm_config(tomllib.loads(text), config.source)
     except (UnicodeEncodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{config.source}: a path or name in it has no place in a TOML file: {error}") from error
+        raise UserError(f"{config.source}: a path or name in it cannot be written to a TOML file: {error}") from error
     return text

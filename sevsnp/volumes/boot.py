@@ -137,7 +137,7 @@ def adopt_volume(
     its header and its device-mapper tables must be of the one kind that setup_luks makes. Raises UserError.
     """
     if image is None:
-        raise UserError("IMAGE: not set, expected the disk of an encrypted guest", "say which: IMAGE=…/luks.img")
+        raise UserError("IMAGE: not set, expected the disk of an encrypted guest", "choose one: IMAGE=…/luks.img")
     if not image.is_file():
         raise UserError(f"{image}: no such file, expected the disk of an encrypted guest", "give another: IMAGE=…")
     try:
@@ -204,7 +204,7 @@ def check_tables(image: Path, crypt: str, integrity: str) -> None:
     for name, form, found in (("crypt", _CRYPT, crypt.strip()), ("integrity", _INTEGRITY, integrity.strip())):
         if not form.fullmatch(found):
             raise UserError(
-                f"{image}: its {name} table is not one of ours: {found[:300]}",
+                f"{image}: its {name} table is not made by this project: {found[:300]}",
                 "use an older copy of this disk: this one was changed",
             )
 

@@ -245,7 +245,7 @@ def choose(data_dir: Path, source: Source, wanted: str, task: str) -> Volume:
     else:
         what = f"{source.directory}: no volume there, and {len(found)} in {data_dir / 'volumes'}: which one?"
     commands = "\n          ".join(f"./doitw {task} VOLUME={uuid}" for uuid in found or known)
-    raise UserError(what, f"say it: {commands}")
+    raise UserError(what, f"run one of them: {commands}")
 
 
 def left(data_dir: Path) -> list[str]:

@@ -24,14 +24,14 @@ def test_a_doubled_key_is_refused_by_every_reader(tmp_path: Path) -> None:
     """Control: PyYAML's own loader keeps the second list, and all masks of the first are gone."""
     guest = (PROJECT / "guest-vm" / "guest.yaml").read_text() + "\nmask: [one.service]\n"
     assert yaml.safe_load(guest)["mask"] == ["one.service"]
-    with pytest.raises(UserError, match="mask stands there twice"):
+    with pytest.raises(UserError, match="mask is given twice"):
         read_guest(written(tmp_path, guest))
     modules = (PROJECT / "initramfs" / "modules.yaml").read_text() + "\nbase: [virtio_pci]\n"
     assert yaml.safe_load(modules)["base"] == ["virtio_pci"]
-    with pytest.raises(UserError, match="base stands there twice"):
+    with pytest.raises(UserError, match="base is given twice"):
         read_list(written(tmp_path, modules), "base", "luks", "appliance", "emulated")
     packages = (PROJECT / "guest-vm" / "packages.yaml").read_text() + "\npackages: [less]\n"
-    with pytest.raises(UserError, match="packages stands there twice"):
+    with pytest.raises(UserError, match="packages is given twice"):
         read_set(written(tmp_path, packages), "guest")
     with pytest.raises(UserError, match="cpus is set twice"):
         read_config(written(tmp_path, "cpus: 1\ncpus: 2\n"))

@@ -103,7 +103,7 @@ def test_nobody_else_s_key_is_taken(luks_guest: Unlocked) -> None:
     """With the volume's own key in hand: no client certificate, and another owner's. Control: the owner was let in."""
     assert sorted(luks_guest.strangers) == ["another", "none"]
     for became in luks_guest.strangers.values():
-        assert "the guest ended the conversation" in became
+        assert "the guest closed the connection" in became
     log = luks_guest.running.guest.log()
     assert log.count("init: the owner is here") == log.count(OPEN) == 1
     assert FATAL not in log

@@ -125,7 +125,7 @@ def test_control_an_owner_s_certificate_of_today(built: Built, image: Path, tmp_
         change_century(running)
         wait_for_key(running)
         assert time_in_guest(running.port).year == 2099
-        assert "the guest ended the conversation" in offer_key(running.port, context, header, b"a key")
+        assert "the guest closed the connection" in offer_key(running.port, context, header, b"a key")
         assert "init: the owner is here" not in running.guest.log()
     with booted(built, config, image, tmp_path / "today") as running:
         wait_for_key(running)

@@ -276,7 +276,7 @@ def test_more_memory_than_there_is(bundle: Path, path: Path) -> None:
 def test_no_hardware(bundle: Path, path: Path) -> None:
     if Path("/dev/sev").exists():
         pytest.skip("this host has SEV hardware")
-    assert "--platform snp: this host cannot: " in refused(bundle, path, "--platform", "snp")
+    assert "--platform snp: this host cannot run SEV-SNP guests: " in refused(bundle, path, "--platform", "snp")
 
 
 def test_a_changed_file(bundle: Path, path: Path) -> None:

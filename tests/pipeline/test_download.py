@@ -126,7 +126,7 @@ def test_a_broken_download_is_resumed(mirror: Mirror, package: Package, tmp_path
 
 def test_attempts_end_and_the_next_run_goes_on(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     mirror.breaks = [1000] * downloading.ATTEMPTS
-    with pytest.raises(UserError, match="can not be fetched from"):
+    with pytest.raises(UserError, match="cannot be fetched from"):
         get(package, mirror, tmp_path)
     assert len(mirror.requests) == downloading.ATTEMPTS and mirror.breaks == []
     assert files_in(tmp_path) == [f"{package.deb}.part"]

@@ -307,7 +307,7 @@ def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(small: Bui
         with changed.open("r+b") as stream:
             stream.write(MUTATIONS["other first number"](Header(header.data, b"", b"")))
         refused = small.doit("adopt_luks", f"IMAGE={changed}", check=False, DATA_DIR=data).stdout
-        assert "not one of ours: segments/0/iv_tweak" in refused and not volume.path.exists()
+        assert "not made by this project: segments/0/iv_tweak" in refused and not volume.path.exists()
         done = small.doit("adopt_luks", f"IMAGE={disk}", check=False, DATA_DIR=data)
         assert done.returncode == 0, done.stdout
         assert (volume.path / "tables.sha256").read_text() == tables

@@ -116,7 +116,7 @@ def test_lock_keeps_the_old_file_when_a_name_is_wrong(archive: tuple[Repository,
 def test_lock_refuses_an_archive_signed_by_another(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
     other = Repository(tmp_path / "other")
     sources = Sources(archive[0].uri, "", "test")
-    with pytest.raises(UserError, match="can not read suite trixie"):
+    with pytest.raises(UserError, match="cannot read suite trixie"):
         packages_lock(sets=[make_set("t", "tool")], sources=sources, output=tmp_path / "l", keyring=other.keyring)
     assert not (tmp_path / "l").exists()
 
@@ -189,7 +189,7 @@ def test_a_damaged_cache_entry_heals(served: tuple[Server, Package, Path]) -> No
     assert fetch([package], cache_dir=cache, sources=from_server(server))[package].read_bytes() == good
     assert len(server.requests) == 2
     path.write_bytes(good[:-1])
-    with pytest.raises(UserError, match="can not be fetched"):
+    with pytest.raises(UserError, match="cannot be fetched"):
         fetch([package], cache_dir=cache, sources=lambda: Sources("http://127.0.0.1:9/debian", "", "test"))
     assert files_in(cache) == []  # a damaged file is not left there to be used by another
 
@@ -198,7 +198,7 @@ def test_a_mirror_in_trouble_is_not_a_dropped_version(served: tuple[Server, Pack
     server, package, cache = served
     for code in (403, 500):
         server.answers[package.deb.replace("+", "%2B")] = code
-        with pytest.raises(UserError, match=f"can not be fetched from .*{code}"):
+        with pytest.raises(UserError, match=f"cannot be fetched from .*{code}"):
             fetch([package], cache_dir=cache, sources=from_server(server))
 
 

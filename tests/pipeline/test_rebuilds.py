@@ -340,7 +340,7 @@ BAD: dict[str, tuple[Edit, str, str]] = {
     "deny-list": (
         append("guest-vm/denied.yaml", "\nlog:\n  - var/log\n"),
         "setup_verity",
-        "log stands there twice",
+        "log is given twice",
     ),
     "setting": (append("config.yaml", "\nnonsuch: 1\n"), "setup_verity", "config.yaml: unknown setting 'nonsuch'"),
     "value": (

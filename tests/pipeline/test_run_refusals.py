@@ -104,7 +104,7 @@ def test_no_hardware(copy: Built) -> None:
     if Path("/dev/sev").exists():
         pytest.skip("this host has SEV hardware")
     said = refused(copy, "run_sev_snp_verity", "PLATFORM=snp")
-    assert "PLATFORM=snp: this host cannot: " in said and "use PLATFORM=emulated" in said
+    assert "PLATFORM=snp: this host cannot run SEV-SNP guests: " in said and "use PLATFORM=emulated" in said
 
 
 @pytest.mark.parametrize("name", ["SSH_PORT", "ATTEST_PORT"])

@@ -78,7 +78,7 @@ def under_another_key(server: Server, scratch: Path) -> tuple[str, str]:
     """A whole, true entry, tagged as another: an old and vulnerable one, say."""
     tags = keys(server)
     put(server, tags["image"], manifest_file(server, tags["word"]).read_bytes())
-    return f"manifests/{tags['image']}", f"entry {tags['image']}: is that of key {tags['word']}"
+    return f"manifests/{tags['image']}", f"entry {tags['image']}: belongs to key {tags['word']}"
 
 
 def some_other_artefact(server: Server, scratch: Path) -> tuple[str, str]:

@@ -34,7 +34,7 @@ def own() -> dict[str, Any]:
 @remedies(
     "sevsnp.attestation.policy",
     "say {}",
-    "say true, false or { any = … }",
+    "write true, false or { any = … }",
     "make the VM config again: {} MIN_TCB=PARTS",
 )
 def test_what_a_policy_lacks(told: Told) -> None:

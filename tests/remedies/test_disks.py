@@ -47,7 +47,7 @@ def test_another_disk(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: format_of(image, record))
 
 
-@remedies("sevsnp.bench.boot", "wait for it: two would measure each other")
+@remedies("sevsnp.bench.boot", "wait until it has ended: two measurements at once slow each other")
 def test_two_measurements(told: Told, tmp_path: Path) -> None:
     nonsuch = tmp_path / "nonsuch"
     given: dict[str, Any] = dict.fromkeys(inspect.signature(bench_boot).parameters, nonsuch)

@@ -140,7 +140,7 @@ def test_starting_and_stopping(told: Told, checkout: Built, started: Path) -> No
 @pytest.mark.boot
 @pytest.mark.full
 @remedies("sevsnp.guests.local", "attest it first: ./doitw attest_{} NAME={}{}")
-@remedies("sevsnp.guests.attesting", "attest it as what it is: ./doitw attest_{}{}", "./doitw ssh NAME={}")
+@remedies("sevsnp.guests.attesting", "attest it as an emulated guest: ./doitw attest_{}{}", "./doitw ssh NAME={}")
 @remedies("sevsnp.guests.detach", "next: ./doitw attest_{}{}")
 @remedies("sevsnp.host.run", "./doitw attest_{}{}")
 @remedies(

@@ -60,7 +60,7 @@ def test_a_descriptor_that_is_none(told: Told) -> None:
     assert told.shell(f"exec 8<<'K'\nsecret\nK\nSEVSNP_LUKS_KEY_FD=8 {give}").returncode == 0
 
 
-@remedies("sevsnp.owner.luks", "if its host may have the key, say so: PLATFORM=emulated")
+@remedies("sevsnp.owner.luks", "to let its host have the key: PLATFORM=emulated")
 def test_a_key_of_one_s_own_for_an_emulated_guest(told: Told) -> None:
     def release(asked: bool) -> None:
         check_release("emulated", Record("given"), emulated_asked=asked)

@@ -40,7 +40,7 @@ def test_a_lock_that_is_older_than_its_lists(told: Told, archive: Archive, tmp_p
 
 @remedies(
     "sevsnp.packages.resolve",
-    "mend the list in {}, or choose another MIRROR",
+    "correct the list in {}, or choose another MIRROR",
     "name the package that provides it",
     "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
 )

@@ -37,7 +37,7 @@ def key_file(path: Path, key: bytes) -> str:
     "sevsnp.owner.luks",
     "LUKS_KEY=… ./doitw attest_luks",
     "nothing was sent; give the right key",
-    "is the guest an emulated one? say so: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: "
+    "if the guest is emulated: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: "
     "./doitw setup_luks PLATFORM=snp",
 )
 def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def test_no_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     told.mended(ground.run, lambda: make_source(ground.build))
 
 
-@remedies("sevsnp.volumes.directory", "say it: {}", "./doitw {} VOLUME={}")
+@remedies("sevsnp.volumes.directory", "run one of them: {}", "./doitw {} VOLUME={}")
 def test_which_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
     for seed in (1, 2):
         source = make_source(tmp_path / str(seed), seed)
         Volume.of(ground.base / "data", source.uuid).make(source)
     hint = told.hint(ground.run)
-    assert hint.startswith("say it: ./doitw run_sev_snp_luks ")
+    assert hint.startswith("run one of them: ./doitw run_sev_snp_luks ")
     assert ground.run(volume=word(hint, "VOLUME")).uuid == uuid_of(1)
 
 
@@ -95,7 +95,7 @@ def test_how_to_boot_it(told: Told, ground: Ground, tmp_path: Path, capsys: pyte
 @remedies(
     "sevsnp.guests.volume_guest",
     "another volume, which is not booted now: ./doitw {} VOLUME={}",
-    "say which volume it belongs to with VOLUME=…, or leave VM_CONFIG out",
+    "give its volume with VOLUME=…, or leave VM_CONFIG out",
 )
 def test_a_volume_beside_another(told: Told, ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     make_source(ground.build)
@@ -250,7 +250,7 @@ def earlier(checkout: Built, told: Told, tmp_path: Path) -> Iterator[Source]:
 @remedies("sevsnp.guests.volume_guest", "go on with it: ./doitw adopt_luks IMAGE={}")
 @remedies(
     "sevsnp.volumes.boot",
-    "say which: IMAGE=…/luks.img",
+    "choose one: IMAGE=…/luks.img",
     "give another: IMAGE=…",
     "expected luks.img of an encrypted guest: IMAGE=…",
     "set CONFIG_DIR to where it was made, or give its key: LUKS_KEY_FILE=…",

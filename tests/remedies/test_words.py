@@ -12,7 +12,7 @@ from tests.conftest import PROJECT
 from tests.support.table import Told, remedies
 
 
-@remedies("sevsnp.system.named", "mend the name in the task, below tasks/")
+@remedies("sevsnp.system.named", "correct the name in the task, in tasks/")
 @remedies("sevsnp.system.nearest", "did you mean {}?")
 def test_the_name_of_a_function(told: Told) -> None:
     told.instead(lambda: load_named("sevsnp.nonsuch:fetch"), lambda: load_named("sevsnp.packages.fetch:fetch"))

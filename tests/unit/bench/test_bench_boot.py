@@ -93,7 +93,7 @@ def test_one_at_a_time_and_a_killed_one_s_leavings_go(tmp_path: Path) -> None:
     left = tmp_path / "out" / "boot.work" / "root.img"
     left.parent.mkdir(parents=True)
     left.touch()
-    with locked(tmp_path / "out" / "boot.lock"), pytest.raises(UserError, match="another doit measures here"):
+    with locked(tmp_path / "out" / "boot.lock"), pytest.raises(UserError, match="another doit measures boots here"):
         start(tmp_path)
     assert left.exists()  # it is the other one's
     with pytest.raises(UserError, match="GiB free"):  # control: nobody else, so it gets further

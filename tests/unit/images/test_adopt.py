@@ -218,8 +218,8 @@ def test_a_hard_link_s_other_name_keeps_its_content() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a reason: [a.service, b.service, a.service]", "a reason: a.service stands there twice"),
-        ("a reason: [a.service]\na reason: [b.service]", "line 2: a reason stands there twice"),
+        ("a reason: [a.service, b.service, a.service]", "a reason: a.service is given twice"),
+        ("a reason: [a.service]\na reason: [b.service]", "line 2: a reason is given twice"),
         ("a reason: [etc/a.service]", "found 'etc/a.service', expected a unit's name"),
         ("a reason: [a service]", "found 'a service', expected a unit's name"),
         ("a reason: [true]", "found True, expected a unit's name"),

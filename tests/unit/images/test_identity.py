@@ -166,8 +166,8 @@ def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
     [
         ("", "found a NoneType, expected lists"),
         ("[etc]", "found a list, expected lists"),
-        ("log: [a]\nlog: [b]", "line 2: log stands there twice"),
-        ("log: [a]\njournal: [a]", "journal: a stands there twice"),
+        ("log: [a]\nlog: [b]", "line 2: log is given twice"),
+        ("log: [a]\njournal: [a]", "journal: a is given twice"),
         ("log:", "log: found None, expected a list"),
         ("log: []", "log: found [], expected a list"),
         ("log: a", "log: found 'a', expected a list"),

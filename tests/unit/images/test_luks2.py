@@ -147,5 +147,5 @@ def test_a_part_of_one_is_none(data: bytes) -> None:
     ids=["memory", "scrypt", "no kdf", "splitter", "cut off", "null cipher", "text", "huge"],
 )
 def test_one_of_another_kind_is_refused_and_costs_nothing(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="not one of ours"):
+    with pytest.raises(UserError, match="not made by this project"):
         opens(header(KEY, changes=changes), KEY)

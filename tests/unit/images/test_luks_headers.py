@@ -163,7 +163,7 @@ def test_a_huge_cost_would_be_paid(volume: Volume, tmp_path: Path, name: str) ->
 
 
 def test_a_derivation_without_bounds_in_memory_is_refused_by_the_owner_s_tools(volume: Volume) -> None:
-    with pytest.raises(UserError, match="not one of ours"):
+    with pytest.raises(UserError, match="not made by this project"):
         opens(MUTATIONS["derivation of 4 GiB"](volume), volume.key)
 
 

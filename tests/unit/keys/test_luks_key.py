@@ -128,7 +128,7 @@ def test_without_a_terminal_nobody_is_asked() -> None:
         (["sesame", "sesame"], "given('-', twice=True); given('-')", "sesame"),
         # Asked once whether the volume is that key's; then, for a new one, whether it was meant.
         (["sesame", "sesame"], "given('-'); given('-', twice=True)", "sesame"),
-        (["sesame", "two"], "given('-', twice=True)", "the two are not the same"),
+        (["sesame", "two"], "given('-', twice=True)", "the two entries differ"),
         ([""], "given('-')", "empty"),
     ],
 )

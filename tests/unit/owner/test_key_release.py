@@ -109,7 +109,7 @@ def test_a_key_of_no_possible_length_is_not_sent(guest: KeyGuest, keys: Keys, ke
 def strangers_leave(port: int, stranger: Keys, signed: tuple[Path, Path]) -> None:
     """Everybody but the owner, in every way that there is to knock."""
     for certificate, key in ((stranger.owner_certificate, stranger.owner_private), signed):
-        with pytest.raises(UserError, match=r"ended the conversation|no answer"), contextlib.ExitStack() as stack:
+        with pytest.raises(UserError, match=r"closed the connection|no answer"), contextlib.ExitStack() as stack:
             context = owner_context(certificate, key)
             connection = stack.enter_context(key_release.connect("127.0.0.1", port, context))
             key_release.request_evidence(connection, HEADER, "there")
@@ -208,7 +208,7 @@ def test_a_silent_client_is_dropped_in_time(guest: KeyGuest, keys: Keys, monkeyp
 def test_one_owner_only(guest: KeyGuest, keys: Keys) -> None:
     with connected(guest.port, keys) as first:
         key_release.request_evidence(first, HEADER, "there")
-        with pytest.raises(UserError, match=r"ended the conversation|no answer"), contextlib.ExitStack() as stack:
+        with pytest.raises(UserError, match=r"closed the connection|no answer"), contextlib.ExitStack() as stack:
             second = stack.enter_context(connected(guest.port, keys))
             key_release.request_evidence(second, HEADER, "there")
         key_release.send_key(first, Secret(HEADER, 0, KEY), "there")

@@ -45,8 +45,8 @@ def test_a_list_with_everything(tmp_path: Path) -> None:
         ("suite: trixie\npackages: [bash]\nrecommends: true\n", "unknown key 'recommends'"),
         ("suite: trixie\npackages: [bash-]\n", "'bash-'"),  # apt would take it as "remove bash"
         ("suite: trixie\npackages: ['--force-yes']\n", "'--force-yes'"),
-        ("suite: trixie\npackages: [bash, bash]\n", "bash stands there twice"),
-        ("suite: trixie\npackages: [bash]\npackages: [tar]\n", "line 3: packages stands there twice"),
+        ("suite: trixie\npackages: [bash, bash]\n", "bash is given twice"),
+        ("suite: trixie\npackages: [bash]\npackages: [tar]\n", "line 3: packages is given twice"),
         ("suite: trixie\npackages: [bash]\nexclude: [bash]\n", "bash is in packages and in exclude"),
         ("suite: trixie\npackages: []\n", "empty list"),
         ("suite: trixie\npackages: bash\n", "expected a list"),

@@ -79,7 +79,7 @@ def test_no_kvm_starts_no_qemu(host: Host, launch: Launch, tmp_path: Path) -> No
     for requested in ("auto", "emulated"):
         assert host.choose(requested, launch) == ("emulated", "tcg")
     assert host.started() == []
-    with pytest.raises(UserError, match="PLATFORM=snp: this host cannot: ") as caught:
+    with pytest.raises(UserError, match="PLATFORM=snp: this host cannot run SEV-SNP guests: ") as caught:
         host.choose("snp", launch)
     assert "PLATFORM=emulated" in caught.value.hint
 

@@ -26,8 +26,8 @@ def test_it_is_loaded() -> None:
             "did you mean make_tools?",
         ),
         (("sevsnp.commands.tools", "START"), "sevsnp.commands.tools has no function 'START'", ""),
-        (("sevsnp.nonsuch", "make"), "there is no module sevsnp.nonsuch", "below tasks/"),
-        (("nonsuch.tools", "make"), "there is no module nonsuch", "below tasks/"),
+        (("sevsnp.nonsuch", "make"), "there is no module sevsnp.nonsuch", "in tasks/"),
+        (("nonsuch.tools", "make"), "there is no module nonsuch", "in tasks/"),
     ],
 )
 def test_what_is_not_there(name: tuple[str, str], message: str, hint: str) -> None:

@@ -23,9 +23,9 @@ def test_plain_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
-        ("a: 1\nb: 2\na: 3\n", 3, "a stands there twice"),
-        ("a:\n  - {b: 1, b: 2}\n", 2, "b stands there twice"),
-        ('a: 1\n"a": 2\n', 2, "a stands there twice"),
+        ("a: 1\nb: 2\na: 3\n", 3, "a is given twice"),
+        ("a:\n  - {b: 1, b: 2}\n", 2, "b is given twice"),
+        ('a: 1\n"a": 2\n', 2, "a is given twice"),
         ("x: &x {a: 1}\ny:\n  <<: *x\n", 3, "merge key"),
         ("? [a, b]\n: 1\n", 1, "no plain text"),
         ("a: 1\n---\na: 2\n", 2, "document"),

@@ -116,7 +116,7 @@ def test_the_tables_of_ours(disk: Path) -> None:
 )
 def test_other_tables(disk: Path, old: str, new: str) -> None:
     assert old in CRYPT + INTEGRITY
-    with pytest.raises(UserError, match="table is not one of ours"):
+    with pytest.raises(UserError, match="table is not made by this project"):
         check_tables(disk, CRYPT.replace(old, new), INTEGRITY.replace(old, new))
 
 

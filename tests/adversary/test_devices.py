@@ -130,7 +130,7 @@ def test_without_the_lock_it_takes_them_all(built: Built, adopted: Adopted, tmp_
         before = inspect(guest)
         after = plug_and_look(running, guest, 120)
         running.hands.press_sysrq(b"h")
-        running.guest.wait_for("sysrq: HELP", 60)
+        running.guest.wait_for("sysrq: HELP")
         running.hands.press("ctrl", "alt", "delete")
         log = running.guest.wait_end(120)
     assert "1" in before["autoprobe"].split() and before["modules"].split()[0] == "0"

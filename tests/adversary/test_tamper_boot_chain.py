@@ -14,7 +14,7 @@ from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import File, Launch, VmConfig
 from tests.conftest import Built
 from tests.support.firmware_machine import NoHashes
-from tests.support.hands import hands_on, sockets
+from tests.support.hands import hands_on, sockets, wait_dead_loop
 from tests.support.harness import boot, flipped
 from tests.support.shared_guests import Attested, Running
 
@@ -58,9 +58,9 @@ def test_one_changed_byte_is_never_started(
         boot(change(launch, tmp_path), built.qemu, tmp_path / "state", hashes=table, extra=where.arguments) as guest,
         hands_on(where) as hands,
     ):
-        hands.wait_dead_loop(60)
+        wait_dead_loop(hands, guest.process)
         hands.type()
-        hands.wait_dead_loop(30)
+        wait_dead_loop(hands, guest.process)
         assert guest.process.poll() is None
         assert not [text for text in STARTED if text in guest.log()]
 
@@ -71,7 +71,7 @@ def test_the_changed_files_start_with_honest_hashes(built: Built, tmp_path: Path
     for change in (changed_kernel, changed_initrd, changed_cmdline):
         launch = change(launch, tmp_path)
     with boot(launch, built.qemu, tmp_path / "state") as guest:
-        guest.wait_for("EFI stub", 120)
+        guest.wait_for("EFI stub")
 
 
 def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> No
         boot(launch, built.qemu, tmp_path / "state", hashes=zeros, extra=where.arguments) as guest,
         hands_on(where) as hands,
     ):
-        guest.wait_for("No bootable option was found", 60)
+        guest.wait_for("No bootable option was found")
         hands.type()
-        hands.wait_dead_loop(30)
+        wait_dead_loop(hands, guest.process)
         assert not [text for text in STARTED if text in guest.log()]
 
 

@@ -8,7 +8,6 @@ when the vCPU loops at one place.
 
 import contextlib
 import time
-from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from sevsnp.vm_config.config import Launch, VmConfig
 from tests.conftest import Built
 from tests.support.configs import file, honest
 from tests.support.gdb_remote import Gdb
-from tests.support.hands import Hands, hands_on, sockets
+from tests.support.hands import Hands, LoopWatch, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest
 
 # The kernel's first words, and the firmware's last ones.
@@ -35,8 +34,6 @@ DEAD_LOOP = "dead loop"
 MEMORY = 512 << 20
 # Bytes. With so little memory the kernel cannot unpack itself, and returns to the firmware.
 LITTLE = 160 << 20
-# Samples of the next instruction, 0.05 s apart: so many at one place mean a dead loop.
-_SAMPLES = 100
 
 # The files of the launch that QEMU is given; the table of hashes is the genuine one in any case.
 FILES = ("kernel", "initrd", "cmdline")
@@ -93,16 +90,14 @@ class Watched:
     def wait_done(self, seconds: float = BOOT_SECONDS) -> str:
         """How the firmware ended: KERNEL, NOTHING or DEAD_LOOP."""
         deadline = time.monotonic() + seconds
-        seen: deque[int] = deque(maxlen=_SAMPLES)
+        watch = LoopWatch(self.hands, self.guest.process.pid)
         while time.monotonic() < deadline:
             log = self.guest.log()
             for text, end in ((KERNEL, KERNEL), (PANIC, KERNEL), (NOTHING, NOTHING)):
                 if text in log:
                     return end
             assert self.guest.process.poll() is None, f"QEMU ended: {self.guest.options.messages.read_text()}"
-            seen.append(self.hands.instruction())
-            # Timer interrupts still arrive, so some samples are elsewhere.
-            if len(seen) == _SAMPLES and Counter(seen).most_common(1)[0][1] > _SAMPLES * 3 // 4:
+            if watch.is_looping():
                 return DEAD_LOOP
             time.sleep(0.05)
         raise AssertionError(f"the firmware is not done in {seconds:.0f} s:\n{self.guest.log()[-3000:]}")

@@ -4,17 +4,18 @@
 import contextlib
 import re
 import socket
+import subprocess
 import tempfile
 import threading
-import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.qemu.qmp import Qmp
 from sevsnp.system.files import short_name
-from tests.support.waiting import NET
+from tests.support.harness import BOOT_SECONDS
+from tests.support.waiting import NET, seconds_used, wait_until
 
 # An attacker's attempts to get a prompt: Enter, Ctrl-C, Ctrl-D, a login, the boot loader's and systemd's keys.
 KEYSTROKES = b"\r\n\x03\x04\x1a\x1b\x1broot\r\n\r\nid; echo shell-$((6*7))\r\n"
@@ -22,7 +23,9 @@ KEYSTROKES = b"\r\n\x03\x04\x1a\x1b\x1broot\r\n\r\nid; echo shell-$((6*7))\r\n"
 _PROMPTS = re.compile(
     r"login:|Password:|\(initramfs\)|shell-42|uid=0|[#$] $|Press Enter|Give root password|grub>|Shell>", re.MULTILINE
 )
-_LOOP_SAMPLES = 50
+# Samples of the next instruction, one for each _USED processor seconds of QEMU: so many at one place mean a dead loop.
+# Between samples that follow the clock, a busy machine may not run the guest at all.
+_SAMPLES, _USED = 100, 0.05
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,6 @@ class Hands:
         """Let a stopped machine continue."""
         self._qmp.command("cont")
 
-    def wait_dead_loop(self, seconds: float) -> int:
-        """The address at which the vCPU loops; fails if ``seconds`` pass before."""
-        deadline = time.monotonic() + seconds
-        seen: list[int] = []
-        while time.monotonic() < deadline:
-            time.sleep(0.05)
-            seen.append(self.instruction())
-            # Timer interrupts still arrive, so some samples are elsewhere.
-            address, count = Counter(seen[-_LOOP_SAMPLES:]).most_common(1)[0]
-            if count > _LOOP_SAMPLES * 3 // 4:
-                return address
-        raise AssertionError(f"no dead loop in {seconds:.0f} s, last instructions at {[hex(one) for one in seen[-9:]]}")
-
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the machine, and with it its disks, while the context lasts."""
@@ -118,6 +108,29 @@ class Hands:
             self._console.shutdown(socket.SHUT_RDWR)
         self._reader.join(NET)
         self._console.close()
+
+
+class LoopWatch:
+    """Finds out whether the first vCPU of the QEMU ``pid`` turns in a dead loop."""
+
+    def __init__(self, hands: Hands, pid: int) -> None:
+        self._hands, self._pid = hands, pid
+        self._seen: deque[int] = deque(maxlen=_SAMPLES)
+        self._used = seconds_used(pid)
+
+    def is_looping(self) -> bool:
+        """Take a sample if the guest has run since the last one; whether most samples were at one place."""
+        if (used := seconds_used(self._pid)) - self._used >= _USED:
+            self._seen.append(self._hands.instruction())
+            self._used = used
+        # Timer interrupts still arrive, so some samples are elsewhere.
+        return len(self._seen) == _SAMPLES and Counter(self._seen).most_common(1)[0][1] > _SAMPLES * 3 // 4
+
+
+def wait_dead_loop(hands: Hands, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the guest's first vCPU turns in a dead loop."""
+    watch = LoopWatch(hands, process.pid)
+    wait_until(watch.is_looping, lambda: "no dead loop", BOOT_SECONDS)
 
 
 def prompts(log: str) -> list[str]:

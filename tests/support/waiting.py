@@ -66,3 +66,9 @@ def cpu_seconds(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str] | 
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, argv
     return used.ru_utime + used.ru_stime
+
+
+def seconds_used(pid: int) -> float:
+    """Processor seconds, user and system, that all threads of a running process have used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc_pid_stat(5)

@@ -113,7 +113,7 @@ def test_commas_in_paths_end_no_value(tmp_path: Path) -> None:
     assert ",," in escaped(place)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no policy": ({"guest_policy": 0}, r"guest_policy: found 0x0, expected bit 17"),
     "without the bit that must be one": ({"guest_policy": 0x10000}, r"guest_policy: found 0x10000"),
     "a reserved bit": ({"guest_policy": 0x30000 | 1 << 30}, r"guest_policy: found 0x40030000"),

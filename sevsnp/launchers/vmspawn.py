@@ -28,7 +28,7 @@ def refused_fields(guest: Guest) -> dict[str, str]:
     """The fields of the VM config that vmspawn would launch otherwise, each with the reason."""
     launch = guest.launch
     found = {
-        "launch.vcpu_model": f"it starts QEMU with -cpu max, which measures as the host's own CPU, not {launch.vcpu_model}"
+        "launch.vcpu_model": f"it starts QEMU with -cpu max: the host's own CPU is measured, not {launch.vcpu_model}"
     }
     if launch.guest_policy != _POLICY:
         found["launch.guest_policy"] = f"it has no option for it: {_POLICY:#x}, not {launch.guest_policy:#x}"

@@ -88,7 +88,7 @@ def test_what_no_launcher_may_get(tmp_path: Path, case: str) -> None:
 def test_a_setting_that_the_vm_config_has_fixed(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     guest_of(config, asked={"CPUS": 1, "MEMORY": 1 << 30})
-    with pytest.raises(UserError, match="CPUS=2: .* was made for CPUS=1"):
+    with pytest.raises(UserError, match=r"CPUS=2: .* was made for CPUS=1"):
         guest_of(config, asked={"CPUS": 2})
 
 

@@ -59,7 +59,7 @@ class Libvirt:
         return done.stderr if done.returncode else ""
 
     def native(self, domain: Path, qemu: Path) -> list[str]:
-        """QEMU's arguments for a domain, as libvirt would start it with ``qemu``. Raises CalledProcessError.
+        """QEMU's arguments for a domain, as libvirt would start it with ``qemu``. Its refusal is an AssertionError.
 
         Its network card is left out: for this question libvirt replaces it by a device that needs privileges.
         """
@@ -69,18 +69,19 @@ class Libvirt:
         ElementTree.SubElement(devices, "emulator").text = str(qemu)
         for card in devices.findall("interface"):
             devices.remove(card)
-        asked = self.work / "asked.xml"
-        asked.write_bytes(ElementTree.tostring(root))
+        question = self.work / "question.xml"
+        question.write_bytes(ElementTree.tostring(root))
         if not list((self.work / "root").rglob("capabilities/*.xml")):
             self._virsh("domcapabilities", "--emulatorbin", str(qemu), "--virttype", "qemu")
             self._give_snp()
-        words = shlex.split(self._virsh("domxml-to-native", "qemu-argv", str(asked)))
+        words = shlex.split(self._virsh("domxml-to-native", "qemu-argv", str(question)))
         return words[words.index(str(qemu)) + 1 :]
 
     def _virsh(self, *words: str) -> str:
         (self.work / "root" / "etc").mkdir(parents=True, exist_ok=True)
         share = self.tree / "usr" / "share"
-        spaces = ["unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-ec", _NAMESPACES, "sh", share]
+        spaces: list[str | Path] = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+        spaces += ["sh", "-ec", _NAMESPACES, "sh", share]
         done = subprocess.run(
             [*spaces, *self._words("virsh"), "-c", f"qemu:///embed?root={self.work}/root", *words],
             env={

@@ -152,6 +152,6 @@ def refuse(guest: Guest, launcher: str, found: Mapping[str, str]) -> None:
     if found:
         lines = "".join(f"\n  {field}: {reason}" for field, reason in found.items())
         raise UserError(
-            f"{guest.source}: {launcher} cannot launch this guest with this digest:{lines}",
+            f"{guest.source}: {launcher} would launch another guest:{lines}",
             "which launcher can do what: docs/launchers.md",
         )

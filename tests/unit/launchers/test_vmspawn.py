@@ -59,7 +59,7 @@ def test_all_fields_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         export_vmspawn(vm_config=config.source, asked={}, name="", memory=1 << 30)
     said = str(refused.value)
-    assert f"{config.source}: systemd-vmspawn cannot launch this guest with this digest" in said
+    assert f"{config.source}: systemd-vmspawn would launch another guest" in said
     for field in (ALWAYS, "launch.host_data", "files.cmdline", "disk[0].role", "disk[1].role"):
         assert f"\n  {field}: " in said
     assert "launch.guest_policy" not in said and "id_block" not in said

@@ -60,10 +60,9 @@ def test_vmspawn(copy: Built) -> None:
     assert {"launch.vcpu_model:", "launch.host_data:", "files.cmdline:"} <= set(fields)
 
 
-@pytest.mark.parametrize("task", ["export_libvirt", "export_kubevirt", "export_vmspawn"])
-def test_no_emulated_guest(copy: Built, task: str) -> None:
+def test_no_emulated_guest(copy: Built) -> None:
     emulated = CONFIG.replace(".toml", ".emulated.toml")
-    output = said(copy.doit(task, f"VM_CONFIG={emulated}", check=False), 1)
+    output = said(copy.doit("export_libvirt", f"VM_CONFIG={emulated}", check=False), 1)
     assert "would run this guest unprotected" in output
 
 
@@ -74,4 +73,3 @@ def test_a_changed_file(copy: Built) -> None:
     tree.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "hash-tree.img: found SHA-256" in said(copy.doit("export_libvirt", check=False), 1)
     tree.write_bytes(data)
-    said(copy.doit("export_libvirt"), 0)

@@ -14,7 +14,7 @@ from sevsnp.system.template import find_template
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
 from tests.support.evidence import write_file
-from tests.support.exports import guest_of, make_config, sign
+from tests.support.exports import VOLUME_HEADER, guest_of, make_config, make_volume, sign
 from tests.support.libvirt import Libvirt, skip_without_kvm, unpack_libvirt
 from tests.unit.qemu.test_snp_options import options_in
 
@@ -39,11 +39,15 @@ def a_guest(place: Path, case: str) -> VmConfig:
         return make_config(place, cmdline=write_file(place / "words", b"console=ttyS0 x=<&>,,;{}='y' z"))
     if case == "several vCPUs":
         return make_config(place, vcpus=4, vcpu_model="EPYC-Genoa", guest_policy=0x20137, host_data=b"\xff" * 32)
+    if case == "encrypted":
+        config, disk = make_volume(place)
+        disk.write_bytes(VOLUME_HEADER + bytes(8192))
+        return config
     config = make_config(place)
     return config if case == "plain" else sign(config, author=case == "with an author")[0]
 
 
-CASES = ("plain", "odd names", "several vCPUs", "with an author", "without an author")
+CASES = ("plain", "odd names", "several vCPUs", "with an author", "without an author", "encrypted")
 
 
 def domain(config: VmConfig, place: Path) -> Path:

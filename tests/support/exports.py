@@ -10,11 +10,13 @@ from sevsnp.launchers.guest import Guest, read_guest
 from sevsnp.measurement.id_block import Identity, make_identity
 from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.measurement.signed_config import block_of, with_identity
-from sevsnp.vm_config.config import Disk, VmConfig, render_vm_config
+from sevsnp.system.files import sha256_file
+from sevsnp.vm_config.config import Disk, File, VmConfig, render_vm_config
 from tests.support.evidence import REFERENCE, make_launch
 from tests.unit.measurement.test_id_block import AUTHOR_KEY, ID_KEY
 
 NAME = "vm-config-verity.toml"
+VOLUME_HEADER = b"this volume".ljust(8192, b"h")
 
 
 def make_config(directory: Path, **changes: Any) -> VmConfig:
@@ -29,6 +31,21 @@ def make_config(directory: Path, **changes: Any) -> VmConfig:
     launch = make_launch(directory, **values)
     reference = dataclasses.replace(REFERENCE, launch_digest=launch_digest_of(launch))
     return written(VmConfig(directory / NAME, launch, reference))
+
+
+def make_volume(directory: Path) -> tuple[VmConfig, Path]:
+    """A VM config of the encrypted workflow in the directory of a volume below ``directory``, and the path of its disk.
+
+    The disk itself does not exist yet.
+    """
+    place = directory / "volumes" / "0b2b8d5e-4a1f-4c39-9a52-6a4b3c1d2e3f"
+    place.mkdir(parents=True)
+    image, line = directory / "image", place / "line"
+    image.write_bytes(VOLUME_HEADER + bytes(8192))
+    line.write_text(f"sevsnp.luks=1:8192:{hashlib.sha256(VOLUME_HEADER).hexdigest()}:{'0' * 64}")
+    disks = (Disk("luks", image, 16384, sha256_file(image)),)
+    config = make_config(place, workflow="luks", disks=disks, cmdline=File(line, sha256_file(line)))
+    return config, place / "luks.img"
 
 
 def written(config: VmConfig) -> VmConfig:

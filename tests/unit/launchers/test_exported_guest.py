@@ -2,7 +2,7 @@
 """The guest of an export is that of the VM config: checked as for a launch, with the digest of its own files."""
 
 import dataclasses
-import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.launchers.guest import check_text
+from sevsnp.launchers.kubevirt import export_kubevirt
+from sevsnp.launchers.libvirt import export_libvirt
+from sevsnp.launchers.vmspawn import export_vmspawn
 from sevsnp.measurement.id_block import make_identity
 from sevsnp.measurement.signed_config import block_of, with_identity
 from sevsnp.system.files import sha256_file
-from sevsnp.vm_config.config import Disk, File, VmConfig
-from tests.support.exports import guest_of, make_config, sign, written
+from sevsnp.system.template import find_template
+from sevsnp.vm_config.config import Disk, VmConfig
+from tests.support.exports import VOLUME_HEADER, guest_of, make_config, make_volume, sign, written
 from tests.unit.measurement.test_id_block import AUTHOR_KEY, ID_KEY
 
 
@@ -117,28 +121,53 @@ def test_two_files_of_one_name_on_another_host(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_guest_writes_only_to_its_volume(tmp_path: Path) -> None:
-    header = b"this volume".ljust(8192, b"h")
-    place = tmp_path / "volumes" / "0b2b8d5e-4a1f-4c39-9a52-6a4b3c1d2e3f"
-    place.mkdir(parents=True)
-    image = tmp_path / "image"
-    image.write_bytes(header + bytes(8192))
-    line = place / "line"
-    line.write_text(f"sevsnp.luks=1:8192:{hashlib.sha256(header).hexdigest()}:{'0' * 64}")
-    values: dict[str, Any] = {
-        "workflow": "luks",
-        "disks": (Disk("luks", image, 16384, sha256_file(image)),),
-        "cmdline": File(line, sha256_file(line)),
-    }
-    config = make_config(place, **values)
+    config, disk = make_volume(tmp_path)
     with pytest.raises(UserError, match="its guest writes to its disk, expected the VM config of a volume"):
         guest_of(config)
-    disk = place / "luks.img"
-    disk.write_bytes(header + b"what the guest wrote".ljust(8192, b"."))
+    disk.write_bytes(VOLUME_HEADER + b"what the guest wrote".ljust(8192, b"."))
     guest = guest_of(config)
     assert [item.path for item in guest.launch.disks] == [disk] and not guest.read_only
+    assert guest.launch.disks[0].sha256 != sha256_file(disk)
     disk.write_bytes(bytes(16384))
     with pytest.raises(UserError, match="the disk of another volume"):
         guest_of(config)
+
+
+def test_an_encrypted_guest_outside_of_volumes(tmp_path: Path) -> None:
+    config, _ = make_volume(tmp_path)
+    copy = tmp_path / "luks"
+    shutil.copytree(config.source.parent, copy)
+    (copy / "luks.img").write_bytes(VOLUME_HEADER + bytes(8192))
+    with pytest.raises(UserError, match="its guest writes to its disk"):
+        guest_of(dataclasses.replace(config, source=copy / config.source.name))
+
+
+EXPORTS: dict[str, Callable[[VmConfig, Path], None]] = {
+    "libvirt": lambda config, output: export_libvirt(
+        **asked_for(config), files="", network="default", template=find_template("libvirt-domain.xml.j2"), output=output
+    ),
+    "kubevirt": lambda config, output: export_kubevirt(
+        **asked_for(config),
+        firmware=config.launch.firmware.path,
+        kernel_image="registry.example/kernel",
+        template=find_template("kubevirt-vm.yaml.j2"),
+        output=output,
+    ),
+    "vmspawn": lambda config, _: export_vmspawn(**asked_for(config)),
+}
+
+
+def asked_for(config: VmConfig) -> dict[str, Any]:
+    return {"vm_config": config.source, "asked": {}, "name": "", "memory": 1 << 30}
+
+
+@pytest.mark.parametrize("launcher", EXPORTS)
+def test_no_launcher_gets_an_emulated_guest(tmp_path: Path, launcher: str) -> None:
+    config = make_config(tmp_path / "made")
+    emulated(config)
+    with pytest.raises(UserError, match=r"an emulated VM config: .* would run this guest unprotected"):
+        EXPORTS[launcher](config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("char", ["\0", "\n", "\x7f", "\x85", "\ud800", "\ufffe", "\uffff"])

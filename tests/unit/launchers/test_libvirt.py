@@ -2,18 +2,23 @@
 """The domain XML of a VM config, read back field by field; and the same for every value that is changed."""
 
 import base64
+import dataclasses
+import functools
 import hashlib
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from sevsnp.errors import UserError
+from sevsnp.launchers.guest import Guest
 from sevsnp.launchers.libvirt import export_libvirt, render_domain
 from sevsnp.system.template import find_template
-from sevsnp.vm_config.config import Disk, VmConfig
+from sevsnp.vm_config.config import Disk, File, VmConfig
 from tests.support.evidence import write_file
 from tests.support.exports import guest_of, make_config, sign
 
@@ -117,6 +122,30 @@ def test_names_that_xml_would_read(tmp_path: Path) -> None:
     domain = domain_of(config)
     assert values(domain) == expected(config)
     assert [item.tag for item in domain.iter()] == [item.tag for item in domain_of(make_config(tmp_path / "b")).iter()]
+
+
+TEXT = strategies.text(strategies.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(path=TEXT, cmdline=TEXT, network=TEXT)
+def test_any_text_comes_back_or_is_refused(path: str, cmdline: str, network: str) -> None:
+    launch = dataclasses.replace(any_guest().launch, kernel=File(Path("/") / path, "0" * 64))
+    guest = dataclasses.replace(any_guest(), launch=launch, cmdline=cmdline)
+    try:
+        domain = ElementTree.fromstring(render_domain(guest, network, TEMPLATE))
+    except UserError as error:
+        assert "which has no place in XML" in error.message
+    else:
+        assert text(domain, "os/kernel") == str(launch.kernel.path)
+        assert text(domain, "os/cmdline") == cmdline
+        assert domain.findall("devices/interface/source")[0].attrib == {"network": network}
+
+
+@functools.cache
+def any_guest() -> Guest:
+    with tempfile.TemporaryDirectory() as place:
+        return guest_of(make_config(Path(place)))
 
 
 def test_the_network_is_a_name(tmp_path: Path) -> None:

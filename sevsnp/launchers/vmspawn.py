@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What systemd-vmspawn would launch otherwise than a VM config says.
 
-Source: systemd's src/vmspawn/vmspawn.c and systemd-vmspawn(1), versions 261 and 262. Under --coco=sev-snp it takes a
-firmware, a kernel and an initrd, and has their hashes measured. It has no option for the CPU model, the guest policy,
-HOST_DATA and the ID block.
+Sources, read and not run: systemd's src/vmspawn/vmspawn.c (CPU, disks, command line), and the change that added
+--coco=sev-snp (systemd#42193). It takes a firmware, a kernel and an initrd, and has their hashes measured. It has no
+option for the CPU model, the guest policy, HOST_DATA and the ID block.
 """
 
 from collections.abc import Mapping

@@ -13,6 +13,7 @@ from sevsnp.qemu.snp_options import snp_command
 from sevsnp.system.template import find_template
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
+from tests.pipeline.test_qemu_parser import TAKEN, ends_with, without_kvm
 from tests.support.evidence import write_file
 from tests.support.exports import VOLUME_HEADER, guest_of, make_config, make_volume, sign
 from tests.support.libvirt import Libvirt, skip_without_kvm, unpack_libvirt
@@ -150,6 +151,16 @@ def test_libvirt_renders_what_we_start(libvirt: Libvirt, release: Path, tmp_path
     assert [device for device in placed if "root-port" in device["driver"]] == []  # no slot takes a card
     drivers = {device["driver"].removesuffix("-non-transitional") for device in placed}
     assert drivers == {"virtio-blk-pci", "isa-serial"}
+    assert ends_with(release / "bin" / "qemu-system-x86_64", without_kvm(without_monitor(theirs))).endswith(TAKEN)
+
+
+def without_monitor(arguments: list[str]) -> list[str]:
+    """Without the monitor and the secret, whose files libvirt makes only when it starts a domain."""
+    found = list(arguments)
+    for option, word in (("-object", '"secret"'), ("-chardev", "id=charmonitor"), ("-mon", "charmonitor")):
+        (place,) = (at for at, given in enumerate(found) if given == option and word in found[at + 1])
+        del found[place : place + 2]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def export_kubevirt(
     print(f"  launch digest {guest.digest.hex()}")
     for disk in guest.launch.disks:
         print(f"  its claim {guest.name}-{disk.role} must have {disk.path}")
-    print(f"  on the cluster: kubectl apply -f {quote(str(path))}")
+    # An older API would drop fields that it does not know.
+    print(f"  on the cluster: kubectl apply --validate=strict -f {quote(str(path))}")
 
 
 def _refused(guest: Guest, firmware: Path | None, kernel_image: str) -> dict[str, str]:

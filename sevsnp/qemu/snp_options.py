@@ -9,19 +9,16 @@ or the guest is another one than the owner measured.
 import base64
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sevsnp.errors import UserError
+from sevsnp.measurement.id_block import Identity, check_policy, read_identity
 from sevsnp.qemu.process import common_arguments
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.vm_config.config import Launch, making
 
-if TYPE_CHECKING:
-    from sevsnp.measurement.id_block import Identity
-
-# Guest policy, AMD 56860 table 10: bit 17 must be one, bits 26 to 63 must be zero.
-POLICY_ONE, POLICY_BITS = 1 << 17, 26
-HOST_DATA_SIZE = 32
+# GUEST_POLICY, AMD 56860: bit 17 must be one, bits 26 to 63 must be zero.
+_POLICY_ONE, _POLICY_BITS = 1 << 17, 26
+_HOST_DATA_SIZE = 32
 _MIB = 20
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -81,7 +78,7 @@ def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def identity_of(launch: Launch) -> "Identity | None":
+def identity_of(launch: Launch) -> Identity | None:
     """The ID block of a launch with its authentication, or None.
 
     Raises :class:`UserError` for one without the other, and for files that are not exactly 96 and 4096 bytes in base64.
@@ -91,27 +88,23 @@ def identity_of(launch: Launch) -> "Identity | None":
     if not launch.id_block or not launch.id_auth:
         found = "id_block" if launch.id_block else "id_auth"
         raise UserError(f"files.{found}: found it alone, expected id_block and id_auth, or neither")
-    from sevsnp.measurement.id_block import read_identity  # doit loads this module for every command
-
     return read_identity(launch.id_block.path, launch.id_auth.path)
 
 
 def check_snp(launch: Launch) -> None:
     """Raises :class:`UserError` for values of a launch that QEMU would take, or would refuse in its own words only."""
     policy = launch.guest_policy
-    if not policy & POLICY_ONE or policy >> POLICY_BITS:
+    if not policy & _POLICY_ONE or policy >> _POLICY_BITS:
         raise UserError(
             f"guest_policy: found {policy:#x}, expected bit 17 set (0x20000) and bits 26 to 63 clear (AMD 56860)",
             f"make the VM config again: {making(launch.cmdline.path, launch.workflow)} POLICY=0x30000",
         )
-    if len(launch.host_data) != HOST_DATA_SIZE:
-        raise UserError(f"host_data: found {len(launch.host_data)} bytes, expected {HOST_DATA_SIZE}")
+    if len(launch.host_data) != _HOST_DATA_SIZE:
+        raise UserError(f"host_data: found {len(launch.host_data)} bytes, expected {_HOST_DATA_SIZE}")
     if not _MODEL.fullmatch(launch.vcpu_model):
         # A comma would begin another property, and the launch digest knows models only.
         raise UserError(f"vcpu_model: found {launch.vcpu_model!r}, expected the name of a QEMU CPU model, as EPYC-v4")
     if not 1 <= launch.vcpus <= 255:
         raise UserError(f"vcpus: found {launch.vcpus}, expected 1 to 255")
     if identity := identity_of(launch):
-        from sevsnp.measurement.id_block import check_policy
-
         check_policy(identity, policy)

@@ -15,7 +15,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
     "Your keys": ("keys", "keys_prune"),
     "For other machines and other people": (
-        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest",
+        "host_bundle", "host_bundle_luks", "export_libvirt", "export_kubevirt", "export_vmspawn", "build_tools",
+        "idblock", "manifest", "verify_manifest",
     ),
     "A guest whose root is not measured": (
         "create_new_vm", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",

@@ -24,12 +24,12 @@ from sevsnp.qemu.process import (
     emulated_arguments,
     guest_access,
     machine_arguments,
-    snp_arguments,
     start,
     stop,
 )
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.qemu.snp import capabilities
+from sevsnp.qemu.snp_options import snp_arguments
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import build_cmdline
 from sevsnp.vm_config.config import BANNER, File, Launch

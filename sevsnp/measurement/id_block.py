@@ -149,8 +149,14 @@ def check_identity(identity: Identity, launch_digest: bytes, policy: int) -> Non
     if block.launch_digest != launch_digest:
         found = f"the guest measures as {launch_digest.hex()}, its ID block is for {block.launch_digest.hex()}"
         raise _refusal("BAD_MEASUREMENT", 0xB, found)
-    if block.policy != policy:
-        raise _refusal("POLICY_FAILURE", 0x7, f"the guest policy is {policy:#x}, its ID block is for {block.policy:#x}")
+    check_policy(identity, policy)
+
+
+def check_policy(identity: Identity, policy: int) -> None:
+    """Compare a guest policy with that of the ID block, as SNP_LAUNCH_FINISH does. Raises :class:`UserError`."""
+    found = identity.block.policy
+    if found != policy:
+        raise _refusal("POLICY_FAILURE", 0x7, f"the guest policy is {policy:#x}, its ID block is for {found:#x}")
 
 
 def _refusal(status: str, number: int, why: str) -> UserError:

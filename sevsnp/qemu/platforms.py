@@ -16,8 +16,9 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.confine import Access
-from sevsnp.qemu.process import check_version, snp_arguments, start, stop
+from sevsnp.qemu.process import check_version, start, stop
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.qemu.snp_options import snp_arguments
 from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's command line, one option and its value a line, and its process, which must not outlive this one."""
 
-import base64
 import contextlib
 import os
 import re
@@ -220,35 +219,6 @@ def emulated_arguments(vcpu_model: str, memory: int, accelerator: str) -> list[s
         *("-cpu", vcpu_model),
         *("-m", f"{memory >> 20}M"),
     ]
-
-
-def snp_arguments(
-    launch: Launch, memory: int, cbitpos: int, reduced_phys_bits: int, *, kernel_hashes: bool = True
-) -> list[str]:
-    """The confidential machine: KVM, and the hashes of kernel, initrd and command line in the launch digest."""
-    host_data = base64.b64encode(launch.host_data).decode()
-    hashes = "on" if kernel_hashes else "off"
-    return [
-        *("-machine", "q35,smm=off,vmport=off,confidential-guest-support=snp,memory-backend=ram,kernel-irqchip=split"),
-        *("-accel", "kvm"),
-        *("-cpu", launch.vcpu_model),
-        *("-m", f"{memory >> 20}M"),
-        *("-object", f"memory-backend-memfd,id=ram,size={memory},share=true,prealloc=false"),
-        "-object",
-        f"sev-snp-guest,id=snp,policy={launch.guest_policy:#x},cbitpos={cbitpos},reduced-phys-bits={reduced_phys_bits},"
-        f"kernel-hashes={hashes},host-data={host_data}{_identity(launch)}",
-    ]
-
-
-def _identity(launch: Launch) -> str:
-    """The ID block and its authentication as properties of sev-snp-guest; QEMU takes both or neither."""
-    if not launch.id_block or not launch.id_auth:
-        return ""
-    from sevsnp.measurement.id_block import read_identity  # doit loads this module for every command
-
-    identity = read_identity(launch.id_block.path, launch.id_auth.path)
-    block, auth = (base64.b64encode(part.encode()).decode() for part in (identity.block, identity.auth))
-    return f",id-block={block},id-auth={auth},author-key-enabled={'on' if identity.auth.has_author else 'off'}"
 
 
 def environment() -> dict[str, str]:

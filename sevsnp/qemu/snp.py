@@ -9,9 +9,10 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.qemu.confine import Access
-from sevsnp.qemu.process import common_arguments, guest_access, snp_arguments, start, stop
+from sevsnp.qemu.process import guest_access, start, stop
 from sevsnp.qemu.qmp import Qmp
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.qemu.snp_options import snp_command
 from sevsnp.system.files import short_name
 from sevsnp.vm_config.config import Launch
 
@@ -29,13 +30,9 @@ def running(launch: Launch, options: RunOptions) -> Iterator["subprocess.Popen[b
         )
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work, short_name(Path(work)) as sockets:
         cbitpos, reduced = capabilities(options.qemu, Path(work))
-        arguments = [
-            *snp_arguments(launch, options.memory, cbitpos, reduced),
-            *common_arguments(launch, options, sockets / "qmp"),
-        ]
         process = start(
             options.qemu,
-            arguments,
+            snp_command(launch, options, sockets / "qmp", cbitpos, reduced),
             guest_access(launch, options, Path(work)),
             terminal=options.terminal,
             messages=options.messages,

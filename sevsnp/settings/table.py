@@ -146,6 +146,16 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("EMULATED_ROOT", text, "", "a path to the ark.pem of a software secure processor",
                 "ark.pem of the software secure processor to believe; empty: that of the last run here"),
     )),
+    ("What export_* writes for other launchers.", (
+        Setting("EXPORT_FILES", text, "", "an absolute path: a directory on the host that launches the guest",
+                "directory of the guest's files on the host that launches it; empty: where they are here"),
+        Setting("LIBVIRT_NETWORK", text, "default", "the name of a network of the host's libvirt",
+                "network of the host's libvirt that the guest is in"),
+        Setting("KUBEVIRT_FIRMWARE", text, "", "a path to a copy of the cluster's firmware",
+                "copy of the firmware in the cluster's virt-launcher image, which KubeVirt starts"),
+        Setting("KUBEVIRT_KERNEL", text, "", "a container image, as registry/name@sha256:DIGEST",
+                "container image with the guest's kernel as /vmlinuz and its initramfs as /initrd"),
+    )),
     ("What is given away.", (
         Setting("MANIFEST", text, "", "a path to a release manifest",
                 "release manifest to verify; empty: build/manifest.json"),

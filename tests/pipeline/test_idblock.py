@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.measurement.id_block import check_identity, read_identity
-from sevsnp.qemu.process import snp_arguments
+from sevsnp.qemu.snp_options import snp_arguments
 from sevsnp.vm_config.config import Launch, read_vm_config
 from tests.conftest import Built
 from tests.support.copies import copy_built, ran

@@ -30,6 +30,7 @@ from sevsnp.qemu import snp
 from sevsnp.qemu.platforms import Platform
 from sevsnp.qemu.process import check_files, check_options, check_version
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.qemu.snp_options import check_snp
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 from tests.conftest import Built
@@ -84,6 +85,15 @@ def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
     tree = checkout.build / "verity" / "hash-tree.img"
     replace(tree, bytes(tree.stat().st_size))
     told.mends(check)
+
+
+@remedies("sevsnp.qemu.snp_options", "make the VM config again: {} POLICY=0x30000")
+def test_a_guest_policy_that_no_processor_takes(told: Told, checkout: Built) -> None:
+    path = checkout.project / "build" / "verity" / "vm-config-verity.toml"
+    text = path.read_text()
+    assert text.count('guest_policy = "0x30000"') == 1
+    replace(path, text.replace('guest_policy = "0x30000"', 'guest_policy = "0x0"').encode())
+    told.mends(lambda: check_snp(read_vm_config(path).launch))
 
 
 def make_id_block(told: Told, checkout: Built) -> Path:

@@ -59,6 +59,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "VERITY_HASH_TREE": ("x", NONE),
     "VM_CONFIG": ("x", NONE),
     "EMULATED_ROOT": ("x", NONE),
+    "EXPORT_FILES": ("/srv", NONE),
+    "LIBVIRT_NETWORK": ("x", NONE),
+    "KUBEVIRT_FIRMWARE": ("x", NONE),
+    "KUBEVIRT_KERNEL": ("x", NONE),
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: the tasks check them again, and then copy from the cache.

@@ -22,6 +22,8 @@ NO_ACTION: dict[Row, str] = {
     ("doitw", "nothing was installed; README.md says what there is"): _LOOK,
     ("sevsnp.qemu.qmp", "look at its messages above"): _LOOK,
     ("sevsnp.owner.key_release", "see the guest's console"): _LOOK,
+    ("sevsnp.launchers.guest", "which launcher can do what: docs/launchers.md"): _LOOK,
+    ("sevsnp.launchers.guest", "a volume's VM config is beside its disk: docs/launchers.md"): _LOOK,
     ("sevsnp.commands.feature_info", "run it on the SNP host itself, not in a guest"): _HARDWARE,
     ("sevsnp.commands.feature_info", "SEV-SNP is off, or the kernel too old: {}"): _HARDWARE,
     ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,

@@ -17,7 +17,8 @@ from sevsnp.emulation.service import PspService
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import Identity, check_identity, key_digest, make_identity, read_identity
 from sevsnp.measurement.signed_config import block_of, load_key, sign_configs, with_identity
-from sevsnp.qemu.process import check_files, snp_arguments
+from sevsnp.qemu.process import check_files
+from sevsnp.qemu.snp_options import snp_arguments
 from sevsnp.vm_config.config import TEMPLATE, VmConfig, read_vm_config, render_vm_config
 from tests.support.evidence import MEASUREMENT, REFERENCE, REPORT_DATA, make_launch, psp
 from tests.support.on_pty import typed_password

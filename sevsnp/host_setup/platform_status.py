@@ -52,7 +52,7 @@ class PlatformStatus:
 def parse_status(data: bytes, product: Product) -> PlatformStatus:
     """Read an answer of 32 bytes; the TCB versions have the layout of ``product``.
 
-    Of byte 3, bit 0 says that the RMP is initialized. Bit 1 is another answer (newer firmware looks for aliased memory),
+    Of byte 3, bit 0 says that the RMP is initialized. Bit 1 is another answer (the check for aliased memory is done),
     and further bits may come. Raises :class:`UserError` for another length, and for bytes of a TCB
     version that must be zero and are not.
     """
@@ -107,6 +107,8 @@ def product_in(text: str) -> Product:
 
     Raises :class:`UserError` for a processor that has no SEV-SNP.
     """
-    numbers = [re.search(rf"^{name}\s*:\s*(\d+)$", text, re.MULTILINE) for name in ("cpu family", "model", "stepping")]
+    numbers = [
+        re.search(rf"^{name}\s*:\s*(\d{{1,9}})$", text, re.MULTILINE) for name in ("cpu family", "model", "stepping")
+    ]
     family, model, stepping = (int(number[1]) if number else 0 for number in numbers)
     return product_of(Cpuid(family, model, stepping))

@@ -63,7 +63,9 @@ def show(findings: Sequence[Finding]) -> None:
     screen = Console()
     if not screen.is_terminal:
         screen = Console(width=_WIDTH)
-    table = Table("", "what", "found", "wanted", "how to mend", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "what", "found", "wanted", "how to mend"):
+        table.add_column(title, overflow="fold")  # a path is wrapped, not cut
     for finding in findings:
         mark, colour = _MARKS[finding.status]
         mend = f"follows from {finding.because}" if finding.because else finding.mend

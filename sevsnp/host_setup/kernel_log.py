@@ -104,4 +104,4 @@ def _groups(text: str, pattern: str) -> tuple[str, ...]:
 def _line(text: str, pattern: str) -> str:
     """The last line that has ``pattern``, without its time stamp and the name of the kernel."""
     found = [line for line in text.splitlines() if re.search(pattern, line)]
-    return re.sub(r"^(?:\[[^\]]*\])?\s*(?:kernel:\s*)?", "", found[-1].strip()) if found else ""
+    return re.sub(r"^(?:\[[^\]]*\])?\s*(?:kernel:\s*)?", "", found[-1].strip().rstrip(".")) if found else ""

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`prepare_host`: install what a host for SEV-SNP guests needs, after asking, and undo it.
+
+Every change is made by a command that runs as root (directly or through sudo); this process itself writes nothing
+outside the checkout. ``root`` is / but for tests.
+"""
+
+import contextlib
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sevsnp.errors import UserError
+from sevsnp.host_setup.changes import RECORD, Changes, digest, read_changes
+from sevsnp.host_setup.plan import GROUP, GRUB_FILE, UDEV_FILE, KernelPackage, Machine, Plan, make_plan
+from sevsnp.host_setup.software_checks import OLDEST_KERNEL, kernel_version
+from sevsnp.system import command
+from sevsnp.system.as_root import agreed, has_terminal, root_words
+from sevsnp.system.command_failed import CommandFailed
+
+_APT_GET = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300")
+_UNDO = "what was changed so far is taken back with: ./doitw prepare_host --undo"
+_AGAIN = "then check the host: ./doitw check_host"
+
+
+def prepare_host(*, dry_run: bool, undo: bool, yes: bool, root: Path = Path("/")) -> None:
+    """Show the plan, ask, and do it; with ``undo``, take back what earlier runs changed. ``yes``: do not ask.
+
+    With ``dry_run`` nothing is asked and changed. Raises :class:`UserError` if the user does not agree, for an unknown
+    distribution, and if a command fails.
+    """
+    if undo:
+        _undo(dry_run, yes, root)
+        return
+    plan = make_plan(look(root))
+    _check_files(plan, root)
+    print(f"{plan.system}:")
+    for line in plan.lines():
+        print(f"  {line}")
+    for note in plan.notes:
+        print(f"by hand: {note}")
+    if plan.empty:
+        print(f"prepare_host: nothing to change; {_AGAIN}")
+    elif dry_run:
+        print("prepare_host: a dry run, nothing was changed")
+    else:
+        _Work(_consent(yes), root).do(plan)
+        _say_next(plan)
+
+
+def look(root: Path = Path("/")) -> Machine:
+    """What the plan depends on."""
+
+    def text(path: str) -> str:
+        file = root / path
+        return file.read_text(errors="replace") if file.is_file() else ""
+
+    return Machine(
+        os_release=text("etc/os-release"),
+        kernel=text("proc/sys/kernel/osrelease").strip(),
+        cmdline=text("proc/cmdline"),
+        group=text("etc/group"),
+        user=_user(),
+        grub=command.find("update-grub") is not None,
+        files={path: text(path) for path in (GRUB_FILE, UDEV_FILE)},
+    )
+
+
+def _user() -> str:
+    """Who is to run guests: this user, or the one behind sudo. Empty for root, who needs no rights."""
+    if os.geteuid() == 0:
+        name = os.environ.get("SUDO_USER", "")
+        return "" if name == "root" else name
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return ""
+
+
+def _check_files(plan: Plan, root: Path) -> None:
+    """Refuse to overwrite a file that an earlier run has not written."""
+    ours = read_changes(root).files
+    for path in plan.files:
+        place = root / path
+        if place.exists() and ours.get(path) != digest(place.read_bytes()):
+            move = shlex.join(["mv", str(place), f"{place}.old"])
+            raise UserError(
+                f"{place}: prepare_host has not written this, or it was changed since",
+                f"move it away, as root: {move}",
+            )
+
+
+def _consent(yes: bool) -> list[str]:
+    """The words that make a command run as root, once the user has agreed."""
+    if not yes and not has_terminal():
+        raise UserError("prepare_host: nothing was changed: there is no terminal to ask on",
+                        "agree to the plan with: ./doitw prepare_host --yes")  # fmt: skip
+    words = root_words("only root can change this machine", "run as root: ./doitw prepare_host --yes")
+    if not yes and not agreed(f"Do this{' with sudo' if words else ''}?", default=False):
+        raise UserError(
+            "prepare_host: nothing was changed", "look at the plan alone with: ./doitw prepare_host --dry-run"
+        )
+    return words
+
+
+def _say_next(plan: Plan) -> None:
+    if plan.reboot:
+        print(f"prepare_host: reboot this machine now, with the BIOS set up as docs/hardware.md says; {_AGAIN}")
+    else:
+        print(f"prepare_host: log in anew, so that the rights apply; {_AGAIN}")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Makes the changes of a plan, or takes them back."""
+
+    as_root: Sequence[str]
+    root: Path
+
+    def do(self, plan: Plan) -> None:
+        packages: tuple[str, ...] = ()
+        if plan.package:
+            if command.run_attached([*self.as_root, *_APT_GET, "--quiet", "update"]):
+                print("apt-get update failed; going on with the package lists that are here")
+            packages = new_packages(plan.package, self.root)
+        users = (plan.user,) if plan.user else ()
+        self._write(RECORD, read_changes(self.root).plus(files=plan.files, packages=packages, users=users).text())
+        if plan.package:
+            self._run(*_APT_GET, *plan.package.words)
+        for path, text in plan.files.items():
+            self._write(path, text)
+        if plan.user:
+            self._run("usermod", "--append", "--groups", GROUP, plan.user)
+        self._apply(plan.files)
+
+    def undo(self, changes: Changes) -> None:
+        """Take the changes back. What is in use, or was changed since, stays, and is said."""
+        files = [path for path, sha256 in changes.files.items() if self._is_ours(path, sha256)]
+        for path in files:
+            self._run("rm", "--force", "--", str(self.root / path))
+        for user in changes.users:
+            # A user who is not in the group any more is no error: the state is the wanted one.
+            self._run("gpasswd", "--delete", user, GROUP, needed=False)
+        self._apply(files)
+        kept = self._remove_packages(changes.packages)
+        if kept:
+            self._write(RECORD, Changes({}, kept).text())
+        else:
+            record = self.root / RECORD
+            self._run("rm", "--force", "--", str(record))
+            self._run("rmdir", "--ignore-fail-on-non-empty", "--", str(record.parent))
+
+    def _remove_packages(self, packages: Sequence[str]) -> tuple[str, ...]:
+        """Remove the packages, unless the running kernel is among them; the packages that stay."""
+        release = (self.root / "proc/sys/kernel/osrelease").read_text().strip()
+        if any(package.startswith("linux-image-") and package.endswith(f"-{release}") for package in packages):
+            print(f"left: {', '.join(packages)}: this machine runs Linux {release}")
+            print("prepare_host: boot another kernel, and run again: ./doitw prepare_host --undo")
+            return tuple(packages)
+        if packages:
+            self._run(*_APT_GET, "remove", "--yes", *packages)
+        return ()
+
+    def _is_ours(self, path: str, sha256: str) -> bool:
+        place = self.root / path
+        if not place.is_file():
+            return False
+        if digest(place.read_bytes()) != sha256:
+            print(f"left: {place}: it was changed since prepare_host wrote it")
+            return False
+        return True
+
+    def _apply(self, files: Collection[str]) -> None:
+        """Make the boot loader and udev read the changed ``files``."""
+        if GRUB_FILE in files:
+            self._run("update-grub")
+        if UDEV_FILE in files:
+            self._run("udevadm", "control", "--reload", needed=False)
+            self._run("udevadm", "trigger", "--name-match=sev", "--name-match=kvm", needed=False)
+
+    def _write(self, path: str, text: str) -> None:
+        with command.temporary_directory("sevsnp-host-") as scratch:
+            (scratch / "file").write_text(text)
+            self._run("install", "-D", "--mode=644", str(scratch / "file"), str(self.root / path))
+
+    def _run(self, *words: str, needed: bool = True) -> None:
+        code = command.run_attached([*self.as_root, *words])
+        if code and needed:
+            raise UserError(f"{' '.join(words)}: exit code {code}", _UNDO)
+
+
+def new_packages(package: KernelPackage, root: Path = Path("/")) -> tuple[str, ...]:
+    """The packages that apt-get would install, by its own simulation, which needs no root and changes nothing.
+
+    Raises :class:`UserError` if a new enough kernel is neither among them nor installed.
+    """
+    try:
+        said = command.run(["apt-get", "--simulate", *package.words], timeout=300).decode(errors="replace")
+    except CommandFailed as error:
+        suite = f" (suite {package.suite})" if package.suite else ""
+        raise UserError(
+            f"apt-get finds no {package.name}{suite}: {error.message}",
+            f"add {package.suite or 'the suite of this system'} to the sources of apt, then: ./doitw prepare_host",
+        ) from None
+    found = tuple(re.findall(r"^Inst (\S+)", said, re.MULTILINE))
+    names = [name.removeprefix("linux-image-") for name in found if name.startswith("linux-image-")]
+    names += [path.name for path in (root / "lib/modules").glob("*")]
+    if not any(version >= OLDEST_KERNEL for name in names if (version := kernel_version(name))):
+        would = ", ".join(found) or "nothing"
+        raise UserError(
+            f"{package.name}: apt-get would install {would}, expected a kernel of 6.11 or newer",
+            "update the sources of apt, or install Linux 6.11 or newer by hand, then: ./doitw check_host",
+        )
+    return found
+
+
+def _undo(dry_run: bool, yes: bool, root: Path) -> None:
+    changes = read_changes(root)
+    if not changes:
+        print("prepare_host: nothing to undo: it has changed nothing on this machine")
+        return
+    for path in changes.files:
+        print(f"  remove /{path}")
+    for user in changes.users:
+        print(f"  take {user} out of the group {GROUP}")
+    if changes.packages:
+        print(f"  remove packages: {', '.join(changes.packages)}")
+    if dry_run:
+        print("prepare_host: a dry run, nothing was changed")
+        return
+    _Work(_consent(yes), root).undo(changes)
+    print("prepare_host: undone; reboot this machine, so that it applies")

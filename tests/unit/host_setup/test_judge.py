@@ -282,7 +282,7 @@ TEXTS = st.text(max_size=80) | st.sampled_from([text for text in BASE.texts.valu
 LINES = st.lists(st.sampled_from(BASE.texts[KERNEL_LOG].splitlines()) | st.text(max_size=40), max_size=30)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts=st.dictionaries(st.sampled_from(recorded.PARTS), TEXTS),
     lines=LINES,

@@ -2,6 +2,7 @@
 """`check_host`: record this machine, judge the record, and print and write the verdict."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,9 +39,10 @@ def check_host(*, tree: str, record: Path, output: Path, qemus: Iterable[Path]) 
         print("SEV-SNP guests can start on this host")
         return
     can = "cannot start SEV-SNP guests" if cause.status == "failed" else "may not be able to start SEV-SNP guests"
+    source = f" --from {shlex.quote(tree)}" if tree else ""
     raise UserError(
         printable(f"this host {can}: {cause.name}: {cause.found}, expected: {cause.wanted}"),
-        f"{printable(cause.mend)}; then check again: ./doitw check_host",
+        f"{printable(cause.mend)}; then check again: ./doitw check_host{source}",
     )
 
 

@@ -124,7 +124,7 @@ class _Work:
         packages: tuple[str, ...] = ()
         if plan.package:
             if command.run_attached([*self.as_root, *_APT_GET, "--quiet", "update"]):
-                print("apt-get update failed; going on with the package lists that are here")
+                print("the package lists could not be fetched anew; going on with those that are here")
             packages = new_packages(plan.package, self.root)
         users = (plan.user,) if plan.user else ()
         self._write(RECORD, read_changes(self.root).plus(files=plan.files, packages=packages, users=users).text())
@@ -158,7 +158,7 @@ class _Work:
         release = (self.root / "proc/sys/kernel/osrelease").read_text().strip()
         if any(package.startswith("linux-image-") and package.endswith(f"-{release}") for package in packages):
             print(f"left: {', '.join(packages)}: this machine runs Linux {release}")
-            print("prepare_host: boot another kernel, and run again: ./doitw prepare_host --undo")
+            print("prepare_host: the rest is undone; boot another kernel, and then: ./doitw prepare_host --undo")
             return tuple(packages)
         if packages:
             self._run(*_APT_GET, "remove", "--yes", *packages)

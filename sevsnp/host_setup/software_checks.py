@@ -90,9 +90,10 @@ def qemu(platform: Platform) -> Finding:
     text = platform.host.text(recorded.QEMU_VERSION)
     version = re.search(r"version (\d{1,9})\.(\d{1,9})", text)
     if version is None:
-        return Finding("qemu", "note", "none found", wanted, "the build fetches one: ./doitw packages")
+        return Finding("qemu", "note", "none found", wanted, "nothing: the build fetches one")
     if (int(version[1]), int(version[2])) < OLDEST["snp"]:
-        return Finding("qemu", "failed", text, wanted, "the build fetches a newer one: ./doitw packages")
+        mend = "install a newer one, or build a guest first: the build fetches a newer QEMU and uses that"
+        return Finding("qemu", "failed", text, wanted, mend)
     return Finding("qemu", "ok", text, wanted)
 
 

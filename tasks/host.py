@@ -32,7 +32,7 @@ def task_check_host() -> Task:
 
 
 def task_prepare_host() -> Task:
-    """Install what an SEV-SNP host needs: kernel, its parameters, rights; --dry-run, --undo
+    """Install what an SEV-SNP host needs, after asking; --dry-run, --undo
 
     Shows the plan (a newer kernel of the distribution, parameters for GRUB, rights to /dev/kvm and /dev/sev), asks,
     does it as root or through sudo, and says when to reboot. --undo takes back what it has changed and nothing else.

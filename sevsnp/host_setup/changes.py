@@ -6,7 +6,8 @@ It is written before the changes are made, so a run that was interrupted can be 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -18,23 +19,28 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Changes:
-    """``files``: SHA-256 of what was written, by path below /. ``packages`` and ``users``: which were added."""
+    """``files``: SHA-256 of what was written, by path below /. ``packages`` and ``users``: which were added.
+
+    ``upgraded``: the earlier version of each package that was there before.
+    """
 
     files: dict[str, str]
     packages: tuple[str, ...] = ()
+    upgraded: dict[str, str] = field(default_factory=dict)
     users: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.files or self.packages or self.users)
+        return bool(self.files or self.packages or self.upgraded or self.users)
 
-    def plus(self, *, files: dict[str, str], packages: tuple[str, ...] = (), users: tuple[str, ...] = ()) -> "Changes":
-        """These changes and more; ``files`` has texts."""
-        digests = {path: digest(text.encode()) for path, text in files.items()}
-        return replace(
-            self,
-            files={**self.files, **digests},
-            packages=tuple(dict.fromkeys((*self.packages, *packages))),
-            users=tuple(dict.fromkeys((*self.users, *users))),
+    def plus(
+        self, *, files: dict[str, str], packages: Iterable[str], upgraded: dict[str, str], users: Iterable[str]
+    ) -> "Changes":
+        """These changes and later ones; ``files`` has texts. Of two earlier versions, the first is the one to keep."""
+        return Changes(
+            {**self.files, **{path: digest(text.encode()) for path, text in files.items()}},
+            tuple(dict.fromkeys((*self.packages, *packages))),
+            {**{name: old for name, old in upgraded.items() if name not in self.packages}, **self.upgraded},
+            tuple(dict.fromkeys((*self.users, *users))),
         )
 
     def text(self) -> str:
@@ -53,8 +59,11 @@ def read_changes(root: Path) -> Changes:
         found = json.loads(path.read_bytes(), object_pairs_hook=each_key_once)
         if found.pop("format") != FORMAT:
             raise ValueError(f"format: expected {FORMAT}")
-        changes = Changes(dict(found["files"]), tuple(found["packages"]), tuple(found["users"]))
-        if not all(isinstance(one, str) for one in (*changes.files.values(), *changes.packages, *changes.users)):
+        changes = Changes(
+            dict(found["files"]), tuple(found["packages"]), dict(found["upgraded"]), tuple(found["users"])
+        )
+        texts = (*changes.files.values(), *changes.packages, *changes.upgraded.values(), *changes.users)
+        if not all(isinstance(one, str) for one in texts):
             raise ValueError("expected texts")
         return changes
     except FileNotFoundError:

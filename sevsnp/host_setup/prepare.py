@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.host_setup.changes import RECORD, Changes, digest, read_changes
-from sevsnp.host_setup.plan import GROUP, GRUB_FILE, UDEV_FILE, KernelPackage, Machine, Plan, make_plan
+from sevsnp.host_setup.plan import GROUP, GRUB_FILE, KERNELS, UDEV_FILE, KernelPackage, Machine, Plan, make_plan
 from sevsnp.host_setup.software_checks import OLDEST_KERNEL, kernel_version
 from sevsnp.system import command
 from sevsnp.system.as_root import agreed, has_terminal, root_words
@@ -121,13 +121,16 @@ class _Work:
     root: Path
 
     def do(self, plan: Plan) -> None:
-        packages: tuple[str, ...] = ()
+        found = Installation((), {})
         if plan.package:
             if command.run_attached([*self.as_root, *_APT_GET, "--quiet", "update"]):
                 print("the package lists could not be fetched anew; going on with those that are here")
-            packages = new_packages(plan.package, self.root)
+            found = simulate(plan.package, self.root)
         users = (plan.user,) if plan.user else ()
-        self._write(RECORD, read_changes(self.root).plus(files=plan.files, packages=packages, users=users).text())
+        changes = read_changes(self.root).plus(
+            files=plan.files, packages=found.new, upgraded=found.upgraded, users=users
+        )
+        self._write(RECORD, changes.text())
         if plan.package:
             self._run(*_APT_GET, *plan.package.words)
         for path, text in plan.files.items():
@@ -145,24 +148,36 @@ class _Work:
             # A user who is not in the group any more is no error: the state is the wanted one.
             self._run("gpasswd", "--delete", user, GROUP, needed=False)
         self._apply(files)
-        kept = self._remove_packages(changes.packages)
-        if kept:
-            self._write(RECORD, Changes({}, kept).text())
-        else:
-            record = self.root / RECORD
-            self._run("rm", "--force", "--", str(record))
-            self._run("rmdir", "--ignore-fail-on-non-empty", "--", str(record.parent))
+        if self._is_running(changes.packages):
+            self._write(RECORD, Changes({}, changes.packages, changes.upgraded).text())
+            return
+        self._take_back(changes)
+        record = self.root / RECORD
+        self._run("rm", "--force", "--", str(record))
+        self._run("rmdir", "--ignore-fail-on-non-empty", "--", str(record.parent))
 
-    def _remove_packages(self, packages: Sequence[str]) -> tuple[str, ...]:
-        """Remove the packages, unless the running kernel is among them; the packages that stay."""
+    def _is_running(self, packages: Sequence[str]) -> bool:
+        """Whether the kernel that runs is among the packages; they then stay, and that is said."""
         release = (self.root / "proc/sys/kernel/osrelease").read_text().strip()
-        if any(package.startswith("linux-image-") and package.endswith(f"-{release}") for package in packages):
-            print(f"left: {', '.join(packages)}: this machine runs Linux {release}")
-            print("prepare_host: the rest is undone; boot another kernel, and then: ./doitw prepare_host --undo")
-            return tuple(packages)
-        if packages:
-            self._run(*_APT_GET, "remove", "--yes", *packages)
-        return ()
+        if f"linux-image-{release}" not in packages:
+            return False
+        print(f"left: {', '.join(packages)}: this machine runs Linux {release}")
+        print("prepare_host: the rest is undone; boot another kernel, and then: ./doitw prepare_host --undo")
+        return True
+
+    def _take_back(self, changes: Changes) -> None:
+        """Remove the packages that were added. A kernel's metapackage that was there before gets its old version.
+
+        Other packages that were there before keep their newer versions: an old one may have known defects.
+        """
+        metapackages = {package.name for package in KERNELS.values()}
+        older = {name: old for name, old in changes.upgraded.items() if name in metapackages}
+        if left := sorted(changes.upgraded.keys() - older.keys()):
+            print(f"left: newer versions of {', '.join(left)}")
+        # One call: the metapackage needs the new kernel. apt-get removes a package whose name ends with a minus.
+        words = [*(f"{name}={old}" for name, old in older.items()), *(f"{name}-" for name in changes.packages)]
+        if words:
+            self._run(*_APT_GET, "install", "--yes", "--allow-downgrades", "--no-install-recommends", *words)
 
     def _is_ours(self, path: str, sha256: str) -> bool:
         place = self.root / path
@@ -192,10 +207,19 @@ class _Work:
             raise UserError(f"{' '.join(words)}: exit code {code}", _UNDO)
 
 
-def new_packages(package: KernelPackage, root: Path = Path("/")) -> tuple[str, ...]:
-    """The packages that apt-get would install, by its own simulation, which needs no root and changes nothing.
+@dataclass(frozen=True)
+class Installation:
+    """What apt-get would do: the packages that it would add, and those that it would upgrade from which version."""
 
-    Raises :class:`UserError` if a new enough kernel is neither among them nor installed.
+    new: tuple[str, ...]
+    upgraded: dict[str, str]
+
+
+def simulate(package: KernelPackage, root: Path = Path("/")) -> Installation:
+    """Ask apt-get for its own simulation, which needs no root and changes nothing.
+
+    Raises :class:`UserError` if it knows no such package, and if a new enough kernel is neither among what it would add
+    nor installed.
     """
     try:
         said = command.run(["apt-get", "--simulate", *package.words], timeout=300).decode(errors="replace")
@@ -205,11 +229,13 @@ def new_packages(package: KernelPackage, root: Path = Path("/")) -> tuple[str, .
             f"apt-get finds no {package.name}{suite}: {error.message}",
             f"add {package.suite or 'the suite of this system'} to the sources of apt, then: ./doitw prepare_host",
         ) from None
-    found = tuple(re.findall(r"^Inst (\S+)", said, re.MULTILINE))
-    names = [name.removeprefix("linux-image-") for name in found if name.startswith("linux-image-")]
+    # Inst NAME [OLD VERSION] (NEW VERSION …); without the old one the package is new.
+    lines = re.findall(r"^Inst (\S+) (?:\[(\S+)\] )?\(", said, re.MULTILINE)
+    found = Installation(tuple(name for name, old in lines if not old), {name: old for name, old in lines if old})
+    names = [name.removeprefix("linux-image-") for name in found.new if name.startswith("linux-image-")]
     names += [path.name for path in (root / "lib/modules").glob("*")]
     if not any(version >= OLDEST_KERNEL for name in names if (version := kernel_version(name))):
-        would = ", ".join(found) or "nothing"
+        would = ", ".join((*found.new, *found.upgraded)) or "nothing"
         raise UserError(
             f"{package.name}: apt-get would install {would}, expected a kernel of 6.11 or newer",
             "update the sources of apt, or install Linux 6.11 or newer by hand, then: ./doitw check_host",
@@ -228,6 +254,8 @@ def _undo(dry_run: bool, yes: bool, root: Path) -> None:
         print(f"  take {user} out of the group {GROUP}")
     if changes.packages:
         print(f"  remove packages: {', '.join(changes.packages)}")
+    for name, old in changes.upgraded.items():
+        print(f"  was upgraded: {name}, from {old}")
     if dry_run:
         print("prepare_host: a dry run, nothing was changed")
         return

@@ -26,14 +26,23 @@ case " $* " in
 *" update "*) exit {update} ;;
 *" --simulate "*)
     [ -z '{no_suite}' ] || {{ echo "E: The value 'bookworm-backports' is invalid" >&2; exit 100; }}
-    for name in {new}; do [ -e {root}/dpkg/$name ] || echo "Inst $name (1 Debian:12 [amd64])"; done ;;
+    for name in {new}; do
+        old=
+        [ ! -e {root}/dpkg/$name ] || read -r old < {root}/dpkg/$name
+        [ "$old" = new ] || echo "Inst $name ${{old:+[$old] }}(new Debian:12 [amd64])"
+    done ;;
+*" --allow-downgrades "*)
+    for word; do
+        case $word in
+        linux-*=*) echo "${{word#*=}}" > {root}/dpkg/${{word%%=*}} ;;
+        linux-*-) rm {root}/dpkg/${{word%-}} ;;
+        esac
+    done
+    rm -r {root}/lib/modules/{kernel} ;;
 *" install "*)
     mkdir -p {root}/dpkg {root}/lib/modules/{kernel}
-    for name in {new}; do : > {root}/dpkg/$name; done
+    for name in {new}; do echo new > {root}/dpkg/$name; done
     exit {install} ;;
-*" remove "*)
-    for word; do case $word in linux-*) rm {root}/dpkg/$word ;; esac; done
-    rm -r {root}/lib/modules/{kernel} ;;
 esac
 """,
     "update-grub": """

@@ -9,7 +9,7 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.host_setup.changes import RECORD, Changes, read_changes
 from sevsnp.host_setup.plan import GRUB_FILE, KERNELS, PARAMETERS, UDEV_FILE, Machine, make_plan
-from sevsnp.host_setup.prepare import look, new_packages, prepare_host
+from sevsnp.host_setup.prepare import look, prepare_host, simulate
 from tests.support.host_machine import DEBIAN_12, NEW, OLD, UBUNTU_24, HostMachine
 
 
@@ -183,6 +183,26 @@ def test_the_running_kernel_stays(machine: HostMachine, capsys: pytest.CaptureFi
     assert machine.content() == before
 
 
+def test_a_package_that_was_there_gets_its_version_back(
+    machine: HostMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Debian 12 has the metapackage already. It must not be lost: it brings the old kernel's updates."""
+    machine.apt(new=f"linux-image-{NEW} linux-image-amd64 linux-base")
+    machine.write("dpkg/linux-image-amd64", "6.1.140-1\n")
+    machine.write("dpkg/linux-base", "4.9\n")
+    before = machine.content()
+    run(machine, yes=True)
+    changes = read_changes(machine.root)
+    assert changes.packages == (f"linux-image-{NEW}",)
+    assert changes.upgraded == {"linux-image-amd64": "6.1.140-1", "linux-base": "4.9"}
+    run(machine, yes=True)  # again, before the reboot: the versions from before the first run stay the ones to restore
+    assert read_changes(machine.root) == changes
+    run(machine, undo=True, yes=True)
+    assert "left: newer versions of linux-base" in capsys.readouterr().out
+    assert machine.content() == {**before, "dpkg/linux-base": b"new\n"}
+    assert machine.calls()[-1].endswith(f"linux-image-amd64=6.1.140-1 linux-image-{NEW}-")
+
+
 def test_a_file_that_was_changed_since_stays(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
     run(machine, yes=True)
     (machine.root / GRUB_FILE).write_text("# the user's own\n")
@@ -224,7 +244,7 @@ def test_the_kernel_that_apt_has_is_too_old(machine: HostMachine) -> None:
         run(machine, yes=True)
     assert machine.content() == before
     machine.write("lib/modules/6.12.9/kernel", "")  # installed already, and not booted
-    assert new_packages(KERNELS["debian", "12"], machine.root)
+    assert simulate(KERNELS["debian", "12"], machine.root).new
 
 
 def test_a_suite_that_apt_does_not_know(machine: HostMachine) -> None:
@@ -258,20 +278,23 @@ def test_a_user_who_cannot_become_root(machine: HostMachine, sudo: str | None, w
 
 def test_the_record(tmp_path: Path) -> None:
     assert not read_changes(tmp_path)
-    changes = (
-        Changes({}).plus(files={"etc/a": "x"}, packages=("p",), users=("u",)).plus(files={"etc/b": ""}, users=("u",))
-    )
+    changes = Changes({}).plus(files={"etc/a": "x"}, packages=("p",), upgraded={"q": "1"}, users=("u",))
+    changes = changes.plus(files={"etc/b": ""}, packages=("p",), upgraded={"p": "1", "q": "2", "r": "3"}, users=("u",))
     (tmp_path / RECORD).parent.mkdir(parents=True)
     (tmp_path / RECORD).write_text(changes.text())
-    assert read_changes(tmp_path) == changes and changes.users == ("u",) and set(changes.files) == {"etc/a", "etc/b"}
+    assert read_changes(tmp_path) == changes and set(changes.files) == {"etc/a", "etc/b"}
+    # What the first run has added is to be removed, and what it has upgraded is to be as it was before that.
+    assert (changes.packages, changes.users, changes.upgraded) == (("p",), ("u",), {"q": "1", "r": "3"})
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"format": 2, "files": {}, "packages": [], "users": []}', '{"format": 1, "files": {}}',
-     '{"format": 1, "files": {"a": 1}, "packages": [], "users": []}', '{"format": 1, "format": 1}', "\0",
-     '{"format": 1, "files": [1], "packages": [], "users": []}'],
+REST = '"packages": [], "upgraded": {}, "users": []'
+DAMAGED = (
+    "", "[]", "{}", "\0", '{"format": 1, "files": {}}', '{"format": 1, "format": 1}', f'{{"format": 2, "files": {{}}, {REST}}}',
+    f'{{"format": 1, "files": {{"a": 1}}, {REST}}}', f'{{"format": 1, "files": [1], {REST}}}',
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_record(machine: HostMachine, text: str) -> None:
     machine.write(RECORD, text)
     for undo in (False, True):
@@ -282,7 +305,7 @@ def test_a_damaged_record(machine: HostMachine, text: str) -> None:
 
 def test_a_record_names_only_what_is_recorded(machine: HostMachine) -> None:
     """A file that the record names with another content is not removed, whatever it is."""
-    document = {"format": 1, "files": {"etc/default/grub": "0" * 64}, "packages": [], "users": []}
+    document = {"format": 1, "files": {"etc/default/grub": "0" * 64}, "packages": [], "upgraded": {}, "users": []}
     machine.write(RECORD, json.dumps(document))
     run(machine, undo=True, yes=True)
     assert (machine.root / "etc/default/grub").exists()

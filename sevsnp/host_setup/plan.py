@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from sevsnp.errors import UserError
+from sevsnp.host_setup.kernel_package import KERNELS, KernelPackage
 from sevsnp.host_setup.software_checks import OLDEST_KERNEL, kernel_version
 
 GROUP = "kvm"
@@ -27,31 +28,11 @@ KERNEL=="kvm", GROUP="{GROUP}", MODE="0660"
 
 
 @dataclass(frozen=True)
-class KernelPackage:
-    """The package whose dependency is a distribution's newest kernel, and the suite that has it, if not the usual."""
-
-    name: str
-    suite: str = ""
-
-    @property
-    def words(self) -> list[str]:
-        """The words of apt-get that install it."""
-        suite = ["--target-release", self.suite] if self.suite else []
-        return ["install", "--yes", "--no-install-recommends", *suite, self.name]
-
-
-KERNELS = {
-    ("debian", "12"): KernelPackage("linux-image-amd64", "bookworm-backports"),
-    ("debian", "13"): KernelPackage("linux-image-amd64"),
-    ("ubuntu", "24.04"): KernelPackage("linux-generic-hwe-24.04"),
-    ("ubuntu", "25.10"): KernelPackage("linux-generic"),
-    ("ubuntu", "26.04"): KernelPackage("linux-generic"),
-}
-
-
-@dataclass(frozen=True)
 class Machine:
-    """What was found: texts of files as they are, ``user``: who is to run guests (empty: root alone)."""
+    """What was found: texts of files as they are, and the programs.
+
+    ``user``: who is to run guests (empty: root alone). ``unfit``: the processor, if it can start no SEV-SNP guest.
+    """
 
     os_release: str
     kernel: str
@@ -60,6 +41,7 @@ class Machine:
     user: str
     grub: bool
     files: dict[str, str]
+    unfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,11 +91,13 @@ def make_plan(machine: Machine) -> Plan:
         )
     version = kernel_version(machine.kernel)
     wanted = {UDEV_FILE: _UDEV_TEXT}
-    notes = [f"take {word} out of the kernel command line" for word in _STUBBORN if word in machine.cmdline.split()]
+    notes = [f"in spite of all this, no SEV-SNP guest will start here: {machine.unfit}"] if machine.unfit else []
+    words = machine.cmdline.split()
+    notes += [f"by hand: take {word} out of the kernel command line" for word in _STUBBORN if word in words]
     if machine.grub:
         wanted[GRUB_FILE] = _GRUB_TEXT
-    elif missing := [word for word in PARAMETERS if word not in machine.cmdline.split()]:
-        notes.append(f"there is no update-grub: put on the kernel command line: {' '.join(missing)}")
+    elif missing := [word for word in PARAMETERS if word not in words]:
+        notes.append(f"by hand, because there is no update-grub: put on the kernel command line: {' '.join(missing)}")
     return Plan(
         system,
         package if version is None or version < OLDEST_KERNEL else None,

@@ -8,7 +8,6 @@ outside the checkout. ``root`` is / but for tests.
 import contextlib
 import os
 import pwd
-import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.host_setup.changes import RECORD, Changes, digest, read_changes
-from sevsnp.host_setup.plan import GROUP, GRUB_FILE, KERNELS, UDEV_FILE, KernelPackage, Machine, Plan, make_plan
-from sevsnp.host_setup.software_checks import OLDEST_KERNEL, kernel_version
+from sevsnp.host_setup.kernel_log import read_log
+from sevsnp.host_setup.kernel_package import KERNELS, Installation, simulate
+from sevsnp.host_setup.plan import GROUP, GRUB_FILE, UDEV_FILE, Machine, Plan, make_plan
+from sevsnp.host_setup.platform_checks import Platform, processor
+from sevsnp.host_setup.recorded import CPUINFO, Host
 from sevsnp.system import command
 from sevsnp.system.as_root import agreed, has_terminal, root_words
-from sevsnp.system.command_failed import CommandFailed
+from sevsnp.system.text import printable
 
 _APT_GET = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300")
 _UNDO = "what was changed so far is taken back with: ./doitw prepare_host --undo"
@@ -42,7 +44,7 @@ def prepare_host(*, dry_run: bool, undo: bool, yes: bool, root: Path = Path("/")
     for line in plan.lines():
         print(f"  {line}")
     for note in plan.notes:
-        print(f"by hand: {note}")
+        print(note)
     if plan.empty:
         print(f"prepare_host: nothing to change; {_AGAIN}")
     elif dry_run:
@@ -67,7 +69,13 @@ def look(root: Path = Path("/")) -> Machine:
         user=_user(),
         grub=command.find("update-grub") is not None,
         files={path: text(path) for path in (GRUB_FILE, UDEV_FILE)},
+        unfit=_unfit(text(CPUINFO)),
     )
+
+
+def _unfit(cpuinfo: str) -> str:
+    found = processor(Platform(Host({CPUINFO: cpuinfo}), read_log(""), None))
+    return printable(found.found) if found.status == "failed" else ""
 
 
 def _user() -> str:
@@ -205,42 +213,6 @@ class _Work:
         code = command.run_attached([*self.as_root, *words])
         if code and needed:
             raise UserError(f"{' '.join(words)}: exit code {code}", _UNDO)
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What apt-get would do: the packages that it would add, and those that it would upgrade from which version."""
-
-    new: tuple[str, ...]
-    upgraded: dict[str, str]
-
-
-def simulate(package: KernelPackage, root: Path = Path("/")) -> Installation:
-    """Ask apt-get for its own simulation, which needs no root and changes nothing.
-
-    Raises :class:`UserError` if it knows no such package, and if a new enough kernel is neither among what it would add
-    nor installed.
-    """
-    try:
-        said = command.run(["apt-get", "--simulate", *package.words], timeout=300).decode(errors="replace")
-    except CommandFailed as error:
-        suite = f" (suite {package.suite})" if package.suite else ""
-        raise UserError(
-            f"apt-get finds no {package.name}{suite}: {error.message}",
-            f"add {package.suite or 'the suite of this system'} to the sources of apt, then: ./doitw prepare_host",
-        ) from None
-    # Inst NAME [OLD VERSION] (NEW VERSION …); without the old one the package is new.
-    lines = re.findall(r"^Inst (\S+) (?:\[(\S+)\] )?\(", said, re.MULTILINE)
-    found = Installation(tuple(name for name, old in lines if not old), {name: old for name, old in lines if old})
-    names = [name.removeprefix("linux-image-") for name in found.new if name.startswith("linux-image-")]
-    names += [path.name for path in (root / "lib/modules").glob("*")]
-    if not any(version >= OLDEST_KERNEL for name in names if (version := kernel_version(name))):
-        would = ", ".join((*found.new, *found.upgraded)) or "nothing"
-        raise UserError(
-            f"{package.name}: apt-get would install {would}, expected a kernel of 6.11 or newer",
-            "update the sources of apt, or install Linux 6.11 or newer by hand, then: ./doitw check_host",
-        )
-    return found
 
 
 def _undo(dry_run: bool, yes: bool, root: Path) -> None:

@@ -155,7 +155,7 @@ def test_changes_and_their_undo(told: Told, machine: HostMachine, capsys: pytest
 
 
 @remedies(
-    PREPARE,
+    "sevsnp.host_setup.kernel_package",
     "add {} to the sources of apt, then: ./doitw prepare_host",
     "update the sources of apt, or install Linux 6.11 or newer by hand, then: ./doitw check_host",
 )

@@ -8,9 +8,12 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.host_setup.changes import RECORD, Changes, read_changes
-from sevsnp.host_setup.plan import GRUB_FILE, KERNELS, PARAMETERS, UDEV_FILE, Machine, make_plan
-from sevsnp.host_setup.prepare import look, prepare_host, simulate
+from sevsnp.host_setup.kernel_package import KERNELS, simulate
+from sevsnp.host_setup.plan import GRUB_FILE, PARAMETERS, UDEV_FILE, Machine, make_plan
+from sevsnp.host_setup.prepare import look, prepare_host
+from sevsnp.host_setup.recorded import CPUINFO
 from tests.support.host_machine import DEBIAN_12, NEW, OLD, UBUNTU_24, HostMachine
+from tests.support.hosts import host
 
 
 @pytest.fixture
@@ -51,8 +54,9 @@ def test_a_new_kernel_only_where_it_is_needed(kernel: str, wanted: bool) -> None
 def test_what_only_the_user_can_do() -> None:
     plan = make_plan(Machine(DEBIAN_12, NEW, "amd_iommu=off iommu=nopt", "", "", False, {}))
     assert plan.notes == (
-        "take amd_iommu=off out of the kernel command line",
-        "there is no update-grub: put on the kernel command line: kvm_amd.sev=1 kvm_amd.sev_es=1 kvm_amd.sev_snp=1",
+        "by hand: take amd_iommu=off out of the kernel command line",
+        "by hand, because there is no update-grub: put on the kernel command line: "
+        "kvm_amd.sev=1 kvm_amd.sev_es=1 kvm_amd.sev_snp=1",
     )
     assert GRUB_FILE not in plan.files
 
@@ -72,6 +76,14 @@ def test_an_unknown_distribution_is_one_line(machine: HostMachine, text: str, na
         run(machine, yes=True)
     assert caught.value.message.startswith(f"{name}: ") and "\n" not in caught.value.message
     assert machine.calls() == []
+
+
+def test_a_machine_on_which_it_helps_nothing(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("intel", "not AMD's"), ("virtual-machine", "in a virtual machine"), ("good-genoa", "")):
+        machine.write(CPUINFO, host(name).texts[CPUINFO])
+        run(machine, dry_run=True)
+        shown = capsys.readouterr().out
+        assert ("no SEV-SNP guest will start here" in shown) is bool(words) and words in shown
 
 
 def test_a_dry_run_changes_nothing(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,11 +252,29 @@ def test_an_installation_that_fails_can_be_undone(machine: HostMachine) -> None:
 def test_the_kernel_that_apt_has_is_too_old(machine: HostMachine) -> None:
     machine.apt(new="linux-image-6.1.0-41-amd64 linux-image-amd64")
     before = machine.content()
-    with pytest.raises(UserError, match=r"would install linux-image-6\.1\.0-41-amd64.*expected a kernel of 6\.11"):
+    with pytest.raises(UserError, match=r"would install linux-image-6\.1\.0-41-amd64.*expected Linux 6\.11"):
         run(machine, yes=True)
     assert machine.content() == before
     machine.write("lib/modules/6.12.9/kernel", "")  # installed already, and not booted
     assert simulate(KERNELS["debian", "12"], machine.root).new
+
+
+SIMULATION = """\
+Reading package lists...
+The following NEW packages will be installed:
+  linux-image-6.12.43+deb12-amd64
+Inst linux-base [4.9] (4.12.1~deb12u1 Debian:12.15/oldstable, Debian-Security:12/oldstable-security [all])
+Inst linux-image-6.12.43+deb12-amd64 (6.12.43-1~bpo12+1 Debian Backports:stable-backports [amd64])
+Inst linux-image-amd64 [6.1.140-1] (6.12.43-1~bpo12+1 Debian Backports:stable-backports [amd64]) []
+Conf linux-base (4.12.1~deb12u1 Debian:12.15/oldstable [all])
+"""
+
+
+def test_apt_s_own_words(machine: HostMachine) -> None:
+    machine.add("apt-get", f"#!/bin/sh\nwhile read -r line; do echo \"$line\"; done <<'END'\n{SIMULATION}END\n")
+    found = simulate(KERNELS["debian", "12"], machine.root)
+    assert found.new == ("linux-image-6.12.43+deb12-amd64",)
+    assert found.upgraded == {"linux-base": "4.9", "linux-image-amd64": "6.1.140-1"}
 
 
 def test_a_suite_that_apt_does_not_know(machine: HostMachine) -> None:
@@ -289,8 +319,10 @@ def test_the_record(tmp_path: Path) -> None:
 
 REST = '"packages": [], "upgraded": {}, "users": []'
 DAMAGED = (
-    "", "[]", "{}", "\0", '{"format": 1, "files": {}}', '{"format": 1, "format": 1}', f'{{"format": 2, "files": {{}}, {REST}}}',
-    f'{{"format": 1, "files": {{"a": 1}}, {REST}}}', f'{{"format": 1, "files": [1], {REST}}}',
+    "", "[]", "{}", "\0", '{"format": 1, "files": {}}', '{"format": 1, "format": 1}',
+    f'{{"format": 2, "files": {{}}, {REST}}}',
+    f'{{"format": 1, "files": {{"a": 1}}, {REST}}}',
+    f'{{"format": 1, "files": [1], {REST}}}',
 )  # fmt: skip
 
 

@@ -6,24 +6,23 @@ from dataclasses import dataclass
 
 from sevsnp.errors import UserError
 from sevsnp.host_setup.kernel_package import KERNELS, KernelPackage
+from sevsnp.host_setup.platform_checks import IOMMU_OFF
 from sevsnp.host_setup.software_checks import OLDEST_KERNEL, kernel_version
 
 GROUP = "kvm"
 GRUB_FILE = "etc/default/grub.d/99-sev-snp.cfg"
 UDEV_FILE = "etc/udev/rules.d/70-sev-snp.rules"
 PARAMETERS = ("kvm_amd.sev=1", "kvm_amd.sev_es=1", "kvm_amd.sev_snp=1", "iommu=nopt")
-# Words that no later word of the command line takes back.
-_STUBBORN = ("amd_iommu=off", "iommu=off", "amd_iommu=pgtbl_v2")
 
 # The last word wins, and GRUB puts this variable's words last.
 _GRUB_TEXT = f"""\
 # Made by prepare_host; prepare_host --undo removes it.
 GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {" ".join(PARAMETERS)}"
 """
+# The distributions let this group open /dev/kvm. QEMU opens /dev/sev to read and write.
 _UDEV_TEXT = f"""\
 # Made by prepare_host; prepare_host --undo removes it.
 KERNEL=="sev", GROUP="{GROUP}", MODE="0660"
-KERNEL=="kvm", GROUP="{GROUP}", MODE="0660"
 """
 
 
@@ -72,9 +71,9 @@ class Plan:
         if GRUB_FILE in self.files:
             found.append(f"write /{GRUB_FILE}, which adds to the kernel command line: {' '.join(PARAMETERS)}")
         if UDEV_FILE in self.files:
-            found.append(f"write /{UDEV_FILE}: the group {GROUP} may open /dev/sev and /dev/kvm")
+            found.append(f"write /{UDEV_FILE}: the group {GROUP} may open /dev/sev")
         if self.user:
-            found.append(f"add {self.user} to the group {GROUP}")
+            found.append(f"add {self.user} to the group {GROUP}, which may open /dev/kvm")
         return found
 
 
@@ -93,7 +92,8 @@ def make_plan(machine: Machine) -> Plan:
     wanted = {UDEV_FILE: _UDEV_TEXT}
     notes = [f"in spite of all this, no SEV-SNP guest will start here: {machine.unfit}"] if machine.unfit else []
     words = machine.cmdline.split()
-    notes += [f"by hand: take {word} out of the kernel command line" for word in _STUBBORN if word in words]
+    # No later word of the command line takes these back.
+    notes += [f"by hand: take {word} out of the kernel command line" for word in IOMMU_OFF if word in words]
     if machine.grub:
         wanted[GRUB_FILE] = _GRUB_TEXT
     elif missing := [word for word in PARAMETERS if word not in words]:

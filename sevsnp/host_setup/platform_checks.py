@@ -16,11 +16,14 @@ from sevsnp.host_setup.platform_status import STATES, PlatformStatus, product_in
 from sevsnp.host_setup.recorded import Host
 
 OLDEST_FIRMWARE = (1, 51, 1)
+IOMMU_OFF = ("iommu=off", "amd_iommu=off", "amd_iommu=pgtbl_v2")
+_PASSING = ("iommu=pt", "iommu.passthrough=1")
+_TRANSLATING = ("iommu=nopt", "iommu.passthrough=0")
 _SNP_SUP = 63
 _INVALID_CONFIG = 3
 _NOT_SAID = "the kernel log does not say"
 _NEEDED = "SEV-SNP is initialized, which needs it"
-_SHOW_LOG = "look at it as root, or become root and check again: dmesg"
+_SHOW_LOG = "look at it as root: dmesg"
 _BIOS = "in the BIOS setup"
 
 
@@ -51,14 +54,12 @@ def processor(platform: Platform) -> Finding:
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     found = model[1].strip() if model else "a processor without a name"
     if "AuthenticAMD" not in text:
-        return Finding(
-            "processor", "failed", f"{found}, not AMD's", wanted, "use another machine: AMD's EPYC alone has it"
-        )
+        return Finding("processor", "failed", f"{found}, not AMD's", wanted, "use another machine: only AMD's has it")
     try:
         product = product_in(text)
     except UserError:
-        mend = "use another machine: this processor has no SEV-SNP"
-        return Finding("processor", "failed", f"{found}, too old or not a server's", wanted, mend)
+        mend = "use another machine, with a Milan, Genoa or Turin"
+        return Finding("processor", "failed", f"{found}, not known to have SEV-SNP", wanted, mend)
     if "hypervisor" in platform.flags:
         mend = "check the machine on which this virtual machine runs: a guest cannot start SNP guests"
         return Finding("processor", "failed", f"{found}, in a virtual machine", wanted, mend)
@@ -77,14 +78,7 @@ def encryption(platform: Platform) -> Finding:
 
 def iommu(platform: Platform) -> Finding:
     wanted = "enabled, and not in passthrough mode"
-    off = {"iommu=off", "amd_iommu=off", "iommu=pt", "iommu.passthrough=1", "amd_iommu=pgtbl_v2"}
-    said = [word for word in platform.words if word in off or word in ("iommu=nopt", "iommu.passthrough=0")]
-    # The kernel takes the last of iommu=pt and iommu=nopt.
-    passing = [word for word in said if word not in ("iommu=off", "amd_iommu=off", "amd_iommu=pgtbl_v2")]
-    bad = [word for word in said if word in off and word not in passing] + [
-        word for word in passing[-1:] if word in off
-    ]
-    if bad:
+    if bad := _bad_iommu_words(platform.words):
         found = f"{', '.join(bad)} on the kernel command line"
         if platform.log.iommu_refused:
             found += f"; the kernel: {platform.log.iommu_refused}"
@@ -102,6 +96,13 @@ def iommu(platform: Platform) -> Finding:
     if _initialized(platform):
         return Finding("iommu", "ok", _NEEDED, wanted)
     return Finding("iommu", "unknown", _unread(platform), wanted, _SHOW_LOG)
+
+
+def _bad_iommu_words(words: list[str]) -> list[str]:
+    """The words of the kernel's command line without which the IOMMU would be as SEV-SNP needs it."""
+    passing = [word for word in words if word in _PASSING or word in _TRANSLATING]
+    # Of these, the kernel takes the last.
+    return [*(word for word in words if word in IOMMU_OFF), *(word for word in passing[-1:] if word in _PASSING)]
 
 
 def iommu_snp(platform: Platform) -> Finding:

@@ -202,7 +202,7 @@ class _Work:
             self._run("update-grub")
         if UDEV_FILE in files:
             self._run("udevadm", "control", "--reload", needed=False)
-            self._run("udevadm", "trigger", "--name-match=sev", "--name-match=kvm", needed=False)
+            self._run("udevadm", "trigger", "--name-match=sev", needed=False)
 
     def _write(self, path: str, text: str) -> None:
         with command.temporary_directory("sevsnp-host-") as scratch:

@@ -35,7 +35,7 @@ CAUSES = {
     "amdsev-271": ("initialization", "failed to INIT rc -5, error 0x3", "update the BIOS"),
     "intel": ("processor", "not AMD's", "another machine"),
     "no-root": ("/dev/kvm", "may not open it", "./doitw prepare_host"),
-    "rome": ("processor", "too old", "another machine"),
+    "rome": ("processor", "not known to have SEV-SNP", "another machine"),
     "virtual-machine": ("processor", "in a virtual machine", "on which this virtual machine runs"),
 }
 

@@ -2,6 +2,7 @@
 """check_host: its table, its document, and when it fails."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.host_setup.check import check_host
-from sevsnp.host_setup.recorded import CMDLINE, RELEASE
+from sevsnp.host_setup.judge import judge
+from sevsnp.host_setup.recorded import CMDLINE, RELEASE, read_host
 from tests.support.hosts import GOOD, HOSTS
 
 
@@ -56,6 +58,14 @@ def test_the_document(tmp_path: Path) -> None:
     assert {one["status"] for one in found["findings"]} <= {"ok", "failed", "unknown", "note"}
     by_name = {one["name"]: one for one in found["findings"]}
     assert len(by_name) == len(found["findings"]) and by_name["kvm_amd.sev_snp"]["because"] == "asids"
+
+
+def test_the_docs_name_every_finding() -> None:
+    text = (HOSTS.parents[2] / "docs/hardware.md").read_text()
+    table = text.partition("| name | what |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.count("|") > 1))
+    found = {finding.name for path in HOSTS.glob("*/") for finding in judge(read_host(path)).findings}
+    assert set(named) == found and len(named) == len(found)
 
 
 def test_what_is_unknown_is_no_pass(tmp_path: Path) -> None:

@@ -99,19 +99,19 @@ def _kernel_log() -> str:
 
     Raises :class:`UserError` if this user may read neither.
     """
-    found, reason = "", UserError("the kernel log is empty")
+    found, reasons = "", []
     for argv in _KERNEL_LOGS:
         try:
             text = command.run(argv, timeout=60).decode(errors="replace")
         except UserError as error:
-            reason = error
+            reasons.append(error.message.splitlines()[0])
             continue
         lines = [line for line in text.splitlines() if _CONCERNS.search(line)]
         if _BOOT in text:
             return "\n".join(lines)
         found = found or "\n".join(lines)
     if not found:
-        raise UserError(reason.message.splitlines()[0])
+        raise UserError("; ".join(reasons) or "the kernel log is empty")
     return found
 
 

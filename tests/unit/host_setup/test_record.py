@@ -99,6 +99,7 @@ def test_what_may_not_be_read(machine: Machine) -> None:
     (machine.root / recorded.PARAMETERS["sev"]).mkdir()  # cannot be read as a file, for root neither
     found = machine.record()
     assert set(found.unreadable) == {KERNEL_LOG, recorded.STATUS, recorded.PARAMETERS["sev"]}
+    assert "Operation not permitted" in found.unknown(KERNEL_LOG)
     verdict = judge(found)
     assert not verdict.good and not_ok(verdict, "failed") == set()
     assert {"firmware", "initialization", "kvm_amd.sev"} <= not_ok(verdict, "unknown")

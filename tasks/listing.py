@@ -12,6 +12,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "A guest with an encrypted root (LUKS2): set up, run, attest, log in": (
         "setup_luks", "run_sev_snp_luks", "attest_luks", "update_luks", "adopt_luks",
     ),
+    "The host, for guests on SEV-SNP": ("check_host", "prepare_host"),
     "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
     "Your keys": ("keys", "keys_prune"),
     "For other machines and other people": (

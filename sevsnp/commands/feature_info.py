@@ -1,114 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """sev-feature-info: print the status of a host's secure processor, and a policy that fits it.
 
-Sources: AMD 56860, SNP_PLATFORM_STATUS; Linux include/uapi/linux/psp-sev.h (the ioctl of /dev/sev). Integers are
-little-endian. Exit 0 done, 3 this machine has no answer, 64 usage.
+Exit 0 done, 3 this machine has no answer, 64 usage.
 """
 
 import argparse
-import ctypes
-import errno
-import fcntl
 import json
-import re
-import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sevsnp.attestation.report import Cpuid, decode_tcb, product_of
 from sevsnp.commands.arguments import Parser
 from sevsnp.commands.measure import DONE
 from sevsnp.errors import UserError
-from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.host_setup.platform_status import DEVICE, STATES, PlatformStatus, host_product, parse_status, read_status
+from sevsnp.vm_config.config import Tcb
 
-DEVICE = Path("/dev/sev")
-CPUINFO = Path("/proc/cpuinfo")
 NO_ANSWER = 3
-
-STATUS_SIZE = 32
-_STATUS = struct.Struct("<BBBBIII8s8s")
-_COMMAND = struct.Struct("<IQI")  # struct sev_issue_cmd: command, address of the answer, status of the firmware
-_SNP_PLATFORM_STATUS = 9
-_ISSUE = 3 << 30 | _COMMAND.size << 16 | ord("S") << 8  # _IOWR('S', 0, struct sev_issue_cmd)
-_STATES = {0: "uninitialized", 1: "initialized"}
-_FLAGS = (
-    "mask_chip_id", "mask_chip_key", "vlek_en", "feature_info", "rapl_dis", "ciphertext_hiding_cap",
-    "ciphertext_hiding_en",
-)  # fmt: skip
-_FIRST_KERNEL = "expected Linux 6.11 or newer with SEV-SNP on: docs/hardware.md"
-
-
-@dataclass(frozen=True)
-class PlatformStatus:
-    """SNP_PLATFORM_STATUS. ``flags`` have their names in Linux; a flag without a name has its position (bit_7)."""
-
-    product: Product
-    api: str
-    build: int
-    state: str
-    rmp_initialized: bool
-    flags: dict[str, bool]
-    guests: int
-    current_tcb: Tcb
-    reported_tcb: Tcb
-
-
-def parse_status(data: bytes, product: Product) -> PlatformStatus:
-    """Read an answer of 32 bytes; the TCB versions have the layout of ``product``.
-
-    Raises :class:`UserError` for another length, and for bytes that must be zero and are not.
-    """
-    if len(data) != STATUS_SIZE:
-        raise UserError(f"platform status: found {len(data)} bytes, expected {STATUS_SIZE}")
-    major, minor, state, rmp, build, flags, guests, current, reported = _STATUS.unpack(data)
-    if rmp > 1:
-        raise UserError(f"platform status: byte 3 is {rmp:#x}, expected 0 or 1")
-    later = {f"bit_{bit}": True for bit in range(len(_FLAGS), 32) if flags >> bit & 1}
-    return PlatformStatus(
-        product=product,
-        api=f"{major}.{minor}",
-        build=build,
-        state=_STATES.get(state, f"unknown ({state})"),
-        rmp_initialized=bool(rmp),
-        flags={**{name: bool(flags >> bit & 1) for bit, name in enumerate(_FLAGS)}, **later},
-        guests=guests,
-        current_tcb=decode_tcb(current, product),
-        reported_tcb=decode_tcb(reported, product),
-    )
-
-
-def read_status(device: Path = DEVICE) -> bytes:
-    """The answer (32 bytes) of this machine's secure processor. Raises :class:`UserError` if there is no answer."""
-    answer = ctypes.create_string_buffer(STATUS_SIZE)
-    command = bytearray(_COMMAND.pack(_SNP_PLATFORM_STATUS, ctypes.addressof(answer), 0))
-    try:
-        with device.open("rb+", buffering=0) as stream:
-            fcntl.ioctl(stream, _ISSUE, command, True)
-    except FileNotFoundError:
-        raise UserError(
-            f"{device}: no such device: this machine has no AMD secure processor for SEV, or no driver for it (ccp)",
-            "run it on the SNP host itself, not in a guest",
-        ) from None
-    except PermissionError:
-        raise UserError(f"{device}: this user may not open it", "run it as root") from None
-    except OSError as error:
-        status = _COMMAND.unpack(command)[2]
-        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ENODEV):
-            why = f"{device}: no SNP_PLATFORM_STATUS: {error.strerror}"
-            raise UserError(why, f"SEV-SNP is off, or the kernel too old: {_FIRST_KERNEL}") from None
-        raise UserError(f"{device}: {error.strerror}, firmware status {status:#x}") from None
-    return answer.raw
-
-
-def host_product(cpuinfo: Path = CPUINFO) -> Product:
-    """This machine's product, from family and model in /proc/cpuinfo."""
-    text = cpuinfo.read_text(errors="replace")
-    numbers = [re.search(rf"^{name}\s*:\s*(\d+)$", text, re.MULTILINE) for name in ("cpu family", "model", "stepping")]
-    family, model, stepping = (int(number[1]) if number else 0 for number in numbers)
-    return product_of(Cpuid(family, model, stepping))
 
 
 def policy_section(status: PlatformStatus) -> str:
@@ -136,7 +46,7 @@ def settings_lines(status: PlatformStatus) -> str:
 def warnings(status: PlatformStatus) -> list[str]:
     """The reasons why reports of this platform are not accepted."""
     found = []
-    if status.state != _STATES[1]:
+    if status.state != STATES[1]:
         found.append(f"the platform is {status.state}: no guest can be started")
     if status.current_tcb != status.reported_tcb:
         found.append("the current TCB is not the reported one: the firmware is not committed, or held back")
@@ -189,6 +99,7 @@ def _show(status: PlatformStatus) -> None:
         ("firmware", f"{status.api} build {status.build}"),
         ("state", status.state),
         ("RMP initialized", "yes" if status.rmp_initialized else "no"),
+        ("alias check complete", "yes" if status.alias_check_complete else "no"),
         ("guests", status.guests),
         *((name, "yes" if value else "no") for name, value in status.flags.items()),
         *(

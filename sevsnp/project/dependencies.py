@@ -7,13 +7,13 @@ Everything else (QEMU, the firmware, file-system tools, the kernel) is fetched i
 import importlib.util
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sevsnp.errors import UserError
 from sevsnp.packages import KEYRING
 from sevsnp.system import command
+from sevsnp.system.as_root import agreed, has_terminal, root_words
 from sevsnp.system.subordinate_ids import check_subordinate_ids
 
 # unattended-upgrades may hold dpkg's lock on a machine that has just booted.
@@ -107,39 +107,14 @@ def _install_wanted(wanted: Sequence[Dependency]) -> None:
             "apt-get: command not found, expected Debian or Ubuntu",
             f"install with this system's own package manager what Debian calls: {', '.join(packages)}",
         )
-    terminal = sys.stdin is not None and sys.stdin.isatty()
-    as_root = _as_root(terminal, by_hand)
-    if terminal and not _agreed(shlex.join([*as_root, *install_command(packages)])):
+    as_root = root_words("packages are missing, and only root can install them", by_hand)
+    question = f"Install with: {shlex.join([*as_root, *install_command(packages)])}"
+    if has_terminal() and not agreed(question, default=True):
         raise UserError(f"not installed: {', '.join(packages)}", by_hand)
     _install(packages, as_root, by_hand)
     if still := [dependency.package for dependency in wanted if not dependency.present()]:
         raise UserError(f"installed, and still not there: {', '.join(still)}", by_hand)
     print(f"install_dependencies: installed {', '.join(packages)}")
-
-
-def _as_root(terminal: bool, by_hand: str) -> list[str]:
-    """The words in front of a command that make it run as root."""
-    if os.geteuid() == 0:
-        return []
-    if command.find("sudo") is None:
-        raise UserError("packages are missing, and only root can install them: there is no sudo", by_hand)
-    if terminal:
-        return ["sudo"]  # sudo asks for the password itself
-    try:
-        command.run(["sudo", "-n", "true"], timeout=30)
-    except UserError:
-        raise UserError(
-            "packages are missing, and only root can install them: sudo needs a password, and there is no terminal",
-            by_hand,
-        ) from None
-    return ["sudo", "-n"]
-
-
-def _agreed(line: str) -> bool:
-    print(f"Install with: {line} [Y/n] ", end="", flush=True)
-    answer = sys.stdin.readline()
-    # An empty line accepts the default; an empty string is the end of the input, where no user has agreed.
-    return answer != "" and answer.strip().lower() in ("", "y", "yes")
 
 
 def _install(packages: Sequence[str], as_root: Sequence[str], by_hand: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.bench.attestation import bench_attestation
-from sevsnp.commands.feature_info import read_status
 from sevsnp.firmware.make import make_firmware
+from sevsnp.host_setup.platform_status import read_status
 from sevsnp.images.guest_packages import make_packages_layer, read_packages
 from sevsnp.packages.kernel import unpack_kernel
 from sevsnp.qemu.platforms import choose
@@ -113,7 +113,7 @@ def test_no_hardware(told: Told, checkout: Built, tmp_path: Path) -> None:
     assert (checkout.project / hint.rpartition("see ")[2]).is_file()
 
 
-@remedies("sevsnp.commands.feature_info", "run it as root")
+@remedies("sevsnp.host_setup.platform_status", "run it as root")
 def test_the_secure_processor_s_device(told: Told, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can be root")

@@ -218,7 +218,8 @@ def test_rules() -> None:
 
 
 def test_the_section_that_a_host_prints_is_a_policy() -> None:
-    from sevsnp.commands.feature_info import parse_status, policy_section
+    from sevsnp.commands.feature_info import policy_section
+    from sevsnp.host_setup.platform_status import parse_status
 
     tcb = bytes((10, 0, 0, 0, 0, 0, 23, 84))
     status = parse_status(bytes((1, 55, 1, 1, 40, 0, 0, 0)) + bytes(8) + tcb + tcb, "Genoa")

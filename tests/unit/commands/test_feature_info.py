@@ -12,16 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.commands.feature_info import (
-    host_product,
-    main,
-    parse_status,
-    policy_section,
-    read_status,
-    settings_lines,
-    warnings,
-)
+from sevsnp.commands.feature_info import main, policy_section, settings_lines, warnings
 from sevsnp.errors import UserError
+from sevsnp.host_setup.platform_status import host_product, parse_status, read_status
 from sevsnp.settings.values import parse_tcb
 from sevsnp.vm_config.config import Product, Tcb
 
@@ -63,11 +56,20 @@ def test_turin_has_a_part_more() -> None:
         parse_status(answer(current=tcb), "Genoa")
 
 
-@pytest.mark.parametrize("data", [b"", answer()[:-1], answer() + b"\0", answer(rmp=2)])
+@pytest.mark.parametrize("data", [b"", answer()[:-1], answer() + b"\0"])
 def test_what_is_no_answer(data: bytes) -> None:
     parse_status(answer(), "Genoa")  # control
     with pytest.raises(UserError, match="platform status: "):
         parse_status(data, "Genoa")
+
+
+@pytest.mark.parametrize(
+    ("byte", "rmp", "alias"), [(0, False, False), (1, True, False), (2, False, True), (3, True, True)]
+)
+def test_bit_0_alone_says_whether_the_rmp_is_initialized(byte: int, rmp: bool, alias: bool) -> None:
+    for later in (0, 4, 8):
+        status = parse_status(answer(rmp=byte | later), "Milan")
+        assert (status.rmp_initialized, status.alias_check_complete) == (rmp, alias)
 
 
 PRODUCTS: list[tuple[Product, bytes]] = [

@@ -24,5 +24,5 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "install_dependencies", "packages", "unpack_kernel", "initramfs",
     ),
     "The artefact cache": ("cache_status", "cache_prune", "cache_verify"),
-    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "graph"),
+    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "pack_release", "graph"),
 }  # fmt: skip

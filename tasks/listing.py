@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
     "Your keys": ("keys", "keys_prune"),
     "For other machines and other people": (
-        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest",
+        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest", "pack_release",
     ),
     "A guest whose root is not measured": (
         "create_new_vm", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
@@ -24,5 +24,5 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "install_dependencies", "packages", "unpack_kernel", "initramfs",
     ),
     "The artefact cache": ("cache_status", "cache_prune", "cache_verify"),
-    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "pack_release", "graph"),
+    "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "graph"),
 }  # fmt: skip

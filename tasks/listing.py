@@ -5,7 +5,7 @@
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "All of it": ("e2e",),
+    "All of it": ("e2e", "hardware_test"),
     "A guest with a verified root (dm-verity): set up, run, attest, log in": (
         "setup_verity", "run_sev_snp_verity", "attest_verity",
     ),

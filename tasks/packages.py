@@ -65,7 +65,7 @@ SOURCES_OF_TOOLS: Mapping[str, Callable[[Settings], Source]] = {"debian": _debia
 
 
 def task_packages() -> Task:
-    """Fetch kernel, firmware, QEMU and tools, pinned, into build/snp-release [PACKAGES_SOURCE]
+    """Fetch kernel, firmware, QEMU and tools into build/snp-release [PACKAGES_SOURCE]
 
     Fetches every package that packages.lock pins, checks its SHA-256, and unpacks the tools (QEMU among them) into a
     directory from which they run in place. What was fetched before comes from CACHE_DIR. PACKAGES_SOURCE=release takes
@@ -97,7 +97,7 @@ def task_packages() -> Task:
 
 
 def task_pack_release() -> Task:
-    """Pack build/snp-release into build/snp-release.tar.gz, which PACKAGES_SOURCE=release takes
+    """Pack build/snp-release into build/snp-release.tar.gz, for PACKAGES_SOURCE=release
 
     For machines that are to take kernel, firmware, QEMU and tools from one file. The archive is the same bytes wherever
     it is made of the same tree; its SHA-256 is beside it. The packages of the guest and of the initramfs are not in it.

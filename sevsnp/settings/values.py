@@ -115,7 +115,7 @@ def hex_digits(digits: int) -> Parser:
     return parse
 
 
-def sha256(text: str) -> str:
+def sha256(text: str) -> Value:
     return hex_digits(64)(text) if text else text
 
 

@@ -38,11 +38,13 @@ class Source:
     """What makes build/snp-release for one value of PACKAGES_SOURCE.
 
     ``function`` writes the task's four trees. It gets the lock, the lists and the settings of downloads, as
-    ``sevsnp.packages.steps:make_packages`` does, and also ``params``, which decide the content of the tree, and
-    ``how``, which only lead to it. The tree must be complete (``sevsnp.packages.release_archive.check_release``).
+    ``sevsnp.packages.steps:make_packages`` does, and also ``params`` and ``directories``, which decide the content of
+    the tree, and ``how``, which only leads to it. The tree must be complete, and sealed with its digest
+    (``check_release`` in ``sevsnp.packages.release_archive``, ``seal`` in ``sevsnp.packages.tree``).
     """
 
     function: str
+    directories: Mapping[str, Path] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     how: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ def task_packages() -> Task:
             "guest_debs": (DEBS / "guest", ["packages.json"]),
             "appliance_debs": (DEBS / "appliance", ["packages.json"]),
         },
+        directories=source.directories,
         params=source.params,
         how={
             "cache_dir": str(values.cache_dir()),

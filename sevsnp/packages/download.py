@@ -41,6 +41,9 @@ class MismatchError(UserError):
 class UnreachableError(UserError):
     """A server did not send the file."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "check the network, the proxy settings or MIRROR")
+
 
 class StoppedError(Exception):
     """Another download failed or the user interrupted: the running downloads end."""
@@ -243,8 +246,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
                 # After a bad answer a mirror may answer well a moment later; a refusal stays a refusal.
                 if attempt == ATTEMPTS or (isinstance(error, StatusError) and error.final):
                     raise UnreachableError(
-                        f"{package.deb}: can not be fetched from {source.where}: {_words(error)}",
-                        "check the network, the proxy settings or MIRROR",
+                        f"{package.deb}: can not be fetched from {source.where}: {_words(error)}"
                     ) from error
             else:
                 if part.matches():

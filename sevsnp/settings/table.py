@@ -159,7 +159,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("PACKAGES_SOURCE", choice("debian", "release"), "debian", "debian or release",
                 "what build/snp-release is made from: Debian's packages, or an archive of such a directory"),
         Setting("PACKAGES_RELEASE", text, "", "the path or URL of a snp-release.tar.gz",
-                "that archive, as a path or an http(s) URL; ./doitw pack_release makes one"),
+                "that archive, as a path or an http(s) URL; pack_release makes one"),
         Setting("PACKAGES_SHA256", sha256, "", "64 lower-case hex digits",
                 "its SHA-256, which decides alone whether it is the right one"),
         Setting("KERNEL_DEB", text, "", "a path to a linux-image package",

@@ -56,7 +56,7 @@ def _debian(values: Settings) -> Source:
 def _release(values: Settings) -> Source:
     # The digest alone says what the archive is; its place does not.
     return Source(
-        "sevsnp.packages.release_steps:make_packages",
+        "sevsnp.packages.release_steps:make_packages_from_release",
         params={"sha256": values.text("PACKAGES_SHA256")},
         how={"place": values.text("PACKAGES_RELEASE")},
     )

@@ -246,7 +246,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
                 # After a bad answer a mirror may answer well a moment later; a refusal stays a refusal.
                 if attempt == ATTEMPTS or (isinstance(error, StatusError) and error.final):
                     raise UnreachableError(
-                        f"{package.deb}: can not be fetched from {source.where}: {_words(error)}"
+                        f"{package.deb}: can not be fetched from {source.where}: {words_of(error)}"
                     ) from error
             else:
                 if part.matches():
@@ -261,7 +261,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
         part.keep()
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     """The system's words about network trouble, without the library's own names around them."""
     inner = error
     while isinstance(inner, Exception):

@@ -6,14 +6,14 @@ Only the SHA-256 that the user gives decides whether it is the right one. Nothin
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
 from sevsnp.errors import UserError
+from sevsnp.packages import download as downloading
 from sevsnp.packages import hostapt
 from sevsnp.packages.connections import Connections, DroppedError, StatusError
-from sevsnp.packages.download import Meter, MismatchError, Progress, Remote, UnreachableError, alone, download
+from sevsnp.packages.download import Meter, MismatchError, Progress, Remote, UnreachableError, alone, words_of
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import sha256_file
 
@@ -66,9 +66,9 @@ def _downloaded(url: str, sha256: str, cache_dir: Path, progress: Progress | Non
         target.unlink(missing_ok=True)
         connections = Connections(hostapt.configuration(), 1)
         try:
-            size = _size(url, connections)
+            size = _size(url, connections, Meter(0, 1, None))
             package = Package("snp-release", "", "amd64", "", target.name, size, sha256)
-            download(package, Remote(url, connections), target, Meter(size, 1, progress))
+            downloading.download(package, Remote(url, connections), target, Meter(size, 1, progress))
         except DroppedError:
             raise UserError(f"PACKAGES_RELEASE={url}: the server does not have this file", GIVE) from None
         except MismatchError as error:
@@ -80,23 +80,21 @@ def _downloaded(url: str, sha256: str, cache_dir: Path, progress: Progress | Non
     return target
 
 
-def _size(url: str, connections: Connections) -> int:
+def _size(url: str, connections: Connections, meter: Meter) -> int:
     """The file's size in bytes, as the server states it. A wrong one only makes the download fail.
 
     Raises :class:`UserError`, and DroppedError if the server does not have the file.
     """
-    try:
-        with connections.get(url, {}) as response:
-            text = response.headers.get("Content-Length", "")
-    except (HTTPError, OSError, StatusError) as error:
-        raise UserError(f"PACKAGES_RELEASE={url}: {_where(url)} did not answer: {error}", _NETWORK) from error
+    text = ""
+    for attempt in range(1, downloading.ATTEMPTS + 1):
+        try:
+            with connections.get(url, {}) as response:
+                text = response.headers.get("Content-Length", "")
+            break
+        except (HTTPError, OSError, StatusError) as error:
+            if attempt == downloading.ATTEMPTS or (isinstance(error, StatusError) and error.final):
+                raise UserError(f"PACKAGES_RELEASE={url}: cannot be fetched: {words_of(error)}", _NETWORK) from error
+        meter.wait(attempt)
     if not re.fullmatch("[0-9]{1,18}", text) or not 0 < int(text) <= LARGEST:
-        said = text if text.isprintable() else ascii(text)
-        raise UserError(
-            f"PACKAGES_RELEASE={url}: found a size of {said or 'unknown'} bytes, expected at most {LARGEST}", GIVE
-        )
+        raise UserError(f"PACKAGES_RELEASE={url}: found the size {text!a}, expected at most {LARGEST}", GIVE)
     return int(text)
-
-
-def _where(url: str) -> str:
-    return unquote(urlsplit(url).hostname or url)

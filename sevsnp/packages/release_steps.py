@@ -11,7 +11,7 @@ from sevsnp.packages.steps import fetching
 from sevsnp.system import progress
 
 
-def make_packages(
+def make_packages_from_release(
     *,
     lock: Path,
     tools: Path,

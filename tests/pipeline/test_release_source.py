@@ -12,7 +12,7 @@ import yaml
 from sevsnp.errors import UserError
 from sevsnp.packages import release_file
 from sevsnp.packages.release_file import find_release
-from sevsnp.packages.release_steps import make_packages
+from sevsnp.packages.release_steps import make_packages_from_release
 from sevsnp.packages.sets import read_set, read_sets
 from tests.pipeline.test_packages import archive, lock_sets, no_proxy
 from tests.support.debian_repository import Repository, listing
@@ -98,8 +98,8 @@ def test_other_bytes_are_refused_and_removed(
     assert found == f"{server.uri}{NAME} (removed): found SHA-256 {packed[1]}, expected PACKAGES_SHA256={other}"
     assert os.listdir(tmp_path / "releases" / other) == []
     monkeypatch.setattr(release_file, "LARGEST", 100)
-    assert "found a size of" in said(f"{server.uri}{NAME}", packed[1], tmp_path)
-    assert "did not answer" in said("http://127.0.0.1:9/a.tar.gz", packed[1], tmp_path)
+    assert "found the size" in said(f"{server.uri}{NAME}", packed[1], tmp_path)
+    assert "cannot be fetched: Connection refused" in said("http://127.0.0.1:9/a.tar.gz", packed[1], tmp_path)
 
 
 def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
@@ -123,8 +123,9 @@ def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
     lock.write_text(f"{before}[sets.tools]{re.sub('sha256 = .*', wrong, tools)}")
 
     def make(sha256: str) -> None:
-        make_packages(
-            lock=lock, **lists, cache_dir=str(tmp_path / "cache"), mirror=archive[0].uri, snapshot="off",
+        make_packages_from_release(
+            lock=lock, tools=lists["tools"], initramfs=lists["initramfs"], guest=lists["guest"],
+            appliance=lists["appliance"], cache_dir=str(tmp_path / "cache"), mirror=archive[0].uri, snapshot="off",
             release=build / "snp-release", initramfs_debs=build / "debs/initramfs", guest_debs=build / "debs/guest",
             appliance_debs=build / "debs/appliance", place=str(packed[0]), sha256=sha256,
         )  # fmt: skip

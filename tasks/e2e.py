@@ -12,6 +12,7 @@ from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
 HARDWARE = BUILD / "hardware-test"
+_NEEDS = ("host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys")
 # The first modules that run on the host. All modules that these import are packed too.
 _ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
 _EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
@@ -90,9 +91,6 @@ def task_e2e() -> Task:
         results=BUILD / "e2e.json",
         **_workflows(),
     )
-
-
-_NEEDS = ("host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys")
 
 
 def _workflows() -> dict[str, Any]:

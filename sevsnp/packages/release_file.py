@@ -88,6 +88,7 @@ def _size(url: str, connections: Connections, meter: Meter) -> int:
     text = ""
     for attempt in range(1, downloading.ATTEMPTS + 1):
         try:
+            # Not HEAD: an address that a server has signed is often valid for GET alone. The body is not read.
             with connections.get(url, {}) as response:
                 text = response.headers.get("Content-Length", "")
             break

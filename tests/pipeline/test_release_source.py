@@ -11,9 +11,13 @@ import yaml
 
 from sevsnp.errors import UserError
 from sevsnp.packages import release_file
+from sevsnp.packages.pack_release import pack_release
+from sevsnp.packages.release_archive import unpack_release
 from sevsnp.packages.release_file import find_release
 from sevsnp.packages.release_steps import make_packages_from_release
 from sevsnp.packages.sets import read_set, read_sets
+from sevsnp.packages.tree_digest import tree_digest
+from tests.conftest import Built
 from tests.pipeline.test_packages import archive, lock_sets, no_proxy
 from tests.support.debian_repository import Repository, listing
 from tests.support.mirror_server import Mirror
@@ -137,3 +141,12 @@ def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
     assert listing(build / "snp-release") == listing(packed[0].parent / "tree")
     assert len(list(build.glob("debs/guest/tool_*.deb"))) == 1
     assert sorted(path.name for path in (build / "debs").iterdir()) == ["appliance", "guest", "initramfs"]
+
+
+@pytest.mark.full  # packs 300 MB
+def test_the_built_tree_is_packed_and_unpacked_to_itself(built: Built, tmp_path: Path) -> None:
+    release, archive = built.build / "snp-release", tmp_path / "snp-release.tar.gz"
+    pack_release(release=release, python=release / "bin/python3", output=archive)
+    digest = archive.with_name(f"{archive.name}.sha256").read_text().split()[0]
+    unpack_release(archive=archive, sha256=digest, output=tmp_path / "tree")
+    assert tree_digest(tmp_path / "tree", "") == tree_digest(release, "")

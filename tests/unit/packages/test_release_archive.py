@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives of build/snp-release: packed to the same bytes, unpacked to the same tree, and never outside of it."""
 
+import gzip
 import json
 import os
 import shutil
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sevsnp.errors import UserError
 from sevsnp.packages.pack_release import pack_release
@@ -153,6 +157,16 @@ def test_a_hostile_entry_is_refused(case: str, tree: Path, tmp_path: Path) -> No
     assert sorted(os.listdir(tmp_path.parent)) == before
 
 
+def test_headers_without_end_are_one_line(tree: Path, tmp_path: Path) -> None:
+    """Each header says something about the next one. The control is one of them, before a file."""
+    record = b"11 a=bcdef\n"
+    headers = [member("x", record, type=tarfile.XHDTYPE)]
+    archive = written(tmp_path / "one.tar.gz", archive_of([*members_of(tree), *headers, member("snp-release/x")]))
+    assert "not as it was made" in refused(archive)
+    archive = written(tmp_path / "many.tar.gz", archive_of([*members_of(tree), *headers * 5000]))
+    assert "damaged, or not a .tar.gz" in refused(archive)
+
+
 def test_sizes_are_limited(tree: Path, tmp_path: Path) -> None:
     members = [*members_of(tree), member("snp-release/zeros", bytes(3 << 20))]
     archive = written(tmp_path / "bomb.tar.gz", archive_of(members))
@@ -177,6 +191,32 @@ def wrong_checksum(data: bytes) -> bytes:
 def test_a_damaged_archive_is_refused(change: Callable[[bytes], bytes], tree: Path, tmp_path: Path) -> None:
     """The digest fits here: an archive that was damaged before its digest was taken."""
     assert "damaged" in refused(written(tmp_path / "a.tar.gz", archive_of(members_of(tree)), change))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_changed_bytes_end_in_one_line_and_leave_nothing(data: st.DataObject, tree: Path, tmp_path: Path) -> None:
+    """Bytes of the tar inside the archive, most of them in headers; its digest is that of the changed archive."""
+    plain = bytearray(gzip.decompress(archive_of(members_of(tree))))
+    blocks = len(plain) // 512
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = 512 * data.draw(st.integers(0, blocks - 1)) + data.draw(st.integers(0, 511))
+        plain[place] = data.draw(st.integers(0, 255))
+        if data.draw(st.booleans()):  # a header with a right checksum: the change itself has to be noticed
+            header = place // 512 * 512
+            total = sum(plain[header : header + 148]) + 8 * 32 + sum(plain[header + 156 : header + 512])
+            plain[header + 148 : header + 156] = b"%06o\0 " % total
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        archive, digest = written(Path(folder) / "a.tar.gz", gzip.compress(bytes(plain), 1))
+        output = Path(folder) / "out/tree"
+        try:
+            unpack_release(archive=archive, sha256=digest, output=output)
+        except UserError as error:
+            assert "\n" not in error.message
+            assert not output.exists() and os.listdir(output.parent) == []
+        else:
+            assert listing(output) == listing(tree)
+        assert sorted(os.listdir(folder)) == ["a.tar.gz", "out"]
 
 
 def test_an_archive_that_changes_after_its_check_is_refused(tree: Path, tmp_path: Path) -> None:

@@ -94,13 +94,13 @@ def _remembered(probe_cache: Path, question: str, qemu: Path, probe: Callable[[]
 
 def snp_problem() -> str:
     """Why this host cannot run SEV-SNP guests, as far as it shows without a test boot; empty if nothing shows."""
-    return _closed(_KVM) or _no_snp_kernel() or _closed(_SEV)
+    return _closed(_KVM, "/dev/kvm") or _no_snp_kernel() or _closed(_SEV, "/dev/sev")
 
 
-def _closed(device: Path) -> str:
+def _closed(device: Path, name: str) -> str:
     if not device.exists():
-        return f"no {device}"
-    return "" if os.access(device, os.R_OK | os.W_OK) else f"{device} is not open to this user"
+        return f"no {name}"
+    return "" if os.access(device, os.R_OK | os.W_OK) else f"{name} is not open to this user"
 
 
 def _no_snp_kernel() -> str:
@@ -112,7 +112,7 @@ def _no_snp_kernel() -> str:
 
 
 def _kvm_boots(kernel: Path, qemu: Path) -> str:
-    if closed := _closed(_KVM):
+    if closed := _closed(_KVM, "/dev/kvm"):
         return closed
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
     return _boots(kernel, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")

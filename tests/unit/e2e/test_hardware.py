@@ -55,8 +55,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        (lambda parts: parts["_KVM"].unlink(), "no /"),
-        (lambda parts: parts["_SEV"].unlink(), "no /"),
+        (lambda parts: parts["_KVM"].unlink(), "no /dev/kvm"),
+        (lambda parts: parts["_SEV"].unlink(), "no /dev/sev"),
         (lambda parts: parts["_SNP_PARAMETER"].write_text("N\n"), "_SNP_PARAMETER says no"),
         (lambda parts: parts["_SNP_PARAMETER"].unlink(), "the host kernel has no SEV-SNP"),
     ],

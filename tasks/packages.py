@@ -24,6 +24,8 @@ from tasks.project import (
 
 SOURCES = BUILD / "sources.tar"
 PACKED_RELEASE = BUILD / "snp-release.tar.gz"
+# What was built from source, and its record.
+BUILT = BUILD / "snp-built"
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -62,8 +64,17 @@ def _release(values: Settings) -> Source:
     )
 
 
+def _built(values: Settings) -> Source:
+    return Source("sevsnp.packages.built:make_packages_with_built", directories={"built": BUILT})
+
+
 # The words of PACKAGES_SOURCE. Another source is a line here, and its word in the table of settings.
-SOURCES_OF_TOOLS: Mapping[str, Callable[[Settings], Source]] = {"debian": _debian, "release": _release}
+SOURCES_OF_TOOLS: Mapping[str, Callable[[Settings], Source]] = {
+    "debian": _debian,
+    "release": _release,
+    "container": _built,
+    "local": _built,
+}
 
 
 def task_packages() -> Task:

@@ -156,8 +156,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "public key that must have signed it; empty: the signature is not checked"),
     )),
     ("Where things are fetched from and kept.", (
-        Setting("PACKAGES_SOURCE", choice("debian", "release"), "debian", "debian or release",
-                "what build/snp-release is made from: Debian's packages, or an archive of such a directory"),
+        Setting("PACKAGES_SOURCE", choice("debian", "release", "container", "local"), "debian",
+                "debian, release, container or local",
+                "debian: pinned packages; release: an archive of them; container, local: built from source"),
         Setting("PACKAGES_RELEASE", text, "", "the path or URL of a snp-release.tar.gz",
                 "that archive, as a path or an http(s) URL; pack_release makes one"),
         Setting("PACKAGES_SHA256", sha256, "", "64 lower-case hex digits",

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import read_control
 from sevsnp.packages.lock import Package
+from sevsnp.packages.tree_digest import tree_digest
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.packages.wrappers import LOADER, write_wrappers
 from sevsnp.system import progress
@@ -44,13 +46,22 @@ def _wanted(path: PurePosixPath) -> bool:
     return not any(path.is_relative_to(prefix) for prefix in _LEFT_OUT)
 
 
-def manifest_text(sets: Mapping[str, Sequence[Package]]) -> str:
-    """The manifest: by set, every package with version, file and SHA-256, sorted."""
+def manifest_text(sets: Mapping[str, Sequence[Package]], more: Mapping[str, Any] | None = None) -> str:
+    """The manifest: by set, every package with version, file and SHA-256, sorted; and what ``more`` has."""
     listed = {
         name: [asdict(package) for package in sorted(sets[name], key=lambda package: package.name)]
         for name in sorted(sets)
     }
-    return json.dumps({"sets": listed}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"sets": listed, **(more or {})}, indent=2, sort_keys=True) + "\n"
+
+
+def seal(tree: Path, sets: Mapping[str, Sequence[Package]], built: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of a finished release tree: ``sets``, and the digest of everything else in ``tree``.
+
+    ``built`` is the record of what was built from source.
+    """
+    more = {"built": dict(built)} if built else {}
+    write_atomic(tree / MANIFEST, manifest_text(sets, {**more, "tree": tree_digest(tree, MANIFEST)}))
 
 
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:
@@ -110,7 +121,7 @@ def make_release(
             path.chmod(0o755)
         copy_debs(kernels, directory)
         sets = {"tools": tuple(tools), "ovmf": tuple(firmware), "kernel": tuple(kernels)}
-        write_atomic(tree / MANIFEST, manifest_text(sets))
+        seal(tree, sets)
         replace_tree(tree, output, scratch)
 
 

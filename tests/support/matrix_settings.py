@@ -44,6 +44,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
+    # Another function makes the same targets, and another one the firmware.
+    "PACKAGES_SOURCE": ("release", frozenset({"packages", "_firmware"})),
+    "PACKAGES_RELEASE": ("x", NONE),  # these two matter for the source "release" only
+    "PACKAGES_SHA256": ("1" * 64, NONE),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),

@@ -63,6 +63,9 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "VERITY_HASH_TREE": ("a", "b", "c"),
     "VM_CONFIG": ("a.toml", "b.toml", "c.toml"),
     "KERNEL_DEB": ("a.deb", "b.deb", "c.deb"),
+    "PACKAGES_SOURCE": ("release", "debian", "release"),
+    "PACKAGES_RELEASE": ("a", "https://b.example/b.tar.gz", "c"),
+    "PACKAGES_SHA256": ("1" * 64, "2" * 64, "a" * 64),
     "MIRROR": ("http://a.example", "http://b.example", "http://c.example"),
     "SNAPSHOT_MIRROR": ("http://a.example", "http://b.example", "http://c.example"),
     "CONFIG_DIR": ("a", "b", "c"),
@@ -119,6 +122,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "HOST": ("a\x00b",),
     "CACHE": ("on", "a.example/b", "OFF"),
     "CACHE_MODE": ("", "both"),
+    "PACKAGES_SOURCE": ("", "Debian", "nonsuch"),
+    "PACKAGES_SHA256": ("0" * 63, "G" * 64, "A" * 64),
     "CACHE_SIZE": ("0", "1023K", "all"),
 }
 

@@ -27,15 +27,17 @@ umask 022
 
 mkdir -p "$WORK/Conf"
 tools=$WORK/BaseTools
-[ -d "$tools" ] || { cp -a "$SOURCES/BaseTools" "$tools.new" && mv "$tools.new" "$tools"; }
+[ -d "$tools" ] || { cp -R "$SOURCES/BaseTools" "$tools.new" && mv "$tools.new" "$tools"; }
+chmod +x "$tools"/BinWrappers/PosixLike/*
 # Only the tools that this platform needs. The others want a C++ compiler, or sources that Debian does not have.
-make -s -C "$tools/Source/C" -j "$jobs" HOST_ARCH=X64 APPLICATIONS="GenFfs GenFv GenFw GenSec LzmaCompress" VFRAUTOGEN=
+make -s -C "$tools/Source/C" -j "$jobs" HOST_ARCH=X64 EDK2_PATH="$SOURCES" \
+    APPLICATIONS="GenFfs GenFv GenFw GenSec LzmaCompress" VFRAUTOGEN=
 for name in build_rule tools_def target; do
     cp "$SOURCES/BaseTools/Conf/$name.template" "$WORK/Conf/$name.txt"
 done
 
 export WORKSPACE=$WORK PACKAGES_PATH=$SOURCES EDK_TOOLS_PATH=$tools CONF_PATH=$WORK/Conf PYTHON_COMMAND=python3
-export PATH=$tools/BinWrappers/PosixLike:$PATH
+export PYTHONPATH=$tools/Source/Python PATH=$tools/BinWrappers/PosixLike:$PATH
 cd "$WORK"
 python3 "$tools/Source/Python/build/build.py" -a X64 -t GCC -b RELEASE -n "$jobs" -q -p OvmfPkg/AmdSev/AmdSevX64.dsc
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.graph import Task, command
 from tasks.guest import DENIED, ROOTFS
-from tasks.project import BUILD, FIRMWARE, QEMU, RUN, TOOLS, VERITY, keys, settings
+from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, firmware_task, keys, own_firmware, settings
 
 RESULTS = BUILD / "bench"
 
@@ -59,8 +59,8 @@ def task_bench() -> Iterator[Task]:
         "doc": "Measure verifications, and launch digests beside sev-snp-measure",
         **command(
             "sevsnp.bench.attestation:bench_attestation",
-            needs=["_firmware"],
-            firmware=FIRMWARE,
+            needs=[firmware_task()],
+            firmware=own_firmware(),
             results=RESULTS / "attestation.json",
         ),
     }

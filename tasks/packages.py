@@ -14,6 +14,8 @@ from tasks.project import (
     LOCK,
     RELEASE,
     RELEASE_MANIFEST,
+    SOURCE_FIRMWARE,
+    SOURCE_LOCK,
     STOCK_FIRMWARE,
     TOOLS,
     settings,
@@ -70,7 +72,7 @@ def task_pack_sources() -> Task:
     return command(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
-        locks=[LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
+        locks=[LOCK, SOURCE_LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
         output=SOURCES,
         cache_dir=str(values.cache_dir()),
         mirror=values.text("MIRROR"),
@@ -86,6 +88,40 @@ def task__firmware() -> Task:
         outputs={"output": FIRMWARE},
         watch=[RELEASE_MANIFEST],
         how={"python": TOOLS / "python3"},
+    )
+
+
+COMPILER = DEBS / "compiler"
+EDK2 = BUILD / "edk2"
+
+
+def task__compiler() -> Task:
+    """What builds the firmware with FIRMWARE=source: the compiler's packages, and edk2's source."""
+    values = settings()
+    return artefact(
+        "sevsnp.packages.steps:make_compiler",
+        needs=["_dependencies"],
+        inputs={"lock": LOCK, "source_lock": SOURCE_LOCK, "tools": LISTS["tools"]},
+        trees={"debs": (COMPILER, ["packages.json"]), "sources": (EDK2, ["packages.json"])},
+        how={
+            "cache_dir": str(values.cache_dir()),
+            "mirror": values.text("MIRROR"),
+            "snapshot": values.text("SNAPSHOT_MIRROR"),
+            "kept": PinnedFiles(say),
+        },
+    )
+
+
+def task__source_firmware() -> Task:
+    """The firmware of measured guests, built from source: it starts nothing but the three hashed files."""
+    return artefact(
+        "sevsnp.images.source_firmware:make_source_firmware",
+        inputs={"script": Path("templates/packages/ovmf.sh")},
+        directories={"changes": Path("templates/firmware")},
+        outputs={"output": SOURCE_FIRMWARE},
+        watch=[COMPILER / "packages.json", EDK2 / "packages.json"],
+        how={"debs": COMPILER, "sources": EDK2},
+        programs=["mmdebstrap"],
     )
 
 

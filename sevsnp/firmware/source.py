@@ -7,11 +7,10 @@ The source is Debian's: the original archive, Debian's patches, and then our own
 
 import hashlib
 import os
-import shlex
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.changes import apply_changes, read_changes
@@ -20,7 +19,6 @@ from sevsnp.firmware.known import OURS_FROM_SOURCE
 from sevsnp.firmware.patches import apply_series
 from sevsnp.system import progress
 from sevsnp.system.command import find, run
-from sevsnp.system.files import write_atomic
 
 # The directories of the source that the build reads.
 PARTS = (
@@ -107,7 +105,9 @@ def build_firmware(*, tree: Path, script: Path, work: Path, output: Path, jobs: 
     """
     for program, package in TOOLS.items():
         if find(program) is None:
-            raise UserError(f"{program}: command not found, needed to build the firmware", f"run: apt-get install {package}")
+            raise UserError(
+                f"{program}: command not found, needed to build the firmware", f"run: apt-get install {package}"
+            )
     work.mkdir(parents=True, exist_ok=True)
     progress.step("compiling the firmware")
     run(
@@ -117,7 +117,7 @@ def build_firmware(*, tree: Path, script: Path, work: Path, output: Path, jobs: 
     )
 
 
-def script_variables(tree: PurePosixPath, work: PurePosixPath, output: PurePosixPath, jobs: int) -> dict[str, str]:
+def script_variables(tree: PurePath, work: PurePath, output: PurePath, jobs: int) -> dict[str, str]:
     """The variables that the script reads."""
     count = jobs or len(os.sched_getaffinity(0))
     return {"SOURCES": str(tree), "WORK": str(work), "OUT": str(output), "JOBS": str(count)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.graph import Task, command
 from tasks.guest import DENIED, ROOTFS
-from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, firmware_task, keys, own_firmware, settings
+from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, own_firmware, settings
 
 RESULTS = BUILD / "bench"
 
@@ -59,7 +59,7 @@ def task_bench() -> Iterator[Task]:
         "doc": "Measure verifications, and launch digests beside sev-snp-measure",
         **command(
             "sevsnp.bench.attestation:bench_attestation",
-            needs=[firmware_task()],
+            needs=["_firmware"],
             firmware=own_firmware(),
             results=RESULTS / "attestation.json",
         ),

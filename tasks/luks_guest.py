@@ -18,7 +18,6 @@ from tasks.project import (
     asked,
     checked,
     firmware,
-    firmware_task,
     guest_name,
     keys,
     launching,
@@ -111,8 +110,7 @@ def task_update_luks() -> Task:
     Next: ./doitw run_sev_snp_luks VOLUME=…
     """
     chosen = {name: value for name, value in chosen_volume().items() if name != "vm_config"}
-    needs = [*_BOOT, firmware_task()]
-    return command("sevsnp.volumes.boot:update_volume", alone=True, needs=needs, **chosen, boot=_boot())
+    return command("sevsnp.volumes.boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot())
 
 
 def task_adopt_luks() -> Task:
@@ -127,7 +125,7 @@ def task_adopt_luks() -> Task:
     return command(
         "sevsnp.volumes.boot:adopt_volume",
         alone=True,
-        needs=[*_BOOT, firmware_task(), "_appliance_initramfs"],
+        needs=[*_BOOT, "_appliance_initramfs"],
         image=values.optional_path("IMAGE"),
         directory=LUKS,
         data_dir=values.data_dir(),
@@ -143,8 +141,8 @@ def task_adopt_luks() -> Task:
     )
 
 
-# The tasks that make the files of a boot, beside the firmware's.
-_BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_keys"]
+# The tasks that make the files of a boot.
+_BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firmware", "_keys"]
 
 
 def _boot() -> Mapping[str, Any]:

@@ -18,11 +18,14 @@ from tasks.project import (
     SOURCE_LOCK,
     STOCK_FIRMWARE,
     TOOLS,
+    from_source,
     settings,
 )
 
 SOURCES = BUILD / "sources.tar"
 
+COMPILER = DEBS / "compiler"
+EDK2 = BUILD / "edk2"
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
     "initramfs": Path("initramfs/packages.yaml"),
@@ -80,23 +83,10 @@ def task_pack_sources() -> Task:
     )
 
 
-def task__firmware() -> Task:
-    """The firmware of measured guests: it starts nothing but the three hashed files."""
-    return artefact(
-        "sevsnp.firmware.make:make_firmware",
-        inputs={"stock": STOCK_FIRMWARE},
-        outputs={"output": FIRMWARE},
-        watch=[RELEASE_MANIFEST],
-        how={"python": TOOLS / "python3"},
-    )
-
-
-COMPILER = DEBS / "compiler"
-EDK2 = BUILD / "edk2"
-
-
-def task__compiler() -> Task:
+def task__compiler() -> Task | None:
     """What builds the firmware with FIRMWARE=source: the compiler's packages, and edk2's source."""
+    if not from_source():
+        return None
     values = settings()
     return artefact(
         "sevsnp.packages.steps:make_compiler",
@@ -112,16 +102,23 @@ def task__compiler() -> Task:
     )
 
 
-def task__source_firmware() -> Task:
-    """The firmware of measured guests, built from source: it starts nothing but the three hashed files."""
+def task__firmware() -> Task:
+    """The firmware of measured guests: it starts nothing but the three hashed files."""
+    if from_source():
+        return artefact(
+            "sevsnp.images.source_firmware:make_source_firmware",
+            inputs={"script": Path("templates/packages/ovmf.sh")},
+            directories={"changes": Path("templates/firmware")},
+            outputs={"output": SOURCE_FIRMWARE},
+            watch=[COMPILER / "packages.json", EDK2 / "packages.json"],
+            how={"debs": COMPILER, "sources": EDK2},
+        )
     return artefact(
-        "sevsnp.images.source_firmware:make_source_firmware",
-        inputs={"script": Path("templates/packages/ovmf.sh")},
-        directories={"changes": Path("templates/firmware")},
-        outputs={"output": SOURCE_FIRMWARE},
-        watch=[COMPILER / "packages.json", EDK2 / "packages.json"],
-        how={"debs": COMPILER, "sources": EDK2},
-        programs=["mmdebstrap"],
+        "sevsnp.firmware.make:make_firmware",
+        inputs={"stock": STOCK_FIRMWARE},
+        outputs={"output": FIRMWARE},
+        watch=[RELEASE_MANIFEST],
+        how={"python": TOOLS / "python3"},
     )
 
 

@@ -139,13 +139,8 @@ def from_source() -> bool:
     return settings().text("FIRMWARE") == "source"
 
 
-def firmware_task() -> str:
-    """The task that makes our own firmware: the one from source with FIRMWARE=source."""
-    return "_source_firmware" if from_source() else "_firmware"
-
-
 def own_firmware() -> Path:
-    """The file of :func:`firmware_task`."""
+    """What the task _firmware makes: with FIRMWARE=source from source, else from the pinned build."""
     return SOURCE_FIRMWARE if from_source() else FIRMWARE
 
 

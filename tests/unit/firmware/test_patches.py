@@ -87,5 +87,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="series: No such file"):
         apply_series(tmp_path, tmp_path, lambda _: True)
     (tmp_path / "series").write_text("gone.patch\n")
-    with pytest.raises(UserError, match="gone.patch: No such file"):
+    with pytest.raises(UserError, match=r"gone\.patch: No such file"):
         apply_series(tmp_path, tmp_path, lambda _: True)

@@ -53,7 +53,7 @@ def mirror(tmp_path: Path) -> Path:
     return directory
 
 
-def fetched(mirror: Path) -> tuple[Path, Path]:
+def fetched(mirror: Path, snapshot: str = "off") -> tuple[Path, Path]:
     """The two directories that are made from this mirror."""
     place = mirror.parent
     debs, sources = place / "out/debs", place / "out/sources"
@@ -63,7 +63,7 @@ def fetched(mirror: Path) -> tuple[Path, Path]:
         source_lock=place / "sources.lock",
         cache_dir=str(place / "cache"),
         mirror=f"file:{mirror}",
-        snapshot="off",
+        snapshot=snapshot,
         debs=debs,
         sources=sources,
     )

@@ -100,9 +100,9 @@ def make_compiler(
     """
     compiler = [asked for asked in read_sets(tools) if asked.name == COMPILER]
     wanted = checked_lock(lock, compiler).packages(COMPILER)
-    with _fetching() as fetched:
+    with fetching() as fetched:
         archives = _source_files(source_lock, cache_dir, mirror, snapshot, fetched, kept)
-    with _fetching() as fetched:
+    with fetching() as fetched:
         files = locked_files(
             read_lock(lock),
             wanted,

@@ -15,6 +15,7 @@ from pathlib import Path
 from sevsnp.attestation.authentication import Authentic, Endorser, Evidence, Nobody, authenticate, read_report
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.hcl import check_claims
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
@@ -95,6 +96,7 @@ def appraise(
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
         found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), policy.revocation)
+        check_claims(log, report, evidence.claims)
         _check_launch(log, found, expected, root)
         check_fields(log, found, policy)
         check_floor(log, policy, root)
@@ -105,7 +107,7 @@ def appraise(
     remedy = _floor_command(expected, report) if report and reason == Reason.TCB_FLOOR else ""
     return Appraisal(
         decision, root.domain, policy.profile, report, signer, log.checks(), now, reason, message,
-        _open(expected, root), _notes(policy, report), remedy,
+        _open(expected, root), (*_notes(policy, report), *evidence.notes), remedy,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from sevsnp.attestation.certificates import certificates_of_table, crl_of_table,
 from sevsnp.attestation.chain import Chain, TrustRoot
 from sevsnp.attestation.checklist import Checklist, Unreachable
 from sevsnp.attestation.extensions import LeafExtensions, Signer, named_product, read_extensions
+from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Reason
 from sevsnp.attestation.report import Report, SigningKey
 from sevsnp.attestation.revocation import CrlError, is_revoked, load_crl
@@ -28,12 +29,16 @@ Certificate = x509.Certificate
 class Evidence:
     """What a guest sends: the report, the host's certificate table, and further PEM or DER certificates.
 
-    All of it is untrusted. The verifier verifies the certificates itself.
+    All of it is untrusted. The verifier verifies the certificates itself. ``claims`` are those of an HCL report.
+    ``problem`` says why there is no report; ``notes`` say what of the evidence was not used.
     """
 
     report: bytes
     certificate_table: bytes = b""
     certificates: tuple[bytes, ...] = ()
+    claims: Claims | None = None
+    problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Endorser(Protocol):
@@ -79,6 +84,8 @@ class Authentic(NamedTuple):
 
 def read_report(log: Checklist, evidence: Evidence, hint: Product | None) -> tuple[Report, list[Certificate]]:
     """The report, and the certificates in the evidence. ``hint`` is the product for a report that names none."""
+    if evidence.problem:
+        log.stop(Reason.REPORT_FORMAT, evidence.problem)
     found = None if hint else _named(evidence)
     report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, hint or found or "Milan"))
     log.passed(Reason.REPORT_FORMAT, f"version {report.version}, every reserved byte zero")

@@ -9,6 +9,7 @@ from typing import Any
 from sevsnp.attestation.authentication import Endorser, Evidence, Nobody, authenticate, read_report
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.hcl import check_claims, describe_claims
 from sevsnp.attestation.outcome import Check, Reason
 from sevsnp.attestation.report import (
     EMULATED_CHIP_ID,
@@ -20,6 +21,12 @@ from sevsnp.attestation.report import (
 )
 from sevsnp.attestation.rules import Anything
 from sevsnp.vm_config.config import Tcb
+
+# The checks of an inspection. It has no policy, so the other checks of an appraisal are not its business.
+_ABOUT = (
+    Reason.REPORT_FORMAT, Reason.CERTIFICATES, Reason.UNKNOWN_ROOT, Reason.VALIDITY, Reason.SIGNATURE, Reason.PRODUCT,
+    Reason.SIGNING_KEY, Reason.CHIP_ID, Reason.TCB, Reason.REVOCATION, Reason.RUNTIME_CLAIMS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Inspection:
     trust_domain: str
     fields: Mapping[str, Any]
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def emulated(self) -> bool:
@@ -51,7 +59,9 @@ class Inspection:
             "signer": self.signer,
             "trust_domain": self.trust_domain,
             **({"emulated": True, "confidential": False} if self.emulated else {"emulated": False}),
+            "notes": list(self.notes),
             "fields": dict(self.fields),
+            "checks": [check.to_json() for check in self.checks if check.reason_name in _ABOUT],
         }
 
 
@@ -75,6 +85,9 @@ def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endors
             "valid_from": f"{found.chain.leaf.not_valid_before_utc:%FT%TZ}",
             "valid_until": f"{found.chain.leaf.not_valid_after_utc:%FT%TZ}",
         }
+        check_claims(log, report, evidence.claims)
+        if evidence.claims:
+            fields["runtime_claims"] = describe_claims(evidence.claims)
         log.stop_on_failure()
         authentic: bool | None = True
         reason = ""
@@ -83,8 +96,9 @@ def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endors
         authentic = None if decision == "undecided" else False
     product = report.processor if report else ""
     return Inspection(
-        authentic, reason, product, report.signing_key.name if report else "", root.domain, fields, log.checks()
-    )
+        authentic, reason, product, report.signing_key.name if report else "", root.domain, fields, log.checks(),
+        evidence.notes,
+    )  # fmt: skip
 
 
 def describe(report: Report) -> dict[str, Any]:

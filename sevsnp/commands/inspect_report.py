@@ -24,12 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _print(found.fields)
             word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
+            for note in found.notes:
+                print(f"! {note}")
             if found.emulated:
                 print(BANNER)
             print(f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}")
         return {True: 0, False: 2, None: 3}[found.authentic]
 
-    return guarded(work)
+    return guarded(work, json=options.json)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -37,7 +39,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = Parser(
         prog="inspect_report",
         description="Show what an SNP attestation report says, and whether it is authentic; not whether to accept it.",
-        epilog="exit: 0 authentic, 2 not authentic, 3 undecided, 64 wrong command line or file",
+        epilog="exit: 0 authentic, 2 not authentic, 3 undecided, 64 wrong command line or own file",
     )
     add_input(parser)
     add_sources(parser)

@@ -4,24 +4,24 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
-from sevsnp.attestation.report_input import read_input
+from sevsnp.attestation.report_input import MAX_INPUT, NotAReport, read_certificates, read_input, rfc_order
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import VmConfig, read_vm_config
 
 ACCEPTED, REFUSED, UNDECIDED = 0, 2, 3
-_MAX_FILE = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
-    return guarded(lambda: _verify(options))
+    return guarded(lambda: _verify(options), json=options.json)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def _verify(options: argparse.Namespace) -> int:
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that both verifiers have."""
     usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
-    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 wrong command line or file"
+    exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 wrong command line or own file"
     parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
     add_input(parser)
     parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config",
@@ -92,18 +92,43 @@ def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], 
 
 
 def read_evidence(options: argparse.Namespace) -> Evidence:
-    """The evidence from the files that the command line names."""
-    found = read_input(read_file(options.report), str(options.report))
-    table, certificates = found.certificate_table, []
+    """The evidence from the files that the command line names.
+
+    What is wrong in a file is in the evidence, for the appraisal to refuse. Raises :class:`UserError` if a file cannot
+    be read, or if two have a certificate table.
+    """
+    if options.report.is_dir():
+        found = _read_directory(options.report)
+    else:
+        found = _read_report(read_file(options.report), str(options.report))
+    table, certificates = found.certificate_table, list(found.certificates)
+    given = ""
     for path in options.certificates:
-        data = read_file(path)
-        if b"-----BEGIN CERTIFICATE-----" in data or data[:2] == b"\x30\x82":
-            certificates.append(data)
-        elif not table:
-            table = data
-        else:
-            raise UserError(f"{path}: a second certificate table")
-    return Evidence(found.report, table, tuple(certificates))
+        its_table, its = read_certificates(read_file(path))
+        if its_table and given:
+            raise UserError(f"{path}: a second certificate table, after {given}")
+        if its_table:
+            table, given = its_table, str(path)
+        certificates += its
+    return replace(found, certificate_table=table, certificates=tuple(certificates))
+
+
+def _read_report(data: bytes, name: str) -> Evidence:
+    try:
+        found = read_input(data, name)
+    except NotAReport as error:
+        return Evidence(b"", problem=error.message)
+    return Evidence(found.report, found.certificate_table, found.certificates, found.claims, notes=found.notes)
+
+
+def _read_directory(path: Path) -> Evidence:
+    """The evidence in a copy of configfs-tsm's directory: outblob, and auxblob with the certificate table."""
+    if not (path / "outblob").is_file():
+        raise UserError(f"{path}: a directory without outblob, expected a report or a copy of configfs-tsm's directory")
+    found = _read_report(read_file(path / "outblob"), str(path / "outblob"))
+    beside = path / "auxblob"
+    table = rfc_order(read_file(beside)) if beside.is_file() else b""
+    return replace(found, certificate_table=table or found.certificate_table)
 
 
 def read_expected(options: argparse.Namespace, config: VmConfig) -> Expected:
@@ -157,18 +182,17 @@ def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, he
 
 
 def read_file(path: Path) -> bytes:
-    """A file of at most 1 MiB, or standard input for "-". Raises :class:`UserError`."""
+    """A file, or standard input for "-". Raises :class:`UserError` if it cannot be read.
+
+    Of a file of more than 1 MiB, this is one byte more than that: whoever reads it then sees that it is too long.
+    """
     try:
         if str(path) == "-":
-            data = sys.stdin.buffer.read(_MAX_FILE + 1)
-        else:
-            with path.open("rb") as stream:
-                data = stream.read(_MAX_FILE + 1)
+            return sys.stdin.buffer.read(MAX_INPUT + 1)
+        with path.open("rb") as stream:
+            return stream.read(MAX_INPUT + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    if len(data) > _MAX_FILE:
-        raise UserError(f"{path}: more than {_MAX_FILE} bytes")
-    return data
 
 
 def _time(text: str) -> datetime:

@@ -12,13 +12,14 @@ from sevsnp.attestation import appraisal
 from sevsnp.attestation.appraisal import Evidence, NeverAccepted, Reason, appraise
 from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
+from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm_config.config import File, Tcb
-from tests.support.evidence import MEASUREMENT, expected
+from tests.support.evidence import MEASUREMENT, REPORT_DATA, expected
 from tests.support.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
@@ -198,6 +199,8 @@ FORGED_AUTHENTICITY: list[tuple[str, Callable[[], Evidence], Callable[[], Nobody
     ("signature", unsigned, None, "chain.verify_signature", lambda *_: True),
     ("revocation", GENOA.evidence, lambda: WithList(GENOA.crl([GENOA.ask.serial_number])), "authentication.is_revoked",
      lambda *_: False),
+    ("runtime-claims", lambda: dataclasses.replace(GENOA.evidence(), claims=Claims(b"{}", "sha256")), None,
+     "hcl.Claims.bound", lambda *_: REPORT_DATA),
 ]  # fmt: skip
 
 

@@ -19,7 +19,20 @@ from sevsnp.attestation.hcl import check_claims
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
-from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Value, at_most, show, show_rule
+from sevsnp.attestation.rules import (
+    Anything,
+    Bits,
+    ChipTcb,
+    OneOf,
+    Rule,
+    TcbFloor,
+    Unstated,
+    Value,
+    at_most,
+    show,
+    show_cpuid,
+    show_rule,
+)
 from sevsnp.firmware.gate import problem, residual_risks
 from sevsnp.vm_config.config import Launch, Tcb, VmConfig, making
 
@@ -79,6 +92,9 @@ _OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmw
 ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
 _EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
+_ONE_FLOOR = (
+    "the minimum TCB names no processor, and AMD counts microcode for each CPUID; this one is {}: docs/policy.md"
+)
 _VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
 _WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
 
@@ -107,7 +123,7 @@ def appraise(
     remedy = _floor_command(expected, report) if report and reason == Reason.TCB_FLOOR else ""
     return Appraisal(
         decision, root.domain, policy.profile, report, signer, log.checks(), now, reason, message,
-        _open(expected, root), (*_notes(policy, report), *evidence.notes), remedy,
+        _open(expected, root), (*_notes(policy, report, root), *evidence.notes), remedy,
     )  # fmt: skip
 
 
@@ -126,7 +142,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
+def _notes(policy: Policy, report: Report | None, root: TrustRoot) -> tuple[str, ...]:
     # A changed strict profile, or an owner's own policy, may also be stricter than strict.
     perhaps = "perhaps " if policy.profile.startswith(("strict", "own")) else ""
     notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile, perhaps)]
@@ -134,6 +150,9 @@ def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
         notes.append(_MILAN)
     if report and report.signing_key == SigningKey.VLEK:
         notes.append(_VLEK)
+    floors = (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb)
+    if report and report.cpuid and root.vendor and any(isinstance(floor, TcbFloor) for floor in floors):
+        notes.append(_ONE_FLOOR.format(show_cpuid(report.cpuid)))
     return tuple(notes)
 
 
@@ -185,7 +204,7 @@ def _author_key(report: Report) -> bytes | None:
     return report.author_key_digest if report.author_key == any(report.author_key_digest) else None
 
 
-Field = tuple[Reason, Callable[[Policy], Rule], Callable[[Authentic], Value | Tcb | None]]
+Field = tuple[Reason, Callable[[Policy], Rule], Callable[[Authentic], Value | Tcb | ChipTcb | None]]
 
 
 def _firmware(report: Report) -> tuple[int, ...]:
@@ -201,9 +220,9 @@ FIELDS: tuple[Field, ...] = (
     (Reason.CSP, lambda p: p.csp, lambda a: a.leaf.csp),
     (Reason.MASK_CHIP_KEY, lambda p: p.mask_chip_key, lambda a: a.report.mask_chip_key),
     (Reason.ALLOWED_CHIP, lambda p: p.chip_id, lambda a: a.report.chip_id),
-    (Reason.REPORTED_TCB, lambda p: p.reported_tcb, lambda a: a.report.reported_tcb),
-    (Reason.COMMITTED_TCB, lambda p: p.committed_tcb, lambda a: a.report.committed_tcb),
-    (Reason.LAUNCH_TCB, lambda p: p.launch_tcb, lambda a: a.report.launch_tcb),
+    (Reason.REPORTED_TCB, lambda p: p.reported_tcb, lambda a: ChipTcb(a.report.reported_tcb, a.report.cpuid)),
+    (Reason.COMMITTED_TCB, lambda p: p.committed_tcb, lambda a: ChipTcb(a.report.committed_tcb, a.report.cpuid)),
+    (Reason.LAUNCH_TCB, lambda p: p.launch_tcb, lambda a: ChipTcb(a.report.launch_tcb, a.report.cpuid)),
     (Reason.PROVISIONAL, lambda p: p.provisional_firmware, lambda a: _provisional(a.report)),
     (Reason.FIRMWARE, lambda p: p.firmware, lambda a: _firmware(a.report)),
     (Reason.MITIGATIONS, lambda p: p.launch_mitigations, lambda a: a.report.launch_mitigations),
@@ -221,7 +240,7 @@ FIELDS: tuple[Field, ...] = (
     (Reason.MEASUREMENT, lambda p: p.measurement, lambda a: a.report.measurement),
     (Reason.REPORT_DATA, lambda p: p.report_data, lambda a: a.report.report_data),
 )
-PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | None]]
+PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | ChipTcb | None]]
 PlannedBit = tuple[Reason, Rule, str, str, Callable[[Report], int], int]
 BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]], ...] = (
     ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.attestation import profiles
+from sevsnp.attestation.floors import parse_floors
 from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
-from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Unstated, Value
+from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, TcbFloors, Unstated, Value
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import MinimumTcb, Tcb, VmConfig, making
 
@@ -231,9 +232,16 @@ class _Reader:
                 f"{self.source}: policy: {key}: the VM config accepts any TCB version, expected a minimum",
                 f"make the VM config again: {making(self.config.source, self.config.launch.workflow)} MIN_TCB=PARTS",
             )
+        if isinstance(value, list) or (isinstance(value, dict) and "cpuid" in value):
+            try:
+                return TcbFloors(parse_floors(value if isinstance(value, list) else [value]))
+            except ValueError as error:
+                raise self.error(key, value, str(error)) from None
         parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.config.launch.product == "Turin" else []))
         if not isinstance(value, dict) or set(value) != set(parts):
-            raise self.error(key, value, f"a table with {', '.join(parts)}, or {_REASON}")
+            raise self.error(
+                key, value, f"a table with {', '.join(parts)}, a list of such tables with cpuid, or {_REASON}"
+            )
         for name, number in value.items():
             if type(number) is not int or not 0 <= number <= 255:
                 raise self.error(f"{key}.{name}", number, "a number from 0 to 255")

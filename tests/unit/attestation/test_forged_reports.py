@@ -279,8 +279,9 @@ def test_milan_needs_its_own_profile_and_says_so() -> None:
     assert any("legacy-milan" in note for note in found.notes)
 
 
+FLOOR = Tcb(10, 0, 23, 84)
 STRICT: dict[str, Any] = {
-    "policy": {"profile": "strict", "chip_id": [GENOA.chip_id.hex()]}, "minimum_tcb": Tcb(10, 0, 23, 84),
+    "policy": {"profile": "strict", "chip_id": [GENOA.chip_id.hex()]}, "minimum_tcb": FLOOR,
     "guest_policy": 0x3D20000,
 }  # fmt: skip
 
@@ -288,9 +289,14 @@ STRICT: dict[str, Any] = {
 def test_strict() -> None:
     one = GENOA.evidence(policy=0x3D20000)
     found = outcome(one, endorser=WithList(GENOA.crl()), **STRICT)
-    assert (found.decision, found.notes) == ("accepted", ())
+    (note,) = found.notes
+    assert found.decision == "accepted" and "this one is 0x19/0x11/1" in note
+    bound = {"cpuid": "0x19/0x11/1", **{name: value for name, value in vars(FLOOR).items() if value is not None}}
+    named = {**STRICT["policy"], **dict.fromkeys(("reported_tcb", "committed_tcb", "launch_tcb"), bound)}
+    found = outcome(one, endorser=WithList(GENOA.crl()), **{**STRICT, "policy": named})
+    assert found.decision == "accepted" and [one for one in found.notes if "perhaps" not in one] == []
     changed = {**STRICT, "policy": {**STRICT["policy"], "vmpl": [0, 1]}}
-    (note,) = outcome(one, endorser=WithList(GENOA.crl()), **changed).notes
+    note, _ = outcome(one, endorser=WithList(GENOA.crl()), **changed).notes
     assert "strict, with its own vmpl: perhaps weaker" in note
     assert outcome(one, **STRICT).decision == "undecided"  # no revocation list
     for bit in (16, 20, 22, 23, 24, 25):

@@ -45,7 +45,7 @@ def test_a_processor_without_a_floor_is_refused() -> None:
     for cpuid in (Cpuid(0x19, 0x11, 2), Cpuid(0x19, 0x10, 1)):
         assert len(judged(OLD, [BERGAMO_FLOOR, {**GENOA_FLOOR, "microcode": 1}], cpuid=cpuid)) == 3
     assert len(judged(OLD, BERGAMO_FLOOR, version=2)) == 3  # a report that names no processor
-    found = outcome(OLD.evidence(), OLD, minimum_tcb=None, policy=dict.fromkeys(TCBS, [BERGAMO_FLOOR]))
+    found = outcome(OLD.evidence(), OLD, minimum_tcb=None, policy={key: [BERGAMO_FLOOR] for key in TCBS})
     (check,) = (one for one in found.checks if one.name == "minimum-reported-tcb")
     assert check.found.endswith("microcode 25 on 0x19/0x11/1") and "0x19/0xa0: bootloader 10" in check.expected
 
@@ -68,7 +68,8 @@ def test_the_floor_of_a_stepping_goes_before_that_of_its_model() -> None:
         ([], "a list of tables"), ([7], "tables with cpuid"), ([{**GENOA_FLOOR, "cpuid": "Genoa"}], "as 0x19/0x11/1"),
         ([{**GENOA_FLOOR, "cpuid": 25}], "tables with cpuid"), ([GENOA_FLOOR, GENOA_FLOOR], "is there twice"),
         ([{**GENOA_FLOOR, "fmc": 1}], "which is a Genoa"), ([{**GENOA_FLOOR, "cpuid": "0x1a/2"}], "which is a Turin"),
-        ([{**GENOA_FLOOR, "cpuid": "0x17/0x31"}], "no known product"), ([{**GENOA_FLOOR, "snp": 256}], "0 to 255 for snp"),
+        ([{**GENOA_FLOOR, "cpuid": "0x17/0x31"}], "no known product"),
+        ([{**GENOA_FLOOR, "snp": 256}], "0 to 255 for snp"),
         ([{**GENOA_FLOOR, "snp": True}], "0 to 255 for snp"),
         ([{**dict.fromkeys(GENOA_FLOOR, 0), "cpuid": "25/17"}], "a number above 0"),
     ],
@@ -87,10 +88,11 @@ def test_turins_fmc_counts_in_every_comparison() -> None:
     level = TURIN.level
     lower, higher = (dataclasses.replace(level, fmc=fmc) for fmc in (2, 4))
     # In the order of reported, committed and current; and in whether the firmware is provisional.
-    loose = dict.fromkeys(TCBS, {"any": "a test"})
+    loose = {key: {"any": "a test"} for key in TCBS}
     any_floor: dict[str, Any] = {"minimum_tcb": None, "policy": {**loose, "provisional_firmware": [True, False]}}
-    for changes in ({"committed_tcb": lower}, {"current_tcb": lower}):
-        assert failed(outcome(TURIN.evidence(**changes), TURIN, **any_floor)) == {"tcb-order"}
+    for name in ("committed_tcb", "current_tcb"):
+        changed: dict[str, Any] = {name: lower}
+        assert failed(outcome(TURIN.evidence(**changed), TURIN, **any_floor)) == {"tcb-order"}
     strictly: dict[str, Any] = {"minimum_tcb": None, "policy": loose}
     assert failed(outcome(TURIN.evidence(current_tcb=higher), TURIN, **strictly)) == {"provisional-firmware"}
     # The VCEK is for one FMC.

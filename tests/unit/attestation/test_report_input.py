@@ -37,7 +37,8 @@ def test_every_form_gives_the_same_bytes(form: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"HCLA" + bytes(28) + RAW + b"runtime data", b"{}", b"[]", b'{"report": 1}', b'{"report": "!"}', b"{" * 100_000,
+    [b"", b"HCLA" + bytes(28) + RAW + b"runtime data",
+     b"{}", b"[]", b'{"report": 1}', b'{"report": "!"}', b"{" * 100_000,
      RAW[:-1],
      RAW.hex().encode()[:-1],
      base64.b64encode(RAW[:-1]), struct.pack("<II24x", 0x16, len(RAW)) + RAW, struct.pack("<II24x", 0, 1) + RAW,

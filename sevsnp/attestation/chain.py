@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.extensions import PARSER_ERRORS, Signer
+from sevsnp.attestation.signed_algorithm import algorithm_problem
 from sevsnp.vm_config.config import PlatformName, Product
 
 TrustDomain = Literal["amd", "emulated"]
@@ -190,6 +191,8 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
         algorithm = certificate.signature_algorithm_oid
         if algorithm != SignatureAlgorithmOID.RSASSA_PSS or not isinstance(digest, hashes.SHA384):
             return "not signed with RSA-PSS and SHA-384"
+        if problem := algorithm_problem(der(certificate), certificate.tbs_certificate_bytes):
+            return problem
     except PARSER_ERRORS as error:
         return str(error)[:200]
     if not _named(issuer, certificate):

@@ -56,6 +56,16 @@ def of_base64(text: str) -> bytes:
         return b""
 
 
+def of_digest(text: str, size: int) -> bytes:
+    """Exactly ``size`` bytes from hex digits in either case (also with 0x), or from base64; empty for other text."""
+    words = "".join(text.split())
+    digits = words[2:] if words[:2] in ("0x", "0X") else words
+    if len(digits) == 2 * size:
+        return of_hex(digits) if digits.isalnum() else b""
+    found = of_base64(words)
+    return found if len(found) == size else b""
+
+
 def of_dump(text: str) -> bytes:
     """The bytes of a dump by xxd, hexdump or od (bytes or words in hex, words in octal); empty for other text.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sevsnp.attestation import profiles
 from sevsnp.attestation.floors import parse_floors
+from sevsnp.attestation.input_text import of_digest
 from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, TcbFloors, Unstated, Value
@@ -275,7 +276,7 @@ class _Reader:
     @staticmethod
     def integers(low: int, high: int) -> Callable[[Any], int]:
         def parse(item: Any) -> int:
-            if isinstance(item, str) and re.fullmatch(r"0x[0-9a-f]{1,16}", item):
+            if isinstance(item, str) and re.fullmatch(r"0x[0-9A-Fa-f]{1,16}", item):
                 item = int(item, 16)
             if type(item) is not int or not low <= item <= high:
                 raise ValueError(f"an integer from {low} to {high:#x}")
@@ -285,15 +286,17 @@ class _Reader:
 
     @staticmethod
     def hex(length: int, *, none: bytes | None = None, pad_from: int = 0) -> Callable[[Any], bytes]:
-        """A parser of hex bytes. ``none`` is the value of the word none; ``pad_from`` bytes are padded with zeros."""
+        """A parser of bytes in hex or base64. ``none`` is the word none's value; ``pad_from`` bytes are padded."""
 
         def parse(item: Any) -> bytes:
             if none is not None and item == "none":
                 return none
-            lengths = {2 * length, 2 * (pad_from or length)}
-            if not isinstance(item, str) or len(item) not in lengths or not re.fullmatch("[0-9a-f]*", item):
-                raise ValueError(f"{2 * length} lower-case hex digits ({length} bytes)")
-            return bytes.fromhex(item).ljust(length, b"\0")
+            found = b""
+            if isinstance(item, str):
+                found = of_digest(item, length) or (of_digest(item, pad_from) if pad_from else b"")
+            if not found:
+                raise ValueError(f"{2 * length} hex digits ({length} bytes), or the bytes in base64")
+            return found.ljust(length, b"\0")
 
         return parse
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
 from sevsnp.attestation.authentication import Endorser
-from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, read_public_key, ssh_report_data
+from sevsnp.attestation.host_keys import read_host_keys
+from sevsnp.attestation.input_text import of_digest
+from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, ssh_report_data
 from sevsnp.attestation.report_input import MAX_INPUT, NotAReport, read_certificates, read_input, rfc_order
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.errors import UserError
@@ -53,7 +55,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
     parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[],
-                        help="an SSH host key of the guest, repeatable")  # fmt: skip
+                        help="SSH host keys of the guest (.pub, ssh-keyscan), repeatable")  # fmt: skip
     parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
     parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
@@ -150,10 +152,7 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
         return None  # the policy then states it
     keys = []
     for path in options.host_key:
-        try:
-            keys += [read_public_key(line) for line in read_file(path).decode("ascii").splitlines() if line.strip()]
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
+        keys += read_host_keys(read_file(path), str(path))
     try:
         return ssh_report_data(_hex(options.nonce, NONCE_SIZE, "--nonce"), keys)
     except ValueError as error:
@@ -204,13 +203,9 @@ def _time(text: str) -> datetime:
 
 
 def _hex(text: str, size: int, option: str) -> bytes:
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        data = b""
-    if len(data) != size:
-        raise UserError(f"{option}: expected {2 * size} hex digits ({size} bytes)")
-    return data
+    if data := of_digest(text, size):
+        return data
+    raise UserError(f"{option}: expected {2 * size} hex digits ({size} bytes), or the bytes in base64")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from sevsnp.attestation.extensions import ExtensionError, named_product, read_ex
 from sevsnp.attestation.inspection import inspect
 from sevsnp.attestation.kds import Kds
 from sevsnp.attestation.kds_cache import Cache
+from sevsnp.attestation.kds_http import Limits
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.report_input import read_input
-from sevsnp.attestation.revocation import CrlError, load_crl
+from sevsnp.attestation.revocation import CrlError, load_crl, newest_in_force
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
 from sevsnp.measurement.ovmf import read_firmware, read_svsm
@@ -88,12 +89,18 @@ class _Service(Kds):
     answer = b""
     honest = False
 
-    def _get(self, path: str, limit: int) -> bytes:
+    def _get(self, path: str, size: int, what: str, limits: Limits) -> bytes:
         return pem([GENOA.ask, GENOA.ark]) if self.honest and path.endswith("cert_chain") else self.answer
 
 
 # No cache can exist at this path, so no run finds anything of an earlier one.
 _NOWHERE = Cache(Path("/dev/null/kds"))
+
+
+def _service_list(service: Kds) -> None:
+    found = service.revocation_lists("Genoa", "VCEK", GENOA.ark, NOW, True)
+    if newest_in_force(found.found, NOW) is None:
+        raise Unreachable(found.problem)
 
 
 def _service(data: bytes) -> None:
@@ -103,7 +110,7 @@ def _service(data: bytes) -> None:
     for honest, ask in (
         (False, lambda: service.issuers("Genoa", "VCEK", NOW)),
         (True, lambda: service.leaf("Genoa", GENOA.chip_id, GENOA.level, NOW)),
-        (True, lambda: service.crl("Genoa", "VCEK", GENOA.ark, NOW)),
+        (True, lambda: _service_list(service)),
     ):
         _Service.honest = honest
         try:

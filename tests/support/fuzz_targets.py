@@ -34,6 +34,7 @@ from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
 from sevsnp.measurement.ovmf import read_firmware, read_svsm
 from sevsnp.owner.client import parse_answer
+from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import parse_vm_config, render_vm_config
 from tests.support.evidence import REPORT_DATA, config, firmware, psp
 from tests.support.hierarchy import NOW, Hierarchy, leaf_key
@@ -137,8 +138,8 @@ def _svsm(data: bytes) -> None:
 
 def _toml(data: bytes) -> dict[str, object]:
     try:
-        return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return toml_loader.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(str(error) or "no TOML") from error
 
 

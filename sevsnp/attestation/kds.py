@@ -133,11 +133,10 @@ class Kds:
             problem = f"{self.base}{path}: {'a revocation list: ' if isinstance(error, CrlError) else ''}{error}"
             self._failures.remember(name, problem)
             return Lists(at_hand, "" if fits else problem)
-        # A mirror may serve an old list. It does not replace a newer one.
-        if served.last_update_utc <= now:
-            newer = kept is not None and kept.last_update_utc > served.last_update_utc
-            self.cache.keep(name, _crl_der(kept if newer and kept is not None else served))
-        found = (served, *at_hand)
+        # A mirror may serve an old list, which does not replace a newer one. A newer one in force is all that counts.
+        newer = kept is None or served.last_update_utc >= kept.last_update_utc
+        self.cache.keep(name, _crl_der(served if newer or kept is None else kept))
+        found = (served,) if newer and not not_in_force(served, now) else (served, *at_hand)
         if newest_in_force(found, now) is None:
             problem = f"{self.base}{path}: a revocation list: {not_in_force(served, now)}"
             self._failures.remember(name, problem)

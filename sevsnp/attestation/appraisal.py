@@ -108,10 +108,11 @@ def appraise(
     log, policy = Checklist(root.domain), expected.policy
     report: Report | None = None
     try:
-        report, sent = read_report(log, evidence, expected.launch.product)
+        source = endorser or Nobody()
+        report, sent = read_report(log, evidence, expected.launch.product, now, source)
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
-        found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), policy.revocation)
+        found = authenticate(log, report, sent, evidence, root, now, source, policy.revocation)
         check_claims(log, report, evidence.claims)
         _check_launch(log, found, expected, root)
         check_fields(log, found, policy)

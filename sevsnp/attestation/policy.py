@@ -19,6 +19,7 @@ from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, TcbFloors, Unstated, Value
 from sevsnp.errors import UserError
+from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import MinimumTcb, Tcb, VmConfig, making
 
 REPORT_DATA_SIZE = 64
@@ -64,7 +65,7 @@ class Policy:
 def read_policy(path: Path) -> dict[str, Any]:
     """Read a policy file (TOML). Raises :class:`UserError`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_loader.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such policy file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         from sevsnp.attestation.verify import amd_service, inspect_report
 
-        found = inspect_report(read_evidence(options), options.at, endorser=endorser(options, amd_service))
+        sources = endorser(options, amd_service)
+        found = inspect_report(read_evidence(options), options.at, endorser=sources, product=options.product)
         if options.json:
             print(json.dumps(found.to_json(), indent=2))
         else:
@@ -43,12 +44,15 @@ def command_line() -> argparse.ArgumentParser:
     )
     add_input(parser)
     add_sources(parser)
+    parser.add_argument(
+        "--product", choices=("Milan", "Genoa", "Turin"), help="where neither report nor certificate says it"
+    )
     return parser
 
 
 def _print(fields: Mapping[str, Any], indent: str = "") -> None:
     for name, value in fields.items():
-        if isinstance(value, dict) and all(not isinstance(one, bool | str | None) for one in value.values()):
+        if isinstance(value, dict) and all(not isinstance(one, bool | str | dict | None) for one in value.values()):
             print(f"{indent}{name}: {', '.join(f'{part} {one}' for part, one in value.items())}")
         elif isinstance(value, dict):
             print(f"{indent}{name}:")

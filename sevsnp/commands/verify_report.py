@@ -83,14 +83,29 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
     parser.add_argument("--offline", action="store_true", help="ask no service; use what is in the cache")
     parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="for all requests to it together")
 
 
-def endorser(options: argparse.Namespace, service: Callable[[str | None, bool], Endorser]) -> Endorser:
-    """The endorser for the sources that the options name."""
+def endorser(options: argparse.Namespace, service: Callable[..., Endorser]) -> Endorser:
+    """The endorser for the sources that the options name; ``service`` is :func:`.verify.amd_service`."""
     from sevsnp.attestation.sources import Directory
 
-    behind = service(options.kds, options.offline)
-    return Directory.read(options.certs, behind) if options.certs else behind
+    behind = service(options.kds, options.offline, timeout=options.timeout, say=_say)
+    return Directory.read(options.certs, behind, _say) if options.certs else behind
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 3600:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds, more than 0 and at most 3600")
+    return found
 
 
 def read_evidence(options: argparse.Namespace) -> Evidence:

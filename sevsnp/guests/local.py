@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -248,9 +248,21 @@ def follow_boot(guest: Guest, where: str) -> None:
     progress.step(f"boot: {boot_stage(read_console(guest.console))}")
 
 
+def meant(guest: Guest, host: str) -> Guest:
+    """The guest, without its running instance if ``host`` is not this machine.
+
+    What is known of a guest on this machine says nothing about a guest of the same name elsewhere.
+    """
+    return guest if _is_here(host) else replace(guest, run=None)
+
+
+def _is_here(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:
     """The ports of the agent and of sshd: as given, else those of the guest of this name on this machine."""
-    if guest.run is None or "HOST" in asked:
+    if guest.run is None or "HOST" in asked or not _is_here(host):
         return port, ssh_port
     return (
         port if {"PORT", "ATTEST_PORT"} & asked.keys() else guest.run.attest_port,

@@ -19,6 +19,7 @@ from sevsnp.settings.values import (
     size,
     text,
     volume,
+    web_address,
     word,
 )
 
@@ -145,6 +146,14 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "the attestation port there; 0: attest_port"),
         Setting("EMULATED_ROOT", text, "", "a path to the ark.pem of a software secure processor",
                 "ark.pem of the software secure processor to believe; empty: that of the last run here"),
+    )),
+    ("Where attest_* gets the AMD certificates that the evidence lacks. None of these is trusted.", (
+        Setting("KDS_MIRROR", web_address, "", "the URL of a mirror of AMD's service, as https://kds.example.org",
+                "mirror of AMD's key distribution service; empty: https://kdsintf.amd.com"),
+        Setting("CERTS", text, "", "a directory with certificates and revocation lists",
+                "certificates and revocation lists of your own, used before the service's"),
+        Setting("OFFLINE", no_or_yes, "no", "no or yes (0 or 1)",
+                "yes: no service is asked; certificates come from the evidence, CERTS and the cache"),
     )),
     ("What is given away.", (
         Setting("MANIFEST", text, "", "a path to a release manifest",

@@ -49,7 +49,7 @@ class Service(Nobody):
 @pytest.fixture(autouse=True)
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_AMD", OLD.root)
-    monkeypatch.setattr("sevsnp.owner.attestation.amd_service", Service)
+    monkeypatch.setattr("sevsnp.attestation.verify.amd_service", lambda *_: Service())
 
 
 def without_the_check(log: Any, policy: Any, root: Any) -> None:

@@ -59,6 +59,9 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "VERITY_HASH_TREE": ("x", NONE),
     "VM_CONFIG": ("x", NONE),
     "EMULATED_ROOT": ("x", NONE),
+    "KDS_MIRROR": ("http://192.0.2.1/", NONE),
+    "CERTS": ("x", NONE),
+    "OFFLINE": ("yes", NONE),
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: the tasks check them again, and then copy from the cache.

@@ -15,7 +15,7 @@ from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import FirmwareVersion, SigningKey
-from sevsnp.attestation.revocation import load_crl
+from sevsnp.attestation.revocation import Lists, load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm_config.config import File, Tcb
@@ -34,8 +34,8 @@ class WithList(Nobody):
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    def crl(self, product: Any, signer: Any, ark: Any, now: Any) -> Any:
-        return load_crl(self.data, ark, now)
+    def revocation_lists(self, product: Any, signer: Any, ark: Any, now: Any, demanded: bool) -> Lists:
+        return Lists((load_crl(self.data, ark, now),))
 
 
 def outcome(

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sevsnp.attestation.certificates import load_certificates
 from sevsnp.attestation.chain import issuing_problem, verify_pss
+from sevsnp.attestation.revocation import CrlError, read_crl
 from sevsnp.attestation.signed_algorithm import algorithm_problem
 from tests.support.evidence import real_data
 from tests.support.hierarchy import NOW, Hierarchy
@@ -47,6 +48,9 @@ def test_real_certificates_and_lists() -> None:
     other = bytearray(whole)
     other[other.rindex(SALT) + 4] = 32
     assert "not the signed one" in algorithm_problem(bytes(other), crl.tbs_certlist_bytes)
+    assert read_crl(whole, GENOA.ark)  # control
+    with pytest.raises(CrlError, match="do not match"):  # of a list, the library compares them itself
+        read_crl(bytes(other), GENOA.ark)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 4, 10, 100, 400])

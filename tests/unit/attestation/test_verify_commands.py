@@ -159,9 +159,9 @@ def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], t
     with serving(kds_of_vectors()) as fake:
         fake.answers["/vcek/v1/Milan/"] = answer
         script = (
-            "import sys; from sevsnp.attestation import kds; "
+            "import sys; from sevsnp.attestation import kds_http as kds; "
             "from sevsnp.commands import verify_report as cli; kds._LONGEST_WAIT = kds._FIRST_WAIT = 0.1;"
-            "kds.Limits.__new__.__defaults__ = (2.0, 1.0); sys.exit(cli.main(sys.argv[1:]))"
+            "kds.Limits.__new__.__defaults__ = (2.0, 1.0, None); sys.exit(cli.main(sys.argv[1:]))"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, *real_words, "--kds", fake.url],

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
 
     def work() -> int:
-        from sevsnp.attestation.verify import amd_service, inspect_report
+        from sevsnp.attestation.verifier import amd_service, inspect_report
 
         sources = endorser(options, amd_service)
         found = inspect_report(read_evidence(options), options.at, endorser=sources, product=options.product)

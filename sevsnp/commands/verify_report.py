@@ -34,7 +34,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from sevsnp.attestation.verify import amd_service, appraise_report
+    from sevsnp.attestation.verifier import amd_service, appraise_report
 
     config = read_vm_config(options.vm_config)
     evidence, expected = read_evidence(options), read_expected(options, config)

@@ -12,7 +12,7 @@ from typing import Literal, cast
 from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
-from sevsnp.attestation.verify import HardwareVerdict, verify_report
+from sevsnp.attestation.verifier import HardwareVerdict, verify_report
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.owner.certificate_sources import CertificateSources

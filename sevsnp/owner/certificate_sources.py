@@ -28,7 +28,7 @@ class CertificateSources:
     def endorser(self) -> "Endorser":
         """The endorser that asks these sources. Raises :class:`UserError` for a directory that cannot be read."""
         from sevsnp.attestation.sources import Directory
-        from sevsnp.attestation.verify import amd_service
+        from sevsnp.attestation.verifier import amd_service
 
         service = amd_service(self.mirror or None, self.offline)
         if self.directory is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.commands import idblock_generator, inspect_report, measure, verify_report, verify_report_emulated
 from tests.conftest import PROJECT
 from tests.support.evidence import REPORT_DATA, firmware, write_evidence
@@ -25,7 +25,7 @@ MINIMUM = GENOA.level
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Honest evidence of a hierarchy of the test's in place of AMD's, and what goes wrong with it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(verify, "_AMD", GENOA.root)
+    monkeypatch.setattr(verifier, "_AMD", GENOA.root)
     made = GENOA.report()
     pem = b"".join(one.public_bytes(Encoding.PEM) for one in (GENOA.certificate, GENOA.ask, GENOA.ark))
     for name, content in {

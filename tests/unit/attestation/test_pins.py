@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.attestation.chain import pem
 from sevsnp.commands import verify_report as cli
 from sevsnp.errors import UserError
@@ -48,7 +48,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_it_would_be_with_another_pin(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: nothing but the pin refuses this evidence."""
     assert cli.main(words) == 2
-    monkeypatch.setattr(verify, "_AMD", dataclasses.replace(verify._AMD, pins=FORGED.root.pins))
+    monkeypatch.setattr(verifier, "_AMD", dataclasses.replace(verifier._AMD, pins=FORGED.root.pins))
     assert cli.main(words) == 0
 
 

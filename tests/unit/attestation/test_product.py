@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.attestation.appraisal import appraise
 from sevsnp.attestation.authentication import Evidence, Nobody
 from sevsnp.attestation.certificates import der
@@ -151,7 +151,7 @@ def test_an_appraisal_names_the_product_that_signed(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(verify, "_AMD", every_root())
+    monkeypatch.setattr(verifier, "_AMD", every_root())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory(tmp_path / "certs", GENOA, TURIN)
     (tmp_path / "report").write_bytes(bare(GENOA).report)

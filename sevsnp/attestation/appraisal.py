@@ -18,6 +18,7 @@ from sevsnp.attestation.checklist import Checklist, Stop
 from sevsnp.attestation.hcl import check_claims
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
+from sevsnp.attestation.profiles import NO_VM_CONFIG
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
 from sevsnp.attestation.rules import (
     Anything,
@@ -55,14 +56,15 @@ class NeverAccepted:
 class Expected:
     """What the evidence must say: the policy, and the launch of the guest that made the evidence.
 
-    ``made_by`` is the command that makes the guest's VM config. ``never`` is a release's list, if one was given.
+    ``made_by`` is the command that makes the guest's VM config. Without a VM config, ``launch`` is None.
+    ``never`` is a release's list, if one was given.
     ``own_measurement`` says that the policy accepts other launch digests than the VM config's.
     """
 
     policy: Policy
-    launch: Launch
-    acpi: bool
-    made_by: str
+    launch: Launch | None = None
+    acpi: bool = False
+    made_by: str = ""
     never: NeverAccepted | None = None
     own_measurement: bool = False
 
@@ -88,6 +90,9 @@ class Expected:
 
 # Texts for the residual risks and the notes of an appraisal.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
+_NO_LAUNCH = (
+    "no VM config: with which firmware, command line and ACPI tables the measurement was made is not known here"
+)
 _OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmware they were made is not known here"
 ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
 _EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
@@ -109,7 +114,7 @@ def appraise(
     report: Report | None = None
     try:
         source = endorser or Nobody()
-        report, sent = read_report(log, evidence, expected.launch.product, now, source)
+        report, sent = read_report(log, evidence, expected.launch.product if expected.launch else None, now, source)
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
         found = authenticate(log, report, sent, evidence, root, now, source, policy.revocation)
@@ -133,7 +138,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
     floors = {"reported": policy.reported_tcb, "committed": policy.committed_tcb, "launch": policy.launch_tcb}
     reasons = {name: floor.reason for name, floor in floors.items() if isinstance(floor, Anything)}
     found = [ACPI_OPEN] if expected.acpi else []
-    found += residual_risks(launch.firmware.sha256, launch.firmware_reason)
+    found += residual_risks(launch.firmware.sha256, launch.firmware_reason) if launch else [_NO_LAUNCH]
     for reason in dict.fromkeys(reasons.values()):
         found.append(ANY_TCB.format(", ".join(name for name, given in reasons.items() if given == reason), reason))
     if isinstance(policy.reported_tcb, Unstated) and root.domain == "emulated":
@@ -160,6 +165,12 @@ def _notes(policy: Policy, report: Report | None, root: TrustRoot) -> tuple[str,
 def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: TrustRoot) -> None:
     """Check that the VM config is for this product and this platform, and check its firmware and digests."""
     launch, report = expected.launch, found.report
+    if launch is None:
+        log.not_compared(Reason.PLATFORM, NO_VM_CONFIG)
+        log.not_compared(Reason.GUEST_FIRMWARE, NO_VM_CONFIG)
+        log.stop_on_failure()
+        check_never(log, report, expected, root)
+        return
     if report.product != launch.product:
         log.failed(Reason.PRODUCT, "", expected=f"{launch.product}, as the VM config says", found=report.product)
     log.require(
@@ -187,10 +198,10 @@ def check_never(log: Checklist, report: Report, expected: Expected, root: TrustR
     if expected.never is None:
         log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
         return
-    rule, firmware = expected.policy.measurement, expected.launch.firmware.sha256
+    rule = expected.policy.measurement
     digests = [report.measurement.hex()]
     digests += [one.hex() for one in rule.values if isinstance(one, bytes)] if isinstance(rule, OneOf) else []
-    named = [expected.never.firmware.get(firmware)]
+    named = [expected.never.firmware.get(expected.launch.firmware.sha256)] if expected.launch else []
     if root.domain != "emulated":
         named += [expected.never.launch_digests.get(digest) for digest in digests]
     listed = next(filter(None, named), "")
@@ -319,7 +330,7 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
             Reason.TCB_FLOOR,
             "without one a chip with known-broken microcode is accepted",
             expected="a minimum TCB version, or that any will do",
-            found="neither in the VM config nor in the policy",
+            found="none",
         )
 
 
@@ -328,7 +339,9 @@ def _floor_command(expected: Expected, report: Report) -> str:
     versions = [vars(tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb)]
     lowest = {name: min(one[name] for one in versions) for name, value in versions[0].items() if value is not None}
     floor = Tcb(**lowest)
-    return "" if floor.is_zero() else f"{expected.made_by} MIN_TCB={floor.setting()}"
+    if floor.is_zero():
+        return ""
+    return f"{expected.made_by} MIN_TCB={floor.setting()}" if expected.made_by else f"--min-tcb {floor.setting()}"
 
 
 def _provisional(report: Report) -> bool:

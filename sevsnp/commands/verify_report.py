@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected
+from sevsnp.attestation import api
+from sevsnp.attestation.appraisal import Appraisal, Evidence, Expected, NeverAccepted
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.host_keys import read_host_keys
 from sevsnp.attestation.input_text import of_digest
 from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, ssh_report_data
-from sevsnp.attestation.report_input import MAX_INPUT, NotAReport, read_certificates, read_input, rfc_order
+from sevsnp.attestation.report_input import MAX_INPUT, read_certificates, rfc_order
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import VmConfig, read_vm_config
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
-    parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config.")
+    parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config, or a measurement.")
+    parser.add_argument("--measurement", metavar="HEX,…", help="launch digests to accept, without a VM config")
+    parser.add_argument("--min-tcb", metavar="PARTS", help="with --measurement: as MIN_TCB, or any")
     add_sources(parser)
     return parser
 
@@ -36,21 +40,26 @@ def command_line() -> argparse.ArgumentParser:
 def _verify(options: argparse.Namespace) -> int:
     from sevsnp.attestation.verifier import amd_service, appraise_report
 
-    config = read_vm_config(options.vm_config)
-    evidence, expected = read_evidence(options), read_expected(options, config)
+    if options.vm_config and (options.measurement or options.min_tcb):
+        raise UserError("--measurement and --min-tcb: not with --vm_definition, which states them")
+    config = read_vm_config(options.vm_config) if options.vm_config else None
+    evidence = read_evidence(options)
+    expected = read_expected(options, config) if config else _expected_alone(options)
     appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
-    return show(appraisal, options, config, "ACCEPTED: AMD hardware runs the guest of this VM config", ACCEPTED)
+    guest = "the guest of this VM config" if config else "a guest with an accepted measurement"
+    return show(appraisal, options, config, f"ACCEPTED: AMD hardware runs {guest}", ACCEPTED)
 
 
-def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str, config_required: bool = False) -> argparse.ArgumentParser:
     """A parser with the options that both verifiers have."""
-    usage = f"{name} --input FILE --vm_definition FILE\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
+    guest = "--vm_definition FILE" if config_required else "(--vm_definition FILE | --measurement HEX)"
+    usage = f"{name} --input FILE {guest}\n       [--report-data HEX | --nonce HEX --host-key FILE] …"
     exits = "exit: 0 accepted, 2 refused, 3 undecided, 64 wrong command line or own file"
     parser = Parser(prog=name, usage=usage, description=description, epilog=exits)
     add_input(parser)
-    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, required=True, dest="vm_config",
-                        help="the VM config of the guest that is expected")  # fmt: skip
-    parser.add_argument("--policy", metavar="FILE", type=Path, help="in place of the VM config's [policy]")
+    parser.add_argument("--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config",
+                        required=config_required, help="the VM config of the guest that is expected")  # fmt: skip
+    parser.add_argument("--policy", metavar="FILE", type=Path, help="a policy file, or the name of a profile")
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument("--report-data", metavar="HEX", help="the expected REPORT_DATA, 128 digits")
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
@@ -117,7 +126,7 @@ def read_evidence(options: argparse.Namespace) -> Evidence:
     if options.report.is_dir():
         found = _read_directory(options.report)
     else:
-        found = _read_report(read_file(options.report), str(options.report))
+        found = api.read_evidence(read_file(options.report), name=str(options.report))
     table, certificates = found.certificate_table, list(found.certificates)
     given = ""
     for path in options.certificates:
@@ -130,19 +139,11 @@ def read_evidence(options: argparse.Namespace) -> Evidence:
     return replace(found, certificate_table=table, certificates=tuple(certificates))
 
 
-def _read_report(data: bytes, name: str) -> Evidence:
-    try:
-        found = read_input(data, name)
-    except NotAReport as error:
-        return Evidence(b"", problem=error.message)
-    return Evidence(found.report, found.certificate_table, found.certificates, found.claims, notes=found.notes)
-
-
 def _read_directory(path: Path) -> Evidence:
     """The evidence in a copy of configfs-tsm's directory: outblob, and auxblob with the certificate table."""
     if not (path / "outblob").is_file():
         raise UserError(f"{path}: a directory without outblob, expected a report or a copy of configfs-tsm's directory")
-    found = _read_report(read_file(path / "outblob"), str(path / "outblob"))
+    found = api.read_evidence(read_file(path / "outblob"), name=str(path / "outblob"))
     beside = path / "auxblob"
     table = rfc_order(read_file(beside)) if beside.is_file() else b""
     return replace(found, certificate_table=table or found.certificate_table)
@@ -150,12 +151,46 @@ def _read_directory(path: Path) -> Evidence:
 
 def read_expected(options: argparse.Namespace, config: VmConfig) -> Expected:
     """The expected values from the VM config and the policy, and REPORT_DATA from the command line."""
-    never = None
-    if options.manifest or options.manifest_key:
-        from sevsnp.release.refused import read_refused
+    return Expected.of(config, _report_data(options), options.policy, _never(options))
 
-        never = read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
-    return Expected.of(config, _report_data(options), options.policy, never)
+
+def _never(options: argparse.Namespace) -> NeverAccepted | None:
+    """What a release's signed manifest lists as never to be accepted, if one was given."""
+    if not options.manifest and not options.manifest_key:
+        return None
+    from sevsnp.release.refused import read_refused
+
+    return read_refused(options.manifest, options.manifest_key, ("--manifest", "--manifest-key"))
+
+
+def _expected_alone(options: argparse.Namespace) -> Expected:
+    """The expected values without a VM config: the policy's, and the measurements from the command line."""
+    from sevsnp.attestation.policy import make_policy, read_policy
+    from sevsnp.attestation.profiles import PROFILES
+
+    named = str(options.policy or "default")
+    document: dict[str, Any] = {"profile": named} if named in PROFILES else read_policy(options.policy)
+    if options.measurement:
+        document["measurement"] = options.measurement.split(",")
+    elif "measurement" not in document:
+        raise UserError(
+            "nothing says which guest is expected",
+            "give its launch digest or its VM config: --measurement HEX, or --vm_definition FILE",
+        )
+    if options.min_tcb:
+        document["minimum_tcb"] = _minimum_tcb(options.min_tcb)
+    return Expected(make_policy(document, Path(named), None, _report_data(options)), never=_never(options))
+
+
+def _minimum_tcb(text: str) -> dict[str, Any]:
+    from sevsnp.settings.values import minimum_tcb, parse_tcb
+
+    try:
+        if minimum_tcb(text) == "any":
+            return {"any": "the command line accepts any TCB version (--min-tcb any)"}
+        return {name: value for name, value in parse_tcb(text).items() if name != "fmc" or "fmc:" in text}
+    except ValueError:
+        raise UserError(f"--min-tcb: found {text!a}, expected bootloader:3,tee:0,snp:8,microcode:115, or any") from None
 
 
 def _report_data(options: argparse.Namespace) -> bytes | None:
@@ -174,7 +209,9 @@ def _report_data(options: argparse.Namespace) -> bytes | None:
         raise UserError(str(error), "give every host key of the guest: --host-key FILE") from error
 
 
-def show(appraisal: Appraisal, options: argparse.Namespace, config: VmConfig, headline: str, accepted: int) -> int:
+def show(
+    appraisal: Appraisal, options: argparse.Namespace, config: VmConfig | None, headline: str, accepted: int
+) -> int:
     """Print the result (JSON, or a line for each check and then the verdict), write the page, return the exit code."""
     document = appraisal.to_json()
     if appraisal.trust_domain != "amd":

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
-    parser = make_parser("verify_report_emulated", "Verify the report of a software secure processor.")
+    parser = make_parser("verify_report_emulated", "Verify the report of a software secure processor.", True)
     parser.epilog = "exit: 10 accepted as emulated, 2 refused, 3 undecided, 64 wrong command line or own file"
     parser.add_argument("--root", metavar="FILE", type=Path, required=True, help="its ark.pem")
     return parser

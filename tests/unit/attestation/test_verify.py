@@ -204,6 +204,7 @@ def test_other_products(product: Product) -> None:
     other = psp("first", product)
     policy = {"profile": "legacy-milan" if product == "Milan" else "default"}
     wanted = expected(product=product, policy=policy, minimum_tcb=Tcb(1, 1, 1, 1, 1 if product == "Turin" else None))
+    assert wanted.launch
     report = other.report(REPORT_DATA, launch=wanted.launch, measurement=MEASUREMENT)
     one = Evidence(report, other.certificate_table())
     verify_emulated(one, wanted, now(), root("first", product))

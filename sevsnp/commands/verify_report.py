@@ -18,6 +18,7 @@ from sevsnp.attestation.report_data import NONCE_SIZE, SIZE, ssh_report_data
 from sevsnp.attestation.report_input import MAX_INPUT, read_certificates, rfc_order
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.errors import UserError
+from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import VmConfig, read_vm_config
 
 ACCEPTED, REFUSED, UNDECIDED = 0, 2, 3
@@ -32,6 +33,8 @@ def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
     parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config, or a measurement.")
     parser.add_argument("--measurement", metavar="HEX,…", help="launch digests to accept, without a VM config")
+    parser.add_argument("--ear", metavar="FILE", type=Path, help="write the result as a signed EAR (JWT), too")
+    parser.add_argument("--ear-key", metavar="FILE", type=Path, help="your key for it: ECDSA, P-256 or P-384, in PEM")
     parser.add_argument("--min-tcb", metavar="PARTS", help="with --measurement: as MIN_TCB, or any")
     add_sources(parser)
     return parser
@@ -42,12 +45,23 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.vm_config and (options.measurement or options.min_tcb):
         raise UserError("--measurement and --min-tcb: not with --vm_definition, which states them")
+    if (options.ear is None) != (options.ear_key is None):
+        raise UserError("--ear and --ear-key: expected both or neither")
+    key = None
+    if options.ear:  # what is wrong with the key is said before there is a verdict
+        from sevsnp.attestation.ear import load_key, make_ear
+
+        key = load_key(options.ear_key)
     config = read_vm_config(options.vm_config) if options.vm_config else None
     evidence = read_evidence(options)
     expected = read_expected(options, config) if config else _expected_alone(options)
     appraisal = appraise_report(evidence, expected, options.at, endorser=endorser(options, amd_service))
     guest = "the guest of this VM config" if config else "a guest with an accepted measurement"
-    return show(appraisal, options, config, f"ACCEPTED: AMD hardware runs {guest}", ACCEPTED)
+    code = show(appraisal, options, config, f"ACCEPTED: AMD hardware runs {guest}", ACCEPTED)
+    if key:
+        nonce = _hex(options.nonce, NONCE_SIZE, "--nonce") if options.nonce else None
+        write_atomic(options.ear, make_ear(appraisal, key, datetime.now(UTC), nonce) + "\n")
+    return code
 
 
 def make_parser(name: str, description: str, config_required: bool = False) -> argparse.ArgumentParser:

@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.evidence import real_data
 from tests.support.waiting import NET
+from tests.unit.attestation.test_ear import pem, read
 from tests.unit.attestation.test_real_reports import REAL, real_config
 from tests.unit.project.test_house_rules import project_files, relative
 
 pytestmark = pytest.mark.full  # pip fetches packages
 
 # "cryptography and little else", with what these need themselves.
-ALONE = {"openend2e-sevsnp", "cryptography", "cffi", "pycparser", "requests", "urllib3", "idna", "certifi",
+ALONE = {"openend2e-sevsnp", "cryptography", "cffi", "pycparser", "requests", "urllib3", "idna", "certifi", "pyjwt",
          "charset-normalizer", "jinja2", "markupsafe", "pip", "setuptools"}  # fmt: skip
 THREE_LINES = """\
 from sevsnp.attestation import Policy, verify
@@ -116,6 +118,13 @@ def test_the_commands(empty: Path, tmp_path: Path) -> None:
     done = run(empty / "verify_report", *line, digest, "--html", page, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and "Accepted" in page.read_text(), done.stderr
     assert run(empty / "verify_report", *line, "ab" * 48, cwd=tmp_path, env=environment).returncode == 2
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem(tmp_path / "key.pem", key)
+    signed = ["--ear", tmp_path / "result.jwt", "--ear-key", tmp_path / "key.pem"]
+    done = run(empty / "verify_report", *line, digest, *signed, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    _, claims = read((tmp_path / "result.jwt").read_text().strip(), key, "ES384")  # by another library than its own
+    assert claims["submods"]["snp"]["ear_attester_claims"]["measurement"] == digest
     # Nothing that the pipeline alone has is missing where AMD's service is asked.
     asked = ["--input", report, "--kds", "http://127.0.0.1:9", "--timeout", "1"]
     done = run(empty / "inspect_report", *asked, cwd=tmp_path, env=environment)

@@ -27,6 +27,7 @@ from sevsnp.attestation.rules import (
     OneOf,
     Rule,
     TcbFloor,
+    TcbFloors,
     Unstated,
     Value,
     at_most,
@@ -122,6 +123,7 @@ def appraise(
         _check_launch(log, found, expected, root)
         check_fields(log, found, policy)
         check_floor(log, policy, root)
+        check_end(log, policy, now)
     except Stop:
         pass
     decision, reason, message = log.decide()
@@ -334,12 +336,25 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
         )
 
 
+def check_end(log: Checklist, policy: Policy, now: datetime) -> None:
+    """Check that floors from a dated file still hold: an owner who has not renewed them may have missed a bulletin."""
+    for floor in (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb):
+        if isinstance(floor, TcbFloors) and floor.end and now > floor.end:
+            log.failed(
+                Reason.TCB_FLOOR,
+                "make a new edition of the file, or another policy",
+                expected=f"floors that hold at {now:%F}",
+                found=floor.source,
+            )
+            return
+
+
 def _floor_command(expected: Expected, report: Report) -> str:
     """The command that makes the VM config again with the highest minimum TCB that this report meets."""
     versions = [vars(tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb)]
     lowest = {name: min(one[name] for one in versions) for name, value in versions[0].items() if value is not None}
     floor = Tcb(**lowest)
-    if floor.is_zero():
+    if floor.is_zero() or isinstance(expected.policy.reported_tcb, TcbFloors):
         return ""
     return f"{expected.made_by} MIN_TCB={floor.setting()}" if expected.made_by else f"--min-tcb {floor.setting()}"
 

@@ -122,6 +122,9 @@ class _Reader:
         if "minimum_tcb" in given:
             minimum = given.pop("minimum_tcb")
             given = {**dict.fromkeys(_TCBS, minimum), **given}
+        if "tcb_floors" in given:
+            dated = self.dated(given.pop("tcb_floors"))
+            given = {**dict.fromkeys(_TCBS, dated), **given}
         for key in ("guest_policy_bits", "platform_info"):
             # A document may state a single bit; the profile states the others.
             if isinstance(given.get(key), dict) and isinstance(base.get(key), dict) and "any" not in given[key]:
@@ -252,6 +255,8 @@ class _Reader:
     def tcb(self, key: str, own: MinimumTcb) -> Rule:
         """The floor for ``key``; ``own`` is the VM config's floor. The appraisal judges a missing floor."""
         value = self.take(key)
+        if isinstance(value, TcbFloors):
+            return value
         if reason := self.any_reason(key, value):
             return Anything(reason)
         if value in (VM_CONFIG, VM_CONFIG_IF_ANY):
@@ -282,6 +287,21 @@ class _Reader:
         if floor.is_zero():
             raise self.error(key, value, 'a number above 0 somewhere, or { any = "the reason" }')
         return TcbFloor(floor)
+
+    def dated(self, value: Any) -> TcbFloors:
+        """The floors in a signed file beside the policy: ``{ file = "…", key = "…" }``."""
+        from sevsnp.attestation.floors_file import read_floors
+
+        if (
+            not isinstance(value, dict)
+            or set(value) != {"file", "key"}
+            or not all(isinstance(one, str) for one in value.values())
+        ):
+            raise self.error("tcb_floors", value, '{ file = "FILE", key = "PUBLIC_KEY.pem" }')
+        path = self.source.parent / value["file"]
+        found = read_floors(path, self.source.parent / value["key"])
+        source = f"{path.name}, edition {found.version} of {found.issued}, which ends on {found.expires}"
+        return TcbFloors(found.floors, source, found.end)
 
     def is_turin(self, floor: Any) -> bool:
         """Whether a floor has Turin's layout: that of the VM config's product, or without a VM config its own."""

@@ -4,6 +4,7 @@
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from sevsnp.attestation.floors import Floor, floor_for
@@ -40,11 +41,13 @@ class TcbFloor(NamedTuple):
 class TcbFloors(NamedTuple):
     """As :class:`TcbFloor`, with a floor for each kind of processor; ``source`` says from where they are, or is empty.
 
+    After ``end`` (aware), they hold no more; None if they have no end.
     A processor without a floor does not satisfy it, and neither does a report that names no processor.
     """
 
     floors: tuple[Floor, ...]
     source: str = ""
+    end: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def show_rule(rule: Rule) -> str:
             return f"at least {show(floor)}"
         case TcbFloor(floor):
             return f"at least {show(floor)}"
-        case TcbFloors(floors, source):
+        case TcbFloors(floors, source, _):
             named = "; ".join(f"{floor.processor}: {show(floor.tcb)}" for floor in floors)
             return f"at least, by processor, {named}{f' ({source})' if source else ''}"
         case AllSet(mask):

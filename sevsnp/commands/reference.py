@@ -77,6 +77,11 @@ def commands() -> list[Command]:
             "--vm-config build/verity/vm-config-verity.toml --id-key-path id.pem --auth-key-path author.pem",
         ),
         Command(_parser("feature_info"), "--json"),
+        Command(
+            _parser("tcb_floors"),
+            "--input report.json --key owner.pem --expires 2026-12-31 -o tcb-floors.json",
+            "A policy takes the file with `tcb_floors`: [policy.md](policy.md).",
+        ),
     ]
 
 

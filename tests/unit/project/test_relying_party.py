@@ -129,5 +129,12 @@ def test_the_commands(empty: Path, tmp_path: Path) -> None:
     asked = ["--input", report, "--kds", "http://127.0.0.1:9", "--timeout", "1"]
     done = run(empty / "inspect_report", *asked, cwd=tmp_path, env=environment)
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
-    for name in ("inspect_report", "measure", "idblock-generator", "sev-feature-info", "verify_report_emulated"):
+    for name in (
+        "inspect_report",
+        "measure",
+        "idblock-generator",
+        "sev-feature-info",
+        "verify_report_emulated",
+        "tcb-floors",
+    ):
         assert run(empty / name, "--help", cwd=tmp_path, env=environment).returncode == 0, name

@@ -107,6 +107,7 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 
 def redirect(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """To the same path below /elsewhere/ in place of /vcek/. A test gives an answer there."""
     handler.send_response(302)
     handler.send_header("Location", handler.path.replace("/vcek/", "/elsewhere/"))
     handler.end_headers()

@@ -13,6 +13,7 @@ that depend on nothing, such as RSA keys, are made once. A run is limited by pro
 
 import argparse
 import ast
+import atexit
 import copy
 import importlib.abc
 import importlib.machinery
@@ -21,11 +22,12 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -171,12 +173,19 @@ class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def run(module: str, tree: ast.Module, tests: Sequence[str], keys: list[rsa.RSAPrivateKey], seconds: int) -> str:
     """Run tests on a mutant in a forked process: "survived", "noticed" or "too slow"."""
-    child = os.fork()
-    if child:
+    with tempfile.TemporaryDirectory(prefix="sevsnp-mutant.") as scratch:
+        child = os.fork()
+        if not child:
+            _work(module, tree, tests, keys, seconds, f"{scratch}/tests")
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            return "too slow"
-        return "noticed" if os.waitstatus_to_exitcode(status) else "survived"
+    if os.WIFSIGNALED(status):
+        return "too slow"
+    return "noticed" if os.waitstatus_to_exitcode(status) else "survived"
+
+
+def _work(
+    module: str, tree: ast.Module, tests: Sequence[str], keys: list[rsa.RSAPrivateKey], seconds: int, scratch: str
+) -> NoReturn:
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -187,12 +196,15 @@ def run(module: str, tree: ast.Module, tests: Sequence[str], keys: list[rsa.RSAP
         sys.path.insert(0, str(ROOT))
         left, honest = list(keys), rsa.generate_private_key
 
-        def ready(exponent: int, size: int, *more: Any) -> rsa.RSAPrivateKey:
-            return left.pop() if size == 4096 and left else honest(exponent, size, *more)
+        def ready(public_exponent: int, key_size: int, *more: Any) -> rsa.RSAPrivateKey:
+            return left.pop() if key_size == 4096 and left else honest(public_exponent, key_size, *more)
 
         setattr(rsa, "generate_private_key", ready)  # noqa: B010
         sys.meta_path.insert(0, _InPlace(f"{PACKAGE}.{module}", ROOT / "sevsnp/attestation" / f"{module}.py", tree))
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        code = int(
+            pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={scratch}", *tests])
+        )
+        atexit._run_exitfuncs()  # the tests' own temporary directories
     except BaseException:
         code = 1
     os._exit(code)

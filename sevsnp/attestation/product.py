@@ -42,7 +42,7 @@ def readings(raw: bytes) -> dict[Product, Report]:
             problem = problem or error
             continue
         # Turin's chip ids have 8 bytes, which the report pads with zeros.
-        if product != "Turin" or one.product != "Turin" or not any(one.chip_id[8:]):
+        if one.product != "Turin" or not any(one.chip_id[8:]):
             found[one.product] = one
     if not found:
         raise problem or UserError("report: no product's")

@@ -131,7 +131,7 @@ def test_metadata_nested_without_end_is_refused() -> None:
     data = bytearray(header(KEY))
     data[4096:METADATA] = b"[" * (METADATA - 4096)
     data[448:480] = hashlib.sha256(bytes(data[:448]) + bytes(64) + bytes(data[512:METADATA])).digest()
-    with pytest.raises(UserError, match="not a LUKS2 header: .*recursion"):
+    with pytest.raises(UserError, match=r"not a LUKS2 header: .*recursion"):
         Luks2.parse(bytes(data))
 
 

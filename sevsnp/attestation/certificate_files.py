@@ -48,13 +48,13 @@ def read_directory(path: Path) -> Contents:
     unique: dict[x509.Certificate, None] = {}
     for number, (name, problem) in enumerate(_files(path, _MAX_DEPTH)):
         if number == _MAX_FILES:
-            raise UserError(f"{path}: more than {_MAX_FILES} files", "give a directory with certificates alone")
+            raise UserError(f"{path}: more than {_MAX_FILES} files, expected certificates alone")
         data = b""
         if not problem:
             data, problem = _read(name)
         left -= len(data)
         if left < 0:
-            raise UserError(f"{path}: more than {_MAX_ALL} bytes", "give a directory with certificates alone")
+            raise UserError(f"{path}: more than {_MAX_ALL} bytes, expected certificates alone")
         certificates, lists, reason = _sort(data) if not problem else ([], [], problem)
         unique.update(dict.fromkeys(certificates))
         found.lists += lists

@@ -93,7 +93,8 @@ class Client:
                 )
                 body = answer.raw.read(size + 1, decode_content=True) if answer.status_code == 200 else b""
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                raise Unreachable(_late(seconds) if watch.expired else _problem(error)) from error
+                late = watch.expired or "timed out" in str(error)
+                raise Unreachable(_late(seconds) if late else _problem(error)) from error
             if watch.expired:
                 raise Unreachable(_late(seconds))
             if len(body) > size:
@@ -114,7 +115,7 @@ def _problem(error: Exception) -> str:
 
     if isinstance(error, requests.exceptions.ProxyError):
         return "no answer from the proxy (HTTPS_PROXY, NO_PROXY)"
-    if isinstance(error, requests.exceptions.SSLError):
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "its certificate is not of an authority that this machine trusts (SSL_CERT_FILE, REQUESTS_CA_BUNDLE)"
     return type(error).__name__
 

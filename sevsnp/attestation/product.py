@@ -5,7 +5,6 @@ The product decides how the bytes of a TCB version are read, and whether a chip 
 A product that no certificate confirms is a guess. A guess never leads to a refusal of the evidence.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol, get_args
 
@@ -43,7 +42,7 @@ def readings(raw: bytes) -> dict[Product, Report]:
             problem = problem or error
             continue
         # Turin's chip ids have 8 bytes, which the report pads with zeros.
-        if product != "Turin" or one.product != "Turin" or not any(one.chip_id[8:]):
+        if one.product != "Turin" or not any(one.chip_id[8:]):
             found[one.product] = one
     if not found:
         raise problem or UserError("report: no product's")
@@ -67,13 +66,13 @@ def find_reading(
     first = next(iter(found.values()))
     if first.signing_key == SigningKey.NONE:
         return first  # nobody signed it, whatever the product is
-    signer = _signer(first, [*sent, *known])
-    named = named_product(signer) if signer else None
+    signers = [one for one in chains.leaves([*sent, *known]) if _signed(first, one)]
+    named = [product for one in signers if (product := named_product(one))]
+    if fitting := [product for product in named if product in found]:
+        return found[fitting[0]]
     if named:
-        if named not in found:
-            log.attempt(Reason.REPORT_FORMAT, lambda: parse_report(first.raw, named))
-            log.stop(Reason.REPORT_FORMAT, f"the chip id is not one of {named}, whose key signed the report")
-        return found[named]
+        log.attempt(Reason.REPORT_FORMAT, lambda: parse_report(first.raw, named[0]))
+        log.stop(Reason.REPORT_FORMAT, f"the chip id is not one of {named[0]}, whose key signed the report")
     if hint in found:
         return found[hint]
     if own := chains.leaves(sent):
@@ -83,10 +82,6 @@ def find_reading(
     if reading is None:
         log.give_up(Reason.CERTIFICATES, f"{REMEDY} ({problem})")
     return reading
-
-
-def _signer(report: Report, candidates: Sequence[x509.Certificate]) -> x509.Certificate | None:
-    return next((one for one in chains.leaves(candidates) if _signed(report, one)), None)
 
 
 def _signed(report: Report, leaf: x509.Certificate) -> bool:

@@ -2,6 +2,7 @@
 """The guests that run on this machine, each in a state directory: their ports, boot stage, console, login and end."""
 
 import contextlib
+import ipaddress
 import os
 import select
 import signal
@@ -257,7 +258,9 @@ def meant(guest: Guest, host: str) -> Guest:
 
 
 def _is_here(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:

@@ -36,4 +36,4 @@ class CertificateSources:
         try:
             return Directory.read(self.directory, service, print)
         except UserError as error:
-            raise UserError(f"CERTS={self.directory}: {error.message}", error.hint) from error
+            raise UserError(f"CERTS={self.directory}: {error.message}") from error

@@ -86,7 +86,7 @@ def packages_of(contents: Contents, files: Mapping[str, Mapping[str, Any]], list
             sets = json.loads(contents.read(name, files[name]["sha256"], MAX_LIST))["sets"]
             for title, packages in sets.items():
                 found[title] = {item["name"]: {fact: item[fact] for fact in _FACTS} for item in packages}
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ContentsError(f"{name}: not a list of packages") from None
     return found
 

@@ -82,13 +82,23 @@ def test_from_the_service_and_its_cache(one: Hierarchy, tmp_path: Path, monkeypa
     assert inspect(bare(one), NOW, every_root(), offline).authentic is None
 
 
+def test_the_likely_product_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(FakeKds({})) as fake:
+        low = Hierarchy("Turin", tcb=Tcb(3, 0, 0, 7))
+        found = inspect(bare(low), NOW, every_root(), Kds(every_root(), Cache(tmp_path / "kds"), fake.url))
+    assert [path.split("/")[3] for path in fake.asked] == ["Turin", "Milan", "Genoa"] and found.authentic is None
+
+
 @each
 def test_a_guess_is_no_verdict(one: Hierarchy, tmp_path: Path) -> None:
     """Nothing confirms a product: undecided, and the text says what to give."""
-    for endorser in (Nobody(), directory(tmp_path / "certs", *ALL, leaves=False)):
+    certs = directory(tmp_path / "certs", *ALL, leaves=False)
+    for endorser in (Nobody(), certs):
         found = inspect(bare(one), NOW, every_root(), endorser)
         assert (found.authentic, found.product) == (None, "")
         assert one.product in found.possible_products and "--product" in found.reason
+        assert endorser is certs or "none was looked for elsewhere" in found.reason  # the endorser's own words
         assert found.fields["measurement"] and found.to_json()["undecided"] is True
 
 
@@ -96,6 +106,9 @@ def test_what_the_bytes_exclude() -> None:
     """A Milan's chip id is no Turin's; and TCB bytes may fit one layout alone."""
     assert set(readings(bare(MILAN).report)) == {"Milan", "Genoa"}
     assert set(readings(bare(TURIN).report)) == {"Turin"}  # its SNP byte is reserved in the other layout
+    # These bytes fit both layouts. A chip id of more than eight bytes is no Turin's.
+    for chip in (bytes(range(1, 65)), bytes(8) + b"x" + bytes(55)):
+        assert set(readings(bare(Hierarchy("Milan", tcb=Tcb(3, 0, 0, 7), chip=chip)).report)) == {"Milan", "Genoa"}
     low = Hierarchy("Turin", tcb=Tcb(3, 0, 0, 7))
     assert set(readings(bare(low).report)) == set(PRODUCTS)
     # Where the layouts differ, each is shown.

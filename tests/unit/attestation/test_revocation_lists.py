@@ -166,6 +166,34 @@ def test_an_optional_list_is_asked_for_once(status: int, fake: FakeKds, tmp_path
     assert fake.asked == [CRL, CRL]
 
 
+def test_a_cache_that_cannot_be_written_remembers_in_the_process(
+    fake: FakeKds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.answers[CRL] = 500
+    nowhere = Cache(Path("/dev/null/kds"))
+    for _ in range(2):
+        found = outcome(Kds(GENOA.root, nowhere, fake.url))
+        assert reason(found) == ACCEPTED and fake.asked == [CRL]
+    (check,) = (check for check in found.checks if check.name == "revocation")
+    assert "not asked again for 15 minutes after a failure" in check.reason
+    # Control: it is forgotten after a while.
+    monkeypatch.setattr(kds_cache, "FORGET", 0.0)
+    outcome(Kds(GENOA.root, nowhere, fake.url))
+    assert fake.asked == [CRL, CRL]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert kds_cache.default_directory() == tmp_path / "xdg" / "openend2e-sevsnp" / "kds"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", None):
+        if unset is None:
+            monkeypatch.delenv("XDG_CACHE_HOME")
+        else:
+            monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert kds_cache.default_directory() == tmp_path / ".cache" / "openend2e-sevsnp" / "kds"
+
+
 def test_a_demanded_list_keeps_its_patience(fake: FakeKds, tmp_path: Path) -> None:
     fake.answers[CRL] = 503
     assert reason(outcome(service(fake, tmp_path))) == ACCEPTED  # remembered as failed

@@ -10,7 +10,7 @@ from cryptography import x509
 
 from sevsnp.attestation import chain as chains
 from sevsnp.attestation import report as snp
-from sevsnp.attestation.certificates import certificates_of_table, crl_of_table, load_certificates
+from sevsnp.attestation.certificates import REMEMBERED_BYTES, certificates_of_table, crl_of_table, load_certificates
 from sevsnp.attestation.chain import Chain, TrustRoot
 from sevsnp.attestation.checklist import Checklist, Unreachable
 from sevsnp.attestation.extensions import ExtensionError, LeafExtensions, Signer, named_product, read_extensions
@@ -120,7 +120,9 @@ def authenticate(
     """Verify the chain, the signature, and the chip and TCB that the leaf certifies. Raises Stop; ``log`` has why."""
     signer: Signer = "VLEK" if report.signing_key == SigningKey.VLEK else "VCEK"
     known = endorser.known()
-    chain = None if known else _whole_chain(evidence.certificate_table, evidence.certificates, root)
+    size = len(evidence.certificate_table) + sum(map(len, evidence.certificates))
+    whole = _whole_chain if size <= REMEMBERED_BYTES else _whole_chain.__wrapped__
+    chain = None if known else whole(evidence.certificate_table, evidence.certificates, root)
     # Evidence with exactly one chain needs no choice. If that chain does not fit, look for another VCEK as usual.
     if not chain or not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
         leaf = _leaf(log, report, signer, sent, known, now, endorser)
@@ -145,7 +147,7 @@ def _load(evidence: Evidence) -> list[Certificate]:
     return found + [one for data in evidence.certificates for one in load_certificates(data)]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot) -> Chain | None:
     """The chain of evidence that has exactly one leaf and its issuers, else None; cached for other reports."""
     found = _load(Evidence(b"", table, certificates))

@@ -28,13 +28,16 @@ _MAX_BYTES = 1 << 20
 # AMD's certificates have less than 2 KiB. Names and extensions of a megabyte would take seconds to read.
 _MAX_CERTIFICATE = 32 << 10
 
+# What is larger is read anew each time, so that evidence of strangers cannot fill the memory of a long-lived verifier.
+REMEMBERED_BYTES = 32 << 10
+
 
 def load_certificates(data: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM bundle, or the single certificate of a DER file. Raises :class:`UserError`."""
-    return list(_load(data))
+    return list(_load(data) if len(data) <= REMEMBERED_BYTES else _load.__wrapped__(data))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _load(data: bytes) -> tuple[x509.Certificate, ...]:
     if len(data) > _MAX_BYTES:
         raise UserError(f"certificates: {len(data)} bytes, expected at most {_MAX_BYTES}")

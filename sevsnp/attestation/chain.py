@@ -90,7 +90,7 @@ def issuer_among(
     return named[0] if named else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def root_product(chain: Chain, root: TrustRoot) -> Product | None:
     """The product of the pin that matches the chain's ARK. Raises ChainError ``unknown-root`` if no pin matches."""
     found = fingerprint(chain.ark)
@@ -157,7 +157,7 @@ def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> boo
     return True
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the certificate's DER, 32 bytes."""
     return certificate.fingerprint(hashes.SHA256())
@@ -171,7 +171,7 @@ def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
         return False
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def public_key(certificate: x509.Certificate) -> object:
     """The certificate's public key, or None if the key cannot be read."""
     try:
@@ -180,7 +180,7 @@ def public_key(certificate: x509.Certificate) -> object:
         return None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> str:
     """Why ``issuer`` did not issue ``certificate``; empty if it did."""
     key = public_key(issuer)
@@ -202,7 +202,7 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
     return ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _standing_problem(chain: Chain, root: TrustRoot, product: Product | None, signer: Signer) -> str:
     """What is wrong with a chain apart from the time; cached, because one chain serves many reports."""
     for name, certificate, issuer in (
@@ -233,7 +233,7 @@ def _link_problem(
     return problem
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     try:
         return issuer.subject.public_bytes() == subject.issuer.public_bytes()

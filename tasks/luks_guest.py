@@ -16,6 +16,7 @@ from tasks.project import (
     QEMU,
     RUN,
     asked,
+    certificate_sources,
     checked,
     firmware,
     guest_name,
@@ -98,6 +99,7 @@ def task_attest_luks() -> Task:
         user="user",
         template=Path("templates/ssh_config.j2"),
         **release_manifest(),
+        **certificate_sources(),
     )
 
 

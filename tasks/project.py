@@ -159,6 +159,15 @@ def release_manifest() -> dict[str, Any]:
     return found
 
 
+def certificate_sources() -> dict[str, Any]:
+    """The sources of the certificates that an attestation needs beside the evidence's."""
+    from sevsnp.owner.certificate_sources import CertificateSources
+
+    chosen = settings()
+    directory, offline = chosen.optional_path("CERTS"), chosen.text("OFFLINE") == "yes"
+    return {"sources": CertificateSources(chosen.text("KDS_MIRROR"), directory, offline)}
+
+
 def guest_name(workflow: str) -> str:
     """The name of a command's guest: NAME, else that of its workflow."""
     return settings().text("NAME") or workflow

@@ -54,7 +54,8 @@ def task_manifest() -> Task:
     """Write build/manifest.json and an SBOM, signed [MANIFEST_KEY]
 
     Writes the digests of all that was built, the launch digests for 1 to 64 vCPUs, what everything was made with, and
-    what must never be accepted; beside it a software bill of materials (CycloneDX). MANIFEST_KEY signs it.
+    what must never be accepted; beside it a software bill of materials (CycloneDX). MANIFEST_KEY signs it,
+    and build/manifest.intoto.json is then the same as SLSA provenance.
 
     Next: ./doitw verify_manifest MANIFEST_PUBLIC_KEY=…
     """

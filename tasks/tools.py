@@ -10,7 +10,7 @@ from tasks.project import BUILD
 BIN = BUILD / "bin"
 _NAMES = (
     "get_report", "get_report_emulated", "verify_report", "verify_report_emulated", "inspect_report", "measure",
-    "idblock-generator", "sev-feature-info",
+    "idblock-generator", "sev-feature-info", "tcb-floors",
 )  # fmt: skip
 
 
@@ -18,7 +18,8 @@ def task_build_tools() -> Task:
     """Make build/bin: get_report, the verifiers, measure, idblock-generator
 
     Writes the commands: get_report for the guest, verify_report and inspect_report for its evidence, measure and
-    idblock-generator for reference values, sev-feature-info for a host. docs/commands.md says how each is called.
+    idblock-generator for reference values, sev-feature-info for a host, tcb-floors for a policy. docs/commands.md says
+    how each is called.
 
     Next: build/bin/verify_report --help
     """

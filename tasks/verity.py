@@ -14,6 +14,7 @@ from tasks.project import (
     TOOLS,
     VERITY,
     asked,
+    certificate_sources,
     checked,
     guest_name,
     keys,
@@ -133,6 +134,7 @@ def task_attest_verity() -> Task:
         user="user",
         template=Path("templates/ssh_config.j2"),
         **release_manifest(),
+        **certificate_sources(),
     )
 
 

@@ -15,10 +15,26 @@ from pathlib import Path
 from sevsnp.attestation.authentication import Authentic, Endorser, Evidence, Nobody, authenticate, read_report
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.hcl import check_claims
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
+from sevsnp.attestation.profiles import NO_VM_CONFIG
 from sevsnp.attestation.report import POLICY_DEBUG, POLICY_MIGRATE_MA, Report, SigningKey
-from sevsnp.attestation.rules import Anything, Bits, OneOf, Rule, Unstated, Value, at_most, show, show_rule
+from sevsnp.attestation.rules import (
+    Anything,
+    Bits,
+    ChipTcb,
+    OneOf,
+    Rule,
+    TcbFloor,
+    TcbFloors,
+    Unstated,
+    Value,
+    at_most,
+    show,
+    show_cpuid,
+    show_rule,
+)
 from sevsnp.firmware.gate import problem, residual_risks
 from sevsnp.vm_config.config import Launch, Tcb, VmConfig, making
 
@@ -41,14 +57,15 @@ class NeverAccepted:
 class Expected:
     """What the evidence must say: the policy, and the launch of the guest that made the evidence.
 
-    ``made_by`` is the command that makes the guest's VM config. ``never`` is a release's list, if one was given.
+    ``made_by`` is the command that makes the guest's VM config. Without a VM config, ``launch`` is None.
+    ``never`` is a release's list, if one was given.
     ``own_measurement`` says that the policy accepts other launch digests than the VM config's.
     """
 
     policy: Policy
-    launch: Launch
-    acpi: bool
-    made_by: str
+    launch: Launch | None = None
+    acpi: bool = False
+    made_by: str = ""
     never: NeverAccepted | None = None
     own_measurement: bool = False
 
@@ -74,10 +91,16 @@ class Expected:
 
 # Texts for the residual risks and the notes of an appraisal.
 ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
+_NO_LAUNCH = (
+    "no VM config: with which firmware, command line and ACPI tables the measurement was made is not known here"
+)
 _OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmware they were made is not known here"
 ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
 _EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
+_ONE_FLOOR = (
+    "the minimum TCB names no processor, and AMD counts microcode for each CPUID; this one is {}: docs/policy.md"
+)
 _VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
 _WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
 
@@ -91,13 +114,16 @@ def appraise(
     log, policy = Checklist(root.domain), expected.policy
     report: Report | None = None
     try:
-        report, sent = read_report(log, evidence, expected.launch.product)
+        source = endorser or Nobody()
+        report, sent = read_report(log, evidence, expected.launch.product if expected.launch else None, now, source)
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
-        found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), policy.revocation)
+        found = authenticate(log, report, sent, evidence, root, now, source, policy.revocation)
+        check_claims(log, report, evidence.claims)
         _check_launch(log, found, expected, root)
         check_fields(log, found, policy)
         check_floor(log, policy, root)
+        check_end(log, policy, now)
     except Stop:
         pass
     decision, reason, message = log.decide()
@@ -105,7 +131,7 @@ def appraise(
     remedy = _floor_command(expected, report) if report and reason == Reason.TCB_FLOOR else ""
     return Appraisal(
         decision, root.domain, policy.profile, report, signer, log.checks(), now, reason, message,
-        _open(expected, root), _notes(policy, report), remedy,
+        _open(expected, root), (*_notes(policy, report, root), *evidence.notes), remedy,
     )  # fmt: skip
 
 
@@ -114,7 +140,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
     floors = {"reported": policy.reported_tcb, "committed": policy.committed_tcb, "launch": policy.launch_tcb}
     reasons = {name: floor.reason for name, floor in floors.items() if isinstance(floor, Anything)}
     found = [ACPI_OPEN] if expected.acpi else []
-    found += residual_risks(launch.firmware.sha256, launch.firmware_reason)
+    found += residual_risks(launch.firmware.sha256, launch.firmware_reason) if launch else [_NO_LAUNCH]
     for reason in dict.fromkeys(reasons.values()):
         found.append(ANY_TCB.format(", ".join(name for name, given in reasons.items() if given == reason), reason))
     if isinstance(policy.reported_tcb, Unstated) and root.domain == "emulated":
@@ -124,7 +150,7 @@ def _open(expected: Expected, root: TrustRoot) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
+def _notes(policy: Policy, report: Report | None, root: TrustRoot) -> tuple[str, ...]:
     # A changed strict profile, or an owner's own policy, may also be stricter than strict.
     perhaps = "perhaps " if policy.profile.startswith(("strict", "own")) else ""
     notes = [] if policy.profile == "strict" else [_WEAKER.format(policy.profile, perhaps)]
@@ -132,12 +158,21 @@ def _notes(policy: Policy, report: Report | None) -> tuple[str, ...]:
         notes.append(_MILAN)
     if report and report.signing_key == SigningKey.VLEK:
         notes.append(_VLEK)
+    floors = (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb)
+    if report and report.cpuid and root.vendor and any(isinstance(floor, TcbFloor) for floor in floors):
+        notes.append(_ONE_FLOOR.format(show_cpuid(report.cpuid)))
     return tuple(notes)
 
 
 def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: TrustRoot) -> None:
     """Check that the VM config is for this product and this platform, and check its firmware and digests."""
     launch, report = expected.launch, found.report
+    if launch is None:
+        log.not_compared(Reason.PLATFORM, NO_VM_CONFIG)
+        log.not_compared(Reason.GUEST_FIRMWARE, NO_VM_CONFIG)
+        log.stop_on_failure()
+        check_never(log, report, expected, root)
+        return
     if report.product != launch.product:
         log.failed(Reason.PRODUCT, "", expected=f"{launch.product}, as the VM config says", found=report.product)
     log.require(
@@ -165,10 +200,10 @@ def check_never(log: Checklist, report: Report, expected: Expected, root: TrustR
     if expected.never is None:
         log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
         return
-    rule, firmware = expected.policy.measurement, expected.launch.firmware.sha256
+    rule = expected.policy.measurement
     digests = [report.measurement.hex()]
     digests += [one.hex() for one in rule.values if isinstance(one, bytes)] if isinstance(rule, OneOf) else []
-    named = [expected.never.firmware.get(firmware)]
+    named = [expected.never.firmware.get(expected.launch.firmware.sha256)] if expected.launch else []
     if root.domain != "emulated":
         named += [expected.never.launch_digests.get(digest) for digest in digests]
     listed = next(filter(None, named), "")
@@ -183,7 +218,7 @@ def _author_key(report: Report) -> bytes | None:
     return report.author_key_digest if report.author_key == any(report.author_key_digest) else None
 
 
-Field = tuple[Reason, Callable[[Policy], Rule], Callable[[Authentic], Value | Tcb | None]]
+Field = tuple[Reason, Callable[[Policy], Rule], Callable[[Authentic], Value | Tcb | ChipTcb | None]]
 
 
 def _firmware(report: Report) -> tuple[int, ...]:
@@ -199,9 +234,9 @@ FIELDS: tuple[Field, ...] = (
     (Reason.CSP, lambda p: p.csp, lambda a: a.leaf.csp),
     (Reason.MASK_CHIP_KEY, lambda p: p.mask_chip_key, lambda a: a.report.mask_chip_key),
     (Reason.ALLOWED_CHIP, lambda p: p.chip_id, lambda a: a.report.chip_id),
-    (Reason.REPORTED_TCB, lambda p: p.reported_tcb, lambda a: a.report.reported_tcb),
-    (Reason.COMMITTED_TCB, lambda p: p.committed_tcb, lambda a: a.report.committed_tcb),
-    (Reason.LAUNCH_TCB, lambda p: p.launch_tcb, lambda a: a.report.launch_tcb),
+    (Reason.REPORTED_TCB, lambda p: p.reported_tcb, lambda a: ChipTcb(a.report.reported_tcb, a.report.cpuid)),
+    (Reason.COMMITTED_TCB, lambda p: p.committed_tcb, lambda a: ChipTcb(a.report.committed_tcb, a.report.cpuid)),
+    (Reason.LAUNCH_TCB, lambda p: p.launch_tcb, lambda a: ChipTcb(a.report.launch_tcb, a.report.cpuid)),
     (Reason.PROVISIONAL, lambda p: p.provisional_firmware, lambda a: _provisional(a.report)),
     (Reason.FIRMWARE, lambda p: p.firmware, lambda a: _firmware(a.report)),
     (Reason.MITIGATIONS, lambda p: p.launch_mitigations, lambda a: a.report.launch_mitigations),
@@ -219,7 +254,7 @@ FIELDS: tuple[Field, ...] = (
     (Reason.MEASUREMENT, lambda p: p.measurement, lambda a: a.report.measurement),
     (Reason.REPORT_DATA, lambda p: p.report_data, lambda a: a.report.report_data),
 )
-PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | None]]
+PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | ChipTcb | None]]
 PlannedBit = tuple[Reason, Rule, str, str, Callable[[Report], int], int]
 BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]], ...] = (
     ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),
@@ -297,8 +332,21 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
             Reason.TCB_FLOOR,
             "without one a chip with known-broken microcode is accepted",
             expected="a minimum TCB version, or that any will do",
-            found="neither in the VM config nor in the policy",
+            found="none",
         )
+
+
+def check_end(log: Checklist, policy: Policy, now: datetime) -> None:
+    """Check that floors from a dated file still hold: an owner who has not renewed them may have missed a bulletin."""
+    for floor in (policy.reported_tcb, policy.committed_tcb, policy.launch_tcb):
+        if isinstance(floor, TcbFloors) and floor.end and now > floor.end:
+            log.failed(
+                Reason.TCB_FLOOR,
+                "make a new edition of the file, or another policy",
+                expected=f"floors that hold at {now:%F}",
+                found=floor.source,
+            )
+            return
 
 
 def _floor_command(expected: Expected, report: Report) -> str:
@@ -306,7 +354,9 @@ def _floor_command(expected: Expected, report: Report) -> str:
     versions = [vars(tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb)]
     lowest = {name: min(one[name] for one in versions) for name, value in versions[0].items() if value is not None}
     floor = Tcb(**lowest)
-    return "" if floor.is_zero() else f"{expected.made_by} MIN_TCB={floor.setting()}"
+    if floor.is_zero() or isinstance(expected.policy.reported_tcb, TcbFloors):
+        return ""
+    return f"{expected.made_by} MIN_TCB={floor.setting()}" if expected.made_by else f"--min-tcb {floor.setting()}"
 
 
 def _provisional(report: Report) -> bool:

@@ -10,30 +10,36 @@ from cryptography import x509
 
 from sevsnp.attestation import chain as chains
 from sevsnp.attestation import report as snp
-from sevsnp.attestation.certificates import certificates_of_table, crl_of_table, load_certificates
+from sevsnp.attestation.certificates import REMEMBERED_BYTES, certificates_of_table, crl_of_table, load_certificates
 from sevsnp.attestation.chain import Chain, TrustRoot
 from sevsnp.attestation.checklist import Checklist, Unreachable
-from sevsnp.attestation.extensions import LeafExtensions, Signer, named_product, read_extensions
+from sevsnp.attestation.extensions import ExtensionError, LeafExtensions, Signer, named_product, read_extensions
+from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Reason
+from sevsnp.attestation.product import find_reading, readings
 from sevsnp.attestation.report import Report, SigningKey
-from sevsnp.attestation.revocation import CrlError, is_revoked, load_crl
+from sevsnp.attestation.revocation import CrlError, Lists, is_revoked, newest_in_force, not_in_force, read_crl
 from sevsnp.attestation.rules import Anything, Rule, show
-from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
 
 Certificate = x509.Certificate
+_VERSION_2 = b"\2\0\0\0"  # the first field, little-endian
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What a guest sends: the report, the host's certificate table, and further PEM or DER certificates.
 
-    All of it is untrusted. The verifier verifies the certificates itself.
+    All of it is untrusted. The verifier verifies the certificates itself. ``claims`` are those of an HCL report.
+    ``problem`` says why there is no report; ``notes`` say what of the evidence was not used.
     """
 
     report: bytes
     certificate_table: bytes = b""
     certificates: tuple[bytes, ...] = ()
+    claims: Claims | None = None
+    problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Endorser(Protocol):
@@ -48,8 +54,10 @@ class Endorser(Protocol):
     def issuers(self, product: Product, signer: Signer, now: datetime) -> list[Certificate]:
         """ASK or ASVK, and ARK. Raises :class:`Unreachable`."""
 
-    def crl(self, product: Product, signer: Signer, ark: Certificate, now: datetime) -> x509.CertificateRevocationList:
-        """The revocation list that is in force at ``now``. Raises :class:`Unreachable`."""
+    def revocation_lists(
+        self, product: Product, signer: Signer, ark: Certificate, now: datetime, demanded: bool
+    ) -> Lists:
+        """The genuine revocation lists of ``ark``. If none is ``demanded``, the endorser does not wait long for one."""
 
 
 class Nobody:
@@ -64,8 +72,10 @@ class Nobody:
     def issuers(self, product: Product, signer: Signer, now: datetime) -> list[Certificate]:
         raise Unreachable("the evidence lacks its issuer's certificate, and none was looked for elsewhere")
 
-    def crl(self, product: Product, signer: Signer, ark: Certificate, now: datetime) -> x509.CertificateRevocationList:
-        raise Unreachable("none was looked for")
+    def revocation_lists(
+        self, product: Product, signer: Signer, ark: Certificate, now: datetime, demanded: bool
+    ) -> Lists:
+        return Lists(problem="none was looked for")
 
 
 class Authentic(NamedTuple):
@@ -77,12 +87,24 @@ class Authentic(NamedTuple):
     signer: Signer
 
 
-def read_report(log: Checklist, evidence: Evidence, hint: Product | None) -> tuple[Report, list[Certificate]]:
-    """The report, and the certificates in the evidence. ``hint`` is the product for a report that names none."""
-    found = None if hint else _named(evidence)
-    report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, hint or found or "Milan"))
+def read_report(
+    log: Checklist, evidence: Evidence, hint: Product | None, now: datetime, endorser: Endorser
+) -> tuple[Report, list[Certificate]]:
+    """The report, and the certificates in the evidence.
+
+    ``hint`` is the product of a report of version 2 that no certificate names. Raises Stop; ``log`` has the reason.
+    """
+    if evidence.problem:
+        log.stop(Reason.REPORT_FORMAT, evidence.problem)
+    found: dict[Product, Report] = {}
+    if evidence.report[:4] == _VERSION_2:
+        found = log.attempt(Reason.REPORT_FORMAT, lambda: readings(evidence.report))
+        report = next(iter(found.values()))
+    else:
+        report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, "Milan"))
     log.passed(Reason.REPORT_FORMAT, f"version {report.version}, every reserved byte zero")
-    return report, log.attempt(Reason.CERTIFICATES, lambda: _load(evidence))
+    sent = log.attempt(Reason.CERTIFICATES, lambda: _load(evidence))
+    return find_reading(log, found, sent, endorser.known(), hint, now, endorser) if found else report, sent
 
 
 def authenticate(
@@ -98,12 +120,13 @@ def authenticate(
     """Verify the chain, the signature, and the chip and TCB that the leaf certifies. Raises Stop; ``log`` has why."""
     signer: Signer = "VLEK" if report.signing_key == SigningKey.VLEK else "VCEK"
     known = endorser.known()
-    chain = None if known else _whole_chain(evidence.certificate_table, evidence.certificates, root)
+    size = len(evidence.certificate_table) + sum(map(len, evidence.certificates))
+    whole = _whole_chain if size <= REMEMBERED_BYTES else _whole_chain.__wrapped__
+    chain = None if known else whole(evidence.certificate_table, evidence.certificates, root)
     # Evidence with exactly one chain needs no choice. If that chain does not fit, look for another VCEK as usual.
     if not chain or not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
-        candidates = [*sent, *known]
-        leaf = _leaf(log, report, signer, candidates, now, endorser)
-        chain = _chain(log, report, signer, leaf, candidates, root, now, endorser)
+        leaf = _leaf(log, report, signer, sent, known, now, endorser)
+        chain = _chain(log, report, signer, leaf, [*sent, *known], root, now, endorser)
     # verify_chain checks the root first, so evidence of another trust domain is refused for its root alone.
     log.attempt(Reason.CERTIFICATES, lambda: chains.verify_chain(chain, root, now, signer))
     log.passed(Reason.UNKNOWN_ROOT, f"ARK is a pinned root of {root.domain}")
@@ -119,20 +142,12 @@ def authenticate(
     return Authentic(report, chain, extensions, signer)
 
 
-def _named(evidence: Evidence) -> Product | None:
-    try:
-        found = chains.leaves(_load(evidence))
-    except UserError:
-        return None
-    return named_product(found[0]) if found else None
-
-
 def _load(evidence: Evidence) -> list[Certificate]:
     found = certificates_of_table(evidence.certificate_table)
     return found + [one for data in evidence.certificates for one in load_certificates(data)]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot) -> Chain | None:
     """The chain of evidence that has exactly one leaf and its issuers, else None; cached for other reports."""
     found = _load(Evidence(b"", table, certificates))
@@ -143,20 +158,18 @@ def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot)
 
 
 def _leaf(
-    log: Checklist, report: Report, signer: Signer, candidates: list[Certificate], now: datetime, endorser: Endorser
-) -> Certificate:
+    log: Checklist, report: Report, signer: Signer, sent: list[Certificate], known: list[Certificate], now: datetime,
+    endorser: Endorser,
+) -> Certificate:  # fmt: skip
     """The certificate whose key signed the report; else the endorser's, or a candidate whose check then fails."""
-    found = chains.leaves(candidates)
-
-    def fits(one: Certificate) -> bool:
-        return chains.verify_signature(one, report.signature_r, report.signature_s, report.signed)
-
-    # One candidate needs no choice: its signature is verified only once, later.
-    fitting = [one for one in found if fits(one)] if len(found) > 1 else found
+    own, others = chains.leaves(sent), chains.leaves(known)
+    found = list(dict.fromkeys([*own, *others]))
+    certified = [one for one in others if _certifies(one, report, signer)]
     # AMD certifies the same key again with new dates, so prefer a certificate that is valid now.
-    fitting.sort(key=lambda one: not chains.is_valid_at(one, now))
-    if fitting and (len(found) > 1 or fits(fitting[0])):
-        return fitting[0]
+    found.sort(key=lambda one: (one not in certified, not chains.is_valid_at(one, now)))
+    for one in found:
+        if chains.verify_signature(one, report.signature_r, report.signature_s, report.signed):
+            return one
     if signer == "VCEK":
         try:
             return endorser.leaf(report.product, report.chip_id, report.reported_tcb, now)
@@ -164,9 +177,24 @@ def _leaf(
             problem = str(error)
     else:
         problem = "the evidence has no VLEK, and nobody but the cloud provider hands it out"
-    if not found:
-        log.give_up(Reason.CERTIFICATES, problem)
-    return found[0]
+    # The evidence's own certificate belongs to the report, and so does one for its chip and TCB version. Other chips'
+    # certificates, such as those of a whole directory, say nothing about the report.
+    if not own and not certified:
+        others_say = f"; none of the {len(others)} others signed the report" if others else ""
+        log.give_up(Reason.CERTIFICATES, problem + others_say)
+    return (own or certified)[0]
+
+
+def _certifies(leaf: Certificate, report: Report, signer: Signer) -> bool:
+    """Whether a leaf says that it is for the report's product, chip and TCB version. Its signature is not verified."""
+    if named_product(leaf) != report.product:
+        return False
+    try:
+        says = read_extensions(leaf, report.product)
+    except ExtensionError:
+        return False
+    same_chip = says.hwid is None or says.hwid.ljust(64, b"\0") == report.chip_id
+    return says.signer == signer == "VCEK" and same_chip and says.tcb == report.reported_tcb
 
 
 def _chain(
@@ -246,35 +274,42 @@ def _check_revocation(
     if not root.vendor:
         log.not_compared(Reason.REVOCATION, "this root publishes no revocation list")
         return
-    try:
-        crl = _crl(report, chain, signer, evidence, now, endorser)
-    except Unreachable as error:
-        if isinstance(rule, Anything):
-            log.not_compared(Reason.REVOCATION, f"{rule.reason}; {error}", "no revocation list")
-        else:
-            log.pending(Reason.REVOCATION, f"the policy demands a revocation list: {error}")
+    demanded = not isinstance(rule, Anything)
+    lists = endorser.revocation_lists(report.product, signer, chain.ark, now, demanded)
+    # A host may send an old list, so its list counts as a proof of good standing only if there is no other.
+    sent, problem = _sent_list(evidence, chain.ark)
+    if any(is_revoked(one, chain) for one in (*lists.found, *sent)):
+        log.failed(
+            Reason.REVOCATION,
+            "AMD has revoked this ASK or ASVK",
+            expected="not on any list of the ARK, in force or not",
+            found=f"serial number {chain.ask.serial_number:#x}",
+        )
         return
-    until = f"{crl.next_update_utc:%F}" if crl.next_update_utc else ""
-    log.require(
-        Reason.REVOCATION,
-        not is_revoked(crl, chain),
-        expected=f"not on the ARK's list, in force until {until}",
-        found=f"serial number {chain.ask.serial_number:#x}",
-        message="" if not is_revoked(crl, chain) else "AMD has revoked this ASK or ASVK",
-    )
+    current = newest_in_force(lists.found, now)
+    if current is None:  # an empty list is false
+        current = newest_in_force(sent, now)
+    if current is not None:
+        log.passed(
+            Reason.REVOCATION,
+            f"serial number {chain.ask.serial_number:#x}",
+            f"not on the ARK's list, in force until {current.next_update_utc:%F}",
+        )
+        return
+    problem = problem or next((not_in_force(one, now) for one in sent), "")
+    problem = f"{lists.problem}; the host's revocation list: {problem}" if problem else lists.problem
+    if isinstance(rule, Anything):
+        log.not_compared(Reason.REVOCATION, f"{rule.reason}; {problem}", "no revocation list")
+    else:
+        log.pending(Reason.REVOCATION, f"the policy demands a revocation list: {problem}")
 
 
-def _crl(
-    report: Report, chain: Chain, signer: Signer, evidence: Evidence, now: datetime, endorser: Endorser
-) -> x509.CertificateRevocationList:
-    """The endorser's list. The host's list is used only if there is no other, because a host may send an old one."""
+def _sent_list(evidence: Evidence, ark: Certificate) -> tuple[tuple[x509.CertificateRevocationList, ...], str]:
+    """The genuine revocation list in the host's certificate table, in force or not; and what is wrong with it."""
+    sent = crl_of_table(evidence.certificate_table)
+    if sent is None:
+        return (), ""
     try:
-        return endorser.crl(report.product, signer, chain.ark, now)
-    except Unreachable as error:
-        sent = crl_of_table(evidence.certificate_table)
-        if sent is None:
-            raise
-        try:
-            return load_crl(sent, chain.ark, now)
-        except CrlError as problem:
-            raise Unreachable(f"{error}; the host's revocation list: {problem}") from error
+        return (read_crl(sent, ark),), ""
+    except CrlError as error:
+        return (), str(error)

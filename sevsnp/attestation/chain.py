@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.extensions import PARSER_ERRORS, Signer
+from sevsnp.attestation.signed_algorithm import algorithm_problem
 from sevsnp.vm_config.config import PlatformName, Product
 
 TrustDomain = Literal["amd", "emulated"]
@@ -89,7 +90,7 @@ def issuer_among(
     return named[0] if named else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def root_product(chain: Chain, root: TrustRoot) -> Product | None:
     """The product of the pin that matches the chain's ARK. Raises ChainError ``unknown-root`` if no pin matches."""
     found = fingerprint(chain.ark)
@@ -156,7 +157,7 @@ def verify_pss(issuer: x509.Certificate, signature: bytes, signed: bytes) -> boo
     return True
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the certificate's DER, 32 bytes."""
     return certificate.fingerprint(hashes.SHA256())
@@ -170,7 +171,7 @@ def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
         return False
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def public_key(certificate: x509.Certificate) -> object:
     """The certificate's public key, or None if the key cannot be read."""
     try:
@@ -179,7 +180,7 @@ def public_key(certificate: x509.Certificate) -> object:
         return None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> str:
     """Why ``issuer`` did not issue ``certificate``; empty if it did."""
     key = public_key(issuer)
@@ -190,6 +191,8 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
         algorithm = certificate.signature_algorithm_oid
         if algorithm != SignatureAlgorithmOID.RSASSA_PSS or not isinstance(digest, hashes.SHA384):
             return "not signed with RSA-PSS and SHA-384"
+        if problem := algorithm_problem(der(certificate), certificate.tbs_certificate_bytes):
+            return problem
     except PARSER_ERRORS as error:
         return str(error)[:200]
     if not _named(issuer, certificate):
@@ -199,7 +202,7 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
     return ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _standing_problem(chain: Chain, root: TrustRoot, product: Product | None, signer: Signer) -> str:
     """What is wrong with a chain apart from the time; cached, because one chain serves many reports."""
     for name, certificate, issuer in (
@@ -230,7 +233,7 @@ def _link_problem(
     return problem
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _named(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     try:
         return issuer.subject.public_bytes() == subject.issuer.public_bytes()

@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 from sevsnp.attestation.chain import ChainError, TrustDomain
 from sevsnp.attestation.extensions import ExtensionError
 from sevsnp.attestation.outcome import ENDED, Check, Decision, Reason
-from sevsnp.attestation.rules import Anything, Rule, Unstated, Value, holds, show
+from sevsnp.attestation.rules import Anything, ChipTcb, Rule, Unstated, Value, holds, show
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Tcb
 
@@ -71,7 +71,9 @@ class Checklist:
         else:
             self.failed(reason, message, expected=expected, found=found)
 
-    def rule(self, reason: Reason, rule: Rule, expected: str, value: Value | Tcb | None, name: str = "") -> None:
+    def rule(
+        self, reason: Reason, rule: Rule, expected: str, value: Value | Tcb | ChipTcb | None, name: str = ""
+    ) -> None:
         """Compare a value with the policy's rule for it; ``expected`` is the text of the rule."""
         found = show(value)
         if isinstance(rule, Anything):

@@ -43,7 +43,7 @@ GROUPS = (
     Group(
         "Whose question the report answers",
         "The report is for this nonce and these host keys, not an older one and not another guest's.",
-        (Reason.REPORT_DATA,),
+        (Reason.REPORT_DATA, Reason.RUNTIME_CLAIMS),
         "The report is an older one or another guest's, or the nonce or the host keys given here are wrong. Ask the "
         "guest again with a new nonce. If that report is refused too, do not log in.",
     ),
@@ -73,6 +73,8 @@ _ADVICE = {
     Reason.VALIDITY: "Check the clock of this computer. A report that was kept is appraised as of the day on which it "
     "was made: --at TIME.",
     Reason.REVOCATION: "AMD does not vouch for this chip any more. Do not use this machine.",
+    Reason.RUNTIME_CLAIMS: "The claims beside the report are not those of its guest. Take a new HCL report "
+    "from the guest.",
     Reason.GUEST_FIRMWARE: f"Make the VM config again: {FIRMWARE_REMEDY}.",
     Reason.NEVER_ACCEPTED: "Build the guest again, from a newer release if there is one.",
     Reason.MEASUREMENT: "The guest was started with another firmware, kernel, initramfs, command line or number of "
@@ -84,8 +86,8 @@ _EMULATED_ROOT = (
     "runs this guest: --root FILE, or EMULATED_ROOT=FILE. Each start of a guest makes a new one."
 )
 MISSING = (
-    "Try again when AMD's service can be reached, or give what is missing: --certs DIR. A VLEK's certificate comes "
-    "from the cloud provider: --certificates FILE."
+    "Try again when AMD's service can be reached, or give what is missing: --certs DIR, or CERTS=DIR. A VLEK's "
+    "certificate comes from the cloud provider: --certificates FILE."
 )
 
 

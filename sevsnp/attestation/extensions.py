@@ -51,7 +51,7 @@ class LeafExtensions(NamedTuple):
         return self.product_name.split("-")[0]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def read_extensions(leaf: x509.Certificate, product: Product) -> LeafExtensions:
     """AMD's extensions of a VCEK or VLEK of ``product``. Raises :class:`ExtensionError`."""
     try:

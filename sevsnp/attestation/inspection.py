@@ -9,7 +9,9 @@ from typing import Any
 from sevsnp.attestation.authentication import Endorser, Evidence, Nobody, authenticate, read_report
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.hcl import check_claims, describe_claims
 from sevsnp.attestation.outcome import Check, Reason
+from sevsnp.attestation.product import readings
 from sevsnp.attestation.report import (
     EMULATED_CHIP_ID,
     GUEST_POLICY_BITS,
@@ -19,7 +21,14 @@ from sevsnp.attestation.report import (
     SigningKey,
 )
 from sevsnp.attestation.rules import Anything
-from sevsnp.vm_config.config import Tcb
+from sevsnp.errors import UserError
+from sevsnp.vm_config.config import Product, Tcb
+
+# The checks of an inspection. It has no policy, so the other checks of an appraisal are not its business.
+_ABOUT = (
+    Reason.REPORT_FORMAT, Reason.CERTIFICATES, Reason.UNKNOWN_ROOT, Reason.VALIDITY, Reason.SIGNATURE, Reason.PRODUCT,
+    Reason.SIGNING_KEY, Reason.CHIP_ID, Reason.TCB, Reason.REVOCATION, Reason.RUNTIME_CLAIMS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Inspection:
     """The result of an inspection.
 
     ``authentic`` is None if certificates could not be obtained; ``reason`` says why ``authentic`` is not True.
+    ``product`` is empty if neither the report nor a certificate names it; ``possible_products`` then has those whose
+    layout the report's bytes fit.
     """
 
     authentic: bool | None
@@ -36,6 +47,8 @@ class Inspection:
     trust_domain: str
     fields: Mapping[str, Any]
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+    possible_products: tuple[str, ...] = ()
 
     @property
     def emulated(self) -> bool:
@@ -48,25 +61,38 @@ class Inspection:
             "undecided": self.authentic is None,
             "reason": self.reason,
             "product": self.product,
+            "possible_products": list(self.possible_products),
             "signer": self.signer,
             "trust_domain": self.trust_domain,
             **({"emulated": True, "confidential": False} if self.emulated else {"emulated": False}),
+            "notes": list(self.notes),
             "fields": dict(self.fields),
+            "checks": [check.to_json() for check in self.checks if check.reason_name in _ABOUT],
         }
 
 
-def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endorser | None = None) -> Inspection:
-    """Read and authenticate evidence at the time ``now`` (aware). Never raises for evidence."""
+def inspect(
+    evidence: Evidence,
+    now: datetime,
+    root: TrustRoot,
+    endorser: Endorser | None = None,
+    product: Product | None = None,
+) -> Inspection:
+    """Read and authenticate evidence at the time ``now`` (aware). Never raises for evidence.
+
+    ``product`` is the caller's word for a report that does not name its product. A certificate that does counts more.
+    """
     log = Checklist(root.domain)
     report: Report | None = None
     fields: dict[str, Any] = {}
     try:
-        report, sent = read_report(log, evidence, None)
+        source = endorser or Nobody()
+        report, sent = read_report(log, evidence, product, now, source)
         fields = describe(report)
         if report.signing_key == SigningKey.NONE:
             log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
         nobody_asks = Anything("checked where a revocation list is available")
-        found = authenticate(log, report, sent, evidence, root, now, endorser or Nobody(), nobody_asks)
+        found = authenticate(log, report, sent, evidence, root, now, source, nobody_asks)
         fields["certificate"] = {
             "product_name": found.leaf.product_name,
             "tcb": _tcb(found.leaf.tcb),
@@ -75,16 +101,37 @@ def inspect(evidence: Evidence, now: datetime, root: TrustRoot, endorser: Endors
             "valid_from": f"{found.chain.leaf.not_valid_before_utc:%FT%TZ}",
             "valid_until": f"{found.chain.leaf.not_valid_after_utc:%FT%TZ}",
         }
+        check_claims(log, report, evidence.claims)
+        if evidence.claims:
+            fields["runtime_claims"] = describe_claims(evidence.claims)
         log.stop_on_failure()
         authentic: bool | None = True
         reason = ""
     except Stop:
         decision, _, reason = log.decide()
         authentic = None if decision == "undecided" else False
-    product = report.processor if report else ""
+    possible: tuple[str, ...] = (report.product,) if report else ()
+    if report is None:
+        fields, possible = _undetermined(evidence.report)
     return Inspection(
-        authentic, reason, product, report.signing_key.name if report else "", root.domain, fields, log.checks()
-    )
+        authentic, reason, report.processor if report else "", str(fields.get("signing_key", "")), root.domain, fields,
+        log.checks(), evidence.notes, possible,
+    )  # fmt: skip
+
+
+def _undetermined(raw: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The fields of a report whose product is not known, and the products that it may be of; empty for no report."""
+    try:
+        found = readings(raw)
+    except UserError:
+        return {}, ()
+    fields = describe(next(iter(found.values())))
+    for name in ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb"):
+        # Milan and Genoa have the same layout.
+        said = {product: _tcb(getattr(one, name)) for product, one in found.items()}
+        if len({str(one) for one in said.values()}) > 1:
+            fields[name] = said
+    return fields, tuple(found)
 
 
 def describe(report: Report) -> dict[str, Any]:

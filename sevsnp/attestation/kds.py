@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of AMD's key distribution service with a cache: VCEKs, ASK and ARK, revocation lists; none is trusted.
+"""AMD's key distribution service with a cache: VCEKs, ASK and ARK, revocation lists; none of them is trusted.
 
-Source: AMD 57230 (KDS interface). The client verifies every answer of the network and of the cache up to a pinned root
-before it returns or caches the answer. So a hostile server or a poisoned cache can only withhold data. A request has a
-total time limit and a size limit. After a 429 the client waits as long as the server asks, but also up to a limit.
+Source: AMD 57230 (KDS interface). Every answer of the network and of the cache is verified up to a pinned root before
+it is returned or cached. So a hostile server or a poisoned cache can only withhold data.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TypeVar
 
 from cryptography import x509
 
@@ -19,33 +18,26 @@ from sevsnp.attestation.certificates import der, load_certificates
 from sevsnp.attestation.chain import Chain, ChainError, TrustRoot
 from sevsnp.attestation.checklist import Unreachable
 from sevsnp.attestation.extensions import ExtensionError, Signer, read_extensions
-from sevsnp.attestation.kds_cache import Cache
-from sevsnp.attestation.revocation import MAX_CRL, CrlError, load_crl
+from sevsnp.attestation.kds_cache import Cache, Failures
+from sevsnp.attestation.kds_http import Client, Limits
+from sevsnp.attestation.revocation import MAX_CRL, CrlError, Lists, newest_in_force, not_in_force, read_crl
 from sevsnp.errors import UserError
+from sevsnp.system import progress
 from sevsnp.vm_config.config import Product, Tcb
-
-if TYPE_CHECKING:
-    import requests
 
 Thing = TypeVar("Thing")
 
 KDS = "https://kdsintf.amd.com"
 _MAX_CERTIFICATE = 64 << 10
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 10.0  # seconds; the service answers the same request only once in ten seconds
+_DAY = 86400.0
 
 
-class Limits(NamedTuple):
-    """Limits in seconds: ``request`` for one whole answer, however slow; ``patience`` for all waits after 429s."""
-
-    request: float = 15.0
-    patience: float = 60.0
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Kds:
     """AMD's service at ``base``, or a mirror of it, with a cache; ``offline`` asks only the cache.
 
     ``root`` is the trust root under which answers are verified before they are cached. The verifier has its own root.
+    ``say`` is told of each request before it is made.
     """
 
     root: TrustRoot
@@ -54,6 +46,11 @@ class Kds:
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
     sleep: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = progress.step
+
+    def __post_init__(self) -> None:
+        self._client = Client(self.base, self.sleep, self.say)
+        self._failures = Failures(self.cache, self.base)
 
     def known(self) -> list[x509.Certificate]:
         """Always empty: the cache can only be asked for a specific certificate."""
@@ -64,6 +61,15 @@ class Kds:
         if not any(chip_id):
             raise Unreachable("CHIP_ID is masked (all zero): no service can be asked for its VCEK")
         hwid = chip_id[:8] if product == "Turin" else chip_id
+        spls = [("blSPL", tcb.bootloader), ("teeSPL", tcb.tee), ("snpSPL", tcb.snp), ("ucodeSPL", tcb.microcode)]
+        if product == "Turin":
+            spls.insert(0, ("fmcSPL", tcb.fmc or 0))
+        query = "&".join(f"{name}={level:02d}" for name, level in spls)
+        name = f"vcek-{product}-{hwid.hex()}-{'-'.join(f'{name}{level:02d}' for name, level in spls)}.der"
+        what = f"the VCEK of a {product} chip"
+        # The certificate that is named as missing is this one, not the authorities that would verify it.
+        if self.offline and not self.cache.find(name)[0]:
+            raise Unreachable(self._absent(what, name))
         authorities = self.issuers(product, "VCEK", now)
 
         def check(data: bytes) -> x509.Certificate:
@@ -77,12 +83,7 @@ class Kds:
                 raise Unreachable("the VCEK of another chip or TCB version")
             return found
 
-        spls = [("blSPL", tcb.bootloader), ("teeSPL", tcb.tee), ("snpSPL", tcb.snp), ("ucodeSPL", tcb.microcode)]
-        if product == "Turin":
-            spls.insert(0, ("fmcSPL", tcb.fmc or 0))
-        query = "&".join(f"{name}={level:02d}" for name, level in spls)
-        name = f"vcek-{product}-{hwid.hex()}-{'-'.join(f'{name}{level:02d}' for name, level in spls)}.der"
-        return self._have(name, f"/vcek/v1/{product}/{hwid.hex()}?{query}", check, der, _MAX_CERTIFICATE)
+        return self._have(name, f"/vcek/v1/{product}/{hwid.hex()}?{query}", what, check, der, _MAX_CERTIFICATE)
 
     def issuers(self, product: Product, signer: Signer, now: datetime) -> list[x509.Certificate]:
         """ASK or ASVK, and the pinned ARK that issued it, both valid at ``now``."""
@@ -98,107 +99,94 @@ class Kds:
             return [ask, ark]
 
         kind = signer.lower()
+        what = f"{product}'s {'ASVK' if signer == 'VLEK' else 'ASK'} and ARK"
         return self._have(
-            f"{kind}-{product}.pem", f"/{kind}/v1/{product}/cert_chain", check, chains.pem, _MAX_CERTIFICATE
+            f"{kind}-{product}.pem", f"/{kind}/v1/{product}/cert_chain", what, check, chains.pem, _MAX_CERTIFICATE
         )
 
-    def crl(
-        self, product: Product, signer: Signer, ark: x509.Certificate, now: datetime
-    ) -> x509.CertificateRevocationList:
-        """The revocation list that ``ark`` signed; a cached list is requested again after a day."""
+    def revocation_lists(
+        self, product: Product, signer: Signer, ark: x509.Certificate, now: datetime, demanded: bool
+    ) -> Lists:
+        """The lists of ``ark`` from the cache and the service; a cached list is requested again after a day.
 
-        def check(data: bytes) -> x509.CertificateRevocationList:
-            try:
-                return load_crl(data, ark, now)
-            except CrlError as error:
-                raise Unreachable(f"a revocation list: {error}") from error
+        If no list is ``demanded``, the service gets one short request, and none for a while after a failure.
+        """
+        kind = signer.lower()
+        name, path = f"{kind}-{product}.crl", f"/{kind}/v1/{product}/crl"
+        kept, age = self._kept_list(name, ark)
+        fits = kept is not None and not not_in_force(kept, now)
+        at_hand = () if kept is None else (kept,)
+        if fits and (self.offline or age < _DAY):
+            return Lists(at_hand)
+        if self.offline:
+            problem = self._absent("a revocation list", name)
+            if kept is not None:
+                problem = f"offline, and the cached revocation list ({name}) is {not_in_force(kept, now)}"
+        else:
+            problem = "" if demanded else self._failures.recall(name)
+        if problem:
+            return Lists(at_hand, "" if fits else problem)
+        limits = self.limits if demanded else self.limits.short()
+        try:
+            served = read_crl(self._get(path, MAX_CRL, "a revocation list", limits), ark)
+        except (Unreachable, CrlError) as error:
+            problem = f"{self.base}{path}: {'a revocation list: ' if isinstance(error, CrlError) else ''}{error}"
+            self._failures.remember(name, problem)
+            return Lists(at_hand, "" if fits else problem)
+        # A mirror may serve an old list, which does not replace a newer one. A newer one in force is all that counts.
+        newer = kept is None or served.last_update_utc >= kept.last_update_utc
+        self.cache.keep(name, _crl_der(served if newer or kept is None else kept))
+        found = (served,) if newer and not not_in_force(served, now) else (served, *at_hand)
+        if newest_in_force(found, now) is None:
+            problem = f"{self.base}{path}: a revocation list: {not_in_force(served, now)}"
+            self._failures.remember(name, problem)
+        return Lists(found, problem)
 
-        def encode(crl: x509.CertificateRevocationList) -> bytes:
-            from cryptography.hazmat.primitives.serialization import Encoding
-
-            return crl.public_bytes(Encoding.DER)
-
-        name = f"{signer.lower()}-{product}.crl"
-        return self._have(name, f"/{signer.lower()}/v1/{product}/crl", check, encode, MAX_CRL, fresh=86400.0)
+    def _kept_list(self, name: str, ark: x509.Certificate) -> tuple[x509.CertificateRevocationList | None, float]:
+        data, age = self.cache.find(name)
+        try:
+            return (read_crl(data, ark), age) if data else (None, 0.0)
+        except CrlError:
+            return None, 0.0  # damaged: the next answer replaces it
 
     def _have(
         self,
         name: str,
         path: str,
+        what: str,
         check: Callable[[bytes], Thing],
         encode: Callable[[Thing], bytes],
-        limit: int,
-        fresh: float | None = None,
+        size: int,
     ) -> Thing:
         """Take an object from the cache, else from the service; ``check`` raises Unreachable for a wrong object."""
-        kept, age = self._kept(name, check)
-        if kept is not None and (self.offline or fresh is None or age < fresh):
-            return kept
-        if self.offline:
-            raise Unreachable(f"offline, and {name} is not in the cache {self.cache.directory}")
+        data, _ = self.cache.find(name)
+        wrong = ""
         try:
-            found = check(self._get(path, limit))
+            if data:
+                return check(data)
         except Unreachable as error:
-            if kept is not None:  # the cached object is still valid
-                return kept
+            wrong = f": {error}"  # expired or damaged: the next answer replaces it
+        if self.offline:
+            raise Unreachable(self._absent(what, name) + wrong)
+        try:
+            found = check(self._get(path, size, what, self.limits))
+        except Unreachable as error:
             raise Unreachable(f"{self.base}{path}: {error}") from error
         self.cache.keep(name, encode(found))
         return found
 
-    def _kept(self, name: str, check: Callable[[bytes], Thing]) -> tuple[Thing | None, float]:
-        data, age = self.cache.find(name)
-        try:
-            return (check(data), age) if data else (None, 0.0)
-        except Unreachable:
-            return None, 0.0  # expired or damaged: the next answer replaces it
+    def _absent(self, what: str, name: str) -> str:
+        return f"offline, and {what} ({name}) is not in the cache {self.cache.directory}"
 
-    def _get(self, path: str, limit: int) -> bytes:
+    def _get(self, path: str, size: int, what: str, limits: Limits) -> bytes:
         """The body of an answer. Raises Unreachable."""
-        left, wait = self.limits.patience, _FIRST_WAIT
-        while True:
-            status, asked, body = self._once(path, limit)
-            if status == 200:
-                return body
-            if status == 404:
-                raise Unreachable("answers 404: it knows no such chip or TCB version")
-            if status not in (429, 500, 502, 503, 504):
-                raise Unreachable(f"answers {status}")
-            wait = min(max(asked, wait), _LONGEST_WAIT)
-            if wait > left:
-                raise Unreachable(f"answers {status} for more than {self.limits.patience:.0f} s")
-            self.sleep(wait)
-            left, wait = left - wait, wait * 2
-
-    def _once(self, path: str, limit: int) -> tuple[int, float, bytes]:
-        import requests
-        import urllib3
-
-        from sevsnp.system.transfers import Watch, WatchedAdapter
-
-        with Watch(self.limits.request) as watch, requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, WatchedAdapter())
-            try:
-                # The service sends no redirects; following one could only lead the owner's machine to another server.
-                answer = session.get(
-                    self.base.rstrip("/") + path, stream=True, timeout=self.limits.request, allow_redirects=False
-                )
-                body = answer.raw.read(limit + 1, decode_content=True) if answer.status_code == 200 else b""
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                problem = f"no answer in {self.limits.request:.0f} s" if watch.expired else type(error).__name__
-                raise Unreachable(problem) from error
-            if watch.expired:
-                raise Unreachable(f"no answer in {self.limits.request:.0f} s")
-            if len(body) > limit:
-                raise Unreachable(f"more than {limit} bytes")
-            return answer.status_code, _retry_after(answer), body
+        return self._client.get(path, what, size, limits)
 
 
-def _retry_after(answer: "requests.Response") -> float:
-    try:
-        return max(0.0, float(answer.headers.get("Retry-After", "")))
-    except ValueError:
-        return 0.0
+def _crl_der(crl: x509.CertificateRevocationList) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return crl.public_bytes(Encoding.DER)
 
 
 def _certificates(data: bytes, number: int) -> list[x509.Certificate]:

@@ -12,6 +12,11 @@ from shlex import quote
 from sevsnp.errors import UserError
 
 _MAX_FILE = 1 << 20
+# Seconds for which a failed question is not asked again. So a service that is down costs its time-out once, and not
+# once in each verification.
+FORGET = 900.0
+# What this process remembers, by the cache's directory, the service and the object: the time, and the problem.
+_failed: dict[tuple[Path, str, str], tuple[float, str]] = {}
 
 
 def default_directory() -> Path:
@@ -56,3 +61,36 @@ class Cache:
                 f"{self.directory}: others can write to the certificate cache",
                 f"run: chmod 700 {quote(str(self.directory))}",
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Failures:
+    """Questions to the service at ``base`` that failed, for objects that no policy demands.
+
+    They are remembered in this process, and in the cache for other processes.
+    """
+
+    cache: Cache
+    base: str
+
+    def remember(self, name: str, problem: str) -> None:
+        """The service did not give the object ``name``; ``problem`` says why, in one line."""
+        _failed[self._key(name)] = time.monotonic(), problem
+        self.cache.keep(f"{name}.failed", f"{self.base}\n{problem}\n".encode())
+
+    def recall(self, name: str) -> str:
+        """Why the service is not asked for the object ``name`` now; empty if it may be asked."""
+        since, problem = _failed.get(self._key(name), (0.0, ""))
+        if problem and time.monotonic() - since < FORGET:
+            return f"{problem} (not asked again for {_minutes()})"
+        data, age = self.cache.find(f"{name}.failed")
+        base, _, rest = data.decode(errors="replace").partition("\n")
+        problem = "".join(rest.splitlines()[:1])[:500]
+        return f"{problem} (not asked again for {_minutes()})" if problem and base == self.base and age < FORGET else ""
+
+    def _key(self, name: str) -> tuple[Path, str, str]:
+        return self.cache.directory, self.base, name
+
+
+def _minutes() -> str:
+    return f"{FORGET / 60:.0f} minutes after a failure"

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     CHIP_ID = "chip-id"
     TCB = "tcb"
     REVOCATION = "revocation"
+    RUNTIME_CLAIMS = "runtime-claims"
     REPORT_VERSION = "report-version"
     ALLOWED_PRODUCT = "allowed-product"
     ALLOWED_SIGNER = "allowed-signer"

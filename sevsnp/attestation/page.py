@@ -33,12 +33,12 @@ _COUNTED = {
 }
 
 
-def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
+def write_page(path: Path, appraisal: Appraisal, config: VmConfig | None) -> None:
     """Write the page of an attestation to ``path`` (mode 0644), whole or not at all. Raises OSError.
 
     ``appraisal`` comes from the verdict, or from the exception if the evidence was refused or is undecided. It has
     every check, the report and the time, so this function verifies nothing again. ``config`` is the VM config that
-    the evidence was compared with. In both trust domains::
+    the evidence was compared with, or None if a policy alone stated the guest. In both trust domains::
 
         try:
             verdict = verify_report(evidence, Expected.of(config, report_data), now)  # or verify_emulated(…)
@@ -50,7 +50,7 @@ def write_page(path: Path, appraisal: Appraisal, config: VmConfig) -> None:
     write_atomic(path, render_page(appraisal, config))
 
 
-def render_page(appraisal: Appraisal, config: VmConfig) -> str:
+def render_page(appraisal: Appraisal, config: VmConfig | None) -> str:
     """The page as self-contained text: it has no script and no link, and loads nothing."""
     state = _state(appraisal)
     title, sentence = _WORDS[state]

@@ -5,28 +5,34 @@ The policy is the ``[policy]`` of a VM config or a file of its own. It either st
 every field itself. A field without a rule is an error; its check is never skipped.
 """
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sevsnp.attestation import policy_values as values
 from sevsnp.attestation import profiles
+from sevsnp.attestation.floors import parse_floors
 from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
-from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, Unstated, Value
+from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, TcbFloors, Unstated, Value
 from sevsnp.errors import UserError
+from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import MinimumTcb, Tcb, VmConfig, making
 
 REPORT_DATA_SIZE = 64
 NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
+_TCBS = ("reported_tcb", "committed_tcb", "launch_tcb")
 _REASON = 'a value, a list of values, or { any = "why it is not compared" }'
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """One rule for each value in a report; ``profile`` is the shipped profile that the policy starts from, or "own"."""
+    """One rule for each value in a report; ``profile`` is the shipped profile that the policy starts from, or "own".
+
+    :meth:`of` and :meth:`read` make a policy without a VM config.
+    """
 
     profile: str
     report_version: Rule
@@ -58,11 +64,32 @@ class Policy:
     report_data: Rule
     revocation: Rule
 
+    @classmethod
+    def of(cls, profile: str = "default", *, place: Path = Path("policy"), **fields: Any) -> "Policy":
+        """A policy that states the guest itself: ``fields`` are those of a policy file, in the same forms.
+
+        ``measurement`` (48 bytes) and ``report_data`` (64 bytes) must be there, also as ``bytes``; ``minimum_tcb`` is
+        for all three TCB versions. A PEM file of an ID key is looked for beside ``place``. Raises :class:`UserError`.
+        """
+        return make_policy({"profile": profile, **{key: _as_text(value) for key, value in fields.items()}}, place, None)
+
+    @classmethod
+    def read(cls, path: Path, **fields: Any) -> "Policy":
+        """A policy file without a VM config; ``fields`` replace what it says. Raises :class:`UserError`."""
+        changed = {key: _as_text(value) for key, value in fields.items()}
+        return make_policy({**read_policy(path), **changed}, path, None)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_text(one) for one in value]
+    return value.hex() if isinstance(value, bytes) else value
+
 
 def read_policy(path: Path) -> dict[str, Any]:
     """Read a policy file (TOML). Raises :class:`UserError`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_loader.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such policy file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -70,9 +97,9 @@ def read_policy(path: Path) -> dict[str, Any]:
 
 
 def make_policy(
-    document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None = None
+    document: Mapping[str, Any], source: Path, config: VmConfig | None, report_data: bytes | None = None
 ) -> Policy:
-    """Make the policy for a VM config's guest from ``document``.
+    """Make the policy for a VM config's guest from ``document``; without a VM config, ``document`` states the guest.
 
     ``report_data`` (64 bytes) is the REPORT_DATA that the verifier asked for. Raises :class:`UserError` for a field
     that is missing, is unknown or contradicts another one.
@@ -81,13 +108,23 @@ def make_policy(
 
 
 class _Reader:
-    def __init__(self, document: Mapping[str, Any], source: Path, config: VmConfig, report_data: bytes | None) -> None:
+    def __init__(
+        self, document: Mapping[str, Any], source: Path, config: VmConfig | None, report_data: bytes | None
+    ) -> None:
         self.source, self.config, self.report_data = source, config, report_data
         given = dict(document)
         self.profile = given.pop("profile", "own")
         if self.profile not in ("own", *profiles.PROFILES):  # a list in a file has no hash
             raise self.error("profile", self.profile, f"one of {', '.join(profiles.PROFILES)}")
         base = profiles.PROFILES.get(self.profile, {})
+        if config is None:
+            base = profiles.without_vm_config(base)
+        if "minimum_tcb" in given:
+            minimum = given.pop("minimum_tcb")
+            given = {**dict.fromkeys(_TCBS, minimum), **given}
+        if "tcb_floors" in given:
+            dated = self.dated(given.pop("tcb_floors"))
+            given = {**dict.fromkeys(_TCBS, dated), **given}
         for key in ("guest_policy_bits", "platform_info"):
             # A document may state a single bit; the profile states the others.
             if isinstance(given.get(key), dict) and isinstance(base.get(key), dict) and "any" not in given[key]:
@@ -99,37 +136,37 @@ class _Reader:
         return UserError(f"{self.source}: policy: {key}: found {found!r}, expected {expected}")
 
     def policy(self) -> Policy:
-        launch, reference = self.config.launch, self.config.require_reference()
-        integer = self.integers
+        own = _values_of(self.config)
+        integer = values.integers
         rules: dict[str, Any] = {
             "report_version": self.rule("report_version", integer(2, 5)),
-            "product": self.rule("product", _words("Milan", "Genoa", "Turin")),
-            "signer": self.rule("signer", _words("VCEK", "VLEK")),
-            "csp": self.rule("csp", _text),
-            "mask_chip_key": self.rule("mask_chip_key", _boolean),
-            "chip_id": self.rule("chip_id", self.hex(64, pad_from=8)),
-            "guest_policy": self.rule("guest_policy", integer(0, (1 << 64) - 1), launch.guest_policy),
+            "product": self.rule("product", values.words("Milan", "Genoa", "Turin")),
+            "signer": self.rule("signer", values.words("VCEK", "VLEK")),
+            "csp": self.rule("csp", values.text),
+            "mask_chip_key": self.rule("mask_chip_key", values.boolean),
+            "chip_id": self.rule("chip_id", values.bytes_of(64, pad_from=8)),
+            "guest_policy": self.rule("guest_policy", integer(0, (1 << 64) - 1), own.get("guest_policy")),
             "guest_policy_bits": self.bits("guest_policy_bits", GUEST_POLICY_BITS, 0, 0),
-            "guest_abi": self.rule("guest_abi", _version(2)),
+            "guest_abi": self.rule("guest_abi", values.version(2)),
             "platform_info": self.bits(
-                "platform_info", PLATFORM_INFO_BITS, reference.platform_info_required, reference.platform_info_forbidden
+                "platform_info", PLATFORM_INFO_BITS, own.get("required", 0), own.get("forbidden", 0)
             ),
-            **{key: self.tcb(key, reference.minimum_tcb) for key in ("reported_tcb", "committed_tcb", "launch_tcb")},
-            "provisional_firmware": self.rule("provisional_firmware", _boolean),
-            "firmware": self.rule("firmware", _version(3)),
+            **{key: self.tcb(key, own.get("minimum_tcb")) for key in _TCBS},
+            "provisional_firmware": self.rule("provisional_firmware", values.boolean),
+            "firmware": self.rule("firmware", values.version(3)),
             "launch_mitigations": self.mask("launch_mitigations"),
-            "vmpl": self.rule("vmpl", integer(0, 3), reference.vmpl),
-            "guest_svn": self.rule("guest_svn", integer(0, (1 << 32) - 1), reference.guest_svn),
-            "family_id": self.rule("family_id", self.hex(16), reference.family_id),
-            "image_id": self.rule("image_id", self.hex(16), reference.image_id),
-            "measurement": self.rule("measurement", self.hex(48), reference.launch_digest),
-            "host_data": self.rule("host_data", self.hex(32), launch.host_data),
-            "id_key": self.rule("id_key", self.key, reference.id_key_digest),
-            "author_key": self.rule("author_key", self.key, reference.author_key_digest),
-            "report_id": self.rule("report_id", self.hex(32)),
-            "migration_agent": self.rule("migration_agent", self.hex(32, none=NO_MIGRATION_AGENT)),
+            "vmpl": self.rule("vmpl", integer(0, 3), own.get("vmpl")),
+            "guest_svn": self.rule("guest_svn", integer(0, (1 << 32) - 1), own.get("guest_svn")),
+            "family_id": self.rule("family_id", values.bytes_of(16), own.get("family_id")),
+            "image_id": self.rule("image_id", values.bytes_of(16), own.get("image_id")),
+            "measurement": self.rule("measurement", values.bytes_of(48), own.get("measurement")),
+            "host_data": self.rule("host_data", values.bytes_of(32), own.get("host_data")),
+            "id_key": self.rule("id_key", self.key, own.get("id_key")),
+            "author_key": self.rule("author_key", self.key, own.get("author_key")),
+            "report_id": self.rule("report_id", values.bytes_of(32)),
+            "migration_agent": self.rule("migration_agent", values.bytes_of(32, none=NO_MIGRATION_AGENT)),
             "report_data": self.bound(),
-            "revocation": self.rule("revocation", _words("required")),
+            "revocation": self.rule("revocation", values.words("required")),
         }
         assert set(rules) == {field.name for field in fields(Policy)} - {"profile"}
         if self.values:
@@ -218,6 +255,8 @@ class _Reader:
     def tcb(self, key: str, own: MinimumTcb) -> Rule:
         """The floor for ``key``; ``own`` is the VM config's floor. The appraisal judges a missing floor."""
         value = self.take(key)
+        if isinstance(value, TcbFloors):
+            return value
         if reason := self.any_reason(key, value):
             return Anything(reason)
         if value in (VM_CONFIG, VM_CONFIG_IF_ANY):
@@ -229,11 +268,18 @@ class _Reader:
                 return Anything("the VM config accepts any TCB version (MIN_TCB=any)")
             raise UserError(
                 f"{self.source}: policy: {key}: the VM config accepts any TCB version, expected a minimum",
-                f"make the VM config again: {making(self.config.source, self.config.launch.workflow)} MIN_TCB=PARTS",
+                f"make the VM config again: {self.making()} MIN_TCB=PARTS",
             )
-        parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.config.launch.product == "Turin" else []))
+        if isinstance(value, list) or (isinstance(value, dict) and "cpuid" in value):
+            try:
+                return TcbFloors(parse_floors(value if isinstance(value, list) else [value]))
+            except ValueError as error:
+                raise self.error(key, value, str(error)) from None
+        parts = ("bootloader", "tee", "snp", "microcode", *(["fmc"] if self.is_turin(value) else []))
         if not isinstance(value, dict) or set(value) != set(parts):
-            raise self.error(key, value, f"a table with {', '.join(parts)}, or {_REASON}")
+            raise self.error(
+                key, value, f"a table with {', '.join(parts)}, a list of such tables with cpuid, or {_REASON}"
+            )
         for name, number in value.items():
             if type(number) is not int or not 0 <= number <= 255:
                 raise self.error(f"{key}.{name}", number, "a number from 0 to 255")
@@ -242,52 +288,49 @@ class _Reader:
             raise self.error(key, value, 'a number above 0 somewhere, or { any = "the reason" }')
         return TcbFloor(floor)
 
+    def dated(self, value: Any) -> TcbFloors:
+        """The floors in a signed file beside the policy: ``{ file = "…", key = "…" }``."""
+        from sevsnp.attestation.floors_file import read_floors
+
+        if (
+            not isinstance(value, dict)
+            or set(value) != {"file", "key"}
+            or not all(isinstance(one, str) for one in value.values())
+        ):
+            raise self.error("tcb_floors", value, '{ file = "FILE", key = "PUBLIC_KEY.pem" }')
+        path = self.source.parent / value["file"]
+        found = read_floors(path, self.source.parent / value["key"])
+        source = f"{path.name}, edition {found.version} of {found.issued}, which ends on {found.expires}"
+        return TcbFloors(found.floors, source, found.end)
+
+    def is_turin(self, floor: Any) -> bool:
+        """Whether a floor has Turin's layout: that of the VM config's product, or without a VM config its own."""
+        return self.config.launch.product == "Turin" if self.config else isinstance(floor, dict) and "fmc" in floor
+
+    def making(self) -> str:
+        return making(self.config.source, self.config.launch.workflow) if self.config else ""
+
     def mask(self, key: str) -> Rule:
         value = self.take(key)
         if reason := self.any_reason(key, value):
             return Anything(reason)
-        mask = self.parsed(key, self.integers(1, (1 << 64) - 1), value)
+        mask = self.parsed(key, values.integers(1, (1 << 64) - 1), value)
         assert isinstance(mask, int)
         return AllSet(mask)
 
     def bound(self) -> Rule:
         """The rule for REPORT_DATA: the value that the verifier asked for, or else the policy's."""
         if self.report_data is None:
-            rule = self.rule("report_data", self.hex(REPORT_DATA_SIZE))
+            rule = self.rule("report_data", values.bytes_of(REPORT_DATA_SIZE))
         else:
             if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):
                 raise UserError(f"{self.source}: policy: report_data: it is given for this verification, too")
             rule = OneOf((self.report_data,))
         # A report that the host itself requests has REPORT_DATA zero, so a policy that expects zero binds nothing.
-        values = rule.values if isinstance(rule, OneOf) else ()
-        if not all(isinstance(one, bytes) and len(one) == REPORT_DATA_SIZE and any(one) for one in values):
+        bound = rule.values if isinstance(rule, OneOf) else ()
+        if not all(isinstance(one, bytes) and len(one) == REPORT_DATA_SIZE and any(one) for one in bound):
             raise UserError("expected REPORT_DATA: 64 bytes, not all zero")
         return rule
-
-    @staticmethod
-    def integers(low: int, high: int) -> Callable[[Any], int]:
-        def parse(item: Any) -> int:
-            if isinstance(item, str) and re.fullmatch(r"0x[0-9a-f]{1,16}", item):
-                item = int(item, 16)
-            if type(item) is not int or not low <= item <= high:
-                raise ValueError(f"an integer from {low} to {high:#x}")
-            return item
-
-        return parse
-
-    @staticmethod
-    def hex(length: int, *, none: bytes | None = None, pad_from: int = 0) -> Callable[[Any], bytes]:
-        """A parser of hex bytes. ``none`` is the value of the word none; ``pad_from`` bytes are padded with zeros."""
-
-        def parse(item: Any) -> bytes:
-            if none is not None and item == "none":
-                return none
-            lengths = {2 * length, 2 * (pad_from or length)}
-            if not isinstance(item, str) or len(item) not in lengths or not re.fullmatch("[0-9a-f]*", item):
-                raise ValueError(f"{2 * length} lower-case hex digits ({length} bytes)")
-            return bytes.fromhex(item).ljust(length, b"\0")
-
-        return parse
 
     def key(self, item: Any) -> bytes:
         """The digest of an ID or author key: given in hex, or computed from a PEM file; zero for the word none."""
@@ -295,36 +338,17 @@ class _Reader:
             from sevsnp.measurement.id_block import key_digest_of
 
             return key_digest_of(self.source.parent / item)
-        return self.hex(48, none=bytes(48))(item)
+        return values.bytes_of(48, none=bytes(48))(item)
 
 
-def _words(*allowed: str) -> Callable[[Any], str]:
-    def parse(item: Any) -> str:
-        if item not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}")
-        return str(item)
-
-    return parse
-
-
-def _text(item: Any) -> str:
-    if not isinstance(item, str) or not item:
-        raise ValueError("a name")
-    return item
-
-
-def _boolean(item: Any) -> bool:
-    if type(item) is not bool:
-        raise ValueError("true or false")
-    return item
-
-
-def _version(parts: int) -> Callable[[Any], tuple[int, ...]]:
-    def parse(item: Any) -> tuple[int, ...]:
-        pattern = r"\.".join([r"(\d{1,3})"] * parts)
-        match = re.fullmatch(pattern, item) if isinstance(item, str) else None
-        if not match:
-            raise ValueError(f"a version of {parts} numbers, as {'.'.join(['1', '55', '40'][:parts])}")
-        return tuple(int(part) for part in match.groups())
-
-    return parse
+def _values_of(config: VmConfig | None) -> dict[str, Any]:
+    """What a VM config states for a policy, by the policy's names; empty without a VM config."""
+    if config is None:
+        return {}
+    launch, reference = config.launch, config.require_reference()
+    return {
+        "guest_policy": launch.guest_policy, "host_data": launch.host_data, "measurement": reference.launch_digest,
+        "id_key": reference.id_key_digest, "author_key": reference.author_key_digest,
+        "required": reference.platform_info_required, "forbidden": reference.platform_info_forbidden,
+        **{key: getattr(reference, key) for key in ("minimum_tcb", "vmpl", "guest_svn", "family_id", "image_id")},
+    }  # fmt: skip

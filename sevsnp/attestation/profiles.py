@@ -18,6 +18,21 @@ def any_for(reason: str) -> dict[str, str]:
     return {"any": reason}
 
 
+NO_VM_CONFIG = "there is no VM config that states it, and the policy does not"
+
+
+def without_vm_config(profile: Document) -> Document:
+    """A profile for evidence whose guest has no VM config.
+
+    The policy must state the measurement. VMPL 0 is expected, and what else a VM config states is not compared. A
+    minimum TCB stays one that must be stated.
+    """
+    tcbs = ("reported_tcb", "committed_tcb", "launch_tcb")
+    found = {key: any_for(NO_VM_CONFIG) if value == VM_CONFIG and key not in tcbs else value
+             for key, value in profile.items() if key != "measurement"}  # fmt: skip
+    return {**found, "vmpl": 0} if profile else found
+
+
 _COMMON: Document = {
     "csp": any_for("no VLEK is accepted, and only a VLEK names a cloud provider"),
     "signer": ["VCEK"],  # one broken chip discloses the VLEK that all chips of the provider use

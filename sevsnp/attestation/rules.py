@@ -3,8 +3,12 @@
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
+from sevsnp.attestation.floors import Floor, floor_for
+from sevsnp.attestation.report import Cpuid
 from sevsnp.vm_config.config import Tcb
 
 Value = int | str | bytes | tuple[int, ...]
@@ -34,6 +38,26 @@ class TcbFloor(NamedTuple):
     floor: Tcb
 
 
+class TcbFloors(NamedTuple):
+    """As :class:`TcbFloor`, with a floor for each kind of processor; ``source`` says from where they are, or is empty.
+
+    After ``end`` (aware), they hold no more; None if they have no end.
+    A processor without a floor does not satisfy it, and neither does a report that names no processor.
+    """
+
+    floors: tuple[Floor, ...]
+    source: str = ""
+    end: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ChipTcb:
+    """A TCB version and the processor that has it; None for a report of version 2, which does not name it."""
+
+    tcb: Tcb
+    cpuid: Cpuid | None
+
+
 class Unstated(NamedTuple):
     """A missing floor; no value satisfies it. ``demanded``: the policy requires a floor on every platform."""
 
@@ -52,10 +76,10 @@ class Bits(NamedTuple):
     rules: Mapping[str, tuple[int, "bool | Anything"]]
 
 
-Rule = OneOf | AtLeast | Anything | TcbFloor | Unstated | AllSet
+Rule = OneOf | AtLeast | Anything | TcbFloor | TcbFloors | Unstated | AllSet
 
 
-def holds(rule: Rule, value: Value | Tcb | None) -> bool:
+def holds(rule: Rule, value: Value | Tcb | ChipTcb | None) -> bool:
     """Whether ``value`` satisfies ``rule``; a missing value (None) satisfies only :class:`Anything`."""
     match rule, value:
         case Anything(), _:
@@ -70,6 +94,11 @@ def holds(rule: Rule, value: Value | Tcb | None) -> bool:
             return value >= floor
         case TcbFloor(floor), Tcb():
             return at_most(floor, value)
+        case TcbFloor(floor), ChipTcb(tcb):
+            return at_most(floor, tcb)
+        case TcbFloors(floors), ChipTcb(tcb, cpuid):
+            own = floor_for(floors, cpuid)
+            return own is not None and at_most(own, tcb)
         case AllSet(mask), int():
             return value & mask == mask
     return False
@@ -84,7 +113,7 @@ def _parts(tcb: Tcb) -> tuple[int, ...]:
     return (tcb.fmc or 0, tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode)
 
 
-def show(value: Value | Tcb | None) -> str:
+def show(value: Value | Tcb | ChipTcb | None) -> str:
     """A value as readable text: bytes in hex, versions with dots, TCB versions by component."""
     match value:
         case None:
@@ -95,12 +124,19 @@ def show(value: Value | Tcb | None) -> str:
             return f"{value:#x}" if value > 0xFFFF else str(value)
         case bytes():
             return value.hex() if any(value) else f"zero ({len(value)} bytes)"
+        case ChipTcb(tcb, cpuid):
+            return f"{show(tcb)}{f' on {show_cpuid(cpuid)}' if cpuid else ''}"
         case tuple():
             return ".".join(str(part) for part in value)
         case Tcb():
             fmc = "" if value.fmc is None else f"fmc {value.fmc} "
             return f"{fmc}bootloader {value.bootloader} tee {value.tee} snp {value.snp} microcode {value.microcode}"
     return str(value)
+
+
+def show_cpuid(cpuid: Cpuid) -> str:
+    """A processor as policies name it: ``0x19/0x11/1``."""
+    return f"{cpuid.family:#x}/{cpuid.model:#x}/{cpuid.stepping}"
 
 
 def show_rule(rule: Rule) -> str:
@@ -112,6 +148,9 @@ def show_rule(rule: Rule) -> str:
             return f"at least {show(floor)}"
         case TcbFloor(floor):
             return f"at least {show(floor)}"
+        case TcbFloors(floors, source, _):
+            named = "; ".join(f"{floor.processor}: {show(floor.tcb)}" for floor in floors)
+            return f"at least, by processor, {named}{f' ({source})' if source else ''}"
         case AllSet(mask):
             return f"all bits of {mask:#x}"
         case Unstated():

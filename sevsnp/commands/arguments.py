@@ -25,16 +25,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
-def guarded(work: Callable[[], int], output: object = "output") -> int:
-    """Run a command; print a user's error on standard error. ``output`` names the file that the command writes."""
+def guarded(work: Callable[[], int], output: object = "output", json: bool = False) -> int:
+    """Run a command; print a user's error on standard error. ``output`` names the file that the command writes.
+
+    With ``json``, standard output gets the error, too: a document with ``error``, ``remedy`` and no ``checks``.
+    """
     try:
         return work()
     except UserError as error:
         print(error, file=sys.stderr)
-        return USAGE
-    except OSError as error:
+        if json:
+            from json import dumps
+
+            print(dumps({"error": error.message, "remedy": error.hint, "checks": []}, indent=2))
+    except OSError as error:  # a file to be written: the result has been printed before
         print(f"{error.filename or output}: {error.strerror}", file=sys.stderr)
-        return USAGE
+    return USAGE
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

@@ -60,7 +60,11 @@ def warnings(status: PlatformStatus) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = command_line().parse_args(arguments)
+    parser = command_line()
+    options = parser.parse_args(arguments)
+    if options.status is not None and options.product is None:
+        # This machine's processor says nothing about the machine that gave the answer.
+        parser.error("--status: the answer does not name its processor: give --product Milan|Genoa|Turin")
     try:
         data = read_status(options.device) if options.status is None else options.status
         status = parse_status(data, options.product or host_product())
@@ -83,7 +87,9 @@ def command_line() -> argparse.ArgumentParser:
         epilog="exit: 0 done, 3 this machine has no answer, 64 wrong command line or file",
     )
     parser.add_argument(
-        "--product", choices=("Milan", "Genoa", "Turin"), help="the processor (default: by /proc/cpuinfo)"
+        "--product",
+        choices=("Milan", "Genoa", "Turin"),
+        help="the processor (default: this machine's; required with --status)",
     )
     parser.add_argument(
         "--device", metavar="FILE", type=Path, default=DEVICE, help="the device that is asked (default: %(default)s)"

@@ -16,20 +16,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
 
     def work() -> int:
-        from sevsnp.attestation.verify import amd_service, inspect_report
+        from sevsnp.attestation.verifier import amd_service, inspect_report
 
-        found = inspect_report(read_evidence(options), options.at, endorser=endorser(options, amd_service))
+        sources = endorser(options, amd_service)
+        found = inspect_report(read_evidence(options), options.at, endorser=sources, product=options.product)
         if options.json:
             print(json.dumps(found.to_json(), indent=2))
         else:
             _print(found.fields)
             word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
+            for note in found.notes:
+                print(f"! {note}")
             if found.emulated:
                 print(BANNER)
             print(f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}")
         return {True: 0, False: 2, None: 3}[found.authentic]
 
-    return guarded(work)
+    return guarded(work, json=options.json)
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -37,16 +40,19 @@ def command_line() -> argparse.ArgumentParser:
     parser = Parser(
         prog="inspect_report",
         description="Show what an SNP attestation report says, and whether it is authentic; not whether to accept it.",
-        epilog="exit: 0 authentic, 2 not authentic, 3 undecided, 64 wrong command line or file",
+        epilog="exit: 0 authentic, 2 not authentic, 3 undecided, 64 wrong command line or own file",
     )
     add_input(parser)
     add_sources(parser)
+    parser.add_argument(
+        "--product", choices=("Milan", "Genoa", "Turin"), help="where neither report nor certificate says it"
+    )
     return parser
 
 
 def _print(fields: Mapping[str, Any], indent: str = "") -> None:
     for name, value in fields.items():
-        if isinstance(value, dict) and all(not isinstance(one, bool | str | None) for one in value.values()):
+        if isinstance(value, dict) and all(not isinstance(one, bool | str | dict | None) for one in value.values()):
             print(f"{indent}{name}: {', '.join(f'{part} {one}' for part, one in value.items())}")
         elif isinstance(value, dict):
             print(f"{indent}{name}:")

@@ -2,9 +2,10 @@
 """measure: compute the launch digest of a VM config or of files, without hardware. Exit 0, or 64 for unusable input."""
 
 import argparse
+import base64
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from sevsnp.measurement.launch_digest import (
     KernelHashes,
     Machine,
     checked_cmdline,
+    firmware_digest,
     hash_cmdline,
     hash_file,
     launch_digests_of,
     measure_firmware,
     measure_svsm,
+    svsm_save_area,
+)
+from sevsnp.measurement.sev_digest import (
+    NO_FEATURES,
+    read_info,
+    save_areas,
+    sev_digest,
+    seves_digests,
+    write_save_areas,
 )
 from sevsnp.measurement.vmsa import DEFAULT_KERNEL, HOST_KERNELS, Vmm, host_kernel
 from sevsnp.vm_config.config import VmConfig, read_vm_config
@@ -49,7 +60,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = Parser(
         prog="measure",
         usage=usage,
-        description="Compute SNP launch digests, of a VM config or of files.",
+        description="Compute launch digests, of a VM config or of files.",
         epilog="exit: 0 done, 64 wrong command line or file",
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -59,7 +70,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--firmware-reason", metavar="TEXT", default="", help="why another than ours is measured")
     parser.add_argument("--kernel", metavar="FILE", type=Path, help="needs the firmware of OvmfPkg/AmdSev")
     parser.add_argument("--initrd", metavar="FILE", type=Path, help="the initramfs; goes with --kernel")
-    parser.add_argument("--append", metavar="TEXT", help="the kernel's command line")
+    parser.add_argument("--append", "--cmdline", metavar="TEXT", help="the kernel's command line")
+    parser.add_argument("--firmware-hash", metavar="HEX", help="in place of the content of --firmware, see --mode")
+    parser.add_argument("--kernel-hash", metavar="HEX", help="SHA-256 in place of --kernel")
+    parser.add_argument("--initrd-hash", metavar="HEX", help="SHA-256 in place of --initrd")
+    parser.add_argument("--mode", choices=("snp", "seves", "sev", "firmware-hash"), default="snp",
+                        help="what is computed (default: snp)")  # fmt: skip
     parser.add_argument(
         "--vcpus", metavar="N,…", type=_counts, help="vCPUs, as 1,2,4 (default: the VM config's, else 1)"
     )
@@ -71,6 +87,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--svsm", metavar="FILE", type=Path, help="an SVSM that QEMU starts below the firmware")
     parser.add_argument("--vars-size", metavar="BYTES", type=_size, help="of the variables between the two")
+    parser.add_argument("--dump-vmsa", metavar="DIR", type=Path, help="write the vCPUs' VMSAs there: vmsa0.bin, …")
+    parser.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="default: hex")
     parser.add_argument("--json", action="store_true", help="the digests as JSON")
     return parser
 
@@ -102,11 +120,24 @@ def _check(options: argparse.Namespace) -> None:
     def given(*names: str) -> str:
         return next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None), "")
 
-    if options.vm_config and (wrong := given("kernel", "initrd", "append", "svsm", "vars_size")):
+    others = ("kernel", "initrd", "append", "svsm", "vars_size", "firmware_hash", "kernel_hash", "initrd_hash")
+    mode = "" if options.mode == "snp" else "--mode"
+    if options.vm_config and (wrong := given(*others, "dump_vmsa") or mode):
         raise UserError(f"{wrong}: the VM config says what is measured")
-    if options.kernel is None and (wrong := given("initrd", "append")):
+    for name in ("kernel", "initrd"):
+        if getattr(options, name) is not None and (wrong := given(f"{name}_hash")):
+            raise UserError(f"{wrong}: not with --{name}")
+    if options.kernel is None and options.kernel_hash is None and (wrong := given("initrd", "append", "initrd_hash")):
         raise UserError(f"{wrong}: goes with --kernel")
-    beside_svsm = given("kernel", "guest_features", "host_kernel") or ("--vmm" if options.vmm != "qemu" else "")
+    if options.mode == "firmware-hash" and (wrong := given(*others, "dump_vmsa", "vcpus", "vcpu_model")):
+        raise UserError(f"{wrong}: not with --mode firmware-hash, which is of the firmware alone")
+    if options.mode in ("sev", "seves") and (wrong := given("firmware_hash", "svsm", "guest_features")):
+        raise UserError(f"{wrong}: not with --mode {options.mode}")
+    if options.mode == "sev" and (wrong := given("dump_vmsa", "vcpus")):
+        raise UserError(f"{wrong}: an SEV guest's digest does not cover its vCPUs")
+    beside_svsm = given("kernel", "kernel_hash", "firmware_hash", "guest_features", "host_kernel") or (
+        "--vmm" if options.vmm != "qemu" else ""
+    )
     if options.svsm and (wrong := beside_svsm):
         raise UserError(f"{wrong}: not with --svsm, which decides that itself")
     if (options.svsm is None) != (options.vars_size is None):
@@ -140,24 +171,71 @@ def _of_config(options: argparse.Namespace, config: VmConfig, vcpus: list[int]) 
 
 def _of_files(options: argparse.Namespace, vcpus: list[int]) -> dict[int, bytes]:
     _judge(hash_file(options.firmware, "firmware").hex(), options.firmware, options.firmware_reason)
+    if options.mode == "firmware-hash":
+        return {1: firmware_digest(options.firmware)}
     if options.svsm:
         model = options.vcpu_model or "EPYC-v4"
+        _dump(options, vcpus, lambda: svsm_save_area(options.firmware, options.svsm, options.vars_size, model))
         return measure_svsm(options.firmware, options.svsm, options.vars_size, vcpus, model)
-    hashes = None
-    if options.kernel:
-        hashes = KernelHashes(
-            kernel=hash_file(options.kernel, "kernel"),
-            initrd=hash_file(options.initrd, "initrd") if options.initrd else NO_INITRD,
-            cmdline=hash_cmdline((options.append or "").encode()),
-        )
-    return measure_firmware(options.firmware, hashes, vcpus, _machine(options, "EPYC-v4", None))[0]
+    hashes, machine = _kernel_hashes(options), _machine(options, "EPYC-v4", None)
+    features = NO_FEATURES if options.mode == "seves" else machine.guest_features
+    _dump(options, vcpus, lambda: save_areas(read_info(options.firmware, False), machine, features))
+    if options.mode == "sev":
+        return {1: sev_digest(options.firmware, hashes)}
+    if options.mode == "seves":
+        return seves_digests(options.firmware, hashes, vcpus, machine)
+    loaded = _digest(options.firmware_hash, 48, "--firmware-hash") if options.firmware_hash else None
+    if loaded:
+        print("open: the firmware is known by its hash only; whether it starts only the hashed files is not",
+              file=sys.stderr)  # fmt: skip
+    return measure_firmware(options.firmware, hashes, vcpus, machine, loaded)[0]
+
+
+def _kernel_hashes(options: argparse.Namespace) -> KernelHashes | None:
+    """The hashes of kernel, initrd and command line, each of a file or as it was given; None without a kernel."""
+    if options.kernel_hash:
+        kernel = _digest(options.kernel_hash, 32, "--kernel-hash")
+    elif options.kernel:
+        kernel = hash_file(options.kernel, "kernel")
+    else:
+        return None
+    initrd = NO_INITRD
+    if options.initrd_hash:
+        initrd = _digest(options.initrd_hash, 32, "--initrd-hash")
+    elif options.initrd:
+        initrd = hash_file(options.initrd, "initrd")
+    return KernelHashes(kernel, initrd, hash_cmdline((options.append or "").encode()))
+
+
+def _digest(text: str, size: int, option: str) -> bytes:
+    found = "".join(text.split()).removeprefix("0x")
+    try:
+        data = bytes.fromhex(found)
+    except ValueError:
+        data = b""
+    if len(data) != size:
+        raise UserError(f"{option}: expected {2 * size} hex digits ({size} bytes)")
+    return data
+
+
+def _dump(options: argparse.Namespace, vcpus: list[int], areas: Callable[[], tuple[bytes, bytes]]) -> None:
+    if options.dump_vmsa is None:
+        return
+    try:
+        write_save_areas(options.dump_vmsa, *areas(), max(vcpus))
+    except OSError as error:
+        raise UserError(f"{options.dump_vmsa}: cannot write the VMSAs: {error.strerror}") from error
 
 
 def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[int, bytes]) -> None:
     reference = config.reference.launch_digest if config and config.reference else None
     own = digests.get(config.launch.vcpus) if config else None
+
+    def shown(digest: bytes) -> str:
+        return digest.hex() if options.output_format == "hex" else base64.b64encode(digest).decode()
+
     if options.json:
-        document: dict[str, Any] = {"launch_digests": {str(count): one.hex() for count, one in digests.items()}}
+        document: dict[str, Any] = {"launch_digests": {str(count): shown(one) for count, one in digests.items()}}
         if reference is not None:
             document |= {"reference": reference.hex(), "equal": own == reference}
         print(json.dumps(document, indent=2))
@@ -169,7 +247,7 @@ def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[in
     if options.json:
         return
     for count, one in digests.items():
-        print(one.hex() if len(digests) == 1 else f"{count:>4}  {one.hex()}")
+        print(shown(one) if len(digests) == 1 else f"{count:>4}  {shown(one)}")
     if reference is not None and own is not None and own != reference:
         print(f"the VM config's reference is another: {reference.hex()}", file=sys.stderr)
 

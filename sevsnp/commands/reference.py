@@ -24,6 +24,13 @@ environment, but for two: `get_report` is one file for any Python from 3.8 on, t
 (`sevsnp/commands/reference.py`).
 
 """
+_EVIDENCE = """\
+Evidence that is wrong ends with 2, whatever is wrong in it: a report that is truncated, too long or in no known form,
+certificates that cannot be read, a signature that does not fit. 3 means that the verifier could not get a statement of
+AMD. 64 is the caller's mistake: the command line, a file that is missing, the VM config, the policy. With `--json` each
+of them prints a JSON document with `checks`; for 64 it has `error`, and the list is empty.
+
+"""
 _DOITW = """\
 `doitw` itself ends with 0 where all went well, 1 where a task failed (a refused guest is one) or the machine lacks
 something, 2 where an error in a task's code ended it, 3 for a wrong command line or setting, and 128 + N where signal N
@@ -70,6 +77,11 @@ def commands() -> list[Command]:
             "--vm-config build/verity/vm-config-verity.toml --id-key-path id.pem --auth-key-path author.pem",
         ),
         Command(_parser("feature_info"), "--json"),
+        Command(
+            _parser("tcb_floors"),
+            "--input report.json --key owner.pem --expires 2026-12-31 -o tcb-floors.json",
+            "A policy takes the file with `tcb_floors`: [policy.md](policy.md).",
+        ),
     ]
 
 
@@ -103,7 +115,7 @@ def _exit_codes(known: list[Command]) -> str:
     lines = ["## Exit codes", "", f"| command | {' | '.join(map(str, codes))} |", "|---" * (len(codes) + 1) + "|"]
     for command in known:
         lines.append(f"| `{command.name}` | {' | '.join(command.exits().get(code, '') for code in codes)} |")
-    return "\n".join([*lines, "", _DOITW])
+    return "\n".join([*lines, "", _EVIDENCE + _DOITW])
 
 
 def _section(command: Command) -> str:

@@ -21,6 +21,7 @@ _MODULES = {
     "measure": "sevsnp.commands.measure",
     "idblock_generator": "sevsnp.commands.idblock_generator",
     "sev_feature_info": "sevsnp.commands.feature_info",
+    "tcb_floors": "sevsnp.commands.tcb_floors",
 }
 
 

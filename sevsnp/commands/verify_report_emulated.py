@@ -20,13 +20,13 @@ ACCEPTED_AS_EMULATED = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
     print(BANNER, file=sys.stderr)
-    return guarded(lambda: _verify(options))
+    return guarded(lambda: _verify(options), json=options.json)
 
 
 def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
-    parser = make_parser("verify_report_emulated", "Verify the report of a software secure processor.")
-    parser.epilog = "exit: 10 accepted as emulated, 2 refused, 3 undecided, 64 wrong command line or file"
+    parser = make_parser("verify_report_emulated", "Verify the report of a software secure processor.", True)
+    parser.epilog = "exit: 10 accepted as emulated, 2 refused, 3 undecided, 64 wrong command line or own file"
     parser.add_argument("--root", metavar="FILE", type=Path, required=True, help="its ark.pem")
     return parser
 

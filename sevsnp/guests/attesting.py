@@ -13,12 +13,13 @@ from typing import Any
 from sevsnp.attestation.appraisal import Expected, Refused
 from sevsnp.attestation.report_data import luks_report_data
 from sevsnp.errors import UserError
-from sevsnp.guests.local import Guest, follow_boot, ports_of, sshd_answers, wait_for_login
+from sevsnp.guests.local import Guest, follow_boot, meant, ports_of, sshd_answers, wait_for_login
 from sevsnp.host.run import words_of
 from sevsnp.images.luks2 import Luks2
 from sevsnp.keys.luks_key import read_record
 from sevsnp.owner import kept
 from sevsnp.owner.attestation import attest_guest, never_accepted, refusal, trust_domain, verifier
+from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.owner.client import NOBODY, NONCE_SIZE, NoAnswer, ask
 from sevsnp.owner.key_release import is_waiting
 from sevsnp.owner.login import say_accepted
@@ -35,7 +36,7 @@ def verity(
     *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
 ) -> None:
     """`attest_verity` for the guest ``name``; ``how`` are further parameters of :func:`.attest_guest`."""
-    guest = Guest.of(runs, name)
+    guest = meant(Guest.of(runs, name), host)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
     _check_platform(guest, how["vm_config"], "verity")
 
@@ -57,7 +58,7 @@ def luks(
     A guest that has received its key can request no more reports. So the evidence of the key release is verified once
     more, and the guest's sshd must prove that it has the host key from that evidence.
     """
-    guest = Guest.of(runs, name)
+    guest = meant(Guest.of(runs, name), host)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
     _check_platform(guest, how["vm_config"], "luks")
     where = f"{host}:{port}"
@@ -130,6 +131,7 @@ def _verify_again(
     emulated_root: Path,
     manifest: Path | None = None,
     manifest_key: Path | None = None,
+    sources: CertificateSources | None = None,
     **_: Any,
 ) -> None:
     """Verify the evidence of the key release once more, now, and have the guest's sshd prove its host key."""
@@ -152,7 +154,7 @@ def _verify_again(
         never=never_accepted(manifest, manifest_key),
     )
     try:
-        verdict = verifier(config, emulated_root)(talk.evidence, expected, datetime.now(UTC))
+        verdict = verifier(config, emulated_root, sources)(talk.evidence, expected, datetime.now(UTC))
     except Refused as refused:
         raise refusal(refused, config, where) from None
     check_release(trust_domain(verdict), read_record(config_dir, luks.uuid), emulated_asked=True)

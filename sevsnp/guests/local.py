@@ -2,6 +2,7 @@
 """The guests that run on this machine, each in a state directory: their ports, boot stage, console, login and end."""
 
 import contextlib
+import ipaddress
 import os
 import select
 import signal
@@ -9,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
@@ -248,9 +249,23 @@ def follow_boot(guest: Guest, where: str) -> None:
     progress.step(f"boot: {boot_stage(read_console(guest.console))}")
 
 
+def meant(guest: Guest, host: str) -> Guest:
+    """The guest, without its running instance if ``host`` is not this machine.
+
+    What is known of a guest on this machine says nothing about a guest of the same name elsewhere.
+    """
+    return guest if _is_here(host) else replace(guest, run=None)
+
+
+def _is_here(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def ports_of(guest: Guest, asked: Mapping[str, int | str], host: str, port: int, ssh_port: int) -> tuple[int, int]:
     """The ports of the agent and of sshd: as given, else those of the guest of this name on this machine."""
-    if guest.run is None or "HOST" in asked:
+    if guest.run is None or "HOST" in asked or not _is_here(host):
         return port, ssh_port
     return (
         port if {"PORT", "ATTEST_PORT"} & asked.keys() else guest.run.attest_port,

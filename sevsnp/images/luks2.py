@@ -47,7 +47,7 @@ class Luks2:
                 raise ValueError("its checksum is wrong")
             metadata = json.loads(data[4096:size].rstrip(b"\0"))
             return cls(_text(uuid), metadata, data)
-        except (ValueError, struct.error) as error:
+        except (ValueError, RecursionError, struct.error) as error:
             raise UserError(f"not a LUKS2 header: {error}", "make the image again: ./doitw setup_luks") from None
 
     @classmethod
@@ -124,7 +124,7 @@ def check_ours(luks: Luks2) -> None:
         kdf = metadata["keyslots"]["0"].pop("kdf")
         _compare(metadata, _OURS, "")
         _compare(kdf, next((each for each in _KDFS if each["type"] == kdf["type"]), _KDFS[0]), "kdf")
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, binascii.Error) as error:
         raise UserError(
             f"LUKS2 header {luks.uuid}: not made by this project: {error}",
             "use an older copy of this disk: this one was changed",

@@ -134,14 +134,30 @@ class Machine:
 
 
 def measure_firmware(
-    path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine
+    path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine, loaded: bytes | None = None
 ) -> tuple[dict[int, bytes], str]:
-    """The launch digests (48 bytes) of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits)."""
+    """The launch digests (48 bytes) of a firmware file by number of vCPUs, and the file's SHA-256 (64 hex digits).
+
+    ``loaded`` is the digest of :func:`firmware_digest`, of another firmware with the same tables as the file's.
+    """
     try:
         with path.open("rb") as stream:
-            return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine)
+            return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine, loaded)
     except OSError as error:
         raise _unreadable(path, "firmware", error) from error
+
+
+def firmware_digest(path: Path) -> bytes:
+    """The launch digest (48 bytes) after the firmware alone: with it, others compute digests without its content."""
+    context = _Context()
+    try:
+        with path.open("rb") as stream:
+            info = read_firmware(stream, stream.seek(0, io.SEEK_END), str(path), kernel_hashes=False)
+            for address, content in _pages(stream, info.address, info.size, str(path)):
+                context.data(_NORMAL, address, content)
+    except OSError as error:
+        raise _unreadable(path, "firmware", error) from error
+    return context.digest
 
 
 def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int], vcpu_model: str) -> dict[int, bytes]:
@@ -162,6 +178,19 @@ def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int
     _add_sections(context, info.sections, None)
     page = svsm_vmsa(info.eip, vcpu_signature(vcpu_model))
     return _with_vcpus(context, vcpus, page, page)
+
+
+def svsm_save_area(firmware: Path, svsm: Path, variables: int, vcpu_model: str) -> tuple[bytes, bytes]:
+    """The VMSA (4096 bytes) of a guest that starts in an SVSM: that of the first vCPU, and the same for the others."""
+    try:
+        size = firmware.stat().st_size
+        with svsm.open("rb") as other:
+            end = FOUR_GIB - size - variables
+            info = read_svsm(other, other.seek(0, io.SEEK_END), end, str(svsm))
+    except OSError as error:
+        raise UserError(f"{firmware} and {svsm}: cannot be read: {error.strerror}") from error
+    page = svsm_vmsa(info.eip, vcpu_signature(vcpu_model))
+    return page, page
 
 
 def launch_digest(
@@ -190,6 +219,7 @@ def _digests(
     hashes: KernelHashes | bytes | None,
     vcpus: Iterable[int],
     machine: Machine,
+    loaded: bytes | None = None,
 ) -> tuple[dict[int, bytes], str]:
     """The launch digests, and the SHA-256 (64 hex digits) of the firmware that they cover."""
     signature = machine.signature
@@ -204,6 +234,8 @@ def _digests(
     for address, content in _pages(stream, info.address, info.size, name):
         sha256.update(content)
         context.data(_NORMAL, address, content)
+    if loaded is not None:
+        context.digest = loaded
     _add_sections(context, info.sections, page, machine.vmm)
     first, others = (
         vmsa(eip, signature, machine.guest_features, machine.kernel, machine.vmm) for eip in (BSP_EIP, info.reset_eip)

@@ -12,9 +12,10 @@ from typing import Literal, cast
 from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
-from sevsnp.attestation.verify import HardwareVerdict, amd_service, verify_report
+from sevsnp.attestation.verifier import HardwareVerdict, verify_report
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
+from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.owner.client import NONCE_SIZE, ask
 from sevsnp.owner.kept import REFUSED, Conversation, keep
 from sevsnp.owner.login import Login, Verdict
@@ -32,11 +33,14 @@ class Accepted:
     conversation: Conversation
 
 
-def verifier(config: VmConfig, emulated_root: Path) -> Verify:
-    """The verifier for the platform of a VM config. The evidence does not influence the choice."""
+def verifier(config: VmConfig, emulated_root: Path, sources: CertificateSources | None = None) -> Verify:
+    """The verifier for the platform of a VM config. The evidence does not influence the choice.
+
+    ``sources`` have the certificates that the host's table lacks; None: AMD's service. An emulated guest needs none.
+    """
     if config.launch.platform == "snp":
-        # Certificates that the host's table lacks come from AMD.
-        return lambda evidence, expected, now: verify_report(evidence, expected, now, endorser=amd_service())
+        endorser = (sources or CertificateSources()).endorser()
+        return lambda evidence, expected, now: verify_report(evidence, expected, now, endorser=endorser)
     emulation = importlib.import_module("sevsnp.emulation.verify")
 
     def verify(evidence: Evidence, expected: Expected, now: datetime) -> Verdict:
@@ -65,14 +69,16 @@ def attest(
     timeout: float = 30.0,
     never: NeverAccepted | None = None,
     output: Path | None = None,
+    sources: CertificateSources | None = None,
 ) -> Accepted:
     """Ask the guest at ``host``:``port`` for evidence for a fresh nonce, and appraise it. ``never``: a release's list.
 
+    ``sources`` have the certificates that the host's table lacks.
     Refused evidence is kept below ``output``, if given. Raises :class:`Refused` with its reason, or
     :class:`UserError` if there is no evidence at all.
     """
     config.require_reference()
-    verify = verifier(config, emulated_root)
+    verify = verifier(config, emulated_root, sources)
     nonce = os.urandom(NONCE_SIZE)
     answer = ask(host, port, nonce, timeout)
     report_data = ssh_report_data(nonce, answer.host_key_blobs())
@@ -107,6 +113,7 @@ def attest_guest(
     asked: Mapping[str, int | str] | None = None,
     manifest: Path | None = None,
     manifest_key: Path | None = None,
+    sources: CertificateSources | None = None,
     wait: Callable[[], None] | None = None,
 ) -> None:
     """`attest_WORKFLOW`: verify the guest, then write known_hosts, ssh_config, evidence and verdict into ``output``.
@@ -114,7 +121,8 @@ def attest_guest(
     ``asked`` are the settings given for this run, which must not contradict the VM config. Only newly accepted
     evidence replaces the evidence accepted before: until then ssh trusts the host keys of the earlier guest, and no
     others. Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted
-    are refused. ``wait`` is called after all checks that need no guest.
+    are refused. ``sources`` have the certificates that the host's table lacks. ``wait`` is called after all checks that
+    need no guest.
     """
     login = Login(host, ssh_port, identity, user, template, output)
     config = read_vm_config(vm_config)
@@ -125,7 +133,7 @@ def attest_guest(
     if wait:
         wait()
     try:
-        accepted = attest(config, host, port, emulated_root, never=never, output=output)
+        accepted = attest(config, host, port, emulated_root, never=never, output=output, sources=sources)
     except Refused as refused:
         raise refusal(refused, config, f"{host}:{port}") from None
     login.allow(accepted.verdict, config, accepted.conversation)

@@ -13,6 +13,7 @@ from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record
 from sevsnp.keys.paths import Keys
 from sevsnp.owner.attestation import keep_refused, never_accepted, refusal, trust_domain, verifier
+from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.owner.kept import Conversation
 from sevsnp.owner.key_release import Secret, connect, owner_context, release
 from sevsnp.owner.login import Login, Verdict
@@ -96,6 +97,7 @@ def attest_luks(
     again: str = "./doitw attest_luks",
     manifest: Path | None = None,
     manifest_key: Path | None = None,
+    sources: CertificateSources | None = None,
     wait: Callable[[], None] | None = None,
 ) -> None:
     """Verify the guest at ``host``:``port``, send it the key of the volume with ``header``, and give ssh its host key.
@@ -104,6 +106,7 @@ def attest_luks(
     refused evidence is kept too (sevsnp.owner.kept).
     Firmware and launch digests that the ``manifest`` (signed by ``manifest_key``) lists as never to be accepted are
     refused.
+    ``sources`` have the certificates that the host's table lacks.
     ``wait`` is called after all checks that need no guest.
     ``key_dir`` has the volume's key and record; if it is None, ``config_dir`` has them. If ``key_file`` is None, a key
     that was given for this run is ignored. ``again`` is the command of this run, for a hint. Raises
@@ -122,7 +125,7 @@ def attest_luks(
     # A refusal that does not depend on the evidence is reported before the guest is contacted.
     domain = "amd" if config.launch.platform == "snp" else "emulated"
     check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
-    verify = verifier(config, emulated_root)
+    verify = verifier(config, emulated_root, sources)
     never = never_accepted(manifest, manifest_key)
 
     def appraise(talk: Conversation) -> Verdict:

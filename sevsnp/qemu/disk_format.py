@@ -188,7 +188,8 @@ def _check_vmdk(path: Path, stream: BinaryIO) -> None:
     parents = set(re.findall(rb"parentcid\s*=\s*([^\s\0]*)", text))
     if b"parentfilenamehint" in text or not parents <= {b"ffffffff"}:
         raise UserError(f"IMAGE={path}: VMDK with a parent: only half of the disk is in it", _FLATTEN)
-    extents = re.findall(rb"^\s*(?:rw|rdonly|noaccess)\s+\d+\s+(\w+)[^\n\0]*", text, re.MULTILINE)
+    # The blanks before the word do not include line ends, or a descriptor of line ends would be read again and again.
+    extents = re.findall(rb"^[^\S\n]*(?:rw|rdonly|noaccess)\s+\d+\s+(\w+)[^\n\0]*", text, re.MULTILINE)
     if extents != [b"sparse"]:
         raise UserError(f"IMAGE={path}: VMDK whose data are in other files", _FLATTEN)
 

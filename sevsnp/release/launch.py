@@ -4,13 +4,13 @@
 import hashlib
 import io
 import os
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest
 from sevsnp.release.contents import Contents, ContentsError
+from sevsnp.system import toml_loader
 from sevsnp.vm_config.cmdline import MAX_LENGTH, hardening_words
 from sevsnp.vm_config.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
 
@@ -48,7 +48,7 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
     """
     try:
         text = contents.read(config, files[config]["sha256"], MAX_CONFIG).decode()
-        parsed = parse_vm_config(tomllib.loads(text), contents.root / config)
+        parsed = parse_vm_config(toml_loader.loads(text), contents.root / config)
         reference = parsed.require_reference()
         launch = parsed.launch
         names = _named_files(contents, files, launch)

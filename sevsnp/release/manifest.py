@@ -41,6 +41,8 @@ def make_manifest(
 ) -> None:
     """Write the manifest and the SBOM, and the signature ``output``.sig if there is a ``key``; else remove an old one.
 
+    With a key, the same is also an in-toto statement with SLSA provenance, beside ``output`` as ``.intoto.json``.
+
     ``artefacts`` are files. ``trees`` are directories that contain only files that the manifest lists. All paths are
     relative to ``project``. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty for none.
     For an encrypted key, the user types the password on the terminal. Raises UserError for an artefact that is missing
@@ -69,12 +71,16 @@ def make_manifest(
         "source": source_state(project),
     }
     data = render_manifest(document)
-    signature = output.with_name(f"{output.name}.sig")
+    signature, envelope = output.with_name(f"{output.name}.sig"), output.with_suffix(".intoto.json")
     # Remove the old signature first, so that it is never beside the new manifest, even if this process is killed.
     signature.unlink(missing_ok=True)
+    envelope.unlink(missing_ok=True)
     write_atomic(output, data)
     if signing_key is not None:
+        from sevsnp.release.statement import make_envelope, make_statement
+
         write_atomic(signature, sign(signing_key, data))
+        write_atomic(envelope, make_envelope(make_statement(document, output.as_posix(), data), signing_key))
     print(f"  {output}: {len(document['artefacts'])} artefacts, {'signed' if signing_key else 'not signed'}")
 
 
@@ -86,7 +92,7 @@ def packages_of(contents: Contents, files: Mapping[str, Mapping[str, Any]], list
             sets = json.loads(contents.read(name, files[name]["sha256"], MAX_LIST))["sets"]
             for title, packages in sets.items():
                 found[title] = {item["name"]: {fact: item[fact] for fact in _FACTS} for item in packages}
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ContentsError(f"{name}: not a list of packages") from None
     return found
 

@@ -20,6 +20,7 @@ from sevsnp.settings.values import (
     size,
     text,
     volume,
+    web_address,
     word,
 )
 
@@ -157,6 +158,14 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "copy of the firmware in the cluster's virt-launcher image, which KubeVirt starts"),
         Setting("KUBEVIRT_KERNEL", text, "", "a container image, as registry/name@sha256:DIGEST",
                 "container image with the guest's kernel as /vmlinuz and its initramfs as /initrd"),
+    )),
+    ("Where attest_* gets the AMD certificates that the evidence lacks. None of these is trusted.", (
+        Setting("KDS_MIRROR", web_address, "", "the URL of a mirror of AMD's service, as https://kds.example.org",
+                "mirror of AMD's key distribution service; empty: https://kdsintf.amd.com"),
+        Setting("CERTS", text, "", "a directory with certificates and revocation lists",
+                "certificates and revocation lists of your own, used before the service's"),
+        Setting("OFFLINE", no_or_yes, "no", "no or yes (0 or 1)",
+                "yes: no service is asked; certificates come from the evidence, CERTS and the cache"),
     )),
     ("What is given away.", (
         Setting("MANIFEST", text, "", "a path to a release manifest",

@@ -25,6 +25,13 @@ def word(text: str) -> str:
     return text
 
 
+def web_address(value: str) -> str:
+    """The URL of a server, or empty."""
+    if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError
+    return value
+
+
 @dataclass(frozen=True)
 class Choice:
     """A parser for one of a few words; ``also`` has synonyms."""

@@ -91,21 +91,29 @@ def _watched(connection: Any) -> None:
     current_watch().use(connection.sock)
 
 
-class _Http(HTTPConnection):
+class _Early:
+    """A connection that the watch can shut down before it is established, while a proxy answers byte by byte.
+
+    A TLS handshake needs no watch: the socket's time-out is valid for a whole handshake.
+    """
+
+    def _new_conn(self) -> socket.socket:
+        made: socket.socket = super()._new_conn()  # type: ignore[misc]
+        current_watch().use(made)
+        return made
+
     def connect(self) -> None:
-        super().connect()
+        super().connect()  # type: ignore[misc]
         _watched(self)
 
+
+class _Http(_Early, HTTPConnection):
     def request(self, *args: Any, **kwargs: Any) -> None:
         _watched(self)  # a connection that is used again is already connected
         super().request(*args, **kwargs)
 
 
-class _Https(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _watched(self)
-
+class _Https(_Early, HTTPSConnection):
     def request(self, *args: Any, **kwargs: Any) -> None:
         _watched(self)
         super().request(*args, **kwargs)

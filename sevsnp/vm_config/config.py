@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
+from sevsnp.system import toml_loader
 from sevsnp.system.template import find_template, text_template
 
 Product = Literal["Milan", "Genoa", "Turin"]
@@ -198,7 +199,7 @@ class _Table:
 def read_vm_config(source: Path) -> VmConfig:
     """Read and validate a VM config. Raises :class:`UserError` that names an unknown key or a wrong type or value."""
     try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
+        document = toml_loader.read(source)
     except FileNotFoundError:
         workflow = "luks" if "luks" in source.name else "verity"
         raise UserError(f"{source}: no such VM config", f"make one with: {making(source, workflow)}") from None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.commands import verify_report as cli
 from sevsnp.commands import verify_report_emulated as emulated_cli
 from sevsnp.errors import UserError
@@ -38,7 +38,7 @@ def released(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Released
 
 @pytest.fixture(autouse=True)
 def hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(verify, "_AMD", GENOA.root)
+    monkeypatch.setattr(verifier, "_AMD", GENOA.root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

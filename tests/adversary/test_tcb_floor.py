@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from sevsnp.attestation import appraisal, verify
+from sevsnp.attestation import appraisal, verifier
 from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.outcome import REMEDY, Reason
 from sevsnp.attestation.report_data import ssh_report_data
@@ -48,8 +48,8 @@ class Service(Nobody):
 
 @pytest.fixture(autouse=True)
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_AMD", OLD.root)
-    monkeypatch.setattr("sevsnp.owner.attestation.amd_service", Service)
+    monkeypatch.setattr(verifier, "_AMD", OLD.root)
+    monkeypatch.setattr("sevsnp.attestation.verifier.amd_service", lambda *_: Service())
 
 
 def without_the_check(log: Any, policy: Any, root: Any) -> None:

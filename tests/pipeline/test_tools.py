@@ -14,6 +14,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 COMMANDS = (
     "verify_report", "verify_report_emulated", "inspect_report", "measure", "idblock_generator", "sev_feature_info",
+    "tcb_floors",
 )  # fmt: skip
 
 

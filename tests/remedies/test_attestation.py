@@ -3,9 +3,17 @@
 
 import argparse
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from sevsnp.attestation import Appraisal, Policy, appraise, verifier
+from sevsnp.attestation.authentication import Nobody
+from sevsnp.attestation.ear import load_key
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.profiles import DEFAULT
 from sevsnp.commands import verify_report as cli
@@ -16,7 +24,8 @@ from sevsnp.measurement.make_config import _minimum_tcb
 from sevsnp.measurement.ovmf import check_size
 from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
-from tests.support.evidence import REPORT_DATA, config, evidence, expected, now, root
+from tests.support.evidence import MEASUREMENT, REPORT_DATA, config, evidence, expected, now, root
+from tests.support.hierarchy import NOW
 from tests.support.table import Told, remedies
 from tests.unit.attestation.test_forged_reports import GENOA, outcome
 
@@ -60,6 +69,45 @@ def test_the_minimum_that_a_report_meets(told: Told) -> None:
     command, _, floor = refused.remedy.rpartition(" MIN_TCB=")
     assert command == "./doitw setup_verity"
     assert outcome(by=GENOA, minimum_tcb=_minimum_tcb(floor, "Genoa")).accepted
+
+
+@remedies("sevsnp.attestation.appraisal", "--min-tcb {}")
+def test_the_minimum_that_a_report_meets_without_a_vm_config(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "_AMD", GENOA.root)
+    one = GENOA.evidence()
+
+    def judged(**stated: Any) -> Appraisal:
+        policy = Policy.of(measurement=MEASUREMENT, report_data=REPORT_DATA, **stated)
+        return appraise(one.report, policy, certificates=one.certificates, at=NOW, endorser=Nobody())
+
+    told.seen.add("--min-tcb {}")
+    option, _, floor = judged().remedy.partition(" ")
+    assert option == "--min-tcb" and judged(minimum_tcb=cli._minimum_tcb(floor)).accepted
+
+
+@remedies(
+    "sevsnp.commands.verify_report",
+    "give its launch digest or its VM config: --measurement HEX, or --vm_definition FILE",
+)
+def test_which_guest_is_expected(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report").write_bytes(GENOA.report())
+    line = ["--input", f"{tmp_path}/report", "--offline", "--report-data", REPORT_DATA.hex()]
+    assert cli.main(line) == 64
+    assert "--measurement HEX" in told.read(capsys.readouterr().err)
+    assert cli.main([*line, "--measurement", "ab" * 48]) in (cli.REFUSED, cli.UNDECIDED)
+
+
+@remedies(
+    "sevsnp.attestation.ear", "make one: (umask 077 && openssl ecparam -name secp384r1 -genkey -noout -out ear-key.pem)"
+)
+def test_the_key_of_an_ear(told: Told) -> None:
+    (told.cwd / "rsa.pem").write_bytes(
+        ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    (told.cwd / "rsa.pem").chmod(0o600)
+    hint = told.hint(lambda: load_key(told.cwd / "rsa.pem"))
+    subprocess.run(["sh", "-c", hint.partition(": ")[2]], cwd=told.cwd, check=True, timeout=60)
+    assert load_key(told.cwd / "ear-key.pem").curve.name == "secp384r1"
 
 
 @remedies(

@@ -3,6 +3,7 @@
 
 import contextlib
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ class FakeKds:
 
 
 @contextlib.contextmanager
-def serving(kds: FakeKds) -> Iterator[FakeKds]:
+def serving(kds: FakeKds, tls: ssl.SSLContext | None = None) -> Iterator[FakeKds]:
+    """Serve on a free port of loopback, with ``tls`` by HTTPS."""
     ended = threading.Event()
 
     class Answering(http.server.BaseHTTPRequestHandler):
@@ -61,9 +63,11 @@ def serving(kds: FakeKds) -> Iterator[FakeKds]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    kds.url = f"http://127.0.0.1:{server.server_address[1]}"
+    kds.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
     try:
         yield kds
     finally:
@@ -103,6 +107,7 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 
 def redirect(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """To the same path below /elsewhere/ in place of /vcek/. A test gives an answer there."""
     handler.send_response(302)
     handler.send_header("Location", handler.path.replace("/vcek/", "/elsewhere/"))
     handler.end_headers()

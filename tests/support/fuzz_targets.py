@@ -25,14 +25,16 @@ from sevsnp.attestation.extensions import ExtensionError, named_product, read_ex
 from sevsnp.attestation.inspection import inspect
 from sevsnp.attestation.kds import Kds
 from sevsnp.attestation.kds_cache import Cache
+from sevsnp.attestation.kds_http import Limits
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.report_input import read_input
-from sevsnp.attestation.revocation import CrlError, load_crl
+from sevsnp.attestation.revocation import CrlError, load_crl, newest_in_force
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
 from sevsnp.measurement.ovmf import read_firmware, read_svsm
 from sevsnp.owner.client import parse_answer
+from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import parse_vm_config, render_vm_config
 from tests.support.evidence import REPORT_DATA, config, firmware, psp
 from tests.support.hierarchy import NOW, Hierarchy, leaf_key
@@ -88,12 +90,18 @@ class _Service(Kds):
     answer = b""
     honest = False
 
-    def _get(self, path: str, limit: int) -> bytes:
+    def _get(self, path: str, size: int, what: str, limits: Limits) -> bytes:
         return pem([GENOA.ask, GENOA.ark]) if self.honest and path.endswith("cert_chain") else self.answer
 
 
 # No cache can exist at this path, so no run finds anything of an earlier one.
 _NOWHERE = Cache(Path("/dev/null/kds"))
+
+
+def _service_list(service: Kds) -> None:
+    found = service.revocation_lists("Genoa", "VCEK", GENOA.ark, NOW, True)
+    if newest_in_force(found.found, NOW) is None:
+        raise Unreachable(found.problem)
 
 
 def _service(data: bytes) -> None:
@@ -103,7 +111,7 @@ def _service(data: bytes) -> None:
     for honest, ask in (
         (False, lambda: service.issuers("Genoa", "VCEK", NOW)),
         (True, lambda: service.leaf("Genoa", GENOA.chip_id, GENOA.level, NOW)),
-        (True, lambda: service.crl("Genoa", "VCEK", GENOA.ark, NOW)),
+        (True, lambda: _service_list(service)),
     ):
         _Service.honest = honest
         try:
@@ -130,8 +138,8 @@ def _svsm(data: bytes) -> None:
 
 def _toml(data: bytes) -> dict[str, object]:
     try:
-        return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return toml_loader.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(str(error) or "no TOML") from error
 
 

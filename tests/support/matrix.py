@@ -38,7 +38,7 @@ CARRIED = (
     "sevsnp/errors.py", "sevsnp/host/bundle_run.py", "sevsnp/vm_config/cmdline.py", "sevsnp/emulation/service.py",
 )  # fmt: skip
 TOOLS = ("get_report", "get_report_emulated", "verify_report", "verify_report_emulated", "inspect_report", "measure",
-         "idblock-generator", "sev-feature-info")  # fmt: skip
+         "idblock-generator", "sev-feature-info", "tcb-floors")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "LIBVIRT_NETWORK": ("x", NONE),
     "KUBEVIRT_FIRMWARE": ("x", NONE),
     "KUBEVIRT_KERNEL": ("x", NONE),
+    "KDS_MIRROR": ("http://192.0.2.1/", NONE),
+    "CERTS": ("x", NONE),
+    "OFFLINE": ("yes", NONE),
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: the tasks check them again, and then copy from the cache.

@@ -15,7 +15,6 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.firmware.changes", "known: {}"): _KNOWN,
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
     ("sevsnp.packages.sets", "known: {}"): _KNOWN,
-    ("sevsnp.attestation.report_input", "give a report: {}"): "the forms of a report that are known",
     ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
     ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
     ("sevsnp.project.testing", "its report is above"): _LOOK,

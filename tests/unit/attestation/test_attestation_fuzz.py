@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from sevsnp.attestation.appraisal import Evidence, appraise
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.inspection import inspect
+from tests.support.cpu_limit import cpu_limit
 from tests.support.evidence import ROOT, expected
 from tests.support.fuzz_targets import TARGETS
 from tests.support.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+# Processor time for one input of a few kilobytes; larger ones are in test_work_limits.py.
+SECONDS = 2.0
 fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ_EXAMPLES" not in os.environ)
 
 
@@ -47,7 +50,9 @@ def damaged(honest: bytes) -> st.SearchStrategy[bytes]:
 @fuzz
 @given(st.data())
 def test_parsers(name: str, data: st.DataObject) -> None:
-    TARGETS[name](data.draw(st.one_of(*map(damaged, TARGETS[name].seeds))))
+    chosen = data.draw(st.one_of(*map(damaged, TARGETS[name].seeds)))
+    with cpu_limit(SECONDS):
+        TARGETS[name](chosen)
 
 
 @pytest.mark.parametrize("name", TARGETS)

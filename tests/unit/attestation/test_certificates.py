@@ -16,7 +16,7 @@ from sevsnp.attestation import chain as chains
 from sevsnp.attestation import extensions as oids
 from sevsnp.attestation.chain import Chain, ChainError, TrustRoot
 from sevsnp.attestation.extensions import ExtensionError
-from sevsnp.attestation.verify import _AMD
+from sevsnp.attestation.verifier import _AMD
 from sevsnp.emulation import psp as soft
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError

@@ -12,13 +12,14 @@ from sevsnp.attestation import appraisal
 from sevsnp.attestation.appraisal import Evidence, NeverAccepted, Reason, appraise
 from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
+from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import FirmwareVersion, SigningKey
-from sevsnp.attestation.revocation import load_crl
+from sevsnp.attestation.revocation import Lists, load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm_config.config import File, Tcb
-from tests.support.evidence import MEASUREMENT, expected
+from tests.support.evidence import MEASUREMENT, REPORT_DATA, expected
 from tests.support.hierarchy import NOW, Hierarchy
 
 GENOA = Hierarchy()
@@ -33,8 +34,8 @@ class WithList(Nobody):
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    def crl(self, product: Any, signer: Any, ark: Any, now: Any) -> Any:
-        return load_crl(self.data, ark, now)
+    def revocation_lists(self, product: Any, signer: Any, ark: Any, now: Any, demanded: bool) -> Lists:
+        return Lists((load_crl(self.data, ark, now),))
 
 
 def outcome(
@@ -198,6 +199,8 @@ FORGED_AUTHENTICITY: list[tuple[str, Callable[[], Evidence], Callable[[], Nobody
     ("signature", unsigned, None, "chain.verify_signature", lambda *_: True),
     ("revocation", GENOA.evidence, lambda: WithList(GENOA.crl([GENOA.ask.serial_number])), "authentication.is_revoked",
      lambda *_: False),
+    ("runtime-claims", lambda: dataclasses.replace(GENOA.evidence(), claims=Claims(b"{}", "sha256")), None,
+     "hcl.Claims.bound", lambda *_: REPORT_DATA),
 ]  # fmt: skip
 
 
@@ -276,8 +279,9 @@ def test_milan_needs_its_own_profile_and_says_so() -> None:
     assert any("legacy-milan" in note for note in found.notes)
 
 
+FLOOR = Tcb(10, 0, 23, 84)
 STRICT: dict[str, Any] = {
-    "policy": {"profile": "strict", "chip_id": [GENOA.chip_id.hex()]}, "minimum_tcb": Tcb(10, 0, 23, 84),
+    "policy": {"profile": "strict", "chip_id": [GENOA.chip_id.hex()]}, "minimum_tcb": FLOOR,
     "guest_policy": 0x3D20000,
 }  # fmt: skip
 
@@ -285,9 +289,14 @@ STRICT: dict[str, Any] = {
 def test_strict() -> None:
     one = GENOA.evidence(policy=0x3D20000)
     found = outcome(one, endorser=WithList(GENOA.crl()), **STRICT)
-    assert (found.decision, found.notes) == ("accepted", ())
+    (note,) = found.notes
+    assert found.decision == "accepted" and "this one is 0x19/0x11/1" in note
+    bound = {"cpuid": "0x19/0x11/1", **{name: value for name, value in vars(FLOOR).items() if value is not None}}
+    named = {**STRICT["policy"], **dict.fromkeys(("reported_tcb", "committed_tcb", "launch_tcb"), bound)}
+    found = outcome(one, endorser=WithList(GENOA.crl()), **{**STRICT, "policy": named})
+    assert found.decision == "accepted" and [one for one in found.notes if "perhaps" not in one] == []
     changed = {**STRICT, "policy": {**STRICT["policy"], "vmpl": [0, 1]}}
-    (note,) = outcome(one, endorser=WithList(GENOA.crl()), **changed).notes
+    note, _ = outcome(one, endorser=WithList(GENOA.crl()), **changed).notes
     assert "strict, with its own vmpl: perhaps weaker" in note
     assert outcome(one, **STRICT).decision == "undecided"  # no revocation list
     for bit in (16, 20, 22, 23, 24, 25):

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.attestation.explain import GROUPS, MISSING, advice
 from sevsnp.attestation.outcome import ENDED, Appraisal, Check, Reason, Refused
 from sevsnp.attestation.page import render_page, write_page
-from sevsnp.attestation.verify import HardwareVerdict
+from sevsnp.attestation.verifier import HardwareVerdict
 from sevsnp.emulation.verify import appraise_emulated, verify_emulated
 from sevsnp.system.template import find_template
 from sevsnp.vm_config.config import BANNER, VmConfig
@@ -159,7 +159,7 @@ def test_the_headings_are_an_outline() -> None:
 
 def verdict_of_hardware() -> HardwareVerdict:
     # No hardware here: what the production verifier would make, from the inside.
-    return HardwareVerdict(outcome(), verify._TOKEN)
+    return HardwareVerdict(outcome(), verifier._TOKEN)
 
 
 def test_a_verdict_and_a_refusal_both_have_all_that_the_page_needs(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_verdict_and_a_refusal_both_have_all_that_the_page_needs(tmp_path: Pat
     with pytest.raises(Refused) as emulated:
         verify_emulated(evidence(), expected(vmpl=1), now(), root())
     with pytest.raises(Refused) as amd:
-        verify.verify_report(evidence(), expected(platform="snp"), NOW)
+        verifier.verify_report(evidence(), expected(platform="snp"), NOW)
     for caught in (emulated, amd):
         refused = caught.value
         write_page(path, refused.appraisal, for_page())

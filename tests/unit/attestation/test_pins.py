@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.attestation.chain import pem
 from sevsnp.commands import verify_report as cli
 from sevsnp.errors import UserError
@@ -48,19 +48,24 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_it_would_be_with_another_pin(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: nothing but the pin refuses this evidence."""
     assert cli.main(words) == 2
-    monkeypatch.setattr(verify, "_AMD", dataclasses.replace(verify._AMD, pins=FORGED.root.pins))
+    monkeypatch.setattr(verifier, "_AMD", dataclasses.replace(verifier._AMD, pins=FORGED.root.pins))
     assert cli.main(words) == 0
 
 
 def options() -> Iterator[argparse.Action]:
-    parser = cli.make_parser("verify_report", "")
-    cli.add_sources(parser)
-    yield from parser._actions
+    yield from cli.command_line()._actions
 
 
 @pytest.mark.parametrize("option", [one.option_strings[0] for one in options()])
-def test_no_option(option: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_option(
+    option: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each option there is, with the forged root in every form that it might take."""
+    monkeypatch.chdir(tmp_path)  # some options write a file of that name
     (action,) = (one for one in options() if option in one.option_strings)
     policy = tmp_path / "policy.toml"
     policy.write_text('profile = "default"\n')

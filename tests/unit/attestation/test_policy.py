@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy: nothing optional, nothing unknown, and the shipped profiles as their documentation has them."""
 
+import base64
 import copy
 import dataclasses
 import re
@@ -76,12 +77,12 @@ def test_report_data_is_said_once_and_binds_something() -> None:
         ({"vmpl": 4}, "vmpl: found 4"),
         ({"vmpl": True}, "vmpl: found True"),
         ({"vmpl": None}, "vmpl: found None"),
-        ({"measurement": "00"}, "96 lower-case hex digits"),
+        ({"measurement": "00"}, "96 hex digits"),
         ({"measurement": {"at_least": "00" * 48}}, "no order"),
         ({"product": "Naples"}, "one of Milan, Genoa, Turin"),
         ({"signer": "none"}, "one of VCEK, VLEK"),
         ({"chip_id": "vm-config"}, "the VM config has none"),
-        ({"chip_id": "ab" * 9}, "128 lower-case"),
+        ({"chip_id": "ab" * 9}, "128 hex digits"),
         ({"firmware": {"at_least": "1.55"}}, "a version of 3 numbers"),
         ({"reported_tcb": {"snp": 1}}, "a table with"),
         ({"reported_tcb": {"bootloader": 1, "tee": 0, "snp": 256, "microcode": 0}}, "0 to 255"),
@@ -103,6 +104,21 @@ def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], words: str) -
     policy({"profile": "default"})  # control
     with pytest.raises(UserError, match=words):
         policy({"profile": "default", **changes})
+
+
+def test_digests_in_the_ways_in_which_others_write_them() -> None:
+    digest, chip = bytes(range(48)), bytes(range(200, 208))
+    ways = (digest.hex(), digest.hex().upper(), f"0x{digest.hex()}", f"0X{digest.hex().upper()}",
+            base64.b64encode(digest).decode(), base64.urlsafe_b64encode(digest).decode().rstrip("="))  # fmt: skip
+    for way in ways:
+        assert policy({"profile": "default", "measurement": way, "id_key": way}).measurement == OneOf((digest,))
+    for way in (chip.hex().upper(), base64.b64encode(chip).decode()):
+        assert policy({"profile": "default", "chip_id": way}).chip_id == OneOf((chip.ljust(64, b"\0"),))
+    assert policy({"profile": "default", "guest_policy": "0x3D0000"}).guest_policy == OneOf((0x3D0000,))
+    for wrong in (digest.hex()[:-1], digest.hex() + "00", "0x" + digest.hex()[2:], digest.hex(":"), "é" * 96,
+                  base64.b64encode(digest[1:]).decode(), "", "vmconfig"):  # fmt: skip
+        with pytest.raises(UserError, match="96 hex digits"):
+            policy({"profile": "default", "measurement": wrong})
 
 
 def test_strict_leaves_to_the_owner_what_only_he_knows() -> None:

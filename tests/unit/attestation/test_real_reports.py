@@ -7,7 +7,7 @@ import pytest
 
 from sevsnp.attestation.appraisal import Evidence, Expected, Refused
 from sevsnp.attestation.report import parse_report
-from sevsnp.attestation.verify import inspect_report, verify_report
+from sevsnp.attestation.verifier import inspect_report, verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, VmConfig

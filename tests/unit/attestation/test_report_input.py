@@ -23,7 +23,7 @@ FORMS = {
             b"\n".join(RAW.hex().encode()[start : start + 64] for start in range(0, 2 * len(RAW), 64))],
     "base64": [base64.b64encode(RAW), base64.encodebytes(RAW)],
     "ioctl": [RESPONSE, RESPONSE.ljust(4000, b"\0")],
-    "hcl": [b"HCLA" + bytes(28) + RAW + b"runtime data"],
+    "hcl": [b"HCLA" + bytes(28) + RAW, b"HCLA" + bytes(28) + RAW + bytes(100)],
     "json": [JSON.encode(), json.dumps({"report": base64.b64encode(RAW).decode()}).encode()],
 }  # fmt: skip
 
@@ -37,7 +37,9 @@ def test_every_form_gives_the_same_bytes(form: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"[]", b'{"report": 1}', b'{"report": "!"}', b"{" * 100_000, RAW[:-1], RAW + b"\0",
+    [b"", b"HCLA" + bytes(28) + RAW + b"runtime data",
+     b"{}", b"[]", b'{"report": 1}', b'{"report": "!"}', b"{" * 100_000,
+     RAW[:-1],
      RAW.hex().encode()[:-1],
      base64.b64encode(RAW[:-1]), struct.pack("<II24x", 0x16, len(RAW)) + RAW, struct.pack("<II24x", 0, 1) + RAW,
      RESPONSE.ljust(3999, b"\0") + b"\1", RESPONSE + bytes(4000), b"HCLA" + RAW, b"<html>", bytes(1 << 21)],

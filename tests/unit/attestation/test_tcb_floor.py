@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import verify
+from sevsnp.attestation import verifier
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.page import render_page
 from sevsnp.commands import verify_report as cli
@@ -104,7 +104,7 @@ def test_under_emulation_none_is_needed_and_that_is_named() -> None:
     strict: dict[str, Any] = {"guest_policy": 0x3D20000, "policy": chips}
     one = evidence(policy=0x3D20000)
     assert verify_emulated(one, expected(**strict), now(), root())  # control: with a minimum
-    with pytest.raises(verify.Refused) as refused:
+    with pytest.raises(verifier.Refused) as refused:
         verify_emulated(one, expected(minimum_tcb=None, **strict), now(), root())
     assert refused.value.reason == "tcb-floor" and refused.value.remedy.startswith(SETUP)
 
@@ -120,7 +120,7 @@ def test_the_command_shows_it_and_its_exit_codes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """verify_report itself, with a hierarchy of the test's in place of AMD's: exit 2 and the line, 0 with the line."""
-    monkeypatch.setattr(verify, "_AMD", GENOA.root)
+    monkeypatch.setattr(verifier, "_AMD", GENOA.root)
     (tmp_path / "report").write_bytes(GENOA.report())
     chain = b"".join(one.public_bytes(Encoding.PEM) for one in (GENOA.certificate, GENOA.ask, GENOA.ark))
     (tmp_path / "chain").write_bytes(chain)
@@ -150,5 +150,5 @@ def test_the_command_shows_it_and_its_exit_codes(
 def test_an_id_blocks_vm_config_is_made_by_another_command(tmp_path: Path) -> None:
     (tmp_path / "idblock").mkdir()
     source = written(tmp_path / "idblock", None)
-    wanted = verify.Expected.of(read_vm_config(source), REPORT_DATA)
+    wanted = verifier.Expected.of(read_vm_config(source), REPORT_DATA)
     assert wanted.made_by == "./doitw idblock:verity ID_KEY=FILE"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import appraisal, authentication, verify
+from sevsnp.attestation import appraisal, authentication, verifier
 from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
 from sevsnp.attestation.extensions import LeafExtensions
 from sevsnp.attestation.report import EMULATED_CHIP_ID, SigningKey, parse_report
-from sevsnp.attestation.verify import HardwareVerdict, verify_report
+from sevsnp.attestation.verifier import HardwareVerdict, verify_report
 from sevsnp.emulation import psp as soft
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.verify import EmulatedVerdict, verify_emulated
@@ -137,7 +137,7 @@ def test_a_masked_chip_id_is_refused_whatever_the_certificate_says() -> None:
     report = parse_report(evidence().report, "Genoa")
     for chip_id, problem in ((b"x" * 64, ""), (bytes(64), "masked"), (EMULATED_CHIP_ID, "software secure processor")):
         certified = LeafExtensions(0, "Genoa", TCB, chip_id, None)
-        found = authentication._chip_id_problem(dataclasses.replace(report, chip_id=chip_id), certified, verify._AMD)
+        found = authentication._chip_id_problem(dataclasses.replace(report, chip_id=chip_id), certified, verifier._AMD)
         assert problem in found and bool(found) == bool(problem)
 
 
@@ -204,6 +204,7 @@ def test_other_products(product: Product) -> None:
     other = psp("first", product)
     policy = {"profile": "legacy-milan" if product == "Milan" else "default"}
     wanted = expected(product=product, policy=policy, minimum_tcb=Tcb(1, 1, 1, 1, 1 if product == "Turin" else None))
+    assert wanted.launch
     report = other.report(REPORT_DATA, launch=wanted.launch, measurement=MEASUREMENT)
     one = Evidence(report, other.certificate_table())
     verify_emulated(one, wanted, now(), root("first", product))
@@ -257,7 +258,7 @@ def test_no_opt_in(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError):
         verify_report(one, expected(), now(), root=root())  # type: ignore[call-arg]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        verify._AMD.pins = ()  # type: ignore[misc]
+        verifier._AMD.pins = ()  # type: ignore[misc]
 
 
 def test_amds_own_certificates_beside_emulated_ones() -> None:
@@ -277,14 +278,14 @@ def test_the_pin_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     from cryptography.hazmat.primitives import hashes
 
     fingerprint = psp().ark.fingerprint(hashes.SHA256())
-    mutant = dataclasses.replace(verify._AMD, pins=((fingerprint, "Genoa"),))
-    monkeypatch.setattr(verify, "_AMD", mutant)
+    mutant = dataclasses.replace(verifier._AMD, pins=((fingerprint, "Genoa"),))
+    monkeypatch.setattr(verifier, "_AMD", mutant)
     assert production(evidence(), expected(platform="snp")).reason == "certificates"  # the names
     mutant = dataclasses.replace(mutant, vendor=False)
-    monkeypatch.setattr(verify, "_AMD", mutant)
+    monkeypatch.setattr(verifier, "_AMD", mutant)
     assert production(evidence(), expected(platform="snp")).reason == "certificates"  # the mark
     mutant = dataclasses.replace(mutant, required_extensions=frozenset({EMULATION_OID}))
-    monkeypatch.setattr(verify, "_AMD", mutant)
+    monkeypatch.setattr(verifier, "_AMD", mutant)
     assert production(evidence(), expected(platform="snp")).reason == "chip-id"  # the marker
     monkeypatch.setattr(authentication, "_chip_id_problem", lambda *_: "")
     verify_report(evidence(), expected(platform="snp"), now())
@@ -306,12 +307,12 @@ def test_verdicts_come_from_their_verifier_only() -> None:
 
 
 def test_production_does_not_import_the_emulation() -> None:
-    names = ["attestation.verify", "attestation.kds", "measurement.launch_digest"]
+    names = ["attestation.verifier", "attestation.kds", "measurement.launch_digest"]
     names += [f"commands.{name}" for name in ("verify_report", "inspect_report", "measure", "idblock_generator")]
     lines = [f"import sevsnp.{name}" for name in names]
     script = "; ".join(["import sys", *lines, "print(*sys.modules)"])
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "sevsnp.attestation.verify" in loaded and "sevsnp.emulation" not in loaded
+    assert "sevsnp.attestation.verifier" in loaded and "sevsnp.emulation" not in loaded
     for path in (ROOT / "sevsnp" / "attestation").glob("*.py"):
         assert "sevsnp.emulation" not in path.read_text(), path
 

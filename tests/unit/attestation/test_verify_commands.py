@@ -92,6 +92,13 @@ def test_nonce_and_host_keys(words: list[str], tmp_path: Path) -> None:
     assert emulated_cli.main([*words, "--root", str(root()), "--nonce", "00" * 32,
                               "--host-key", f"{tmp_path}/key.pub"]) == 2  # fmt: skip
     assert emulated_cli.main(options) == 64
+    # As ssh-keyscan and known_hosts have it: comments, the host's names before the key, one key for two names.
+    for text in (f"# guest:22 SSH-2.0-OpenSSH_9.2\nguest {line}", f"\n[10.0.2.2]:2222,guest {line}guest2 {line}"):
+        (tmp_path / "key.pub").write_text(text)
+        assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 10
+    for text in (f"@revoked guest {line}", f"@cert-authority * {line}", f"guest {line[12:]}", "guest ssh-ed25519 AAAA"):
+        (tmp_path / "key.pub").write_text(text)
+        assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 64
     (tmp_path / "key.pub").write_text("ssh-ed25519 nonsense")
     assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 64
 
@@ -152,9 +159,9 @@ def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], t
     with serving(kds_of_vectors()) as fake:
         fake.answers["/vcek/v1/Milan/"] = answer
         script = (
-            "import sys; from sevsnp.attestation import kds; "
+            "import sys; from sevsnp.attestation import kds_http as kds; "
             "from sevsnp.commands import verify_report as cli; kds._LONGEST_WAIT = kds._FIRST_WAIT = 0.1;"
-            "kds.Limits.__new__.__defaults__ = (2.0, 1.0); sys.exit(cli.main(sys.argv[1:]))"
+            "kds.Limits.__new__.__defaults__ = (2.0, 1.0, None); sys.exit(cli.main(sys.argv[1:]))"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, *real_words, "--kds", fake.url],

@@ -49,6 +49,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
         "measure": {measure.DONE, USAGE},
         "idblock-generator": {measure.DONE, USAGE},
         "sev-feature-info": {measure.DONE, feature_info.NO_ANSWER, USAGE},
+        "tcb-floors": {measure.DONE, *verdicts},
     }
     assert {name: set(command.exits()) for name, command in COMMANDS.items()} == expected
     for name, command in COMMANDS.items():

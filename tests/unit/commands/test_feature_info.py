@@ -190,7 +190,26 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["reported_tcb"]["microcode"] == 0x73 and document["flags"]["mask_chip_id"] is True
     assert main(["--status", "00", "--product", "Genoa"]) == 3
-    for wrong in (["--status", "zz"], ["--product", "Rome"]):
+    for wrong in (["--status", "zz"], ["--product", "Rome"], ["--status", answer().hex()]):
         with pytest.raises(SystemExit) as caught:
             main(wrong)
         assert caught.value.code == 64
+
+
+@pytest.mark.parametrize("own", ["Genoa", "Turin"])
+def test_this_machines_processor_says_nothing_about_another_machine(
+    own: Product, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same answer has another TCB version on a Turin, so the product of this machine must not be taken."""
+    monkeypatch.setattr("sevsnp.commands.feature_info.host_product", lambda *_: own)
+    other = answer(current=b"\1\2\0\0\0\0\0\5")
+    with pytest.raises(SystemExit) as caught:
+        main(["--status", other.hex()])
+    assert caught.value.code == 64 and "--product Milan|Genoa|Turin" in capsys.readouterr().err
+    for product in ("Genoa", "Turin"):
+        assert main(["--status", other.hex(), "--product", product, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["product"] == product
+    # Control: asked of this machine's own device, its own processor counts.
+    monkeypatch.setattr("sevsnp.commands.feature_info.read_status", lambda *_: other)
+    assert main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["product"] == own

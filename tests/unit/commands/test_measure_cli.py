@@ -12,6 +12,7 @@ import pytest
 
 from sevsnp.commands.measure import main
 from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import VmConfig, render_vm_config
 from tests.support.evidence import REFERENCE, ROOT, make_launch, write_file
 
@@ -98,6 +99,80 @@ def test_files_as_the_other_command(
         assert done.stdout.strip() == digest
 
 
+MODES: list[tuple[list[str], list[str]]] = [
+    (["--mode", "sev"], ["--mode", "sev"]),
+    (["--mode", "seves", "--vcpus", "1"], ["--mode", "seves", "--vcpus", "1", "--vcpu-type", "EPYC-v4"]),
+    (["--mode", "seves", "--vcpus", "3", "--vcpu-model", "EPYC-Milan"],
+     ["--mode", "seves", "--vcpus", "3", "--vcpu-type", "EPYC-Milan"]),
+    (["--mode", "seves", "--vcpus", "2", "--vmm", "ec2"],
+     ["--mode", "seves", "--vcpus", "2", "--vmm-type", "ec2", "--vcpu-type", "EPYC-v4"]),
+    (["--vcpus", "2"], ["--mode", "snp", "--vcpus", "2", "--vcpu-type", "EPYC-v4"]),
+    (["--vcpus", "2", "--output-format", "base64"],
+     ["--mode", "snp", "--vcpus", "2", "--vcpu-type", "EPYC-v4", "--output-format", "base64"]),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")
+@pytest.mark.parametrize(("ours", "theirs"), MODES, ids=lambda words: " ".join(words))
+def test_modes_hashes_and_save_areas_as_the_other_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: list[str], theirs: list[str]
+) -> None:
+    make_launch(tmp_path)
+    ovmf = str(tmp_path / "firmware")
+    values = {"--kernel": str(tmp_path / "kernel"), "--initrd": str(tmp_path / "initrd"), "--append": "a b"}
+    hashes = [f"--{name}-hash={sha256_file(tmp_path / name)}" for name in ("kernel", "initrd")]
+    dumps = "sev" not in ours
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+    assert THEIRS
+    for kernel in ([], ["--kernel"], ["--kernel", "--initrd", "--append"]):
+        files = [word for name in kernel for word in (name, values[name])]
+        argv = [THEIRS, "--ovmf", ovmf, *theirs, *files, *(["--dump-vmsa"] if dumps else [])]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path / "theirs")
+        dump = ["--dump-vmsa", str(tmp_path / "ours")] if dumps else []
+        assert measured(capsys, "--firmware", ovmf, *ours, *files, *dump) == done.stdout
+        if len(kernel) == 3:  # who has only the hashes gets the same
+            by_hash = [*hashes, "--cmdline", "a b"]
+            assert measured(capsys, "--firmware", ovmf, *ours, *by_hash) == done.stdout
+            by_hash[0] = f"--kernel-hash={'ab' * 32}"
+            assert measured(capsys, "--firmware", ovmf, *ours, *by_hash) != done.stdout  # control
+    found, wanted = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("ours", "theirs")
+    )
+    assert found == wanted and len(found) == (int(ours[ours.index("--vcpus") + 1]) if dumps else 0)
+
+
+@pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")
+def test_the_hash_of_a_firmware_as_the_other_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_launch(tmp_path)
+    ovmf = str(tmp_path / "firmware")
+    assert THEIRS
+    argv = [THEIRS, "--mode", "snp:ovmf-hash", "--ovmf", ovmf]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    own = measured(capsys, "--firmware", ovmf, "--mode", "firmware-hash")
+    assert own == done.stdout
+    whole = measured(capsys, "--firmware", ovmf, "--vcpus", "2")
+    assert main(["--firmware", ovmf, "--vcpus", "2", "--firmware-hash", own.strip()]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == whole and "known by its hash only" in shown.err
+    other = ["--firmware-hash", "cd" * 48]
+    argv = [
+        THEIRS,
+        "--mode",
+        "snp",
+        "--ovmf",
+        ovmf,
+        "--vcpus",
+        "2",
+        "--vcpu-type",
+        "EPYC-v4",
+        "--snp-ovmf-hash",
+        other[1],
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert measured(capsys, "--firmware", ovmf, "--vcpus", "2", *other) == done.stdout != whole
+
+
 def test_a_host_kernel_decides_on_the_features(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
     found = [measured(capsys, "--vm-config", config.source, *words) for words in (
         [], ["--host-kernel", "6.9"], ["--host-kernel", "secure-tsc"], ["--guest-features", "0x201"],
@@ -115,6 +190,16 @@ def test_a_host_kernel_decides_on_the_features(config: VmConfig, capsys: pytest.
         ["--firmware", "{firmware}", "--kernel", "/nowhere"],
         ["--firmware", "{firmware}", "--initrd", "{kernel}"],
         ["--firmware", "{firmware}", "--append", "x"],
+        ["--firmware", "{firmware}", "--initrd-hash", "ab" * 32],
+        ["--firmware", "{firmware}", "--kernel-hash", "ab"],
+        ["--firmware", "{firmware}", "--kernel-hash", "ab" * 32, "--kernel", "{kernel}"],
+        ["--firmware", "{firmware}", "--firmware-hash", "xy" * 48],
+        ["--firmware", "{firmware}", "--mode", "sev", "--vcpus", "2"],
+        ["--firmware", "{firmware}", "--mode", "seves", "--firmware-hash", "ab" * 48],
+        ["--firmware", "{firmware}", "--mode", "firmware-hash", "--vcpus", "2"],
+        ["--firmware", "{firmware}", "--dump-vmsa", "/nowhere"],
+        ["--vm-config", "{config}", "--mode", "sev"],
+        ["--vm-config", "{config}", "--kernel-hash", "ab" * 32],
         ["--firmware", "{kernel}"],
         ["--firmware", "{firmware}", "--vcpu-model", "host"],
         ["--firmware", "{firmware}", "--vcpus", "0"],
@@ -167,4 +252,4 @@ def test_a_large_initramfs_takes_no_memory(tmp_path: Path) -> None:
 def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert len(capsys.readouterr().out.splitlines()) <= 25
+    assert len(capsys.readouterr().out.splitlines()) <= 34

@@ -126,6 +126,15 @@ def test_a_damaged_one_is_refused(at: int) -> None:
         Luks2.parse(bytes(data))
 
 
+def test_metadata_nested_without_end_is_refused() -> None:
+    """A host may write any JSON there, with a right checksum."""
+    data = bytearray(header(KEY))
+    data[4096:METADATA] = b"[" * (METADATA - 4096)
+    data[448:480] = hashlib.sha256(bytes(data[:448]) + bytes(64) + bytes(data[512:METADATA])).digest()
+    with pytest.raises(UserError, match=r"not a LUKS2 header: .*recursion"):
+        Luks2.parse(bytes(data))
+
+
 @pytest.mark.parametrize("data", [b"", b"LUKS\xba\xbe", bytes(HEADER_SIZE), header(KEY)[:8192]], ids=len)
 def test_a_part_of_one_is_none(data: bytes) -> None:
     with pytest.raises(UserError, match="not a LUKS2 header"):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -23,6 +24,7 @@ from sevsnp.measurement.launch_digest import (
     launch_digests_of,
     measure_firmware,
     measure_svsm,
+    svsm_save_area,
 )
 from sevsnp.measurement.vmsa import HOST_KERNELS, VCPU_SIGNATURES, Vmm, cpu_signature, host_kernel, vcpu_signature
 from tests.support.evidence import (
@@ -195,6 +197,10 @@ def test_svsm_equal_to_the_other_implementation(tmp_path: Path) -> None:
         for vcpus, one in measure_svsm(above, below, variables, (1, 3), model).items():
             signature = VCPU_SIGNATURES[model]
             assert one == guest.svsm_calc_launch_digest(vcpus, signature, str(above), variables, str(below), False)
+        with contextlib.chdir(tmp_path):
+            guest.svsm_calc_launch_digest(2, signature, str(above), variables, str(below), True)
+        theirs = tuple((tmp_path / f"vmsa{number}.bin").read_bytes() for number in (0, 1))
+        assert svsm_save_area(above, below, variables, model) == theirs
 
 
 @pytest.mark.parametrize(

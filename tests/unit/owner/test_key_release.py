@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sevsnp.attestation.appraisal import Refused
-from sevsnp.attestation.verify import verify_report
+from sevsnp.attestation.verifier import verify_report
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.keys.pairs import ensure_keys

@@ -14,7 +14,7 @@ import pytest
 
 from sevsnp.attestation.appraisal import Appraisal
 from sevsnp.attestation.report import parse_report
-from sevsnp.attestation.verify import HardwareVerdict
+from sevsnp.attestation.verifier import HardwareVerdict
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.errors import UserError
 from sevsnp.keys import luks_key
@@ -65,11 +65,11 @@ def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
     verdict = emulated_verdict()
     assert trust_domain(verdict) == "emulated"
     # No hardware here: what the production verifier would make, from the inside.
-    from sevsnp.attestation import verify
+    from sevsnp.attestation import verifier
 
     report = parse_report(evidence().report, "Genoa")
     appraisal = Appraisal("accepted", "amd", "default", report, "VCEK", (), now())
-    assert trust_domain(HardwareVerdict(appraisal, verify._TOKEN)) == "amd"
+    assert trust_domain(HardwareVerdict(appraisal, verifier._TOKEN)) == "amd"
 
     class Liar:
         def to_json(self) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def test_a_record_that_changes_meanwhile_counts(config_dir: Path, header: Path) 
 
 def test_a_confidential_guest_is_on_record_before_it_has_the_key(config_dir: Path, header: Path) -> None:
     """Without that, a guest whose answer is lost would have data that nobody knows of."""
-    from sevsnp.attestation import verify
+    from sevsnp.attestation import verifier
 
     keep(config_dir, Record("made"))
     report = parse_report(evidence().report, "Genoa")
-    verdict = HardwareVerdict(Appraisal("accepted", "amd", "default", report, "VCEK", (), now()), verify._TOKEN)
+    verdict = HardwareVerdict(Appraisal("accepted", "amd", "default", report, "VCEK", (), now()), verifier._TOKEN)
     assert not read_record(config_dir, UUID).opened
     Volume(header, config_dir, "").secret_for(verdict, emulated_asked=False)
     assert read_record(config_dir, UUID) == Record("made", sent=True) and read_record(config_dir, UUID).opened

@@ -294,7 +294,9 @@ def test_the_locks_cover_pyproject_and_agree() -> None:
     import tomllib
 
     document = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    asked = (document["project"]["dependencies"], document["dependency-groups"]["test"])
+    project = document["project"]
+    users = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
+    asked = (users, document["dependency-groups"]["test"])
     for lock, requirements in zip(LOCKS, asked, strict=True):
         assert {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in requirements} <= set(pins(lock))
     needed, for_tests = (

@@ -4,6 +4,7 @@
 Its trust roots are AMD's and are pinned here. No parameter, option, variable, file or evidence field can name another.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from sevsnp.attestation.appraisal import (
 from sevsnp.attestation.authentication import Endorser
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.outcome import Accepted
+from sevsnp.vm_config.config import Product
 
 if TYPE_CHECKING:
     from sevsnp.attestation.inspection import Inspection
@@ -80,16 +82,34 @@ def verify_report(
     return HardwareVerdict(appraise_report(evidence, expected, now, endorser=endorser), _TOKEN)
 
 
-def inspect_report(evidence: Evidence, now: datetime, *, endorser: Endorser | None = None) -> "Inspection":
-    """What a report says and whether AMD hardware made it, but not whether the report is acceptable."""
+def inspect_report(
+    evidence: Evidence, now: datetime, *, endorser: Endorser | None = None, product: Product | None = None
+) -> "Inspection":
+    """What a report says and whether AMD hardware made it, but not whether the report is acceptable.
+
+    ``product`` is the caller's word for a report of version 2 whose product no certificate names.
+    """
     from sevsnp.attestation.inspection import inspect
 
-    return inspect(evidence, now, _AMD, endorser)
+    return inspect(evidence, now, _AMD, endorser, product)
 
 
-def amd_service(url: str | None = None, offline: bool = False, cache: Path | None = None) -> Endorser:
-    """AMD's key distribution service or a mirror at ``url``, with the user's cache; ``offline``: only the cache."""
+def amd_service(
+    url: str | None = None,
+    offline: bool = False,
+    cache: Path | None = None,
+    *,
+    timeout: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Endorser:
+    """AMD's key distribution service or a mirror at ``url``, with the user's cache; ``offline``: only the cache.
+
+    ``timeout`` is the limit in seconds for all requests together. ``say`` is told of each request before it is made.
+    """
     from sevsnp.attestation.kds import KDS, Kds
     from sevsnp.attestation.kds_cache import Cache, default_directory
+    from sevsnp.attestation.kds_http import Limits
+    from sevsnp.system import progress
 
-    return Kds(_AMD, Cache(cache or default_directory()), url or KDS, offline)
+    limits = Limits(whole=timeout)
+    return Kds(_AMD, Cache(cache or default_directory()), url or KDS, offline, limits, say=say or progress.step)

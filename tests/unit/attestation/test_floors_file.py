@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dated floors: made from authentic reports, signed, named in every verdict, and refused after their end."""
+
+import dataclasses
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from sevsnp.attestation import Policy, appraise, verifier
+from sevsnp.attestation.authentication import Nobody
+from sevsnp.attestation.floors import Floor, Processor
+from sevsnp.attestation.floors_file import FloorsFile, lowest, parse_file, read_floors, render_file
+from sevsnp.attestation.report import Cpuid
+from sevsnp.commands import tcb_floors
+from sevsnp.errors import UserError
+from sevsnp.keys.signature import sign
+from sevsnp.vm_config.config import Tcb
+from tests.support.evidence import MEASUREMENT, REPORT_DATA
+from tests.support.hierarchy import NOW, Hierarchy
+
+GENOA = Hierarchy()
+LATER = Hierarchy(tcb=Tcb(10, 0, 25, 199), leaf="later")
+KEYS: dict[str, Any] = {
+    "Ed25519": ed25519.Ed25519PrivateKey.generate(),
+    "P-384": ec.generate_private_key(ec.SECP384R1()),
+}
+FLOORS = (Floor(Processor(0x19, 0x11, 1), Tcb(10, 0, 23, 84)), Floor(Processor(0x1A, 2), Tcb(1, 2, 3, 4, fmc=5)))
+FILE = FloorsFile(3, date(2026, 5, 1), date(2026, 6, 30), FLOORS)
+
+
+def write(directory: Path, found: FloorsFile = FILE, key: Any = KEYS["P-384"], data: bytes = b"") -> Path:
+    path = directory / "tcb-floors.json"
+    path.write_bytes(data or render_file(found))
+    (directory / "tcb-floors.json.sig").write_bytes(sign(key, path.read_bytes()))
+    public = KEYS["P-384"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (directory / "owner.pub.pem").write_bytes(public)
+    return path
+
+
+def judged(directory: Path, at: datetime = NOW, tcb: Tcb | None = None, **stated: Any) -> Any:
+    (directory / "policy.toml").write_text(
+        'profile = "default"\ntcb_floors = { file = "tcb-floors.json", key = "owner.pub.pem" }\n'
+    )
+    wanted = Policy.read(directory / "policy.toml", measurement=MEASUREMENT, report_data=REPORT_DATA, **stated)
+    by = dataclasses.replace(GENOA, tcb=tcb) if tcb else GENOA
+    one = by.evidence()
+    return appraise(one.report, wanted, certificates=one.certificates, at=at, endorser=Nobody())
+
+
+@pytest.fixture(autouse=True)
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hierarchy of the test's in place of AMD's."""
+    monkeypatch.setattr(verifier, "_AMD", GENOA.root)
+
+
+def test_the_verdict_names_file_and_days(tmp_path: Path) -> None:
+    write(tmp_path)
+    found = judged(tmp_path)
+    assert found.accepted, found.message
+    named = "tcb-floors.json, edition 3 of 2026-05-01, which ends on 2026-06-30"
+    about = {str(check.name): check.expected for check in found.checks if named in check.expected}
+    assert about.keys() == {"minimum-reported-tcb", "minimum-committed-tcb", "minimum-launch-tcb", "tcb-floor"}
+    assert not any("names no processor" in note for note in found.notes)
+    low = judged(tmp_path, tcb=Tcb(10, 0, 22, 200))
+    assert (low.decision, str(low.reason)) == ("refused", "minimum-reported-tcb") and named in low.message
+    own = judged(tmp_path, tcb=Tcb(10, 0, 22, 200), minimum_tcb={"any": "a test"})
+    assert own.accepted and not any(named in check.expected for check in own.checks)  # the policy's own goes before
+
+
+def test_after_its_end_evidence_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert judged(tmp_path, datetime(2026, 6, 30, 23, 59, 59, tzinfo=UTC)).accepted
+    late = judged(tmp_path, datetime(2026, 7, 1, tzinfo=UTC))
+    assert (late.decision, str(late.reason), late.remedy) == ("refused", "tcb-floor", "")
+    assert "which ends on 2026-06-30" in late.message and "floors that hold at 2026-07-01" in late.message
+
+
+def test_only_the_owners_signature_counts(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert read_floors(path, tmp_path / "owner.pub.pem") == FILE == parse_file(render_file(FILE), path)
+    path.write_bytes(path.read_bytes().replace(b'"snp": 23', b'"snp": 22'))
+    with pytest.raises(UserError, match="its signature is not that of"):
+        judged(tmp_path)
+    write(tmp_path, key=ec.generate_private_key(ec.SECP384R1()))
+    with pytest.raises(UserError, match="its signature is not that of"):
+        judged(tmp_path)
+    (tmp_path / "tcb-floors.json.sig").unlink()
+    with pytest.raises(UserError, match=r"tcb-floors\.json\.sig: cannot be read"):
+        judged(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"floors 1", b"floors 2", "expected its type"), (b'"version": 3', b'"version": 0', "a version of 1 or more"),
+        (b'"version": 3', b'"version": "3"', "a version of 1 or more"), (b'"issued"', b'"made"', "the keys expires"),
+        (b"2026-05-01", b"2026-07-01", "an end after its issue"), (b"2026-05-01", b"yesterday", "expected"),
+        (b'"snp": 23', b'"snp": 256', "0 to 255 for snp"), (b'"snp": 23', b'"snp": 23, "snp": 1', "is there twice"),
+        (b'"floors": [', b'"floors": 7, "other": [', "the keys"),
+    ],
+)  # fmt: skip
+def test_a_signed_file_of_wrong_form(old: bytes, new: bytes, words: str, tmp_path: Path) -> None:
+    data = render_file(FILE)
+    assert data.count(old) >= 1
+    write(tmp_path, data=data.replace(old, new, 1))
+    with pytest.raises(UserError, match=r"tcb-floors\.json: not a file of minimum TCB") as wrong:
+        judged(tmp_path)
+    assert words in wrong.value.message
+
+
+def test_floors_are_the_highest_that_all_seen_meet() -> None:
+    genoa, bergamo = Cpuid(0x19, 0x11, 1), Cpuid(0x19, 0xA0, 2)
+    seen = [(genoa, Tcb(10, 0, 23, 84)), (genoa, Tcb(9, 1, 25, 84)), (bergamo, Tcb(10, 0, 23, 25))]
+    made = {str(floor.processor): floor.tcb for floor in lowest(seen)}
+    assert made == {"0x19/0x11/1": Tcb(9, 0, 23, 84), "0x19/0xa0/2": Tcb(10, 0, 23, 25)}
+    before = (Floor(Processor(0x19, 0x11), Tcb(10, 0, 20, 80)), Floor(Processor(0x1A, 2), Tcb(1, 1, 1, 1, fmc=2)))
+    made = {str(floor.processor): floor.tcb for floor in lowest(seen, before)}
+    assert made["0x19/0x11/1"] == Tcb(10, 0, 23, 84) and made["0x1a/0x2"] == Tcb(1, 1, 1, 1, fmc=2)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_the_command(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "owner.pem"
+    key.write_bytes(KEYS[kind].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key.chmod(0o600)
+    public = tmp_path / "owner.pub.pem"
+    public.write_bytes(KEYS[kind].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    for name, by in (("one", GENOA), ("two", LATER)):
+        (tmp_path / name).write_bytes(by.report())
+    chain = (GENOA.certificate, LATER.certificate, GENOA.ask, GENOA.ark)
+    (tmp_path / "chain").write_bytes(b"".join(one.public_bytes(Encoding.PEM) for one in chain))
+    (tmp_path / "flipped").write_bytes(GENOA.report()[:0x90] + bytes(48) + GENOA.report()[0xC0:])
+    (tmp_path / "old").write_bytes(GENOA.report(version=2))
+    made = tmp_path / "tcb-floors.json"
+    last = date(2099, 12, 31)
+
+    def run(*reports: str, end: date = last, more: tuple[str, ...] = ()) -> int:
+        line = ["--key", str(key), "--expires", f"{end}", "-o", str(made), "--at", f"{NOW:%F}", "--offline"]
+        line += ["--certificates", f"{tmp_path}/chain", *more]
+        return tcb_floors.main([*line, *(word for name in reports for word in ("--input", f"{tmp_path}/{name}"))])
+
+    assert run("one", "two") == 0
+    assert capsys.readouterr().out == f"0x19/0x11/1: {Tcb(10, 0, 23, 199).setting()}\n"
+    found = read_floors(made, public)
+    assert (found.version, found.expires, found.floors) == (
+        1,
+        last,
+        (Floor(Processor(0x19, 0x11, 1), Tcb(10, 0, 23, 199)),),
+    )
+    assert run("two", more=("--previous", str(made))) == 0
+    assert read_floors(made, public)[0] == 2 and read_floors(made, public).floors[0].tcb == LATER.tcb
+    assert run("one", more=("--previous", str(made))) == 0  # lower than the edition before: it stays
+    assert read_floors(made, public).floors[0].tcb == Tcb(10, 0, 25, 200)
+    before = made.read_bytes()
+    capsys.readouterr()
+    for reports, code, words in (("one flipped", 2, "NOT AUTHENTIC"), ("nowhere", 64, "cannot read"),
+                                 ("old", 64, "does not name its processor")):  # fmt: skip
+        assert run(*reports.split()) == code
+        assert words in capsys.readouterr().err and made.read_bytes() == before
+    assert run("one", end=date(2020, 1, 1)) == 64
+    (tmp_path / "chain").write_bytes(GENOA.ark.public_bytes(Encoding.PEM))
+    assert run("one") == 3

@@ -8,6 +8,7 @@ versions have the same form.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 
 Value = str | int
 Parser = Callable[[str], Value]
@@ -22,6 +23,22 @@ def text(value: str) -> str:
 def word(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise ValueError
+    return text
+
+
+def words(text: str) -> str:
+    """Names of hosts with what distcc allows behind them (localhost/4,lzo), separated by blanks; or nothing."""
+    if not re.fullmatch(r"[A-Za-z0-9@:/.,_\[\] -]*", text) or text.startswith("-"):
+        raise ValueError
+    return text
+
+
+def commit_date(text: str) -> str:
+    """``today``, or a day as ISO 8601 writes it with dashes."""
+    if text != "today":
+        if len(text) != 10:  # fromisoformat takes 20260131 and 2026-W05-6, too
+            raise ValueError
+        date.fromisoformat(text)
     return text
 
 

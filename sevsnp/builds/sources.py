@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings the sources of a build here, before it starts: the build itself has no network."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sevsnp.builds.git import pack_commit, resolve_commit
+from sevsnp.builds.pins import FileSource, Source
+from sevsnp.builds.stages import Stage
+from sevsnp.errors import UserError
+from sevsnp.packages.fetch import fetch
+from sevsnp.packages.sources import find_sources
+from sevsnp.system import progress
+from sevsnp.system.files import remove_tree, sha256_file
+from sevsnp.system.locks import locked
+from sevsnp.system.named import load_named
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source that is here: its version or commit, and its files by the name that the scripts know."""
+
+    version: str
+    files: Mapping[str, Path]
+    digests: Mapping[str, str]
+
+    def record(self) -> dict[str, Any]:
+        return {"version": self.version, "sha256": dict(self.digests)}
+
+
+def fetch_sources(
+    wanted: Iterable[Source], *, cache_dir: Path, mirror: str, commit_date: str
+) -> dict[str, Fetched]:
+    """Fetch every source, from the cache where it has it; the SHA-256 of pinned files is checked each time.
+
+    ``mirror`` is the setting MIRROR. Uses the network. Raises :class:`UserError`.
+    """
+    sources = tuple(wanted)
+    pinned = [package for source in sources if isinstance(source, FileSource) for package in source.files]
+    with progress.amount("fetching sources") as shown:
+        files = fetch(
+            pinned,
+            cache_dir=cache_dir,
+            sources=lambda: find_sources(mirror),
+            progress=lambda size, sizes, *_: shown.at(size, sizes),
+        )
+    found: dict[str, Fetched] = {}
+    for source in sources:
+        if isinstance(source, FileSource):
+            names = {package.deb: files[package] for package in source.files}
+            found[source.name] = Fetched(
+                source.version, names, {package.deb: package.sha256 for package in source.files}
+            )
+            continue
+        commit = resolve_commit(source, commit_date, datetime.now(UTC).date())
+        path = cache_dir / "git" / commit / f"{source.name}.tar"
+        with locked(path.with_suffix(".lock"), waiting=lambda: progress.step("waiting for another fetch")):
+            if not path.exists():
+                pack_commit(source, commit, path)
+        name = path.name
+        found[source.name] = Fetched(commit, {name: path}, {name: sha256_file(path)})
+    return found
+
+
+def place_sources(stages: Sequence[Stage], fetched: Mapping[str, Fetched], directory: Path) -> None:
+    """Put what each stage needs below ``directory``/STAGE, as its script expects it."""
+    remove_tree(directory)
+    for stage in stages:
+        target = directory / stage.name
+        files = [(name, path) for source in stage.sources for name, path in fetched[source].files.items()]
+        if stage.prepare:
+            progress.step(f"preparing the sources of {stage.name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            load_named(stage.prepare)(files=[path for _, path in files], output=target)
+            continue
+        target.mkdir(parents=True)
+        for name, path in files:
+            # Copies, not links: a script must not reach the cache.
+            shutil.copyfile(path, target / name)
+
+
+def needed(stages: Sequence[Stage], pins: Mapping[str, Source], file: Path) -> list[Source]:
+    """The sources of ``stages``. Raises :class:`UserError` for one that the pins in ``file`` lack."""
+    names = list(dict.fromkeys(name for stage in stages for name in stage.sources))
+    for name in names:
+        if name not in pins:
+            raise UserError(f"{file}: the source {name} is missing, which {_user_of(name, stages)} needs")
+    return [pins[name] for name in names]
+
+
+def _user_of(name: str, stages: Sequence[Stage]) -> str:
+    return next(stage.name for stage in stages if name in stage.sources)

@@ -27,7 +27,7 @@ from tasks.project import end_cleanly, settings_read
 
 # The modules in tasks/, one for each stage. A new module must be named here.
 STAGES = (
-    "setup", "packages", "initramfs", "guest", "verity", "luks", "luks_guest", "guests", "keys", "idblock", "tools",
+    "setup", "packages", "packages_build", "initramfs", "guest", "verity", "luks", "luks_guest", "guests", "keys", "idblock", "tools",
     "e2e", "release", "bench", "cache", "docs",
 )  # fmt: skip
 

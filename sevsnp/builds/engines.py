@@ -8,6 +8,7 @@ cannot be raised and crun refuses the cgroups.
 import hashlib
 import io
 import os
+import re
 import resource
 import struct
 import tarfile
@@ -56,13 +57,22 @@ class Engine:
 
         Root in a container of rootless podman or docker is this user already, and podman run by root is root's.
         """
-        if self.program != "docker" or os.geteuid() == 0 or "rootless" in self("info", "--format", "{{.SecurityOptions}}"):
+        if (
+            self.program != "docker"
+            or os.geteuid() == 0
+            or "rootless" in self("info", "--format", "{{.SecurityOptions}}")
+        ):
             return ()
         return ("--user", f"{os.geteuid()}:{os.getegid()}")
 
     def start(self, *words: str | Path, timeout: float = ENGINE_SECONDS) -> str:
         """``run`` with the options that containers need here."""
         return self("run", *self.run_options, "--pull=never", *words, timeout=timeout)
+
+
+def is_absent(error: CommandFailed) -> bool:
+    """Whether an engine says that there is no container or image of that name."""
+    return re.search(r"no such|does not exist|no container with|not known", error.said, re.IGNORECASE) is not None
 
 
 def candidates() -> Iterator[Engine]:
@@ -109,7 +119,8 @@ def _probe_image(engine: Engine) -> str:
     except CommandFailed:
         with temporary_directory("sevsnp-probe.") as scratch:
             (scratch / "probe.tar").write_bytes(content)
-            engine("import", scratch / "probe.tar", name, timeout=PROBE_SECONDS)
+            label = f"LABEL {LABEL}=probe"
+            engine("import", "--change", label, scratch / "probe.tar", name, timeout=PROBE_SECONDS)
     return name
 
 

@@ -17,7 +17,7 @@ from sevsnp.system.files import scratch_directory
 # Seconds for one command: a kernel's history is large.
 GIT_SECONDS = 7200.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-NETWORK = "check the network and the proxy settings, or build the pinned sources: ./doitw packages_build PACKAGES_PIN=stable"
+NETWORK = "check the network and the proxy settings, or build the pinned sources: PACKAGES_PIN=stable"
 # Nothing of the user's configuration decides what is taken, and git asks for no password.
 _ENVIRONMENT = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 
@@ -96,7 +96,9 @@ def _checkout(repository: str, commit: str, tree: Path) -> None:
         if "not our ref" not in error.said and "unadvertised" not in error.said:
             raise
         # A server that gives no single commits: take all of its branches.
-        _git("fetch", "--quiet", repository, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", cwd=tree)
+        _git(
+            "fetch", "--quiet", repository, "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", cwd=tree
+        )
     _git("-c", "core.autocrlf=false", "checkout", "--quiet", "--detach", commit, cwd=tree)
     found = _git("rev-parse", "HEAD", cwd=tree)
     if found != commit:

@@ -4,6 +4,7 @@
 `python -m sevsnp.builds.image [MIRROR]` pins the packages anew.
 """
 
+import contextlib
 import hashlib
 import shlex
 import sys
@@ -109,12 +110,14 @@ def load_image(engine: Engine, rootfs: Path, digest: str, packages: int) -> str:
 
 
 def remove_images(engine: Engine) -> list[str]:
-    """Remove every image that was made here, also those of earlier packages; return their names."""
+    """Remove every image that was made here, but those in use by another checkout's build; return their names."""
     listed = engine("images", "--filter", f"label={LABEL}", "--format", "{{.Repository}}:{{.Tag}}")
-    names = sorted({*listed.split()})
-    for name in names:
-        engine("rmi", name)
-    return names
+    removed = []
+    for name in sorted({*listed.split()}):
+        with contextlib.suppress(CommandFailed):
+            engine("rmi", name)
+            removed.append(name)
+    return removed
 
 
 def check_machine(stages: Iterable[Stage], programs: Iterable[str], listing: Path) -> str:

@@ -87,7 +87,9 @@ def _source(name: str, fields: Any, where: str) -> Source:
     submodules, wraps = fields.get("submodules", False), fields.get("wraps", [])
     if not isinstance(submodules, bool):
         raise UserError(f"{where}: submodules: found {submodules!r}, expected true or false")
-    if not isinstance(wraps, list) or not all(isinstance(wrap, str) and re.fullmatch(r"[\w.-]+", wrap) for wrap in wraps):
+    if not isinstance(wraps, list) or not all(
+        isinstance(wrap, str) and re.fullmatch(r"[\w.-]+", wrap) for wrap in wraps
+    ):
         raise UserError(f"{where}: wraps: found {wraps!r}, expected a list of names")
     return GitSource(
         name,

@@ -98,6 +98,7 @@ class Plan:
     configure_only: bool
     since: float
     container: str = ""
+    image: str = ""
     engine: Engine | None = None
     pid: int = 0
     boot: str = field(default_factory=lambda: boot_id())

@@ -35,12 +35,12 @@ class Compilers:
         if self.cache == "sccache" and self.cluster != OFF:
             raise UserError(
                 f"COMPILER_CACHE=sccache: found COMPILER_CLUSTER={self.cluster}, expected off: sccache does not hand on",
-                "take the other cache: ./doitw packages_build COMPILER_CACHE=ccache",
+                "take the other cache: COMPILER_CACHE=ccache",
             )
         if self.cluster == "distcc" and not self.hosts.strip():
             raise UserError(
                 "COMPILER_CLUSTER=distcc: found no DISTCC_HOSTS, expected the hosts to compile on",
-                "name them: ./doitw packages_build COMPILER_CLUSTER=distcc DISTCC_HOSTS='HOST/JOBS'",
+                "name them, as: DISTCC_HOSTS='build1/8 build2/8'",
             )
 
     @property
@@ -129,7 +129,11 @@ def real_compilers(*, local: bool) -> dict[str, str]:
 def _quoted(value: str) -> str:
     """``value`` for the shell; only $build is replaced there."""
     before, there, behind = value.partition("$build")
-    return f'{shlex.quote(before) if before else ""}"$build"{shlex.quote(behind) if behind else ""}' if there else shlex.quote(value)
+    return (
+        f'{shlex.quote(before) if before else ""}"$build"{shlex.quote(behind) if behind else ""}'
+        if there
+        else shlex.quote(value)
+    )
 
 
 def _script(name: str) -> str:

@@ -32,9 +32,7 @@ class Fetched:
         return {"version": self.version, "sha256": dict(self.digests)}
 
 
-def fetch_sources(
-    wanted: Iterable[Source], *, cache_dir: Path, mirror: str, commit_date: str
-) -> dict[str, Fetched]:
+def fetch_sources(wanted: Iterable[Source], *, cache_dir: Path, mirror: str, commit_date: str) -> dict[str, Fetched]:
     """Fetch every source, from the cache where it has it; the SHA-256 of pinned files is checked each time.
 
     ``mirror`` is the setting MIRROR. Uses the network. Raises :class:`UserError`.

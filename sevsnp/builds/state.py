@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.builds.detached import is_locked
+from sevsnp.builds.engines import is_absent
 from sevsnp.builds.place import Place, Plan, boot_id, read_plan
 from sevsnp.builds.stages import STAGES
 from sevsnp.errors import UserError
@@ -137,7 +138,7 @@ def _gone(place: Place, plan: Plan) -> str:
             "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}", plan.container, timeout=60,
         ).split()  # fmt: skip
     except CommandFailed as error:
-        if re.search(r"no such|does not exist|no container with", error.said, re.IGNORECASE):
+        if is_absent(error):
             return "the machine was restarted" if plan.boot != boot_id() else f"container {plan.container} was removed"
         raise UserError(f"{plan.engine.program} does not answer: {error.message.splitlines()[0]}") from error
     if state in ("running", "created", "configured", "initialized", "restarting", "paused"):
@@ -146,4 +147,6 @@ def _gone(place: Place, plan: Plan) -> str:
         return ""
     if memory == "true":
         return "memory ran out"
-    return "the machine was restarted" if plan.boot != boot_id() else f"container {plan.container} ended, exit code {code}"
+    return (
+        "the machine was restarted" if plan.boot != boot_id() else f"container {plan.container} ended, exit code {code}"
+    )

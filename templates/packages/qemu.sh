@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds qemu-system-x86_64 with KVM and TCG, and without all that a guest of ours never uses.
+#
+# SOURCES  Debian's source files (qemu_*.orig.tar.xz, qemu_*.debian.tar.xz), or qemu.tar from git; meson and pycotap
+# WORK     an empty directory
+# OUT      where to install to, as DESTDIR
+# JOBS     how many compilers run at once
+# CONFIGURE_ONLY  yes: stop once ninja knows what it would do
+set -euo pipefail
+
+export LC_ALL=C.UTF-8 TZ=UTC SOURCE_DATE_EPOCH=1
+unset CFLAGS CXXFLAGS CPPFLAGS LDFLAGS MAKEFLAGS PYTHONPATH PYTHONHOME
+source=$WORK/source venv=$WORK/venv
+mkdir -p "$source"
+
+unpack() { tar --extract --file="$1" --directory="$2" --strip-components="$3" --no-same-owner; }
+
+if [ -f "$SOURCES/qemu.tar" ]; then
+    unpack "$SOURCES/qemu.tar" "$source" 1
+else
+    unpack "$SOURCES"/qemu_*.orig.tar.* "$source" 1
+    unpack "$SOURCES"/qemu_*.debian.tar.* "$source" 0
+    while read -r name _; do
+        case $name in '' | '#'*) continue ;; esac
+        patch --directory="$source" --strip=1 --quiet --forward --input="$source/debian/patches/$name"
+    done <"$source/debian/patches/series"
+fi
+
+# configure wants these two in its Python. They are plain Python: their files and what pip would write about them.
+python3 -m venv "$venv"
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+add() { # name, version, directory with the modules
+    cp -r "$3" "$site/"
+    mkdir "$site/$1-$2.dist-info"
+    printf 'Metadata-Version: 2.1\nName: %s\nVersion: %s\n' "$1" "$2" >"$site/$1-$2.dist-info/METADATA"
+    echo sevsnp >"$site/$1-$2.dist-info/INSTALLER"
+    : >"$site/$1-$2.dist-info/RECORD"
+}
+for name in meson pycotap; do
+    mkdir "$WORK/$name"
+    unpack "$(ls "$SOURCES"/*"${name}"_*.orig.tar.*)" "$WORK/$name" 1
+done
+version() { basename "$(ls "$SOURCES"/*"$1"_*.orig.tar.*)" | sed 's/.*_//; s/\.orig\.tar\..*//'; }
+add meson "$(version meson)" "$WORK/meson/mesonbuild"
+printf '[console_scripts]\nmeson = mesonbuild.mesonmain:main\n' >"$site/meson-$(version meson).dist-info/entry_points.txt"
+add pycotap "$(version pycotap)" "$WORK/pycotap/pycotap"
+
+mkdir "$WORK/build"
+cd "$WORK/build"
+"$source/configure" \
+    --python="$venv/bin/python" \
+    --target-list=x86_64-softmmu \
+    --prefix=/usr \
+    --without-default-features \
+    --enable-system \
+    --enable-kvm \
+    --enable-tcg \
+    --enable-slirp \
+    --enable-fdt=system \
+    --disable-download \
+    --disable-install-blobs \
+    --disable-docs
+ninja -n >/dev/null
+[ "${CONFIGURE_ONLY:-no}" != yes ] || exit 0
+
+ninja -j "${JOBS:-1}"
+DESTDIR=$OUT ninja install
+test -x "$OUT/usr/bin/qemu-system-x86_64"

@@ -58,34 +58,35 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def end_session(leader: int) -> None:
-    """End every process of the session that ``leader`` leads: SIGTERM, and SIGKILL after ten seconds.
+def end_marked(mark: Mapping[str, str]) -> int:
+    """End every process that has the variables ``mark`` in its environment; return how many there were.
 
-    The caller knows that the leader lives (by its lock), so that the number is not another process's.
+    SIGTERM, and SIGKILL after ten seconds. Found by the environment, because a child may leave its session, and the
+    number of a process that has ended may be another's.
     """
+    found = _marked(mark)
     deadline = time.monotonic() + _GRACE
-    number = signal.SIGTERM
-    while members := _members(leader):
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
-        if number == signal.SIGTERM:
-            while _members(leader) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            number = signal.SIGKILL
-        elif time.monotonic() > deadline + _GRACE:
-            return
-        else:
-            time.sleep(0.05)
+    _signal(found, signal.SIGTERM)
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while left and time.monotonic() < deadline + _GRACE:
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.05)
+        left = _marked(mark)
+    return len(found)
 
 
-def _members(leader: int) -> list[int]:
-    """The processes of a session that still run."""
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _marked(mark: Mapping[str, str]) -> list[int]:
+    wanted = {os.fsencode(f"{name}={value}") for name, value in mark.items()}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            # After the name in parentheses: state, parent, group, session (proc(5)).
-            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state not in "ZX":
+        with contextlib.suppress(OSError):  # another user's, or it has just ended
+            if wanted <= set((process / "environ").read_bytes().split(b"\0")):
                 found.append(int(process.name))
     return found

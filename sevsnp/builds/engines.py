@@ -27,8 +27,11 @@ PROBE_SECONDS = 120.0
 ENGINE_SECONDS = 300.0
 # Everything that we make in an engine has this label; the value says whose it is.
 LABEL = "openend2e-sevsnp"
-_KEPT = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "XDG_RUNTIME_DIR",
-         "XDG_DATA_HOME", "XDG_CONFIG_HOME", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "DBUS_SESSION_BUS_ADDRESS")  # fmt: skip
+# What docker and podman read from the environment to find their daemon, storage and settings.
+_KEPT = (
+    "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "CONTAINERS_CONF",
+    "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "DBUS_SESSION_BUS_ADDRESS",
+)  # fmt: skip
 _FILES = 4096
 _BASE = 0x400000
 

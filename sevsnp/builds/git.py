@@ -36,7 +36,7 @@ def resolve_commit(source: GitSource, day: str, today: date) -> str:
     progress.step(f"asking for {source.tag or source.branch}")
     reference = f"refs/tags/{source.tag}" if source.tag else f"refs/heads/{source.branch}"
     listed = _git("ls-remote", source.repository, reference, f"{reference}^{{}}")
-    found = dict(reversed(line.split("\t", 1)) for line in listed.splitlines())  # type: ignore[arg-type]
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
     tip = found.get(f"{reference}^{{}}") or found.get(reference)
     if not tip or not _COMMIT.fullmatch(tip):
         raise UserError(f"{source.repository}: there is no {reference}, which the pins name")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tasks/sources.yaml: the sources of each PACKAGES_PIN: files with their SHA-256, or a tag or branch of a repository."""
+"""tasks/sources.yaml: the sources of each PACKAGES_PIN: files by SHA-256, or a tag or branch in git."""
 
 import re
 from collections.abc import Mapping

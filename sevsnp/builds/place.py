@@ -58,6 +58,11 @@ class Place:
     def lock(self) -> Path:
         return self.root / "lock"
 
+    @property
+    def mark(self) -> dict[str, str]:
+        """The variable that every process of a build on this machine has."""
+        return {"SEVSNP_BUILD": str(self.root.absolute())}
+
     def make(self) -> None:
         for path in (self.recipe, self.sources, self.done, self.logs, self.out, self.root / "work"):
             path.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ class Compilers:
         """Raises :class:`UserError` for settings that do not go together."""
         if self.cache == "sccache" and self.cluster != OFF:
             raise UserError(
-                f"COMPILER_CACHE=sccache: found COMPILER_CLUSTER={self.cluster}, expected off: sccache does not hand on",
+                f"COMPILER_CACHE=sccache: it cannot hand compilations to {self.cluster} (COMPILER_CLUSTER)",
                 "take the other cache: COMPILER_CACHE=ccache",
             )
         if self.cluster == "distcc" and not self.hosts.strip():
@@ -74,8 +74,13 @@ class Compilers:
 
 def stage_key(stage: Stage, digests: Mapping[str, Any], *, configure_only: bool, environment: str) -> str:
     """SHA-256 of all that decides a stage's result: script, variables, sources, and the ``environment`` it runs in."""
-    document = [stage.name, _script(stage.script), sorted(stage.variables.items()), sorted(digests.items())]
-    document += [configure_only, environment, stage.prepare, stage.output]
+    document = {
+        "stage": [stage.name, _script(stage.script), stage.prepare, stage.output],
+        "variables": dict(stage.variables),
+        "sources": dict(digests),
+        "configure_only": configure_only,
+        "environment": environment,
+    }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,11 +101,12 @@ def write_recipe(
     remove_tree(place.recipe)
     place.make()
     for name in {RUNNER, *(stage.script for stage in stages)}:
-        write_atomic(place.recipe / name, _script(name), 0o755)
+        write_atomic(place.recipe / Path(name).name, _script(name), 0o755)
     lines = []
     for stage in stages:
-        variables = " ".join(f"{name}={value}" for name, value in stage.variables.items())
-        lines.append("|".join([stage.name, stage.script, str(stage.limit), keys[stage.name], stage.output, variables]))
+        words = " ".join(f"{name}={value}" for name, value in stage.variables.items())
+        script = Path(stage.script).name
+        lines.append("|".join([stage.name, script, str(stage.limit), keys[stage.name], stage.output, words]))
     write_atomic(place.recipe / "stages", "".join(f"{line}\n" for line in lines))
     variables = {
         "JOBS": str(compilers.jobs),
@@ -109,10 +115,10 @@ def write_recipe(
         **compilers.variables(cache),
     }
     text = "".join(f"export {name}={_quoted(value)}\n" for name, value in variables.items())
-    if words := compilers.words():
+    if before := compilers.words():
         (place.recipe / "bin").mkdir()
         for name, path in real.items():
-            command = shlex.join([*words, path])
+            command = shlex.join([*before, path])
             write_atomic(place.recipe / "bin" / name, f'#!/bin/sh\nexec {command} "$@"\n', 0o755)
         text += 'export PATH="$build/recipe/bin:$PATH"\n'
     write_atomic(place.recipe / "env.sh", text)
@@ -137,7 +143,7 @@ def _quoted(value: str) -> str:
 
 
 def _script(name: str) -> str:
-    path = find_template(f"packages/{name}")
+    path = Path(name) if Path(name).is_absolute() else find_template(f"packages/{name}")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

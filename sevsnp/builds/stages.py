@@ -13,12 +13,12 @@ HOUR = 3600
 class Stage:
     """One stage.
 
-    ``script`` is a file of templates/packages. It is run with SOURCES (a directory with what ``sources`` names), WORK
-    (an empty directory), OUT (a directory for the results), JOBS and CONFIGURE_ONLY (yes: stop once it is configured),
-    and with ``variables``. ``results`` are patterns of files below OUT, each of which it must leave. ``packages`` is
-    the set of tasks/build-packages.yaml with what the script needs. ``limit`` is in seconds, ``room`` in bytes of disk
-    space. ``prepare`` names a function ``module:function`` that is called with ``files`` (the fetched files) and
-    ``output``, and makes SOURCES itself; ``output`` (a name below the stage's directory of results) is then OUT.
+    ``script`` is a file of templates/packages, or an absolute path. It is run with SOURCES (a directory with what
+    ``sources`` names), WORK (an empty directory), OUT (a directory for the results), JOBS and CONFIGURE_ONLY (yes: stop
+    once it is configured), and with ``variables``. ``results`` are patterns of files below OUT, each of which it must
+    leave. ``packages`` is the set of tasks/build-packages.yaml with what the script needs. ``limit`` is in seconds,
+    ``room`` in bytes of disk space. ``prepare`` names a function ``module:function`` that makes SOURCES instead; it is
+    called with ``files`` (the fetched files) and ``output``. ``output``: OUT is a file of this name in that directory.
     """
 
     name: str

@@ -6,12 +6,12 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.builds import image
-from sevsnp.builds.detached import start_detached
+from sevsnp.builds.detached import end_marked, start_detached
 from sevsnp.builds.engines import LABEL, Engine, find_engine
 from sevsnp.builds.pins import read_pins
 from sevsnp.builds.place import CLEAN, STATUS, Place, Plan, check_path
@@ -71,9 +71,9 @@ def find_environment(road: str, inputs: Inputs, stages: Sequence[Stage], compile
     return Environment(name, engine, name)
 
 
-def refuse_running(place: Place) -> None:
-    """Raise :class:`UserError` if a build runs in ``place``."""
-    status = look(place)
+def refuse_running(place: Place, *, alone: bool = False) -> None:
+    """Raise :class:`UserError` if a build runs in ``place``. ``alone``: this process holds the lock."""
+    status = look(place, alone=alone)
     if status.phase is Phase.RUNNING and status.plan:
         stage = f"stage {status.stage}, {status.number} of {status.of}" if status.stage else "it starts"
         raise UserError(f"{place.root}: a build runs here already ({status.plan.road}; {stage})", STATUS)
@@ -97,7 +97,8 @@ def start(
     compilers.check()
     check_path(place.root, environment.road)
     with place.alone() as lock:
-        refuse_running(place)
+        refuse_running(place, alone=True)
+        end_marked(place.mark)  # what a killed build has left
         wanted = needed(stages, read_pins(inputs.pins, pin), inputs.pins)
         fetched = fetch_sources(wanted, cache_dir=inputs.cache_dir, mirror=inputs.mirror, commit_date=commit_date)
         keys = {
@@ -142,8 +143,8 @@ def start(
         if local:
             plan.write(place.plan)
             root = place.root.absolute()
-            argv = ["nice", place.recipe.absolute() / RUNNER, root]
-            pid = start_detached(argv, env={}, cwd=root, log=place.log("runner"), lock=lock)
+            argv: list[str | Path] = ["nice", place.recipe.absolute() / RUNNER, root]
+            pid = start_detached(argv, env=place.mark, cwd=root, log=place.log("runner"), lock=lock)
             replace(plan, pid=pid).write(place.plan)
         else:
             _start_container(place, plan, environment, caches, network=compilers.network)
@@ -207,8 +208,8 @@ def check_room(place: Place, stages: Sequence[Stage]) -> None:
     free = shutil.disk_usage(place.root).free
     if largest and free < largest.room:
         raise UserError(
-            f"{place.root}: found {free / (1 << 30):.1f} GB free, expected {largest.room / (1 << 30):.0f} GB for the stage "
-            f"{largest.name}",
+            f"{place.root}: found {free / (1 << 30):.1f} GB free, expected {largest.room >> 30} GB for "
+            f"the stage {largest.name}",
             f"see: df -h {shlex.quote(str(place.root))}",
         )
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from sevsnp.builds.detached import is_locked
@@ -55,8 +54,11 @@ class Status:
     reason: str = ""
 
 
-def look(place: Place) -> Status:
-    """The state of the build in ``place``. Asks the container engine; changes nothing."""
+def look(place: Place, *, alone: bool = False) -> Status:
+    """The state of the build in ``place``. Asks the container engine; changes nothing.
+
+    ``alone``: the caller holds the lock, so that no build on this machine does.
+    """
     plan = read_plan(place)
     if plan is None:
         return Status(Phase.NONE)
@@ -72,9 +74,9 @@ def look(place: Place) -> Status:
     if state == "failed":
         why = _why_failed(place, stage, int(said.get("exit") or 1))
         return Status(Phase.FAILED, **common, seconds=at - started, reason=why)
-    if gone := _gone(place, plan):
+    if gone := _gone(place, plan, alone):
         if _said(place).get("state") not in (None, "running"):
-            return look(place)  # it came to its end between the two looks
+            return look(place, alone=alone)  # it came to its end between the two looks
         return Status(Phase.STOPPED, **common, seconds=at - started, reason=_full(place) or gone)
     steps = _STEP.findall(tail(place, stage))
     return Status(
@@ -126,10 +128,10 @@ def _full(place: Place) -> str:
     return f"the disk is full: see df -h {shlex.quote(full[0])}" if full else ""
 
 
-def _gone(place: Place, plan: Plan) -> str:
+def _gone(place: Place, plan: Plan, alone: bool) -> str:
     """Why the build does not run any more; empty while it runs."""
     if plan.engine is None:
-        if is_locked(place.lock):
+        if not alone and is_locked(place.lock):
             return ""
         return "the machine was restarted" if plan.boot != boot_id() else f"process {plan.pid} was ended"
     try:

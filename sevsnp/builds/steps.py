@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sevsnp.builds import image
-from sevsnp.builds.detached import end_session, is_locked
+from sevsnp.builds.detached import end_marked
 from sevsnp.builds.engines import Engine, find_engine, is_absent
 from sevsnp.builds.place import CLEAN, STATUS, Place, Plan, read_plan
 from sevsnp.builds.recipe import Compilers
@@ -211,9 +211,8 @@ def clean(*, root: Path, source: str = "") -> None:
         plan = None  # its container stays, and says so when the next build wants its name
     if plan and plan.engine:
         _remove_container(plan.engine, plan.container)
-    elif plan and plan.pid and is_locked(place.lock):
-        print(f"stopping the build (process {plan.pid})")
-        end_session(plan.pid)
+    if end_marked(place.mark):
+        print("stopped the build")
     if engine := plan.engine if plan else find_engine() if source == CONTAINER else None:
         for name in image.remove_images(engine):
             print(f"removed the image {name}")

@@ -27,7 +27,7 @@ fi
 
 # From the general to the particular, as Debian does it: a later line replaces an earlier one.
 for name in config kernelarch-x86/config amd64/config; do
-    [ -f "$debian/config/$name" ] && cat "$debian/config/$name"
+    if [ -f "$debian/config/$name" ]; then cat "$debian/config/$name"; fi
 done >"$objects/.config"
 
 set_in() { "$source/scripts/config" --file "$objects/.config" "$@"; }

@@ -97,7 +97,7 @@ class Tiny:
         return self.reached(lambda status: status.phase is not Phase.RUNNING)
 
     def reached(self, wanted: Callable[[Status], bool]) -> Status:
-        wait_until(lambda: wanted(look(self.place)), SECONDS)
+        wait_until(lambda: wanted(look(self.place)), lambda: look(self.place), SECONDS)
         return look(self.place)
 
     def go(self) -> None:

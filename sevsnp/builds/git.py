@@ -7,7 +7,7 @@ import shutil
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 
-from sevsnp.builds.pins import GitSource
+from sevsnp.builds.pins import REPOSITORY, GitSource
 from sevsnp.errors import UserError
 from sevsnp.system import progress
 from sevsnp.system.command import run, temporary_directory
@@ -115,6 +115,8 @@ def _take_wrap(tree: Path, name: str) -> None:
         url, revision = section["url"], section["revision"]
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
         raise UserError(f"{file.relative_to(tree.parent)}: found no wrap-git with url and revision: {error}") from None
+    if not REPOSITORY.fullmatch(url):  # git would take an option here, too
+        raise UserError(f"{file.relative_to(tree.parent)}: url: found {url!r}, expected https://…")
     if not _COMMIT.fullmatch(revision):
         raise UserError(f"{file.relative_to(tree.parent)}: revision: found {revision!r}, expected a whole commit")
     directory = section.get("directory", name)

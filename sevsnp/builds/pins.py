@@ -16,10 +16,11 @@ PINS = (STABLE, UPSTREAM, AMD)
 
 _PATH = re.compile(r"pool/[A-Za-z0-9._+~/-]+")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:/-]*")
-_REPOSITORY = re.compile(r"(https|file)://[A-Za-z0-9._~%/@:+ -]+")
+REPOSITORY = re.compile(r"(https|file)://[A-Za-z0-9._~%/@:+ -]+")
+_DATE = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {
-    "files": frozenset({"version", "files"}),
+    "files": frozenset({"version", "date", "files"}),
     "tag": frozenset({"repository", "tag", "submodules", "wraps"}),
     "branch": frozenset({"repository", "branch", "submodules", "wraps"}),
 }
@@ -27,11 +28,12 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class FileSource:
-    """A source that consists of pinned files of a Debian mirror."""
+    """A source that consists of pinned files of a Debian mirror, which had them on ``date`` (for snapshots)."""
 
     name: str
     version: str
     files: tuple[Package, ...]
+    date: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def _source(name: str, fields: Any, where: str) -> Source:
         version = _text(fields, "version", _WORD, where)
         if not isinstance(fields["files"], list) or not fields["files"]:
             raise UserError(f"{where}: files: found {fields['files']!r}, expected a list of files")
-        return FileSource(name, version, tuple(_file(name, version, each, where) for each in fields["files"]))
+        files = tuple(_file(name, version, each, where) for each in fields["files"])
+        return FileSource(name, version, files, _text(fields, "date", _DATE, where))
     submodules, wraps = fields.get("submodules", False), fields.get("wraps", [])
     if not isinstance(submodules, bool):
         raise UserError(f"{where}: submodules: found {submodules!r}, expected true or false")
@@ -93,7 +96,7 @@ def _source(name: str, fields: Any, where: str) -> Source:
         raise UserError(f"{where}: wraps: found {wraps!r}, expected a list of names")
     return GitSource(
         name,
-        _text(fields, "repository", _REPOSITORY, where),
+        _text(fields, "repository", REPOSITORY, where),
         tag=_text(fields, "tag", _WORD, where) if kind == "tag" else "",
         branch=_text(fields, "branch", _WORD, where) if kind == "branch" else "",
         submodules=submodules,

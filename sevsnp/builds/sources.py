@@ -13,11 +13,15 @@ from sevsnp.builds.pins import FileSource, Source
 from sevsnp.builds.stages import Stage
 from sevsnp.errors import UserError
 from sevsnp.packages.fetch import fetch
+from sevsnp.packages.lock import REFRESH, Lock, LockedSet, Package
+from sevsnp.packages.snapshots import Snapshots
 from sevsnp.packages.sources import find_sources
 from sevsnp.system import progress
 from sevsnp.system.files import remove_tree, sha256_file
 from sevsnp.system.locks import locked
 from sevsnp.system.named import load_named
+
+SUITE = "trixie"
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,16 @@ class Fetched:
         return {"version": self.version, "sha256": dict(self.digests)}
 
 
-def fetch_sources(wanted: Iterable[Source], *, cache_dir: Path, mirror: str, commit_date: str) -> dict[str, Fetched]:
+def fetch_sources(
+    wanted: Iterable[Source], *, file: Path, cache_dir: Path, mirror: str, snapshot: str, commit_date: str
+) -> dict[str, Fetched]:
     """Fetch every source, from the cache where it has it; the SHA-256 of pinned files is checked each time.
 
-    ``mirror`` is the setting MIRROR. Uses the network. Raises :class:`UserError`.
+    ``file`` has the pins; ``mirror`` and ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR. Uses the network.
+    Raises :class:`UserError`.
     """
     sources = tuple(wanted)
-    pinned = [package for source in sources if isinstance(source, FileSource) for package in source.files]
-    with progress.amount("fetching sources") as shown:
-        files = fetch(
-            pinned,
-            cache_dir=cache_dir,
-            sources=lambda: find_sources(mirror),
-            progress=lambda size, sizes, *_: shown.at(size, sizes),
-        )
+    files = _fetch_files([one for one in sources if isinstance(one, FileSource)], file, cache_dir, mirror, snapshot)
     found: dict[str, Fetched] = {}
     for source in sources:
         if isinstance(source, FileSource):
@@ -62,6 +62,32 @@ def fetch_sources(wanted: Iterable[Source], *, cache_dir: Path, mirror: str, com
         name = path.name
         found[source.name] = Fetched(commit, {name: path}, {name: sha256_file(path)})
     return found
+
+
+def _fetch_files(
+    sources: Sequence[FileSource], file: Path, cache_dir: Path, mirror: str, snapshot: str
+) -> dict[Package, Path]:
+    pinned = [package for source in sources for package in source.files]
+    # What the snapshots need to know of a lock: what was there, and when.
+    sets = {
+        source.name: LockedSet(SUITE, (source.date,), (), False, False, (), False, {}, source.files)
+        for source in sources
+    }
+    with progress.amount("fetching sources") as shown:
+        try:
+            return fetch(
+                pinned,
+                cache_dir=cache_dir,
+                sources=lambda: find_sources(mirror),
+                snapshots=Snapshots(snapshot, Lock(file, sets)),
+                progress=lambda size, sizes, *_: shown.at(size, sizes),
+            )
+        except UserError as error:
+            if not error.hint.startswith(REFRESH):
+                raise
+            # packages_lock does not know of sources.
+            advice = error.hint.removeprefix(REFRESH)
+            raise UserError(error.message, f"pin in {file} what a mirror has{advice}") from None
 
 
 def place_sources(stages: Sequence[Stage], fetched: Mapping[str, Fetched], directory: Path) -> None:

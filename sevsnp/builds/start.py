@@ -100,7 +100,14 @@ def start(
         refuse_running(place, alone=True)
         end_marked(place.mark)  # what a killed build has left
         wanted = needed(stages, read_pins(inputs.pins, pin), inputs.pins)
-        fetched = fetch_sources(wanted, cache_dir=inputs.cache_dir, mirror=inputs.mirror, commit_date=commit_date)
+        fetched = fetch_sources(
+            wanted,
+            file=inputs.pins,
+            cache_dir=inputs.cache_dir,
+            mirror=inputs.mirror,
+            snapshot=inputs.snapshot,
+            commit_date=commit_date,
+        )
         keys = {
             stage.name: stage_key(
                 stage,

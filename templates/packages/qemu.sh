@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds qemu-system-x86_64 with KVM and TCG, and without all that a guest of ours never uses.
 #
-# SOURCES  Debian's source files (qemu_*.orig.tar.xz, qemu_*.debian.tar.xz), or qemu.tar from git; meson and pycotap
+# SOURCES  Debian's source files (qemu_*.orig.tar.xz, qemu_*.debian.tar.xz), or qemu.tar from git; and the
+#          packages meson and python3-pycotap
 # WORK     an empty directory
 # OUT      where to install to, as DESTDIR
 # JOBS     how many compilers run at once
@@ -27,24 +28,13 @@ else
     done <"$source/debian/patches/series"
 fi
 
-# configure wants these two in its Python. They are plain Python: their files and what pip would write about them.
+# configure wants meson and pycotap in its Python, in versions that not every distribution has. Both are plain Python.
 python3 -m venv "$venv"
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-add() { # name, version, directory with the modules
-    cp -r "$3" "$site/"
-    mkdir "$site/$1-$2.dist-info"
-    printf 'Metadata-Version: 2.1\nName: %s\nVersion: %s\n' "$1" "$2" >"$site/$1-$2.dist-info/METADATA"
-    echo sevsnp >"$site/$1-$2.dist-info/INSTALLER"
-    : >"$site/$1-$2.dist-info/RECORD"
-}
-for name in meson pycotap; do
-    mkdir "$WORK/$name"
-    unpack "$(ls "$SOURCES"/*"${name}"_*.orig.tar.*)" "$WORK/$name" 1
+for package in "$SOURCES"/*.deb; do
+    dpkg-deb --fsys-tarfile "$package" | tar --extract --directory="$site" --strip-components=5 \
+        --no-same-owner ./usr/lib/python3/dist-packages
 done
-version() { basename "$(ls "$SOURCES"/*"$1"_*.orig.tar.*)" | sed 's/.*_//; s/\.orig\.tar\..*//'; }
-add meson "$(version meson)" "$WORK/meson/mesonbuild"
-printf '[console_scripts]\nmeson = mesonbuild.mesonmain:main\n' >"$site/meson-$(version meson).dist-info/entry_points.txt"
-add pycotap "$(version pycotap)" "$WORK/pycotap/pycotap"
 
 mkdir "$WORK/build"
 cd "$WORK/build"

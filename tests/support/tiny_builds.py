@@ -56,7 +56,7 @@ class Tiny:
     def write_pins(self) -> None:
         content = self.source.read_bytes()
         pinned = f"{{path: pool/main/hello_1.txt, size: {len(content)}, sha256: {hashlib.sha256(content).hexdigest()}}}"
-        source = f"  hello:\n    version: '1'\n    files: [{pinned}]\n"
+        source = f"  hello:\n    version: '1'\n    date: '2026-01-01T00:00:00Z'\n    files: [{pinned}]\n"
         (self.tmp / "sources.yaml").write_text(f"stable:\n{source}upstream: {{}}\namd: {{}}\n")
 
     @property

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from sevsnp.system.files import write_atomic
 
 STATUS = "see how far it is: ./doitw packages_status"
 CLEAN = "remove it, and build again: ./doitw packages_clean"
+_INSTANT = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -76,13 +78,23 @@ class Place:
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.root}: a build runs here already", STATUS) from None
+            # A runner that has written its last state lives for another instant.
+            deadline = time.monotonic() + _INSTANT
+            while not _taken(descriptor):
+                if time.monotonic() > deadline:
+                    raise UserError(f"{self.root}: a build runs here already", STATUS)
+                time.sleep(0.02)
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from sevsnp.builds.place import Place
 from sevsnp.builds.stages import Stage
 from sevsnp.errors import UserError
-from sevsnp.system.files import remove_tree, write_atomic
+from sevsnp.system.files import remove_tree, sha256_file, write_atomic
 from sevsnp.system.template import find_template
 
 _COMPILERS = ("gcc", "cc", "g++", "c++")
@@ -76,6 +76,7 @@ def stage_key(stage: Stage, digests: Mapping[str, Any], *, configure_only: bool,
     """SHA-256 of all that decides a stage's result: script, variables, sources, and the ``environment`` it runs in."""
     document = {
         "stage": [stage.name, _script(stage.script), stage.prepare, stage.output],
+        "templates": {name: sha256_file(find_template(path)) for name, path in stage.templates.items()},
         "variables": dict(stage.variables),
         "sources": dict(digests),
         "configure_only": configure_only,

@@ -20,6 +20,7 @@ from sevsnp.system import progress
 from sevsnp.system.files import remove_tree, sha256_file
 from sevsnp.system.locks import locked
 from sevsnp.system.named import load_named
+from sevsnp.system.template import find_template
 
 SUITE = "trixie"
 
@@ -95,16 +96,17 @@ def place_sources(stages: Sequence[Stage], fetched: Mapping[str, Fetched], direc
     remove_tree(directory)
     for stage in stages:
         target = directory / stage.name
-        files = [(name, path) for source in stage.sources for name, path in fetched[source].files.items()]
+        files = directory / f"{stage.name}.files" if stage.prepare else target
+        files.mkdir(parents=True)
+        for source in stage.sources:
+            for name, path in fetched[source].files.items():
+                # Copies, not links: a script must not reach the cache.
+                shutil.copyfile(path, files / name)
         if stage.prepare:
             progress.step(f"preparing the sources of {stage.name}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            load_named(stage.prepare)(files=[path for _, path in files], output=target)
-            continue
-        target.mkdir(parents=True)
-        for name, path in files:
-            # Copies, not links: a script must not reach the cache.
-            shutil.copyfile(path, target / name)
+            templates = {name: find_template(path) for name, path in stage.templates.items()}
+            load_named(stage.prepare)(sources=files, output=target, **templates)
+            remove_tree(files)
 
 
 def needed(stages: Sequence[Stage], pins: Mapping[str, Source], file: Path) -> list[Source]:

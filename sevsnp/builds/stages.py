@@ -18,7 +18,8 @@ class Stage:
     once it is configured), and with ``variables``. ``results`` are patterns of files below OUT, each of which it must
     leave. ``packages`` is the set of tasks/build-packages.yaml with what the script needs. ``limit`` is in seconds,
     ``room`` in bytes of disk space. ``prepare`` names a function ``module:function`` that makes SOURCES instead; it is
-    called with ``files`` (the fetched files) and ``output``. ``output``: OUT is a file of this name in that directory.
+    called with ``sources`` (the directory of the fetched files), ``output``, and the path of each of ``templates``.
+    ``output``: OUT is a file of this name in that directory.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Stage:
     room: int
     variables: Mapping[str, str] = field(default_factory=dict)
     prepare: str = ""
+    templates: Mapping[str, str] = field(default_factory=dict)
     output: str = ""
 
 
@@ -47,7 +49,18 @@ def _kernel(flavour: str) -> Stage:
 
 
 STAGES = (
-    Stage("ovmf", "ovmf.sh", ("ovmf",), "ovmf", ("OVMF.fd",), 2 * HOUR, 2 << 30, output="OVMF.fd"),
+    Stage(
+        "ovmf",
+        "ovmf.sh",
+        ("ovmf",),
+        "ovmf",
+        ("OVMF.fd",),
+        2 * HOUR,
+        2 << 30,
+        prepare="sevsnp.firmware.source:prepare_tree",
+        templates={"changes": "firmware/changes.yaml"},
+        output="OVMF.fd",
+    ),
     Stage(
         "qemu",
         "qemu.sh",

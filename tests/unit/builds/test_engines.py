@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which engine is taken, and what is said if none runs; with stand-ins that fail as the real programs do."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_an_engine_that_hangs(programs: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_limits_are_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.resource, "getrlimit", lambda _: (100, 200))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
     assert {word for one in candidates() for word in one.run_options if "nofile" in word} == {"nofile=200:200"}
 
 

@@ -165,15 +165,19 @@ def test_a_repository_is_fetched_once(upstream: tuple[Path, GitSource], tmp_path
     assert fetched(source, tmp_path / "cache").version == other
 
 
-def prepare(*, files: list[Path], output: Path) -> None:
+def prepare(*, sources: Path, output: Path, page: Path) -> None:
     """Stands for a stage whose sources the library prepares."""
-    output.write_text(" ".join(path.name for path in files))
+    output.mkdir()
+    (output / page.name).write_text(" ".join(path.name for path in sources.iterdir()))
 
 
 def test_a_stage_can_prepare_its_sources(tmp_path: Path) -> None:
-    stage = Stage("s", "x.sh", ("thing",), "", (), 1, 1, prepare=f"{__name__}:prepare")
+    (tmp_path / "a.tar").write_text("x")
+    name, templates = f"{__name__}:prepare", {"page": "verdict.html.j2"}
+    stage = Stage("s", "x.sh", ("thing",), "", (), 1, 1, prepare=name, templates=templates)
     place_sources([stage], {"thing": Fetched("1", {"a.tar": tmp_path / "a.tar"}, {})}, tmp_path / "sources")
-    assert (tmp_path / "sources" / "s").read_text() == "a.tar"
+    assert (tmp_path / "sources" / "s" / "verdict.html.j2").read_text() == "a.tar"
+    assert [path.name for path in (tmp_path / "sources").iterdir()] == ["s"]
 
 
 @pytest.mark.parametrize("pin", PINS)
@@ -183,7 +187,7 @@ def test_every_pin_has_what_every_stage_needs(pin: str) -> None:
         if isinstance(source, GitSource):
             assert bool(source.tag) is (pin == "upstream") and bool(source.branch) is (pin == "amd")
         else:
-            assert pin == "stable" or source.name in ("kernel-config", "meson", "pycotap")
+            assert pin == "stable" or source.name in ("ovmf", "kernel-config", "meson", "pycotap")
 
 
 def test_the_stable_sources_are_those_of_the_pinned_packages() -> None:

@@ -114,7 +114,7 @@ def _take_wrap(tree: Path, name: str) -> None:
         section = parser["wrap-git"]
         url, revision = section["url"], section["revision"]
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
-        raise UserError(f"{file.relative_to(tree.parent)}: found no wrap-git with url and revision: {error}") from None
+        raise UserError(f"{file.relative_to(tree.parent)}: found no url and revision in [wrap-git]: {error}") from None
     if not REPOSITORY.fullmatch(url):  # git would take an option here, too
         raise UserError(f"{file.relative_to(tree.parent)}: url: found {url!r}, expected https://…")
     if not _COMMIT.fullmatch(revision):

@@ -2,7 +2,6 @@
 """The functions behind the tasks packages_image, packages_build, packages_status, packages_fetch, packages_clean."""
 
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,7 +218,7 @@ def clean(*, root: Path, source: str = "") -> None:
     if root.exists():
         remove_tree(root)
         if root.exists():
-            raise UserError(f"{root}: not all of it could be removed", f"see: ls -lR {shlex.quote(str(root))}")
+            raise UserError(f"{root}: not all of it could be removed")
         print(f"removed {root}")
 
 

@@ -142,7 +142,7 @@ def test_a_wrap_that_is_not_pinned(upstream: tuple[Path, GitSource], tmp_path: P
     (directory / "subprojects" / "option.wrap").write_text(WRAP.format(url="--upload-pack=id", revision=at))
     with pytest.raises(UserError, match=r"option\.wrap: url: found '--upload-pack=id', expected https"):
         pack_commit(replace(source, wraps=("option",)), commit(directory, "more"), tmp_path / "x.tar")
-    with pytest.raises(UserError, match=r"other\.wrap: found no wrap-git"):
+    with pytest.raises(UserError, match=r"other\.wrap: found no url and revision"):
         pack_commit(replace(source, wraps=("other",)), at, tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 

@@ -109,11 +109,15 @@ def load_image(engine: Engine, rootfs: Path, digest: str, packages: int) -> str:
     return name
 
 
-def remove_images(engine: Engine) -> list[str]:
-    """Remove every image that was made here, but those in use by another checkout's build; return their names."""
-    listed = engine("images", "--filter", f"label={LABEL}", "--format", "{{.Repository}}:{{.Tag}}")
+def remove_images(engine: Engine, only: str = "") -> list[str]:
+    """Remove the image ``only`` and that of the probe, or all that were made here; return the names of those removed.
+
+    An image that another checkout's build uses stays.
+    """
+    label = f"{LABEL}=probe" if only else LABEL
+    listed = engine("images", "--filter", f"label={label}", "--format", "{{.Repository}}:{{.Tag}}")
     removed = []
-    for name in sorted({*listed.split()}):
+    for name in sorted({*listed.split(), *([only] if only else [])}):
         with contextlib.suppress(CommandFailed):
             engine("rmi", name)
             removed.append(name)

@@ -199,9 +199,9 @@ def _record(tree: Path, plan: Plan) -> dict[str, object]:
 
 
 def clean(*, root: Path, source: str = "") -> None:
-    """Stop the build, and remove its container, its directory and the images that were made here.
+    """Stop the build, and remove its container, its image and its directory.
 
-    Without a record of a build, images are looked for only if ``source`` (PACKAGES_SOURCE) is container.
+    Without a record of a build, and if ``source`` (PACKAGES_SOURCE) is container, all images made here are removed.
     """
     place = Place(root)
     try:
@@ -213,7 +213,7 @@ def clean(*, root: Path, source: str = "") -> None:
     if end_marked(place.mark):
         print("stopped the build")
     if engine := plan.engine if plan else find_engine() if source == CONTAINER else None:
-        for name in image.remove_images(engine):
+        for name in image.remove_images(engine, plan.image if plan else ""):
             print(f"removed the image {name}")
     if root.exists():
         remove_tree(root)

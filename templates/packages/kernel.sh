@@ -33,7 +33,8 @@ done >"$objects/.config"
 set_in() { "$source/scripts/config" --file "$objects/.config" "$@"; }
 common=(AMD_MEM_ENCRYPT VIRTIO_PCI VIRTIO_BLK DM_VERITY DM_CRYPT DM_INTEGRITY)
 set_in --set-str LOCALVERSION "-snp-$FLAVOUR" --disable LOCALVERSION_AUTO --set-str BUILD_SALT ""
-set_in --enable AMD_MEM_ENCRYPT --disable DEBUG_INFO_BTF --enable DEBUG_INFO_NONE
+set_in --enable AMD_MEM_ENCRYPT
+set_in --disable DEBUG_INFO_BTF --disable DEBUG_INFO_DWARF_TOOLCHAIN_DEFAULT --enable DEBUG_INFO_NONE
 # Modules are signed with a key that is made for this build and removed with it.
 set_in --enable MODULE_SIG_ALL --set-str MODULE_SIG_KEY certs/signing_key.pem --set-str SYSTEM_TRUSTED_KEYS ""
 if [ "$FLAVOUR" = host ]; then
@@ -53,7 +54,8 @@ for symbol in "${wanted[@]}"; do
 done
 [ "${CONFIGURE_ONLY:-no}" != yes ] || exit 0
 
-make -C "$source" O="$objects" -j "${JOBS:-1}" KDEB_SOURCENAME="linux-snp-$FLAVOUR" bindeb-pkg
+# -d: what is needed is in tasks/build-packages.yaml; dpkg would ask for packages by other names, too.
+make -C "$source" O="$objects" -j "${JOBS:-1}" KDEB_SOURCENAME="linux-snp-$FLAVOUR" DPKG_FLAGS=-d bindeb-pkg
 for package in "$WORK"/linux-image-*.deb; do
     case $package in *-dbg_*) ;; *) mv "$package" "$OUT/" ;; esac
 done

@@ -2,6 +2,7 @@
 """The host bundle, and the whole workflow from end to end."""
 
 from pathlib import Path
+from typing import Any
 
 from sevsnp.store.recipe import reached_sources
 from tasks import luks, verity
@@ -10,6 +11,8 @@ from tasks.project import BUILD, E2E, QEMU, RELEASE, RELEASE_MANIFEST, RUN, aske
 from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
+HARDWARE = BUILD / "hardware-test"
+_NEEDS = ("host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys")
 # The first modules that run on the host. All modules that these import are packed too.
 _ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
 _EMULATION, _EMULATED_ENTRY = "sevsnp.emulation", "sevsnp.emulation.launch"
@@ -79,28 +82,64 @@ def task_e2e() -> Task:
 
     Next: ./doitw setup_verity, to go the same way step by step.
     """
-    values = settings()
     return command(
         "sevsnp.e2e.run:e2e",
         launches=True,
-        needs=["host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys"],
-        bundle=BUNDLE,
-        luks_bundle=E2E_BUNDLE,
-        directory=launched(verity.config("snp")).parent,
-        luks_directory=launched(luks.config("snp", E2E)).parent,
-        qemu=QEMU,
-        platform=values.text("PLATFORM"),
-        memory=values.number("MEMORY"),
-        probe_cache=RUN / "platform.json",
-        identity=keys().user_private,
-        user="user",
-        template=Path("templates/ssh_config.j2"),
+        needs=_NEEDS,
+        platform=settings().text("PLATFORM"),
         output=RUN / "e2e",
         results=BUILD / "e2e.json",
-        luks={
+        **_workflows(),
+    )
+
+
+def _workflows() -> dict[str, Any]:
+    """The parameters of both workflows, on any platform."""
+    values = settings()
+    return {
+        "bundle": BUNDLE,
+        "luks_bundle": E2E_BUNDLE,
+        "directory": launched(verity.config("snp")).parent,
+        "luks_directory": launched(luks.config("snp", E2E)).parent,
+        "qemu": QEMU,
+        "memory": values.number("MEMORY"),
+        "probe_cache": RUN / "platform.json",
+        "identity": keys().user_private,
+        "user": "user",
+        "template": Path("templates/ssh_config.j2"),
+        "luks": {
             "header": E2E / "header.bin",
             "config_dir": values.config_dir(),
             "key_dir": E2E,
             "asked": asked(),
         },
+    }
+
+
+def task_hardware_test() -> Task:
+    """Run e2e on an SEV-SNP machine, never emulated, and pack what to send [MIN_TCB …]
+
+    Stops at once on a host without SEV-SNP. Otherwise it does what e2e does, with SEV-SNP, and packs the results, the
+    evidence, the verdicts, the VM configs, the logs and facts of the host into build/hardware-test.tar.gz, also if the
+    run has failed. There is no key in it. docs/hardware.md has all steps on a new machine.
+
+    Next: send build/hardware-test.tar.gz, and tick what it shows in docs/hardware.md
+    """
+    own = keys()
+    return command(
+        "sevsnp.e2e.hardware:hardware_test",
+        launches=True,
+        needs=["_snp_host", *_NEEDS],
+        record=HARDWARE,
+        archive=BUILD / "hardware-test.tar.gz",
+        configs=[launched(verity.config("snp")), launched(luks.config("snp", E2E))],
+        checked=BUILD / "check_host.json",
+        keys=[own.user_private, own.owner_private],
+        key_dir=E2E,
+        **_workflows(),
     )
+
+
+def task__snp_host() -> Task:
+    """Stop on a host that cannot run SEV-SNP guests, before anything is built for it."""
+    return command("sevsnp.e2e.hardware:require_snp")

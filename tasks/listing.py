@@ -5,7 +5,7 @@
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "All of it": ("e2e",),
+    "All of it": ("e2e", "hardware_test"),
     "A guest with a verified root (dm-verity): set up, run, attest, log in": (
         "setup_verity", "run_sev_snp_verity", "attest_verity",
     ),
@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Guests that run here": ("status", "logs", "console", "ssh", "stop"),
     "Your keys": ("keys", "keys_prune"),
     "For other machines and other people": (
-        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest",
+        "host_bundle", "host_bundle_luks", "build_tools", "idblock", "manifest", "verify_manifest", "pack_release",
     ),
     "A guest whose root is not measured": (
         "create_new_vm", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",

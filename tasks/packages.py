@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packages from the Debian archive: the lock, the tools that run in place, and the kernel."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sevsnp.settings.resolved import Settings
 from sevsnp.store.pinned import PinnedFiles
 from tasks.graph import Task, artefact, command, say
 from tasks.project import (
@@ -20,6 +23,9 @@ from tasks.project import (
 )
 
 SOURCES = BUILD / "sources.tar"
+# What packages_fetch writes.
+BUILT = BUILD / "snp-built"
+PACKED_RELEASE = BUILD / "snp-release.tar.gz"
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -29,17 +35,59 @@ LISTS = {
 }
 
 
+@dataclass(frozen=True)
+class Source:
+    """What makes build/snp-release for one value of PACKAGES_SOURCE.
+
+    ``function`` writes the task's four trees. It gets the lock, the lists and the settings of downloads, as
+    ``sevsnp.packages.steps:make_packages`` does, and also ``params`` and ``directories``, which decide the content of
+    the tree, and ``how``, which only leads to it. The tree must be complete, and sealed with its digest
+    (``check_release`` in ``sevsnp.packages.release_archive``, ``seal`` in ``sevsnp.packages.tree``).
+    """
+
+    function: str
+    directories: Mapping[str, Path] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _debian(values: Settings) -> Source:
+    return Source("sevsnp.packages.steps:make_packages")
+
+
+def _release(values: Settings) -> Source:
+    # The digest alone says what the archive is; its place does not.
+    return Source(
+        "sevsnp.packages.release_steps:make_packages_from_release",
+        params={"sha256": values.text("PACKAGES_SHA256")},
+        how={"place": values.text("PACKAGES_RELEASE")},
+    )
+
+
+def _built(values: Settings) -> Source:
+    return Source("sevsnp.builds.release:make_packages_from_build", directories={"built": BUILT})
+
+
+# The words of PACKAGES_SOURCE. Another source is a line here, and its word in the table of settings.
+SOURCES_OF_TOOLS: Mapping[str, Callable[[Settings], Source]] = {
+    "debian": _debian, "release": _release, "container": _built, "local": _built,
+}  # fmt: skip
+
+
 def task_packages() -> Task:
-    """Fetch kernel, firmware, QEMU and tools, pinned, into build/snp-release
+    """Fetch kernel, firmware, QEMU and tools into build/snp-release [PACKAGES_SOURCE]
 
     Fetches every package that packages.lock pins, checks its SHA-256, and unpacks the tools (QEMU among them) into a
-    directory from which they run in place. What was fetched before comes from CACHE_DIR.
+    directory from which they run in place. What was fetched before comes from CACHE_DIR. PACKAGES_SOURCE=release takes
+    that directory from an archive, with PACKAGES_RELEASE and PACKAGES_SHA256; container and local put what packages_fetch
+    has fetched in the place of Debian's.
 
     Next: ./doitw setup_verity
     """
     values = settings()
+    source = SOURCES_OF_TOOLS[values.text("PACKAGES_SOURCE")](values)
     return artefact(
-        "sevsnp.packages.steps:make_packages",
+        source.function,
         needs=["_dependencies"],
         inputs={"lock": LOCK, **LISTS},
         trees={
@@ -48,12 +96,33 @@ def task_packages() -> Task:
             "guest_debs": (DEBS / "guest", ["packages.json"]),
             "appliance_debs": (DEBS / "appliance", ["packages.json"]),
         },
+        directories=source.directories,
+        params=source.params,
         how={
             "cache_dir": str(values.cache_dir()),
             "mirror": values.text("MIRROR"),
             "snapshot": values.text("SNAPSHOT_MIRROR"),
             "kept": PinnedFiles(say),
+            **source.how,
         },
+    )
+
+
+def task_pack_release() -> Task:
+    """Pack build/snp-release into build/snp-release.tar.gz, for PACKAGES_SOURCE=release
+
+    For machines that are to take kernel, firmware, QEMU and tools from one file. The archive is the same bytes wherever
+    it is made of the same tree; its SHA-256 is beside it. The packages of the guest and of the initramfs are not in it.
+
+    Next: ./doitw packages PACKAGES_SOURCE=release PACKAGES_RELEASE=FILE PACKAGES_SHA256=DIGEST, on another machine.
+    """
+    return command(
+        "sevsnp.packages.pack_release:pack_release",
+        alone=True,
+        needs=["packages"],
+        release=RELEASE,
+        python=TOOLS / "python3",
+        output=PACKED_RELEASE,
     )
 
 
@@ -80,8 +149,9 @@ def task_pack_sources() -> Task:
 
 def task__firmware() -> Task:
     """The firmware of measured guests: it starts nothing but the three hashed files."""
+    pinned = settings().text("PACKAGES_SOURCE") == "debian"
     return artefact(
-        "sevsnp.firmware.make:make_firmware",
+        "sevsnp.firmware.make:make_firmware" if pinned else "sevsnp.firmware.released:take_firmware",
         inputs={"stock": STOCK_FIRMWARE},
         outputs={"output": FIRMWARE},
         watch=[RELEASE_MANIFEST],

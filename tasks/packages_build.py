@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, command
+from tasks.packages import BUILT
 from tasks.project import BUILD, settings
 
 FROM_SOURCE = BUILD / "from-source"
-BUILT = BUILD / "snp-built"
 
 
 def _inputs() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def task_packages_fetch() -> Task:
     Refuses while the build runs and after it failed, and says why. build/snp-built/built.json has the versions of the
     sources and the SHA-256 of every file.
 
-    Next: ./doitw packages_clean frees the space.
+    Next: ./doitw packages PACKAGES_SOURCE=container, or local, puts it into build/snp-release.
     """
     return command("sevsnp.builds.steps:fetch", root=FROM_SOURCE, output=BUILT)
 

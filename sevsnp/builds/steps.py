@@ -11,6 +11,7 @@ from sevsnp.builds.detached import end_marked
 from sevsnp.builds.engines import Engine, find_engine, is_absent
 from sevsnp.builds.place import CLEAN, STATUS, Place, Plan, read_plan
 from sevsnp.builds.recipe import Compilers
+from sevsnp.builds.release import RECORD
 from sevsnp.builds.stages import STAGES, Stage, chosen
 from sevsnp.builds.start import (
     CONTAINER,
@@ -29,7 +30,6 @@ from sevsnp.packages.tree import replace_tree
 from sevsnp.system.command_failed import CommandFailed
 from sevsnp.system.files import remove_tree, scratch_directory, sha256_file, write_atomic
 
-BUILT = "built.json"
 _FETCH = "when it is done: ./doitw packages_fetch"
 _LINES = 12
 
@@ -165,9 +165,10 @@ def fetch(*, root: Path, output: Path, table: Sequence[Stage] = STAGES) -> None:
         new.mkdir()
         for stage in stages:
             shutil.copytree(place.out / stage.name, new / stage.name, symlinks=True)
-        write_atomic(new / BUILT, json.dumps(_record(new, plan), indent=2, sort_keys=True) + "\n")
+        write_atomic(new / RECORD, json.dumps(_record(new, plan), indent=2, sort_keys=True) + "\n")
         replace_tree(new, output, scratch)
     print(f"{output}: {', '.join(stage.name for stage in stages)}")
+    print(f"to use it: ./doitw packages PACKAGES_SOURCE={plan.road}")
 
 
 def _finished(place: Place, status: Status) -> Plan:

@@ -31,10 +31,18 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class MismatchError(UserError):
-    """The received file does not match the lock."""
+    """The received file does not match the lock; ``found`` is its SHA-256 (64 hex digits)."""
+
+    def __init__(self, message: str, found: str) -> None:
+        super().__init__(message, "try again; if it stays so, choose another MIRROR")
+        self.found = found
+
+
+class UnreachableError(UserError):
+    """A server did not send the file."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, "try again; if it stays so, choose another MIRROR")
+        super().__init__(message, "check the network, the proxy settings or MIRROR")
 
 
 class StoppedError(Exception):
@@ -146,10 +154,12 @@ class Part:
 
     def mismatch(self, where: str) -> MismatchError:
         expected = self.package.size
-        found = f"more than {expected}" if self.size > expected else str(self.size)
+        size = f"more than {expected}" if self.size > expected else str(self.size)
+        found = self._digest.hexdigest()
         return MismatchError(
-            f"{self.package.deb}: the download does not match the lock and was removed: found {found} bytes, "
-            f"SHA-256 {self._digest.hexdigest()}; expected {expected} bytes, SHA-256 {self.package.sha256} ({where})"
+            f"{self.package.deb}: the download does not match the lock and was removed: found {size} bytes, "
+            f"SHA-256 {found}; expected {expected} bytes, SHA-256 {self.package.sha256} ({where})",
+            found,
         )
 
 
@@ -235,9 +245,8 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
             except (HTTPError, OSError, StatusError) as error:
                 # After a bad answer a mirror may answer well a moment later; a refusal stays a refusal.
                 if attempt == ATTEMPTS or (isinstance(error, StatusError) and error.final):
-                    raise UserError(
-                        f"{package.deb}: can not be fetched from {source.where}: {_words(error)}",
-                        "check the network, the proxy settings or MIRROR",
+                    raise UnreachableError(
+                        f"{package.deb}: can not be fetched from {source.where}: {words_of(error)}"
                     ) from error
             else:
                 if part.matches():
@@ -252,7 +261,7 @@ def download(package: Package, source: Source, target: Path, meter: Meter) -> No
         part.keep()
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     """The system's words about network trouble, without the library's own names around them."""
     inner = error
     while isinstance(inner, Exception):

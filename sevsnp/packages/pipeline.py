@@ -135,7 +135,7 @@ def packages(
     *,
     lock: Path,
     sets: Iterable[PackageSet],
-    release: Path,
+    release: Path | None,
     debs: Mapping[str, Path],
     cache_dir: Path,
     mirror: str = "",
@@ -147,13 +147,15 @@ def packages(
 ) -> None:
     """Fetch every locked package; build ``release`` (build/snp-release) and one directory for each set in ``debs``.
 
+    With ``release`` None, that tree has another source: then only the sets in ``debs`` are fetched.
     ``debs`` maps ``initramfs``, ``guest`` and ``appliance`` to their directories (build/debs/SET). ``mirror`` and
     ``snapshot`` are the settings MIRROR and SNAPSHOT_MIRROR; only packages that the cache lacks need the network. The
     firmware, which the archive drops first, is also stored in ``kept``. Raises :class:`UserError` before anything is
     replaced.
     """
     pinned = checked_lock(lock, sets)
-    wanted = {name: pinned.packages(name) for name in (TOOLS, FIRMWARE, KERNEL, *debs)}
+    unpacked = (TOOLS, FIRMWARE, KERNEL) if release else ()
+    wanted = {name: pinned.packages(name) for name in (*unpacked, *debs)}
     files = locked_files(
         pinned,
         [package for listed in wanted.values() for package in listed],
@@ -169,8 +171,9 @@ def packages(
     def of(name: str) -> dict[Package, Path]:
         return {package: files[package] for package in wanted[name]}
 
-    if kept:
-        kept.keep(of(FIRMWARE))
-    make_release(tools=of(TOOLS), firmware=of(FIRMWARE), kernels=of(KERNEL), output=release)
+    if release:
+        if kept:
+            kept.keep(of(FIRMWARE))
+        make_release(tools=of(TOOLS), firmware=of(FIRMWARE), kernels=of(KERNEL), output=release)
     for name, output in debs.items():
         export_debs(name=name, debs=of(name), output=output)

@@ -33,7 +33,7 @@ def make_packages(
     kept: Kept | None = None,
 ) -> None:
     """Fetch all packages that ``lock`` pins for the four lists; write the release tree and the package directories."""
-    with _fetching() as fetched:
+    with fetching() as fetched:
         packages(
             lock=lock,
             sets=project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance),
@@ -49,13 +49,13 @@ def make_packages(
 
 
 @contextmanager
-def _fetching() -> Iterator[Progress]:
+def fetching(what: str = "fetching packages") -> Iterator[Progress]:
     """Show the bytes and files of all downloads."""
-    with progress.amount("fetching packages") as shown:
+    with progress.amount(what) as shown:
 
         def at(size: int, sizes: int, files: int, of: int) -> None:
             shown.at(size, sizes)
-            shown.what = f"fetching packages, {files} of {of}"
+            shown.what = f"{what}, {files} of {of}"
 
         yield at
 
@@ -83,7 +83,7 @@ def pack_sources(*, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot
     for path in locks:
         lock = read_lock(path)
         wanted = [package for locked in lock.sets.values() for package in locked.packages]
-        with _fetching() as fetched:
+        with fetching() as fetched:
             files |= locked_files(
                 lock, wanted, cache_dir=Path(cache_dir), mirror=mirror, snapshot=snapshot, progress=fetched
             )

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import read_control
 from sevsnp.packages.lock import Package
+from sevsnp.packages.tree_digest import tree_digest
 from sevsnp.packages.unpack import unpack_deb
 from sevsnp.packages.wrappers import LOADER, write_wrappers
 from sevsnp.system import progress
@@ -44,13 +45,18 @@ def _wanted(path: PurePosixPath) -> bool:
     return not any(path.is_relative_to(prefix) for prefix in _LEFT_OUT)
 
 
-def manifest_text(sets: Mapping[str, Sequence[Package]]) -> str:
-    """The manifest: by set, every package with version, file and SHA-256, sorted."""
+def manifest_text(sets: Mapping[str, Sequence[Package]], tree: str = "") -> str:
+    """The manifest: by set, every package with version, file and SHA-256, sorted; and ``tree``, a tree's digest."""
     listed = {
         name: [asdict(package) for package in sorted(sets[name], key=lambda package: package.name)]
         for name in sorted(sets)
     }
-    return json.dumps({"sets": listed}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"sets": listed} | ({"tree": tree} if tree else {}), indent=2, sort_keys=True) + "\n"
+
+
+def seal(tree: Path, sets: Mapping[str, Sequence[Package]]) -> None:
+    """Write the manifest of a finished release tree: ``sets``, and the digest of everything else in ``tree``."""
+    write_atomic(tree / MANIFEST, manifest_text(sets, tree_digest(tree, MANIFEST)))
 
 
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:
@@ -110,7 +116,7 @@ def make_release(
             path.chmod(0o755)
         copy_debs(kernels, directory)
         sets = {"tools": tuple(tools), "ovmf": tuple(firmware), "kernel": tuple(kernels)}
-        write_atomic(tree / MANIFEST, manifest_text(sets))
+        seal(tree, sets)
         replace_tree(tree, output, scratch)
 
 

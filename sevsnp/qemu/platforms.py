@@ -22,6 +22,7 @@ from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 
 _KVM = Path("/dev/kvm")
+_SEV = Path("/dev/sev")
 _SNP_PARAMETER = Path("/sys/module/kvm_amd/parameters/sev_snp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _KVM_SECONDS = 5.0
@@ -91,21 +92,35 @@ def _remembered(probe_cache: Path, question: str, qemu: Path, probe: Callable[[]
     return known[asked]
 
 
+def snp_problem() -> str:
+    """Why this host cannot run SEV-SNP guests, as far as it shows without a test boot; empty if nothing shows."""
+    return _closed(_KVM, "/dev/kvm") or _no_snp_kernel() or _closed(_SEV, "/dev/sev")
+
+
+def _closed(device: Path, name: str) -> str:
+    if not device.exists():
+        return f"no {name}"
+    return "" if os.access(device, os.R_OK | os.W_OK) else f"{name} is not open to this user"
+
+
+def _no_snp_kernel() -> str:
+    try:
+        said = _SNP_PARAMETER.read_text().strip()
+    except OSError:
+        return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
+    return "" if said in ("Y", "1") else f"{_SNP_PARAMETER} says no"
+
+
 def _kvm_boots(kernel: Path, qemu: Path) -> str:
-    if not _KVM.exists():
-        return "no /dev/kvm"
-    if not os.access(_KVM, os.R_OK | os.W_OK):
-        return "/dev/kvm is not open to this user"
+    if closed := _closed(_KVM, "/dev/kvm"):
+        return closed
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
     return _boots(kernel, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
 
 
 def _snp_boots(launch: Launch, qemu: Path) -> str:
-    try:
-        if _SNP_PARAMETER.read_text().strip() not in ("Y", "1"):
-            return f"{_SNP_PARAMETER} says no"
-    except OSError:
-        return "the host kernel has no SEV-SNP (kvm_amd.sev_snp)"
+    if missing := _no_snp_kernel():
+        return missing
     probe = replace(launch, id_block=None, id_auth=None)  # the probe is another guest, with another launch digest
     machine = [*snp_arguments(probe, 512 << 20, 51, 1), "-bios", str(launch.firmware.path)]
     files = (launch.firmware.path,)

@@ -132,6 +132,10 @@ def hex_digits(digits: int) -> Parser:
     return parse
 
 
+def sha256(text: str) -> Value:
+    return hex_digits(64)(text) if text else text
+
+
 # The parts of a TCB version in the order of AMD's documents; fmc exists only on Turin.
 TCB_PARTS = ("fmc", "bootloader", "tee", "snp", "microcode")
 

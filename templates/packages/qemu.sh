@@ -47,6 +47,7 @@ cd "$WORK/build"
     --enable-kvm \
     --enable-tcg \
     --enable-slirp \
+    --enable-seccomp \
     --enable-fdt=system \
     --disable-download \
     --disable-install-blobs \

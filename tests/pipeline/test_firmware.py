@@ -17,6 +17,7 @@ from sevsnp.errors import UserError
 from sevsnp.firmware.gate import find_roads, problem
 from sevsnp.firmware.known import ACCEPTED, OURS, REFUSED, STOCK
 from sevsnp.firmware.make import CHANGES, make_firmware
+from sevsnp.firmware.released import take_firmware
 from sevsnp.firmware.volumes import Packed, packed_sections
 from sevsnp.measurement.signed_config import block_of
 from sevsnp.system.files import sha256_file
@@ -69,6 +70,25 @@ def test_what_is_found_in_each(stock: Path, ours: Path, unknown: Path) -> None:
             assert any(sign in road for road in found)
     assert find_roads(ours.read_bytes()) == ()
     assert problem(sha256_file(unknown), unknown).startswith("it ")
+
+
+def test_the_firmware_of_a_release(built: Built, stock: Path, ours: Path, unknown: Path, tmp_path: Path) -> None:
+    """It is made as from the lock's firmware, or passes the gate as it is, or is refused by name."""
+
+    def taken(image: Path) -> bytes:
+        output = tmp_path / "OVMF.fd"
+        take_firmware(stock=image, python=built.build / "snp-release/bin/python3", output=output)
+        return output.read_bytes()
+
+    assert taken(stock) == taken(ours) == ours.read_bytes()
+    (tmp_path / "OVMF.fd").unlink()
+    none = tmp_path / "none.fd"
+    none.write_bytes(b"no firmware")
+    for image in (unknown, none):
+        with pytest.raises(UserError, match="firmware refused") as found:
+            taken(image)
+        assert found.value.message.startswith(f"{image}: ") and sha256_file(image) in found.value.message
+        assert not (tmp_path / "OVMF.fd").exists()
 
 
 def test_each_road_alone_is_found(stock: Path) -> None:

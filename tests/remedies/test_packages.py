@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.firmware.released import take_firmware
 from sevsnp.packages import sources
 from sevsnp.packages.fetch import fetch
 from sevsnp.packages.lock import Package, read_lock
 from sevsnp.packages.pipeline import packages_lock, refresh_lock
+from sevsnp.packages.release_archive import FIRMWARE, unpack_release
+from sevsnp.packages.release_file import find_release
 from sevsnp.packages.resolve import PrivateApt
 from sevsnp.packages.sources import Sources, find_sources
 from sevsnp.packages.steps import pack_sources
@@ -16,6 +19,7 @@ from sevsnp.packages.tree import make_release
 from tests.pipeline.test_packages import archive, from_server, lock_sets, make_set, no_proxy, served
 from tests.pipeline.test_repin import Locked, archives, locked
 from tests.support.debian_repository import Repository, Server, as_package
+from tests.support.release_tree import archive_of, members_of, small_release, written
 from tests.support.table import Told, remedies
 
 __all__ = ["archive", "archives", "locked", "no_proxy", "served"]
@@ -137,3 +141,46 @@ def test_archives_of_pinned_packages(
     told.instead(
         lambda: refresh_lock(sets=wanted, mirror=str(packed), output=lock), lambda: lock_sets(archive, lock, *wanted)
     )
+
+
+@remedies("sevsnp.packages.release_file", "check the network, the proxy settings or PACKAGES_RELEASE")
+def test_a_release_that_cannot_be_fetched(told: Told, served: tuple[Server, Package, Path]) -> None:
+    server, package, cache = served
+    told.instead(
+        lambda: find_release("http://127.0.0.1:9/a.tar.gz", package.sha256, cache),
+        lambda: find_release(f"{server.uri}/{package.deb.replace('+', '%2B')}", package.sha256, cache),
+    )
+
+
+@pytest.mark.full  # it makes build/snp-release twice
+@remedies(
+    "sevsnp.packages.release_file",
+    "name an archive and its digest: "
+    "./doitw packages PACKAGES_SOURCE=release PACKAGES_RELEASE=FILE PACKAGES_SHA256=DIGEST",
+)
+@remedies("sevsnp.packages.release_archive", "make the archive again, where its tree was built: ./doitw pack_release")
+@remedies("sevsnp.packages.pack_release", "to take build/snp-release from it: ./doitw packages {}")
+@remedies(
+    "sevsnp.firmware.released",
+    "take build/snp-release from packages.lock: ./doitw packages PACKAGES_SOURCE=debian",
+)
+def test_releases(told: Told, clone: Path, tmp_path: Path) -> None:
+    """A small release, whose firmware is none; at the end there is the tree of the lock again."""
+    tree = clone / "build/snp-release"
+    archive, digest = written(tmp_path / "a.tar.gz", archive_of(members_of(small_release(tmp_path / "small"))))
+    damaged, of_damaged = written(tmp_path / "b.tar.gz", archive.read_bytes(), lambda data: data[:-100])
+    told.obey(told.hint(lambda: told.doitw("packages", "PACKAGES_SOURCE=release")), FILE=archive, DIGEST=digest)
+    settings = {"PACKAGES_SOURCE": "release", "PACKAGES_RELEASE": str(archive), "PACKAGES_SHA256": digest}
+    told.variables |= settings
+    told.obey(
+        told.hint(lambda: unpack_release(archive=damaged, sha256=of_damaged, output=tmp_path / "new")),
+    )
+    said = told.doitw("pack_release").stdout
+    for name in settings:
+        del told.variables[name]
+    told.obey(told.read(said))
+
+    def take() -> None:
+        take_firmware(stock=tree / FIRMWARE, python=tree / "bin/python3", output=tmp_path / "OVMF.fd")
+
+    told.mends(take)

@@ -44,6 +44,10 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
+    # Another function makes the same targets, and another one the firmware.
+    "PACKAGES_SOURCE": ("release", frozenset({"packages", "_firmware"})),
+    "PACKAGES_RELEASE": ("x", NONE),  # these two matter for the source "release" only
+    "PACKAGES_SHA256": ("1" * 64, NONE),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),
@@ -59,7 +63,6 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "VERITY_HASH_TREE": ("x", NONE),
     "VM_CONFIG": ("x", NONE),
     "EMULATED_ROOT": ("x", NONE),
-    "PACKAGES_SOURCE": ("local", NONE),
     "PACKAGES_PIN": ("amd", NONE),
     "COMMIT_DATE": ("2026-01-31", NONE),
     "BUILD_JOBS": ("3", NONE),

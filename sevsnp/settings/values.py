@@ -35,10 +35,9 @@ def words(text: str) -> str:
 
 def commit_date(text: str) -> str:
     """``today``, or a day as ISO 8601 writes it with dashes."""
-    if text != "today":
-        if len(text) != 10:  # fromisoformat takes 20260131 and 2026-W05-6, too
-            raise ValueError
-        date.fromisoformat(text)
+    # fromisoformat alone would also accept 20260131 and 2026-W05-6.
+    if text != "today" and date.fromisoformat(text).isoformat() != text:
+        raise ValueError
     return text
 
 

@@ -15,6 +15,7 @@ from sevsnp.builds.engines import LABEL, Engine, find_engine
 from sevsnp.builds.git import resolve_commit
 from sevsnp.builds.pins import GitSource
 from sevsnp.builds.place import Place
+from sevsnp.builds.release import check_built
 from sevsnp.builds.start import free_name
 from sevsnp.packages.sets import read_sets
 from sevsnp.system import command
@@ -173,7 +174,12 @@ def test_a_disk_that_is_too_small(told: Told, tiny: Tiny) -> None:
 
 
 @remedies("sevsnp.builds.place", "see how far it is: ./doitw packages_status")
-@remedies("sevsnp.builds.steps", "when it is done: ./doitw packages_fetch", "next: ./doitw packages_fetch")
+@remedies(
+    "sevsnp.builds.steps",
+    "when it is done: ./doitw packages_fetch",
+    "next: ./doitw packages_fetch",
+    "to use it: ./doitw packages PACKAGES_SOURCE={}",
+)
 def test_a_build_that_runs(told: Told, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.script = tiny.waits
     tiny.build()
@@ -184,7 +190,8 @@ def test_a_build_that_runs(told: Told, tiny: Tiny, capsys: pytest.CaptureFixture
     tiny.ended()
     told.read(said.splitlines()[-1])
     tiny.fetch()
-    capsys.readouterr()
+    told.read(capsys.readouterr().out)
+    check_built(tiny.output)  # what `packages` does first
     tiny.report()
     told.read(capsys.readouterr().out)
     tiny.fetch()
@@ -205,6 +212,17 @@ def test_a_damaged_record(told: Told, tiny: Tiny) -> None:
         tiny.ended()
 
     told.mended(tiny.fetch, again)
+
+
+@remedies("sevsnp.builds.release", "fetch a finished build: ./doitw packages_fetch")
+def test_what_was_fetched_is_not_as_it_was_built(told: Told, tiny: Tiny) -> None:
+    tiny.build()
+    tiny.ended()
+    told.mended(lambda: check_built(tiny.output), tiny.fetch)
+    (tiny.output / "one" / "result").write_text("another")
+    told.mended(lambda: check_built(tiny.output), tiny.fetch)
+    (tiny.output / "built.json").write_text("{")
+    told.mended(lambda: check_built(tiny.output), tiny.fetch)
 
 
 @remedies("sevsnp.builds.steps", "run: ./doitw packages_build PACKAGES_SOURCE={}")

@@ -23,9 +23,9 @@ from tasks.project import (
 )
 
 SOURCES = BUILD / "sources.tar"
-# What packages_fetch writes.
-BUILT = BUILD / "snp-built"
 PACKED_RELEASE = BUILD / "snp-release.tar.gz"
+# What was built from source, and its record.
+BUILT = BUILD / "snp-built"
 
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
@@ -65,13 +65,16 @@ def _release(values: Settings) -> Source:
 
 
 def _built(values: Settings) -> Source:
-    return Source("sevsnp.builds.release:make_packages_from_build", directories={"built": BUILT})
+    return Source("sevsnp.packages.built:make_packages_with_built", directories={"built": BUILT})
 
 
 # The words of PACKAGES_SOURCE. Another source is a line here, and its word in the table of settings.
 SOURCES_OF_TOOLS: Mapping[str, Callable[[Settings], Source]] = {
-    "debian": _debian, "release": _release, "container": _built, "local": _built,
-}  # fmt: skip
+    "debian": _debian,
+    "release": _release,
+    "container": _built,
+    "local": _built,
+}
 
 
 def task_packages() -> Task:

@@ -11,7 +11,6 @@ from sevsnp.builds.detached import end_marked
 from sevsnp.builds.engines import Engine, find_engine, is_absent
 from sevsnp.builds.place import CLEAN, STATUS, Place, Plan, read_plan
 from sevsnp.builds.recipe import Compilers
-from sevsnp.builds.release import RECORD
 from sevsnp.builds.stages import STAGES, Stage, chosen
 from sevsnp.builds.start import (
     CONTAINER,
@@ -26,6 +25,7 @@ from sevsnp.builds.start import (
 )
 from sevsnp.builds.state import Phase, Status, look, tail
 from sevsnp.errors import UserError
+from sevsnp.packages.built import RECORD
 from sevsnp.packages.tree import replace_tree
 from sevsnp.system.command_failed import CommandFailed
 from sevsnp.system.files import remove_tree, scratch_directory, sha256_file, write_atomic

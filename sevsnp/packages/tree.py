@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import read_control
@@ -45,18 +46,22 @@ def _wanted(path: PurePosixPath) -> bool:
     return not any(path.is_relative_to(prefix) for prefix in _LEFT_OUT)
 
 
-def manifest_text(sets: Mapping[str, Sequence[Package]], tree: str = "") -> str:
-    """The manifest: by set, every package with version, file and SHA-256, sorted; and ``tree``, a tree's digest."""
+def manifest_text(sets: Mapping[str, Sequence[Package]], more: Mapping[str, Any] | None = None) -> str:
+    """The manifest: by set, every package with version, file and SHA-256, sorted; and what ``more`` has."""
     listed = {
         name: [asdict(package) for package in sorted(sets[name], key=lambda package: package.name)]
         for name in sorted(sets)
     }
-    return json.dumps({"sets": listed} | ({"tree": tree} if tree else {}), indent=2, sort_keys=True) + "\n"
+    return json.dumps({"sets": listed, **(more or {})}, indent=2, sort_keys=True) + "\n"
 
 
-def seal(tree: Path, sets: Mapping[str, Sequence[Package]]) -> None:
-    """Write the manifest of a finished release tree: ``sets``, and the digest of everything else in ``tree``."""
-    write_atomic(tree / MANIFEST, manifest_text(sets, tree_digest(tree, MANIFEST)))
+def seal(tree: Path, sets: Mapping[str, Sequence[Package]], built: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of a finished release tree: ``sets``, and the digest of everything else in ``tree``.
+
+    ``built`` is the record of what was built from source.
+    """
+    more = {"built": dict(built)} if built else {}
+    write_atomic(tree / MANIFEST, manifest_text(sets, {**more, "tree": tree_digest(tree, MANIFEST)}))
 
 
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:

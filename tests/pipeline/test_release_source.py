@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PACKAGES_SOURCE=release: the archive is found, resumed and checked, and the tree is made from it."""
+"""PACKAGES_SOURCE: the archive of a release is found, resumed and checked; what was built is put into the tree."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ import yaml
 
 from sevsnp.errors import UserError
 from sevsnp.packages import release_file
+from sevsnp.packages.built import make_packages_with_built
 from sevsnp.packages.pack_release import pack_release
-from sevsnp.packages.release_archive import unpack_release
+from sevsnp.packages.release_archive import FIRMWARE, unpack_release
 from sevsnp.packages.release_file import find_release
 from sevsnp.packages.release_steps import make_packages_from_release
 from sevsnp.packages.sets import read_set, read_sets
+from sevsnp.packages.tree import MANIFEST
 from sevsnp.packages.tree_digest import tree_digest
 from tests.conftest import Built
 from tests.pipeline.test_packages import archive, lock_sets, no_proxy
@@ -141,6 +144,45 @@ def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
     assert listing(build / "snp-release") == listing(packed[0].parent / "tree")
     assert len(list(build.glob("debs/guest/tool_*.deb"))) == 1
     assert sorted(path.name for path in (build / "debs").iterdir()) == ["appliance", "guest", "initramfs"]
+
+
+def test_what_was_built_is_in_the_tree_of_the_lock(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
+    lists = {name: tmp_path / f"{name}.yaml" for name in ("tools", "initramfs", "guest", "appliance")}
+    alone = {"suite": "trixie", "dependencies": False}
+    tools = {
+        "tools": {"suite": "trixie", "packages": ["tool"]},
+        "ovmf": {**alone, "packages": ["unwanted"]},
+        "kernel": {**alone, "packages": ["linux-image-amd64"]},
+    }
+    lists["tools"].write_text(yaml.safe_dump(tools))
+    for name in ("initramfs", "guest", "appliance"):
+        lists[name].write_text(yaml.safe_dump({"suite": "trixie", "packages": ["scripts"]}))
+    lock, built, build = tmp_path / "packages.lock", tmp_path / "snp-built", tmp_path / "build"
+    sets = [*read_sets(lists["tools"]), *(read_set(path, name) for name, path in lists.items() if name != "tools")]
+    lock_sets(archive, lock, *sets)
+
+    def make() -> None:
+        make_packages_with_built(
+            lock=lock, tools=lists["tools"], initramfs=lists["initramfs"], guest=lists["guest"],
+            appliance=lists["appliance"], cache_dir=str(tmp_path / "cache"), mirror=archive[0].uri, snapshot="off",
+            release=build / "snp-release", initramfs_debs=build / "debs/initramfs", guest_debs=build / "debs/guest",
+            appliance_debs=build / "debs/appliance", built=built,
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match="nothing that was built from source is here"):
+        make()
+    assert not build.exists()
+    (built / "ovmf").mkdir(parents=True)
+    _, digest = written(built / "ovmf/OVMF.fd", b"a firmware")
+    (built / "built.json").write_text(json.dumps({"files": {"ovmf/OVMF.fd": digest}}))
+    make()
+    release = build / "snp-release"
+    assert (release / FIRMWARE).read_bytes() == b"a firmware"
+    assert (release / "usr/bin/tool").is_file()
+    manifest = json.loads((release / MANIFEST).read_text())
+    assert manifest["built"] == {"files": {"ovmf/OVMF.fd": digest}}
+    assert manifest["tree"] == tree_digest(release, MANIFEST)
+    assert sorted(os.listdir(build)) == ["debs", "snp-release"]
 
 
 @pytest.mark.full  # packs 300 MB

@@ -20,6 +20,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.project.testing", "its report is above"): _LOOK,
     ("sevsnp.project.testing", "their reports are above"): _LOOK,
     ("doitw", "nothing was installed; README.md says what there is"): _LOOK,
+    ("sevsnp.packages.built", "docs/packages.md says how it is built and fetched"): _LOOK,
     ("sevsnp.qemu.qmp", "look at its messages above"): _LOOK,
     ("sevsnp.owner.key_release", "see the guest's console"): _LOOK,
     ("sevsnp.commands.feature_info", "run it on the SNP host itself, not in a guest"): _HARDWARE,

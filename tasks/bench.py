@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.graph import Task, command
 from tasks.guest import DENIED, ROOTFS
-from tasks.project import BUILD, FIRMWARE, QEMU, RUN, TOOLS, VERITY, keys, settings
+from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, own_firmware, settings
 
 RESULTS = BUILD / "bench"
 
@@ -60,7 +60,7 @@ def task_bench() -> Iterator[Task]:
         **command(
             "sevsnp.bench.attestation:bench_attestation",
             needs=["_firmware"],
-            firmware=FIRMWARE,
+            firmware=own_firmware(),
             results=RESULTS / "attestation.json",
         ),
     }

@@ -17,8 +17,11 @@ from tasks.project import (
     LOCK,
     RELEASE,
     RELEASE_MANIFEST,
+    SOURCE_FIRMWARE,
+    SOURCE_LOCK,
     STOCK_FIRMWARE,
     TOOLS,
+    from_source,
     settings,
 )
 
@@ -27,6 +30,8 @@ PACKED_RELEASE = BUILD / "snp-release.tar.gz"
 # What was built from source, and its record.
 BUILT = BUILD / "snp-built"
 
+COMPILER = DEBS / "compiler"
+EDK2 = BUILD / "edk2"
 LISTS = {
     "tools": Path("tasks/packages.yaml"),
     "initramfs": Path("initramfs/packages.yaml"),
@@ -142,7 +147,7 @@ def task_pack_sources() -> Task:
     return command(
         "sevsnp.packages.steps:pack_sources",
         needs=["_dependencies"],
-        locks=[LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
+        locks=[LOCK, SOURCE_LOCK, *sorted(Path("tests").glob("**/*packages.lock"))],
         output=SOURCES,
         cache_dir=str(values.cache_dir()),
         mirror=values.text("MIRROR"),
@@ -150,8 +155,36 @@ def task_pack_sources() -> Task:
     )
 
 
+def task__compiler() -> Task | None:
+    """What builds the firmware with FIRMWARE=source: the compiler's packages, and edk2's source."""
+    if not from_source():
+        return None
+    values = settings()
+    return artefact(
+        "sevsnp.packages.steps:make_compiler",
+        needs=["_dependencies"],
+        inputs={"lock": LOCK, "source_lock": SOURCE_LOCK, "tools": LISTS["tools"]},
+        trees={"debs": (COMPILER, ["packages.json"]), "sources": (EDK2, ["packages.json"])},
+        how={
+            "cache_dir": str(values.cache_dir()),
+            "mirror": values.text("MIRROR"),
+            "snapshot": values.text("SNAPSHOT_MIRROR"),
+            "kept": PinnedFiles(say),
+        },
+    )
+
+
 def task__firmware() -> Task:
     """The firmware of measured guests: it starts nothing but the three hashed files."""
+    if from_source():
+        return artefact(
+            "sevsnp.images.source_firmware:make_source_firmware",
+            inputs={"script": Path("templates/packages/ovmf.sh")},
+            directories={"changes": Path("templates/firmware")},
+            outputs={"output": SOURCE_FIRMWARE},
+            watch=[COMPILER / "packages.json", EDK2 / "packages.json"],
+            how={"debs": COMPILER, "sources": EDK2},
+        )
     pinned = settings().text("PACKAGES_SOURCE") == "debian"
     return artefact(
         "sevsnp.firmware.make:make_firmware" if pinned else "sevsnp.firmware.released:take_firmware",

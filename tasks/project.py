@@ -35,7 +35,9 @@ E2E = BUILD / "e2e"
 RUN = BUILD / "run"
 STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 FIRMWARE = BUILD / "firmware" / "OVMF.fd"
+SOURCE_FIRMWARE = BUILD / "firmware" / "source" / "OVMF.fd"
 LOCK = Path("packages.lock")
+SOURCE_LOCK = Path("sources.lock")
 INITRAMFS = BUILD / "initramfs.cpio.zst"
 PLAIN_INITRAMFS = BUILD / "initramfs.plain.cpio.zst"
 APPLIANCE_INITRAMFS = BUILD / "initramfs.appliance.cpio.zst"
@@ -128,8 +130,18 @@ def signing_key(name: str) -> Path | None:
 
 
 def firmware() -> Path:
-    """The firmware of measured guests: FIRMWARE, else the project's own."""
-    return settings().path("FIRMWARE", FIRMWARE)
+    """The firmware of measured guests: FIRMWARE, our own from source for that word, else our own."""
+    return SOURCE_FIRMWARE if from_source() else settings().path("FIRMWARE", FIRMWARE)
+
+
+def from_source() -> bool:
+    """Whether FIRMWARE is the word for our own build from source. A file of this name is ./source."""
+    return settings().text("FIRMWARE") == "source"
+
+
+def own_firmware() -> Path:
+    """What the task _firmware makes: with FIRMWARE=source from source, else from the pinned build."""
+    return SOURCE_FIRMWARE if from_source() else FIRMWARE
 
 
 def asked() -> dict[str, Any]:

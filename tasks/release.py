@@ -8,6 +8,7 @@ from tasks import luks
 from tasks.e2e import BUNDLE
 from tasks.graph import Task, command
 from tasks.guest import DISK, PACKAGES, ROOTFS
+from tasks.packages import COMPILER, EDK2
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     BUILD,
@@ -18,8 +19,10 @@ from tasks.project import (
     LOCK,
     PLAIN_INITRAMFS,
     RELEASE_MANIFEST,
+    SOURCE_LOCK,
     VERITY,
     firmware,
+    from_source,
     settings,
 )
 from tasks.tools import BIN
@@ -28,6 +31,8 @@ from tasks.verity import IMAGE, ROOTHASH, TREE, config
 MANIFEST = BUILD / "manifest.json"
 CONFIGS = (config("snp"), config("emulated"))
 PACKAGE_LISTS = (RELEASE_MANIFEST, *(DEBS / name / "packages.json" for name in ("initramfs", "guest", "appliance")))
+# What else a firmware from source was made with.
+SOURCE_LISTS = (COMPILER / "packages.json", EDK2 / "packages.json")
 # Without the verifiers in build/bin: they contain the path of the checkout.
 ARTEFACTS = (
     LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
@@ -55,6 +60,7 @@ def task_manifest() -> Task:
     """
     values = settings()
     encrypted = all(path.exists() for path in ENCRYPTED)
+    source = (SOURCE_LOCK, *SOURCE_LISTS) if from_source() else ()
     # A command, not an artefact: the state of git, the Python environment and the key are not files of the project, and
     # a result of a signing key must not be in a cache.
     return command(
@@ -70,10 +76,10 @@ def task_manifest() -> Task:
             "build_tools",
         ],
         project=Path(),
-        artefacts=(*ARTEFACTS, firmware(), *(ENCRYPTED if encrypted else ())),
+        artefacts=(*ARTEFACTS, firmware(), *source, *(ENCRYPTED if encrypted else ())),
         trees=[BUNDLE],
         configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
-        package_lists=PACKAGE_LISTS,
+        package_lists=(*PACKAGE_LISTS, *(SOURCE_LISTS if source else ())),
         acpi=values.text("ACPI"),
         created=os.environ.get("SOURCE_DATE_EPOCH", ""),
         key=values.optional_path("MANIFEST_KEY"),

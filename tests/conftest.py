@@ -5,6 +5,7 @@ import ast
 import contextlib
 import fcntl
 import functools
+import json
 import os
 import shutil
 import signal
@@ -97,6 +98,7 @@ def copy_project(target: Path) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out what needs the build, and what is marked slow")
     parser.addoption("--built", metavar="DIR", help="build in DIR and keep it, so that the next run builds less")
+    parser.addoption("--firmware", metavar="WORD", default="", help="source: boot guests with the firmware from source")
 
 
 # Holds what must end with the last test that uses a shared guest.
@@ -238,7 +240,9 @@ def built(request: pytest.FixtureRequest, artefact_cache: Path) -> Built:
         if done.read() != run:
             copy_project(made.project)
             settings = made.project / "config.yaml"
-            settings.write_text(settings.read_text().replace("luks_free: 512M", "luks_free: 16M "))
+            changed = settings.read_text().replace("luks_free: 512M", "luks_free: 16M ")
+            firmware = json.dumps(request.config.getoption("--firmware"))
+            settings.write_text(changed.replace('firmware: ""', f"firmware: {firmware}"))
             result = made.doit(*GOALS, *LUKS_GOALS, check=False)
             assert result.returncode == 0, result.stdout[-4000:]
             done.truncate(0)

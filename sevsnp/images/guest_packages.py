@@ -208,7 +208,33 @@ def _installed(scratch: Path) -> int:
     return len({*re.findall(r" status (?:unpacked|installed) \S+", text)}) // 2
 
 
-def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str, epoch: int) -> None:
+def run_in_root(debs: Path, scratch: Path, hooks: Sequence[str], *, timeout: float) -> None:
+    """Install the packages in the directory ``debs`` into a new root, run mmdebstrap's ``hooks`` in it, and remove it.
+
+    The hooks have the form of mmdebstrap's --customize-hook: special hooks, as ``copy-in``, or shell commands that get
+    the root as ``$1``. ``scratch`` is an empty directory that other users may enter; ``timeout`` is in seconds, for all
+    together. Errors as for :func:`make_packages_layer`.
+    """
+    packages = read_packages(sorted(debs.glob("*.deb")))
+    mode = namespace_mode()
+    repository = scratch / "repository"
+    repository.mkdir()
+    repository.chmod(0o755)
+    write_repository(packages, repository)
+    _install(packages, repository, scratch / "none", mode, EPOCH, form="null", hooks=hooks, timeout=timeout)
+
+
+def _install(
+    packages: Sequence[Package],
+    repository: Path,
+    raw: Path,
+    mode: str,
+    epoch: int,
+    *,
+    form: str = "tar",
+    hooks: Sequence[str] = (),
+    timeout: float = INSTALL_TIMEOUT,
+) -> None:
     names = [package.name for package in packages if package.field("Essential") != "yes"]
     mmdebstrap = find("mmdebstrap")  # own_mounts would report a missing program in a traceback
     if mmdebstrap is None:
@@ -221,7 +247,7 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
             mmdebstrap,
             f"--mode={mode}",
             "--variant=essential",
-            "--format=tar",
+            f"--format={form}",
             "--architectures=amd64",
             f"--include={','.join(names)}",
             "--aptopt=APT::Install-Recommends false",
@@ -233,11 +259,12 @@ def _install(packages: Sequence[Package], repository: Path, raw: Path, mode: str
             "--dpkgopt=force-unsafe-io",
             # If /proc cannot be mounted, mmdebstrap only warns, and packages are silently set up differently.
             '--customize-hook=test -e "$1/proc/self/status" || { echo /proc cannot be mounted for them >&2; exit 1; }',
+            *(f"--customize-hook={hook}" for hook in hooks),
             "pinned",
             raw,
             f"deb [trusted=yes] copy:{quote(str(repository))} ./",  # a blank would end the address
         ],
         env={"SOURCE_DATE_EPOCH": str(epoch), "TMPDIR": str(raw.parent), "DEBIAN_FRONTEND": "noninteractive"},
-        timeout=INSTALL_TIMEOUT,
+        timeout=timeout,
         hint="the set of packages may not be whole; fetch what is missing: ./doitw packages",
     )

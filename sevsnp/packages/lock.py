@@ -21,7 +21,8 @@ FORMAT = 2
 REFRESH = "run: ./doitw packages_lock"
 
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
-_FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.deb")
+# A package, or an archive of a source package.
+_FILENAME = re.compile(r"[A-Za-z0-9._+~:/-]+\.(deb|tar\.(xz|gz|bz2))")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DATE = re.compile(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z")
 # Bytes. No Debian package is nearly so large; a lock with a larger size is damaged.
@@ -42,7 +43,7 @@ class Package:
 
     @property
     def deb(self) -> str:
-        """The name of its file in the archive's pool."""
+        """The name of its file in the archive's pool; for a source, that of the source archive."""
         return PurePosixPath(self.filename).name
 
 
@@ -134,9 +135,9 @@ def _package(table: Any, where: str) -> Package:
     for key, pattern, expected in (
         ("name", PACKAGE_NAME, "a package name"),
         ("version", _VERSION, "a Debian version"),
-        ("architecture", re.compile("amd64|all"), "amd64 or all"),
+        ("architecture", re.compile("amd64|all|source"), "amd64, all or source"),
         ("archive", re.compile("|".join(ARCHIVES)), " or ".join(ARCHIVES)),
-        ("filename", _FILENAME, "a path below the archive that ends in .deb"),
+        ("filename", _FILENAME, "a path below the archive that ends in .deb or .tar.xz"),
         ("sha256", _SHA256, "64 lower-case hex digits"),
     ):
         value = values[key]

@@ -10,10 +10,15 @@ from sevsnp.packages.archive import write_archive
 from sevsnp.packages.download import Progress
 from sevsnp.packages.fetch import Kept
 from sevsnp.packages.kernel import unpack_kernel
-from sevsnp.packages.lock import Package, read_lock
-from sevsnp.packages.pipeline import locked_files, packages, project_sets, refresh_lock
+from sevsnp.packages.lock import REFRESH, Package, read_lock
+from sevsnp.packages.pipeline import checked_lock, locked_files, packages, project_sets, refresh_lock
+from sevsnp.packages.sets import read_sets
+from sevsnp.packages.tree import export_debs, export_files
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory, write_atomic
+
+# The set of tasks/packages.yaml, and that of sources.lock, from which FIRMWARE=source is built.
+COMPILER, EDK2 = "compiler", "edk2"
 
 
 def make_packages(
@@ -75,6 +80,67 @@ def update_lock(
     """Resolve the four lists anew, or only ``only`` and its dependencies; write ``output``, print the changes."""
     sets = project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance)
     refresh_lock(sets=sets, mirror=mirror, output=output, only=only, cache_dir=Path(cache_dir), snapshot=snapshot)
+
+
+def make_compiler(
+    *,
+    lock: Path,
+    tools: Path,
+    source_lock: Path,
+    cache_dir: str,
+    mirror: str,
+    snapshot: str,
+    debs: Path,
+    sources: Path,
+    kept: Kept | None = None,
+) -> None:
+    """Fetch what builds the firmware: the compiler's packages into ``debs``, and edk2's source into ``sources``.
+
+    ``lock`` pins the packages for the list ``tools``, ``source_lock`` the source. Raises :class:`UserError`.
+    """
+    compiler = [asked for asked in read_sets(tools) if asked.name == COMPILER]
+    wanted = checked_lock(lock, compiler).packages(COMPILER)
+    with fetching() as fetched:
+        archives = _source_files(source_lock, cache_dir, mirror, snapshot, fetched, kept)
+    with fetching() as fetched:
+        files = locked_files(
+            read_lock(lock),
+            wanted,
+            cache_dir=Path(cache_dir),
+            mirror=mirror,
+            snapshot=snapshot,
+            progress=fetched,
+            kept=kept,
+            note=progress.remark,
+        )
+    export_debs(name=COMPILER, debs=files, output=debs)
+    export_files(name=EDK2, files=archives, output=sources)
+
+
+def _source_files(
+    path: Path, cache_dir: str, mirror: str, snapshot: str, fetched: Progress, kept: Kept | None
+) -> dict[Package, Path]:
+    """edk2's source archives. Other remedies than for packages: no task pins them anew."""
+    try:
+        lock = read_lock(path)
+        wanted = lock.packages(EDK2)
+    except UserError as error:
+        raise UserError(error.message, f"restore it: git checkout {path}") from error
+    try:
+        files = locked_files(
+            lock, wanted, cache_dir=Path(cache_dir), mirror=mirror, snapshot=snapshot, progress=fetched, kept=kept
+        )
+    except UserError as error:
+        if REFRESH not in error.hint:
+            raise
+        raise UserError(
+            error.message,
+            "leave FIRMWARE=source away, or name a snapshot mirror in config.yaml: "
+            'snapshot_mirror: "https://HOST/archive/debian/@SNAPSHOTID@"',
+        ) from error
+    if kept:
+        kept.keep(files)
+    return files
 
 
 def pack_sources(*, locks: Sequence[Path], cache_dir: str, mirror: str, snapshot: str, output: Path) -> None:

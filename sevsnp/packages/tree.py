@@ -155,3 +155,14 @@ def export_debs(*, name: str, debs: Mapping[Package, Path], output: Path) -> Non
         write_atomic(new / "Packages", "\n".join(stanzas))
         write_atomic(new / MANIFEST, manifest_text({name: tuple(debs)}))
         replace_tree(new, output, scratch)
+
+
+def export_files(*, name: str, files: Mapping[Package, Path], output: Path) -> None:
+    """Write one set's files, whatever they are, into the directory ``output``, with packages.json."""
+    with scratch_directory(output) as scratch:
+        new = scratch / "files"
+        new.mkdir()
+        new.chmod(0o755)
+        copy_debs(files, new)
+        write_atomic(new / MANIFEST, manifest_text({name: tuple(files)}))
+        replace_tree(new, output, scratch)

@@ -90,8 +90,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none"),
         Setting("AUTHOR_KEY", text, "", "a path to a P-384 private key in PEM",
                 "P-384 private key that signs the ID key; empty: the ID block has none, which some firmware refuses"),
-        Setting("FIRMWARE", text, "", "a path to an OVMF built from OvmfPkg/AmdSev",
-                "firmware of your own that measured guests start with; empty: build/firmware/OVMF.fd"),
+        Setting("FIRMWARE", text, "", "a path to an OVMF built from OvmfPkg/AmdSev, or source",
+                "what measured guests start with: a file of yours, or source: our firmware built here from Debian's "
+                "source; empty: our firmware made from Debian's build"),
         Setting("FIRMWARE_REASON", text, "", "a sentence",
                 "why that firmware is trusted where it cannot be judged (docs/firmware.md); every verdict says it"),
         Setting("ACPI", choice("auto", "on", "off"), "auto", "auto, on or off",

@@ -26,6 +26,8 @@ from tests.support.firmware_machine import (
     KERNEL,
     NO_APERTURE,
     added_file,
+    end_with_a_file,
+    from_source,
     our_firmware,
     stock_firmware,
     watched,
@@ -81,10 +83,17 @@ def test_neither_a_file_nor_a_card_has_its_program_started(
     """Both are offered at once. Control: the next test."""
     extra = WAYS[way](things)
     with watched(built, our_firmware(built), tmp_path / "state", extra, guest_type_sev=guest_type) as machine:
-        assert machine.wait_done() == KERNEL
+        assert machine.wait_done() == end_with_a_file(built)
         log = machine.guest.log()
     assert FILE not in log
     assert CARD not in log
+
+
+def test_a_card_alone_does_not_matter(built: Built, things: Path, tmp_path: Path) -> None:
+    """The kernel starts, and the card's program does not. Control: the next test."""
+    with watched(built, our_firmware(built), tmp_path / "state", card(things)) as machine:
+        assert machine.wait_done() == KERNEL
+        assert CARD not in machine.guest.log()
 
 
 @every_way
@@ -159,6 +168,8 @@ def test_control_a_host_s_init_before_a_verified_root(built: Built, tmp_path: Pa
 @pytest.mark.full
 def test_a_verified_root_has_the_genuine_init(built: Built, tmp_path: Path) -> None:
     """With the same file of the host's: our firmware passes it over, and the verdict is about what runs."""
+    if from_source(built):
+        pytest.skip("the firmware from source stops: the first test")
     extra = added_file(PLACE, saying_init(built, tmp_path))
     with started(built, built.config("emulated"), tmp_path / "state", extra) as running:
         attested(running)
@@ -211,6 +222,8 @@ def test_an_owner_who_expects_our_firmware_sends_no_key(built: Built, tmp_path: 
 @pytest.mark.full
 def test_the_key_goes_to_the_genuine_init(built: Built, tmp_path: Path, owner: Owner, disk: Path) -> None:
     """With the same file of the host's: our firmware passes it over."""
+    if from_source(built):
+        pytest.skip("the firmware from source stops: the first test")
     extra = added_file(PLACE, key_saying_init(built, tmp_path))
     with booted(built, luks_config(built), disk, tmp_path, extra) as running:
         wait_for_key(running)

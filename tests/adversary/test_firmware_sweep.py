@@ -28,6 +28,8 @@ from tests.support.firmware_machine import (
     NOTHING,
     NoHashes,
     added_file,
+    end_with_a_file,
+    from_source,
     ordinary_firmware,
     our_firmware,
     stock_firmware,
@@ -90,7 +92,7 @@ def test_the_names_are_those_of_the_firmware(built: Built) -> None:
     beside = names_beside_kernel(image)
     assert {name.encode() for name in OWN} < set(beside)
     # The name that ours has in a device path, as eight bits can say it: the low halves, and UTF-8.
-    assert {b"`abc", "\u2460\u2461\u2462\u2463".encode()} < set(beside)
+    assert from_source(built) or {b"`abc", "\u2460\u2461\u2462\u2463".encode()} < set(beside)
 
 
 @pytest.mark.full
@@ -98,7 +100,7 @@ def test_no_file_beside_the_kernel_runs(built: Built, tmp_path: Path) -> None:
     """Control: the next test."""
     files = files_beside_kernel(tmp_path, others_beside_kernel(built))
     with watched(built, our_firmware(built), tmp_path / "state", (*SLOTS, *flat(list(files.values())))) as machine:
-        assert machine.wait_done() == KERNEL
+        assert machine.wait_done() == end_with_a_file(built)
         assert said(machine.guest.log(), list(files)) == set()
 
 
@@ -198,8 +200,9 @@ def test_nothing_runs_whichever_of_the_three_are_missing(
     built: Built, tmp_path: Path, everything: Everything, name: str
 ) -> None:
     """And nothing is sent to the network. Control: the next two tests."""
-    offers = everything(tmp_path / "capture")
-    assert end_of(built, our_firmware(built), tmp_path, CASES[name], offers) == (CASES[name].end, set())
+    offers, case = everything(tmp_path / "capture"), CASES[name]
+    end = end_with_a_file(built) if case.end == KERNEL else case.end
+    assert end_of(built, our_firmware(built), tmp_path, case, offers) == (end, set())
     assert (tmp_path / "capture").stat().st_size == PCAP_HEADER
 
 
@@ -366,6 +369,8 @@ def plugged(built: Built, firmware: Path, directory: Path, when: str) -> set[str
 @pytest.mark.parametrize("when", ["paused", "\x1b["])
 def test_nothing_that_is_plugged_in_runs(built: Built, tmp_path: Path, when: str) -> None:
     """Before the first instruction, and when the firmware clears the screen. Control: the next test."""
+    if when != "paused" and from_source(built):
+        pytest.skip("the firmware from source clears no screen")
     assert plugged(built, our_firmware(built), tmp_path, when) == set()
 
 

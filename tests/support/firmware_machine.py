@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.e2e.guest import free_port
+from sevsnp.firmware.known import OURS_FROM_SOURCE
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.measurement.ovmf import Ovmf
 from sevsnp.qemu.confine import Access
 from sevsnp.qemu.process import emulated_arguments, escaped, machine_arguments, start, stop
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import read_cmdline
 from sevsnp.vm_config.config import Launch, VmConfig
 from tests.conftest import Built
@@ -62,7 +64,20 @@ def ordinary_firmware(built: Built) -> Path:
 
 
 def our_firmware(built: Built) -> Path:
-    return built.build / "firmware/OVMF.fd"
+    """The firmware of the built guest; with pytest's --firmware=source the one from source."""
+    return built.config("emulated").launch.firmware.path
+
+
+def from_source(built: Built) -> bool:
+    return sha256_file(our_firmware(built)) == OURS_FROM_SOURCE
+
+
+def end_with_a_file(built: Built) -> str:
+    """How our firmware ends if the host adds a file beside the kernel, and the kernel is the genuine one.
+
+    The one from Debian's build passes the file over. The one from source stops.
+    """
+    return DEAD_LOOP if from_source(built) else KERNEL
 
 
 def with_firmware(config: VmConfig, firmware: Path, directory: Path) -> VmConfig:

@@ -12,6 +12,7 @@ _DEFECT = "a defect of the disk, or of the program: nothing that a user can set 
 
 NO_ACTION: dict[Row, str] = {
     ("sevsnp.images.guest_config", "known: {}"): _KNOWN,
+    ("sevsnp.firmware.changes", "known: {}"): _KNOWN,
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
     ("sevsnp.packages.sets", "known: {}"): _KNOWN,
     ("sevsnp.attestation.report_input", "give a report: {}"): "the forms of a report that are known",

@@ -202,6 +202,14 @@ def test_the_stable_sources_are_those_of_the_pinned_packages() -> None:
     assert {kernel.version.rpartition(".")[0]} == series
 
 
+def test_the_firmware_is_built_from_the_same_source_everywhere() -> None:
+    """With FIRMWARE=source and as a stage."""
+    firmware = read_pins(PROJECT / "tasks" / "sources.yaml", "stable")["ovmf"]
+    assert isinstance(firmware, FileSource)
+    pinned = read_lock(PROJECT / "sources.lock").packages("edk2")
+    assert {one.sha256 for one in firmware.files} == {one.sha256 for one in pinned}
+
+
 FILE = "{path: pool/x, size: 1, sha256: " + "c" * 64 + "}"
 GOOD = f"stable: {{a: {{version: '1', date: '2026-01-01T00:00:00Z', files: [{FILE}]}}}}\nupstream: {{}}\namd: {{}}\n"
 

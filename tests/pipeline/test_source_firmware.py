@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FIRMWARE=source: what is made with it, that its bytes are the same everywhere, and a guest that boots with it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.firmware.gate import find_roads
+from sevsnp.firmware.known import OURS, OURS_FROM_SOURCE
+from sevsnp.firmware.volumes import leaves
+from sevsnp.images.source_firmware import make_source_firmware
+from sevsnp.system.files import sha256_file
+from tests.conftest import PROJECT, Built
+from tests.support.copies import copy_built
+from tests.support.shared_guests import attested, started
+
+FROM_SOURCE, FROM_BUILD = "build/firmware/source/OVMF.fd", "build/firmware/OVMF.fd"
+CONFIGS = ("_verity_config", "_verity_config_emulated", "_luks_config", "_luks_config_emulated")
+GRAPH = """\
+import json
+import dodo
+from doit.loader import load_tasks
+found = {task.name: [[*task.file_dep], task.targets] for task in load_tasks(vars(dodo), allow_delayed=True)}
+print(json.dumps(found))
+"""
+
+
+def graph(word: str) -> Any:
+    """Inputs and outputs of each task, with FIRMWARE=``word``."""
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPH],
+        cwd=PROJECT,
+        env={**os.environ, "FIRMWARE": word},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_the_word_and_paths(tmp_path: Path) -> None:
+    """The word source makes another firmware, which every VM config then has. A path is a path, ./source too."""
+    plain, source = graph(""), graph("source")
+    assert plain["_firmware"][1] == [FROM_BUILD] and "_compiler" not in plain
+    assert source["_firmware"][1] == [FROM_SOURCE]
+    assert {"build/debs/compiler/packages.json", "build/edk2/packages.json"} == {*source["_compiler"][1]}
+    assert {*source["_compiler"][1]} <= {*source["_firmware"][0]}
+    assert "templates/firmware/changes.yaml" in source["_firmware"][0]
+    for name in CONFIGS:
+        assert FROM_BUILD in plain[name][0] and FROM_SOURCE not in plain[name][0]
+        assert FROM_SOURCE in source[name][0] and FROM_BUILD not in source[name][0]
+    assert "source" in graph("./source")["_verity_config"][0]
+    assert f"{tmp_path}/x.fd" in graph(f"{tmp_path}/x.fd")["_verity_config"][0]
+
+
+@pytest.fixture(scope="module")
+def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The built project with everything made again for the firmware from source."""
+    directory = tmp_path_factory.mktemp("source-firmware")
+    copied = copy_built(built, directory / "project")
+    copied.doit("setup_verity", "host_bundle", "FIRMWARE=source")
+    yield copied
+    shutil.rmtree(directory)
+
+
+@pytest.mark.full
+def test_the_bytes_are_the_pinned_ones(copy: Built) -> None:
+    made = copy.project / FROM_SOURCE
+    assert sha256_file(made) == OURS_FROM_SOURCE
+    assert find_roads(made.read_bytes()) == ()
+    for place in (copy.build / "verity", copy.build / "host-bundle"):
+        texts = [path.read_text() for path in place.glob("*.toml")]
+        assert texts and all(OURS_FROM_SOURCE in text and OURS not in text for text in texts)
+
+
+@pytest.mark.full
+def test_it_is_much_smaller(copy: Built) -> None:
+    """The unpacked code, compared with that of Debian's build."""
+
+    def size(path: str) -> int:
+        return sum(
+            len(leaf.data) for leaf in leaves((copy.project / path).read_bytes()) if "variables" not in leaf.place
+        )
+
+    assert size(FROM_SOURCE) < size(FROM_BUILD) / 4
+
+
+@pytest.mark.full
+def test_another_directory_gives_the_same_bytes(copy: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another umask, another time zone, and another number of compilers at once."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    shutil.copytree(PROJECT / "templates/firmware", tmp_path / "templates/firmware")
+    before = os.umask(0o077)
+    try:
+        make_source_firmware(
+            sources=copy.build / "edk2",
+            debs=copy.build / "debs/compiler",
+            changes=tmp_path / "templates/firmware",
+            script=PROJECT / "templates/packages/ovmf.sh",
+            output=tmp_path / "OVMF.fd",
+            jobs=1,
+        )
+    finally:
+        os.umask(before)
+    assert (tmp_path / "OVMF.fd").read_bytes() == (copy.project / FROM_SOURCE).read_bytes()
+
+
+@pytest.mark.full
+@pytest.mark.boot
+def test_a_verified_guest_boots_with_it(copy: Built, tmp_path: Path) -> None:
+    """To its login; the verdict is about a launch digest with this firmware."""
+    with started(copy, copy.config("emulated"), tmp_path / "state") as running:
+        guest = attested(running)
+        assert "openend2e-sevsnp" in guest.ssh("sudo dmesg | grep -i 'efi: EFI v'")
+        assert guest.ssh("ls /sys/class/dmi 2>/dev/null || true").strip() == ""

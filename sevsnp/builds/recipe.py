@@ -13,6 +13,7 @@ from typing import Any
 from sevsnp.builds.place import Place
 from sevsnp.builds.stages import Stage
 from sevsnp.errors import UserError
+from sevsnp.store.recipe import recipe_digest
 from sevsnp.system.files import remove_tree, sha256_file, write_atomic
 from sevsnp.system.template import find_template
 
@@ -76,7 +77,8 @@ def stage_key(stage: Stage, digests: Mapping[str, Any], *, configure_only: bool,
     """SHA-256 of all that decides a stage's result: script, variables, sources, and the ``environment`` it runs in."""
     document = {
         "stage": [stage.name, _script(stage.script), stage.prepare, stage.output],
-        "templates": {name: sha256_file(find_template(path)) for name, path in stage.templates.items()},
+        "templates": {name: _beside(find_template(path)) for name, path in stage.templates.items()},
+        "prepared_by": recipe_digest(stage.prepare.partition(":")[0]) if stage.prepare else "",
         "variables": dict(stage.variables),
         "sources": dict(digests),
         "configure_only": configure_only,
@@ -141,6 +143,12 @@ def _quoted(value: str) -> str:
         if there
         else shlex.quote(value)
     )
+
+
+def _beside(template: Path) -> list[tuple[str, str]]:
+    """A template and the files that it may name: everything in its directory, each with its digest."""
+    files = sorted(path for path in template.parent.rglob("*") if path.is_file())
+    return [(path.relative_to(template.parent).as_posix(), sha256_file(path)) for path in files]
 
 
 def _script(name: str) -> str:

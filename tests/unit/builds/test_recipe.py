@@ -108,6 +108,8 @@ def test_the_key_of_a_stage() -> None:
         key(Stage("two", "run.sh", (), "", (), 1, 1)),
         key(Stage("one", "qemu.sh", (), "", (), 1, 1)),
         key(Stage("one", "run.sh", (), "", (), 1, 1, {"FLAVOUR": "guest"})),
+        key(Stage("one", "run.sh", (), "", (), 1, 1, prepare="sevsnp.firmware.source:prepare_tree")),
+        key(Stage("one", "run.sh", (), "", (), 1, 1, templates={"changes": "firmware/changes.yaml"})),
     ]
     assert len({key(), *others}) == len(others) + 1
     assert key() == key(Stage("one", "run.sh", (), "", (), 99, 99))

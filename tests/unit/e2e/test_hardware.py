@@ -77,6 +77,8 @@ def recorded(directory: Path) -> Path:
         place.mkdir(parents=True)
         for name in RECORDED:
             (place / name).write_text(f"{workflow} {name}\n")
+        (place / "refused").mkdir()
+        (place / "refused/evidence.json").write_text("{}\n")
         (place / "ssh_config").write_text("IdentityFile /secret/place/user_ed25519\n")
         (place / "known_hosts").write_text("guest\n")
     (directory / "e2e.json").write_text('{"platform": "snp"}\n')
@@ -117,6 +119,7 @@ def test_results_evidence_and_logs_are_packed_and_nothing_else(record: Path, key
     names = pack_record(recorded_files(record, [config, tmp_path / "none.toml"], checked), keys, output)
     found = unpacked(output)
     expected = {f"run/{workflow}/{name}" for workflow in ("verity", "luks") for name in RECORDED}
+    expected |= {f"run/{workflow}/refused/evidence.json" for workflow in ("verity", "luks")}
     expected = (expected - {"run/verity/qemu.log"}) | {"e2e.json", "check_host.json", "vm-config-verity.toml"}
     assert {name.removeprefix("./hardware-test/") for name in found} == expected
     assert {f"./{name}" for name in names} == set(found)

@@ -142,7 +142,7 @@ def test_another_directory_gives_the_same_bytes(copy: Built) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             umask=0o077,
-            timeout=BUILD_SECONDS,
+            timeout=2 * BUILD_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-4000:]

@@ -99,6 +99,7 @@ def test_it_is_much_smaller(copy: Built) -> None:
 MAKE = """\
 import sys
 from pathlib import Path
+from sevsnp.images.source_firmware import make_source_firmware
 sources, debs, templates, output = map(Path, sys.argv[1:])
 make_source_firmware(
     sources=sources, debs=debs, changes=templates / "firmware", script=templates / "packages/ovmf.sh", output=output,

@@ -25,6 +25,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Parts, which the others make by themselves": (
         "install_dependencies", "packages", "unpack_kernel", "initramfs",
     ),
+    "QEMU, firmware and kernels from source": (
+        "packages_image", "packages_build", "packages_status", "packages_fetch", "packages_clean",
+    ),
     "The artefact cache": ("cache_status", "cache_prune", "cache_verify"),
     "Work on the project itself": ("test", "lint", "bench", "packages_lock", "pack_sources", "graph"),
 }  # fmt: skip

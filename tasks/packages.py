@@ -87,7 +87,8 @@ def task_packages() -> Task:
 
     Fetches every package that packages.lock pins, checks its SHA-256, and unpacks the tools (QEMU among them) into a
     directory from which they run in place. What was fetched before comes from CACHE_DIR. PACKAGES_SOURCE=release takes
-    that directory from an archive, with PACKAGES_RELEASE and PACKAGES_SHA256.
+    that directory from an archive, with PACKAGES_RELEASE and PACKAGES_SHA256. PACKAGES_SOURCE=container or local puts
+    what packages_fetch has fetched in the place of Debian's.
 
     Next: ./doitw setup_verity
     """

@@ -43,7 +43,7 @@ LEFT_OUT = (
 )
 # What the script starts; a machine without the pinned tools lacks one of them.
 TOOLS: Mapping[str, str] = {"gcc": "gcc", "make": "make", "nasm": "nasm", "iasl": "acpica-tools", "python3": "python3"}
-TIMEOUT = 3600.0  # seconds; five minutes of one idle core
+TIMEOUT = 3600.0  # seconds; two minutes of one idle core
 
 
 def prepare_tree(*, sources: Path, changes: Path, output: Path) -> None:

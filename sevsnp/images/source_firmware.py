@@ -29,9 +29,9 @@ def make_source_firmware(
 
     ``sources`` has edk2's source archives, ``debs`` the compiler's packages, ``changes`` the table of changes and our
     own files (templates/firmware); ``script`` is templates/packages/ovmf.sh. ``jobs`` is the number of compilers at
-    once, 0 for one per CPU. Takes five CPU minutes and 2 GB in the temporary directory (TMPDIR). Reads nothing from the
-    network. Raises :class:`UserError` for a source that is not as the table expects it, for a failed build, and for a
-    result that is not the pinned one.
+    once, 0 for one per CPU. Takes three CPU minutes, and 2 GB in the temporary directory (TMPDIR). Reads nothing from
+    the network. Raises :class:`UserError` for a source that is not as the table expects it, for a failed build, and for
+    a result that is not the pinned one.
     """
     # Not beside the output: the namespace's root must have access to every directory above.
     with temporary_directory("firmware.") as scratch:

@@ -10,6 +10,7 @@ from sevsnp.settings.values import (
     Parser,
     cache_place,
     choice,
+    commit_date,
     guest_name,
     hex_digits,
     integer,
@@ -22,6 +23,7 @@ from sevsnp.settings.values import (
     volume,
     web_address,
     word,
+    words,
 )
 
 # Variables that are refused on the command line and never shown, each with its description.
@@ -175,14 +177,28 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("MANIFEST_PUBLIC_KEY", text, "", "a path to a public key in PEM",
                 "public key that must have signed it; empty: the signature is not checked"),
     )),
-    ("Where things are fetched from and kept.", (
+    ("Where QEMU, firmware and kernels come from (docs/packages.md).", (
         Setting("PACKAGES_SOURCE", choice("debian", "release", "container", "local"), "debian",
                 "debian, release, container or local",
-                "debian: pinned packages; release: an archive of them; container, local: built from source"),
+                "debian: pinned packages; release: a prebuilt archive; container, local: built from source"),
         Setting("PACKAGES_RELEASE", text, "", "the path or URL of a snp-release.tar.gz",
-                "that archive, as a path or an http(s) URL; pack_release makes one"),
+                "the archive of release, as a path or an http(s) URL; pack_release makes one"),
         Setting("PACKAGES_SHA256", sha256, "", "64 lower-case hex digits",
                 "its SHA-256, which decides alone whether it is the right one"),
+        Setting("PACKAGES_PIN", choice("stable", "upstream", "amd"), "stable", "stable, upstream or amd",
+                "what is built: stable: sources pinned by SHA-256; upstream: release tags; amd: AMD's branches"),
+        Setting("COMMIT_DATE", commit_date, "today", "a date as 2026-01-31, or today",
+                "the day (UTC) whose last commit is taken from AMD's branches, as 2026-01-31; or today"),
+        Setting("BUILD_JOBS", integer(0, 1024), "0", "a number of processes to 1024 (0: one for each processor)",
+                "compilers that run at once; 0: one for each processor"),
+        Setting("COMPILER_CACHE", choice("off", "ccache", "sccache"), "off", "off, ccache or sccache",
+                "keeps compiled files in the cache directory for the next build"),
+        Setting("COMPILER_CLUSTER", choice("off", "distcc", "icecc"), "off", "off, distcc or icecc",
+                "sends compilations to other machines, which then have the result in their hands"),
+        Setting("DISTCC_HOSTS", words, "", "hosts as distcc names them, separated by blanks",
+                "the machines that distcc uses, as build1/8,lzo build2; icecc's own daemon knows its scheduler"),
+    )),
+    ("Where things are fetched from and kept.", (
         Setting("KERNEL_DEB", text, "", "a path to a linux-image package",
                 "linux-image package to unpack instead of the pinned one"),
         Setting("MIRROR", text, "", "the URI of a Debian mirror, or a file that pack_sources made",

@@ -8,6 +8,7 @@ versions have the same form.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 
 Value = str | int
 Parser = Callable[[str], Value]
@@ -30,6 +31,21 @@ def web_address(value: str) -> str:
     if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
         raise ValueError
     return value
+
+
+def words(text: str) -> str:
+    """Names of hosts with what distcc allows behind them (localhost/4,lzo), separated by blanks; or nothing."""
+    if not re.fullmatch(r"[A-Za-z0-9@:/.,_\[\] -]*", text) or text.startswith("-"):
+        raise ValueError
+    return text
+
+
+def commit_date(text: str) -> str:
+    """``today``, or a day as ISO 8601 writes it with dashes."""
+    # fromisoformat alone would also accept 20260131 and 2026-W05-6.
+    if text != "today" and date.fromisoformat(text).isoformat() != text:
+        raise ValueError
+    return text
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 """External commands: an argument list, an environment built from scratch, a time limit, and an end with this process.
 
 All external commands are started here, with two exceptions: QEMU, because a host bundle has only the standard library
-(sevsnp.qemu.process), and a detached run, which outlives this process (sevsnp.guests.detach). When this process ends,
-its commands end too, however it ends: after SIGKILL the guardian ends them (sevsnp.system.guardian).
+(sevsnp.qemu.process), and what outlives this process: a detached guest (sevsnp.guests.detach) or build
+(sevsnp.builds.detached). When this process ends, its commands end too, however it ends: after SIGKILL the guardian ends
+them (sevsnp.system.guardian).
 """
 
 import atexit

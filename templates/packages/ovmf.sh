@@ -6,6 +6,7 @@
 # WORK     a directory for everything that is built; kept, it makes the next build faster
 # OUT      the file to write
 # JOBS     how many compilers run at once; 1 if unset
+# CONFIGURE_ONLY  yes: stop once edk2's own tools are built
 #
 # Needs bash, gcc, libc6-dev, make, nasm, iasl, python3 and uuid-dev. Uses no network.
 set -euo pipefail
@@ -35,6 +36,8 @@ make -s -C "$tools/Source/C" -j "$jobs" HOST_ARCH=X64 EDK2_PATH="$SOURCES" \
 for name in build_rule tools_def target; do
     cp "$SOURCES/BaseTools/Conf/$name.template" "$WORK/Conf/$name.txt"
 done
+
+[ "${CONFIGURE_ONLY:-no}" != yes ] || exit 0
 
 export WORKSPACE=$WORK PACKAGES_PATH=$SOURCES EDK_TOOLS_PATH=$tools CONF_PATH=$WORK/Conf PYTHON_COMMAND=python3
 export PYTHONPATH=$tools/Source/Python PATH=$tools/BinWrappers/PosixLike:$PATH

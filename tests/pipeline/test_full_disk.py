@@ -342,3 +342,19 @@ def test_in_the_temporary_directory(built: Built, namespace: Namespace, tmp_path
     namespace.mount(tmp_path / "temporary", "size=2g")
     assert namespace.doit(copy.project, "_guest_packages", **variables).returncode == 0
     assert sha256_file(packages) == reference and list(temporary.iterdir()) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("megabytes", [1, 100, 300])
+def test_the_firmware_from_source(built: Built, namespace: Namespace, tmp_path: Path, megabytes: int) -> None:
+    """It is built in TMPDIR: too little for its source, for the archive of that, and for its compiler."""
+    copy = copy_built(built, tmp_path / "project")
+    made = copy.build / "firmware" / "source" / "OVMF.fd"
+    made.unlink(missing_ok=True)
+    copy.doit("_compiler", "FIRMWARE=source")
+    temporary = namespace.mount(tmp_path / "temporary", f"size={megabytes}m")
+    variables = {"CONFIG_DIR": str(copy.config_dir), "CACHE": "off", "TMPDIR": str(tmp_path / "temporary")}
+    done = namespace.doit(copy.project, "_firmware", FIRMWARE="source", **variables)
+    assert done.returncode != 0 and not made.exists(), done.stdout
+    refused(done.stdout, str(tmp_path / "temporary"))
+    assert list(temporary.iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import pytest
 from sevsnp.firmware.gate import find_roads
 from sevsnp.firmware.known import OURS, OURS_FROM_SOURCE
 from sevsnp.firmware.volumes import leaves
-from sevsnp.images.source_firmware import make_source_firmware
-from sevsnp.system.files import sha256_file
-from tests.conftest import PROJECT, Built
+from sevsnp.system.files import remove_tree, sha256_file
+from tests.conftest import BUILD_SECONDS, PROJECT, Built
+from tests.pipeline.test_reproducible import USER, as_another_user
 from tests.support.copies import copy_built
 from tests.support.shared_guests import attested, started
 
 FROM_SOURCE, FROM_BUILD = "build/firmware/source/OVMF.fd", "build/firmware/OVMF.fd"
 CONFIGS = ("_verity_config", "_verity_config_emulated", "_luks_config", "_luks_config_emulated")
+PROGRAM = "section 0x10"
 GRAPH = """\
 import json
 import dodo
@@ -84,34 +86,71 @@ def test_the_bytes_are_the_pinned_ones(copy: Built) -> None:
 
 @pytest.mark.full
 def test_it_is_much_smaller(copy: Built) -> None:
-    """The unpacked code, compared with that of Debian's build."""
+    """Programs, and the bytes of their code, compared with Debian's build."""
 
-    def size(path: str) -> int:
-        return sum(
-            len(leaf.data) for leaf in leaves((copy.project / path).read_bytes()) if "variables" not in leaf.place
-        )
+    def programs(path: str) -> list[int]:
+        found = leaves((copy.project / path).read_bytes())
+        return [len(leaf.data) for leaf in found if leaf.place.endswith(PROGRAM)]
 
-    assert size(FROM_SOURCE) < size(FROM_BUILD) / 4
+    source, build = programs(FROM_SOURCE), programs(FROM_BUILD)
+    assert 0 < len(source) < len(build) / 2 and sum(source) < sum(build) / 3
+
+
+MAKE = """\
+import sys
+from pathlib import Path
+from sevsnp.images.source_firmware import make_source_firmware
+sources, debs, templates, output = map(Path, sys.argv[1:])
+make_source_firmware(
+    sources=sources, debs=debs, changes=templates / "firmware", script=templates / "packages/ovmf.sh", output=output,
+    jobs=1,
+)
+"""
 
 
 @pytest.mark.full
-def test_another_directory_gives_the_same_bytes(copy: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And another umask, another time zone, and another number of compilers at once."""
-    monkeypatch.setenv("TZ", "Asia/Kathmandu")
-    shutil.copytree(PROJECT / "templates/firmware", tmp_path / "templates/firmware")
-    before = os.umask(0o077)
+def test_another_directory_gives_the_same_bytes(copy: Built) -> None:
+    """And another user without rights, umask, time zone, locale, and number of compilers at once."""
+    base = Path(tempfile.mkdtemp(prefix="a second, longer directory name "))
+    base.chmod(0o755)
     try:
-        make_source_firmware(
-            sources=copy.build / "edk2",
-            debs=copy.build / "debs/compiler",
-            changes=tmp_path / "templates/firmware",
-            script=PROJECT / "templates/packages/ovmf.sh",
-            output=tmp_path / "OVMF.fd",
-            jobs=1,
+        for name in ("home", "tmp"):
+            (base / name).mkdir()
+        for name, place in (("edk2", copy.build), ("compiler", copy.build / "debs"), ("templates", PROJECT)):
+            shutil.copytree(place / name, base / name)
+        shutil.copytree(PROJECT / "sevsnp", base / "library/sevsnp")
+        prefix = as_another_user(base, base / "home") if os.geteuid() == 0 else []
+        for path in (base, *base.rglob("*")) if prefix else ():
+            if path.parent != base / "etc":
+                os.lchown(path, USER, USER)
+        places = [base / name for name in ("edk2", "compiler", "templates", "OVMF.fd")]
+        done = subprocess.run(
+            [*prefix, sys.executable, "-c", MAKE, *map(str, places)],
+            cwd=base,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(base / "home"),
+                "TMPDIR": str(base / "tmp"),
+                "TZ": "Pacific/Kiritimati",
+                "LC_ALL": "tr_TR.UTF-8",
+                "PYTHONPATH": str(base / "library"),
+                "SOURCE_DATE_EPOCH": "86400",
+                "CFLAGS": "-O0",
+                "GCC_BIN": "/nowhere/",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            umask=0o077,
+            timeout=2 * BUILD_SECONDS,
+            check=False,
         )
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert (base / "OVMF.fd").read_bytes() == (copy.project / FROM_SOURCE).read_bytes()
+        assert list((base / "tmp").iterdir()) == []
     finally:
-        os.umask(before)
-    assert (tmp_path / "OVMF.fd").read_bytes() == (copy.project / FROM_SOURCE).read_bytes()
+        remove_tree(base)
 
 
 @pytest.mark.full

@@ -70,6 +70,12 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "KDS_MIRROR": ("http://192.0.2.1/", NONE),
     "CERTS": ("x", NONE),
     "OFFLINE": ("yes", NONE),
+    "PACKAGES_PIN": ("amd", NONE),
+    "COMMIT_DATE": ("2026-01-31", NONE),
+    "BUILD_JOBS": ("3", NONE),
+    "COMPILER_CACHE": ("ccache", NONE),
+    "COMPILER_CLUSTER": ("distcc", NONE),
+    "DISTCC_HOSTS": ("192.0.2.1", NONE),
     "MIRROR": ("http://192.0.2.1/", NONE),
     "SNAPSHOT_MIRROR": ("http://192.0.2.1/", NONE),
     # The same keys in another place: the tasks check them again, and then copy from the cache.

@@ -10,6 +10,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.patches import apply_series
+from tests.support.waiting import NET
 
 OLD = "".join(f"line {number}\n" for number in range(40))
 NEW = OLD.replace("line 5\n", "five\nfive and a half\n").replace("line 30\n", "").replace("line 39\n", "last\n")
@@ -45,7 +46,7 @@ def test_it_gives_what_patch_gives(tmp_path: Path) -> None:
     found = patched(tmp_path, diff(old, new), "b\nc\n" + old)
     if shutil.which("patch") is None:
         pytest.skip("needs patch(1)")
-    subprocess.run(["patch", "-s", "-p1", "-F0", "-i", "p"], cwd=tmp_path, check=True, timeout=30)
+    subprocess.run(["patch", "-s", "-p1", "-F0", "-i", "p"], cwd=tmp_path, check=True, timeout=NET)
     assert found == (tmp_path / "f").read_text()
 
 

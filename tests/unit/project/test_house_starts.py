@@ -9,6 +9,7 @@ from tests.unit.project.test_house_rules import python_files, relative
 # Everything else goes through sevsnp.system.command.spawned, run or run_attached.
 MAY_START = {
     "sevsnp/system/command.py": "the one place; and the guardian, which nothing can guard",
+    "sevsnp/builds/detached.py": "a build that the user wants to outlive the command; `packages_clean` ends it",
     "sevsnp/guests/detach.py": "a guest that the user wants to outlive the command; `stop` ends it",
     "sevsnp/system/own_mounts.py": "becomes the program that sevsnp.system.command has started it for",
     "sevsnp/keys/taken_key.py": "becomes itself anew, before anything is loaded, and starts nothing",

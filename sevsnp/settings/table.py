@@ -61,6 +61,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "a root filesystem tar, or a disk image (qcow2, raw, VMDK, VHDX); empty: our own guest"),
         Setting("ROOT_DEVICE", text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME",
                 "which root on a disk image that has several, as /dev/vda2, UUID=… or /dev/GROUP/VOLUME"),
+        Setting("FROM_INITRD", text, "", "a path to an initrd",
+                "a distribution's own initrd, of the guest's kernel, that comes before the layers of the initramfs"),
         Setting("PRODUCT", choice("Milan", "Genoa", "Turin"), "Genoa", "Milan, Genoa or Turin",
                 "the processor that will run it (Milan, Genoa, Turin): decides the shape of its TCB version"),
         Setting("CPUS", integer(1, 255), "1", "a number of vCPUs from 1 to 255",

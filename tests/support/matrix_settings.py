@@ -44,6 +44,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
+    "FROM_INITRD": ("README.md", frozenset({"initramfs"})),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),

@@ -10,6 +10,7 @@ from sevsnp.settings.values import (
     Parser,
     cache_place,
     choice,
+    dns_servers,
     guest_name,
     hex_digits,
     integer,
@@ -107,6 +108,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "memory that /tmp may take"),
         Setting("VERITY_FILESYSTEM", choice("ext4", "erofs"), "ext4", "ext4 or erofs",
                 "the root's file system: ext4, or erofs, which is compressed and cannot be written to at all"),
+        Setting("GUEST_DNS", dns_servers, "", "one to three IP addresses, as 192.0.2.1,2001:db8::1",
+                "the guest's DNS servers, as 192.0.2.1,2001:db8::1, whatever DHCP says; empty: as the root file system "
+                "has it (ours: 10.0.2.3, which is QEMU's user network)"),
         Setting("LUKS_FREE", size(16 << 20, 1 << 42), "512M", "a size from 16M, as 512M or 20G",
                 "room that the encrypted root has beside what is in it"),
         Setting("LUKS_REPORTS", choice("closed", "open"), "closed", "closed or open",

@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
     # More than one CPU needs ACPI.
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
+    "GUEST_DNS": ("192.0.2.1", CMDLINES | LUKS_CMDLINES),
     "LUKS_FREE": ("17M", OWN_LUKS),
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
     "LUKS_KEY_FILE": ("{tmp}/no-such-key", OWN_LUKS),
@@ -80,7 +81,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
 # A task's parameters by name, and the setting of each; parameters that the task itself fixes have none.
 PARAMETERS: dict[str, str] = {
     "filesystem": "VERITY_FILESYSTEM", "rootfs": "VERITY_FILESYSTEM", "writable": "WRITABLE", "acpi": "ACPI",
-    "reports": "LUKS_REPORTS",
+    "reports": "LUKS_REPORTS", "dns": "GUEST_DNS",
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",

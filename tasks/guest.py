@@ -161,7 +161,8 @@ def task_run_guest() -> Task:
     """Boot the plain guest without SEV-SNP [IMAGE MEMORY NAME DETACH …]
 
     Boots a disk image in an ordinary VM, in the foreground: that of create_new_vm, which has to be made before, or
-    IMAGE. Nothing is measured or verified.
+    IMAGE. Nothing is measured or verified. For the guest of create_new_vm it writes an ssh_config, with which
+    ./doitw ssh logs in; the host key that answers first is taken.
 
     Next: ./doitw setup_verity makes of it a guest that can be verified.
     """
@@ -205,4 +206,5 @@ def _plain(task: str, mode: str) -> Task:
         launch={name: values[name] for name in LAUNCHED},
         platform=values.text("PLATFORM"),
         identity=keys().user_private,
+        template=Path("templates/ssh_config.j2"),
     )

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from sevsnp.errors import UserError
@@ -14,6 +15,7 @@ from sevsnp.host.run import another_guest
 from sevsnp.host.session import Told, session
 from sevsnp.host.state import Run, check_free
 from sevsnp.images.guest_disk import ROOT_WORDS
+from sevsnp.keys.ssh_config import write_ssh_config
 from sevsnp.qemu.blocks import BlockFile
 from sevsnp.qemu.disk_format import DiskFormat
 from sevsnp.qemu.disk_record import format_of
@@ -51,6 +53,7 @@ def run_plain(
     platform: str,
     options: RunOptions,
     identity: Path,
+    template: Path,
     name: str,
     limit: float | None = None,
 ) -> None:
@@ -59,7 +62,8 @@ def run_plain(
     ``plain`` boots the disk's own boot loader without SEV-SNP, ``snp`` with it. ``direct`` boots ``kernel`` and
     ``initrd`` with their hashes in the launch digest, and mounts the root of create_new_vm's disk. Changes to our own
     image are discarded at the end. Changes to a user's IMAGE are kept, and so is its format at its first use.
-    ``identity`` is the user's private key for the account ``user`` of our own image; ``name`` is the guest's name.
+    ``identity`` is the user's private key for the account ``user`` of our own image, and ``template`` that of the ssh
+    configuration for it, which says that the guest is not attested. ``name`` is the guest's name.
     """
     another = another_guest("run_guest", name)
     check_free(options.state, another)
@@ -73,7 +77,8 @@ def run_plain(
             raise UserError(f"{path}: no such file", hint)
     # Beside the directory of the guest's logs, not in it: no guest and no guest's QEMU can write there.
     form = DiskFormat.QCOW2 if own_image else format_of(image, options.state.parent / "disk-formats.json")
-    login = f"ssh -p {options.ssh_port} -i {identity} user@127.0.0.1" if own_image else ""
+    ssh_config = options.state / "ssh_config"
+    login = f"ssh -F {quote(str(ssh_config))} guest" if own_image else ""
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
         overlay = Path(work) / "changes.qcow2" if own_image else None
         options = replace(options, disks=(BlockFile("root", image, form, overlay=overlay),))
@@ -86,6 +91,17 @@ def run_plain(
         chosen = choose(asked, guest, options.qemu, options.state.parent / "platform.json")
         run = Run("plain", chosen.name, "", options.ssh_port, options.attest_port)
         with session(options, run, Told(another, login, _KERNEL)) as options:
+            if own_image:
+                write_ssh_config(
+                    ssh_config,
+                    template=template,
+                    host="127.0.0.1",
+                    port=options.ssh_port,
+                    user="user",
+                    identity=identity,
+                    known_hosts=options.state / "known_hosts",
+                    vouched=False,
+                )
             if mode == "direct":
                 with running(chosen, guest, options) as process:
                     code = process.wait(timeout=limit)

@@ -15,6 +15,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
     ("sevsnp.packages.sets", "known: {}"): _KNOWN,
     ("sevsnp.attestation.report_input", "give a report: {}"): "the forms of a report that are known",
+    ("sevsnp.guests.local", "log in with one of them: ssh -p {} ACCOUNT@127.0.0.1"): _QUESTION,
     ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
     ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
     ("sevsnp.project.testing", "its report is above"): _LOOK,

@@ -32,7 +32,18 @@ def root(tmp_path: Path) -> Path:
 
 def in_namespace(place: Path, then: str) -> str:
     code = SCRIPT + textwrap.dedent(then)
-    words = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-B", "-c", code, INITRAMFS, place]
+    words: list[str | Path] = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        sys.executable,
+        "-B",
+        "-c",
+        code,
+        INITRAMFS,
+        place,
+    ]
     return run(words, timeout=60).decode()
 
 

@@ -35,6 +35,10 @@ E2E = BUILD / "e2e"
 RUN = BUILD / "run"
 STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 FIRMWARE = BUILD / "firmware" / "OVMF.fd"
+# This firmware boots from a disk; the measured guests' firmware does not.
+DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
+# The settings of a plain guest's launch.
+LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOCK = Path("packages.lock")
 INITRAMFS = BUILD / "initramfs.cpio.zst"
 PLAIN_INITRAMFS = BUILD / "initramfs.plain.cpio.zst"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain guest: its own disk, not verified. For trials, and for comparison with the measured guests."""
 
+import contextlib
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -46,6 +47,7 @@ def run_plain(
     mode: Mode,
     image: Path,
     own_image: bool,
+    missing: str,
     firmware: Path,
     kernel: Path,
     initrd: Path,
@@ -64,12 +66,13 @@ def run_plain(
     image are discarded at the end. Changes to a user's IMAGE are kept, and so is its format at its first use.
     ``identity`` is the user's private key for the account ``user`` of our own image, and ``template`` that of the ssh
     configuration for it, which says that the guest is not attested. ``name`` is the guest's name.
+    ``missing`` is the command that makes our own image.
     """
     another = another_guest("run_guest", name)
     check_free(options.state, another)
     options = check_options(options)
     for path, hint in (
-        (image, "make one with: ./doitw create_new_vm" if own_image else "give another one: IMAGE=FILE"),
+        (image, f"make one with: {missing}" if own_image else "give another one: IMAGE=FILE"),
         (kernel, "run: ./doitw unpack_kernel"),
         (firmware, "run: ./doitw _firmware"),
     ):
@@ -84,7 +87,7 @@ def run_plain(
         options = replace(options, disks=(BlockFile("root", image, form, overlay=overlay),))
         cmdline = Path(work) / "cmdline"
         cmdline.write_text(build_cmdline(ROOT_WORDS))
-        guest = _launch(launch, firmware, kernel, initrd, cmdline)
+        guest = plain_launch(launch, firmware, kernel, initrd, cmdline)
         if mode == "direct":
             check_launch_firmware(guest)
         asked = "emulated" if mode == "plain" else platform
@@ -111,7 +114,9 @@ def run_plain(
                 raise UserError(f"QEMU ended with exit code {code}")
 
 
-def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
+def plain_launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:
+    """The launch of a plain guest; ``values`` are the settings that it reads, by name."""
+
     def file(path: Path) -> File:
         return File(path.resolve(), sha256_file(path))
 
@@ -134,7 +139,22 @@ def _launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Pat
 
 
 def _from_disk(chosen: Platform, guest: Launch, options: RunOptions, work: Path, limit: float | None) -> int:
-    """Boot through the firmware and the disk's own boot loader."""
+    """Boot through the firmware and the disk's own boot loader, and return QEMU's exit code."""
+    with started_from_disk(chosen, guest, options, work) as process:
+        try:
+            return process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"the guest did not end in {limit:.0f} s") from None
+
+
+@contextlib.contextmanager
+def started_from_disk(
+    chosen: Platform, guest: Launch, options: RunOptions, work: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """QEMU with a guest that boots through the firmware and the disk's own boot loader; it is ended with the context.
+
+    ``work`` is a directory for QEMU's own files.
+    """
     if chosen.name == "snp":
         machine = snp_arguments(guest, options.memory, *capabilities(options.qemu, work), kernel_hashes=False)
     else:
@@ -154,8 +174,6 @@ def _from_disk(chosen: Platform, guest: Launch, options: RunOptions, work: Path,
         inherited=options.inherited,
     )
     try:
-        return process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"the guest did not end in {limit:.0f} s") from None
+        yield process
     finally:
         stop(process)

@@ -75,6 +75,13 @@ def integer(low: int, high: int) -> Parser:
     return parse
 
 
+def digest(text: str) -> str:
+    """A SHA-256 in lower-case hex, or nothing."""
+    if not re.fullmatch("(?:[0-9a-f]{64})?", text):
+        raise ValueError
+    return text
+
+
 def dns_servers(text: str) -> str:
     """Up to three addresses of DNS servers with commas between, each in its shortest form, or nothing."""
     found = []

@@ -44,6 +44,11 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE": ("README.md", CONFIGS | LUKS_CONFIGS),
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
+    # Another disk and its seed, from other files; without a CLOUD_IMAGE there is nothing to make them from.
+    "GUEST_FROM": ("cloud-image", frozenset({"create_new_vm"})),
+    "CLOUD_IMAGE": ("README.md", NONE),
+    "CLOUD_IMAGE_SHA256": ("1" * 64, NONE),
+    "DISK_SIZE": ("20G", NONE),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
     "FROM_INITRD": ("README.md", frozenset({"initramfs"})),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),

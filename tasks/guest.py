@@ -202,7 +202,7 @@ def _plain(task: str, mode: str) -> Task:
         "guest",
         mode=mode,
         image=values.path("IMAGE", cloud.SET_UP if cloud.chosen() else DISK),
-        missing="./doitw run_setup GUEST_FROM=cloud-image" if cloud.chosen() else "./doitw create_new_vm",
+        cloud=cloud.chosen(),
         own_image=not values.text("IMAGE"),
         firmware=firmware() if mode == "direct" else DISK_FIRMWARE,
         kernel=KERNEL / "vmlinuz",

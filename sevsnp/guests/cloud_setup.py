@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sevsnp.errors import UserError
@@ -69,7 +70,9 @@ def run_setup(
     check_free(options.state, another)
     for path in (disk, seed):
         if not path.is_file():
-            raise UserError(f"{path}: no such file", "make it with: ./doitw create_new_vm GUEST_FROM=cloud-image …")
+            raise UserError(
+                f"{path}: no such file", "make it with: ./doitw create_new_vm GUEST_FROM=cloud-image CLOUD_IMAGE=FILE"
+            )
     options = check_options(replace(options, restricted=True, terminal=False))
     config = options.state / "ssh_config"
     with scratch_directory(output) as scratch, tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
@@ -99,8 +102,8 @@ def run_setup(
                 status = _set_up(process, config, options, limit)
         copy.replace(output)
     print(f"cloud-init is {status}; {output} is the guest's disk, in which cloud-init is switched off")
-    print("next: ./doitw run_guest GUEST_FROM=cloud-image")
-    print(f"or, for a guest that can be verified: ./doitw setup_verity IMAGE={output}")
+    print("next: ./doitw run_guest GUEST_FROM=cloud-image DETACH=yes")
+    print(f"or, for a guest that can be verified: ./doitw setup_verity IMAGE={quote(str(output))}")
 
 
 def _set_up(process: "subprocess.Popen[bytes]", config: Path, options: RunOptions, limit: float) -> str:

@@ -47,7 +47,7 @@ def run_plain(
     mode: Mode,
     image: Path,
     own_image: bool,
-    missing: str,
+    cloud: bool,
     firmware: Path,
     kernel: Path,
     initrd: Path,
@@ -66,13 +66,16 @@ def run_plain(
     image are discarded at the end. Changes to a user's IMAGE are kept, and so is its format at its first use.
     ``identity`` is the user's private key for the account ``user`` of our own image, and ``template`` that of the ssh
     configuration for it, which says that the guest is not attested. ``name`` is the guest's name.
-    ``missing`` is the command that makes our own image.
+    ``cloud``: our own image is that of a cloud image, after run_setup.
     """
     another = another_guest("run_guest", name)
     check_free(options.state, another)
     options = check_options(options)
+    made = "make one with: ./doitw create_new_vm"
+    if cloud:
+        made = "make one with: ./doitw run_setup GUEST_FROM=cloud-image"
     for path, hint in (
-        (image, f"make one with: {missing}" if own_image else "give another one: IMAGE=FILE"),
+        (image, made if own_image else "give another one: IMAGE=FILE"),
         (kernel, "run: ./doitw unpack_kernel"),
         (firmware, "run: ./doitw _firmware"),
     ):

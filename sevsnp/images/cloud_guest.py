@@ -61,7 +61,8 @@ def make_cloud_guest(
         raise UserError("CLOUD_IMAGE: not set, expected a cloud image", "say which: CLOUD_IMAGE=…")
     if sha256 and (found := sha256_file(image)) != sha256:
         raise UserError(
-            f"CLOUD_IMAGE={image}: found SHA-256 {found}, expected {sha256}", "give the digest that its maker says"
+            f"CLOUD_IMAGE={image}: found SHA-256 {found}, expected {sha256}",
+            "give the digest that the maker of the image says",
         )
     form = disk_format(image)
     tools = tools.resolve()

@@ -290,7 +290,7 @@ def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
 
 @remedies(
     "sevsnp.host.plain",
-    "make one with: {}",
+    "make one with: ./doitw create_new_vm",
     "run: ./doitw unpack_kernel",
     "run: ./doitw _firmware",
     "give another one: IMAGE=FILE",
@@ -301,7 +301,7 @@ def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
 
     def run(disk: Path = image) -> None:
         run_plain(
-            mode="direct", image=disk, own_image=disk == image, missing="./doitw create_new_vm",
+            mode="direct", image=disk, own_image=disk == image, cloud=False,
             firmware=firmware, kernel=kernel,
             initrd=checkout.build / "nonsuch", launch={}, platform="emulated", options=options(checkout),
             identity=checkout.keys.user_private, template=checkout.project / "templates" / "ssh_config.j2",

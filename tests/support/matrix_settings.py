@@ -50,7 +50,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "CLOUD_IMAGE_SHA256": ("1" * 64, NONE),
     "DISK_SIZE": ("20G", NONE),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
-    "FROM_INITRD": ("README.md", frozenset({"initramfs"})),
+    "FROM_INITRD": ("README.md", frozenset({"_initrd_layer", "initramfs"})),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),

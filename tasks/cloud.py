@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from tasks.graph import Task, artefact
+from tasks.graph import Task, artefact, clean
 from tasks.project import (
     DISK_FIRMWARE,
     GUEST,
@@ -66,7 +66,7 @@ def guest() -> Task:
 
 
 def task_run_setup() -> Task:
-    """Boot a cloud image once with its seed, until cloud-init is done [GUEST_FROM NAME …]
+    """Boot a cloud image once with its seed, until cloud-init is done [NAME …]
 
     Boots what create_new_vm GUEST_FROM=cloud-image has made, with the seed and a network that reaches nothing but this
     machine's ssh. It waits until cloud-init is done, switches cloud-init off in the guest, and keeps the disk as
@@ -75,7 +75,7 @@ def task_run_setup() -> Task:
     Next: ./doitw run_guest GUEST_FROM=cloud-image
     """
     values = settings()
-    return launching(
+    made = launching(
         "sevsnp.guests.cloud_setup:run_setup",
         "run_setup",
         "guest",
@@ -89,3 +89,4 @@ def task_run_setup() -> Task:
         identity=keys().user_private,
         template=Path("templates/ssh_config.j2"),
     )
+    return {**made, "clean": [(clean, [[SET_UP]])]}

@@ -73,7 +73,7 @@ def run_plain(
     options = check_options(options)
     made = "make one with: ./doitw create_new_vm"
     if cloud:
-        made = "make one with: ./doitw run_setup GUEST_FROM=cloud-image"
+        made = "make one with: ./doitw run_setup"
     for path, hint in (
         (image, made if own_image else "give another one: IMAGE=FILE"),
         (kernel, "run: ./doitw unpack_kernel"),

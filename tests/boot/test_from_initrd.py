@@ -6,24 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.images.from_initrd import make_initrd_layer
 from tests.conftest import Built
 from tests.pipeline.test_initramfs import unpacked
 from tests.support.cloud_image import debian_tar
 from tests.support.copies import copy_built
 from tests.support.shared_guests import attested, started
 
+# The packages of each maker of initrds, and its command.
+MAKERS = {
+    "initramfs-tools": (("initramfs-tools", "zstd"), "mkinitramfs -o /boot/initrd.img {}"),
+    "dracut": (("dracut-core", "systemd", "zstd"), "dracut --no-hostonly --kver {} /boot/initrd.img"),
+}
 
-def initrd_of(built: Built, directory: Path) -> Path:
-    """The initrd that initramfs-tools makes for our kernel, in a Debian of its own."""
+
+def initrd_of(built: Built, directory: Path, maker: str = "initramfs-tools") -> Path:
+    """The initrd that ``maker`` makes for our kernel, in a Debian of its own."""
+    packages, command = MAKERS[maker]
     release = (built.build / "kernel" / "version").read_text().strip()
     modules = (built.build / "kernel" / "lib" / "modules" / release).resolve()
     debian_tar(
         directory / "debian.tar",
-        ("initramfs-tools", "kmod", "udev", "zstd"),
+        (*packages, "kmod", "udev"),
         'mkdir -p "$1/usr/lib/modules"',
         f"copy-in {modules} /usr/lib/modules",
         f'chroot "$1" depmod {release}',
-        f'chroot "$1" mkinitramfs -o /boot/initrd.img {release}',
+        f'chroot "$1" {command.format(release)}',
         f"copy-out /boot/initrd.img {directory}",
     )
     return directory / "initrd.img"
@@ -45,3 +53,18 @@ def test_a_guest_on_debian_s_own_initrd(built: Built, tmp_path: Path) -> None:
         guest = attested(running)
         assert guest.ssh("systemctl is-system-running --wait || true").strip() == "running"
         assert guest.ssh("cat /etc/resolv.conf") == "nameserver 192.0.2.1\nnameserver 2001:db8::1\n"
+
+
+@pytest.mark.full
+def test_dracut_s_initrd_is_taken(built: Built, tmp_path: Path) -> None:
+    """Its content, not its boot: the guest above boots with the same init."""
+    layers = [built.build / "layers" / f"{name}.cpio.zst" for name in ("base", "modules", "init")]
+    make_initrd_layer(
+        initrd=initrd_of(built, tmp_path, "dracut"),
+        version=built.build / "kernel" / "version",
+        layers=layers,
+        output=tmp_path / "layer.cpio.zst",
+    )
+    found = unpacked(tmp_path / "layer.cpio.zst")
+    ours = {name for layer in layers for name, member in unpacked(layer).items() if not stat.S_ISDIR(member.mode)}
+    assert any(".ko" in name for name in found) and found.keys().isdisjoint(ours)

@@ -48,7 +48,7 @@ def test_what_the_settings_must_name(told: Told, checkout: Built, tmp_path: Path
 
 @pytest.mark.boot
 @pytest.mark.full  # installs a Debian, and boots it three times
-@remedies("sevsnp.host.plain", "make one with: ./doitw run_setup GUEST_FROM=cloud-image")
+@remedies("sevsnp.host.plain", "make one with: ./doitw run_setup")
 @remedies(
     "sevsnp.guests.cloud_setup",
     "make it with: ./doitw create_new_vm GUEST_FROM=cloud-image CLOUD_IMAGE=FILE",

@@ -120,3 +120,12 @@ def test_disks_that_a_root_wants_or_takes() -> None:
     assert [line.split(" is ")[0] for line in lines] == ["/etc/fstab: /data", "/etc/fstab: none", "multipathd.service"]
     masked = link_entry("etc/systemd/system/multipathd.service", "/dev/null")
     assert said(tree(MANAGER, multipath, masked)) == []
+
+
+def test_modules_that_a_root_names_and_lacks() -> None:
+    """Control: with modules in it, and for a list of remarks only, nothing is said."""
+    named = text_entry("etc/modules-load.d/own.conf", "# for the network\nbridge\n; more\n\n")
+    (line,) = said(tree(MANAGER, named))
+    assert line.startswith("modules-load.d names bridge, and the root has no kernel modules")
+    assert said(tree(MANAGER, named, directory_entry("usr/lib/modules/6.12.1"), link_entry("lib", "usr/lib"))) == []
+    assert said(tree(MANAGER, text_entry("etc/modules-load.d/own.conf", "# none\n"))) == []

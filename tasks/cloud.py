@@ -61,6 +61,7 @@ def guest() -> Task:
         params={"sha256": values.text("CLOUD_IMAGE_SHA256"), "size": values.number("DISK_SIZE")},
         how={"tools": TOOLS},
         watch=[RELEASE_MANIFEST],
+        needs=["unpack_kernel", "_plain_initramfs"],  # every plain guest is launched with their files
         cached=False,  # the user's own file system must not be shared
     )
 

@@ -125,6 +125,8 @@ def _set_up(process: "subprocess.Popen[bytes]", config: Path, options: RunOption
     while said is None:
         said = _asked(config, _STATUS, max(_TRY_SECONDS, deadline - time.monotonic()))
         if said is None:
+            # cloud-init makes new host keys, in some images after sshd has started with others.
+            (options.state / "known_hosts").unlink(missing_ok=True)
             wait(f"sshd does not let {USER} in yet")
     code = said.rpartition(_CODE)[2].strip()
     if code not in _DONE:

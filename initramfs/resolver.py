@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Give the guest the DNS servers of the measured command line, whatever its network manager and the host's DHCP say.
 
-Nothing on the disk is changed; only a missing /etc/resolv.conf is made, empty. A server that is named here is no trusted
-server: its answers come over the host's network.
+Nothing on the disk is changed; only a missing /etc/resolv.conf is made, empty. A server that is named here is not
+trusted: its answers come over the host's network.
 """
 
 import os

@@ -64,20 +64,26 @@ def _merged(entries: Iterable[Entry], initrd: Path) -> dict[str, Entry]:
         name = f"usr/{entry.name}" if first in MERGED and slash else entry.name
         if name and name not in MERGED:
             found[name] = replace(entry, name=name)
-    for name in found:
+    _check_parents(found, found, initrd, "")
+    return found
+
+
+def _check_parents(names: Iterable[str], tree: dict[str, Entry], initrd: Path, whose: str) -> None:
+    """Raises UserError for a name below an entry of ``tree`` that is not a directory: it would land elsewhere."""
+    for name in names:
         parent = name.rpartition("/")[0]
         while parent:
-            if parent in found and found[parent].kind is not Kind.DIRECTORY:
-                raise UserError(f"{initrd}: {name}: below {parent}, which is a {found[parent].kind.name.lower()}")
+            if parent in tree and tree[parent].kind is not Kind.DIRECTORY:
+                kind = f"a {tree[parent].kind.name.lower()}{whose}"
+                raise UserError(f"{initrd}: {printable(name)}: below {printable(parent)}, which is {kind}")
             parent = parent.rpartition("/")[0]
-    return found
 
 
 def _check_release(names: Iterable[str], initrd: Path, release: str) -> None:
     releases = {match[1] for name in names if (match := _MODULES.match(name))}
     if others := sorted(releases - {release}):
         raise UserError(
-            f"{initrd}: found modules of the kernel {', '.join(others)}, but the guest boots {release}",
+            f"{initrd}: found modules of the kernel {printable(', '.join(others))}, but the guest boots {release}",
             "give an initrd of that kernel: FROM_INITRD=…",
         )
 
@@ -89,6 +95,7 @@ def _kept(entries: dict[str, Entry], ours: dict[str, Entry], initrd: Path) -> tu
     # At the top, our init mounts file systems on empty directories of ours.
     filled = {name.partition("/")[0] for name in ours if "/" in name}
     empty = {name for name, entry in ours.items() if entry.kind is Kind.DIRECTORY and "/" not in name} - filled
+    _check_parents(entries, ours, initrd, " in our initramfs")
     for name, entry in entries.items():
         if reason := _reason(name, entry, ours, empty, initrd):
             left_out[reason] += 1
@@ -103,7 +110,9 @@ def _reason(name: str, entry: Entry, ours: dict[str, Entry], empty: set[str], in
         return _OURS
     if own and own.kind is not entry.kind:
         if entry.kind is Kind.DIRECTORY:
-            raise UserError(f"{initrd}: {name}: a directory, where our initramfs has a {own.kind.name.lower()}")
+            raise UserError(
+                f"{initrd}: {printable(name)}: a directory, where our initramfs has a {own.kind.name.lower()}"
+            )
         return _OURS
     acting = next((why for pattern, why in _ACTING.items() if fnmatchcase(name, pattern)), "")
     return acting or ("places of our own" if any(name.startswith(f"{place}/") for place in empty) else "")

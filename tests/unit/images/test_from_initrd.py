@@ -126,8 +126,11 @@ def test_another_kernel_s_initrd_is_refused_by_name(tmp_path: Path, place: str, 
     ("theirs", "words"),
     [
         ((link_entry("usr/share", "/x"), text_entry("usr/share/file", "")), "usr/share/file: below usr/share, which"),
+        ((text_entry("init/x", ""),), "init/x: below init, which is a file in our initramfs"),
+        ((text_entry("usr/bin/python3/x", ""),), "usr/bin/python3/x: below usr/bin/python3, which is a symlink in our"),
+        ((link_entry("usr/\x1b[2J", "/x"), text_entry("usr/\x1b[2J/y", "")), r"usr/.\[2J/y: below"),
         ((directory_entry("init"),), "init: a directory, where our initramfs has a file"),
-        ((text_entry("usr/bin/busybox/x", ""), directory_entry("usr/bin/busybox")), "a directory, where"),
+        ((text_entry("usr/bin/busybox/x", ""), directory_entry("usr/bin/busybox")), "in our initramfs"),
     ],
 )
 def test_shapes_that_the_kernel_would_unpack_elsewhere_are_refused(

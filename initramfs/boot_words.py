@@ -16,7 +16,7 @@ _MODES = {
     "luks": {"luks", "rootfs", "owner"},
 }
 # The optional words of each mode.
-_OPTIONAL = {"verity": {"emulated"}, "luks": {"emulated", "reports"}}
+_OPTIONAL = {"verity": {"emulated", "dns"}, "luks": {"emulated", "reports", "dns"}}
 _DIRECTORIES = ("etc", "home", "var", "tmp")
 _VERITY = re.compile(
     r"1:(?P<data_block>4096):(?P<hash_block>4096):(?P<blocks>[1-9][0-9]{0,11}):(?P<hash_start>0|[1-9][0-9]{0,11})"
@@ -24,6 +24,7 @@ _VERITY = re.compile(
 )
 _LUKS = re.compile(r"1:(?P<header_bytes>[1-9][0-9]{3,7}):(?P<header>[0-9a-f]{64}):(?P<tables>[0-9a-f]{64})")
 _OWNER = 268
+_MOST_SERVERS = 3  # resolv.conf(5): MAXNS
 
 
 class BadCommandLine(Exception):
@@ -31,7 +32,7 @@ class BadCommandLine(Exception):
 
 
 class Words:
-    """The values of the command line: ``mode``, ``rootfs``, ``emulated``, ``acpi``, ``reports``, and those of the mode.
+    """The values of the command line: ``mode``, ``rootfs``, ``emulated``, ``acpi``, ``reports``, ``dns``, and more.
 
     verity: the table's parameters, the method by which directories become writable, and their sizes in bytes. luks: the
     header's length in bytes, the SHA-256 of the header and of the dm tables (lower-case hex), and the owner's
@@ -58,6 +59,7 @@ class Words:
         self.emulated = "emulated" in words and _match(words, "emulated", "1") == "1"
         # The verified guest's agent asks for reports as long as it runs.
         self.reports = self.mode == "verity" or ("reports" in words and _match(words, "reports", "open") == "open")
+        self.dns = _addresses(words) if "dns" in words else []
         self.acpi = "acpi=off" not in text.split()
 
 
@@ -110,6 +112,23 @@ def _certificate(words: "dict[str, str]") -> bytes:
     if len(words["owner"]) != _OWNER or base64.b64encode(der).decode() != words["owner"]:
         raise BadCommandLine(f"{PREFIX}owner: expected a certificate of {_OWNER} base64 characters")
     return der
+
+
+def _addresses(words: "dict[str, str]") -> "list[str]":
+    import socket  # only here: loading it takes time, and most guests have no such word
+
+    found = words["dns"].split(",")
+    for address in found:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            good = socket.inet_ntop(family, socket.inet_pton(family, address)) == address
+        except OSError:
+            good = False
+        if not good:
+            raise BadCommandLine(f"{PREFIX}dns: found {address}, expected an IP address in its shortest form")
+    if len(set(found)) < len(found) or len(found) > _MOST_SERVERS:
+        raise BadCommandLine(f"{PREFIX}dns: found {words['dns']}, expected one to {_MOST_SERVERS} different addresses")
+    return found
 
 
 def _sizes(words: "dict[str, str]") -> "dict[str, int]":

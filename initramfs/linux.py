@@ -39,8 +39,9 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """mount(2); the target directory is made if absent."""
-    os.makedirs(target, exist_ok=True)
+    """mount(2); the target directory is made if absent. The target may also be a file."""
+    if not os.path.exists(target):
+        os.makedirs(target)
     result = _libc.mount(
         source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
     )

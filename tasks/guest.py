@@ -4,12 +4,15 @@
 from functools import cache
 from pathlib import Path
 
+from tasks import cloud
 from tasks.graph import Task, artefact, command
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     DEBS,
+    DISK_FIRMWARE,
     GUEST,
     KERNEL,
+    LAUNCHED,
     PLAIN_INITRAMFS,
     QEMU,
     RELEASE,
@@ -25,9 +28,6 @@ from tasks.project import (
 PACKAGES = GUEST / "packages.tar"
 ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
-# This firmware boots from a disk; the measured guests' firmware does not.
-DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
-LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
 DENIED, SWITCHED_OFF = Path("guest-vm/denied.yaml"), Path("guest-vm/switched-off.yaml")
@@ -141,13 +141,16 @@ def task__image_rootfs() -> Task:
 
 
 def task_create_new_vm() -> Task:
-    """Make a Debian guest in build/guest: rootfs.tar and sevsnptest.qcow2
+    """Make a guest in build/guest, of Debian or from a cloud image [GUEST_FROM]
 
     Makes a small Debian from the lists in guest-vm/: a root file system tar, of which the measured guests are made too,
-    and a disk image that boots by itself.
+    and a disk image that boots by itself. With GUEST_FROM=cloud-image it takes CLOUD_IMAGE instead, and makes its disk
+    and a seed with your key in build/guest: cloud.qcow2 and cloud-seed.img.
 
-    Next: ./doitw run_guest
+    Next: ./doitw run_guest, or for a cloud image ./doitw run_setup
     """
+    if cloud.chosen():
+        return cloud.guest()
     return artefact(
         "sevsnp.images.guest_disk:make_guest_disk",
         inputs={"rootfs": ROOTFS, "kernel": KERNEL / "vmlinuz", "initramfs": PLAIN_INITRAMFS},
@@ -161,7 +164,8 @@ def task_run_guest() -> Task:
     """Boot the plain guest without SEV-SNP [IMAGE MEMORY NAME DETACH …]
 
     Boots a disk image in an ordinary VM, in the foreground: that of create_new_vm, which has to be made before, or
-    IMAGE. Nothing is measured or verified.
+    IMAGE. Nothing is measured or verified. For the guest of create_new_vm it writes an ssh_config, with which
+    ./doitw ssh logs in; the host key that answers first is taken.
 
     Next: ./doitw setup_verity makes of it a guest that can be verified.
     """
@@ -192,12 +196,15 @@ def task_run_sev_snp_direct_boot() -> Task:
 
 def _plain(task: str, mode: str) -> Task:
     values = settings()
+    # A direct boot finds the root by the UUID that create_new_vm gives a Debian guest.
+    from_cloud = cloud.chosen() and mode != "direct"
     return launching(
         "sevsnp.host.plain:run_plain",
         task,
         "guest",
         mode=mode,
-        image=values.path("IMAGE", DISK),
+        image=values.path("IMAGE", cloud.SET_UP if from_cloud else DISK),
+        cloud=from_cloud,
         own_image=not values.text("IMAGE"),
         firmware=firmware() if mode == "direct" else DISK_FIRMWARE,
         kernel=KERNEL / "vmlinuz",
@@ -205,4 +212,5 @@ def _plain(task: str, mode: str) -> Task:
         launch={name: values[name] for name in LAUNCHED},
         platform=values.text("PLATFORM"),
         identity=keys().user_private,
+        template=Path("templates/ssh_config.j2"),
     )

@@ -44,10 +44,10 @@ def task_console() -> Task:
 
 
 def task_ssh() -> Task:
-    """Log in to an attested guest; -c COMMAND runs one there [NAME]
+    """Log in to an attested or plain guest; -c COMMAND runs one there [NAME]
 
     Uses the ssh configuration that the attestation of this guest has written, which takes no host key but the one that
-    the evidence vouches for.
+    the evidence vouches for. For the plain guest of run_guest, for which nothing vouches, it says so.
 
     Next: ./doitw stop ends the guest.
     """

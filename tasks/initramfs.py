@@ -15,12 +15,14 @@ from tasks.project import (
     KERNEL,
     PLAIN_INITRAMFS,
     checked,
+    settings,
 )
 
 LAYERS = BUILD / "layers"
 FILES = Path("initramfs/files.yaml")
 MODULES = Path("initramfs/modules.yaml")
 VERSION = KERNEL / "version"
+MEASURED = ("base", "modules", "init")
 
 
 def layer(name: str) -> Path:
@@ -91,18 +93,36 @@ def task__appliance_initramfs() -> Task:
     )
 
 
+def task__initrd_layer() -> Task:
+    """What stays of FROM_INITRD, a distribution's own initrd, as the first layer."""
+    initrd = settings().optional_path("FROM_INITRD")
+    if initrd is None:
+        return {"actions": None}
+    return artefact(
+        "sevsnp.images.from_initrd:make_initrd_layer",
+        inputs={"initrd": initrd, "version": VERSION, "layers": [layer(name) for name in MEASURED]},
+        outputs={"output": layer("initrd")},
+        distributions=["zstandard"],
+        cached=False,  # the user's own files must not be shared
+    )
+
+
 def task_initramfs() -> Task:
-    """Assemble build/initramfs.cpio.zst from its layers
+    """Assemble build/initramfs.cpio.zst from its layers [FROM_INITRD]
 
     Puts together what runs first in a measured guest: base packages, kernel modules, init and the attestation agent.
-    Each layer is made by itself, so an edited file costs seconds.
+    Each layer is made by itself, so an edited file costs seconds. With FROM_INITRD, the content of a distribution's
+    own initrd comes before them; init is still ours.
 
     Next: ./doitw setup_verity
     """
+    own = settings().optional_path("FROM_INITRD") is not None
+    first = [layer("initrd")] if own else []
     return artefact(
         "sevsnp.images.initramfs:join_layers",
-        inputs={"layers": [layer("base"), layer("modules"), layer("init")]},
+        inputs={"layers": [*first, *(layer(name) for name in MEASURED)]},
         outputs={"output": INITRAMFS},
+        cached=not own,
     )
 
 
@@ -112,6 +132,7 @@ def task__emulated_initramfs() -> Task:
         "sevsnp.images.initramfs:join_layers",
         inputs={"layers": [INITRAMFS, layer("emulated-modules"), layer("emulated")]},
         outputs={"output": EMULATED_INITRAMFS},
+        cached=settings().optional_path("FROM_INITRD") is None,
     )
 
 

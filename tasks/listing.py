@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "idblock", "manifest", "verify_manifest", "pack_release",
     ),
     "A guest whose root is not measured": (
-        "create_new_vm", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
+        "create_new_vm", "run_setup", "run_guest", "run_sev_snp", "run_sev_snp_direct_boot",
     ),
     "Parts, which the others make by themselves": (
         "install_dependencies", "packages", "unpack_kernel", "initramfs",

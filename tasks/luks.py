@@ -181,6 +181,7 @@ def _cmdline(directory: Path, platform: str) -> Task:
         params={
             "acpi": checked(settings().acpi),
             "reports": settings().text("LUKS_REPORTS"),
+            "dns": settings().text("GUEST_DNS"),
             "platform": platform,
         },
         cached=False,

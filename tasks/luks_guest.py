@@ -158,6 +158,7 @@ def _boot() -> Mapping[str, Any]:
         "owner_certificate": keys().owner_certificate,
         "acpi": checked(settings().acpi),
         "reports": settings().text("LUKS_REPORTS"),
+        "dns": settings().text("GUEST_DNS"),
         "settings": {name: settings()[name] for name in SETTINGS},
         "id_key": signing_key("ID_KEY"),
         "author_key": signing_key("AUTHOR_KEY"),

@@ -36,6 +36,10 @@ RUN = BUILD / "run"
 STOCK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.amdsev.fd"
 FIRMWARE = BUILD / "firmware" / "OVMF.fd"
 SOURCE_FIRMWARE = BUILD / "firmware" / "source" / "OVMF.fd"
+# This firmware boots from a disk; the measured guests' firmware does not.
+DISK_FIRMWARE = RELEASE / "usr" / "share" / "ovmf" / "OVMF.fd"
+# The settings of a plain guest's launch.
+LAUNCHED = ("PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "FIRMWARE_REASON")
 LOCK = Path("packages.lock")
 SOURCE_LOCK = Path("sources.lock")
 INITRAMFS = BUILD / "initramfs.cpio.zst"

@@ -150,6 +150,7 @@ def _cmdline(platform: str, output: Path) -> Task:
             "writable": values.text("WRITABLE"),
             "tmpfs": {name: values.number(f"TMPFS_{name.upper()}") for name in ("etc", "home", "var", "tmp")},
             "acpi": checked(values.acpi),
+            "dns": values.text("GUEST_DNS"),
             "platform": platform,
         },
     )

@@ -137,9 +137,18 @@ def _ssh(config: Path, *words: str) -> list[str | Path]:
 def login(*, runs: Path, name: str, command: str = "") -> None:
     """`ssh`: log in to the guest that was last attested under this name, or run ``command`` in it.
 
-    Raises UserError if none was attested, and for an exit code other than 0.
+    A plain guest of our own image is logged in to without an attestation, and the output says so. Raises UserError if
+    there is no ssh configuration, and for an exit code other than 0.
     """
     guest = only_guest(runs, name)
+    plain = guest.run is not None and guest.run.workflow == "plain"
+    if guest.run and plain and not guest.ssh_config.exists():
+        raise UserError(
+            f"the guest {guest.name} boots a disk image of yours, whose accounts are not known here",
+            f"log in with one of them: ssh -p {guest.run.ssh_port} ACCOUNT@127.0.0.1",
+        )
+    if plain:
+        print(f"the guest {guest.name} is not attested: nothing proves which guest answers", file=sys.stderr)
     if not guest.ssh_config.exists():
         workflow = guest.run.workflow if guest.run else "verity"
         emulated = " PLATFORM=emulated" if guest.run and guest.run.platform == "emulated" else ""

@@ -17,12 +17,11 @@ from sevsnp.images.account import add_login_account
 from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
 from sevsnp.images.guest import read_public_key
 from sevsnp.images.lists import read_classes
+from sevsnp.images.network_managers import UNIT_FOLDERS, UNITS, adopt_network
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory
 from sevsnp.system.text import printable
 
-_UNITS = "etc/systemd/system"
-_UNIT_FOLDERS = (_UNITS, "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _GENERATORS = "etc/systemd/system-generators"
 _GENERATOR_FOLDERS = ("usr/lib/systemd/system-generators", "lib/systemd/system-generators", _GENERATORS)
 
@@ -38,18 +37,6 @@ _SILENT = (
     "systemd-ssh-generator",
     "systemd-tpm2-generator",
 )
-_CLOUD_NETWORK = ("etc/netplan", "etc/systemd/network", "etc/network/interfaces.d")
-_FALLBACK = "etc/systemd/network/99-ethernet.network"
-# A card that another file of the image configures keeps its settings: networkd takes the first file that matches.
-_FALLBACK_TEXT = """\
-# For a network card that nothing else in this image claims: its address comes from DHCP.
-[Match]
-Type=ether
-Kind=!*
-
-[Network]
-DHCP=ipv4
-"""
 _DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
 _NO_SHELL = ("emergency", "rescue")
 _LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
@@ -118,24 +105,24 @@ def adopt(tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[
             tree.write(name, _DEVICES)
     yield from _switch_off(tree, switched_off)
     yield from _no_console(tree, no_shell)
-    yield from _network(tree)
+    yield from adopt_network(tree)
     yield from _keys_from_the_host(tree)
     yield from _lost_attributes(tree)
     yield from add_login_account(tree, authorized_key)
 
 
 def _switch_off(tree: Tree, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    units = {unit for folder in _UNIT_FOLDERS for unit in tree.names(folder)}
+    units = {unit for folder in UNIT_FOLDERS for unit in tree.names(folder)}
     for why, patterns in switched_off.items():
         found = sorted(
             unit
             for unit in units
             if not unit.endswith((".wants", ".requires", ".d"))
             and any(fnmatchcase(unit, text) for text in patterns)
-            and not _is_masked(tree, f"{_UNITS}/{unit}")
+            and not _is_masked(tree, f"{UNITS}/{unit}")
         )
         for unit in found:
-            tree.link(f"{_UNITS}/{unit}", "/dev/null")
+            tree.link(f"{UNITS}/{unit}", "/dev/null")
         if found:
             yield f"switched off, since {why}: {', '.join(found)}"
     generators = {name for folder in _GENERATOR_FOLDERS for name in tree.names(folder)} & set(_SILENT)
@@ -156,8 +143,8 @@ def _is_masked(tree: Tree, name: str) -> bool:
 
 def _no_console(tree: Tree, no_shell: str) -> Iterator[str]:
     for name in _NO_SHELL:
-        if any(tree.has(f"{folder}/{name}.service") for folder in _UNIT_FOLDERS):
-            folder = f"{_UNITS}/{name}.service.d"
+        if any(tree.has(f"{folder}/{name}.service") for folder in UNIT_FOLDERS):
+            folder = f"{UNITS}/{name}.service.d"
             if not any(tree.text(f"{folder}/{each}") == no_shell for each in tree.names(folder)):
                 tree.write(f"{folder}/99-guest.conf", no_shell)
                 yield f"added: {name}.service ends the guest, and opens no shell on the console"
@@ -170,27 +157,6 @@ def _no_console(tree: Tree, no_shell: str) -> Iterator[str]:
         yield f"switched off in /etc/inittab, since the host reads the console: {len(logins)} lines"
 
 
-def _network(tree: Tree) -> Iterator[str]:
-    made = [f"{folder}/{name}" for folder in _CLOUD_NETWORK for name in tree.names(folder) if "cloud-init" in name]
-    for name in made:
-        tree.remove(name)
-    if made:
-        yield f"removed, since cloud-init made it for another machine: {', '.join(f'/{name}' for name in made)}"
-    manager = f"{_UNITS}/multi-user.target.wants/NetworkManager.service"
-    unit = next(
-        (f"{f}/systemd-networkd.service" for f in _UNIT_FOLDERS if tree.has(f"{f}/systemd-networkd.service")), ""
-    )
-    if tree.has(manager) or not unit:
-        return  # NetworkManager uses DHCP for any card; another init has its own way
-    wants = f"{_UNITS}/multi-user.target.wants/systemd-networkd.service"
-    if not tree.has(wants):
-        tree.link(wants, f"/{unit}")
-        yield "switched on: systemd-networkd.service"
-    if not tree.has(_FALLBACK):
-        tree.write(_FALLBACK, _FALLBACK_TEXT)
-        yield f"added: /{_FALLBACK}: DHCP for a network card that nothing else claims"
-
-
 def _keys_from_the_host(tree: Tree) -> Iterator[str]:
     """Cloud images ask a metadata service which keys may log in; here that service would be the host's."""
     files = ["etc/ssh/sshd_config", *(f"etc/ssh/sshd_config.d/{name}" for name in tree.names("etc/ssh/sshd_config.d"))]
@@ -200,11 +166,11 @@ def _keys_from_the_host(tree: Tree) -> Iterator[str]:
         if asking:
             tree.write(name, "".join(f"# {line}\n" if line in asking else f"{line}\n" for line in lines))
             yield f"switched off in /{name}: {asking[0].strip()}"
-    for folder in _UNIT_FOLDERS:
+    for folder in UNIT_FOLDERS:
         for unit in ("ssh.service.d", "sshd.service.d"):
             for name in tree.names(f"{folder}/{unit}"):
                 if "authorizedkeyscommand" in tree.text(f"{folder}/{unit}/{name}").lower():
-                    tree.link(f"{_UNITS}/{unit}/{name}", "/dev/null")
+                    tree.link(f"{UNITS}/{unit}/{name}", "/dev/null")
                     yield f"switched off: {unit}/{name}, which asks the host whose keys may log in"
 
 

@@ -8,7 +8,9 @@ from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
 from sevsnp.images.guest import guest_entries
+from sevsnp.images.guest_check import remarks
 from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
+from sevsnp.system.text import printable
 
 # init mounts something on each. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
@@ -19,7 +21,7 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest
     """A tree as a root of its ``kind``: without identity and secrets, and with everything that init needs.
 
     The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is denied.yaml. Prints what was removed or
-    added. Raises UserError for a tree without an init.
+    added, and what probably does not work. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
         raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
@@ -49,4 +51,6 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest
     entries = filtered(tree, [identity, bootable])
     for line in summary(identity.removed):
         print(f"  {line}")
+    for line in remarks(entries):
+        print(f"  check: {printable(line)}")
     return entries

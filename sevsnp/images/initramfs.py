@@ -27,7 +27,7 @@ _LEVEL = 9
 MEASURED = ("base", "luks")
 ADOPTED = "adopted"  # in no layer: for the roots of foreign images
 MODULE_LISTS = (*MEASURED, "appliance", "emulated", ADOPTED)
-_MERGED = ("bin", "sbin", "lib", "lib64")
+MERGED = ("bin", "sbin", "lib", "lib64")
 
 
 def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
@@ -36,14 +36,14 @@ def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
     ``manifest`` lies beside the packages; ``files`` is files.yaml.
     """
     exclude = read_files_list(files)["exclude"]
-    entries = [link_entry(name, f"usr/{name}") for name in _MERGED]
-    entries += [directory_entry(f"usr/{name}") for name in _MERGED]
+    entries = [link_entry(name, f"usr/{name}") for name in MERGED]
+    entries += [directory_entry(f"usr/{name}") for name in MERGED]
     with scratch_directory(output) as scratch:
         for deb in sorted(manifest.parent.glob("*.deb")):
             tar = scratch / f"{deb.name}.tar"
             tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
             entries += _wanted(read_tar(tar).values(), exclude)
-        _write_layer(with_parents(entries), output)
+        write_layer(with_parents(entries), output)
 
 
 def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
@@ -51,8 +51,8 @@ def _wanted(entries: Iterable[Entry], exclude: Sequence[str]) -> list[Entry]:
     found = []
     for entry in entries:
         first, slash, _ = entry.name.partition("/")
-        name = f"usr/{entry.name}" if first in _MERGED and slash else entry.name
-        if name not in _MERGED and not any(fnmatch(name, pattern) for pattern in exclude):
+        name = f"usr/{entry.name}" if first in MERGED and slash else entry.name
+        if name not in MERGED and not any(fnmatch(name, pattern) for pattern in exclude):
             found.append(replace(entry, name=name))
     return found
 
@@ -79,7 +79,7 @@ def make_modules_layer(*, version: Path, modules: Path, lists: Sequence[str], ou
             entries += [text_entry(f"{place}/{module}.ko", images[module]) for module in own if module not in packed]
             entries.append(text_entry(f"{place}/{name}.list", "".join(f"/{place}/{module}.ko\n" for module in own)))
         packed |= images.keys()
-    _write_layer(with_parents(entries), output)
+    write_layer(with_parents(entries), output)
 
 
 def make_files_layer(*, files: Path, sources: Sequence[Path], layer: str, output: Path) -> None:
@@ -88,7 +88,7 @@ def make_files_layer(*, files: Path, sources: Sequence[Path], layer: str, output
     entries = [directory_entry(name) for name in directories]
     for item, source in zip(layer_files(files, layer), sources, strict=True):
         entries.append(text_entry(item["path"], source.read_bytes(), int(item.get("mode", "0644"), 8)))
-    _write_layer(with_parents(entries), output)
+    write_layer(with_parents(entries), output)
 
 
 def join_layers(*, layers: Sequence[Path], output: Path) -> None:
@@ -101,7 +101,8 @@ def join_layers(*, layers: Sequence[Path], output: Path) -> None:
             stream.write(b"\0" * (-stream.tell() % 4))
 
 
-def _write_layer(entries: Iterable[Entry], output: Path) -> None:
+def write_layer(entries: Iterable[Entry], output: Path) -> None:
+    """Write the entries, in the given order, as a compressed cpio archive."""
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=False)
     with output.open("wb") as raw, compressor.stream_writer(raw, closefd=False) as stream:
         write_cpio(entries, cast(BinaryIO, stream))

@@ -39,10 +39,11 @@ def make_verity_cmdline(
     acpi: bool,
     platform: str,
     output: Path,
+    dns: str = "",
 ) -> None:
     """Write the measured command line of the integrity workflow, one line without a newline.
 
-    The salt was made from ``label``. ``tmpfs`` has sizes in bytes, by directory.
+    The salt was made from ``label``. ``tmpfs`` has sizes in bytes, by directory; ``dns`` is the setting GUEST_DNS.
     """
     parameters = VerityParameters(
         data_blocks=image.stat().st_size // BLOCK_SIZE,
@@ -56,6 +57,7 @@ def make_verity_cmdline(
         tmpfs=tmpfs,
         acpi=acpi,
         emulated=platform == "emulated",
+        dns=dns,
     )
     output.write_text(build_cmdline(word.text for word in words))
 
@@ -70,8 +72,12 @@ def make_luks_cmdline(
     reports: str,
     platform: str,
     output: Path,
+    dns: str = "",
 ) -> None:
-    """Write the measured command line of the encrypted workflow, one line without a newline."""
+    """Write the measured command line of the encrypted workflow, one line without a newline.
+
+    ``dns`` is the setting GUEST_DNS.
+    """
     words = luks_words(
         header=f"{header.stat().st_size}:{header_digest.read_text().strip()}",
         tables=tables_digest.read_text().strip(),
@@ -79,6 +85,7 @@ def make_luks_cmdline(
         acpi=acpi,
         reports=reports,
         emulated=platform == "emulated",
+        dns=dns,
     )
     output.write_text(build_cmdline(word.text for word in words))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sevsnp.attestation.outcome import Appraisal
+from sevsnp.keys.ssh_config import write_ssh_config
 from sevsnp.owner.kept import Conversation, keep
 from sevsnp.system.colour import Colour, paint
 from sevsnp.system.files import write_atomic
-from sevsnp.system.template import text_template
 from sevsnp.vm_config.config import BANNER, VmConfig
 
 
@@ -45,14 +45,16 @@ class Login:
         where = keep(self.output, talk, verdict.appraisal, document, config)
         known_hosts = self.output / "known_hosts"
         write_atomic(known_hosts, known_hosts_lines(self.host, self.ssh_port, talk.host_keys))
-        text = text_template(self.template).render(
+        write_ssh_config(
+            self.ssh_config,
+            template=self.template,
             host=self.host,
             port=self.ssh_port,
             user=self.user,
-            identity=self.identity.resolve(),
-            known_hosts=known_hosts.resolve(),
+            identity=self.identity,
+            known_hosts=known_hosts,
+            vouched=True,
         )
-        write_atomic(self.ssh_config, text)
         for note in document["notes"]:
             print(f"note: {note}")
         for road in document["open"]:

@@ -6,6 +6,7 @@ versions have the same form.
 """
 
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -95,6 +96,27 @@ def integer(low: int, high: int) -> Parser:
         return value
 
     return parse
+
+
+def digest(text: str) -> str:
+    """A SHA-256 in lower-case hex, or nothing."""
+    if not re.fullmatch("(?:[0-9a-f]{64})?", text):
+        raise ValueError
+    return text
+
+
+def dns_servers(text: str) -> str:
+    """Up to three addresses of DNS servers with commas between, each in its shortest form, or nothing."""
+    found = []
+    for address in text.split(",") if text else []:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            found.append(socket.inet_ntop(family, socket.inet_pton(family, address)))
+        except OSError:
+            raise ValueError from None
+    if len(set(found)) < len(found) or len(found) > 3:
+        raise ValueError
+    return ",".join(found)
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -95,9 +95,12 @@ def build_cmdline(words: Iterable[str]) -> str:
 
 
 def verity_words(
-    *, table: str, rootfs: str, writable: str, tmpfs: dict[str, int], acpi: bool, emulated: bool
+    *, table: str, rootfs: str, writable: str, tmpfs: dict[str, int], acpi: bool, emulated: bool, dns: str = ""
 ) -> list[Word]:
-    """The whole command line of the integrity workflow, word by word; ``tmpfs`` in bytes for etc, home, var and tmp."""
+    """The whole command line of the integrity workflow, word by word; ``tmpfs`` in bytes for etc, home, var and tmp.
+
+    ``dns`` are the addresses of DNS servers, with commas; empty: the root file system says which.
+    """
     sizes = ",".join(f"{name}:{tmpfs[name]}" for name in ("etc", "home", "var", "tmp"))
     words = [
         *hardening_words(acpi=acpi),
@@ -107,16 +110,17 @@ def verity_words(
         Word(f"sevsnp.writable={writable}", "how /etc, /home and /var become writable"),
         Word(f"sevsnp.tmpfs={sizes}", "their sizes in bytes"),
     ]
-    return [*words, *_emulation(emulated)]
+    return [*words, *_servers(dns), *_emulation(emulated)]
 
 
 def luks_words(
-    *, header: str, tables: str, owner: str, acpi: bool, emulated: bool, reports: str = "closed"
+    *, header: str, tables: str, owner: str, acpi: bool, emulated: bool, reports: str = "closed", dns: str = ""
 ) -> list[Word]:
     """The whole command line of the encrypted workflow, word by word.
 
     ``header`` is SIZE:SHA-256 of the volume's header, ``tables`` the SHA-256 of its active device-mapper tables,
-    ``owner`` the owner's certificate (DER) in base64. ``reports`` is closed or open.
+    ``owner`` the owner's certificate (DER) in base64. ``reports`` is closed or open, ``dns`` as for
+    :func:`verity_words`.
     """
     opened = Word("sevsnp.reports=open", "the guest's own services may ask for reports: LUKS_REPORTS=open")
     return [
@@ -126,8 +130,13 @@ def luks_words(
         Word("sevsnp.rootfs=ext4", "the file system of the encrypted root"),
         Word(f"sevsnp.owner={owner}", "only this owner may send the key, so a host cannot offer a root of its own"),
         *([opened] if reports == "open" else []),
+        *_servers(dns),
         *_emulation(emulated),
     ]
+
+
+def _servers(dns: str) -> list[Word]:
+    return [Word(f"sevsnp.dns={dns}", "these DNS servers, and none that the host's DHCP names")] if dns else []
 
 
 def _emulation(emulated: bool) -> list[Word]:

@@ -67,7 +67,10 @@ def _of_reference(reference: Reference) -> dict[str, Value]:
 
 # How to read each setting from the measured command line.
 _Readers = Mapping[str, Callable[[str], Value]]
-_ANY: _Readers = {"ACPI": lambda line: "off" if "acpi=off" in line.split() else "on"}
+_ANY: _Readers = {
+    "ACPI": lambda line: "off" if "acpi=off" in line.split() else "on",
+    "GUEST_DNS": lambda line: match[1] if (match := re.search(r"(?:^| )sevsnp\.dns=(\S+)", line)) else "",
+}
 _VERITY: _Readers = {
     "WRITABLE": lambda line: _word(line, r"sevsnp\.writable=(\w+)"),
     "VERITY_FILESYSTEM": lambda line: _word(line, r"sevsnp\.rootfs=(\w+)"),

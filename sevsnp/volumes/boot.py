@@ -48,6 +48,7 @@ class Boot:
     owner_certificate: Path
     acpi: bool
     reports: str
+    dns: str
     settings: Mapping[str, Any]
     id_key: Path | None
     author_key: Path | None
@@ -67,6 +68,7 @@ class Boot:
                 owner_certificate=self.owner_certificate,
                 acpi=self.acpi,
                 reports=self.reports,
+                dns=self.dns,
                 platform=platform,
                 output=cmdline,
             )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.archives.rootfs import Layer, check_attributes, link_entry, make_rootfs, merge, text_entry
+from sevsnp.archives.cpio import write_cpio
+from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, link_entry, make_rootfs, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.images.bootable import bootable_entries
+from sevsnp.images.from_initrd import make_initrd_layer
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
@@ -106,3 +108,17 @@ def test_what_a_guest_needs(told: Told, tmp_path: Path) -> None:
     told.mended(lambda: layer(packages), add)
     # The files of that package.
     told.instead(lambda: layer({}), lambda: layer(packages))
+
+
+@remedies("sevsnp.images.from_initrd", "give an initrd of that kernel: FROM_INITRD=…")
+def test_an_initrd_of_another_kernel(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("6.12.1\n")
+
+    def give(release: str) -> None:
+        with (tmp_path / release).open("wb") as stream:
+            write_cpio([directory_entry(f"usr/lib/modules/{release}")], stream)
+        make_initrd_layer(
+            initrd=tmp_path / release, version=tmp_path / "version", layers=[], output=tmp_path / "initrd.cpio.zst"
+        )
+
+    told.instead(lambda: give("6.1.0"), lambda: give("6.12.1"))

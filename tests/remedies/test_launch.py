@@ -311,9 +311,11 @@ def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
 
     def run(disk: Path = image) -> None:
         run_plain(
-            mode="direct", image=disk, own_image=disk == image, firmware=firmware, kernel=kernel,
+            mode="direct", image=disk, own_image=disk == image, cloud=False,
+            firmware=firmware, kernel=kernel,
             initrd=checkout.build / "nonsuch", launch={}, platform="emulated", options=options(checkout),
-            identity=checkout.keys.user_private, name="guest",
+            identity=checkout.keys.user_private, template=checkout.project / "templates" / "ssh_config.j2",
+            name="guest",
         )  # fmt: skip
 
     told.hint(lambda: run(checkout.project / "nonsuch.qcow2"))

@@ -137,6 +137,7 @@ ROWS: dict[str, Row] = {
         "initramfs/key_agent.py",
         "initramfs/clients.py",
         "initramfs/network.py",
+        "initramfs/resolver.py",
         "initramfs/lease",
         "initramfs/get_report.py",
         "initramfs/passwd",

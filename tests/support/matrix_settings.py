@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
     # More than one CPU needs ACPI.
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
+    "GUEST_DNS": ("192.0.2.1", CMDLINES | LUKS_CMDLINES),
     "LUKS_FREE": ("17M", OWN_LUKS),
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
     "LUKS_KEY_FILE": ("{tmp}/no-such-key", OWN_LUKS),
@@ -43,11 +44,17 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE": ("README.md", CONFIGS | LUKS_CONFIGS),
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
+    # Another disk and its seed, from other files; without a CLOUD_IMAGE there is nothing to make them from.
+    "GUEST_FROM": ("cloud-image", frozenset({"create_new_vm"})),
+    "CLOUD_IMAGE": ("README.md", NONE),
+    "CLOUD_IMAGE_SHA256": ("1" * 64, NONE),
+    "DISK_SIZE": ("20G", NONE),
     "ROOT_DEVICE": ("/dev/vda2", NONE),  # matters for a disk image only
     # Another function makes the same targets, and another one the firmware.
     "PACKAGES_SOURCE": ("release", frozenset({"packages", "_firmware"})),
     "PACKAGES_RELEASE": ("x", NONE),  # these two matter for the source "release" only
     "PACKAGES_SHA256": ("1" * 64, NONE),
+    "FROM_INITRD": ("README.md", frozenset({"_initrd_layer", "initramfs"})),
     "KERNEL_DEB": ("README.md", frozenset({"unpack_kernel"})),
     # For SEV-SNP alone the bundles do not contain the emulation.
     "PLATFORM": ("snp", BUNDLES),
@@ -96,7 +103,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
 # A task's parameters by name, and the setting of each; parameters that the task itself fixes have none.
 PARAMETERS: dict[str, str] = {
     "filesystem": "VERITY_FILESYSTEM", "rootfs": "VERITY_FILESYSTEM", "writable": "WRITABLE", "acpi": "ACPI",
-    "reports": "LUKS_REPORTS",
+    "reports": "LUKS_REPORTS", "dns": "GUEST_DNS",
     **{f"tmpfs.{name}": f"TMPFS_{name.upper()}" for name in ("etc", "home", "var", "tmp")},
     **{f"settings.{name}": name for name in (
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",

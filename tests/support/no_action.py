@@ -7,6 +7,7 @@ _KNOWN = "the names that are known; which of them was meant only the user can sa
 _LOOK = "says where more is to be read"
 _HARDWARE = "needs a host with SEV-SNP"
 _OTHERS = "somebody else has to make another file; which file is said"
+_MAKER = "which digest is right only the maker of the file can say"
 _QUESTION = "asks what the user can look at; which of it is so, no program here can know"
 _DEFECT = "a defect of the disk, or of the program: nothing that a user can set right here"
 
@@ -15,6 +16,11 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.firmware.changes", "known: {}"): _KNOWN,
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
     ("sevsnp.packages.sets", "known: {}"): _KNOWN,
+    ("sevsnp.guests.local", "log in with one of them: ssh -p {} ACCOUNT@127.0.0.1"): _QUESTION,
+    ("sevsnp.guests.cloud_setup", "its console: {}"): _LOOK,
+    ("sevsnp.images.cloud_guest", "give the digest that the maker of the image says"): _MAKER,
+    ("sevsnp.packages.by_digest", "give the digest that its maker says"): _MAKER,
+    ("sevsnp.packages.by_digest", "check the network, the proxy settings and the address"): _QUESTION,
     ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
     ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
     ("sevsnp.project.testing", "its report is above"): _LOOK,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sevsnp.settings.values import dns_servers
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from tests.support.evidence import load_script
 
@@ -207,6 +208,34 @@ def test_reports_are_closed_or_open_and_the_verified_guest_has_no_choice() -> No
     for line in (f"{LINE} sevsnp.reports=open", f"{LUKS_LINE} sevsnp.reports=closed", f"{LUKS_LINE} sevsnp.reports"):
         with pytest.raises(boot_words.BadCommandLine, match="reports"):
             words(line)
+
+
+@pytest.mark.parametrize("line", [LINE, LUKS_LINE])
+@pytest.mark.parametrize("servers", ["10.0.2.3", "192.0.2.1,2001:db8::1", "::1,::2,::3"])
+def test_dns_servers_are_taken_as_written(line: str, servers: str) -> None:
+    assert dns_servers(servers) == servers
+    assert words(f"{line} sevsnp.dns={servers}").dns == servers.split(",")
+    assert words(line).dns == []
+
+
+def test_the_builder_writes_dns_servers_for_both_roots() -> None:
+    made = luks_words(
+        header=f"1048576:{DIGEST}", tables=TABLES, owner=OWNER, acpi=False, emulated=False, dns="192.0.2.1"
+    )
+    for line in (built(dns="192.0.2.1"), build_cmdline(word.text for word in made)):
+        assert words(line).dns == ["192.0.2.1"]
+    assert "dns" not in built()
+
+
+@pytest.mark.parametrize(
+    "servers",
+    ["", ",", "dhcp", "192.0.2.1,", "192.0.2.01", "192.0.2.256", "192.0.2", "2001:DB8::1", "2001:db8:0::1", "fe80::1%e",
+     "::1,::1", "::1,::2,::3,::4", "192.0.2.1;x", "192.0.2.1\\n", "a.example", "1"],
+)  # fmt: skip
+def test_other_dns_servers_are_refused(servers: str) -> None:
+    for line in (LINE, LUKS_LINE):
+        with pytest.raises(boot_words.BadCommandLine):
+            words(f"{line} sevsnp.dns={servers}")
 
 
 @pytest.mark.parametrize("acpi", [True, False])

@@ -12,6 +12,7 @@ from sevsnp.vm_config.config import Disk, File, Launch, Reference, Tcb, VmConfig
 from sevsnp.vm_config.fixed import check_fixed
 
 LINE = "console=ttyS0 acpi=off sevsnp.rootfs=ext4 sevsnp.writable=overlay sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4"
+LINE += " sevsnp.dns=192.0.2.1,2001:db8::1"
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ SAME: dict[str, int | str] = {
     "ACPI": "off",
     "WRITABLE": "overlay",
     "VERITY_FILESYSTEM": "ext4",
+    "GUEST_DNS": "192.0.2.1,2001:db8::1",
     "TMPFS_ETC": 1,
     "TMPFS_HOME": 2,
     "TMPFS_VAR": 3,
@@ -55,6 +57,7 @@ OTHER: dict[str, int | str] = {
     "ACPI": "on",
     "WRITABLE": "copy",
     "VERITY_FILESYSTEM": "erofs",
+    "GUEST_DNS": "192.0.2.2",
     "TMPFS_ETC": 9,
     "TMPFS_HOME": 9,
     "TMPFS_VAR": 9,

@@ -84,8 +84,8 @@ _EMULATED_ROOT = (
     "runs this guest: --root FILE, or EMULATED_ROOT=FILE. Each start of a guest makes a new one."
 )
 MISSING = (
-    "Try again when AMD's service can be reached, or give what is missing: --certs DIR, or CERTS=DIR. A VLEK's certificate comes "
-    "from the cloud provider: --certificates FILE."
+    "Try again when AMD's service can be reached, or give what is missing: --certs DIR, or CERTS=DIR. A VLEK's "
+    "certificate comes from the cloud provider: --certificates FILE."
 )
 
 

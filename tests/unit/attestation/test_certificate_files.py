@@ -185,6 +185,18 @@ def test_the_message_names_what_is_missing(name: str, tmp_path: Path) -> None:
     assert found.authentic is None and all(word in found.reason for word in words), found.reason
 
 
+def test_the_message_for_a_providers_key(tmp_path: Path) -> None:
+    provider = Hierarchy(vlek=True)
+    offline = Kds(provider.root, Cache(tmp_path / "cache"), offline=True)
+    for files, words in (
+        ({"a": pem([provider.certificate])}, ["lacks Genoa's ASVK or ARK", "vlek-Genoa.pem"]),
+        ({"b": pem([provider.ask, provider.ark])}, ["nobody but the cloud provider hands it out"]),
+    ):
+        certs = Directory.read(fill(tmp_path / "".join(files), files), offline)
+        found = inspect(provider.evidence([]), NOW, provider.root, certs)
+        assert found.authentic is None and all(word in found.reason for word in words), found.reason
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(verify, "_AMD", GENOA.root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

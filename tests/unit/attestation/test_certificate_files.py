@@ -32,9 +32,12 @@ def crl() -> bytes:
     return GENOA.crl([GENOA.ask.serial_number])
 
 
-def table() -> bytes:
-    chain = {VCEK_GUID: GENOA.certificate, ASK_GUID: GENOA.ask, ARK_GUID: GENOA.ark}
-    return _table_of({**{guid: der(one) for guid, one in chain.items()}, CRL_GUID: crl()})
+def table(*guids: bytes) -> bytes:
+    """A certificate table of a host, with these entries."""
+    entries = {
+        VCEK_GUID: der(GENOA.certificate), ASK_GUID: der(GENOA.ask), ARK_GUID: der(GENOA.ark), CRL_GUID: crl(),
+    }  # fmt: skip
+    return _table_of({guid: entries[guid] for guid in guids})
 
 
 def store(one: Hierarchy) -> str:
@@ -66,7 +69,8 @@ AS_PEOPLE_HAVE_IT: dict[str, Callable[[], dict[str, bytes]]] = {
         store(GENOA): der(GENOA.certificate), "genoa/cert_chain.pem": pem([GENOA.ask, GENOA.ark]),
         "genoa/crl.pem": pem_crl(crl()),
     },
-    "a certificate table": lambda: {"certs.bin": table()},
+    "a certificate table": lambda: {"certs.bin": table(VCEK_GUID, ASK_GUID, ARK_GUID, CRL_GUID)},
+    "tables with a part each": lambda: {"a": table(VCEK_GUID, ASK_GUID, ARK_GUID), "b": table(CRL_GUID)},
     "wrong names": lambda: {
         "vcek.crl": pem([GENOA.certificate]), "crl.pem": pem([GENOA.ask, GENOA.ark]), "ark.cer": crl(),
     },

@@ -80,7 +80,8 @@ def find_reading(
         return found.get(named_product(own[0]) or first.product, first)
     reading, problem = _asked(found, now, endorser)
     if reading is None:
-        log.give_up(Reason.CERTIFICATES, f"{REMEDY} ({problem})")
+        what = f"the report does not have {hint}'s layout, and no certificate names its product" if hint else REMEDY
+        log.give_up(Reason.CERTIFICATES, f"{what} ({problem})")
     return reading
 
 

@@ -26,7 +26,8 @@ RUNS = 10
 _MOST = 16 << 20
 _RUN = re.compile(r"(\d{8}-\d{9}-\d+)\.(?:jsonl|\d+\.txt)")
 # In a registry's reference a password may contain a slash; see sevsnp.store.oci_reference.
-_LOGIN = re.compile(r"((?:oci://.*|://[^/\s]*))@")
+_REGISTRY = "oci://"
+_LOGIN = re.compile(r"://[^/\s]*@")
 _PLAIN = f"{string.ascii_letters}{string.digits} -_./=,:+%".encode()
 _SECRET = re.compile(rf"\b({'|'.join(SECRETS)})=\S+")
 
@@ -159,7 +160,15 @@ def redacted(text: str) -> str:
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "…")
-    return _LOGIN.sub(lambda found: f"{found[1].partition('//')[0]}//…@", _SECRET.sub(r"\1=…", text))
+    return "\n".join(map(_without_logins, _SECRET.sub(r"\1=…", text).split("\n")))
+
+
+def _without_logins(line: str) -> str:
+    """A line of any program's output without logins. Two searches, because a pattern would try each oci:// again."""
+    start, end = line.find(_REGISTRY), line.rfind("@")
+    if 0 <= start < end:
+        return f"{_LOGIN.sub('://…@', line[:start])}{_REGISTRY}…{line[end:]}"
+    return _LOGIN.sub("://…@", line)
 
 
 def _words(words: Sequence[str]) -> list[str]:

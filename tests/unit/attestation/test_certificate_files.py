@@ -32,9 +32,12 @@ def crl() -> bytes:
     return GENOA.crl([GENOA.ask.serial_number])
 
 
-def table() -> bytes:
-    chain = {VCEK_GUID: GENOA.certificate, ASK_GUID: GENOA.ask, ARK_GUID: GENOA.ark}
-    return _table_of({**{guid: der(one) for guid, one in chain.items()}, CRL_GUID: crl()})
+def table(*guids: bytes) -> bytes:
+    """A certificate table of a host, with these entries."""
+    entries = {
+        VCEK_GUID: der(GENOA.certificate), ASK_GUID: der(GENOA.ask), ARK_GUID: der(GENOA.ark), CRL_GUID: crl(),
+    }  # fmt: skip
+    return _table_of({guid: entries[guid] for guid in guids})
 
 
 def store(one: Hierarchy) -> str:
@@ -66,7 +69,8 @@ AS_PEOPLE_HAVE_IT: dict[str, Callable[[], dict[str, bytes]]] = {
         store(GENOA): der(GENOA.certificate), "genoa/cert_chain.pem": pem([GENOA.ask, GENOA.ark]),
         "genoa/crl.pem": pem_crl(crl()),
     },
-    "a certificate table": lambda: {"certs.bin": table()},
+    "a certificate table": lambda: {"certs.bin": table(VCEK_GUID, ASK_GUID, ARK_GUID, CRL_GUID)},
+    "tables with a part each": lambda: {"a": table(VCEK_GUID, ASK_GUID, ARK_GUID), "b": table(CRL_GUID)},
     "wrong names": lambda: {
         "vcek.crl": pem([GENOA.certificate]), "crl.pem": pem([GENOA.ask, GENOA.ark]), "ark.cer": crl(),
     },
@@ -183,6 +187,18 @@ def test_the_message_names_what_is_missing(name: str, tmp_path: Path) -> None:
     certs = Directory.read(fill(tmp_path / "certs", make()), offline)
     found = inspect(GENOA.evidence([]), NOW, GENOA.root, certs)
     assert found.authentic is None and all(word in found.reason for word in words), found.reason
+
+
+def test_the_message_for_a_providers_key(tmp_path: Path) -> None:
+    provider = Hierarchy(vlek=True)
+    offline = Kds(provider.root, Cache(tmp_path / "cache"), offline=True)
+    for files, words in (
+        ({"a": pem([provider.certificate])}, ["lacks Genoa's ASVK or ARK", "vlek-Genoa.pem"]),
+        ({"b": pem([provider.ask, provider.ark])}, ["nobody but the cloud provider hands it out"]),
+    ):
+        certs = Directory.read(fill(tmp_path / "".join(files), files), offline)
+        found = inspect(provider.evidence([]), NOW, provider.root, certs)
+        assert found.authentic is None and all(word in found.reason for word in words), found.reason
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

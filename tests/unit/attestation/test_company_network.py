@@ -100,6 +100,7 @@ def _trickle(client: socket.socket) -> None:
 def _half_handshake(client: socket.socket) -> None:
     """A tunnel to a server that sends a TLS record byte by byte."""
     client.sendall(b"HTTP/1.1 200 tunnel\r\n\r\n")
+    client.recv(4096)  # a server answers; it does not begin
     with contextlib.suppress(OSError):
         client.sendall(b"\x16\x03\x03\x10\x00\x02\x00\x0f\xfc")
         for _ in range(1200):

@@ -161,6 +161,10 @@ def test_an_appraisal_names_the_product_that_signed(tmp_path: Path) -> None:
     assert accepted.decision == "accepted", accepted.message
     found = appraise(bare(TURIN), expected(**changes), NOW, every_root(), certs)
     assert (found.decision, str(found.reason)) == ("refused", "product") and "Turin" in found.message
+    # Without any certificate that is not known. The VM config's product is no reason to call the report malformed.
+    found = appraise(bare(TURIN), expected(**changes), NOW, every_root(), Nobody())
+    assert (found.decision, str(found.reason)) == ("undecided", "certificates")
+    assert "does not have Genoa's layout" in found.message and "--product" not in found.message
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,6 +124,28 @@ def test_an_older_list_does_not_replace_a_newer_one(fake: FakeKds, tmp_path: Pat
     assert reason(outcome(service(fake, tmp_path))) == ACCEPTED and path.read_bytes() != kept
 
 
+def test_a_list_of_the_directory_in_force_saves_a_request(fake: FakeKds, tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    certs.mkdir()
+    (certs / "list").write_bytes(crl("good"))
+    one = Directory.read(certs, service(fake, tmp_path))
+    assert reason(outcome(one, demanded=True)) == ACCEPTED and fake.asked == []
+    # One that is not in force does not save it, and the message names both lists.
+    (certs / "list").write_bytes(crl("good", "old"))
+    one = Directory.read(certs, service(fake, tmp_path))
+    assert reason(outcome(one, demanded=True)) == ACCEPTED and fake.asked == [CRL]
+    fake.answers[CRL] = 404
+    found = outcome(Directory.read(certs, service(fake, tmp_path / "fresh")), demanded=True)
+    assert reason(found) == UNDECIDED
+    assert f"{certs}: a revocation list: in force from" in found.message and "answers 404" in found.message
+    (certs / "list").write_bytes(Hierarchy(keys="-other").crl())
+    found = outcome(Directory.read(certs, service(fake, tmp_path / "fresh")), demanded=True)
+    assert "its signature is not the ARK's" in found.message
+    (certs / "list").unlink()
+    found = outcome(Directory.read(certs, service(fake, tmp_path / "fresh")), demanded=True)
+    assert f"{certs} has no revocation list" in found.message
+
+
 def test_reading() -> None:
     good = crl("good")
     for data in (good, pem(good), b"text before\n" + pem(good)):

@@ -21,6 +21,7 @@ from sevsnp.qemu import process
 from sevsnp.qemu.confine import Access
 from sevsnp.system import command, progress, record
 from sevsnp.system.command_failed import CommandFailed
+from tests.support.cpu_limit import TooMuchWork, cpu_limit
 from tests.support.waiting import NET, wait_until
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -262,3 +263,14 @@ def test_threads_write_whole_lines(run: Run) -> None:
     found = entries("command")
     assert {line["task"] for line in found} == {f"task {number}" for number in range(8)}
     assert len({line["output"] for line in found}) == len(found) == 400
+
+
+def test_the_output_of_a_program_is_cleaned_in_linear_time() -> None:
+    """A program may print what a hostile file tells it to."""
+    line = "oci://" * 20000
+    with cpu_limit(2.0):
+        assert run_log.redacted(line) == line
+        assert run_log.redacted(f"{line}me:p/w@host/x\nhttps://me:pw@host") == "oci://…@host/x\nhttps://…@host"
+    pattern = re.compile(r"((?:oci://.*|://[^/\s]*))@")
+    with pytest.raises(TooMuchWork), cpu_limit(2.0):  # control: one pattern, which tries each oci:// again
+        pattern.sub("", line)

@@ -2,6 +2,7 @@
 """A relying party's day: the wheel in an empty environment, and a genuine public report verified there."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ print(verdict.report.product, verdict.appraisal.accepted)
 
 def run(*argv: object, **more: object) -> "subprocess.CompletedProcess[str]":
     words = [str(word) for word in argv]
+    # Nothing of this process's environment is to be found in the empty one.
+    more.setdefault("env", {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     return subprocess.run(words, capture_output=True, text=True, timeout=NET, check=False, **more)  # type: ignore[call-overload,no-any-return]
 
 

@@ -28,7 +28,22 @@ _HEAD = (
     "One of them, and what a change of it rebuilds: ./doitw settings NAME",
 )
 # For every kind of setting, one of these texts is valid and differs from its present value.
-_PROBES = (CONFIG_FILE, "1", "2", "0x20000", "0x30001", "snp:1", "any", "off", "17M", "18M", "300M", "1" * 32, "2" * 32)
+_PROBES = (
+    CONFIG_FILE,
+    "1",
+    "2",
+    "0x20000",
+    "0x30001",
+    "snp:1",
+    "any",
+    "off",
+    "17M",
+    "18M",
+    "300M",
+    "1" * 32,
+    "2" * 32,
+    "192.0.2.1",
+)
 _MOST_PATHS = 4
 
 
@@ -141,7 +156,7 @@ def decided_by(guide: Guide, tasks: Tasks, present: Settings, setting: Setting) 
         except InvalidDodoFile as error:
             refusal = error
             continue
-        found |= {name for name in now if name in then and then[name] != now[name]}
+        found |= {name for name in then if then[name] != now.get(name)}
         if not setting.allowed:
             return found
         refusal = None

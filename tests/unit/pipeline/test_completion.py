@@ -28,7 +28,7 @@ CASES: dict[str, str | None] = {
     "./doitw test --f": "--fast --full",
     "./doitw run test --fa": "--fast",
     "./doitw --alw": "--always-execute",
-    "./doitw settings GUEST_F": "GUEST_FEATURES",
+    "./doitw settings GUEST_FE": "GUEST_FEATURES",
     "./doitw completion ": "bash fish zsh",
     "./doitw help rese": "reset-dep",
     "./doitw _": "",

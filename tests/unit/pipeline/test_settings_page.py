@@ -111,7 +111,7 @@ def test_what_a_change_rebuilds_is_what_the_matrix_of_edits_has(tmp_path: Path) 
     )
     decided, after = map(json.loads, done.stdout.splitlines())
     found = {name: set(tasks) & set(ROWS) for name, tasks in decided.items()}
-    expected = {name: set(tasks) for name, (_, tasks) in MATRIX.items()}
+    expected = {name: set(tasks) & set(ROWS) for name, (_, tasks) in MATRIX.items()}
     # A volume whose key was sent to an emulated guest is made anew for another platform; that in the matrix was not.
     expected["PLATFORM"] |= {"_luks_image"}
     assert found == expected

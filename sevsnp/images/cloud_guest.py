@@ -34,7 +34,11 @@ def fetch_cloud_image(*, uri: str, sha256: str, cache_dir: str, output: Path) ->
         )
     with progress.amount("fetching the cloud image") as shown:
         found = fetch_by_digest(
-            uri, sha256, cache_dir=Path(cache_dir), progress=lambda size, sizes, *_: shown.at(size, sizes)
+            "CLOUD_IMAGE",
+            uri,
+            sha256,
+            cache_dir=Path(cache_dir),
+            progress=lambda size, sizes, *_: shown.at(size, sizes),
         )
     output.unlink(missing_ok=True)
     copy_file(found, output, 0o644)

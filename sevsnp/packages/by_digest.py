@@ -2,54 +2,60 @@
 """Fetches a file that the user names by URL and SHA-256: resumed like a package, and kept only if it matches."""
 
 import re
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from urllib3.exceptions import HTTPError
 
 from sevsnp.errors import UserError
+from sevsnp.packages import download as downloading
 from sevsnp.packages import hostapt
 from sevsnp.packages.connections import Connections, DroppedError, StatusError
-from sevsnp.packages.download import Meter, MismatchError, Progress, Remote, alone, download
+from sevsnp.packages.download import Meter, MismatchError, Progress, Remote, UnreachableError, alone, words_of
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import sha256_file
 
-MOST = 64 << 30
-_NETWORK = "check the network, the proxy settings and the address"
+# Bytes.
+LARGEST = 64 << 30
+DIGEST = "give the URL of the right file, and the SHA-256 that its maker says"
 
 
-def fetch_by_digest(uri: str, sha256: str, *, cache_dir: Path, progress: Progress | None = None) -> Path:
+def fetch_by_digest(
+    setting: str, uri: str, sha256: str, *, cache_dir: Path, progress: Progress | None = None, largest: int = LARGEST
+) -> Path:
     """The file at ``uri`` (http or https) in the cache, whose SHA-256 is ``sha256`` (lower-case hex).
 
-    A file that is there already is checked again, and needs no network. Raises UserError for another scheme, a server
-    that does not say how long the file is, network trouble, and a file with another digest, which is removed.
+    ``setting`` is the name of the setting that has the URL. A file that is there already is checked again, and needs
+    no network. Raises UserError for another scheme, for a server that does not say how long the file is, for more than
+    ``largest`` bytes, for network trouble, and for a file with another digest, which is removed.
     """
-    shown = hidden(uri)
+    shown = f"{setting}={hidden(uri)}"
     if urlsplit(uri).scheme not in ("http", "https"):
-        raise UserError(f"{shown}: expected an address that begins with http:// or https://")
-    name = PurePosixPath(unquote(urlsplit(uri).path)).name or "file"
-    target = cache_dir / "files" / sha256 / re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:200].lstrip(".")
-    if target.is_file() and sha256_file(target) == sha256:
-        return target
-    connections = Connections(hostapt.configuration(), 1)
-    try:
-        size = _size(uri, connections)
-        file = Package(name, "", "", "", name, size, sha256)
-        meter = Meter(size, 1, progress)
-        with alone(target.parent, meter):
-            download(file, Remote(uri, connections), target, meter)
-    except MismatchError:
-        raise UserError(
-            f"{shown}: not the file with SHA-256 {sha256}: what came was removed", "give the digest that its maker says"
-        ) from None
-    except DroppedError:
-        raise UserError(f"{shown}: the server has no such file", _NETWORK) from None
-    except (HTTPError, OSError, StatusError) as error:
-        raise UserError(f"{shown}: cannot be fetched: {error}".replace(uri, shown), _NETWORK) from error
-    except UserError as error:
-        raise UserError(error.message.replace(uri, shown), _NETWORK) from error
-    finally:
-        connections.close()
+        raise UserError(f"{shown}: expected a path, or a URL that begins with http:// or https://")
+    # The name in the URL is the server's; it plays no part in a path.
+    target = cache_dir / "files" / sha256 / "content"
+    with alone(target.parent, Meter(0, 1, None)):
+        if target.is_file() and sha256_file(target) == sha256:
+            return target
+        target.unlink(missing_ok=True)
+        connections = Connections(hostapt.configuration(), 1)
+        try:
+            size = _size(uri, connections)
+            if not 0 < size <= largest:
+                raise UserError(f"{shown}: found the size {size or 'unknown'}, expected at most {largest} bytes")
+            file = Package(setting, "", "", "", target.name, size, sha256)
+            downloading.download(file, Remote(uri, connections), target, Meter(size, 1, progress))
+        except DroppedError:
+            raise UserError(f"{shown}: the server does not have this file", DIGEST) from None
+        except MismatchError as error:
+            raise UserError(f"{shown}: found SHA-256 {error.found}, expected {sha256}; removed", DIGEST) from error
+        except (HTTPError, OSError, StatusError, UnreachableError) as error:
+            reason = words_of(error.__cause__ or error)
+            raise UserError(
+                f"{shown}: cannot be fetched: {reason}", f"check the network, the proxy settings or {setting}"
+            ) from error
+        finally:
+            connections.close()
     return target
 
 
@@ -60,9 +66,16 @@ def hidden(uri: str) -> str:
 
 
 def _size(uri: str, connections: Connections) -> int:
-    """The file's length in bytes. Its content is not read here."""
-    with connections.get(uri, {}) as response:
-        said = response.headers.get("Content-Length", "")
-    if not re.fullmatch("[0-9]{1,12}", said) or not 0 < int(said) <= MOST:
-        raise UserError(f"{hidden(uri)}: found the length {said or 'unknown'}, expected 1 byte to {MOST >> 30} GiB")
-    return int(said)
+    """The file's size in bytes, as the server states it; 0 if it states none. A wrong one makes the download fail."""
+    waiting = Meter(0, 1, None)
+    for attempt in range(1, downloading.ATTEMPTS + 1):
+        try:
+            # Not HEAD: an address that a server has signed is often valid for GET alone. The body is not read.
+            with connections.get(uri, {}) as response:
+                text = response.headers.get("Content-Length", "")
+            return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0
+        except (HTTPError, OSError, StatusError) as error:
+            if attempt == downloading.ATTEMPTS or (isinstance(error, StatusError) and error.final):
+                raise
+        waiting.wait(attempt)
+    raise AssertionError("the last attempt ends above")

@@ -65,7 +65,7 @@ def test_a_download_is_kept_and_needs_no_second(server: Mirror, packed: tuple[Pa
     path, digest = packed
     found = find_release(f"{server.uri}{NAME}", digest, tmp_path)
     assert found.read_bytes() == path.read_bytes()
-    assert os.listdir(found.parent) == ["snp-release.tar.gz"]
+    assert os.listdir(found.parent) == ["content"]
     server.files.clear()
     assert find_release(f"{server.uri}{NAME}", digest, tmp_path) == found
     found.write_bytes(b"damaged")
@@ -75,13 +75,13 @@ def test_a_download_is_kept_and_needs_no_second(server: Mirror, packed: tuple[Pa
 
 def test_a_download_that_broke_off_is_resumed(server: Mirror, packed: tuple[Path, str], tmp_path: Path) -> None:
     data, digest = packed[0].read_bytes(), packed[1]
-    part = tmp_path / "releases" / digest / "snp-release.tar.gz.part"
+    part = tmp_path / "files" / digest / "content.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(data[:1000])  # as a killed run leaves it
     server.moved["/latest"] = NAME
     assert find_release(f"{server.uri}/latest", digest, tmp_path).read_bytes() == data
     assert "bytes=1000-" in server.ranged
-    assert os.listdir(part.parent) == ["snp-release.tar.gz"]
+    assert os.listdir(part.parent) == ["content"]
 
 
 def test_network_trouble_keeps_what_came_for_the_next_run(
@@ -90,8 +90,8 @@ def test_network_trouble_keeps_what_came_for_the_next_run(
     data, digest = packed[0].read_bytes(), packed[1]
     server.breaks = [0, 700]  # the first answer is only asked for its size
     found = said(f"{server.uri}{NAME}", digest, tmp_path)
-    assert found.startswith("snp-release.tar.gz: cannot be fetched from http://127.0.0.1")
-    part = tmp_path / "releases" / digest / "snp-release.tar.gz.part"
+    assert found.startswith("PACKAGES_RELEASE=http://127.0.0.1") and "cannot be fetched: " in found
+    part = tmp_path / "files" / digest / "content.part"
     assert part.read_bytes() == data[:700]
     assert find_release(f"{server.uri}{NAME}", digest, tmp_path).read_bytes() == data
     assert server.ranged[-1] == "bytes=700-"
@@ -102,8 +102,8 @@ def test_other_bytes_are_refused_and_removed(
 ) -> None:
     other = "0" * 64
     found = said(f"{server.uri}{NAME}", other, tmp_path)
-    assert found == f"{server.uri}{NAME} (removed): found SHA-256 {packed[1]}, expected PACKAGES_SHA256={other}"
-    assert os.listdir(tmp_path / "releases" / other) == []
+    assert found == f"PACKAGES_RELEASE={server.uri}{NAME}: found SHA-256 {packed[1]}, expected {other}; removed"
+    assert os.listdir(tmp_path / "files" / other) == []
     monkeypatch.setattr(release_file, "LARGEST", 100)
     assert "found the size" in said(f"{server.uri}{NAME}", packed[1], tmp_path)
     assert "cannot be fetched: Connection refused" in said("http://127.0.0.1:9/a.tar.gz", packed[1], tmp_path)

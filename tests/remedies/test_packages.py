@@ -143,7 +143,7 @@ def test_archives_of_pinned_packages(
     )
 
 
-@remedies("sevsnp.packages.release_file", "check the network, the proxy settings or PACKAGES_RELEASE")
+@remedies("sevsnp.packages.by_digest", "check the network, the proxy settings or {}")
 def test_a_release_that_cannot_be_fetched(told: Told, served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
     told.instead(

@@ -41,7 +41,7 @@ def test_any_key_comes_back_as_it_is(comment: str) -> None:
         ("- a\n", "found no mapping"),
         ("", "found no mapping"),
         ("a: [\n", "not YAML"),
-        ("a: 1\na: 2\n", "a stands there twice"),
+        ("a: 1\na: 2\n", "a is given twice"),
     ],
 )
 def test_other_templates_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -69,25 +69,32 @@ def test_an_image_is_fetched_once_and_checked(mirror: Mirror, tmp_path: Path) ->
         assert (tmp_path / "image").read_bytes() == DATA
     asked = len(mirror.requests)
     assert asked == 2  # its length, and itself
-    found = fetch_by_digest(f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path / "cache")
+    found = fetch_by_digest("CLOUD_IMAGE", f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path / "cache")
     found.write_bytes(DATA[:-1])
-    assert fetch_by_digest(f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path / "cache").read_bytes() == DATA
+    assert (
+        fetch_by_digest("CLOUD_IMAGE", f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path / "cache").read_bytes()
+        == DATA
+    )
     assert len(mirror.requests) > asked
 
 
 def test_a_broken_transfer_goes_on_where_it_broke(mirror: Mirror, tmp_path: Path) -> None:
     mirror.breaks = [len(DATA), 1_000_000]
-    assert fetch_by_digest(f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path).read_bytes() == DATA
+    assert fetch_by_digest("CLOUD_IMAGE", f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path).read_bytes() == DATA
     assert any("1000000" in str(request) for request in mirror.requests)
 
 
 @pytest.mark.parametrize(
     ("uri", "sha256", "words"),
     [
-        ("{}/cloud.qcow2", "1" * 64, "not the file with SHA-256 1111"),
+        ("{}/cloud.qcow2", "1" * 64, "expected 1111"),
         ("{}/cloud.qcow2", "", "no SHA-256 is given for it"),
-        ("{}/nonsuch", DIGEST, "the server has no such file"),
-        ("ftp://user:canary@192.0.2.1/x", DIGEST, "ftp://192.0.2.1/x: expected an address that begins with http"),
+        ("{}/nonsuch", DIGEST, "the server does not have this file"),
+        (
+            "ftp://user:canary@192.0.2.1/x",
+            DIGEST,
+            "CLOUD_IMAGE=ftp://192.0.2.1/x: expected a path, or a URL that begins with http",
+        ),
         ("http://user:canary@127.0.0.1:1/x", DIGEST, "http://127.0.0.1:1/x"),
     ],
 )

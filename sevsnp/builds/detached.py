@@ -2,7 +2,6 @@
 """Processes of this machine that outlive the command that starts them, and end when they are stopped."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -41,21 +40,6 @@ def start_detached(argv: Sequence[str | Path], *, env: Mapping[str, str], cwd: P
     told.ended(None)
     process.returncode = 0  # Popen would warn at its end that the process still runs, as it should
     return process.pid
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock at ``path``."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def end_marked(mark: Mapping[str, str]) -> int:

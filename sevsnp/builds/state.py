@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sevsnp.builds.detached import is_locked
 from sevsnp.builds.engines import is_absent
 from sevsnp.builds.place import Place, Plan, boot_id, read_plan
 from sevsnp.builds.stages import STAGES
 from sevsnp.errors import UserError
 from sevsnp.system.command_failed import CommandFailed
 from sevsnp.system.files import disks
+from sevsnp.system.locks import is_locked
 from sevsnp.system.text import printable
 
 # Bytes at the end of a log that are looked at.

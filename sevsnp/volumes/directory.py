@@ -7,7 +7,6 @@ that identify it, both VM configs, and in boot/ the files that these name. It ap
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from sevsnp.keys.luks_key import check_uuid
 from sevsnp.qemu.process import check_files
 from sevsnp.system.copying import copy_file
 from sevsnp.system.files import remove_tree, scratch_directory, sha256_file, sync, write_durable
-from sevsnp.system.locks import held
+from sevsnp.system.locks import held, is_locked
 from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config
 from sevsnp.vm_config.relocate import files_of, relocated
 
@@ -201,17 +200,7 @@ class Volume:
     @property
     def in_use(self) -> bool:
         """Whether a process holds it exclusively."""
-        try:
-            descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.path / LOCK)
 
 
 def volumes(data_dir: Path) -> list[Volume]:

@@ -62,7 +62,7 @@ def make_cloud_guest(
     ``user_data`` is the cloud-config to which the user and the key are added. Raises UserError.
     """
     if image is None:
-        raise UserError("CLOUD_IMAGE: not set, expected a cloud image", "say which: CLOUD_IMAGE=…")
+        raise UserError("CLOUD_IMAGE: not set, expected a cloud image", "choose one: CLOUD_IMAGE=…")
     if sha256 and (found := sha256_file(image)) != sha256:
         raise UserError(
             f"CLOUD_IMAGE={image}: found SHA-256 {found}, expected {sha256}",

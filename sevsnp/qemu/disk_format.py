@@ -142,7 +142,7 @@ def _is_ext(start: bytes) -> bool:
 
 
 def _refuse_magic(path: Path, form: DiskFormat) -> UserError:
-    return UserError(f"IMAGE={path}: is no longer a {form.name} image")
+    return UserError(f"IMAGE={path}: its format has changed, expected {form.name}")
 
 
 def _check_qcow2(path: Path, stream: BinaryIO) -> None:

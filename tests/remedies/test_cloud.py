@@ -25,7 +25,7 @@ def test_users_in_the_cloud_config(told: Told, tmp_path: Path) -> None:
 
 
 @remedies(
-    "sevsnp.images.cloud_guest", "say which: CLOUD_IMAGE=…", "give the one that its maker says: CLOUD_IMAGE_SHA256=…"
+    "sevsnp.images.cloud_guest", "choose one: CLOUD_IMAGE=…", "give the one that its maker says: CLOUD_IMAGE_SHA256=…"
 )
 def test_what_the_settings_must_name(told: Told, checkout: Built, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"

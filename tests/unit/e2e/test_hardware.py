@@ -189,7 +189,7 @@ def test_a_run_that_fails_is_packed_too(keys: list[Path], tmp_path: Path) -> Non
     config = VmConfig(directory / "vm-config-verity.toml", make_launch(directory, platform="snp"), None)
     config.source.write_text(render_vm_config(config))
     archive, record = tmp_path / "hardware-test.tar.gz", recorded(tmp_path / "build/hardware-test")
-    with pytest.raises(UserError, match="PLATFORM=snp: this host cannot: ") as found:
+    with pytest.raises(UserError, match="PLATFORM=snp: this host cannot run SEV-SNP guests: ") as found:
         hardware_test(
             record=record, archive=archive, configs=[config.source], checked=tmp_path / "none", keys=keys[:1],
             key_dir=tmp_path / "keys", qemu=qemu, bundle=tmp_path, luks_bundle=tmp_path, directory=directory,
@@ -199,5 +199,5 @@ def test_a_run_that_fails_is_packed_too(keys: list[Path], tmp_path: Path) -> Non
     assert found.value.message.endswith(f"what to send: {archive}")
     packed = {name.removeprefix("./hardware-test/"): data for name, data in unpacked(archive).items()}
     assert set(packed) == {"failure.txt", "host.json", "vm-config-verity.toml"}  # nothing of an earlier run
-    assert packed["failure.txt"].startswith(b"PLATFORM=snp: this host cannot: ")
+    assert packed["failure.txt"].startswith(b"PLATFORM=snp: this host cannot run SEV-SNP guests: ")
     assert json.loads(packed["host.json"])["qemu"] == "QEMU emulator version 10.0.2"

@@ -102,7 +102,7 @@ def test_files_of_ours_are_added(tmp_path: Path) -> None:
         ("- {file: /f, old: a}", "expected a path below the source"),
         ("- {add: ../x, as: y}", "expected a path below the source"),
         ("- {add: x, as: y}", "no such directory"),
-        ("- {file: f, old: a, old: b}", "old stands there twice"),
+        ("- {file: f, old: a, old: b}", "old is given twice"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_entry(tmp_path: Path, table: str, said: str) -> None:

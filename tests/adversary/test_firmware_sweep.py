@@ -244,7 +244,9 @@ def marks_after_kernel(built: Built, firmware: Path, directory: Path, memory: in
 
 def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path) -> None:
     """The launch digest is the genuine one, whatever the machine's memory is. Control: the next test."""
-    assert marks_after_kernel(built, our_firmware(built), tmp_path, LITTLE) == set()
+    # The firmware from source itself takes less.
+    memory = LITTLE - (16 << 20) if from_source(built) else LITTLE
+    assert marks_after_kernel(built, our_firmware(built), tmp_path, memory) == set()
 
 
 def test_control_after_the_kernel(built: Built, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sevsnp.system.command import run
 from tests.conftest import PROJECT, Built
 
 SECONDS = 1800.0
-CLOUD = ("cloud-init", "dbus", "iproute2", "kmod", "openssh-server", "sudo", "systemd-sysv", "udev")
+CLOUD = ("cloud-init", "dbus", "e2fsprogs", "iproute2", "kmod", "openssh-server", "sudo", "systemd-sysv", "udev")
 _ON = 'chroot "$1" systemctl enable systemd-networkd.service ssh.service'
 
 

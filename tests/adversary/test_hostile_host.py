@@ -226,6 +226,7 @@ def _unattested(built: Built, guest: Guest, output: Path) -> Path:
 
 
 @pytest.mark.boot
+@pytest.mark.full  # the longest boot of all: this guest runs everything that the host offers
 def test_without_the_defences_everything_leaves_its_mark(built: Built, host: HostileHost, tmp_path: Path) -> None:
     launch = control_launch(built)
     with boot(launch, built.qemu, tmp_path / "state", extra=host.arguments) as guest:

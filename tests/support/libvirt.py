@@ -66,16 +66,29 @@ class Libvirt:
         root = ElementTree.parse(domain).getroot()
         devices = root.find("devices")
         assert devices is not None
-        ElementTree.SubElement(devices, "emulator").text = str(qemu)
+        emulator = str(self._emulator(qemu))
+        ElementTree.SubElement(devices, "emulator").text = emulator
         for card in devices.findall("interface"):
             devices.remove(card)
         question = self.work / "question.xml"
         question.write_bytes(ElementTree.tostring(root))
         if not list((self.work / "root").rglob("capabilities/*.xml")):
-            self._virsh("domcapabilities", "--emulatorbin", str(qemu), "--virttype", "qemu")
+            self._virsh("domcapabilities", "--emulatorbin", emulator, "--virttype", "qemu")
             self._give_snp()
         words = shlex.split(self._virsh("domxml-to-native", "qemu-argv", str(question)))
-        return words[words.index(str(qemu)) + 1 :]
+        return words[words.index(emulator) + 1 :]
+
+    def _emulator(self, qemu: Path) -> Path:
+        """A program of our own that starts ``qemu``.
+
+        libvirt drops what it knows about an emulator whose status has changed. That of the built QEMU changes whenever
+        another test makes a hard link to it.
+        """
+        script = self.work / "qemu"
+        if not script.exists():
+            script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(qemu))} "$@"\n')
+            script.chmod(0o755)
+        return script
 
     def _virsh(self, *words: str) -> str:
         (self.work / "root" / "etc").mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,8 @@ def task_packages_build() -> Task:
 def task_packages_status() -> Task:
     """Say how far the build from source is: stage, progress, end of the log
 
+    It looks at what really runs, so it also knows a build that was killed, and one that ended at a restart.
+
     Next: ./doitw packages_fetch once it is done.
     """
     return command("sevsnp.builds.steps:report", root=FROM_SOURCE)

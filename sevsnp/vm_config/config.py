@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
-from sevsnp.system import toml_loader
 from sevsnp.system.template import find_template, text_template
+from sevsnp.system.toml_loader import read as read_toml
 
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
@@ -199,7 +199,7 @@ class _Table:
 def read_vm_config(source: Path) -> VmConfig:
     """Read and validate a VM config. Raises :class:`UserError` that names an unknown key or a wrong type or value."""
     try:
-        document = toml_loader.read(source)
+        document = read_toml(source)
     except FileNotFoundError:
         workflow = "luks" if "luks" in source.name else "verity"
         raise UserError(f"{source}: no such VM config", f"make one with: {making(source, workflow)}") from None

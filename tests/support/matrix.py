@@ -244,7 +244,8 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/emulation/verify.py": frozenset({"build_tools"}),
     # Many tasks reach it.
     "sevsnp/archives/tar.py": PACKED | VERITY | LUKS | FROM_TARS,
-    # It is also an input of the appliance's layer.
+    # These two are also inputs of the appliance's layer.
+    "sevsnp/archives/links.py": VERITY | LUKS,
     "sevsnp/archives/ustar.py": PACKED | VERITY | LUKS | FROM_TARS,
     "sevsnp/vm_config/cmdline.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS | LUKS | {"build_tools"},
     "sevsnp/errors.py": frozenset(ROWS),

@@ -2,16 +2,17 @@
 """Runs in a copy of the built project: makes each edit of the matrix, asks doit what is outdated, and undoes the edit.
 
 Nothing is executed: these are doit's own checks before it runs a task. Prints JSON: for each edit the tasks, with
-reasons. With NAME=value words there is no edit, only these settings.
+reasons. With NAME=value words there are no edits: for each word the tasks that are outdated with this setting.
 """
 
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ class Trees:
     def forget(self) -> None:
         self._known.clear()
 
+    def known(self) -> dict[tuple[Path, Collection[str]], str]:
+        return self._known
+
+    def remember(self, known: dict[tuple[Path, Collection[str]], str]) -> None:
+        self._known.update(known)
+
 
 class Matrix:
     """doit's tasks and database, as in a run."""
@@ -96,6 +103,11 @@ class Matrix:
         self.tasks = tasks
         self.artefacts = {name: made for name, task in tasks.items() if (made := artefact_of(task))}
         self.database = Dependency(SqliteDB, ".doit.db", checker_cls=Sha256Checker)
+
+    def close(self) -> None:
+        self.database.close()
+        index().close()
+        index.cache_clear()
 
     def outdated(self) -> dict[str, str]:
         """The tasks that doit would run because of themselves, not because of tasks before them."""
@@ -265,13 +277,56 @@ def leaves(params: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def with_setting(word: str, scratch: Path, trees: dict[tuple[Path, Collection[str]], str]) -> dict[str, str]:
+    """The outdated tasks with one setting. Call it in a process that has not loaded the tasks."""
+    sys.argv[1:] = [word]
+    matrix = Matrix(scratch)
+    # A setting changes no directory. Another cache has another index, which must compute the digests again.
+    if not word.startswith("SEVSNP_CACHE="):
+        matrix.trees.remember(trees)
+    found = matrix.outdated()
+    matrix.close()
+    return found
+
+
+def directories(scratch: Path) -> dict[tuple[Path, Collection[str]], str]:
+    """The digests of all directories, from a process of its own."""
+    matrix = Matrix(scratch)
+    matrix.outdated()
+    matrix.close()
+    return matrix.trees.known()
+
+
+def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` returns in a child process, which starts with the modules that are imported here.
+
+    Raises:
+        EOFError: the child ended with an error, which it has printed.
+    """
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: writer.send(work(*arguments)))
+    child.start()
+    writer.close()
+    result = reader.recv()
+    child.join()
+    return result
+
+
+def with_settings(words: Sequence[str], scratch: Path) -> dict[str, dict[str, str]]:
+    """The outdated tasks with each of the settings."""
+    del sys.argv[1:]
+    trees = in_child(directories, scratch)
+    return {word: in_child(with_setting, word, scratch, trees) for word in words}
+
+
 def main() -> None:
     # On the project's file system, for renames, but outside the project.
     with tempfile.TemporaryDirectory(dir=Path.cwd().parent) as directory:
-        matrix = Matrix(Path(directory))
         if len(sys.argv) > 1:
-            json.dump(matrix.outdated(), sys.stdout)
+            json.dump(with_settings(list(sys.argv[1:]), Path(directory)), sys.stdout)
             return
+        matrix = Matrix(Path(directory))
         matrix.outdated()  # before the first edit, so that every directory's digest is known
         tasks = {name: described(made) for name, made in matrix.artefacts.items()}
         found = [[kind, name, matrix.after(kind, name)] for kind, name in cells()]

@@ -93,6 +93,8 @@ class Client:
                 )
                 body = answer.raw.read(size + 1, decode_content=True) if answer.status_code == 200 else b""
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                if "the look-up of" in str(error):
+                    raise Unreachable(f"no answer about its name's address in {seconds:.3g} s (DNS)") from error
                 late = watch.expired or "timed out" in str(error)
                 raise Unreachable(_late(seconds) if late else _problem(error)) from error
             if watch.expired:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid, product_of
 
 REPORT_SIZE = 1184
 SIGNED_SIZE = 0x2A0
@@ -49,14 +50,6 @@ class SigningKey(IntEnum):
 
 
 _SIGNING_KEYS = {int(one): one for one in SigningKey}
-
-
-class Cpuid(NamedTuple):
-    """CPUID family, model and stepping of the chip, 8 bits each. Reports have them from version 3 on."""
-
-    family: int
-    model: int
-    stepping: int
 
 
 class FirmwareVersion(NamedTuple):
@@ -126,18 +119,6 @@ class Report:
     def signed(self) -> bytes:
         """The bytes that the signature covers, 0x000–0x29F."""
         return self.raw[:SIGNED_SIZE]
-
-
-def product_of(cpuid: Cpuid) -> Product:
-    """The product whose keys and TCB layout a chip has; Siena and Bergamo count as Genoa."""
-    match cpuid.family, cpuid.model:
-        case 0x19, model if model <= 0x0F:
-            return "Milan"
-        case 0x19, model if 0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF:
-            return "Genoa"
-        case 0x1A, model if model <= 0x11:
-            return "Turin"
-    raise UserError(f"report: CPUID family {cpuid.family:#x} model {cpuid.model:#x}: no known product")
 
 
 def parse_report(raw: bytes, claimed_product: Product) -> Report:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sevsnp.attestation.floors import Floor, floor_for
-from sevsnp.attestation.report import Cpuid
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, floor_for
+from sevsnp.vm_config.processor import Cpuid
 
 Value = int | str | bytes | tuple[int, ...]
 

@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
+from sevsnp.attestation.report import EMULATED_CHIP_ID
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import Identity, check_identity, read_identity
 from sevsnp.vm_config.config import Launch, Product, Tcb
+from sevsnp.vm_config.processor import Cpuid
 
 VALIDITY = timedelta(hours=24)
 _SKEW = timedelta(minutes=5)  # owner and host may be two machines whose clocks differ

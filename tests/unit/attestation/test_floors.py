@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation.floors import Floor, Processor, floor_for, parse_floors
-from sevsnp.attestation.report import Cpuid
 from sevsnp.attestation.rules import ChipTcb, TcbFloors, at_most, comparison, show, show_rule
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, Processor, floor_for, parse_floors
+from sevsnp.vm_config.processor import Cpuid
 from tests.support.hierarchy import Hierarchy
 from tests.unit.attestation.test_forged_reports import failed, outcome
 

@@ -52,7 +52,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "extensions": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py"),
     "kds": (f"{UNIT}/test_kds.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_certificate_files.py"),
     "kds_cache": (f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_kds.py"),
-    "kds_http": (f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_company_network.py", f"{UNIT}/test_kds.py"),
+    "kds_http": (
+        f"{UNIT}/test_kds_requests.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_company_network.py",
+        f"{UNIT}/test_kds.py",
+    ),
     "pem": (
         f"{UNIT}/test_work_limits.py::test_pem_as_people_have_it",
         f"{UNIT}/test_work_limits.py::test_no_block_is_hidden_in_another_one", f"{UNIT}/test_certificates.py",

@@ -307,3 +307,29 @@ def test_strict() -> None:
     for bit in (0, 2, 3, 4, 5, 7):
         report = GENOA.evidence(policy=0x3D20000, platform_info=0x3C ^ 1 << bit)
         assert len(failed(outcome(report, endorser=WithList(GENOA.crl()), **STRICT))) == 1
+
+
+class Knows(Nobody):
+    """An endorser with certificates at hand, such as a directory."""
+
+    def __init__(self, *certificates: Any) -> None:
+        self.certificates = list(certificates)
+
+    def known(self) -> list[Any]:
+        return self.certificates
+
+
+def test_a_renewed_certificate_at_hand_goes_before_the_expired_one_of_the_evidence() -> None:
+    """AMD certifies the same key again with new dates."""
+    old = Hierarchy(leaf_days=(-30, -1)).evidence()
+    assert failed(outcome(old)) == {"validity"}  # control
+    assert outcome(old, endorser=Knows(GENOA.certificate, GENOA.ask, GENOA.ark)).accepted
+    assert failed(outcome(old, endorser=Knows(Hierarchy("Turin", leaf="other").certificate))) == {"validity"}
+
+
+@pytest.mark.parametrize(("by", "names"), [(GENOA, "ARK, ASK and VCEK"), (VLEK, "ARK, ASVK and VLEK")])
+def test_the_names_of_the_chain(by: Hierarchy, names: str) -> None:
+    found = outcome(by.evidence(), by, policy={"profile": "default", "signer": ["VCEK", "VLEK"]})
+    said = {check.name: check.found for check in found.checks}
+    assert said["certificates"] == f"{names} are signed, named and constrained as they must be"
+    assert said["validity"] == "all three are valid at 2026-06-01T00:00:00Z"

@@ -333,3 +333,38 @@ def test_the_names_of_the_chain(by: Hierarchy, names: str) -> None:
     said = {check.name: check.found for check in found.checks}
     assert said["certificates"] == f"{names} are signed, named and constrained as they must be"
     assert said["validity"] == "all three are valid at 2026-06-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("changes", "decision", "reason"),
+    [
+        ({}, "refused", "signature"), ({"tcb": LOWER}, "undecided", "certificates"),
+        ({"chip": b"x" * 64}, "undecided", "certificates"), ({"vlek": True}, "undecided", "certificates"),
+    ],
+)  # fmt: skip
+def test_only_the_chips_own_certificate_at_hand_says_that_a_report_is_forged(
+    changes: dict[str, Any], decision: str, reason: str
+) -> None:
+    """Another chip's, or that of another TCB version, has another key, and says nothing about the report."""
+    one = Hierarchy(leaf="other", **changes)
+    found = outcome(GENOA.evidence([]), endorser=Knows(one.certificate, one.ask, one.ark))
+    assert (found.decision, found.reason) == (decision, reason)
+
+
+class Issues(Nobody):
+    """An endorser with authorities for every product."""
+
+    def __init__(self, *authorities: Any) -> None:
+        self.authorities = list(authorities)
+
+    def issuers(self, product: Any, signer: Any, now: Any) -> list[Any]:
+        return self.authorities
+
+
+def test_authorities_that_did_not_issue_the_certificate() -> None:
+    alone = GENOA.evidence([GENOA.certificate])
+    assert outcome(alone).decision == "undecided"
+    assert outcome(alone, endorser=Issues(GENOA.ask, GENOA.ark)).accepted  # control
+    for authorities, named in (((MILAN.ask, MILAN.ark), "VCEK"), ((GENOA.ask, MILAN.ark), "ASK"), ((), "VCEK")):
+        found = outcome(alone, endorser=Issues(*authorities))
+        assert (found.decision, found.message) == ("refused", f"none of the certificates issued the {named}")

@@ -14,7 +14,7 @@ from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
-from sevsnp.attestation.report import FirmwareVersion, SigningKey
+from sevsnp.attestation.report import EMULATED_CHIP_ID, FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import Lists, load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
@@ -368,3 +368,14 @@ def test_authorities_that_did_not_issue_the_certificate() -> None:
     for authorities, named in (((MILAN.ask, MILAN.ark), "VCEK"), ((GENOA.ask, MILAN.ark), "ASK"), ((), "VCEK")):
         found = outcome(alone, endorser=Issues(*authorities))
         assert (found.decision, found.message) == ("refused", f"none of the certificates issued the {named}")
+
+
+def test_the_software_secure_processors_chip_is_no_chip_of_amds() -> None:
+    found = outcome(by=Hierarchy(chip=EMULATED_CHIP_ID))
+    assert failed(found) == {"chip-id"} and "software secure processor" in found.message
+
+
+def test_a_vleks_report_names_no_chip() -> None:
+    found = outcome(VLEK.evidence(), VLEK, policy={"profile": "default", "signer": ["VLEK"]})
+    (check,) = (one for one in found.checks if one.name == "chip-id")
+    assert (check.outcome, check.expected, check.found) == ("passed", "zero (64 bytes)", "zero (64 bytes)")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sevsnp.attestation.authentication import Authentic, Endorser, Evidence, Nobody, authenticate, read_report
 from sevsnp.attestation.chain import TrustRoot
-from sevsnp.attestation.checklist import Checklist, Stop
+from sevsnp.attestation.checklist import Checklist, Plan, Planned, Stop
 from sevsnp.attestation.hcl import check_claims
 from sevsnp.attestation.outcome import Appraisal, Check, Reason, Refused, Undecided
 from sevsnp.attestation.policy import NEVER, Policy, make_policy, read_policy
@@ -28,10 +28,10 @@ from sevsnp.attestation.rules import (
     Rule,
     TcbFloor,
     TcbFloors,
+    Text,
     Unstated,
     Value,
     at_most,
-    show,
     show_cpuid,
     show_rule,
 )
@@ -254,8 +254,6 @@ FIELDS: tuple[Field, ...] = (
     (Reason.MEASUREMENT, lambda p: p.measurement, lambda a: a.report.measurement),
     (Reason.REPORT_DATA, lambda p: p.report_data, lambda a: a.report.report_data),
 )
-PlannedField = tuple[Reason, Rule, str, Callable[[Authentic], Value | Tcb | ChipTcb | None]]
-PlannedBit = tuple[Reason, Rule, str, str, Callable[[Report], int], int]
 BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]], ...] = (
     ("guest-policy", Reason.GUEST_POLICY, lambda p: p.guest_policy_bits, lambda r: r.policy),
     ("platform-info", Reason.PLATFORM_INFO, lambda p: p.platform_info, lambda r: r.platform_info),
@@ -263,7 +261,8 @@ BITS: tuple[tuple[str, Reason, Callable[[Policy], Bits], Callable[[Report], int]
 _BIT = (OneOf((0,)), OneOf((1,)))
 # On one chip these TCB versions never decrease in this order. LAUNCH_TCB is not in the order: a guest may have been
 # launched on another machine.
-_RISING = ("reported", "committed", "current")
+_RISING = "reported ≤ committed ≤ current"
+_TCBS = "reported {}, committed {}, current {}"
 
 
 def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
@@ -273,8 +272,8 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
     log.require(
         Reason.TCB_ORDER,
         all(at_most(low, high) for low, high in itertools.pairwise(tcbs)),
-        expected=" ≤ ".join(_RISING),
-        found=", ".join(f"{name} {show(tcb)}" for name, tcb in zip(_RISING, tcbs, strict=True)),
+        expected=_RISING,
+        found=Text(_TCBS, tcbs),
     )
     # No policy can allow these two bits: with them the host could read the guest, or move it to another machine.
     for reason, mask, name in (
@@ -283,34 +282,31 @@ def check_fields(log: Checklist, found: Authentic, policy: Policy) -> None:
     ):
         bit = int(report.policy & mask > 0)
         log.require(reason, not bit, expected=f"{name} 0", found=f"{name} {bit}")
-    fields, bits, named = _plan(policy, FIELDS)
-    for reason, rule, expected, value in fields:
-        log.rule(reason, rule, expected, value(found))
-    for reason, rule, expected, name, number, position in bits:
-        log.rule(reason, rule, expected, number(report) >> position & 1, name)
+    plan, named = _plan(policy, FIELDS)
+    log.compare(plan, found)
     unknown = report.platform_info & ~named
     shown = f"; bits without a name: {unknown:#x}" if unknown else ""
     log.not_compared(Reason.PLATFORM_INFO, "each bit has a check of its own", f"{report.platform_info:#x}{shown}")
 
 
 @lru_cache(maxsize=16)
-def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[list[PlannedField], list[PlannedBit], int]:
-    """The rules of ``policy`` with their texts and names, and the mask of the PLATFORM_INFO bits that have a rule.
+def _plan(policy: Policy, fields: tuple[Field, ...]) -> tuple[Plan, int]:
+    """The rules of ``policy``, made ready, and the mask of the PLATFORM_INFO bits that have a rule.
 
     The result is cached by the policy's identity, because one policy serves many reports.
     """
-    compared: list[PlannedField] = []
-    for reason, of, value in fields:
-        rule = of(policy)
-        compared.append((reason, rule, show_rule(rule), value))
-    bits: list[PlannedBit] = []
+    rules = [Planned.of(reason, of(policy), value) for reason, of, value in fields]
     for prefix, reason, of_bits, number in BITS:
         for name, (position, wanted) in of_bits(policy).rules.items():
             if prefix == "guest-policy" and name in NEVER:
                 continue  # check_fields compares it without the policy
             one = wanted if isinstance(wanted, Anything) else _BIT[wanted]
-            bits.append((reason, one, show_rule(one), f"{prefix}.{name.replace('_', '-')}", number, position))
-    return compared, bits, sum(1 << position for position, _ in policy.platform_info.rules.values())
+            rules.append(Planned.of(reason, one, _bit(number, position), f"{prefix}.{name.replace('_', '-')}"))
+    return Plan.of(tuple(rules)), sum(1 << position for position, _ in policy.platform_info.rules.values())
+
+
+def _bit(number: Callable[[Report], int], position: int) -> Callable[[Authentic], int]:
+    return lambda found: number(found.report) >> position & 1
 
 
 def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
@@ -324,7 +320,7 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
         if isinstance(policy.reported_tcb, Anything):
             log.not_compared(Reason.TCB_FLOOR, policy.reported_tcb.reason)
         else:
-            log.passed(Reason.TCB_FLOOR, show_rule(policy.reported_tcb))
+            log.passed(Reason.TCB_FLOOR, _floor_text(policy))
     elif root.domain == "emulated" and not any(floor.demanded for floor in unstated):
         log.not_compared(Reason.TCB_FLOOR, _EMULATED_TCB)
     else:
@@ -334,6 +330,11 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
             expected="a minimum TCB version, or that any will do",
             found="none",
         )
+
+
+@lru_cache(maxsize=16)
+def _floor_text(policy: Policy) -> str:
+    return show_rule(policy.reported_tcb)
 
 
 def check_end(log: Checklist, policy: Policy, now: datetime) -> None:

@@ -16,10 +16,10 @@ from sevsnp.attestation.checklist import Checklist, Unreachable
 from sevsnp.attestation.extensions import ExtensionError, LeafExtensions, Signer, named_product, read_extensions
 from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Reason
-from sevsnp.attestation.product import find_reading, readings
+from sevsnp.attestation.product import find_reading, readings, report_signed_by
 from sevsnp.attestation.report import Report, SigningKey
 from sevsnp.attestation.revocation import CrlError, Lists, is_revoked, newest_in_force, not_in_force, read_crl
-from sevsnp.attestation.rules import Anything, Rule, show
+from sevsnp.attestation.rules import Anything, Rule, Text
 from sevsnp.vm_config.config import Product, Tcb
 
 Certificate = x509.Certificate
@@ -103,7 +103,7 @@ def read_report(
     else:
         report = log.attempt(Reason.REPORT_FORMAT, lambda: snp.parse_report(evidence.report, "Milan"))
     log.passed(Reason.REPORT_FORMAT, f"version {report.version}, every reserved byte zero")
-    sent = log.attempt(Reason.CERTIFICATES, lambda: _load(evidence))
+    sent = [*log.attempt(Reason.CERTIFICATES, lambda: _certificates(evidence))]
     return find_reading(log, found, sent, endorser.known(), hint, now, endorser) if found else report, sent
 
 
@@ -120,37 +120,48 @@ def authenticate(
     """Verify the chain, the signature, and the chip and TCB that the leaf certifies. Raises Stop; ``log`` has why."""
     signer: Signer = "VLEK" if report.signing_key == SigningKey.VLEK else "VCEK"
     known = endorser.known()
-    size = len(evidence.certificate_table) + sum(map(len, evidence.certificates))
-    whole = _whole_chain if size <= REMEMBERED_BYTES else _whole_chain.__wrapped__
+    whole = _whole_chain if _remembered(evidence) else _whole_chain.__wrapped__
     chain = None if known else whole(evidence.certificate_table, evidence.certificates, root)
     # Evidence with exactly one chain needs no choice. If that chain does not fit, look for another VCEK as usual.
-    if not chain or not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
+    signed = chain is not None and report_signed_by(chain.leaf, report)
+    if chain is None or not signed:
         leaf = _leaf(log, report, signer, sent, known, now, endorser)
         chain = _chain(log, report, signer, leaf, [*sent, *known], root, now, endorser)
+        signed = report_signed_by(chain.leaf, report)
     # verify_chain checks the root first, so evidence of another trust domain is refused for its root alone.
     log.attempt(Reason.CERTIFICATES, lambda: chains.verify_chain(chain, root, now, signer))
     log.passed(Reason.UNKNOWN_ROOT, f"ARK is a pinned root of {root.domain}")
     log.passed(Reason.CERTIFICATES, f"ARK, {'ASVK' if signer == 'VLEK' else 'ASK'} and {signer} are signed, named and "
                                     "constrained as they must be")  # fmt: skip
-    log.passed(Reason.VALIDITY, f"all three are valid at {now:%Y-%m-%dT%H:%M:%SZ}")
-    if not chains.verify_signature(chain.leaf, report.signature_r, report.signature_s, report.signed):
+    log.passed(Reason.VALIDITY, Text("all three are valid at {}", (now,)))
+    if not signed:
         log.stop(Reason.SIGNATURE, f"the report is not signed by the {signer}")
     log.passed(Reason.SIGNATURE, "ECDSA P-384 with SHA-384 over the raw report")
-    extensions = log.attempt(Reason.CERTIFICATES, lambda: read_extensions(chain.leaf, report.product))
+    extensions = log.attempt(Reason.CERTIFICATES, lambda: _extensions(chain, report.product))
     _check_identity(log, report, chain, extensions, root)
     _check_revocation(log, report, chain, signer, evidence, root, now, endorser, revocation)
     return Authentic(report, chain, extensions, signer)
 
 
-def _load(evidence: Evidence) -> list[Certificate]:
-    found = certificates_of_table(evidence.certificate_table)
-    return found + [one for data in evidence.certificates for one in load_certificates(data)]
+def _remembered(evidence: Evidence) -> bool:
+    return len(evidence.certificate_table) + sum(map(len, evidence.certificates)) <= REMEMBERED_BYTES
+
+
+def _certificates(evidence: Evidence) -> tuple[Certificate, ...]:
+    load = _load if _remembered(evidence) else _load.__wrapped__
+    return load(evidence.certificate_table, evidence.certificates)
+
+
+@lru_cache(maxsize=1024)
+def _load(table: bytes, certificates: tuple[bytes, ...]) -> tuple[Certificate, ...]:
+    single = (one for data in certificates for one in load_certificates(data))
+    return (*certificates_of_table(table), *single)
 
 
 @lru_cache(maxsize=1024)
 def _whole_chain(table: bytes, certificates: tuple[bytes, ...], root: TrustRoot) -> Chain | None:
     """The chain of evidence that has exactly one leaf and its issuers, else None; cached for other reports."""
-    found = _load(Evidence(b"", table, certificates))
+    found = _certificates(Evidence(b"", table, certificates))
     leaf = chains.leaves(found)
     ask = chains.issuer_among(leaf[0], found, root) if len(leaf) == 1 else None
     ark = chains.issuer_among(ask, found, root) if ask else None
@@ -168,7 +179,7 @@ def _leaf(
     # AMD certifies the same key again with new dates, so prefer a certificate that is valid now.
     found.sort(key=lambda one: (one not in certified, not chains.is_valid_at(one, now)))
     for one in found:
-        if chains.verify_signature(one, report.signature_r, report.signature_s, report.signed):
+        if report_signed_by(one, report):
             return one
     if signer == "VCEK":
         try:
@@ -221,6 +232,12 @@ def _chain(
     return Chain(leaf, ask, ark)
 
 
+@lru_cache(maxsize=1024)
+def _extensions(chain: Chain, product: Product) -> LeafExtensions:
+    """The leaf's extensions. A chain keeps its hash; a certificate is hashed anew each time that it is looked up."""
+    return read_extensions(chain.leaf, product)
+
+
 def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExtensions, root: TrustRoot) -> None:
     """Compare the report with its leaf: the product, key, chip and TCB version that the leaf certifies."""
     certified = chains.root_product(chain, root) or report.product
@@ -228,7 +245,7 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
         Reason.PRODUCT,
         report.product == certified == leaf.product,
         expected="one product in the report, its certificate and its root",
-        found=f"report {report.product}, certificate {leaf.product_name}, root {certified}",
+        found=Text("report {}, certificate {}, root {}", (report.product, leaf.product_name, certified)),
     )
     log.stop_on_failure()  # the TCB layout depends on the product
     log.require(
@@ -240,10 +257,10 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
     problem = _chip_id_problem(report, leaf, root)
     # The chip id is zero if the platform masks it or signs with a VLEK.
     certified_chip = bytes(64) if leaf.hwid is None else leaf.hwid.ljust(64, b"\0")
-    log.require(Reason.CHIP_ID, not problem, expected=show(certified_chip), found=show(report.chip_id), message=problem)
+    log.require(Reason.CHIP_ID, not problem, expected=certified_chip, found=report.chip_id, message=problem)
     log.require(
         Reason.TCB, leaf.tcb == report.reported_tcb,
-        expected=f"REPORTED_TCB {show(leaf.tcb)}, for which the {leaf.signer} is", found=show(report.reported_tcb),
+        expected=Text("REPORTED_TCB {}, for which the {} is", (leaf.tcb, leaf.signer)), found=report.reported_tcb,
     )  # fmt: skip
 
 

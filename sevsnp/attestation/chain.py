@@ -129,12 +129,8 @@ def authorities_problem(
     return ""
 
 
-@lru_cache(maxsize=16)
 def verify_signature(leaf: x509.Certificate, r: int, s: int, signed: bytes) -> bool:
-    """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``.
-
-    The result is cached, because one appraisal calls it twice: to choose the leaf, and then to verify it.
-    """
+    """Whether (r, s) is the leaf's ECDSA P-384 / SHA-384 signature of ``signed``."""
     key = public_key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         return False
@@ -171,9 +167,11 @@ def is_valid_at(certificate: x509.Certificate, now: datetime) -> bool:
         return False
 
 
-@lru_cache(maxsize=1024)
 def public_key(certificate: x509.Certificate) -> object:
-    """The certificate's public key, or None if the key cannot be read."""
+    """The certificate's public key, or None if the key cannot be read.
+
+    The library keeps the key in the certificate. A cache here would hash the whole certificate for each look-up.
+    """
     try:
         return certificate.public_key()
     except PARSER_ERRORS:

@@ -2,20 +2,20 @@
 """The running list of checks of one appraisal. A failure ends it only if later checks would be meaningless."""
 
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from sevsnp.attestation.chain import ChainError, TrustDomain
 from sevsnp.attestation.extensions import ExtensionError
-from sevsnp.attestation.outcome import ENDED, Check, Decision, Reason
-from sevsnp.attestation.rules import Anything, ChipTcb, Rule, Unstated, Value, holds, show
+from sevsnp.attestation.outcome import ENDED, Check, Checks, Decision, Reason
+from sevsnp.attestation.rules import Anything, Compared, Rule, Shown, Unstated, comparison, show_rule
 from sevsnp.errors import UserError
-from sevsnp.vm_config.config import Tcb
 
 T = TypeVar("T")
 
 
 _REASONS = tuple(Reason)  # iterating over the class itself is slow
-_NAMES = frozenset(str(reason) for reason in _REASONS)
+_NAMES = frozenset(map(str, _REASONS))
 
 
 class Unreachable(Exception):
@@ -26,24 +26,74 @@ class Stop(Exception):
     """Further checks would be meaningless; the checklist has the reason."""
 
 
+class Planned(NamedTuple):
+    """A rule of a policy, made ready for many reports: the name of its check, its text and its comparison.
+
+    ``value`` takes the compared value from what :meth:`Checklist.compare` is given. ``bit`` is the name of a single
+    bit's check; else it is empty, and the check has the reason's name. ``uncompared`` says why the value is not
+    compared; it is empty if it is.
+    """
+
+    reason: Reason
+    value: Callable[[Any], Compared]
+    expected: str
+    holds: Callable[[Compared], bool]
+    uncompared: str
+    bit: str
+
+    @classmethod
+    def of(cls, reason: Reason, rule: Rule, value: Callable[[Any], Compared], bit: str = "") -> "Planned":
+        why = rule.reason if isinstance(rule, Anything) else ""
+        if isinstance(rule, Unstated):
+            why = f"no minimum is stated: see {Reason.TCB_FLOOR}"
+        return cls(reason, value, show_rule(rule), comparison(rule), why, bit)
+
+    def check(self, found: Any) -> Check:
+        """The check of a value that satisfies the rule, or is not compared."""
+        name, value = self.bit or self.reason, self.value(found)
+        if self.uncompared:
+            return Check(name, "not-compared", "anything", value, self.uncompared)
+        return Check(name, "passed", self.expected, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All rules of a policy, made ready. It says itself which of them compare anything."""
+
+    rules: tuple[Planned, ...]
+    compared: tuple[Planned, ...]
+    reasons: frozenset[Reason]
+
+    @classmethod
+    def of(cls, rules: tuple[Planned, ...]) -> "Plan":
+        compared = tuple(one for one in rules if not one.uncompared)
+        return cls(rules, compared, frozenset(one.reason for one in rules if not one.bit))
+
+
+_NOTHING = Plan.of(())
+
+
 class Checklist:
     """The outcomes so far, under one trust domain."""
 
     def __init__(self, domain: TrustDomain) -> None:
         self.domain = domain
         self._checks: dict[str, Check] = {}
+        self._plan: Plan = _NOTHING
+        self._found: Any = None
         self._failed: tuple[Reason, str] | None = None
         self._pending: tuple[Reason, str] | None = None
 
-    def passed(self, reason: Reason, found: str = "", expected: str = "") -> None:
+    def passed(self, reason: Reason, found: Shown = "", expected: Shown = "") -> None:
         self._checks[reason] = Check(reason, "passed", expected or found, found)
 
-    def not_compared(self, reason: Reason | str, why: str, found: str = "") -> None:
+    def not_compared(self, reason: Reason | str, why: str, found: Shown = "") -> None:
         self._checks[reason] = Check(reason, "not-compared", "anything", found, why)
 
-    def failed(self, reason: Reason, message: str, *, expected: str = "", found: str = "", name: str = "") -> None:
-        self._checks[name or reason] = Check(name or reason, "failed", expected, found, message)
-        shown = f"{f'{name}: ' if name else ''}found {found}, expected {expected}" if expected or found else ""
+    def failed(self, reason: Reason, message: str, *, expected: Shown = "", found: Shown = "", name: str = "") -> None:
+        check = self._checks[name or reason] = Check(name or reason, "failed", expected, found, message)
+        shown = f"found {check.found}, expected {check.expected}" if check.expected or check.found else ""
+        shown = f"{name}: {shown}" if name and shown else shown
         self._failed = self._failed or (reason, "; ".join(filter(None, (shown, message))))
 
     def pending(self, reason: Reason, message: str) -> None:
@@ -65,25 +115,22 @@ class Checklist:
         if self._failed:
             raise Stop
 
-    def require(self, reason: Reason, holds: bool, *, expected: str, found: str, message: str = "") -> None:
+    def require(self, reason: Reason, holds: bool, *, expected: Shown, found: Shown, message: str = "") -> None:
         if holds:
             self.passed(reason, found, expected)
         else:
             self.failed(reason, message, expected=expected, found=found)
 
-    def rule(
-        self, reason: Reason, rule: Rule, expected: str, value: Value | Tcb | ChipTcb | None, name: str = ""
-    ) -> None:
-        """Compare a value with the policy's rule for it; ``expected`` is the text of the rule."""
-        found = show(value)
-        if isinstance(rule, Anything):
-            self.not_compared(name or reason, rule.reason, found)
-        elif isinstance(rule, Unstated):
-            self.not_compared(name or reason, f"no minimum is stated: see {Reason.TCB_FLOOR}", found)
-        elif holds(rule, value):
-            self._checks[name or reason] = Check(name or reason, "passed", expected, found)
-        else:
-            self.failed(reason, "", expected=expected, found=found, name=name)
+    def compare(self, plan: Plan, found: Any) -> None:
+        """Compare the values in ``found`` with a policy's rules.
+
+        Each comparison is made now. The check of one that does not fail is made when somebody reads it.
+        """
+        self._plan, self._found = plan, found
+        for rule in plan.compared:
+            value = rule.value(found)
+            if not rule.holds(value):
+                self.failed(rule.reason, "", expected=rule.expected, found=value, name=rule.bit)
 
     def attempt(self, reason: Reason, step: Callable[[], T]) -> T:
         """Run a step that reads or verifies evidence; its error refuses the evidence."""
@@ -103,12 +150,17 @@ class Checklist:
         if self._pending:
             return "undecided", *self._pending
         for reason in _REASONS:
-            if reason not in self._checks:
+            if reason not in self._checks and reason not in self._plan.reasons:
                 self.failed(reason, f"{reason}: never checked")
                 return "refused", reason, f"{reason}: never checked"
         return "accepted", None, ""
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> Checks:
         """Every check in the order of Reason; the checks of single bits come last."""
-        made = [self._checks.get(reason) or Check(reason, "not-reached", reason=ENDED) for reason in _REASONS]
-        return (*made, *(check for name, check in self._checks.items() if name not in _NAMES))
+        return Checks(self._every)
+
+    def _every(self) -> tuple[Check, ...]:
+        named = ((rule.bit or rule.reason, rule) for rule in self._plan.rules)
+        known = {name: self._checks.get(name) or rule.check(self._found) for name, rule in named} | self._checks
+        made = [known.get(reason) or Check(reason, "not-reached", reason=ENDED) for reason in _REASONS]
+        return (*made, *(check for name, check in known.items() if name not in _NAMES))

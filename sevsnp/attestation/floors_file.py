@@ -12,11 +12,11 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sevsnp.attestation.floors import Floor, Processor, floor_for, parse_floors
-from sevsnp.attestation.report import Cpuid
 from sevsnp.errors import UserError
 from sevsnp.system.files import each_key_once
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, Processor, floor_for, parse_floors
+from sevsnp.vm_config.processor import Cpuid
 
 TYPE = "openend2e-sevsnp tcb floors 1"
 _OPENING = f'{{\n  "type": "{TYPE}",\n'.encode()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inspect a report: decode every bit, and check whether a pinned root vouches for it. It is not accepted or refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -46,7 +46,7 @@ class Inspection:
     signer: str
     trust_domain: str
     fields: Mapping[str, Any]
-    checks: tuple[Check, ...]
+    checks: Sequence[Check]
     notes: tuple[str, ...] = ()
     possible_products: tuple[str, ...] = ()
 

@@ -23,6 +23,7 @@ from sevsnp.attestation.kds_http import Client, Limits
 from sevsnp.attestation.revocation import MAX_CRL, CrlError, Lists, newest_in_force, not_in_force, read_crl
 from sevsnp.errors import UserError
 from sevsnp.system import progress
+from sevsnp.system.logins import without_login
 from sevsnp.vm_config.config import Product, Tcb
 
 Thing = TypeVar("Thing")
@@ -50,7 +51,8 @@ class Kds:
 
     def __post_init__(self) -> None:
         self._client = Client(self.base, self.sleep, self.say)
-        self._failures = Failures(self.cache, self.base)
+        self._shown = without_login(self.base)
+        self._failures = Failures(self.cache, self._shown)
 
     def known(self) -> list[x509.Certificate]:
         """Always empty: the cache can only be asked for a specific certificate."""
@@ -130,7 +132,7 @@ class Kds:
         try:
             served = read_crl(self._get(path, MAX_CRL, "a revocation list", limits), ark)
         except (Unreachable, CrlError) as error:
-            problem = f"{self.base}{path}: {'a revocation list: ' if isinstance(error, CrlError) else ''}{error}"
+            problem = f"{self._shown}{path}: {'a revocation list: ' if isinstance(error, CrlError) else ''}{error}"
             self._failures.remember(name, problem)
             return Lists(at_hand, "" if fits else problem)
         # A mirror may serve an old list, which does not replace a newer one. A newer one in force is all that counts.
@@ -138,7 +140,7 @@ class Kds:
         self.cache.keep(name, _crl_der(served if newer or kept is None else kept))
         found = (served,) if newer and not not_in_force(served, now) else (served, *at_hand)
         if newest_in_force(found, now) is None:
-            problem = f"{self.base}{path}: a revocation list: {not_in_force(served, now)}"
+            problem = f"{self._shown}{path}: a revocation list: {not_in_force(served, now)}"
             self._failures.remember(name, problem)
         return Lists(found, problem)
 
@@ -171,7 +173,7 @@ class Kds:
         try:
             found = check(self._get(path, size, what, self.limits))
         except Unreachable as error:
-            raise Unreachable(f"{self.base}{path}: {error}") from error
+            raise Unreachable(f"{self._shown}{path}: {error}") from error
         self.cache.keep(name, encode(found))
         return found
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sevsnp.attestation.checklist import Unreachable
+from sevsnp.system.logins import without_login
 
 if TYPE_CHECKING:
     import requests
@@ -40,12 +41,13 @@ class Client:
 
     def __init__(self, base: str, sleep: Callable[[float], None], say: Callable[[str], None]) -> None:
         self._base, self._sleep, self._say = base.rstrip("/"), sleep, say
+        self._shown = without_login(self._base)
         self._begun: float | None = None
 
     def get(self, path: str, what: str, size: int, limits: Limits) -> bytes:
         """The body of the answer for ``path``, at most ``size`` bytes. Raises :class:`Unreachable`."""
         patience, wait = limits.patience, _FIRST_WAIT
-        self._say(f"asking {self._base} for {what}")
+        self._say(f"asking {self._shown} for {what}")
         while True:
             status, asked, body = self._once(path, size, self._left(limits))
             if status == 200:
@@ -61,7 +63,7 @@ class Client:
                 raise Unreachable(f"answers {status} for more than {limits.patience:.0f} s")
             if limits.whole is not None and wait > self._left(limits):
                 raise Unreachable(f"answers {status}, and {_OVER.format(limits.whole)}")
-            self._say(f"{self._base} answers {status}: asking for {what} again in {wait:.0f} s")
+            self._say(f"{self._shown} answers {status}: asking for {what} again in {wait:.0f} s")
             self._sleep(wait)
             patience, wait = patience - wait, wait * 2
 
@@ -93,6 +95,8 @@ class Client:
                 )
                 body = answer.raw.read(size + 1, decode_content=True) if answer.status_code == 200 else b""
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                if "the look-up of" in str(error):
+                    raise Unreachable(f"no answer about its name's address in {seconds:.3g} s (DNS)") from error
                 late = watch.expired or "timed out" in str(error)
                 raise Unreachable(_late(seconds) if late else _problem(error)) from error
             if watch.expired:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outcome of an appraisal: accepted, refused or undecided, and every check with its expected and found value."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, overload
 
 from sevsnp.attestation.chain import TrustDomain
 from sevsnp.attestation.report import Report
+from sevsnp.attestation.rules import Shown, show
 
 Outcome = Literal["passed", "failed", "not-compared", "not-reached"]
 Decision = Literal["accepted", "refused", "undecided"]
@@ -79,13 +82,24 @@ def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:
 
 
 class Check(NamedTuple):
-    """One check and its outcome; ``reason`` says why the check failed, was not reached, or compares nothing."""
+    """One check and its outcome; ``reason`` says why the check failed, was not reached, or compares nothing.
+
+    ``wanted`` and ``value`` are kept as they were compared. Their texts are made when they are read.
+    """
 
     name: str
     outcome: Outcome
-    expected: str = ""
-    found: str = ""
+    wanted: Shown = ""
+    value: Shown = ""
     reason: str = ""
+
+    @property
+    def expected(self) -> str:
+        return show(self.wanted)
+
+    @property
+    def found(self) -> str:
+        return show(self.value)
 
     @property
     def ok(self) -> bool:
@@ -118,6 +132,27 @@ class Check(NamedTuple):
             "found": self.found,
             "reason": self.reason,
         }
+
+
+class Checks(Sequence[Check]):
+    """All checks of an appraisal in the order of :class:`Reason`, those of single bits last. Made when first read."""
+
+    def __init__(self, make: Callable[[], tuple[Check, ...]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> tuple[Check, ...]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Check: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Check, ...]: ...
+    def __getitem__(self, index: int | slice) -> Check | tuple[Check, ...]:
+        return self._made[index]
 
 
 class Refused(Exception):
@@ -165,7 +200,7 @@ class Appraisal:
     profile: str
     report: Report | None
     signer: str
-    checks: tuple[Check, ...]
+    checks: Sequence[Check]
     at: datetime
     reason: Reason | None = None
     message: str = ""
@@ -221,7 +256,7 @@ class Accepted:
     """
 
     report: Report
-    checks: tuple[Check, ...]
+    checks: Sequence[Check]
     residual_risks: tuple[str, ...]
     appraisal: Appraisal
 

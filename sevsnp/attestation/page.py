@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTML page of an attestation: the verdict, what failed and what to do about it, and every check in its group."""
 
+from collections.abc import Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
@@ -79,11 +80,11 @@ def _state(appraisal: Appraisal) -> State:
     return appraisal.decision
 
 
-def _passed(checks: tuple[Check, ...], reason: Reason) -> bool:
+def _passed(checks: Sequence[Check], reason: Reason) -> bool:
     return any(check.name == reason and check.outcome == "passed" for check in checks)
 
 
-def _counts(checks: tuple[Check, ...]) -> list[tuple[str, str, str]]:
+def _counts(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
     """For each outcome that a check has: the outcome, its mark, and its count in words ("41 passed")."""
     numbers = {outcome: sum(check.outcome == outcome for check in checks) for outcome in _COUNTED}
     return [
@@ -100,7 +101,7 @@ def _trouble(check: Check, appraisal: Appraisal) -> dict[str, Any]:
     return {"check": check, "advice": todo, "command": command}
 
 
-def _groups(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
+def _groups(checks: Sequence[Check]) -> list[dict[str, Any]]:
     """Each group in which at least one check was reached, with its checks and their counts."""
     found = []
     for group in GROUPS:

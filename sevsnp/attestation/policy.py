@@ -13,13 +13,13 @@ from typing import Any
 
 from sevsnp.attestation import policy_values as values
 from sevsnp.attestation import profiles
-from sevsnp.attestation.floors import parse_floors
 from sevsnp.attestation.profiles import VM_CONFIG, VM_CONFIG_IF_ANY
 from sevsnp.attestation.report import GUEST_POLICY_BITS, NO_MIGRATION_AGENT, PLATFORM_INFO_BITS
 from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, Rule, TcbFloor, TcbFloors, Unstated, Value
 from sevsnp.errors import UserError
 from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import MinimumTcb, Tcb, VmConfig, making
+from sevsnp.vm_config.floors import parse_floors
 
 REPORT_DATA_SIZE = 64
 NEVER = {"debug": "the host could read the guest", "migrate_ma": "the host could move the guest's state elsewhere"}
@@ -260,6 +260,8 @@ class _Reader:
         if reason := self.any_reason(key, value):
             return Anything(reason)
         if value in (VM_CONFIG, VM_CONFIG_IF_ANY):
+            if isinstance(own, tuple):
+                return TcbFloors(own)
             if own is None or (own != "any" and own.is_zero()):
                 return Unstated(demanded=value == VM_CONFIG)
             if own != "any":

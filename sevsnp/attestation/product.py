@@ -66,7 +66,7 @@ def find_reading(
     first = next(iter(found.values()))
     if first.signing_key == SigningKey.NONE:
         return first  # nobody signed it, whatever the product is
-    signers = [one for one in chains.leaves([*sent, *known]) if _signed(first, one)]
+    signers = [one for one in chains.leaves([*sent, *known]) if report_signed_by(one, first)]
     named = [product for one in signers if (product := named_product(one))]
     if fitting := [product for product in named if product in found]:
         return found[fitting[0]]
@@ -85,7 +85,8 @@ def find_reading(
     return reading
 
 
-def _signed(report: Report, leaf: x509.Certificate) -> bool:
+def report_signed_by(leaf: x509.Certificate, report: Report) -> bool:
+    """Whether the leaf's key signed the report."""
     return chains.verify_signature(leaf, report.signature_r, report.signature_s, report.signed)
 
 

@@ -9,10 +9,12 @@ know.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid, product_of
 
 REPORT_SIZE = 1184
 SIGNED_SIZE = 0x2A0
@@ -47,12 +49,7 @@ class SigningKey(IntEnum):
     NONE = 7
 
 
-class Cpuid(NamedTuple):
-    """CPUID family, model and stepping of the chip, 8 bits each. Reports have them from version 3 on."""
-
-    family: int
-    model: int
-    stepping: int
+_SIGNING_KEYS = {int(one): one for one in SigningKey}
 
 
 class FirmwareVersion(NamedTuple):
@@ -124,18 +121,6 @@ class Report:
         return self.raw[:SIGNED_SIZE]
 
 
-def product_of(cpuid: Cpuid) -> Product:
-    """The product whose keys and TCB layout a chip has; Siena and Bergamo count as Genoa."""
-    match cpuid.family, cpuid.model:
-        case 0x19, model if model <= 0x0F:
-            return "Milan"
-        case 0x19, model if 0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF:
-            return "Genoa"
-        case 0x1A, model if model <= 0x11:
-            return "Turin"
-    raise UserError(f"report: CPUID family {cpuid.family:#x} model {cpuid.model:#x}: no known product")
-
-
 def parse_report(raw: bytes, claimed_product: Product) -> Report:
     """Read a report of version 2 to 5. ``claimed_product`` is used only for version 2, which names no product.
 
@@ -144,7 +129,12 @@ def parse_report(raw: bytes, claimed_product: Product) -> Report:
     if len(raw) != REPORT_SIZE:
         raise UserError(f"report: found {len(raw)} bytes, expected {REPORT_SIZE}")
     raw = bytes(raw)
-    version = _u32(raw, 0x000)
+    (
+        version, guest_svn, policy, family_id, image_id, vmpl, algorithm, current_tcb, platform_info, flags,
+        report_data, measurement, host_data, id_key_digest, author_key_digest, report_id, report_id_ma, reported_tcb,
+        family, model, stepping, chip_id, committed_tcb, current_build, current_minor, current_major, committed_build,
+        committed_minor, committed_major, launch_tcb, launch_mitigations, current_mitigations,
+    ) = _LAYOUT.unpack_from(raw)  # fmt: skip
     if version > max(VERSIONS):
         raise UserError(
             f"report: found version {version}, newer than {max(VERSIONS)}, the newest known",
@@ -154,48 +144,47 @@ def parse_report(raw: bytes, claimed_product: Product) -> Report:
         raise UserError(f"report: found version {version}, expected one of {VERSIONS}")
     for start, end in _RESERVED + (_RESERVED_BY_VERSION[version]):
         _require_zero(raw, start, end)
-    algorithm = _u32(raw, 0x034)
     if algorithm != ECDSA_P384_SHA384:
         raise UserError(f"report: found signature algorithm {algorithm}, expected 1 (ECDSA P-384 with SHA-384)")
-    cpuid = None if version < 3 else Cpuid(*raw[0x188:0x18B])
+    cpuid = None if version < 3 else Cpuid(family, model, stepping)
     product = product_of(cpuid) if cpuid else claimed_product
-    flags = _u32(raw, 0x048)
     return Report(
         raw=raw,
         version=version,
         product=product,
         cpuid=cpuid,
-        guest_svn=_u32(raw, 0x004),
-        policy=_policy(_u64(raw, 0x008)),
-        family_id=raw[0x010:0x020],
-        image_id=raw[0x020:0x030],
-        vmpl=_u32(raw, 0x030),
+        guest_svn=guest_svn,
+        policy=_policy(policy),
+        family_id=family_id,
+        image_id=image_id,
+        vmpl=vmpl,
         signature_algorithm=algorithm,
-        current_tcb=decode_tcb(raw[0x038:0x040], product),
-        platform_info=_u64(raw, 0x040),
+        current_tcb=decode_tcb(current_tcb, product),
+        platform_info=platform_info,
         author_key=bool(flags & 1),
         mask_chip_key=bool(flags & 2),
         signing_key=_signing_key(flags),
-        report_data=raw[0x050:0x090],
-        measurement=raw[0x090:0x0C0],
-        host_data=raw[0x0C0:0x0E0],
-        id_key_digest=raw[0x0E0:0x110],
-        author_key_digest=raw[0x110:0x140],
-        report_id=raw[0x140:0x160],
-        report_id_ma=raw[0x160:0x180],
-        reported_tcb=decode_tcb(raw[0x180:0x188], product),
-        chip_id=raw[0x1A0:0x1E0],
-        committed_tcb=decode_tcb(raw[0x1E0:0x1E8], product),
-        current_version=FirmwareVersion(raw[0x1EA], raw[0x1E9], raw[0x1E8]),
-        committed_version=FirmwareVersion(raw[0x1EE], raw[0x1ED], raw[0x1EC]),
-        launch_tcb=decode_tcb(raw[0x1F0:0x1F8], product),
-        launch_mitigations=_u64(raw, 0x1F8) if version >= 5 else None,
-        current_mitigations=_u64(raw, 0x200) if version >= 5 else None,
+        report_data=report_data,
+        measurement=measurement,
+        host_data=host_data,
+        id_key_digest=id_key_digest,
+        author_key_digest=author_key_digest,
+        report_id=report_id,
+        report_id_ma=report_id_ma,
+        reported_tcb=decode_tcb(reported_tcb, product),
+        chip_id=chip_id,
+        committed_tcb=decode_tcb(committed_tcb, product),
+        current_version=FirmwareVersion(current_major, current_minor, current_build),
+        committed_version=FirmwareVersion(committed_major, committed_minor, committed_build),
+        launch_tcb=decode_tcb(launch_tcb, product),
+        launch_mitigations=launch_mitigations if version >= 5 else None,
+        current_mitigations=current_mitigations if version >= 5 else None,
         signature_r=int.from_bytes(raw[0x2A0:0x2D0], "little"),
         signature_s=int.from_bytes(raw[0x2E8:0x318], "little"),
     )
 
 
+@lru_cache(maxsize=256)
 def decode_tcb(data: bytes, product: Product) -> Tcb:
     """Read a TCB_VERSION (8 bytes) in its product's layout. Raises :class:`UserError` for a nonzero reserved byte."""
     if product == "Turin":
@@ -207,6 +196,8 @@ def decode_tcb(data: bytes, product: Product) -> Tcb:
     return Tcb(bootloader=bootloader, tee=tee, snp=snp, microcode=microcode, fmc=fmc)
 
 
+# Table 23 from VERSION (0x000) to CURRENT_MIT_VECTOR (0x200). A version is its build, minor and major byte.
+_LAYOUT = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8s3B21x64s8s3Bx3Bx8sQQ")
 # r and s have 72 bytes each. The upper 24 bytes are zero, because P-384 numbers have 48 bytes.
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0),
              (0x2D0, 0x2E8), (0x318, REPORT_SIZE))  # fmt: skip
@@ -219,7 +210,7 @@ _RESERVED_BY_VERSION = {
 
 
 def _require_zero(raw: bytes, start: int, end: int) -> None:
-    if any(raw[start:end]):
+    if raw.count(0, start, end) != end - start:
         raise UserError(f"report: bytes {start:#x} to {end - 1:#x} must be zero")
 
 
@@ -233,16 +224,6 @@ def _signing_key(flags: int) -> SigningKey:
     if flags >> 5:
         raise UserError(f"report: flags {flags:#x}: bits 31:5 must be zero")
     value = flags >> 2
-    if value not in SigningKey.__members__.values():
+    if value not in _SIGNING_KEYS:
         raise UserError(f"report: signing key {value}: a reserved value")
-    return SigningKey(value)
-
-
-def _u32(raw: bytes, offset: int) -> int:
-    (value,) = struct.unpack_from("<I", raw, offset)
-    return int(value)
-
-
-def _u64(raw: bytes, offset: int) -> int:
-    (value,) = struct.unpack_from("<Q", raw, offset)
-    return int(value)
+    return _SIGNING_KEYS[value]

@@ -2,14 +2,14 @@
 """The rules of a policy for one value: one of a set, a minimum, a rule for each bit, or anything with a reason."""
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sevsnp.attestation.floors import Floor, floor_for
-from sevsnp.attestation.report import Cpuid
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, floor_for
+from sevsnp.vm_config.processor import Cpuid
 
 Value = int | str | bytes | tuple[int, ...]
 
@@ -76,48 +76,81 @@ class Bits(NamedTuple):
     rules: Mapping[str, tuple[int, "bool | Anything"]]
 
 
+class Text(NamedTuple):
+    """A text that is made only when it is read: ``form`` (str.format) with each of ``values`` as in :func:`show`.
+
+    Most evidence passes most checks, and nobody reads the texts of those.
+    """
+
+    form: str
+    values: "tuple[Shown, ...]"
+
+
 Rule = OneOf | AtLeast | Anything | TcbFloor | TcbFloors | Unstated | AllSet
+Compared = Value | Tcb | ChipTcb | None
+Shown = Compared | Text | datetime
 
 
-def holds(rule: Rule, value: Value | Tcb | ChipTcb | None) -> bool:
-    """Whether ``value`` satisfies ``rule``; a missing value (None) satisfies only :class:`Anything`."""
-    match rule, value:
-        case Anything(), _:
-            return True
-        case OneOf(values), bytes():
-            return any(isinstance(one, bytes) and hmac.compare_digest(one, value) for one in values)
-        case OneOf(values), int() | str() | tuple():
-            return value in values
-        case AtLeast(int(floor)), int():
-            return value >= floor
-        case AtLeast(tuple() as floor), tuple():
-            return value >= floor
-        case TcbFloor(floor), Tcb():
-            return at_most(floor, value)
-        case TcbFloor(floor), ChipTcb(tcb):
-            return at_most(floor, tcb)
-        case TcbFloors(floors), ChipTcb(tcb, cpuid):
-            own = floor_for(floors, cpuid)
-            return own is not None and at_most(own, tcb)
-        case AllSet(mask), int():
-            return value & mask == mask
-    return False
+def comparison(rule: Rule) -> Callable[[Compared], bool]:
+    """The function that says whether a value satisfies ``rule``; it is made once for a policy.
+
+    A missing value (None) satisfies only :class:`Anything`.
+    """
+    match rule:
+        case Anything():
+            return lambda _: True
+        case OneOf(values):
+            digests = [one for one in values if isinstance(one, bytes)]
+            if digests == [*values] and len(values) == 1:
+                return lambda value: isinstance(value, bytes) and hmac.compare_digest(digests[0], value)
+            others = [one for one in values if not isinstance(one, bytes)]
+            return lambda value: (
+                any(hmac.compare_digest(one, value) for one in digests) if isinstance(value, bytes) else value in others
+            )
+        case AtLeast(int(number)):
+            return lambda value: isinstance(value, int) and value >= number
+        case AtLeast(tuple() as version):
+            return lambda value: isinstance(value, tuple) and value >= version
+        case TcbFloor(lowest):
+            return lambda value: (tcb := tcb_of(value)) is not None and at_most(lowest, tcb)
+        case TcbFloors(floors):
+            return lambda value: (
+                isinstance(value, ChipTcb)
+                and (own := floor_for(floors, value.cpuid)) is not None
+                and at_most(own, value.tcb)
+            )
+        case AllSet(mask):
+            return lambda value: isinstance(value, int) and value & mask == mask
+    return lambda _: False
+
+
+def tcb_of(value: Compared) -> Tcb | None:
+    """The TCB version in a value, whether or not it names a processor; None if there is none."""
+    return value.tcb if isinstance(value, ChipTcb) else value if isinstance(value, Tcb) else None
 
 
 def at_most(low: Tcb, high: Tcb) -> bool:
     """Whether no component of ``low`` is above the same component of ``high``."""
-    return all(a <= b for a, b in zip(_parts(low), _parts(high), strict=True))
+    return (
+        low.bootloader <= high.bootloader
+        and low.tee <= high.tee
+        and low.snp <= high.snp
+        and low.microcode <= high.microcode
+        and (low.fmc or 0) <= (high.fmc or 0)
+    )
 
 
-def _parts(tcb: Tcb) -> tuple[int, ...]:
-    return (tcb.fmc or 0, tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode)
-
-
-def show(value: Value | Tcb | ChipTcb | None) -> str:
-    """A value as readable text: bytes in hex, versions with dots, TCB versions by component."""
+def show(value: Shown) -> str:
+    """A value as readable text: bytes in hex, versions with dots, TCB versions by component, times in UTC."""
     match value:
+        case str():
+            return value
         case None:
             return "nothing"
+        case datetime():
+            return f"{value:%Y-%m-%dT%H:%M:%SZ}"
+        case Text(form, values):
+            return form.format(*map(show, values))
         case bool():
             return "yes" if value else "no"
         case int():
@@ -131,7 +164,6 @@ def show(value: Value | Tcb | ChipTcb | None) -> str:
         case Tcb():
             fmc = "" if value.fmc is None else f"fmc {value.fmc} "
             return f"{fmc}bootloader {value.bootloader} tee {value.tee} snp {value.snp} microcode {value.microcode}"
-    return str(value)
 
 
 def show_cpuid(cpuid: Cpuid) -> str:

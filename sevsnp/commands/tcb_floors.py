@@ -9,12 +9,13 @@ from pathlib import Path
 
 from sevsnp.attestation import api
 from sevsnp.attestation.floors_file import FloorsFile, lowest, parse_file, render_file
-from sevsnp.attestation.report import Cpuid, Report
+from sevsnp.attestation.report import Report
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.commands.measure import DONE
 from sevsnp.commands.verify_report import REFUSED, UNDECIDED, add_sources, endorser, read_file
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.processor import Cpuid
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -196,12 +196,15 @@ def _expected_alone(options: argparse.Namespace) -> Expected:
     return Expected(make_policy(document, Path(named), None, _report_data(options)), never=_never(options))
 
 
-def _minimum_tcb(text: str) -> dict[str, Any]:
+def _minimum_tcb(text: str) -> dict[str, Any] | list[dict[str, Any]]:
     from sevsnp.settings.values import minimum_tcb, parse_tcb
+    from sevsnp.vm_config.floors import floors_of_setting
 
     try:
         if minimum_tcb(text) == "any":
             return {"any": "the command line accepts any TCB version (--min-tcb any)"}
+        if floors := floors_of_setting(text):
+            return [floor.document() for floor in floors]
         return {name: value for name, value in parse_tcb(text).items() if name != "fmc" or "fmc:" in text}
     except ValueError:
         raise UserError(f"--min-tcb: found {text!a}, expected bootloader:3,tee:0,snp:8,microcode:115, or any") from None

@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from sevsnp.attestation.report import EMULATED_CHIP_ID, Cpuid
+from sevsnp.attestation.report import EMULATED_CHIP_ID
 from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import Identity, check_identity, read_identity
 from sevsnp.vm_config.config import Launch, Product, Tcb
+from sevsnp.vm_config.processor import Cpuid
 
 VALIDITY = timedelta(hours=24)
 _SKEW = timedelta(minutes=5)  # owner and host may be two machines whose clocks differ
@@ -67,26 +68,37 @@ class EmulatedPsp:
         Writes ``ark.pem`` (the root to give to the emulated verifier) and ``chain.pem`` (VCEK, ASK, ARK), mode 0644.
         Raises :class:`UserError` on a machine with a real secure processor.
         """
+        (psp,) = cls.create_fleet(directory, 1, product, now)
+        _write(
+            directory / "chain.pem", b"".join(one.public_bytes(Encoding.PEM) for one in (psp.vcek, psp.ask, psp.ark))
+        )
+        return psp
+
+    @classmethod
+    def create_fleet(
+        cls, directory: Path, number: int, product: Product = "Genoa", now: datetime | None = None
+    ) -> list["EmulatedPsp"]:
+        """As :meth:`create`, but several processors under one root, each with a VCEK of its own; no ``chain.pem``."""
         refuse_real_hardware()
         start = (now or datetime.now(UTC)) - _SKEW
         tcb = Tcb(_LEVEL, _LEVEL, _LEVEL, _LEVEL, _LEVEL if product == "Turin" else None)
         name = f"EMULATED - NOT AMD - {uuid.uuid4()}"
         ark_key, ask_key = _rsa_key(), _rsa_key()
-        key = ec.generate_private_key(ec.SECP384R1())
         ark_name, ask_name, vcek_name = (_name(f"{name} {role}") for role in ("ARK", "ASK", "VCEK"))
         ark = _certify(_builder(ark_name, ark_name, ark_key.public_key(), start, authority=True), ark_key)
         ask = _certify(_builder(ask_name, ark_name, ask_key.public_key(), start, authority=True), ark_key)
-        builder = _builder(vcek_name, ask_name, key.public_key(), start, authority=False)
-        for oid, value in _vcek_extensions(product, tcb):
-            builder = builder.add_extension(
-                x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical=False
-            )
-        vcek = _certify(builder, ask_key)
-        psp = cls(product, key, (vcek, ask, ark), tcb)
+        fleet = []
+        for _ in range(number):
+            key = ec.generate_private_key(ec.SECP384R1())
+            builder = _builder(vcek_name, ask_name, key.public_key(), start, authority=False)
+            for oid, value in _vcek_extensions(product, tcb):
+                builder = builder.add_extension(
+                    x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical=False
+                )
+            fleet.append(cls(product, key, (_certify(builder, ask_key), ask, ark), tcb))
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "ark.pem", ark.public_bytes(Encoding.PEM))
-        _write(directory / "chain.pem", b"".join(one.public_bytes(Encoding.PEM) for one in (vcek, ask, ark)))
-        return psp
+        return fleet
 
     @staticmethod
     def finish_launch(launch: Launch, measurement: bytes) -> Identity | None:

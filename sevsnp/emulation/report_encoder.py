@@ -9,11 +9,11 @@ from sevsnp.attestation.report import (
     NO_MIGRATION_AGENT,
     REPORT_SIZE,
     SIGNED_SIZE,
-    Cpuid,
     FirmwareVersion,
     SigningKey,
 )
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid
 
 _FIRMWARE = FirmwareVersion(1, 58, 1)
 

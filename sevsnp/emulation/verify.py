@@ -43,7 +43,7 @@ def appraise_emulated(evidence: Evidence, expected: Expected, now: datetime, roo
 
     Never raises for evidence. Raises :class:`UserError` if ``root`` is not the ARK of one software secure processor.
     """
-    return appraise(evidence, expected, now, _read_root(root))
+    return appraise(evidence, expected, now, read_root(root))
 
 
 def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root: Path) -> EmulatedVerdict:
@@ -54,7 +54,8 @@ def verify_emulated(evidence: Evidence, expected: Expected, now: datetime, root:
     return EmulatedVerdict(appraise_emulated(evidence, expected, now, root), _TOKEN)
 
 
-def _read_root(path: Path) -> TrustRoot:
+def read_root(path: Path) -> TrustRoot:
+    """The trust root in the PEM file ``path``: the ARK of one software secure processor. Raises :class:`UserError`."""
     hint = "give the ark.pem that the software secure processor wrote when the guest was started"
     try:
         found = load_certificates(path.read_bytes())

@@ -56,8 +56,6 @@ def _roads_of(leaf: "Leaf") -> list[str]:
 @lru_cache(maxsize=8)
 def _judge(digest: str, path: str, reason: str) -> str:
     """Why the firmware is refused, or an empty string; ``path`` is empty if there is no file to inspect."""
-    if digest in ACCEPTED:
-        return ""
     if digest in REFUSED:
         return f"{REFUSED[digest]}: it starts code of the host's that nothing measures"
     if reason:
@@ -80,6 +78,8 @@ def problem(digest: str, path: Path, reason: str = "") -> str:
     ``path`` is the firmware's file; it need not exist for a known firmware. ``reason`` is the owner's reason in the VM
     config.
     """
+    if digest in ACCEPTED:
+        return ""  # whatever its file is
     return _judge(digest, str(path) if path.is_file() else "", reason)
 
 

@@ -13,9 +13,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from sevsnp.attestation.report import Cpuid, decode_tcb, product_of
+from sevsnp.attestation.report import decode_tcb
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid, product_of
 
 DEVICE = Path("/dev/sev")
 CPUINFO = Path("/proc/cpuinfo")

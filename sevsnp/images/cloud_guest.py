@@ -12,12 +12,13 @@ from typing import Any
 from sevsnp.archives.rootfs import EPOCH
 from sevsnp.errors import UserError
 from sevsnp.images.guest import read_public_key
-from sevsnp.packages.by_digest import fetch_by_digest, hidden
+from sevsnp.packages.by_digest import fetch_by_digest
 from sevsnp.qemu.disk_format import disk_format
 from sevsnp.system import progress
 from sevsnp.system.command import run
 from sevsnp.system.copying import copy_file
 from sevsnp.system.files import scratch_directory, sha256_file
+from sevsnp.system.logins import without_login
 from sevsnp.system.yaml_loader import dump, load
 
 USER = "user"
@@ -29,7 +30,7 @@ def fetch_cloud_image(*, uri: str, sha256: str, cache_dir: str, output: Path) ->
     """Copy the cloud image at ``uri``, whose SHA-256 is ``sha256``, to ``output``. Raises UserError."""
     if not sha256:
         raise UserError(
-            f"CLOUD_IMAGE={hidden(uri)}: no SHA-256 is given for it",
+            f"CLOUD_IMAGE={without_login(uri)}: no SHA-256 is given for it",
             "give the one that its maker says: CLOUD_IMAGE_SHA256=…",
         )
     with progress.amount("fetching the cloud image") as shown:

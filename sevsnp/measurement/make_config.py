@@ -25,6 +25,7 @@ from sevsnp.vm_config.config import (
     VmConfig,
     render_vm_config,
 )
+from sevsnp.vm_config.floors import floors_of_setting
 from sevsnp.vm_config.verity_word import BLOCK_SIZE, VerityParameters, fixed_salt
 
 
@@ -163,6 +164,15 @@ def _minimum_tcb(text: str, product: str) -> MinimumTcb:
         return None
     if text == "any":
         return "any"
+    try:
+        floors = floors_of_setting(text)
+    except ValueError as error:
+        raise UserError(f"MIN_TCB={text}: expected {error}") from None
+    for floor in floors:
+        if (found := floor.processor.product) != product:
+            raise UserError(f"MIN_TCB={text}: {floor.processor} is one of {found}, expected PRODUCT={product}")
+    if floors:
+        return floors
     parts = parse_tcb(text)
     fmc = parts.pop("fmc")
     if product != "Turin" and fmc:

@@ -14,6 +14,7 @@ from sevsnp.packages.connections import Connections, DroppedError, StatusError
 from sevsnp.packages.download import Meter, MismatchError, Progress, Remote, UnreachableError, alone, words_of
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import sha256_file
+from sevsnp.system.logins import without_login
 
 # Bytes.
 LARGEST = 64 << 30
@@ -29,7 +30,7 @@ def fetch_by_digest(
     no network. Raises UserError for another scheme, for a server that does not say how long the file is, for more than
     ``largest`` bytes, for network trouble, and for a file with another digest, which is removed.
     """
-    shown = f"{setting}={hidden(uri)}"
+    shown = f"{setting}={without_login(uri)}"
     if urlsplit(uri).scheme not in ("http", "https"):
         raise UserError(f"{shown}: expected a path, or a URL that begins with http:// or https://")
     # The name in the URL is the server's; it plays no part in a path.
@@ -57,12 +58,6 @@ def fetch_by_digest(
         finally:
             connections.close()
     return target
-
-
-def hidden(uri: str) -> str:
-    """The address without a login, for messages."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _size(uri: str, connections: Connections) -> int:

@@ -12,6 +12,7 @@ from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager
 from urllib3.util import make_headers
 
 from sevsnp.packages import hostapt
+from sevsnp.system.logins import split_login
 
 TIMEOUT = 30.0  # seconds without a byte
 REDIRECTS = 5
@@ -48,13 +49,22 @@ class Connections:
     def get(self, uri: str, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
         """The answer 200, 206 or 416 to a request for ``uri``. Its body is not decoded; the caller reads it.
 
+        A login in ``uri`` is sent to the server that ``uri`` names, and to no other one that a redirect leads to.
         Raises :class:`DroppedError`, :class:`StatusError`, and urllib3's HTTPError or ``OSError`` for network trouble.
         """
+        uri, login = split_login(uri)
+        server = urlsplit(uri)[:2]
+        own = make_headers(basic_auth=unquote(login)) if login else {}
         for _ in range(1 + REDIRECTS):
             response = self._manager(self._proxy(uri)).request(
                 "GET",
                 uri,
-                headers={"User-Agent": "openend2e-sevsnp", "Accept-Encoding": "identity", **headers},
+                headers={
+                    "User-Agent": "openend2e-sevsnp",
+                    "Accept-Encoding": "identity",
+                    **headers,
+                    **(own if urlsplit(uri)[:2] == server else {}),
+                },
                 timeout=TIMEOUT,
                 retries=False,
                 redirect=False,  # urllib3 would read the whole body of each redirect, however long
@@ -76,7 +86,7 @@ class Connections:
                 # A connection whose answer was read to its end is back in the pool by now; any other cannot be used
                 # again.
                 response.close()
-            uri = urljoin(uri, target)
+            uri, _ = split_login(urljoin(uri, target))
             if urlsplit(uri).scheme not in ("http", "https"):
                 raise StatusError(response.status, f"leads to {uri}")
         raise StatusError(response.status, f"more than {REDIRECTS} times")

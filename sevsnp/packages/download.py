@@ -22,6 +22,7 @@ from sevsnp.errors import UserError
 from sevsnp.packages.connections import Connections, DroppedError, StatusError
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import CHUNK
+from sevsnp.system.logins import without_login
 
 ATTEMPTS = 4
 
@@ -167,7 +168,7 @@ class Remote:
     """A file on a server."""
 
     def __init__(self, uri: str, connections: Connections) -> None:
-        self.where, self._connections = uri, connections
+        self.where, self._uri, self._connections = without_login(uri), uri, connections
 
     def receive(self, part: Part) -> bool:
         headers = {}
@@ -175,7 +176,7 @@ class Remote:
             headers["Range"] = f"bytes={part.size}-"
             if part.version:
                 headers["If-Range"] = part.version
-        with self._connections.get(self.where, headers) as response:
+        with self._connections.get(self._uri, headers) as response:
             if response.status != 200:
                 said = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
                 if not said or int(said[1]) != part.size or said[2] not in ("*", str(part.package.size)):

@@ -15,6 +15,7 @@ from sevsnp.packages.download import Local, Meter, Progress, Remote, Source, alo
 from sevsnp.packages.lock import REFRESH, Package
 from sevsnp.packages.sources import Sources
 from sevsnp.system.files import sha256_file
+from sevsnp.system.logins import without_login
 
 if TYPE_CHECKING:
     from sevsnp.packages.snapshots import Snapshots
@@ -151,7 +152,7 @@ class _Run:
             except UserError as error:
                 raise UserError(f"{dropped}, and the snapshot mirror does not help: {error.message}", advice) from error
             return self._snapshots.served.append(package) if self._snapshots else None
-        tried += bases
+        tried = [without_login(one) for one in (*tried, *bases)]
         raise UserError(
             f"{dropped}, and {' and '.join(tried)} no longer {'have' if len(tried) > 1 else 'has'} it", advice
         )

@@ -13,6 +13,7 @@ from sevsnp.packages.archive import Archive
 from sevsnp.packages.lock import SECURITY
 from sevsnp.system.command import run, temporary_directory
 from sevsnp.system.command_failed import CommandFailed
+from sevsnp.system.logins import without_login
 
 _SCHEMES = ("http", "https", "file", "copy")
 
@@ -55,8 +56,9 @@ def clean_uri(uri: str, where: str) -> str:
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES or not rest.startswith("/" if scheme in ("file", "copy") else "//"):
+        found = without_login(uri)
         raise UserError(
-            f"{where}: found {uri!r}, expected a URI that begins with http://, https:// or file:/{_or_file(where)}"
+            f"{where}: found {found!r}, expected a URI that begins with http://, https:// or file:/{_or_file(where)}"
         )
     if scheme in ("file", "copy"):
         return f"file:/{rest.lstrip('/')}".rstrip("/")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.settings.table import SECRETS
+from sevsnp.system.logins import without_logins
 from sevsnp.system.record import Command
 
 DIRECTORY = Path("build") / "log"
@@ -25,9 +26,6 @@ RUNS = 10
 # Bytes kept of what a failed command wrote to one stream; its end has the reason.
 _MOST = 16 << 20
 _RUN = re.compile(r"(\d{8}-\d{9}-\d+)\.(?:jsonl|\d+\.txt)")
-# In a registry's reference a password may contain a slash; see sevsnp.store.oci_reference.
-_REGISTRY = "oci://"
-_LOGIN = re.compile(r"://[^/\s]*@")
 _PLAIN = f"{string.ascii_letters}{string.digits} -_./=,:+%".encode()
 _SECRET = re.compile(rf"\b({'|'.join(SECRETS)})=\S+")
 
@@ -160,15 +158,7 @@ def redacted(text: str) -> str:
     for name in SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "…")
-    return "\n".join(map(_without_logins, _SECRET.sub(r"\1=…", text).split("\n")))
-
-
-def _without_logins(line: str) -> str:
-    """A line of any program's output without logins. Two searches, because a pattern would try each oci:// again."""
-    start, end = line.find(_REGISTRY), line.rfind("@")
-    if 0 <= start < end:
-        return f"{_LOGIN.sub('://…@', line[:start])}{_REGISTRY}…{line[end:]}"
-    return _LOGIN.sub("://…@", line)
+    return without_logins(_SECRET.sub(r"\1=…", text))
 
 
 def _words(words: Sequence[str]) -> list[str]:

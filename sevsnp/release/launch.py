@@ -148,8 +148,10 @@ def _settings(launch: Launch) -> dict[str, Any]:
     }
 
 
-def _minimum_tcb(minimum: MinimumTcb) -> dict[str, int] | str | None:
-    """A floor by component, "any", or None if there is no floor."""
+def _minimum_tcb(minimum: MinimumTcb) -> list[dict[str, Any]] | dict[str, int] | str | None:
+    """A floor by component, a list of floors for processors, "any", or None if there is no floor."""
+    if isinstance(minimum, tuple):
+        return [floor.document() for floor in minimum]
     if not isinstance(minimum, Tcb):
         return minimum
     return {name: value for name, value in vars(minimum).items() if value is not None}

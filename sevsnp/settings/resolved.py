@@ -9,6 +9,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.settings.table import SECRETS, SETTINGS
 from sevsnp.settings.values import Value
+from sevsnp.system.logins import without_login
 from sevsnp.system.nearest import did_you_mean
 from sevsnp.system.yaml_loader import strict_loader
 
@@ -138,7 +139,9 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 f"that key is no secret any more; give another one in the environment, or in a file: {name}_FILE=FILE",
             )
         if name not in _BY_NAME:
-            raise UserError(f"unknown setting {name}={command_line[name]}", nearest_setting(name, _BY_NAME, "{}="))
+            raise UserError(
+                f"unknown setting {name}={without_login(command_line[name])}", nearest_setting(name, _BY_NAME, "{}=")
+            )
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}
@@ -156,7 +159,7 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                     values[setting.name] = setting.parse(text)
                 except ValueError:
                     raise UserError(
-                        f"{setting.name}={text} (from {source}): expected {setting.expected}",
+                        f"{setting.name}={without_login(text)} (from {source}): expected {setting.expected}",
                         did_you_mean(text, setting.allowed, f"{setting.name}={{}}"),
                     ) from None
                 sources[setting.name] = source

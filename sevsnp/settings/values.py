@@ -180,9 +180,30 @@ def parse_tcb(text: str) -> dict[str, int]:
     return dict.fromkeys(TCB_PARTS, 0) | values
 
 
+_NUMBER = "(?:0x[0-9a-f]{1,2}|[0-9]{1,3})"
+_PROCESSOR = re.compile(f"cpuid:{_NUMBER}/{_NUMBER}(?:/{_NUMBER})?", re.IGNORECASE)
+
+
+def parse_minimum_tcb(text: str) -> list[tuple[str, dict[str, int]]]:
+    """Parse ``bootloader:3,snp:8`` or ``cpuid:0x19/0x11/1,snp:8,cpuid:0x19/0xa0/2,snp:9``. Raises ValueError.
+
+    One entry for each processor: its family, model and perhaps stepping, and the parts as :func:`parse_tcb` has them.
+    Without processors there is one entry, whose processor is empty.
+    """
+    if not text.lower().startswith("cpuid:"):
+        return [("", parse_tcb(text))]
+    found: list[tuple[str, dict[str, int]]] = []
+    for one in re.split(",(?=cpuid:)", text, flags=re.IGNORECASE):
+        processor, _, parts = one.partition(",")
+        if not _PROCESSOR.fullmatch(processor):
+            raise ValueError(text)
+        found.append((processor.partition(":")[2].lower(), parse_tcb(parts)))
+    return found
+
+
 def minimum_tcb(text: str) -> str:
     # A floor of zeros would silently refuse nothing; the explicit word for that is any.
-    if text not in ("", "any") and not any(parse_tcb(text).values()):
+    if text not in ("", "any") and not all(any(parts.values()) for _, parts in parse_minimum_tcb(text)):
         raise ValueError
     return text
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from sevsnp.errors import UserError
+from sevsnp.system.logins import without_login
 
 # Repository names as the OCI distribution specification defines them; hosts as names or addresses, always in lower
 # case.
@@ -54,7 +55,7 @@ def parse_reference(text: str) -> Reference:
     match = _REFERENCE.fullmatch(text)
     if not match or len(match["repository"]) > _LONGEST or not _is_host(match["host"]) or not _is_port(match["port"]):
         raise UserError(
-            f"cache: found {_shown(text)!r}, expected oci://host/repository or oci://host:port/repository",
+            f"cache: found {clean(without_login(text))!r}, expected oci://host/repository or oci://host:port/repository",
             "lower case, without tag, digest or user name; logins are taken from ~/.docker/config.json",
         )
     host = match["host"] if match["port"] is None else f"{match['host']}:{match['port']}"
@@ -93,8 +94,3 @@ def _is_host(host: str) -> bool:
 
 def _is_port(port: str | None) -> bool:
     return port is None or 0 < int(port) < 1 << 16
-
-
-def _shown(text: str) -> str:
-    # A password in a setting must not reach a log.
-    return clean(re.sub(r"//.*@(?=[^@]*$)", "//…@", text))

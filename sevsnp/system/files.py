@@ -11,9 +11,7 @@ import os
 import pwd
 import secrets
 import shlex
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -73,6 +71,8 @@ def scratch_directory(near: Path) -> Iterator[Path]:
 
 def _locked_directory(near: Path) -> tuple[Path, int]:
     """A new directory, locked as long as this process lives: others can recognise a dead process's directory."""
+    import tempfile  # like shutil below: loads the archive modules, which a verifier does not need
+
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
         try:
@@ -128,6 +128,8 @@ def short_name(directory: Path) -> Iterator[Path]:
 
 def remove_tree(path: Path) -> None:
     """Remove a directory with its content, including read-only directories; files that cannot be removed stay."""
+    import shutil
+
     for directory, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
             os.chmod(directory, 0o700)  # noqa: PTH101

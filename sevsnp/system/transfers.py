@@ -15,6 +15,9 @@ from typing import Any
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from sevsnp.system.name_lookup import look_up
 
 # Bytes a second. Below this rate, building is faster than waiting.
 FLOOR = 128 << 10
@@ -49,6 +52,10 @@ class Watch:
         _current.watch = self._before
         self._done.set()
         self._thread.join()
+
+    def left(self) -> float:
+        """The seconds until the time is over."""
+        return max(self._deadline - time.monotonic(), 0.0)
 
     def earn(self, count: int) -> None:
         """``count`` bytes were transferred."""
@@ -94,12 +101,32 @@ def _watched(connection: Any) -> None:
 class _Early:
     """A connection that the watch can shut down before it is established, while a proxy answers byte by byte.
 
-    A TLS handshake needs no watch: the socket's time-out is valid for a whole handshake.
+    The look-up of the host's name has the watch's time limit, too. A TLS handshake needs no watch: the socket's
+    time-out is valid for a whole handshake.
     """
 
+    host: str
+    port: int
+
     def _new_conn(self) -> socket.socket:
-        made: socket.socket = super()._new_conn()  # type: ignore[misc]
-        current_watch().use(made)
+        watch, name = current_watch(), self.host
+        try:
+            addresses = look_up(name, self.port, watch.left())
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, str(error)) from error
+        except socket.gaierror as error:
+            raise NameResolutionError(name, self, error) from error  # type: ignore[arg-type]
+        try:
+            for number, self.host in enumerate(addresses, 1):
+                try:
+                    made: socket.socket = super()._new_conn()  # type: ignore[misc]
+                    break
+                except NewConnectionError:
+                    if watch.expired or number == len(addresses):
+                        raise
+        finally:
+            self.host = name  # the certificate must be for the name
+        watch.use(made)
         return made
 
     def connect(self) -> None:

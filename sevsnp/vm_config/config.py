@@ -11,11 +11,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from sevsnp.errors import UserError
 from sevsnp.system.template import find_template, text_template
 from sevsnp.system.toml_loader import read as read_toml
+
+if TYPE_CHECKING:
+    from sevsnp.vm_config.floors import Floor
 
 Product = Literal["Milan", "Genoa", "Turin"]
 PlatformName = Literal["snp", "emulated"]
@@ -88,7 +91,8 @@ class Tcb:
 
 
 # The minimum TCB version to accept: a floor, explicitly any version, or None if it was not stated.
-MinimumTcb = Tcb | Literal["any"] | None
+# A tuple has floors for single kinds of processor.
+MinimumTcb = Tcb | tuple["Floor", ...] | Literal["any"] | None
 
 
 @dataclass(frozen=True)
@@ -305,6 +309,8 @@ def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:
     if isinstance(table.values["minimum_tcb"], str):
         table.text("minimum_tcb", "any", "a table, or any")
         return "any"
+    if isinstance(table.values["minimum_tcb"], list):
+        return _read_floors(table, product)
     parts = table.table("minimum_tcb")
     tcb = Tcb(
         bootloader=parts.integer("bootloader", 0, 255),
@@ -315,6 +321,20 @@ def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:
     )
     parts.end()
     return None if tcb.is_zero() else tcb
+
+
+def _read_floors(table: _Table, product: Product) -> tuple["Floor", ...]:
+    from sevsnp.vm_config.floors import parse_floors
+
+    entries = table.values.pop("minimum_tcb")
+    try:
+        floors = parse_floors(entries)
+        if others := [floor for floor in floors if floor.processor.product != product]:
+            found = others[0].processor
+            raise ValueError(f"processors of {product}, and {found} is one of {found.product}")
+    except ValueError as error:
+        raise UserError(f"{table.source}: {table.name}.minimum_tcb: expected {error}") from None
+    return floors
 
 
 def render_vm_config(config: VmConfig, template: Path = TEMPLATE) -> str:

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 
 from sevsnp.errors import UserError
-from sevsnp.settings.values import parse_tcb
+from sevsnp.settings.values import parse_minimum_tcb
 from sevsnp.vm_config.cmdline import read_cmdline
-from sevsnp.vm_config.config import Launch, Reference, Tcb, VmConfig, making
+from sevsnp.vm_config.config import Launch, MinimumTcb, Reference, Tcb, VmConfig, making
+from sevsnp.vm_config.floors import parse_processor
 
 Value = int | str
 _HEX = ("POLICY", "GUEST_FEATURES", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN")
@@ -40,8 +41,19 @@ def _text(name: str, value: Value) -> str:
 
 def _equal(name: str, asked: Value, fixed: Value) -> bool:
     if name == "MIN_TCB" and not {asked, fixed} & {"", "any"}:
-        return parse_tcb(str(asked)) == parse_tcb(str(fixed))
+        return _floors(str(asked)) == _floors(str(fixed))
     return asked == fixed or (name == "ACPI" and asked == "auto")
+
+
+def _floors(text: str) -> dict[str, dict[str, int]]:
+    """What a setting MIN_TCB demands, whatever the order of the processors and the spelling of their numbers."""
+    return {cpuid and str(parse_processor(cpuid)): parts for cpuid, parts in parse_minimum_tcb(text)}
+
+
+def _setting(minimum: MinimumTcb) -> str:
+    if isinstance(minimum, tuple):
+        return ",".join(floor.setting() for floor in minimum)
+    return minimum.setting() if isinstance(minimum, Tcb) else minimum or ""
 
 
 def _of_launch(launch: Launch) -> dict[str, Value]:
@@ -56,7 +68,7 @@ def _of_launch(launch: Launch) -> dict[str, Value]:
 
 def _of_reference(reference: Reference) -> dict[str, Value]:
     return {
-        "MIN_TCB": tcb.setting() if isinstance(tcb := reference.minimum_tcb, Tcb) else tcb or "",
+        "MIN_TCB": _setting(reference.minimum_tcb),
         "FAMILY_ID": reference.family_id.hex(),
         "IMAGE_ID": reference.image_id.hex(),
         "GUEST_SVN": reference.guest_svn,

@@ -20,10 +20,11 @@ from cryptography.x509.oid import NameOID
 from sevsnp.attestation import extensions as oids
 from sevsnp.attestation.authentication import Evidence
 from sevsnp.attestation.chain import TrustRoot
-from sevsnp.attestation.report import Cpuid, SigningKey
+from sevsnp.attestation.report import SigningKey
 from sevsnp.emulation.psp import _integer
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid
 from tests.support.evidence import MEASUREMENT, REPORT_DATA
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -40,19 +40,22 @@ DEFAULT = (f"{UNIT}/test_forged_reports.py", f"{UNIT}/test_certificates.py", f"{
 TESTS: dict[str, tuple[str, ...]] = {
     "authentication": (
         f"{UNIT}/test_product.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_forged_reports.py",
-        f"{UNIT}/test_kds.py", f"{UNIT}/test_inspect.py",
+        f"{UNIT}/test_kds.py", f"{UNIT}/test_inspect.py", f"{UNIT}/test_many_chips.py",
     ),
     "certificate_files": (f"{UNIT}/test_certificate_files.py",),
     "certificates": (
         f"{UNIT}/test_certificates.py", f"{UNIT}/test_work_limits.py::test_limits_of_a_certificate_table",
         f"{UNIT}/test_work_limits.py::test_pem_as_people_have_it",
-        f"{UNIT}/test_work_limits.py::test_a_certificate_of_a_megabyte_is_not_read",
+        f"{UNIT}/test_work_limits.py::test_a_certificate_of_a_megabyte_is_not_read", f"{UNIT}/test_many_chips.py",
     ),
     "chain": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py"),
     "extensions": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py"),
     "kds": (f"{UNIT}/test_kds.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_certificate_files.py"),
     "kds_cache": (f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_kds.py"),
-    "kds_http": (f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_company_network.py", f"{UNIT}/test_kds.py"),
+    "kds_http": (
+        f"{UNIT}/test_kds_requests.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_company_network.py",
+        f"{UNIT}/test_kds.py",
+    ),
     "pem": (
         f"{UNIT}/test_work_limits.py::test_pem_as_people_have_it",
         f"{UNIT}/test_work_limits.py::test_no_block_is_hidden_in_another_one", f"{UNIT}/test_certificates.py",

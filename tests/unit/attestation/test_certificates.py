@@ -22,6 +22,7 @@ from sevsnp.emulation.mark import EMULATION_OID
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
 from tests.support.evidence import psp, real_data
+from tests.support.hierarchy import Hierarchy
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 START = NOW - timedelta(hours=1)
@@ -188,6 +189,60 @@ def test_hardware_ids_that_look_like_der(first: int) -> None:
     for value, wanted in ((raw, raw), (b"\x04\x40" + raw, raw)):
         vcek = soft._certify(with_value(builder("VCEK", "ASK"), oids.HWID, value), rsa_key("ASK"))
         assert oids.read_extensions(vcek, "Genoa").hwid == wanted
+
+
+# Values of AMD's extensions as a DER INTEGER or IA5String; only these are ones.
+INTEGERS = {b"\x02\x01\x7f": 127, b"\x02\x02\x00\x80": 128, b"\x02\x02\x00\xff": 255}
+NO_INTEGERS = [
+    b"\x04\x01\x05", b"\x02\x02\x05", b"\x04\x02\x00\x85", b"\x02\x02\x01\x85", b"\x02\x03\x00\x85",
+    b"\x02\x02\x00\x85\x00", b"\x02\x02\x00\x7f", b"\x02\x01\x80", b"\x02\x01\x05\x00", b"",
+]  # fmt: skip
+
+
+def test_integers_of_extensions() -> None:
+    def read(value: bytes) -> int:
+        leaf = Hierarchy(extensions=((oids.MICROCODE, value),)).certificate
+        return oids.read_extensions(leaf, "Genoa").tcb.microcode
+
+    assert {value: read(value) for value in INTEGERS} == INTEGERS
+    for value in NO_INTEGERS:
+        with pytest.raises(
+            ExtensionError, match=rf"extension {oids.MICROCODE}: found {value.hex()}, expected an INTEGER"
+        ):
+            read(value)
+
+
+def test_strings_of_extensions() -> None:
+    for length in (1, 127):
+        text = b"\x16" + bytes([length]) + b"c" * length
+        leaf = Hierarchy(vlek=True, extensions=((oids.CSP_ID, text),)).certificate
+        assert oids.read_extensions(leaf, "Genoa").csp == "c" * length
+    for wrong in (b"\x0c\x01c", b"\x16\x00", b"\x16\x02c", b"\x16\x81\x80" + b"c" * 128, b"\x16\x80" + b"c" * 128):
+        leaf = Hierarchy(vlek=True, extensions=((oids.CSP_ID, wrong),)).certificate
+        with pytest.raises(ExtensionError, match="expected an IA5String"):
+            oids.read_extensions(leaf, "Genoa")
+
+
+@pytest.mark.parametrize("number", [4, 5, 6, 7])
+def test_reserved_components_are_zero(number: int) -> None:
+    oid = f"1.3.6.1.4.1.3704.1.3.{number}"  # AMD 57230
+    leaves = [Hierarchy(extensions=((oid, bytes((2, 1, level))),)).certificate for level in (0, 1)]
+    assert oids.read_extensions(leaves[0], "Genoa")
+    with pytest.raises(ExtensionError, match=f"extension {oid}: a reserved component is not zero"):
+        oids.read_extensions(leaves[1], "Genoa")
+
+
+def test_the_product_that_a_leaf_names() -> None:
+    for product in ("Milan", "Genoa", "Turin"):
+        assert oids.named_product(Hierarchy(product).certificate) == product
+    other = Hierarchy(extensions=((oids.PRODUCT_NAME, b"\x16\x04Rome"),)).certificate
+    missing = Hierarchy(extensions=((oids.PRODUCT_NAME, None),)).certificate
+    assert oids.named_product(other) is oids.named_product(missing) is None
+
+
+def test_the_list_of_a_table() -> None:
+    table = struct.pack("<16sII", certs.CRL_GUID, 48, 4) + bytes(24) + b"list"
+    assert certs.crl_of_table(table) == b"list" and certs.crl_of_table(b"") is None
 
 
 def found_chain(candidates: list[x509.Certificate], root: TrustRoot) -> Chain | None:

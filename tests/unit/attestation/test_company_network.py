@@ -3,9 +3,11 @@
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,42 @@ def test_a_connection_that_never_comes_about(
         leaf(tmp_path, f"https://{HOST}", Limits(request=1.0, patience=0.0))
     # It was left in the middle.
     assert proxy.seen and finished == []
+
+
+@pytest.mark.parametrize("way", ["the service", "a proxy"])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_name_that_nobody_resolves(
+    way: str, answers: bool, authority: Authority, fake: FakeKds, proxy: Proxy, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A resolver that waits for its servers has no time limit of its own. Control: one that answers."""
+    asked, ended, honest = [], threading.Event(), socket.getaddrinfo
+
+    def resolver(host: str, *more: Any, **options: Any) -> Any:
+        if host != "slow.invalid":
+            return honest(host, *more, **options)
+        asked.append(host)
+        if not answers:
+            ended.wait(NET)
+        return honest("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    address = f"slow.invalid:{(proxy if way == 'a proxy' else fake).url.rpartition(':')[2]}"
+    if way == "a proxy":
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
+    url = f"https://{HOST if way == 'a proxy' else address}"
+    reason = "its certificate is not of an authority|no answer from the proxy|SSLError"
+    try:
+        if answers and way == "a proxy":
+            assert leaf(tmp_path, url)
+        else:
+            # The name is not that of the service's certificate: it was reached, and the name was still compared.
+            with pytest.raises(Unreachable, match=reason if answers else "no answer about its name's address in 1 s"):
+                leaf(tmp_path, url, Limits(request=NET if answers else 1.0, patience=0.0))
+        assert asked and not ended.is_set()
+    finally:
+        ended.set()
 
 
 def test_which_authorities_are_taken(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sevsnp.attestation.floors import Floor, Processor, floor_for, parse_floors
-from sevsnp.attestation.report import Cpuid
-from sevsnp.attestation.rules import ChipTcb, TcbFloors, at_most, holds, show, show_rule
+from sevsnp.attestation.rules import ChipTcb, TcbFloors, at_most, comparison, show, show_rule
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, Processor, floor_for, parse_floors
+from sevsnp.vm_config.processor import Cpuid
 from tests.support.hierarchy import Hierarchy
 from tests.unit.attestation.test_forged_reports import failed, outcome
 
@@ -111,4 +111,4 @@ def test_turins_fmc_is_shown() -> None:
     assert at_most(tcb, tcb) and not at_most(tcb, dataclasses.replace(tcb, fmc=6)) and not at_most(tcb, Tcb(9, 9, 9, 9))
     floors = TcbFloors((Floor(Processor(0x1A, 2), tcb),), "a file")
     assert show_rule(floors) == f"at least, by processor, 0x1a/0x2: {show(tcb)} (a file)"
-    assert holds(floors, ChipTcb(tcb, Cpuid(0x1A, 2, 9))) and not holds(floors, tcb)
+    assert comparison(floors)(ChipTcb(tcb, Cpuid(0x1A, 2, 9))) and not comparison(floors)(tcb)

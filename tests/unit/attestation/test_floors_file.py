@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sevsnp.attestation import Policy, appraise, verifier
 from sevsnp.attestation.authentication import Nobody
-from sevsnp.attestation.floors import Floor, Processor
 from sevsnp.attestation.floors_file import FloorsFile, lowest, parse_file, read_floors, render_file
-from sevsnp.attestation.report import Cpuid
 from sevsnp.commands import tcb_floors
 from sevsnp.errors import UserError
 from sevsnp.keys.signature import sign
 from sevsnp.vm_config.config import Tcb
+from sevsnp.vm_config.floors import Floor, Processor
+from sevsnp.vm_config.processor import Cpuid
 from tests.support.evidence import MEASUREMENT, REPORT_DATA
 from tests.support.hierarchy import NOW, Hierarchy
 

@@ -14,7 +14,7 @@ from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
-from sevsnp.attestation.report import FirmwareVersion, SigningKey
+from sevsnp.attestation.report import EMULATED_CHIP_ID, FirmwareVersion, SigningKey
 from sevsnp.attestation.revocation import Lists, load_crl
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
@@ -307,3 +307,75 @@ def test_strict() -> None:
     for bit in (0, 2, 3, 4, 5, 7):
         report = GENOA.evidence(policy=0x3D20000, platform_info=0x3C ^ 1 << bit)
         assert len(failed(outcome(report, endorser=WithList(GENOA.crl()), **STRICT))) == 1
+
+
+class Knows(Nobody):
+    """An endorser with certificates at hand, such as a directory."""
+
+    def __init__(self, *certificates: Any) -> None:
+        self.certificates = list(certificates)
+
+    def known(self) -> list[Any]:
+        return self.certificates
+
+
+def test_a_renewed_certificate_at_hand_goes_before_the_expired_one_of_the_evidence() -> None:
+    """AMD certifies the same key again with new dates."""
+    old = Hierarchy(leaf_days=(-30, -1)).evidence()
+    assert failed(outcome(old)) == {"validity"}  # control
+    assert outcome(old, endorser=Knows(GENOA.certificate, GENOA.ask, GENOA.ark)).accepted
+    assert failed(outcome(old, endorser=Knows(Hierarchy("Turin", leaf="other").certificate))) == {"validity"}
+
+
+@pytest.mark.parametrize(("by", "names"), [(GENOA, "ARK, ASK and VCEK"), (VLEK, "ARK, ASVK and VLEK")])
+def test_the_names_of_the_chain(by: Hierarchy, names: str) -> None:
+    found = outcome(by.evidence(), by, policy={"profile": "default", "signer": ["VCEK", "VLEK"]})
+    said = {check.name: check.found for check in found.checks}
+    assert said["certificates"] == f"{names} are signed, named and constrained as they must be"
+    assert said["validity"] == "all three are valid at 2026-06-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("changes", "decision", "reason"),
+    [
+        ({}, "refused", "signature"), ({"tcb": LOWER}, "undecided", "certificates"),
+        ({"chip": b"x" * 64}, "undecided", "certificates"), ({"vlek": True}, "undecided", "certificates"),
+    ],
+)  # fmt: skip
+def test_only_the_chips_own_certificate_at_hand_says_that_a_report_is_forged(
+    changes: dict[str, Any], decision: str, reason: str
+) -> None:
+    """Another chip's, or that of another TCB version, has another key, and says nothing about the report."""
+    one = Hierarchy(leaf="other", **changes)
+    found = outcome(GENOA.evidence([]), endorser=Knows(one.certificate, one.ask, one.ark))
+    assert (found.decision, found.reason) == (decision, reason)
+
+
+class Issues(Nobody):
+    """An endorser with authorities for every product."""
+
+    def __init__(self, *authorities: Any) -> None:
+        self.authorities = list(authorities)
+
+    def issuers(self, product: Any, signer: Any, now: Any) -> list[Any]:
+        return self.authorities
+
+
+def test_authorities_that_did_not_issue_the_certificate() -> None:
+    alone = GENOA.evidence([GENOA.certificate])
+    assert outcome(alone).decision == "undecided"
+    assert outcome(alone, endorser=Issues(GENOA.ask, GENOA.ark)).accepted  # control
+    for authorities, named in (((MILAN.ask, MILAN.ark), "VCEK"), ((GENOA.ask, MILAN.ark), "ASK"), ((), "VCEK")):
+        found = outcome(alone, endorser=Issues(*authorities))
+        assert (found.decision, found.message) == ("refused", f"none of the certificates issued the {named}")
+
+
+def test_the_software_secure_processors_chip_is_no_chip_of_amds() -> None:
+    found = outcome(by=Hierarchy(chip=EMULATED_CHIP_ID))
+    assert failed(found) == {"chip-id"} and "software secure processor" in found.message
+
+
+def test_a_vleks_report_names_no_chip() -> None:
+    found = outcome(VLEK.evidence(), VLEK, policy={"profile": "default", "signer": ["VLEK"]})
+    (check,) = (one for one in found.checks if one.name == "chip-id")
+    assert (check.outcome, check.expected, check.found) == ("passed", "zero (64 bytes)", "zero (64 bytes)")

@@ -48,7 +48,7 @@ def test_a_version_2_report_takes_its_product_from_its_certificate() -> None:
 
 
 def test_siena_and_bergamo_are_named() -> None:
-    from sevsnp.attestation.report import Cpuid
+    from sevsnp.vm_config.processor import Cpuid
 
     assert inspect(GENOA.evidence(cpuid=Cpuid(0x19, 0xA0, 2)), NOW, GENOA.root).product == "Bergamo/Siena"
 

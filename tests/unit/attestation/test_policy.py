@@ -14,7 +14,18 @@ import pytest
 from sevsnp.attestation.policy import Policy, make_policy, read_policy
 from sevsnp.attestation.profiles import DEFAULT, LEGACY_MILAN, PROFILES, STRICT
 from sevsnp.attestation.report import GUEST_POLICY_BITS, PLATFORM_INFO_BITS
-from sevsnp.attestation.rules import AllSet, Anything, AtLeast, Bits, OneOf, TcbFloor, Unstated, holds, show, show_rule
+from sevsnp.attestation.rules import (
+    AllSet,
+    Anything,
+    AtLeast,
+    Bits,
+    OneOf,
+    TcbFloor,
+    Unstated,
+    comparison,
+    show,
+    show_rule,
+)
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Tcb, read_vm_config, render_vm_config
 from tests.support.evidence import REPORT_DATA, ROOT, config
@@ -227,7 +238,7 @@ def test_rules() -> None:
         (Unstated(demanded=False), tcb, False),
     ]  # fmt: skip
     for rule, value, wanted in cases:
-        assert holds(rule, value) is wanted, (rule, value)
+        assert comparison(rule)(value) is wanted, (rule, value)
         assert show_rule(rule) and show(value)
     # Equal to Python, and not to people.
     assert [show_rule(OneOf((one,))) for one in (0, False, 1, True, 0x30000)] == ["0", "no", "1", "yes", "0x30000"]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.attestation.report import REPORT_SIZE, Cpuid, SigningKey, parse_report, product_of
+from sevsnp.attestation.report import REPORT_SIZE, SigningKey, parse_report
 from sevsnp.attestation.report_data import read_public_key, report_data, ssh_report_data
 from sevsnp.emulation.report_encoder import append_signature, encode_report
 from sevsnp.errors import UserError
 from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid, product_of
 from tests.support.evidence import MEASUREMENT, REPORT_DATA, launch, psp, real_data
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sevsnp.attestation import appraisal, authentication, verifier
+from sevsnp.attestation import appraisal, authentication, product, verifier
 from sevsnp.attestation.appraisal import Evidence, Expected, Reason, Refused
 from sevsnp.attestation.extensions import LeafExtensions
 from sevsnp.attestation.report import EMULATED_CHIP_ID, SigningKey, parse_report
@@ -57,7 +57,7 @@ def test_honest_evidence_is_accepted() -> None:
 
 def test_every_field_of_a_report_is_checked() -> None:
     # A field added to the parser has to be thought about: here, and in the appraisal.
-    source = "".join(Path(module.__file__ or "").read_text() for module in (appraisal, authentication))
+    source = "".join(Path(module.__file__ or "").read_text() for module in (appraisal, authentication, product))
     elsewhere = ("raw", "cpuid", "signature_algorithm", "current_mitigations", "guest_abi")
     for field in dataclasses.fields(parse_report(evidence().report, "Genoa")):
         assert f"report.{field.name}" in source or field.name in elsewhere, field.name

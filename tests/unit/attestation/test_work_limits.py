@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from sevsnp.attestation.certificate_files import read_directory
-from sevsnp.attestation.certificates import load_certificates, parse_certificate_table
+from sevsnp.attestation.certificates import load_certificates, parse_certificate_table, read_certificate
 from sevsnp.attestation.chain import pem
 from sevsnp.attestation.pem import Block, read_blocks
+from sevsnp.attestation.revocation import CrlError, read_crl
 from sevsnp.errors import UserError
 from sevsnp.qemu.disk_format import DiskFormat, check_whole
 from tests.support.cpu_limit import TooMuchWork, cpu_limit
@@ -123,6 +124,24 @@ def test_limits_of_a_certificate_table() -> None:
             parse_certificate_table(wrong)
     # One entry may have everything behind the header, but for the header itself.
     assert list(parse_certificate_table(_table(1, 4096)).values()) == [bytes(4096)]
+
+
+@pytest.mark.parametrize(
+    ("read", "most"),
+    [
+        (load_certificates, 1 << 20), (parse_certificate_table, 1 << 20), (read_certificate, 32 << 10),
+        (lambda data: read_crl(data, Hierarchy().ark), 1 << 20),
+    ],
+    ids=["certificates", "table", "certificate", "revocation list"],
+)  # fmt: skip
+def test_the_limits_of_sizes(read: Callable[[bytes], object], most: int) -> None:
+    """What is one byte too long is refused for that. What is not is read."""
+    with pytest.raises((UserError, CrlError, ValueError), match=f"expected .*at most {most}$"):
+        read(bytes(most + 1))
+    try:
+        read(bytes(most))
+    except (UserError, CrlError, ValueError) as error:
+        assert f"at most {most}" not in str(error)
 
 
 def test_a_certificate_of_a_megabyte_is_not_read() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attestation benchmark on a small initramfs: what it says, and what it refuses."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,14 @@ def test_a_digest_that_is_another_is_no_benchmark(image: Path, tmp_path: Path, m
 def test_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_REPORTS", 20)
     monkeypatch.setattr(verification, "_PROCESS_GOAL", 10.0)
-    process, processor, beside, one, other = verification.measure_verification(tmp_path, 2)
+    monkeypatch.setattr(verification, "_CHIPS", 3)
+    process, processor, beside, one, other, fleet, new, *rest = verification.measure_verification(tmp_path, 2)
     assert process["met"] is True and 0 < process["ratio"] < 1 and beside["ratio"] > 0
     assert processor["ratio"] > 0 and len(processor["seconds"]) == len(process["seconds"])
-    assert one["per_second"] > 0 and agree(one) and other["goal"] is None
-    assert one["ratio"] > 0 and other["ratio"] > 1  # a verification that took less would not be one
+    assert one["per_second"] > 0 and agree(one) and other["goal"] == fleet["goal"] == 1.4 and new["goal"] is None
+    # A verification that took less than its signature would not be one, and a new chip has three RSA signatures more.
+    assert one["ratio"] > 0 and min(other["ratio"], fleet["ratio"]) > 1 and new["ratio"] > fleet["ratio"]
+    assert len(rest) == bool(importlib.util.find_spec("omne_attest"))
 
 
 def test_evidence_that_is_not_accepted_is_no_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

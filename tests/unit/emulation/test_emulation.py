@@ -135,6 +135,7 @@ ALLOWED = {
     "sevsnp.system.toml_loader",
     "sevsnp.vm_config.cmdline",
     "sevsnp.vm_config.config",
+    "sevsnp.vm_config.processor",
     "sevsnp.emulation.report_encoder",
     "sevsnp.emulation.mark",
     "sevsnp.attestation.report",

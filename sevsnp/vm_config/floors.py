@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sevsnp.attestation.report import Cpuid, product_of
 from sevsnp.errors import UserError
-from sevsnp.vm_config.config import Tcb
+from sevsnp.settings.values import parse_minimum_tcb
+from sevsnp.vm_config.config import Product, Tcb
+from sevsnp.vm_config.processor import Cpuid, product_of
 
 _CPUID = re.compile(r"(0x[0-9a-f]{1,2}|[0-9]{1,3})/(0x[0-9a-f]{1,2}|[0-9]{1,3})(?:/(0x[0-9a-f]|[0-9]{1,2}))?")
 CPUID_FORM = "family/model/stepping, as 0x19/0x11/1, or family/model for every stepping"
@@ -31,6 +32,11 @@ class Processor(NamedTuple):
             and self.stepping in (None, cpuid.stepping)
         )
 
+    @property
+    def product(self) -> Product:
+        """Raises :class:`UserError` for a processor of no known product."""
+        return product_of(Cpuid(self.family, self.model, self.stepping or 0))
+
     def __str__(self) -> str:
         return f"{self.family:#x}/{self.model:#x}{'' if self.stepping is None else f'/{self.stepping}'}"
 
@@ -40,6 +46,14 @@ class Floor(NamedTuple):
 
     processor: Processor
     tcb: Tcb
+
+    def document(self) -> dict[str, Any]:
+        """As :func:`parse_floors` reads it."""
+        return {"cpuid": str(self.processor)} | {name: n for name, n in vars(self.tcb).items() if n is not None}
+
+    def setting(self) -> str:
+        """As the setting MIN_TCB has it."""
+        return f"cpuid:{self.processor},{self.tcb.setting()}"
 
 
 def floor_for(floors: Sequence[Floor], cpuid: Cpuid | None) -> Tcb | None:
@@ -79,7 +93,7 @@ def parse_processor(text: str) -> Processor:
 
 def _parse_tcb(entry: Mapping[str, Any], processor: Processor) -> Tcb:
     try:
-        product = product_of(Cpuid(processor.family, processor.model, processor.stepping or 0))
+        product = processor.product
     except UserError as error:
         raise ValueError(f"a known processor; {error.message}") from None
     parts = (*_PARTS, "fmc") if product == "Turin" else _PARTS
@@ -92,3 +106,21 @@ def _parse_tcb(entry: Mapping[str, Any], processor: Processor) -> Tcb:
     if tcb.is_zero():
         raise ValueError(f"a number above 0 somewhere for {processor}")
     return tcb
+
+
+def floors_of_setting(text: str) -> tuple[Floor, ...]:
+    """The floors of a setting MIN_TCB that names processors; empty if it names none. Raises ValueError.
+
+    Parts that are not stated are zero, as in a setting without processors.
+    """
+    entries: list[dict[str, Any]] = []
+    for cpuid, parts in parse_minimum_tcb(text):
+        if not cpuid:
+            return ()
+        try:
+            turin = parse_processor(cpuid).product == "Turin"
+        except UserError as error:
+            raise ValueError(f"a known processor; {error.message}") from None
+        kept = {name: level for name, level in parts.items() if name != "fmc" or turin or level}
+        entries.append({"cpuid": cpuid, **kept})
+    return parse_floors(entries)

@@ -196,15 +196,13 @@ def task_run_sev_snp_direct_boot() -> Task:
 
 def _plain(task: str, mode: str) -> Task:
     values = settings()
-    # A direct boot finds the root by the UUID that create_new_vm gives a Debian guest.
-    from_cloud = cloud.chosen() and mode != "direct"
     return launching(
         "sevsnp.host.plain:run_plain",
         task,
         "guest",
         mode=mode,
-        image=values.path("IMAGE", cloud.SET_UP if from_cloud else DISK),
-        cloud=from_cloud,
+        image=values.path("IMAGE", cloud.SET_UP if cloud.chosen() else DISK),
+        cloud=cloud.chosen(),
         own_image=not values.text("IMAGE"),
         firmware=firmware() if mode == "direct" else DISK_FIRMWARE,
         kernel=KERNEL / "vmlinuz",

@@ -2,9 +2,13 @@
 """Tasks about the host: whether it can start SEV-SNP guests, and what it needs for that."""
 
 from pathlib import Path
+from typing import Any
 
 from tasks.graph import Task, command
 from tasks.project import BUILD, QEMU
+
+# The verdict about this host.
+CHECKED = BUILD / "check_host.json"
 
 
 def task_check_host() -> Task:
@@ -22,13 +26,18 @@ def task_check_host() -> Task:
         "default": "",
         "help": "judge the recorded host in this directory, and not this machine",
     }
-    task = command(
+    return {**check([QEMU, Path("qemu-system-x86_64")]), "params": [recording]}
+
+
+def check(qemus: list[Path], **arguments: Any) -> Task:
+    """A check of the host; ``qemus``: where its QEMU may be, and the build's is first."""
+    return command(
         "sevsnp.host_setup.check:check_host",
         record=BUILD / "host_record",
-        output=BUILD / "check_host.json",
-        qemus=[QEMU, Path("qemu-system-x86_64")],
+        output=CHECKED,
+        qemus=qemus,
+        **arguments,
     )
-    return {**task, "params": [recording]}
 
 
 def task_prepare_host() -> Task:

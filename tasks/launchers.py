@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import verity
-from tasks.graph import Task, command
+from tasks.graph import Task, clean, command
 from tasks.project import BUILD, asked, settings
 from tasks.vm_config import launched
 
@@ -26,10 +26,8 @@ def task_export_libvirt() -> Task:
     Next: virsh define on the host; then ./doitw attest_verity HOST=…
     """
     values = settings()
-    return command(
+    return _export(
         "sevsnp.launchers.libvirt:export_libvirt",
-        alone=True,
-        **_guest(),
         files=values.text("EXPORT_FILES"),
         network=values.text("LIBVIRT_NETWORK"),
         template=Path("templates/libvirt-domain.xml.j2"),
@@ -46,10 +44,8 @@ def task_export_kubevirt() -> Task:
     Next: kubectl apply; then ./doitw attest_verity HOST=…
     """
     values = settings()
-    return command(
+    return _export(
         "sevsnp.launchers.kubevirt:export_kubevirt",
-        alone=True,
-        **_guest(),
         firmware=values.optional_path("KUBEVIRT_FIRMWARE"),
         kernel_image=values.text("KUBEVIRT_KERNEL"),
         template=Path("templates/kubevirt-vm.yaml.j2"),
@@ -65,14 +61,18 @@ def task_export_vmspawn() -> Task:
 
     Next: ./doitw export_libvirt
     """
-    return command("sevsnp.launchers.vmspawn:export_vmspawn", alone=True, **_guest())
+    return _export("sevsnp.launchers.vmspawn:export_vmspawn")
 
 
-def _guest() -> dict[str, Any]:
+def _export(function: str, **arguments: Any) -> Task:
     values = settings()
-    return {
-        "vm_config": values.path("VM_CONFIG", launched(verity.config("snp"))),
-        "asked": asked(),
-        "name": values.text("NAME"),
-        "memory": values.number("MEMORY"),
-    }
+    made = command(
+        function,
+        alone=True,
+        vm_config=values.path("VM_CONFIG", launched(verity.config("snp"))),
+        asked=asked(),
+        name=values.text("NAME"),
+        memory=values.number("MEMORY"),
+        **arguments,
+    )
+    return {**made, "clean": [(clean, [[OUTPUT]])]}

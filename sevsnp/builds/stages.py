@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sevsnp.errors import UserError
+from sevsnp.firmware.known import OURS_FROM_SOURCE
 
 HOUR = 3600
 
@@ -19,7 +20,8 @@ class Stage:
     leave. ``packages`` is the set of tasks/build-packages.yaml with what the script needs. ``limit`` is in seconds,
     ``room`` in bytes of disk space. ``prepare`` names a function ``module:function`` that makes SOURCES instead; it is
     called with ``sources`` (the directory of the fetched files), ``output``, and the path of each of ``templates``.
-    ``output``: OUT is a file of this name in that directory.
+    ``output``: OUT is a file of this name in that directory. ``known`` is the SHA-256 of the first result, if it was
+    made from the pinned source by the pinned compilers.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Stage:
     prepare: str = ""
     templates: Mapping[str, str] = field(default_factory=dict)
     output: str = ""
+    known: str = ""
 
 
 def _kernel(flavour: str) -> Stage:
@@ -60,6 +63,7 @@ STAGES = (
         prepare="sevsnp.firmware.source:prepare_tree",
         templates={"changes": "firmware/changes.yaml"},
         output="OVMF.fd",
+        known=OURS_FROM_SOURCE,
     ),
     Stage(
         "qemu",

@@ -168,7 +168,17 @@ def fetch(*, root: Path, output: Path, table: Sequence[Stage] = STAGES) -> None:
         write_atomic(new / RECORD, json.dumps(_record(new, plan), indent=2, sort_keys=True) + "\n")
         replace_tree(new, output, scratch)
     print(f"{output}: {', '.join(stage.name for stage in stages)}")
+    for stage in stages:
+        if stage.known:
+            print(_compared(output / stage.name / stage.results[0], stage.known))
     print(f"to use it: ./doitw packages PACKAGES_SOURCE={plan.road}")
+
+
+def _compared(made: Path, known: str) -> str:
+    """Whether a result is the one that the pinned source and the pinned compilers give."""
+    if (found := sha256_file(made)) == known:
+        return f"{made}: as expected of the pinned source and compilers (SHA-256 {found})"
+    return f"{made}: SHA-256 {found}; the pinned source and compilers give {known}"
 
 
 def _finished(place: Place, status: Status) -> Plan:

@@ -66,8 +66,14 @@ def run_plain(
     image are discarded at the end. Changes to a user's IMAGE are kept, and so is its format at its first use.
     ``identity`` is the user's private key for the account ``user`` of our own image, and ``template`` that of the ssh
     configuration for it, which says that the guest is not attested. ``name`` is the guest's name.
-    ``cloud``: our own image is that of a cloud image, after run_setup.
+    ``cloud``: our own image is that of a cloud image, after run_setup; it has no direct boot, since its root has
+    another UUID, and the modules of another kernel. Raises :class:`UserError`.
     """
+    if cloud and own_image and mode == "direct":
+        raise UserError(
+            "GUEST_FROM=cloud-image: a direct boot mounts the root of create_new_vm's Debian, not a cloud image's",
+            "boot it by its own boot loader: ./doitw run_sev_snp GUEST_FROM=cloud-image",
+        )
     another = another_guest("run_guest", name)
     check_free(options.state, another)
     options = check_options(options)

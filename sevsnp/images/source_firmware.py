@@ -3,8 +3,7 @@
 
 A compiler is many programs that find each other, their headers and their libraries at fixed paths. So they are not run
 in place like the other tools: mmdebstrap installs them into a new root, as it installs the guest's packages. It needs
-no right that the guest's packages do not need. The paths of the build are the same on every machine, and so are the
-bytes.
+no right that the guest's packages do not need. The bytes are the same on every machine.
 """
 
 import shlex
@@ -19,7 +18,7 @@ from sevsnp.system.command import temporary_directory
 TABLE = "changes.yaml"
 # The places in the new root.
 _BUILD = PurePosixPath("/build")
-_TREE, _SCRIPT, _MADE = _BUILD / "edk2", _BUILD / "ovmf.sh", _BUILD / "OVMF.fd"
+_TREE, _WORK, _SCRIPT, _MADE = _BUILD / "edk2", _BUILD / "work", _BUILD / "ovmf.sh", _BUILD / "OVMF.fd"
 
 
 def make_source_firmware(
@@ -41,7 +40,7 @@ def make_source_firmware(
         packed, made = scratch / "tree.tar", scratch / "made"
         _pack(scratch / "tree", script, packed)
         made.mkdir()
-        variables = script_variables(_TREE, _BUILD / "work", _MADE, jobs)
+        variables = script_variables(_TREE, _WORK, _MADE, jobs)
         words = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
         progress.step("installing the compiler and building the firmware")
         run_in_root(

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.packages.fetch import Kept
 from sevsnp.packages.lock import Package, read_lock
-from sevsnp.packages.pipeline import FIRMWARE, KERNEL, TOOLS, packages, project_sets
+from sevsnp.packages.pipeline import FIRMWARE, KERNEL, TOOLS
 from sevsnp.packages.release_archive import FIRMWARE as FIRMWARE_FILE
-from sevsnp.packages.steps import fetching
+from sevsnp.packages.steps import Pinned
 from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree, seal
-from sevsnp.system import progress
 from sevsnp.system.files import each_key_once, scratch_directory, sha256_file
 
 RECORD = "built.json"
@@ -27,45 +25,19 @@ _HOW = "docs/packages.md says how it is built and fetched"
 _STAGES = {"qemu": "qemu-system-x86", "ovmf": "ovmf-amdsev", "guest-kernel": "", "host-kernel": ""}
 
 
-def make_packages_with_built(
-    *,
-    lock: Path,
-    tools: Path,
-    initramfs: Path,
-    guest: Path,
-    appliance: Path,
-    cache_dir: str,
-    mirror: str,
-    snapshot: str,
-    release: Path,
-    initramfs_debs: Path,
-    guest_debs: Path,
-    appliance_debs: Path,
-    built: Path,
-    kept: Kept | None = None,
-) -> None:
-    """Write the trees of ``sevsnp.packages.steps:make_packages``, with the files in ``built`` in the release tree.
+def make_packages_with_built(*, release: Path, built: Path, **given: Any) -> None:
+    """Write the trees of ``sevsnp.packages.steps:make_packages``, with the files in ``built`` in the ``release`` tree.
 
-    Raises :class:`UserError` if ``built`` is missing, or not as it was fetched, before anything is replaced.
+    ``given`` are the fields of :class:`Pinned`. Raises :class:`UserError` if ``built`` is missing, or not as it was
+    fetched, before anything is replaced.
     """
+    pinned = Pinned(**given)
     record = read_built(built)
     with scratch_directory(release) as scratch:
         tree = scratch / "tree"
-        with fetching() as fetched:
-            packages(
-                lock=lock,
-                sets=project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance),
-                release=tree,
-                debs={"initramfs": initramfs_debs, "guest": guest_debs, "appliance": appliance_debs},
-                cache_dir=Path(cache_dir),
-                mirror=mirror,
-                snapshot=snapshot,
-                progress=fetched,
-                kept=kept,
-                note=progress.remark,
-            )
-        pinned = read_lock(lock)
-        add_built(tree, built, {name: pinned.packages(name) for name in (TOOLS, FIRMWARE, KERNEL)}, record)
+        pinned.write(tree)
+        lock = read_lock(pinned.lock)
+        add_built(tree, built, {name: lock.packages(name) for name in (TOOLS, FIRMWARE, KERNEL)}, record)
         replace_tree(tree, release, scratch)
 
 

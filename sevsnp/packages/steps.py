@@ -3,7 +3,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.packages.archive import write_archive
@@ -21,36 +23,56 @@ from sevsnp.system.files import scratch_directory, write_atomic
 COMPILER, EDK2 = "compiler", "edk2"
 
 
-def make_packages(
-    *,
-    lock: Path,
-    tools: Path,
-    initramfs: Path,
-    guest: Path,
-    appliance: Path,
-    cache_dir: str,
-    mirror: str,
-    snapshot: str,
-    release: Path,
-    initramfs_debs: Path,
-    guest_debs: Path,
-    appliance_debs: Path,
-    kept: Kept | None = None,
-) -> None:
-    """Fetch all packages that ``lock`` pins for the four lists; write the release tree and the package directories."""
-    with fetching() as fetched:
-        packages(
-            lock=lock,
-            sets=project_sets(tools=tools, initramfs=initramfs, guest=guest, appliance=appliance),
-            release=release,
-            debs={"initramfs": initramfs_debs, "guest": guest_debs, "appliance": appliance_debs},
-            cache_dir=Path(cache_dir),
-            mirror=mirror,
-            snapshot=snapshot,
-            progress=fetched,
-            kept=kept,
-            note=progress.remark,
-        )
+@dataclass(frozen=True)
+class Pinned:
+    """What every step that makes the trees of the task `packages` is given, whatever its release tree is made of.
+
+    ``lock`` pins the packages of the four lists ``tools`` (several sets), ``initramfs``, ``guest`` and ``appliance``.
+    The last three have a directory of package files each. ``cache_dir``, ``mirror`` and ``snapshot`` are the settings
+    CACHE_DIR, MIRROR and SNAPSHOT_MIRROR.
+    """
+
+    lock: Path
+    tools: Path
+    initramfs: Path
+    guest: Path
+    appliance: Path
+    initramfs_debs: Path
+    guest_debs: Path
+    appliance_debs: Path
+    cache_dir: str
+    mirror: str
+    snapshot: str
+    kept: Kept | None = None
+
+    def write(self, release: Path | None) -> None:
+        """Fetch what ``lock`` pins; write the package directories, and unless it is None the tree ``release``.
+
+        Raises :class:`UserError` before anything is replaced.
+        """
+        with fetching() as fetched:
+            packages(
+                lock=self.lock,
+                sets=project_sets(
+                    tools=self.tools, initramfs=self.initramfs, guest=self.guest, appliance=self.appliance
+                ),
+                release=release,
+                debs={"initramfs": self.initramfs_debs, "guest": self.guest_debs, "appliance": self.appliance_debs},
+                cache_dir=Path(self.cache_dir),
+                mirror=self.mirror,
+                snapshot=self.snapshot,
+                progress=fetched,
+                kept=self.kept,
+                note=progress.remark,
+            )
+
+
+def make_packages(*, release: Path, **given: Any) -> None:
+    """Fetch all packages that the lock pins; write the ``release`` tree and the package directories.
+
+    ``given`` are the fields of :class:`Pinned`.
+    """
+    Pinned(**given).write(release)
 
 
 @contextmanager

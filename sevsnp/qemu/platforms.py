@@ -23,7 +23,6 @@ from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 
 _KVM = Path("/dev/kvm")
-_SEV = Path("/dev/sev")
 _SNP_PARAMETER = Path("/sys/module/kvm_amd/parameters/sev_snp")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _KVM_SECONDS = 5.0
@@ -94,11 +93,6 @@ def _remembered(probe_cache: Path, question: str, qemu: Path, probe: Callable[[]
         known[asked] = probe()
         write_atomic(probe_cache, json.dumps(known, indent=1) + "\n")
     return known[asked]
-
-
-def snp_problem() -> str:
-    """Why this host cannot run SEV-SNP guests, as far as it shows without a test boot; empty if nothing shows."""
-    return _closed(_KVM, "/dev/kvm") or _no_snp_kernel() or _closed(_SEV, "/dev/sev")
 
 
 def _closed(device: Path, name: str) -> str:

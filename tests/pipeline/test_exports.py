@@ -41,6 +41,8 @@ def test_libvirt(copy: Built) -> None:
     digest = launch_digest_of(config.launch).hex()
     assert config.require_reference().launch_digest.hex() == digest
     assert domain.findall("metadata/*")[0].attrib["launchDigest"] == digest and f"launch digest {digest}" in output
+    said(copy.doit("clean", "export_libvirt"), 0)
+    assert not (copy.build / "launchers").exists()
 
 
 def test_kubevirt(copy: Built) -> None:

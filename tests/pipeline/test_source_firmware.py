@@ -96,12 +96,16 @@ def test_it_is_much_smaller(copy: Built) -> None:
     assert 0 < len(source) < len(build) / 2 and sum(source) < sum(build) / 3
 
 
+# At the paths that the stage of packages_build has in its container.
 MAKE = """\
 import sys
-from pathlib import Path
-from sevsnp.images.source_firmware import make_source_firmware
+from pathlib import Path, PurePosixPath
+from sevsnp.images import source_firmware
+source_firmware._TREE = PurePosixPath("/build/sources/ovmf")
+source_firmware._WORK = PurePosixPath("/build/work/ovmf")
+source_firmware._MADE = PurePosixPath("/build/out/ovmf/OVMF.fd")
 sources, debs, templates, output = map(Path, sys.argv[1:])
-make_source_firmware(
+source_firmware.make_source_firmware(
     sources=sources, debs=debs, changes=templates / "firmware", script=templates / "packages/ovmf.sh", output=output,
     jobs=1,
 )
@@ -110,7 +114,7 @@ make_source_firmware(
 
 @pytest.mark.full
 def test_another_directory_gives_the_same_bytes(copy: Built) -> None:
-    """And another user without rights, umask, time zone, locale, and number of compilers at once."""
+    """And other paths, another user without rights, umask, time zone, locale, and number of compilers at once."""
     base = Path(tempfile.mkdtemp(prefix="a second, longer directory name "))
     base.chmod(0o755)
     try:

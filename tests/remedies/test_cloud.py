@@ -46,6 +46,15 @@ def test_what_the_settings_must_name(told: Told, checkout: Built, tmp_path: Path
     )
 
 
+@remedies("sevsnp.host.plain", "boot it by its own boot loader: ./doitw run_sev_snp GUEST_FROM=cloud-image")
+def test_a_direct_boot_of_a_cloud_image(told: Told, clone: Path) -> None:
+    """What it advises goes as far as the disk, which nothing has made here; the control is another image."""
+    words = told.hint(lambda: told.doitw("run_sev_snp_direct_boot", "GUEST_FROM=cloud-image")).rpartition(": ")[2]
+    assert "build/guest/cloud-set-up.qcow2: no such file" in told.shell(words).stdout
+    other = told.doitw("run_sev_snp_direct_boot", "GUEST_FROM=cloud-image", "IMAGE=none.raw")
+    assert "none.raw: no such file" in other.stdout
+
+
 @pytest.mark.boot
 @pytest.mark.full  # installs a Debian, and boots it three times
 @remedies("sevsnp.host.plain", "make one with: ./doitw run_setup")

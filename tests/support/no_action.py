@@ -32,7 +32,6 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.launchers.guest", "a volume's VM config is beside its disk: docs/launchers.md"): _LOOK,
     ("sevsnp.host_setup.platform_status", "run it on the SNP host itself, not in a guest"): _HARDWARE,
     ("sevsnp.host_setup.platform_status", "SEV-SNP is off, or the kernel too old: {}"): _HARDWARE,
-    ("sevsnp.e2e.hardware", "run it on an SEV-SNP host, set up as in docs/hardware.md"): _HARDWARE,
     ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,
     ("sevsnp.qemu.disk_format", "ask the author of the image for a qcow2 image"): _OTHERS,
     ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,

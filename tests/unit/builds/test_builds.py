@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A build from source on this machine: real processes, with a stage that takes no time."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sevsnp.builds import detached
+from sevsnp.builds import detached, steps
 from sevsnp.builds import place as places
 from sevsnp.builds.place import Place, read_plan
 from sevsnp.builds.state import Phase, look
@@ -48,6 +50,20 @@ def test_a_build_is_started_and_fetched(tiny: Make, capsys: pytest.CaptureFixtur
     record = json.loads((build.output / "built.json").read_text())
     assert record["sources"]["hello"]["version"] == "1" and record["road"] == "local"
     assert set(record["files"]) == {"one/result", "one/said", "two/result", "two/said"}
+
+
+def test_a_result_that_is_known_beforehand(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    build = tiny()
+    build.build()
+    build.ended()
+    made = build.place.out / "one" / "result"
+    for known, said in (
+        (hashlib.sha256(made.read_bytes()).hexdigest(), "as expected of the pinned source and compilers"),
+        (64 * "0", f"the pinned source and compilers give {64 * '0'}"),
+    ):
+        table = tuple(replace(stage, known=known) for stage in build.table)
+        steps.fetch(root=build.place.root, output=build.output, table=table)
+        assert said in capsys.readouterr().out
 
 
 def test_it_returns_at_once_and_tells_how_far_it_is(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:

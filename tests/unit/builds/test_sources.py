@@ -210,6 +210,14 @@ def test_the_firmware_is_built_from_the_same_source_everywhere() -> None:
     assert {one.sha256 for one in firmware.files} == {one.sha256 for one in pinned}
 
 
+def test_the_firmware_is_built_with_the_same_compiler_everywhere() -> None:
+    """So its bytes are the same, which packages_fetch says (``known`` of the stage)."""
+    locks = {name: read_lock(PROJECT / name) for name in ("packages.lock", "tasks/build-packages.lock")}
+    alone = locks["packages.lock"].packages("compiler")
+    image = {one.name: one for name in ("common", "ovmf") for one in locks["tasks/build-packages.lock"].packages(name)}
+    assert alone and {one.name: one.sha256 for one in alone} == {one.name: image[one.name].sha256 for one in alone}
+
+
 FILE = "{path: pool/x, size: 1, sha256: " + "c" * 64 + "}"
 GOOD = f"stable: {{a: {{version: '1', date: '2026-01-01T00:00:00Z', files: [{FILE}]}}}}\nupstream: {{}}\namd: {{}}\n"
 

@@ -312,6 +312,8 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
             authorized_key=built.keys.user_public,
             no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
             switched_off=built.project / "guest-vm/switched-off.yaml",
+            host_channels=built.project / "guest-vm/host-channels.yaml",
+            judged_programs=built.project / "guest-vm/judged-programs.yaml",
             modules=built.project / "initramfs/modules.yaml",
             version=built.build / "kernel" / "version",
             tools=maker.tools,

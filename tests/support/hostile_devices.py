@@ -107,6 +107,8 @@ def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
         authorized_key=built.keys.user_public,
         no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
         switched_off=built.project / "guest-vm/switched-off.yaml",
+        host_channels=built.project / "guest-vm/host-channels.yaml",
+        judged_programs=built.project / "guest-vm/judged-programs.yaml",
         modules=built.project / "initramfs/modules.yaml",
         version=built.build / "kernel" / "version",
         tools=tools,

@@ -45,7 +45,7 @@ def _wanted(root: str) -> "list[str]":
     for folder in _FOLDERS:
         for each in _listed(f"{root}/{folder}"):
             if each.endswith((".wants", ".requires")):
-                names |= {name for name in _listed(f"{root}/{folder}/{each}")}
+                names |= set(_listed(f"{root}/{folder}/{each}"))
     units = {re.sub(r"\.automount$", ".mount", name) for name in names}
     return sorted(name for name in units if name.endswith(".mount") and "@" not in name)
 

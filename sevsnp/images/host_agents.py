@@ -42,7 +42,7 @@ _PORTS = re.compile(r"virtio-ports|\bvport")
 _PORTS_REASON = "it uses a virtio-serial port of the host's"
 # Lines of a unit that start nothing.
 _SILENT_LINE = re.compile(
-    r"^\s*([#;].*|\[.*\]\s*|(Condition|Assert|Restrict)\w+\s*=.*|(Description|Documentation)\s*=.*)$", re.M
+    r"^\s*([#;].*|\[.*\]\s*|(Condition|Assert|Restrict)\w+\s*=.*|(Description|Documentation|DeviceAllow)\s*=.*)$", re.M
 )
 _RUNS = re.compile(r"^\s*Exec\w+\s*=\s*[-@:+!|]*(\S+)", re.M)
 _UNIT = re.compile(r".+\.(service|socket|timer|path|target|mount|automount|swap|device|slice|scope)")
@@ -181,9 +181,10 @@ def _unit(text: str, finder: Channels) -> str:
 def _rule(text: str, finder: Channels) -> str:
     """A rule counts if it starts a program or a unit. Rules that only give names to devices stay."""
     for line in text.replace("\\\n", " ").splitlines():
-        if not line.lstrip().startswith("#") and _STARTS.search(line):
-            if why := _PORTS_REASON if _PORTS.search(line) else finder.of_text(line):
-                return why
+        if line.lstrip().startswith("#") or not _STARTS.search(line):
+            continue
+        if why := _PORTS_REASON if _PORTS.search(line) else finder.of_text(line):
+            return why
     return ""
 
 

@@ -23,7 +23,7 @@ LIST = "etc/modules-load.d/guest-vm.conf"
 
 
 def loaded_modules(modules: Path, version: Path) -> list[str]:
-    """The list ``adopted`` of modules.yaml. Raises UserError for a module that this kernel or ``adopted_files`` lacks."""
+    """The list ``adopted`` of modules.yaml. Raises UserError for a module that is not there or not given."""
     tree = ModuleTree(version.parent / "lib" / "modules" / version.read_text().strip())
     lists = read_names(modules, *MODULE_LISTS)
     for name in lists[ADOPTED]:

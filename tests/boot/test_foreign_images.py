@@ -329,21 +329,24 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
 def test_a_mount_unit_of_the_image_is_folded_in(
     built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Control: a unit for a label that the image does not have is left out, and that is said."""
-    text = "[Mount]\nWhat=/dev/disk/by-label/{0}\nWhere=/{0}\nType=ext4\n"
+    """Control: a unit for a disk that the image does not have is left out, and that is said."""
+    text = "[Mount]\nWhat={}\nWhere=/{}\nType=ext4\n"
+    devices = {"apps": "/dev/vda2", "gone": "/dev/disk/by-label/gone"}
     wants = "etc/systemd/system/local-fs.target.wants"
     entries = [
         *small_root(),
-        *(text_entry(f"etc/systemd/system/{name}.mount", text.format(name)) for name in ("apps", "gone")),
-        *(link_entry(f"{wants}/{name}.mount", f"../{name}.mount") for name in ("apps", "gone")),
+        *(
+            text_entry(f"etc/systemd/system/{name}.mount", text.format(device, name))
+            for name, device in devices.items()
+        ),
+        *(link_entry(f"{wants}/{name}.mount", f"../{name}.mount") for name in devices),
         directory_entry("apps"),
     ]
     root = ext4(maker, tmp_path / "root.img", entries)
     data = ext4(maker, tmp_path / "data.img", [text_entry("file", "mine\n")])
-    run([maker.tools / "tune2fs", "-L", "apps", "-U", "00000000-0000-0000-0000-00000000000a", data])
     found = imported(maker, built, mbr(tmp_path / "disk.raw", root, data), tmp_path / "out.tar")
     said = capsys.readouterr().out
     content = found["apps/file"].content
     assert content and content.read() == b"mine\n"
-    assert "folded in: /apps from /dev/disk/by-label/apps" in said, said
+    assert "folded in: /apps from /dev/vda2" in said, said
     assert "left out: /gone (/dev/disk/by-label/gone is not in this image)" in said

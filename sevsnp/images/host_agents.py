@@ -15,9 +15,15 @@ from sevsnp.archives.tree import Tree
 from sevsnp.images.host_channels import Channels, Marks
 from sevsnp.images.network_managers import UNIT_FOLDERS, UNITS
 
-# Where units are, the strongest folder first, and where a mask goes.
-SYSTEM = ("etc/systemd/system.control", *UNIT_FOLDERS, "etc/systemd/system.attached")
-_USER = ("etc/systemd/user", "usr/local/lib/systemd/user", "usr/lib/systemd/user", "lib/systemd/user")
+# Where units are. A mask in the second folder overrules all others but the first.
+_SYSTEM = ("etc/systemd/system.control", *UNIT_FOLDERS, "etc/systemd/system.attached")
+_USER = (
+    "root/.config/systemd/user",
+    "etc/systemd/user",
+    "usr/local/lib/systemd/user",
+    "usr/lib/systemd/user",
+    "lib/systemd/user",
+)
 _RULES = ("etc/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
 _GENERATORS = tuple(
     (f"etc/systemd/{kind}", f"usr/local/lib/systemd/{kind}", f"usr/lib/systemd/{kind}", f"lib/systemd/{kind}")
@@ -113,9 +119,9 @@ class _Index:
 
 
 def _masked_units(tree: Tree, index: _Index, finder: Channels) -> Iterator[tuple[str, str]]:
-    for folders, mask in ((SYSTEM, UNITS), (_USER, _USER[0])):
+    for folders, mask in ((_SYSTEM, UNITS), (_USER, _USER[1])):
         for name, folder, why in list(_units(tree, index, finder, folders)):
-            tree.link(f"{folder if folder == SYSTEM[0] else mask}/{name}", "/dev/null")
+            tree.link(f"{folder if folder == folders[0] else mask}/{name}", "/dev/null")
             yield why, name
 
 

@@ -18,7 +18,7 @@ _DEPTH = 3
 _PATH = re.compile(rb"(?<![\w./-])/[\w.+@-][\w.+@/-]*")
 _COMMENT = re.compile(rb"^[ \t]*#(?!!).*$", re.MULTILINE)
 # Places that are empty when a guest starts: a program there comes from somewhere else.
-_ELSEWHERE = ("/run/", "/mnt/", "/media/", "/dev/")
+_ELSEWHERE = ("/run/", "/mnt/", "/media/")
 ELSEWHERE = "its program is not in the image"
 
 
@@ -67,7 +67,7 @@ class Channels:
     def _of_program(self, path: str, depth: int) -> str:
         entry = self._tree.find(path)
         if entry is None:
-            return ELSEWHERE if path.startswith(_ELSEWHERE) and not path.startswith("/dev/") else ""
+            return ELSEWHERE if path.startswith(_ELSEWHERE) else ""
         if entry.kind is not Kind.FILE or entry.content is None or not entry.mode & 0o111 or self._stays(entry, path):
             return ""
         if entry.name not in self._found:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.archives.rootfs import Layer, link_entry, merge, text_entry
-from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.rootfs import Layer, link_entry, make_rootfs, merge, text_entry
+from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
 from sevsnp.images import host_channels
@@ -46,6 +46,7 @@ BAD = (
     text_entry(f"{UNITS}/vm.socket", "[Socket]\nListenStream=vsock::22\n"),
     text_entry(f"{ETC}/nginx.service.d/cloud.conf", "[Service]\nExecStartPre=/usr/bin/keys\n"),
     text_entry("etc/systemd/user/mine.service", "[Service]\nExecStart=/usr/bin/keys\n"),
+    text_entry("root/.config/systemd/user/own.service", "[Service]\nExecStart=/usr/bin/keys\n"),
     program("usr/lib/systemd/system-generators/model-generator", "#!/bin/sh\ncat /sys/class/dmi/id/board_name\n"),
     text_entry("usr/lib/udev/rules.d/99-a.rules", 'SUBSYSTEM=="virtio-ports", ENV{SYSTEMD_WANTS}="a.service"\n'),
     program("etc/init.d/agent", '#!/sbin/openrc-run\ncommand="/opt/ports"\n'),
@@ -79,7 +80,7 @@ GOOD = (
 
 GOLDEN = """\
 switched off, since it asks the metadata service of the host's network: keys.service, nginx.service.d/cloud.conf, \
-mine.service, /etc/cron.daily/meta, /etc/dhcp/dhclient-exit-hooks.d/meta, /etc/local.d/meta.start
+mine.service, own.service, /etc/cron.daily/meta, /etc/dhcp/dhclient-exit-hooks.d/meta, /etc/local.d/meta.start
 switched off, since it mounts a directory of the host's: helper.service
 switched off, since it reads SMBIOS or fw_cfg: outer.service, model-generator
 switched off, since it uses a virtio-serial port of the host's: ports.service, 99-a.rules, /etc/init.d/agent
@@ -99,6 +100,7 @@ def test_agents_are_found_by_what_they_do_and_the_rest_stays() -> None:
         f"{ETC}/vm.socket",
         f"{ETC}/nginx.service.d/cloud.conf",
         "etc/systemd/user/mine.service",
+        "root/.config/systemd/user/own.service",
         "etc/systemd/system-generators/model-generator",
         "etc/udev/rules.d/99-a.rules",
     ):
@@ -123,9 +125,6 @@ def test_a_text_between_two_pieces_is_found(monkeypatch: pytest.MonkeyPatch, tmp
     for shown, found in ((text, True), (text[:-1] + "\0", False)):
         root = tree(program("opt/big", ELF + "\0" * ((1 << 20) - len(ELF) - 7) + shown + "\0" * 99))
         archive = tmp_path / "root.tar"
-        from sevsnp.archives.rootfs import make_rootfs
-        from sevsnp.archives.tar import read_tar
-
         make_rootfs([Layer("test", list(root.entries.values()))], archive)
         stored = Tree(read_tar(archive).values())
         assert bool(Channels(stored, MARKS).of_program("/opt/big")) is found

@@ -6,7 +6,7 @@ runs lose their right to be executed, and lines of tables become comments.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -67,7 +67,7 @@ def switch_off_agents(tree: Tree, marks: Marks) -> Iterator[str]:
         yield from _table(tree, name, finder)
 
 
-def named_services(tree: Tree, patterns: list[str]) -> list[str]:
+def named_services(tree: Tree, patterns: Sequence[str]) -> list[str]:
     """Switch off the SysV and OpenRC services whose names are those of units in ``patterns``; return their names."""
     names = sorted(
         f"{folder}/{name}"

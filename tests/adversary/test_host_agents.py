@@ -71,5 +71,5 @@ def test_an_agent_of_the_host_never_starts(built: Built, tmp_path: Path, switche
             log = running.guest.log()
     assert PORT in ports, "the channel must be there"
     assert ("agent-mark" in log) is not switched_off
-    assert states == ["masked" if switched_off else "static"] * 2
+    assert len(states) == 2 and (states == ["masked", "masked"]) is switched_off
     shutil.rmtree(made)  # gigabytes

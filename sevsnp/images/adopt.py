@@ -14,7 +14,7 @@ from sevsnp.archives.rootfs import Layer, make_rootfs
 from sevsnp.archives.tar import Entry
 from sevsnp.archives.tree import Tree
 from sevsnp.images.account import add_login_account
-from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules, withheld
+from sevsnp.images.adopted_modules import LIST, MODULES, given_modules, kernel_modules, loaded_modules, withheld
 from sevsnp.images.guest import read_public_key
 from sevsnp.images.host_agents import named_services, switch_off_agents
 from sevsnp.images.host_channels import Marks, read_marks
@@ -78,7 +78,7 @@ def make_image_rootfs(
     units, marks = read_switched_off(switched_off), read_marks(host_channels, judged_programs)
     with scratch_directory(output) as scratch:
         wanted = loaded_modules(modules, version)
-        shipped = kernel_modules(modules, version, tools, scratch)
+        shipped = kernel_modules(version, tools, scratch, given_modules(modules))
 
         def adopted(entries: Iterable[Entry]) -> Iterable[Entry]:
             tree = Tree(entries)

@@ -42,15 +42,20 @@ def _given(path: str, patterns: Sequence[str]) -> bool:
 def withheld(tree: Tree, modules: Path, version: Path) -> Iterator[str]:
     """A line for each module that the root's own lists name and that the guest does not get."""
     kernel = ModuleTree(version.parent / "lib" / "modules" / version.read_text().strip())
-    patterns = read_names(modules, *MODULE_LISTS)[ADOPTED_FILES]
+    patterns = given_modules(modules)
     for name in sorted(asked_modules(tree)):
         path = kernel.files.get(name.split()[0].replace("-", "_"))
         if path and not _given(path.relative_to(kernel.directory / "kernel").as_posix(), patterns):
             yield f"not put in: the module {name}, which the image's lists name: a measured guest needs none like it"
 
 
-def kernel_modules(modules: Path, version: Path, tools: Path, scratch: Path) -> list[Entry]:
-    """The modules of the unpacked kernel that modules.yaml gives to adopted images, as entries below lib/modules.
+def given_modules(modules: Path) -> list[str]:
+    """The list ``adopted_files`` of modules.yaml: patterns of paths below the kernel's directory of modules."""
+    return read_names(modules, *MODULE_LISTS)[ADOPTED_FILES]
+
+
+def kernel_modules(version: Path, tools: Path, scratch: Path, given: Sequence[str] = ("*",)) -> list[Entry]:
+    """The modules of the unpacked kernel whose paths match a pattern of ``given``, as entries below lib/modules.
 
     The index files that modprobe needs are among them, made for these modules alone.
     """
@@ -58,12 +63,11 @@ def kernel_modules(modules: Path, version: Path, tools: Path, scratch: Path) -> 
     source = version.parent / "lib" / "modules" / release
     if not source.is_dir():
         raise UserError(f"{source}: no kernel modules here", "run: ./doitw unpack_kernel")
-    patterns = read_names(modules, *MODULE_LISTS)[ADOPTED_FILES]
     chosen = scratch / "chosen"
     shown = chosen / "lib" / "modules" / release
     for entry in directory_entries(source):
         below = entry.name.removeprefix("kernel/")
-        if entry.kind is Kind.FILE and (below == entry.name or _given(below, patterns)):
+        if entry.kind is Kind.FILE and (below == entry.name or _given(below, given)):
             (shown / entry.name).parent.mkdir(parents=True, exist_ok=True)
             (shown / entry.name).symlink_to((source / entry.name).resolve())
     progress.step("depmod")

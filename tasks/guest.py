@@ -129,6 +129,8 @@ def task__image_rootfs() -> Task:
             "authorized_key": keys().user_public,
             "no_shell": FILES / "etc" / "systemd" / "system" / "emergency.service.d" / "10-guest.conf",
             "switched_off": SWITCHED_OFF,
+            "host_channels": Path("guest-vm/host-channels.yaml"),
+            "judged_programs": Path("guest-vm/judged-programs.yaml"),
             "modules": Path("initramfs/modules.yaml"),
             "version": KERNEL / "version",
         },

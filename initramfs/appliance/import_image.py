@@ -14,6 +14,7 @@ from typing import Any
 
 import linux
 from appliance.fstab import Line, read_fstab, real_path
+from appliance.mount_units import read_mount_units
 from appliance.tree_tar import TreeTar, add_tree
 from appliance.volumes import ENCRYPTED, MOUNTABLE, Volume, find, volumes
 
@@ -220,9 +221,12 @@ class Disk:
         return release and (init or (bool(usr) and any(_has_init(usr, name) for name in ("sbin", "bin"))))
 
     def fold(self, root: Root) -> "dict[str, str]":
-        """Mount what the image's own fstab mounts below its root. Returns the mount points here by relative path."""
+        """Mount what the image's own fstab and mount units mount below its root.
+
+        Returns the mount points here by relative path.
+        """
         mounts: dict[str, str] = {}
-        for line in read_fstab(root.path):
+        for line in (*read_fstab(root.path), *read_mount_units(root.path)):
             if line.place == "/" or line.kind == "swap":
                 continue
             try:

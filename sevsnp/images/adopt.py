@@ -11,12 +11,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sevsnp.archives.rootfs import Layer, make_rootfs
-from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tar import Entry
 from sevsnp.archives.tree import Tree
 from sevsnp.images.account import add_login_account
-from sevsnp.images.adopted_modules import LIST, MODULES, kernel_modules, loaded_modules
+from sevsnp.images.adopted_modules import LIST, MODULES, given_modules, kernel_modules, loaded_modules, withheld
 from sevsnp.images.guest import read_public_key
+from sevsnp.images.host_agents import named_services, switch_off_agents
+from sevsnp.images.host_channels import Marks, read_marks
 from sevsnp.images.lists import read_classes
+from sevsnp.images.mount_units import is_masked, mask_mounts
 from sevsnp.images.network_managers import UNIT_FOLDERS, UNITS, adopt_network
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory
@@ -25,9 +28,13 @@ from sevsnp.system.text import printable
 _GENERATORS = "etc/systemd/system-generators"
 _GENERATOR_FOLDERS = ("usr/lib/systemd/system-generators", "lib/systemd/system-generators", _GENERATORS)
 
-# Generators make units from the kernel command line, credentials and partition tables.
+# Generators make units from the kernel command line, credentials, partition tables and disks.
 _SILENT = (
     "cloud-init-generator",
+    "coreos-platform-generator",
+    "ds-identify",
+    "ignition-generator",
+    "lvm2-activation-generator",
     "systemd-debug-generator",
     "systemd-getty-generator",
     "systemd-gpt-auto-generator",
@@ -36,6 +43,7 @@ _SILENT = (
     "systemd-run-generator",
     "systemd-ssh-generator",
     "systemd-tpm2-generator",
+    "zfs-mount-generator",
 )
 _DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
 _NO_SHELL = ("emergency", "rescue")
@@ -50,6 +58,8 @@ def make_image_rootfs(
     authorized_key: Path,
     no_shell: Path,
     switched_off: Path,
+    host_channels: Path,
+    judged_programs: Path,
     modules: Path,
     version: Path,
     tools: Path,
@@ -57,30 +67,33 @@ def make_image_rootfs(
 ) -> None:
     """Write the tar ``imported``, the root of a foreign image, as one that starts as a guest, and print every change.
 
-    ``no_shell`` is the drop-in with which a failed boot ends the guest; ``switched_off`` is switched-off.yaml.
+    ``no_shell`` is the drop-in with which a failed boot ends the guest; ``switched_off`` is switched-off.yaml;
+    ``host_channels`` and ``judged_programs`` are the files of these names, which say what takes orders from the host.
     ``version`` is the file in the unpacked kernel that names its release; the modules beside it are added.
     ``modules`` is modules.yaml; the guest loads the modules of its list ``adopted`` before the kernel refuses more.
     ``tools`` is the directory with depmod.
     """
     changes: list[str] = []
     key = read_public_key(authorized_key)
-    units = read_switched_off(switched_off)
+    units, marks = read_switched_off(switched_off), read_marks(host_channels, judged_programs)
     with scratch_directory(output) as scratch:
         wanted = loaded_modules(modules, version)
-        shipped = kernel_modules(version, tools, scratch)
+        shipped = kernel_modules(version, tools, scratch, given_modules(modules))
 
         def adopted(entries: Iterable[Entry]) -> Iterable[Entry]:
             tree = Tree(entries)
-            changes.extend(adopt(tree, key, no_shell.read_text(), units))
+            changes.extend(adopt(tree, key, no_shell.read_text(), units, marks))
             release = version.read_text().strip()
             if not any(tree.has(path) for path in _LOADERS):
                 # The modules would only start units that then fail without modprobe.
                 changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
                 return tree.ordered()
+            # The image's own of this release must not fill the gaps.
             tree.clear(f"{MODULES}/{release}")
             for entry in shipped:
                 tree.add(entry)
-            changes.append(f"added: the modules of the guest's kernel, {release}")
+            changes.append(f"added: modules of the guest's kernel, {release}: those that a measured guest can need")
+            changes.extend(withheld(tree, modules, version))
             tree.write(LIST, "".join(f"{name}\n" for name in wanted))
             changes.append(f"added: /{LIST}: later ones are refused, so name there what else the guest needs")
             return tree.ordered()
@@ -97,13 +110,20 @@ def read_switched_off(file: Path) -> dict[str, list[str]]:
     return read_classes(file, r"[A-Za-z0-9:_.\\@*?-]+", "a unit's name or a shell pattern of it")
 
 
-def adopt(tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Change ``tree`` and yield a line for each change; ``switched_off``: patterns of units by the reason."""
+def adopt(
+    tree: Tree, authorized_key: str, no_shell: str, switched_off: Mapping[str, Sequence[str]], marks: Marks
+) -> Iterator[str]:
+    """Change ``tree`` and yield a line for each change.
+
+    ``switched_off``: patterns of units by the reason; ``marks``: how a program is known that takes orders of the host.
+    """
     for name in ("etc/fstab", "etc/crypttab"):
         if any(line.strip() and not line.lstrip().startswith("#") for line in tree.text(name).splitlines()):
             yield f"emptied: /{name}"
             tree.write(name, _DEVICES)
+    yield from mask_mounts(tree)
     yield from _switch_off(tree, switched_off)
+    yield from switch_off_agents(tree, marks)
     yield from _no_console(tree, no_shell)
     yield from adopt_network(tree)
     yield from _keys_from_the_host(tree)
@@ -119,14 +139,16 @@ def _switch_off(tree: Tree, switched_off: Mapping[str, Sequence[str]]) -> Iterat
             for unit in units
             if not unit.endswith((".wants", ".requires", ".d"))
             and any(fnmatchcase(unit, text) for text in patterns)
-            and not _is_masked(tree, f"{UNITS}/{unit}")
+            and not is_masked(tree, f"{UNITS}/{unit}")
         )
         for unit in found:
             tree.link(f"{UNITS}/{unit}", "/dev/null")
         if found:
             yield f"switched off, since {why}: {', '.join(found)}"
+        if services := named_services(tree, patterns):
+            yield f"switched off, since {why}: {', '.join(f'/{name}' for name in services)}"
     generators = {name for folder in _GENERATOR_FOLDERS for name in tree.names(folder)} & set(_SILENT)
-    silent = sorted(name for name in generators if not _is_masked(tree, f"{_GENERATORS}/{name}"))
+    silent = sorted(name for name in generators if not is_masked(tree, f"{_GENERATORS}/{name}"))
     for name in silent:
         tree.link(f"{_GENERATORS}/{name}", "/dev/null")
     if silent:
@@ -134,11 +156,6 @@ def _switch_off(tree: Tree, switched_off: Mapping[str, Sequence[str]]) -> Iterat
     if tree.has("etc/cloud") and not tree.has("etc/cloud/cloud-init.disabled"):
         tree.write("etc/cloud/cloud-init.disabled", "")
         yield "added: /etc/cloud/cloud-init.disabled"
-
-
-def _is_masked(tree: Tree, name: str) -> bool:
-    entry = tree.entries.get(name)
-    return entry is not None and entry.kind is Kind.SYMLINK and entry.target == "/dev/null"
 
 
 def _no_console(tree: Tree, no_shell: str) -> Iterator[str]:

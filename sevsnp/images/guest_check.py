@@ -17,7 +17,7 @@ def remarks(entries: Iterable[Entry]) -> Iterator[str]:
     """A line for each thing in the tree that probably does not work."""
     tree = Tree(entries)
     yield from network_remarks(tree)
-    if (asked := sorted(_modules(tree))) and not any(
+    if (asked := sorted(asked_modules(tree))) and not any(
         tree.names(folder) for folder in ("lib/modules", "usr/lib/modules")
     ):
         yield f"modules-load.d names {', '.join(asked)}, and the root has no kernel modules: put those of the kernel in"
@@ -31,7 +31,7 @@ def remarks(entries: Iterable[Entry]) -> Iterator[str]:
             yield f"{unit} is switched on: it takes any disk that the host attaches"
 
 
-def _modules(tree: Tree) -> set[str]:
+def asked_modules(tree: Tree) -> set[str]:
     """The modules that the root's lists name (modules-load.d(5)); init loads them (initramfs/device_lock.py)."""
     texts = (tree.text(f"{folder}/{n}") for folder in _MODULE_LISTS for n in tree.names(folder) if n.endswith(".conf"))
     lines = (line.strip() for text in texts for line in text.splitlines())

@@ -26,7 +26,8 @@ from sevsnp.system.files import CHUNK, scratch_directory
 _LEVEL = 9
 MEASURED = ("base", "luks")
 ADOPTED = "adopted"  # in no layer: for the roots of foreign images
-MODULE_LISTS = (*MEASURED, "appliance", "emulated", ADOPTED)
+ADOPTED_FILES = "adopted_files"  # patterns of the modules in these roots
+MODULE_LISTS = (*MEASURED, "appliance", "emulated", ADOPTED, ADOPTED_FILES)
 MERGED = ("bin", "sbin", "lib", "lib64")
 
 

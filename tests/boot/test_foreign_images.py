@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, make_rootfs, text_entry
+from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, link_entry, make_rootfs, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.e2e.guest import wait_for_login
 from sevsnp.images.adopt import make_image_rootfs
@@ -312,6 +312,8 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
             authorized_key=built.keys.user_public,
             no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
             switched_off=built.project / "guest-vm/switched-off.yaml",
+            host_channels=built.project / "guest-vm/host-channels.yaml",
+            judged_programs=built.project / "guest-vm/judged-programs.yaml",
             modules=built.project / "initramfs/modules.yaml",
             version=built.build / "kernel" / "version",
             tools=maker.tools,
@@ -321,3 +323,30 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
         release = (built.build / "kernel" / "version").read_text().strip()
         assert f"lib/modules/{release}/modules.dep.bin" in read_tar(output)
     assert len(digests) == 1
+
+
+@pytest.mark.full
+def test_a_mount_unit_of_the_image_is_folded_in(
+    built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control: a unit for a disk that the image does not have is left out, and that is said."""
+    text = "[Mount]\nWhat={}\nWhere=/{}\nType=ext4\n"
+    devices = {"apps": "/dev/vda2", "gone": "/dev/disk/by-label/gone"}
+    wants = "etc/systemd/system/local-fs.target.wants"
+    entries = [
+        *small_root(),
+        *(
+            text_entry(f"etc/systemd/system/{name}.mount", text.format(device, name))
+            for name, device in devices.items()
+        ),
+        *(link_entry(f"{wants}/{name}.mount", f"../{name}.mount") for name in devices),
+        directory_entry("apps"),
+    ]
+    root = ext4(maker, tmp_path / "root.img", entries)
+    data = ext4(maker, tmp_path / "data.img", [text_entry("file", "mine\n")])
+    found = imported(maker, built, mbr(tmp_path / "disk.raw", root, data), tmp_path / "out.tar")
+    said = capsys.readouterr().out
+    content = found["apps/file"].content
+    assert content and content.read() == b"mine\n"
+    assert "folded in: /apps from /dev/vda2" in said, said
+    assert "left out: /gone (/dev/disk/by-label/gone is not in this image)" in said

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that a host plugs in, before the start and while the guest runs, and an image whose programs use them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.archives.cpio import with_parents, write_cpio
 from sevsnp.archives.rootfs import Layer, link_entry, make_rootfs, text_entry
+from sevsnp.archives.tar import Entry
 from sevsnp.images.adopt import make_image_rootfs
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers
@@ -87,9 +89,12 @@ class Adopted:
     unlocked: VmConfig
 
 
-def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
-    """The guest's own root as a foreign image: with modprobe, and with settings that switch SysRq on.
+def make_adopted(
+    built: Built, directory: Path, *, mark: str, more: Sequence[Entry] = (), channels: Path | None = None
+) -> Adopted:
+    """The guest's own root as a foreign image: with modprobe and all modules, and with settings that switch SysRq on.
 
+    ``more`` is added to the image. ``channels`` takes the place of host-channels.yaml.
     Both configs lack :data:`SECOND_LINE`; ``unlocked`` uses an initramfs without the lock.
     """
     tools = built.tools.resolve()
@@ -100,14 +105,20 @@ def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
         link_entry("usr/sbin/modprobe", "../bin/kmod"),
         text_entry("etc/sysctl.d/99-magic.conf", "kernel.sysrq = 1\n"),
         text_entry("etc/modules-load.d/own.conf", f"# of the image's own\n{mark}\n"),
+        *more,
     ]
+    listed = (built.project / "initramfs/modules.yaml").read_text()
+    modules = directory / "modules.yaml"
+    modules.write_text(listed[: listed.index("adopted_files:")] + 'adopted_files: ["*"]\n')
     make_rootfs([Layer.from_tar(built.build / "guest" / "rootfs.tar"), Layer("image", extra)], image)
     make_image_rootfs(
         imported=image,
         authorized_key=built.keys.user_public,
         no_shell=built.project / "guest-vm/files/etc/systemd/system/emergency.service.d/10-guest.conf",
         switched_off=built.project / "guest-vm/switched-off.yaml",
-        modules=built.project / "initramfs/modules.yaml",
+        host_channels=channels or built.project / "guest-vm/host-channels.yaml",
+        judged_programs=built.project / "guest-vm/judged-programs.yaml",
+        modules=modules,
         version=built.build / "kernel" / "version",
         tools=tools,
         output=adopted,

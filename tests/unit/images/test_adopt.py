@@ -11,9 +11,11 @@ from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
 from sevsnp.images.adopt import adopt, read_switched_off
+from sevsnp.images.host_channels import read_marks
 from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind
 
 GUEST_VM = Path(__file__).resolve().parents[3] / "guest-vm"
+MARKS = read_marks(GUEST_VM / "host-channels.yaml", GUEST_VM / "judged-programs.yaml")
 KEY = "ssh-ed25519 AAAAowner"
 NO_SHELL = "[Service]\nExecStart=/usr/bin/systemctl poweroff\n"
 UNITS = "usr/lib/systemd/system"
@@ -67,7 +69,7 @@ def image(*more: Entry) -> Tree:
 
 
 def changed(tree: Tree) -> list[str]:
-    return list(adopt(tree, KEY, NO_SHELL, read_switched_off(GUEST_VM / "switched-off.yaml")))
+    return list(adopt(tree, KEY, NO_SHELL, read_switched_off(GUEST_VM / "switched-off.yaml"), MARKS))
 
 
 def test_what_takes_orders_from_the_host_is_off_and_the_rest_is_not() -> None:

@@ -22,6 +22,8 @@ INITRAMFS = Path(__file__).parents[3] / "initramfs"
 # What the appliance has beside it.
 sys.modules["links"] = links
 fstab = load_script(INITRAMFS / "appliance" / "fstab.py")
+sys.modules["appliance.fstab"] = fstab
+mount_units = load_script(INITRAMFS / "appliance" / "mount_units.py")
 
 MIB = 1 << 20
 FORMATS = [
@@ -256,3 +258,25 @@ def test_what_a_volume_holds(volumes: Any, tools: Path, tmp_path: Path) -> None:
     assert volumes.probe(str(image))[0] == "LUKS"
     image.write_bytes(bytes(MIB))
     assert volumes.probe(str(image)) == ("", "", "")
+
+
+def test_mount_units(tmp_path: Path) -> None:
+    """Those of a device that a target wants are lines of fstab. Near misses: not wanted, masked, a template, memory."""
+    units, wants = tmp_path / "etc/systemd/system", tmp_path / "etc/systemd/system/local-fs.target.wants"
+    wants.mkdir(parents=True)
+    written = {
+        "opt.mount": "[Mount]\nWhat=/dev/disk/by-label/apps\nWhere=/opt\nType=ext4\nOptions=ro,noatime\n",
+        "data.mount": "[Mount]\nWhat=UUID=1\nWhere=/data/\n",
+        "each@1.mount": "[Mount]\nWhat=/dev/%i\nWhere=/each\n",
+        "memory.mount": "[Mount]\nWhat=tmpfs\nWhere=/memory\nType=tmpfs\n",
+        "idle.mount": "[Mount]\nWhat=LABEL=idle\nWhere=/idle\n",
+    }
+    for name, text in written.items():
+        (units / name).write_text(text)
+    (units / "masked.mount").symlink_to("/dev/null")
+    for name in ("opt.mount", "data.automount", "each@1.mount", "memory.mount", "masked.mount", "gone.mount"):
+        (wants / name).symlink_to(f"../{name}")
+    data, opt = mount_units.read_mount_units(str(tmp_path))
+    assert (opt.device, opt.place, opt.kind) == ("/dev/disk/by-label/apps", "/opt", "ext4")
+    assert opt.options == ("ro", "noatime", "nofail") and opt.optional and opt.no_disk() == ""
+    assert (data.device, data.place, data.kind) == ("UUID=1", "/data", "auto")

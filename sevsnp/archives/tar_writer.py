@@ -92,9 +92,12 @@ def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Ent
             kind, link, content = b"1", _bytes(f"./{original.name}"), None
         else:
             size = content.size
-    capability = b""
-    if entry.capability and kind != b"1":
-        capability = record(f"SCHILY.xattr.{CAPABILITY}".encode(), entry.capability)
+    attributes = b""
+    if kind != b"1":
+        if entry.capability:
+            attributes = record(f"SCHILY.xattr.{CAPABILITY}".encode(), entry.capability)
+        for attribute, value in entry.values:
+            attributes += record(b"SCHILY.xattr." + _bytes(attribute), value)
     output.write(
         member(
             name,
@@ -106,7 +109,7 @@ def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Ent
             mtime=min(entry.mtime, epoch),
             link=link,
             device=entry.device,
-            after=capability,
+            after=attributes,
         )
     )
     if content is not None:

@@ -44,10 +44,12 @@ def member(
     ``before`` and ``after`` are records that come before and after those of the fields.
     """
     records = before
-    if len(name) > 100:
-        records += record(b"path", name)
-    if len(link) > 100:
-        records += record(b"linkpath", link)
+    long = [(key, text) for key, text in ((b"path", name), (b"linkpath", link)) if len(text) > 100]
+    if any(not _is_utf8(text) for _, text in long):
+        # Without it, readers take the text of records for UTF-8, and refuse other names (POSIX, pax).
+        records += record(b"hdrcharset", b"BINARY")
+    for key, text in long:
+        records += record(key, text)
     for key, value, limit in ((b"size", size, _SIZE), (b"uid", uid, _ID), (b"gid", gid, _ID)):
         if value >= limit:
             records += record(key, b"%d" % value)
@@ -89,6 +91,14 @@ def _header(
         )
     )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _octal(value: int, width: int) -> bytes:

@@ -83,11 +83,33 @@ def test_a_capability_that_is_not_text_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SCHILY.acl.access", "SCHILY.xattr.user.note", "LIBARCHIVE.xattr.user.note"])
-def test_other_attributes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_only_attributes_in_the_kernel_s_form_have_a_value(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "a.tar", (member("etc/x", pax_headers={name: "user::rw-"}), b""))
-    with pytest.raises(UserError, match=r"/etc/x.*(acl\.access|user\.note)"):
-        make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar")
-    make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar", ignore_attributes=["acl.*", "user.*"])
+    entry = read_tar(source)["etc/x"]
+    assert entry.attributes in (("acl.access",), ("user.note",))
+    assert entry.values == ((("user.note", b"user::rw-"),) if name.startswith("SCHILY.xattr") else ())
+
+
+def test_attributes_come_out_as_they_went_in_and_a_link_has_its_file_s(tmp_path: Path) -> None:
+    value = bytes(range(256))
+    headers = {"SCHILY.xattr.user.raw": value.decode("utf-8", "surrogateescape")}
+    link = member("b", tarfile.LNKTYPE, linkname="a")
+    source = read_tar(make(tmp_path / "a.tar", (member("a", pax_headers=headers), b"1"), (link, b"")))
+    assert source["a"].values == source["b"].values == (("user.raw", value),)
+    for names in (("a", "b"), ("b",)):  # with and without the name that has them in the archive
+        write_tar([source[name] for name in names], tmp_path / "o.tar", epoch=EPOCH)
+        found = read_tar(tmp_path / "o.tar")
+        assert all(found[name].values == (("user.raw", value),) for name in names)
+
+
+def test_a_long_name_that_is_no_text(tmp_path: Path) -> None:
+    name = "x" * 120 + "\udce9"
+    write_tar(
+        [text_entry(name, "1"), link_entry("s", name), text_entry("z" * 120, "")], tmp_path / "o.tar", epoch=EPOCH
+    )
+    found = read_tar(tmp_path / "o.tar")
+    assert found["s"].target == name and found[name].content and set(found) == {name, "s", "z" * 120}
+    assert (tmp_path / "o.tar").read_bytes().count(b"21 hdrcharset=BINARY\n") == 2  # not for the last one
 
 
 def test_the_later_layer_wins_and_hard_links_keep_their_content(tmp_path: Path) -> None:

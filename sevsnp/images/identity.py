@@ -86,7 +86,7 @@ _REWRITTEN_VERITY: dict[str, tuple[str, str, Rewrite]] = {
 class Scope(Enum):
     """What a class of the deny-list is about, by its key in denied.yaml."""
 
-    SECRET = "secrets"
+    SECRET = "secrets"  # noqa: S105
     READABLE = "secrets_where_the_host_reads"
     TRACE = "traces"
 

@@ -30,8 +30,8 @@ def make_verity_root(
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change. Yields "image" as soon as the image is complete. Raises
-    UserError for a tree without an init.
+    for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change.
+    Yields "image" as soon as the image is complete. Raises UserError for a tree without an init.
     """
     entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), **guest)
     if filesystem == "ext4":

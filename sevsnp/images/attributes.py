@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from sevsnp.archives.tar import Entry
+from sevsnp.images.ext4_attributes import takes_name
 
 # What both file systems can name; another prefix is a file system's own, as btrfs.compression.
 _PREFIXES = ("user.", "trusted.", "security.")
@@ -14,8 +15,8 @@ _BOUND = {
     "security.selinux": "the guest's policy sets labels anew",
 }
 # Bytes. ext4 has one block of 4,096 bytes for the attributes of a file, with a header and an entry for each.
-_MOST = 3 << 10
-_EACH = 48
+_MOST = 3900
+_EACH = 24
 
 
 @dataclass
@@ -34,7 +35,7 @@ class AttributeFilter:
         room = _MOST
         for attribute in entry.attributes:
             value = known.get(attribute)
-            why = _reason(attribute, value)
+            why = _reason(attribute, value) or ("" if takes_name(entry.name) else "the file's name has a line end")
             if value is not None and not why:
                 room -= len(attribute) + len(value) + _EACH
                 why = "too large" if room < 0 else ""

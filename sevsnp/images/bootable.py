@@ -29,7 +29,8 @@ def bootable_entries(
     added, and what probably does not work. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
-        raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
+        found = "found a directory" if rootfs.is_dir() else "no such file"
+        raise UserError(f"IMAGE={rootfs}: {found}, expected a root filesystem tar or a disk image")
     name = str(rootfs or "guest-vm")
     tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
     identity = IdentityFilter(kind, DenyList(denied, kind, change))

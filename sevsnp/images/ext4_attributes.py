@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts extended attributes and ACLs into an ext4 image with debugfs: from a tar, mke2fs takes file capabilities only."""
+"""Puts extended attributes and ACLs into an ext4 image with debugfs: mke2fs takes file capabilities only."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,8 @@ def set_attributes(image: Path, entries: Iterable[Entry], *, tools: Path, env: M
             found = scratch / f"{number}.out"
             if not found.is_file() or _stored(attribute, found.read_bytes()) != _stored(attribute, value):
                 raise UserError(
-                    f"/{name}: attribute {attribute} could not be put into {image.name}", f"leave it out: DROP={name}"
+                    f"/{name}: attribute {attribute} could not be put into {image.name}",
+                    f"{image.name} was just made: is the disk full or failing?",
                 )
 
 

@@ -110,8 +110,8 @@ def make_ext4(
 
     With ``entries`` these are the tree, and ``tar`` is only its name for messages: no archive need be written. ``size``
     is in bytes, a multiple of 4,096; the default is what the tree needs and 16 MiB more. No journal by default: a
-    read-only root has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer), debugfs and e2fsck. Raises
-    UserError for a size into which the tree does not fit.
+    read-only root has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer), debugfs and e2fsck.
+    Raises UserError for a size into which the tree does not fit.
     """
     tree = read_tar(tar).values() if entries is None else entries
     need = usage(tree)

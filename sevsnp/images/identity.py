@@ -219,7 +219,8 @@ class IdentityFilter:
         left, gone = [], set()
         rewritten = _REWRITTEN | (_REWRITTEN_VERITY if self.kind is ImageKind.VERITY else {})
         for entry in whole:
-            if reason := reasons.get(entry.name):
+            if entry.name in reasons:
+                reason = reasons[entry.name]
                 self.removed.append(Removal(entry.name, reason, "removed"))
                 if entry.content is not None and self.denied.is_secret(reason):
                     gone.add(entry.content.inode)

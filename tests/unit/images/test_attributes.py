@@ -92,7 +92,7 @@ def shown(image: Path, entries: Sequence[Entry]) -> dict[str, str]:
         script = image.with_name(f"{number}.debugfs")
         quoted = '"/' + entry.name.replace('"', '""') + '"'
         script.write_bytes(f"ea_list {quoted}\n".encode("utf-8", "surrogateescape"))
-        words = [TOOLS / "debugfs", "-f", script, image]
+        words = [str(TOOLS / "debugfs"), "-f", str(script), str(image)]
         found[entry.name] = subprocess.run(words, capture_output=True, check=True).stdout.decode(errors="replace")
     return found
 

@@ -71,15 +71,31 @@ class Content:
                 left -= len(piece)
                 yield piece
 
-    def _expanded(self) -> Iterator[bytes]:
-        # Only tarfile supports the three sparse formats of GNU tar; it finds the member by its header.
+    def extents(self) -> list[tuple[int, int, int]]:
+        """The data of a sparse file, without its holes: (offset in the file, length, offset in the archive)."""
         assert self.path is not None
         with tarfile.open(self.path, "r:") as archive:
-            member = archive.next()  # the first member, which opening has already read
-            if self.inode[1]:
-                archive.offset = self.inode[1]
-                member = archive.next()
-            assert member is not None
+            member = self._member(archive)
+            found, place = [], member.offset_data
+            for offset, length in member.sparse or ():
+                if length:
+                    found.append((offset, length, place))
+                place += length
+        return found
+
+    def _member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        # Only tarfile supports the three sparse formats of GNU tar; it finds the member by its header.
+        member = archive.next()  # the first member, which opening has already read
+        if self.inode[1]:
+            archive.offset = self.inode[1]
+            member = archive.next()
+        assert member is not None
+        return member
+
+    def _expanded(self) -> Iterator[bytes]:
+        assert self.path is not None
+        with tarfile.open(self.path, "r:") as archive:
+            member = self._member(archive)
             stream = archive.extractfile(member)
             assert stream is not None
             while piece := stream.read(CHUNK):

@@ -19,6 +19,21 @@ def record(key: bytes, value: bytes) -> bytes:
     return str(length).encode() + body
 
 
+def sparse(name: bytes, size: int, ranges: "list[tuple[int, int]]") -> "tuple[bytes, bytes]":
+    """Records and table of a file with holes, in GNU tar's format 1.0; the data of ``ranges`` follow the table.
+
+    ``ranges`` are (offset, length) in bytes, and end with one of length 0 at ``size``.
+    """
+    table = b"%d\n" % len(ranges) + b"".join(b"%d\n%d\n" % one for one in ranges)
+    records = (
+        record(b"GNU.sparse.major", b"1")
+        + record(b"GNU.sparse.minor", b"0")
+        + record(b"GNU.sparse.name", name)
+        + record(b"GNU.sparse.realsize", b"%d" % size)
+    )
+    return records, table + bytes(-len(table) % BLOCK)
+
+
 def padding(size: int) -> bytes:
     """The zero bytes that fill the last block after ``size`` bytes."""
     return bytes(-size % BLOCK)

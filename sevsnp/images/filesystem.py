@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.archives.rootfs import EPOCH
-from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import stream_tar
 from sevsnp.errors import UserError
 from sevsnp.images.ext4_attributes import set_attributes
@@ -79,13 +79,20 @@ def usage(entries: Iterable[Entry]) -> Usage:
             if entry.content.inode in seen:
                 continue
             seen.add(entry.content.inode)
-            blocks += -(-entry.content.size // BLOCK_SIZE)
+            blocks += _data_blocks(entry.content)
         elif entry.kind is Kind.SYMLINK:
             blocks += len(entry.target) >= 60  # a shorter one is stored in the inode
         inodes += 1
     # A directory block is never quite full: no name crosses its end.
     blocks += sum(-(-size * 5 // (4 * BLOCK_SIZE)) for size in names.values())
     return Usage(blocks, inodes)
+
+
+def _data_blocks(content: Content) -> int:
+    if not content.sparse:
+        return -(-content.size // BLOCK_SIZE)
+    # An extent may begin within a block that the one before ends in: this is at most one block too many for each.
+    return sum(-(-length // BLOCK_SIZE) + 1 for _, length, _ in content.extents())
 
 
 def ext4_size(need: Usage, *, spare: int = 16 * MIB, journal: int = 0) -> int:

@@ -39,7 +39,8 @@ def make_verity_root(
     else:
         cleaned = image.with_suffix(".tar")
         try:
-            write_tar(entries, cleaned, epoch=EPOCH)
+            # mkfs.erofs does not know GNU tar's format for holes.
+            write_tar(entries, cleaned, epoch=EPOCH, holes=False)
             make_erofs(cleaned, image, tools=tools.resolve())
         finally:
             cleaned.unlink(missing_ok=True)

@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sevsnp.archives.rootfs import Layer, directory_entries, expression, link_en
 from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
+from sevsnp.images.filesystem import usage
 
 # cap_net_raw=ep as the kernel stores it: VFS_CAP_REVISION_2 with the effective bit, permitted, inheritable.
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -225,3 +227,49 @@ def test_a_large_file_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "o.tar").stat().st_size > 200 << 20 and peak < 16 << 20
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> dict[str, Entry]:
+    """A file of 3 GiB whose holes are not in the archive, under two names, and one beside it."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    with (folder / "holes").open("wb") as stream:
+        for place, data in ((5 << 20, b"first"), (2 << 30, b"second")):
+            stream.seek(place)
+            stream.write(data)
+        stream.truncate(3 << 30)
+    os.link(folder / "holes", folder / "link")
+    (folder / "small").write_bytes(b"small")
+    words = ["tar", "-C", str(folder), "--format=pax", "--sparse", "--sort=name", "-cf", str(tmp_path / "a.tar"), "."]
+    subprocess.run(words, check=True)
+    return read_tar(tmp_path / "a.tar")
+
+
+def test_holes_stay_holes(tmp_path: Path, holes: dict[str, Entry]) -> None:
+    output = tmp_path / "o.tar"
+    write_tar(holes.values(), output, epoch=EPOCH)
+    assert output.stat().st_size < 1 << 20
+    found = read_tar(output)
+    content, small = found["holes"].content, found["small"].content
+    assert content and content.size == 3 << 30 and small and small.read() == b"small"
+    assert found["link"].content == content and usage(found.values()).blocks < 10
+    data = {}
+    for offset, length, place in content.extents():
+        with output.open("rb") as stream:
+            stream.seek(place)
+            data[offset] = stream.read(length).rstrip(b"\0")
+    assert data == {5 << 20: b"first", 2 << 30: b"second"}
+
+
+def test_a_small_file_with_holes_is_written_out_for_other_readers(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"end")
+    subprocess.run(
+        ["tar", "-C", str(tmp_path), "--format=pax", "--sparse", "-cf", str(tmp_path / "a.tar"), "f"], check=True
+    )
+    for name, more in (("out", False), ("sparse", True)):
+        write_tar(read_tar(tmp_path / "a.tar").values(), tmp_path / name, epoch=EPOCH, holes=more)
+        content = read_tar(tmp_path / name)["f"].content
+        assert content and content.sparse is more and b"".join(content.pieces()) == bytes(1 << 20) + b"end"

@@ -77,7 +77,9 @@ class Content:
         with tarfile.open(self.path, "r:") as archive:
             member = self._member(archive)
             found, place = [], member.offset_data
-            for offset, length in member.sparse or ():
+            # GNU tar's map; typeshed does not know the attribute.
+            parts: list[tuple[int, int]] = getattr(member, "sparse", None) or []
+            for offset, length in parts:
                 if length:
                     found.append((offset, length, place))
                 place += length

@@ -18,7 +18,6 @@ from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import ImageKind
 
 PROJECT = Path(__file__).resolve().parents[3]
-TOOLS = PROJECT / "build/snp-release/bin"
 LIST = PROJECT / "guest-vm/denied.yaml"
 # POSIX.1e as the kernel has it: version 2, then tag, permissions and number of each entry.
 ANY = 0xFFFFFFFF
@@ -85,33 +84,32 @@ def test_an_image_that_was_booted_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert "removed random seed: /var/lib/systemd/random-seed" in said and "attribute" not in said
 
 
-def shown(image: Path, entries: Sequence[Entry]) -> dict[str, str]:
+def shown(tools: Path, image: Path, entries: Sequence[Entry]) -> dict[str, str]:
     """What debugfs says of each entry's attributes."""
     found = {}
     for number, entry in enumerate(entries):
         script = image.with_name(f"{number}.debugfs")
         quoted = '"/' + entry.name.replace('"', '""') + '"'
         script.write_bytes(f"ea_list {quoted}\n".encode("utf-8", "surrogateescape"))
-        words = [str(TOOLS / "debugfs"), "-f", str(script), str(image)]
+        words = [str(tools / "debugfs"), "-f", str(script), str(image)]
         found[entry.name] = subprocess.run(words, capture_output=True, check=True).stdout.decode(errors="replace")
     return found
 
 
-@pytest.mark.skipif(not (TOOLS / "debugfs").exists(), reason="needs the tools of ./doitw packages")
-def test_ext4_and_erofs_keep_them_and_are_the_same_twice(tmp_path: Path) -> None:
+def test_ext4_and_erofs_keep_them_and_are_the_same_twice(tools: Path, tmp_path: Path) -> None:
     entries = [*tree(), link_entry("s", "one")]
     tar = tmp_path / "a.tar"
     write_tar(entries, tar, epoch=EPOCH)
     for name in ("a", "b"):
-        make_ext4(tar, tmp_path / f"{name}.ext4", tools=TOOLS, entries=entries)
+        make_ext4(tar, tmp_path / f"{name}.ext4", tools=tools, entries=entries)
     assert (tmp_path / "a.ext4").read_bytes() == (tmp_path / "b.ext4").read_bytes()
-    found = shown(tmp_path / "a.ext4", entries)
+    found = shown(tools, tmp_path / "a.ext4", entries)
     for entry in entries:
         assert all(name in found[entry.name] for name, _ in entry.values), entry.name
-    make_erofs(tar, tmp_path / "a.erofs", tools=TOOLS)
+    make_erofs(tar, tmp_path / "a.erofs", tools=tools)
     raw = (tmp_path / "a.erofs").read_bytes()
     assert VALUES[3][1] in raw and VALUES[4][1] in raw
     # Control: mke2fs alone takes nothing of them from the tar.
     plain = [replace(entry, values=()) for entry in entries]
-    make_ext4(tar, tmp_path / "c.ext4", tools=TOOLS, entries=plain)
-    assert not any("user." in text for text in shown(tmp_path / "c.ext4", entries).values())
+    make_ext4(tar, tmp_path / "c.ext4", tools=tools, entries=plain)
+    assert not any("user." in text for text in shown(tools, tmp_path / "c.ext4", entries).values())

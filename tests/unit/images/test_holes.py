@@ -4,17 +4,13 @@
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from sevsnp.archives.tar import read_tar
 from sevsnp.images.filesystem import make_ext4
 
-TOOLS = Path(__file__).resolve().parents[3] / "build/snp-release/bin"
 MIB = 1 << 20
 
 
-@pytest.mark.skipif(not (TOOLS / "debugfs").exists(), reason="needs the tools of ./doitw packages")
-def test_a_file_larger_than_its_file_system(tmp_path: Path) -> None:
+def test_a_file_larger_than_its_file_system(tools: Path, tmp_path: Path) -> None:
     root, tar, image = tmp_path / "root", tmp_path / "a.tar", tmp_path / "a.ext4"
     root.mkdir()
     with (root / "holes").open("wb") as stream:
@@ -22,7 +18,7 @@ def test_a_file_larger_than_its_file_system(tmp_path: Path) -> None:
         stream.write(b"data")
         stream.truncate(200 * MIB)
     subprocess.run(["tar", "-C", str(root), "--format=pax", "--sparse", "-cf", str(tar), "."], check=True)
-    make_ext4(tar, image, tools=TOOLS, entries=list(read_tar(tar).values()))
+    make_ext4(tar, image, tools=tools, entries=list(read_tar(tar).values()))
     assert image.stat().st_size < 40 * MIB
-    subprocess.run([str(TOOLS / "debugfs"), "-R", f'dump /holes "{tmp_path}/out"', str(image)], check=True)
+    subprocess.run([str(tools / "debugfs"), "-R", f'dump /holes "{tmp_path}/out"', str(image)], check=True)
     assert (tmp_path / "out").read_bytes() == (root / "holes").read_bytes()

@@ -13,8 +13,6 @@ from sevsnp.qemu.disk_format import DiskFormat, disk_format, is_disk_image
 from sevsnp.qemu.whole_disk import check_not_cut
 from sevsnp.system.command import run
 
-PROJECT = Path(__file__).resolve().parents[3]
-TOOLS = PROJECT / "build/snp-release/bin"
 MIB = 1 << 20
 
 
@@ -47,25 +45,23 @@ def test_a_dos_disk_and_a_boot_sector_with_code(tmp_path: Path) -> None:
     check_not_cut(disk, DiskFormat.RAW)
 
 
-@pytest.mark.skipif(not (TOOLS / "qemu-img").exists(), reason="needs the tools of ./doitw packages")
 @pytest.mark.parametrize(
     "options", [(), ("-c",), ("-o", "compat=0.10"), ("-o", "extended_l2=on"), ("-o", "preallocation=metadata")]
 )
-def test_half_a_qcow2(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_half_a_qcow2(tools: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
     raw.write_bytes(bytes(510) + b"\x55\xaa" + os.urandom(4 * MIB) + bytes(8 * MIB - 512))
-    run([TOOLS / "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, image])
+    run([tools / "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, image])
     check_not_cut(image, disk_format(image))
     cut(image, 3 * MIB)
     with pytest.raises(UserError, match="cut short"):
         check_not_cut(image, disk_format(image))
 
 
-@pytest.mark.skipif(not (TOOLS / "qemu-img").exists(), reason="needs the tools of ./doitw packages")
-def test_half_a_vhd(tmp_path: Path) -> None:
+def test_half_a_vhd(tools: Path, tmp_path: Path) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.vhd"
     raw.write_bytes(os.urandom(MIB))
-    run([TOOLS / "qemu-img", "convert", "-f", "raw", "-O", "vpc", raw, image])
+    run([tools / "qemu-img", "convert", "-f", "raw", "-O", "vpc", raw, image])
     assert disk_format(image) is DiskFormat.VHD
     cut(image, image.stat().st_size - 512)
     with pytest.raises(UserError, match="a VHD that was cut short"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.graph import Task, command
-from tasks.guest import DENIED, ROOTFS
+from tasks.guest import ROOTFS, deny_list
 from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, own_firmware, settings
 
 RESULTS = BUILD / "bench"
@@ -38,7 +38,7 @@ def task_bench() -> Iterator[Task]:
             launches=True,
             needs=["setup_verity", "_keys"],
             rootfs=values.path("IMAGE", ROOTFS),
-            denied=DENIED,
+            denied=deny_list(),
             filesystem=values.text("VERITY_FILESYSTEM"),
             tools=TOOLS,
             directory=VERITY,

@@ -30,7 +30,7 @@ ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
-DENIED, SWITCHED_OFF = Path("guest-vm/denied.yaml"), Path("guest-vm/switched-off.yaml")
+SWITCHED_OFF = Path("guest-vm/switched-off.yaml")
 IMPORTED = GUEST / "image-imported.tar"
 IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
 
@@ -65,6 +65,16 @@ def task__guest_packages() -> Task:
         programs=["mmdebstrap", "apt-get", "dpkg"],
         outputs={"output": PACKAGES},
     )
+
+
+def deny_list() -> Path:
+    """The list of what is in no root."""
+    return settings().path("DENY_LIST", Path("guest-vm/denied.yaml"))
+
+
+def deny_changes() -> dict[str, str]:
+    """The user's changes of that list for one image, as parameters."""
+    return {"keep": settings().text("KEEP"), "drop": settings().text("DROP")}
 
 
 def guest_inputs() -> dict[str, Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, action, artefact, clean
-from tasks.guest import DENIED, FILES, guest_inputs, own_rootfs
+from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     BUILD,
@@ -133,7 +133,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
     }
     made = artefact(
         "sevsnp.images.luks:make_luks_image",
-        inputs={**tree, "denied": DENIED, "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
+        inputs={**tree, "denied": deny_list(), "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
         directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
         outputs={
@@ -142,7 +142,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
             "header_digest": directory / "header.sha256",
             "tables_digest": directory / "tables.sha256",
         },
-        params={"free": free},
+        params={"free": free, **deny_changes()},
         how={"tools": TOOLS, "data_dir": settings().data_dir(), "place": image, **known},
         cached=False,  # each image differs, and its content belongs to the key's owner
     )

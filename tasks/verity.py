@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.guest import DENIED, FILES, guest_inputs, own_rootfs
+from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
 from tasks.project import (
     EMULATED_INITRAMFS,
     INITRAMFS,
@@ -41,11 +41,11 @@ def task__verity_root() -> Task:
     tree: dict[str, Any] = {"rootfs": own} if own else guest_inputs()
     return artefact(
         "sevsnp.images.verity_root:make_verity_root",
-        inputs={**tree, "denied": DENIED},
+        inputs={**tree, "denied": deny_list()},
         directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
         outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
-        params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL},
+        params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL, **deny_changes()},
         how={"tools": TOOLS},
         cached=not own,  # the user's own file system must not be shared
     )

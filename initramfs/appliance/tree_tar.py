@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from ustar import BLOCK, member, padding, record
+from ustar import BLOCK, member, padding, record, sparse
 
 _SMALL = 1 << 16
 _FLUSHED = 1 << 20
@@ -105,14 +105,8 @@ class TreeTar:
         self, descriptor: int, shown: bytes, status: os.stat_result, ranges: "list[tuple[int, int]]", records: bytes
     ) -> None:
         """GNU tar's format 1.0: a map in text before the data, and the real name and size in records."""
-        table = b"%d\n" % len(ranges) + b"".join(b"%d\n%d\n" % one for one in ranges)
-        table += bytes(-len(table) % BLOCK)
-        records += (
-            record(b"GNU.sparse.major", b"1")
-            + record(b"GNU.sparse.minor", b"0")
-            + record(b"GNU.sparse.name", shown)
-            + record(b"GNU.sparse.realsize", b"%d" % status.st_size)
-        )
+        more, table = sparse(shown, status.st_size, ranges)
+        records += more
         data = sum(length for _, length in ranges)
         self._header(b"./GNUSparseFile.0/file", b"0", status, len(table) + data, b"", records)
         self._write(table)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The root file system as layers: packages, our files, the user's files; joined into one tar without unpacking."""
 
-import fnmatch
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
@@ -35,11 +34,11 @@ class Layer:
         return cls(str(path), list(read_tar(path).values()), remove)
 
 
-def expression(pattern: str) -> str:
-    """A path pattern as a regular expression (re.DOTALL) that also matches everything below the path."""
+def expression(pattern: str, *, below: bool = True) -> str:
+    """A path pattern as a regular expression (re.DOTALL); with ``below`` it also matches everything below the path."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.strip("/"))
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(special.get(piece) or re.escape(piece) for piece in pieces) + "(?:/.*)?"
+    return "".join(special.get(piece) or re.escape(piece) for piece in pieces) + ("(?:/.*)?" if below else "")
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
@@ -98,50 +97,30 @@ def _check_parents(tree: dict[str, Entry], name: str, layer: str, sound: set[str
             raise UserError(f"{layer}: {name}: holds other entries, but is a {parent.kind.name.lower()}")
 
 
-def check_attributes(entries: Iterable[Entry], ignore: Collection[str] = ()) -> Iterable[Entry]:
-    """Pass entries on; refuse, by name, extended attributes and ACLs that mke2fs would silently drop.
-
-    ``ignore`` are shell patterns of attributes that may be lost, such as ``security.selinux``.
-    """
-    for entry in entries:
-        for attribute in entry.attributes:
-            if not any(fnmatch.fnmatchcase(attribute, text) for text in ignore):
-                raise UserError(
-                    f"/{entry.name}: extended attribute {attribute} would be lost: images keep only file capabilities",
-                    "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls",
-                )
-        yield replace(entry, attributes=()) if entry.attributes else entry
-
-
 def make_rootfs(
     layers: Sequence[Layer],
     output: Path,
     *,
     epoch: int = EPOCH,
     filters: Sequence[Filter] = (),
-    ignore_attributes: Collection[str] = (),
 ) -> None:
     """Join ``layers`` into the tar ``output``: sorted, owners as numbers, times at most ``epoch``.
 
-    ``filters`` see the merged entries in order and may drop or replace them; attributes are checked after them.
+    ``filters`` see the merged entries in order and may drop or replace them.
     """
-    write_tar(rootfs_entries(layers, filters, ignore_attributes), output, epoch=epoch)
+    write_tar(rootfs_entries(layers, filters), output, epoch=epoch)
 
 
-def rootfs_entries(
-    layers: Sequence[Layer], filters: Sequence[Filter] = (), ignore_attributes: Collection[str] = ()
-) -> list[Entry]:
+def rootfs_entries(layers: Sequence[Layer], filters: Sequence[Filter] = ()) -> list[Entry]:
     """The entries that :func:`make_rootfs` writes."""
-    return filtered(merge(layers).values(), filters, ignore_attributes)
+    return filtered(merge(layers).values(), filters)
 
 
-def filtered(
-    entries: Iterable[Entry], filters: Sequence[Filter], ignore_attributes: Collection[str] = ()
-) -> list[Entry]:
-    """The entries of a merged tree after all filters, which run in their order; attributes are checked afterwards."""
+def filtered(entries: Iterable[Entry], filters: Sequence[Filter]) -> list[Entry]:
+    """The entries of a merged tree after all filters, which run in their order."""
     for each in filters:
         entries = each(entries)
-    return list(check_attributes(entries, ignore_attributes))
+    return list(entries)
 
 
 def text_entry(

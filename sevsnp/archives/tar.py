@@ -7,8 +7,8 @@ content only its place in the archive is kept in memory.
 
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from shlex import quote
@@ -71,15 +71,33 @@ class Content:
                 left -= len(piece)
                 yield piece
 
-    def _expanded(self) -> Iterator[bytes]:
-        # Only tarfile supports the three sparse formats of GNU tar; it finds the member by its header.
+    def extents(self) -> list[tuple[int, int, int]]:
+        """The data of a sparse file, without its holes: (offset in the file, length, offset in the archive)."""
         assert self.path is not None
         with tarfile.open(self.path, "r:") as archive:
-            member = archive.next()  # the first member, which opening has already read
-            if self.inode[1]:
-                archive.offset = self.inode[1]
-                member = archive.next()
-            assert member is not None
+            member = self._member(archive)
+            found, place = [], member.offset_data
+            # GNU tar's map; typeshed does not know the attribute.
+            parts: list[tuple[int, int]] = getattr(member, "sparse", None) or []
+            for offset, length in parts:
+                if length:
+                    found.append((offset, length, place))
+                place += length
+        return found
+
+    def _member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        # Only tarfile supports the three sparse formats of GNU tar; it finds the member by its header.
+        member = archive.next()  # the first member, which opening has already read
+        if self.inode[1]:
+            archive.offset = self.inode[1]
+            member = archive.next()
+        assert member is not None
+        return member
+
+    def _expanded(self) -> Iterator[bytes]:
+        assert self.path is not None
+        with tarfile.open(self.path, "r:") as archive:
+            member = self._member(archive)
             stream = archive.extractfile(member)
             assert stream is not None
             while piece := stream.read(CHUNK):
@@ -97,7 +115,8 @@ class Entry:
     """One entry. ``name`` is relative without ``./`` and trailing ``/``; the root directory is the empty name.
 
     ``target`` is a symbolic link's text, ``device`` a node's (major, minor), ``capability`` the raw value of
-    security.capability (20 or 24 bytes) or empty, ``attributes`` the names of other extended attributes and ACLs.
+    security.capability (20 or 24 bytes) or empty, ``attributes`` the names of other extended attributes and ACLs,
+    ``values`` those of them whose value is known as the kernel has it, with that value.
     """
 
     name: str
@@ -111,6 +130,17 @@ class Entry:
     content: Content | None = None
     capability: bytes = b""
     attributes: tuple[str, ...] = ()
+    values: tuple[tuple[str, bytes], ...] = ()
+
+
+def without_security(entry: Entry) -> Entry:
+    """An entry whose content was changed: capabilities and signatures (security.*) were given to the old content."""
+    return replace(
+        entry,
+        capability=b"",
+        attributes=tuple(name for name in entry.attributes if not name.startswith("security.")),
+        values=tuple(each for each in entry.values if not each[0].startswith("security.")),
+    )
 
 
 def normal_name(name: str, where: object) -> str:
@@ -195,15 +225,25 @@ def read_tar(path: Path) -> dict[str, Entry]:
 
 def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
     """The same entry that :func:`_entry` makes of this member."""
-    capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
+    found = _Attributes(member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape"))
     content = None
     if member.kind == b"1":
-        content, kind, capability = _linked(member.name, member.link, capability, path, seen)
+        content, found = _linked(member.name, member.link, found, path, seen)
+        kind = Kind.FILE
     else:
         kind = Kind(member.kind)
     if kind is Kind.FILE and content is None:
         content = Content(member.size, (str(path), member.offset), path, member.data)
-    return _made(member, path, kind, member.link, member.device, content, capability)
+    return _made(member, path, kind, member.link, member.device, content, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attributes:
+    """The extended attributes of one member: as in :class:`Entry`."""
+
+    capability: bytes = b""
+    names: tuple[str, ...] = ()
+    values: tuple[tuple[str, bytes], ...] = ()
 
 
 def _made(
@@ -213,8 +253,7 @@ def _made(
     link: str,
     device: tuple[int, int],
     content: Content | None,
-    capability: bytes,
-    attributes: Iterable[str] = (),
+    attributes: _Attributes,
 ) -> Entry:
     name = normal_name(member.name, path)
     if not name and kind is not Kind.DIRECTORY:
@@ -229,33 +268,42 @@ def _made(
         target=link if kind is Kind.SYMLINK else "",
         device=device if kind in (Kind.CHARACTER, Kind.BLOCK) else (0, 0),
         content=content,
-        capability=capability,
-        attributes=tuple(sorted(attributes)),
+        capability=attributes.capability,
+        attributes=attributes.names,
+        values=attributes.values,
     )
 
 
 def _linked(
-    shown: str, target: str, capability: bytes, path: Path, seen: dict[str, Entry]
-) -> tuple[Content | None, Kind, bytes]:
+    shown: str, target: str, found: _Attributes, path: Path, seen: dict[str, Entry]
+) -> tuple[Content | None, _Attributes]:
     linked = seen.get(normal_name(target, path))
     if linked is None or linked.kind is not Kind.FILE:
         raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
-    return linked.content, Kind.FILE, capability or linked.capability
+    # An archive has the attributes of a file with its first name.
+    return linked.content, _Attributes(
+        found.capability or linked.capability, found.names or linked.attributes, found.values or linked.values
+    )
 
 
 def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
     capability = b""
-    attributes = []
+    names: set[str] = set()
+    values: dict[str, bytes] = {}
     for key, value in member.pax_headers.items():
         if match := _ATTRIBUTE.fullmatch(key):
             attribute = match[1] or match[2]
             if attribute == CAPABILITY and key.startswith("SCHILY."):
                 capability = value.encode("utf-8", "surrogateescape")
             elif attribute != CAPABILITY:  # libarchive writes each attribute twice; its own copy is base64
-                attributes.append(attribute)
+                names.add(attribute)
+                if key.startswith("SCHILY.xattr."):
+                    values[attribute] = value.encode("utf-8", "surrogateescape")
+    found = _Attributes(capability, tuple(sorted(names)), tuple(sorted(values.items())))
     content = None
     if member.islnk():
-        content, kind, capability = _linked(member.name, member.linkname, capability, path, seen)
+        content, found = _linked(member.name, member.linkname, found, path, seen)
+        kind = Kind.FILE
     elif member.isreg():
         kind = Kind.FILE
         content = Content(
@@ -272,4 +320,4 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
             f"{path}: entry {member.name!r}: type {member.type!r} is not a type that a file system can hold"
         )
     device = (member.devmajor, member.devminor)
-    return _made(member, path, kind, member.linkname, device, content, capability, attributes)
+    return _made(member, path, kind, member.linkname, device, content, found)

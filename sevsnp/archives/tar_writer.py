@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from sevsnp.archives.tar import CAPABILITY, Content, Entry, Kind
-from sevsnp.archives.ustar import BLOCK, member, padding, record
+from sevsnp.archives.ustar import BLOCK, member, padding, record, sparse
 from sevsnp.errors import UserError
 
 # Bytes. For larger content a separate system call costs less than copying.
@@ -22,21 +22,22 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int) -> None:
+def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int, holes: bool = True) -> None:
     """Write ``entries`` to ``output`` in the order given; times after ``epoch`` (seconds since 1970) become ``epoch``.
 
-    The first entry of an inode carries its bytes; later entries are hard links to it.
+    The first entry of an inode carries its bytes; later entries are hard links to it. Without ``holes`` the holes of
+    sparse files are written out, for readers that do not know GNU tar's format for them.
     """
     with output.open("wb") as stream:
-        stream_tar(entries, stream, epoch=epoch)
+        stream_tar(entries, stream, epoch=epoch, holes=holes)
 
 
-def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int) -> None:
+def stream_tar(entries: Iterable[Entry], stream: IO[bytes], *, epoch: int, holes: bool = True) -> None:
     """Write the same archive to a buffered stream on a file or pipe."""
     first: dict[tuple[str, int], Entry] = {}
     with _Output(stream) as output:
         for entry in entries:
-            _write_entry(output, entry, first, epoch)
+            _write_entry(output, entry, first, epoch, holes=holes)
         output.write(bytes(2 * BLOCK))
         output.write(bytes(-output.size % (20 * BLOCK)))
 
@@ -66,24 +67,30 @@ class _Output:
             for piece in content.pieces():
                 self.write(piece)
             return
-        source = self._sources.get(content.path)
+        self.send_range(content, content.path, content.offset, content.size)
+
+    def send_range(self, content: Content, path: Path, place: int, size: int) -> None:
+        """Write ``size`` bytes of the archive ``path`` from ``place`` on."""
+        source = self._sources.get(path)
         if source is None:
-            source = self._sources[content.path] = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size += content.size
-        if content.size > _LARGE:
+            source = self._sources[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size += size
+        if size > _LARGE:
             self._stream.flush()
-        place, end = content.offset, content.offset + content.size
+        end = place + size
         while place < end:
-            if content.size > _LARGE:
+            if size > _LARGE:
                 sent = os.sendfile(self._stream.fileno(), source, place, end - place)
             else:
                 sent = self._stream.write(os.pread(source, end - place, place))
             if not sent:
-                raise UserError(f"{content.path}: ends early: {end - place} bytes of {content.inode} are missing")
+                raise UserError(f"{path}: ends early: {end - place} bytes of {content.inode} are missing")
             place += sent
 
 
-def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Entry], epoch: int) -> None:
+def _write_entry(
+    output: _Output, entry: Entry, first: dict[tuple[str, int], Entry], epoch: int, *, holes: bool
+) -> None:
     name = _bytes(f"./{entry.name}" + ("/" if entry.kind is Kind.DIRECTORY and entry.name else ""))
     kind, link, size, content = entry.kind.value, _bytes(entry.target), 0, entry.content
     if content is not None:
@@ -92,9 +99,19 @@ def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Ent
             kind, link, content = b"1", _bytes(f"./{original.name}"), None
         else:
             size = content.size
-    capability = b""
-    if entry.capability and kind != b"1":
-        capability = record(f"SCHILY.xattr.{CAPABILITY}".encode(), entry.capability)
+    attributes = b""
+    if kind != b"1":
+        if entry.capability:
+            attributes = record(f"SCHILY.xattr.{CAPABILITY}".encode(), entry.capability)
+        for attribute, value in entry.values:
+            attributes += record(b"SCHILY.xattr." + _bytes(attribute), value)
+    table, extents = b"", None
+    if content is not None and content.sparse and holes:
+        extents = content.extents()
+        ranges = [(offset, length) for offset, length, _ in extents]
+        records, table = sparse(name, size, [*ranges, (size, 0)])
+        attributes += records
+        name, size = b"./GNUSparseFile.0/file", len(table) + sum(length for _, length in ranges)
     output.write(
         member(
             name,
@@ -106,9 +123,13 @@ def _write_entry(output: _Output, entry: Entry, first: dict[tuple[str, int], Ent
             mtime=min(entry.mtime, epoch),
             link=link,
             device=entry.device,
-            after=capability,
+            after=attributes,
         )
     )
-    if content is not None:
+    if extents is not None and content is not None and content.path is not None:
+        output.write(table)
+        for _, length, place in extents:
+            output.send_range(content, content.path, place, length)
+    elif content is not None:
         output.send(content)
-        output.write(padding(size))
+    output.write(padding(size))

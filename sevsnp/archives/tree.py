@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sevsnp.archives.links import follow
 from sevsnp.archives.rootfs import EPOCH, directory_entry, link_entry, text_entry
-from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tar import Entry, Kind, without_security
 from sevsnp.errors import UserError
 
 _SMALL = 16 << 20
@@ -50,7 +50,7 @@ class Tree:
         old = self.find(path)
         if old is not None and old.kind is Kind.FILE:
             new = text_entry(old.name, data)
-            self.entries[old.name] = replace(old, content=new.content, mtime=EPOCH, capability=b"")
+            self.entries[old.name] = replace(without_security(old), content=new.content, mtime=EPOCH)
             return
         name = self._place(path)
         self.entries[name] = text_entry(name, data, mode, uid, gid)

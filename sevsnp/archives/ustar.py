@@ -19,6 +19,21 @@ def record(key: bytes, value: bytes) -> bytes:
     return str(length).encode() + body
 
 
+def sparse(name: bytes, size: int, ranges: "list[tuple[int, int]]") -> "tuple[bytes, bytes]":
+    """Records and table of a file with holes, in GNU tar's format 1.0; the data of ``ranges`` follow the table.
+
+    ``ranges`` are (offset, length) in bytes, and end with one of length 0 at ``size``.
+    """
+    table = b"%d\n" % len(ranges) + b"".join(b"%d\n%d\n" % one for one in ranges)
+    records = (
+        record(b"GNU.sparse.major", b"1")
+        + record(b"GNU.sparse.minor", b"0")
+        + record(b"GNU.sparse.name", name)
+        + record(b"GNU.sparse.realsize", b"%d" % size)
+    )
+    return records, table + bytes(-len(table) % BLOCK)
+
+
 def padding(size: int) -> bytes:
     """The zero bytes that fill the last block after ``size`` bytes."""
     return bytes(-size % BLOCK)
@@ -44,10 +59,12 @@ def member(
     ``before`` and ``after`` are records that come before and after those of the fields.
     """
     records = before
-    if len(name) > 100:
-        records += record(b"path", name)
-    if len(link) > 100:
-        records += record(b"linkpath", link)
+    long = [(key, text) for key, text in ((b"path", name), (b"linkpath", link)) if len(text) > 100]
+    if any(not _is_utf8(text) for _, text in long):
+        # Without it, readers take the text of records for UTF-8, and refuse other names (POSIX, pax).
+        records += record(b"hdrcharset", b"BINARY")
+    for key, text in long:
+        records += record(key, text)
     for key, value, limit in ((b"size", size, _SIZE), (b"uid", uid, _ID), (b"gid", gid, _ID)):
         if value >= limit:
             records += record(key, b"%d" % value)
@@ -89,6 +106,14 @@ def _header(
         )
     )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _octal(value: int, width: int) -> bytes:

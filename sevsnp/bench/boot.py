@@ -187,8 +187,16 @@ def _make_root(rootfs: Path, denied: Path, more: int, filesystem: str, tools: Pa
         tar, block = work / "files.tar", work / "block"
         block.write_bytes(hashlib.shake_256(_LABEL.encode()).digest(FILE_SIZE))
         make_rootfs([Layer.from_tar(rootfs), more_files(block, more)], tar)
-    files = {"denied": denied, "image": root.image, "hash_tree": root.hash_tree, "root_hash": root.root_hash}
-    for _ in make_verity_root(rootfs=tar, filesystem=filesystem, label=_LABEL, tools=tools, **files):
+    for _ in make_verity_root(
+        rootfs=tar,
+        filesystem=filesystem,
+        label=_LABEL,
+        denied=denied,
+        tools=tools,
+        image=root.image,
+        hash_tree=root.hash_tree,
+        root_hash=root.root_hash,
+    ):
         if more:
             tar.unlink()
     return root

@@ -6,7 +6,6 @@ Passwords and identity are removed by the workflow (sevsnp.images.identity), whi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -48,8 +47,6 @@ _SILENT = (
 _DEVICES = "# A device named here would be whichever disk the host gives that name.\n"
 _NO_SHELL = ("emergency", "rescue")
 _LOADERS = ("usr/sbin/modprobe", "usr/bin/modprobe", "sbin/modprobe", "bin/modprobe")
-# Attributes that images do not keep. systemd-tmpfiles sets them again at every boot.
-_LOST = ("var/log/journal",)
 
 
 def make_image_rootfs(
@@ -127,7 +124,6 @@ def adopt(
     yield from _no_console(tree, no_shell)
     yield from adopt_network(tree)
     yield from _keys_from_the_host(tree)
-    yield from _lost_attributes(tree)
     yield from add_login_account(tree, authorized_key)
 
 
@@ -189,10 +185,3 @@ def _keys_from_the_host(tree: Tree) -> Iterator[str]:
                 if "authorizedkeyscommand" in tree.text(f"{folder}/{unit}/{name}").lower():
                     tree.link(f"{UNITS}/{unit}/{name}", "/dev/null")
                     yield f"switched off: {unit}/{name}, which asks the host whose keys may log in"
-
-
-def _lost_attributes(tree: Tree) -> Iterator[str]:
-    for name, entry in tree.entries.items():
-        if entry.attributes and any(name == place or name.startswith(f"{place}/") for place in _LOST):
-            tree.entries[name] = replace(entry, attributes=())
-            yield f"left out: /{name}: {', '.join(entry.attributes)} (systemd-tmpfiles sets it at boot)"

@@ -7,27 +7,34 @@ from pathlib import Path
 from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
+from sevsnp.images.attributes import AttributeFilter
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.guest_check import remarks
-from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
+from sevsnp.images.identity import Change, DenyList, IdentityFilter, ImageKind, kept_lines, summary
 from sevsnp.system.text import printable
 
 # init mounts something on each. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
+_AS_LISTED = Change()
 _INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
-def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest: Path) -> list[Entry]:
+def bootable_entries(
+    rootfs: Path | None, kind: ImageKind, denied: Path, change: Change = _AS_LISTED, **guest: Path
+) -> list[Entry]:
     """A tree as a root of its ``kind``: without identity and secrets, and with everything that init needs.
 
-    The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is denied.yaml. Prints what was removed or
+    The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is the deny-list, ``change`` the user's own
+    changes of it. What is denied goes first; only then are extended attributes looked at. Prints what was removed or
     added, and what probably does not work. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
-        raise UserError(f"IMAGE={rootfs}: no such file, expected a root filesystem tar or a disk image")
+        found = "found a directory" if rootfs.is_dir() else "no such file"
+        raise UserError(f"IMAGE={rootfs}: {found}, expected a root filesystem tar or a disk image")
     name = str(rootfs or "guest-vm")
     tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
-    identity = IdentityFilter(kind, DenyList(denied))
+    identity = IdentityFilter(kind, DenyList(denied, kind, change))
+    attributes = AttributeFilter()
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
@@ -48,9 +55,9 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest
             seen["etc/machine-id"] = text_entry("etc/machine-id", "")
         yield from (seen[path] for path in sorted(seen))
 
-    entries = filtered(tree, [identity, bootable])
-    for line in summary(identity.removed):
-        print(f"  {line}")
+    entries = filtered(tree, [identity, bootable, attributes])
+    for line in (*summary(identity.removed), *kept_lines(identity), *attributes.lines()):
+        print(f"  {printable(line)}")
     for line in remarks(entries):
         print(f"  check: {printable(line)}")
     return entries

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.archives.rootfs import EPOCH
-from sevsnp.archives.tar import Entry, Kind, read_tar
+from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import stream_tar
 from sevsnp.errors import UserError
+from sevsnp.images.ext4_attributes import set_attributes
 from sevsnp.system import progress
 from sevsnp.system.alongside import alongside
 from sevsnp.system.command import run
@@ -78,13 +79,20 @@ def usage(entries: Iterable[Entry]) -> Usage:
             if entry.content.inode in seen:
                 continue
             seen.add(entry.content.inode)
-            blocks += -(-entry.content.size // BLOCK_SIZE)
+            blocks += _data_blocks(entry.content)
         elif entry.kind is Kind.SYMLINK:
             blocks += len(entry.target) >= 60  # a shorter one is stored in the inode
         inodes += 1
     # A directory block is never quite full: no name crosses its end.
     blocks += sum(-(-size * 5 // (4 * BLOCK_SIZE)) for size in names.values())
     return Usage(blocks, inodes)
+
+
+def _data_blocks(content: Content) -> int:
+    if not content.sparse:
+        return -(-content.size // BLOCK_SIZE)
+    # An extent may begin within a block that the one before ends in: this is at most one block too many for each.
+    return sum(-(-length // BLOCK_SIZE) + 1 for _, length, _ in content.extents())
 
 
 def ext4_size(need: Usage, *, spare: int = 16 * MIB, journal: int = 0) -> int:
@@ -109,10 +117,11 @@ def make_ext4(
 
     With ``entries`` these are the tree, and ``tar`` is only its name for messages: no archive need be written. ``size``
     is in bytes, a multiple of 4,096; the default is what the tree needs and 16 MiB more. No journal by default: a
-    read-only root has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer) and e2fsck. Raises
-    UserError for a size into which the tree does not fit.
+    read-only root has no use for one. ``tools`` is the directory with mke2fs (1.47.1 or newer), debugfs and e2fsck.
+    Raises UserError for a size into which the tree does not fit.
     """
-    need = usage(read_tar(tar).values() if entries is None else entries)
+    tree = read_tar(tar).values() if entries is None else entries
+    need = usage(tree)
     if size is None:
         size = ext4_size(need, journal=64 * MIB if journal else 0)
     least = need.blocks * BLOCK_SIZE + need.inodes * INODE_SIZE
@@ -125,6 +134,12 @@ def make_ext4(
     # A writable root gets an inode for every 16 KiB, as mke2fs would give it.
     inodes = max(need.inodes + INODES_PER_GROUP // 8, size // 16384 if journal else 0)
     identity = fixed_uuid(f"ext4:{label}")
+    env = {
+        "SOURCE_DATE_EPOCH": str(epoch),
+        "E2FSPROGS_FAKE_TIME": str(epoch),
+        # The host's /etc/mke2fs.conf must have no effect.
+        "MKE2FS_CONFIG": "/dev/null",
+    }
     image.unlink(missing_ok=True)
     with image.open("wb") as stream:
         stream.truncate(size)
@@ -147,17 +162,13 @@ def make_ext4(
                     image,
                 ],
                 feed=None if entries is None else lambda stream: stream_tar(entries, stream, epoch=epoch),
-                env={
-                    "SOURCE_DATE_EPOCH": str(epoch),
-                    "E2FSPROGS_FAKE_TIME": str(epoch),
-                    # The host's /etc/mke2fs.conf must have no effect.
-                    "MKE2FS_CONFIG": "/dev/null",
-                },
+                env=env,
             )
     except UserError as error:
         if re.search(r"Could not allocate|No space left|no free space|too small", error.message, re.IGNORECASE):
             raise UserError(f"{image.name}: size {size} bytes, too few for the files of {tar.name}") from error
         raise
+    set_attributes(image, tree, tools=tools, env=env)
     progress.step("checking")
     check_ext4(image, tools=tools)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sevsnp.errors import UserError
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from sevsnp.qemu.disk_format import disk_format
+from sevsnp.qemu.whole_disk import check_not_cut
 from sevsnp.system.text import printable
 
 # Bytes. The maximum size of the tar. It takes no room on the disk before it is written.
@@ -26,6 +27,7 @@ def import_image(
     that has no root file system.
     """
     form = disk_format(image)
+    check_not_cut(image, form)
     with output.open("wb") as stream:
         stream.truncate(_LARGEST)
     result = run_job(

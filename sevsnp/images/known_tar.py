@@ -39,6 +39,7 @@ def _row(entry: Entry) -> tuple[Any, ...]:
     return (
         *(entry.name, entry.kind.value.decode(), entry.mode, entry.uid, entry.gid, entry.mtime, entry.target),
         *(entry.device, entry.capability.hex(), entry.attributes),
+        [(name, value.hex()) for name, value in entry.values],
         entry.content and (entry.content.size, entry.content.inode[1], entry.content.offset, entry.content.sparse),
     )
 
@@ -55,13 +56,16 @@ def _entry(
     device: tuple[int, int],
     capability: str,
     attributes: list[str],
+    values: list[list[str]],
     place: list[Any] | None,
 ) -> Entry:
     content = None
     if place:
         size, inode, offset, sparse = place
         content = Content(size, (str(path), inode), path, offset, sparse=sparse)
-    raw = bytes.fromhex(capability)
     return Entry(
-        name, _KINDS[kind], mode, uid, gid, mtime, target, (device[0], device[1]), content, raw, tuple(attributes)
+        *(name, _KINDS[kind], mode, uid, gid, mtime, target, (device[0], device[1]), content),
+        bytes.fromhex(capability),
+        tuple(attributes),
+        tuple((attribute, bytes.fromhex(value)) for attribute, value in values),
     )

@@ -3,6 +3,7 @@
 
 import os.path
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,22 @@ def read_classes(path: Path, form: str, expected: str) -> dict[str, list[str]]:
     Raises UserError for a pattern that does not match the regular expression ``form``, which ``expected`` describes in
     words, or that occurs twice.
     """
+    return _classes(path, load(path), form, expected, set())
+
+
+def read_scopes(path: Path, scopes: Sequence[str], form: str, expected: str) -> dict[str, dict[str, list[str]]]:
+    """Patterns by scope and class, as :func:`read_classes`; a scope may be absent, and no other key may exist."""
     document = load(path)
+    if not isinstance(document, dict) or not document or not set(document) <= set(scopes):
+        found = ", ".join(map(str, document)) if isinstance(document, dict) else f"a {type(document).__name__}"
+        raise UserError(f"{path}: found {found or 'nothing'}, expected the keys {', '.join(scopes)}")
+    seen: set[str] = set()
+    return {scope: _classes(path, document[scope], form, expected, seen) for scope in scopes if scope in document}
+
+
+def _classes(path: Path, document: Any, form: str, expected: str, seen: set[str]) -> dict[str, list[str]]:
     if not isinstance(document, dict) or not document:
         raise UserError(f"{path}: found a {type(document).__name__}, expected lists, each under what it is about")
-    seen = set()
     for name, patterns in document.items():
         if not isinstance(name, str):
             raise UserError(f"{path}: found {name!r}, expected a text that describes its list")

@@ -12,7 +12,7 @@ from sevsnp.archives.tar import Entry
 from sevsnp.errors import UserError
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import ext4_size, make_ext4, usage
-from sevsnp.images.identity import ImageKind
+from sevsnp.images.identity import Change, ImageKind
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.images.luks_current import is_for_snp
 from sevsnp.keys.luks_key import Key, Kind, Record, forget, given, make_key, read_record, write_record
@@ -84,6 +84,8 @@ def format_options(identity: str, key: Kind) -> list[str]:
 def make_luks_image(
     *,
     rootfs: Path | None = None,
+    keep: str = "",
+    drop: str = "",
     kernel: Path,
     initrd: Path,
     denied: Path,
@@ -105,10 +107,11 @@ def make_luks_image(
     """Write the encrypted image of a root file system with ``free`` bytes to spare, and the files that identify it.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    ``denied`` is denied.yaml. ``header`` is the image's first MiB; each digest is 64 hex digits and a newline. The key
-    is the one given for this run, otherwise a new one in ``config_dir``; if ``key_file`` is None, always a new one.
-    ``place`` is where the image will lie. Raises UserError, and then leaves no key behind; also for a key that an
-    emulated guest has received, if ``platform`` says that the volume is for SEV-SNP.
+    ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change. ``header`` is the image's first MiB;
+    each digest is 64 hex digits and a newline. The key is the one given for this run, otherwise a new one in
+    ``config_dir``; if ``key_file`` is None, always a new one. ``place`` is where the image will lie. Raises UserError,
+    and then leaves no key behind; also for a key that an emulated guest has received, if ``platform`` says that the
+    volume is for SEV-SNP.
     """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
@@ -118,7 +121,7 @@ def make_luks_image(
             "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
         )
     identity = str(uuid.uuid4())
-    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, **guest)
+    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), **guest)
     size = root_size(entries, free)
     plain = image.with_suffix(".ext4")
     whole = False

@@ -8,7 +8,7 @@ from sevsnp.archives.rootfs import EPOCH
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import make_erofs, make_ext4
-from sevsnp.images.identity import ImageKind
+from sevsnp.images.identity import Change, ImageKind
 from sevsnp.images.verity import make_verity
 from sevsnp.vm_config.verity_word import fixed_salt
 
@@ -23,21 +23,24 @@ def make_verity_root(
     hash_tree: Path,
     root_hash: Path,
     rootfs: Path | None = None,
+    keep: str = "",
+    drop: str = "",
     **guest: Path,
 ) -> Iterator[str]:
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    for the latter no tar is written. ``denied`` is denied.yaml. Yields "image" as soon as the image is complete. Raises
-    UserError for a tree without an init.
+    for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change.
+    Yields "image" as soon as the image is complete. Raises UserError for a tree without an init.
     """
-    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, **guest)
+    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), **guest)
     if filesystem == "ext4":
         make_ext4(rootfs or Path("guest"), image, tools=tools.resolve(), entries=entries)
     else:
         cleaned = image.with_suffix(".tar")
         try:
-            write_tar(entries, cleaned, epoch=EPOCH)
+            # mkfs.erofs does not know GNU tar's format for holes.
+            write_tar(entries, cleaned, epoch=EPOCH, holes=False)
             make_erofs(cleaned, image, tools=tools.resolve())
         finally:
             cleaned.unlink(missing_ok=True)

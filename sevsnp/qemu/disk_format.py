@@ -9,6 +9,7 @@ QEMU would look for it.
 
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable
 from enum import Enum
@@ -51,6 +52,7 @@ _OTHERS = (
     (0x40, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)"),
     (0, b"Withou", "a Parallels disk"),
     (0, b"QED\0", "a QED disk"),
+    (0, b"conectix", "a VHD that was cut short"),
     (0x8001, b"CD001", "a CD image (ISO 9660)"),
 )
 # A raw disk, with a partition table or a file system from its first sector on.
@@ -67,7 +69,11 @@ _RAW = (
 
 
 def is_disk_image(path: Path) -> bool:
-    """Whether a file is a disk image of any format, not an archive. False for an unreadable file."""
+    """Whether a file is a disk image of any format, not an archive. False for an unreadable file and a directory.
+
+    Raises UserError for what is no file, at once: a FIFO would be waited for.
+    """
+    _refuse_special(path)
     try:
         start, end = _ends(path)
     except OSError:
@@ -87,6 +93,7 @@ def disk_format(path: Path) -> DiskFormat:
 
 def seen_format(path: Path) -> DiskFormat | str | None:
     """The format by content alone; the name of an unsupported one; None for no disk image. The image is not checked."""
+    _refuse_special(path)
     try:
         return _seen(*_ends(path))
     except OSError as error:
@@ -107,6 +114,19 @@ def check_whole(path: Path, form: DiskFormat) -> None:
         raise UserError(f"IMAGE={path}: cannot be read: {error.strerror or error}") from error
     except (struct.error, ValueError, OverflowError):  # truncated, or an impossible offset
         raise UserError(f"IMAGE={path}: ends within its own header") from None
+
+
+_SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+            stat.S_IFSOCK: "a socket"}  # fmt: skip
+
+
+def _refuse_special(path: Path) -> None:
+    try:
+        found = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    except OSError:
+        return  # whoever opens it says so
+    if found:
+        raise UserError(f"IMAGE={path}: found {found}, expected a file", "copy what is in it to a file, and give that")
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:

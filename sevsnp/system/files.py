@@ -11,12 +11,14 @@ import os
 import pwd
 import secrets
 import shlex
+import shutil
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sevsnp.errors import UserError
 
@@ -39,12 +41,37 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as 64 lower-case hex digits, read in 1 MiB pieces."""
+    """SHA-256 of a file as 64 lower-case hex digits, read in 1 MiB pieces; its holes are not read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_blocks * 512 < status.st_size:
+            _hash_holes(digest, stream, status.st_size)
         while piece := stream.read(CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _hash_holes(digest: "hashlib._Hash", stream: BinaryIO, size: int) -> None:
+    """Hash a file of ``size`` bytes up to its end: of a hole, zeros that are in memory."""
+    zeros, place = bytes(CHUNK), 0
+    while place < size:
+        try:
+            data = os.lseek(stream.fileno(), place, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.EINVAL):
+                raise
+            data = size if error.errno == errno.ENXIO else place  # the file system cannot tell
+        for start in range(place, min(data, size), CHUNK):
+            digest.update(zeros[: min(data, size) - start])
+        place = data
+        end = os.lseek(stream.fileno(), place, os.SEEK_HOLE) if place < size and data != size else size
+        stream.seek(min(place, size))
+        while place < end and (piece := stream.read(min(CHUNK, end - place))):
+            digest.update(piece)
+            place += len(piece)
+        if place < end:
+            return  # it became shorter
 
 
 @contextlib.contextmanager

@@ -338,9 +338,9 @@ BAD: dict[str, tuple[Edit, str, str]] = {
         "guest-vm/guest.yaml: document: unknown key 'nonsuch'",
     ),
     "deny-list": (
-        append("guest-vm/denied.yaml", "\nlog:\n  - var/log\n"),
+        append("guest-vm/denied.yaml", "\ntraces:\n  log:\n    - var/log\n"),
         "setup_verity",
-        "log is given twice",
+        "traces is given twice",
     ),
     "setting": (append("config.yaml", "\nnonsuch: 1\n"), "setup_verity", "config.yaml: unknown setting 'nonsuch'"),
     "value": (

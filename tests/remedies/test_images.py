@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hints about trees and images: layers, tars, the guest's lists."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.archives.cpio import write_cpio
-from sevsnp.archives.rootfs import Layer, check_attributes, directory_entry, link_entry, make_rootfs, merge, text_entry
+from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, make_rootfs, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.from_initrd import make_initrd_layer
@@ -49,20 +48,6 @@ def test_layers_that_do_not_fit(told: Told) -> None:
         told.instead(upper(entry), upper(other))
     for entry, removed in ((directory, "lib"), (text_entry("etc/conf", ""), "etc/conf")):
         told.instead(upper(entry), upper(entry, removed))
-
-
-@remedies("sevsnp.archives.rootfs", "remove it (setfattr -x, setfacl -b) or make the tar without --xattrs and --acls")
-def test_attributes_that_would_be_lost(told: Told, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    try:
-        os.setxattr(tmp_path / "file", "user.x", b"1")
-    except OSError:
-        pytest.skip("no extended attributes in this file system")
-    told.shell("tar --xattrs --xattrs-include='*' -cf with.tar file && tar -cf without.tar file")
-    told.instead(
-        lambda: list(check_attributes(read_tar(tmp_path / "with.tar").values())),
-        lambda: list(check_attributes(read_tar(tmp_path / "without.tar").values())),
-    )
 
 
 @remedies("sevsnp.archives.tar", "decompress it, and give what comes out: {} -dc {} >{}")

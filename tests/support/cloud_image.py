@@ -60,7 +60,7 @@ def cloud_image(built: Built, directory: Path) -> Path:
     modules = kernel_modules(built.build / "kernel" / "version", built.tools, scratch)
     # In the merged layout /lib is a link.
     usr = [replace(entry, name=f"usr/{entry.name}") for entry in modules]
-    make_rootfs([Layer.from_tar(tar), Layer("modules", usr)], root, ignore_attributes=("*",))
+    make_rootfs([Layer.from_tar(tar), Layer("modules", usr)], root)
     make_disk(
         rootfs=root,
         loader=built.build / "snp-release/usr/lib/systemd/boot/efi/systemd-bootx64.efi",

@@ -44,6 +44,9 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "FIRMWARE": ("README.md", CONFIGS | LUKS_CONFIGS),
     "FIRMWARE_REASON": ("a test", CONFIGS | LUKS_CONFIGS),
     "IMAGE": ("README.md", VERITY | LUKS),
+    "KEEP": ("etc/wireguard", VERITY | LUKS),
+    "DROP": ("srv/scratch", VERITY | LUKS),
+    "DENY_LIST": ("README.md", VERITY | LUKS),
     # Another disk and its seed, from other files; without a CLOUD_IMAGE there is nothing to make them from.
     "GUEST_FROM": ("cloud-image", frozenset({"create_new_vm"})),
     "CLOUD_IMAGE": ("README.md", NONE),
@@ -109,7 +112,7 @@ PARAMETERS: dict[str, str] = {
         "PRODUCT", "CPUS", "CPU_MODEL", "POLICY", "GUEST_FEATURES", "MIN_TCB", "FAMILY_ID", "IMAGE_ID",
         "GUEST_SVN", "PLATFORM_INFO_REQUIRED", "PLATFORM_INFO_FORBIDDEN", "FIRMWARE_REASON",
     )},
-    "free": "LUKS_FREE", "_e2e_image.free": "", "disks.luks": "", "lists": "",
+    "keep": "KEEP", "drop": "DROP", "free": "LUKS_FREE", "_e2e_image.free": "", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
     "place": "", "project": "", "python": "",
 }  # fmt: skip

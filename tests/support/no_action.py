@@ -35,6 +35,8 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,
     ("sevsnp.qemu.disk_format", "ask the author of the image for a qcow2 image"): _OTHERS,
     ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,
+    ("sevsnp.qemu.disk_format", "copy what is in it to a file, and give that"): _QUESTION,
+    ("sevsnp.qemu.whole_disk", "download or copy it again, and compare its digest with its author's"): _OTHERS,
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (
         "sevsnp.archives.tar",
@@ -44,6 +46,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.attestation.report", "a newer version of this verifier may know it"): _OTHERS,
     ("sevsnp.packages.resolve", "use a mirror whose indices have SHA-256"): _OTHERS,
     ("sevsnp.images.filesystem", "{} was just made: is the disk full or failing?"): _DEFECT,
+    ("sevsnp.images.ext4_attributes", "{} was just made: is the disk full or failing?"): _DEFECT,
     ("sevsnp.images.luks", "is the disk failing?"): _DEFECT,
     ("sevsnp.bench.launch_digest", "one of the two is wrong: report it"): _DEFECT,
     ("sevsnp.vm_config.verity_word", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,

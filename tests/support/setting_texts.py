@@ -5,6 +5,9 @@
 OTHERS: dict[str, tuple[str, str, str]] = {
     "IMAGE": ("a.tar", "b.tar", "c.tar"),
     "ROOT_DEVICE": ("/dev/vda1", "UUID=x", "/dev/a/b"),
+    "KEEP": ("etc/ssl/private/**", "a,b", "c"),
+    "DROP": ("home/*/scratch", "a,b", "c"),
+    "DENY_LIST": ("a.yaml", "b.yaml", "c.yaml"),
     "PLATFORM": ("snp", "emulated", "snp"),
     "PRODUCT": ("Milan", "Turin", "Milan"),
     "CPUS": ("2", "3", "4"),
@@ -87,6 +90,9 @@ OTHERS: dict[str, tuple[str, str, str]] = {
 BAD: dict[str, tuple[str, ...]] = {
     "IMAGE": ("a\nb", "a\x7f"),
     "ROOT_DEVICE": ("a\nb", "a\x7f"),
+    "KEEP": ("a\nb", "a\x7f"),
+    "DROP": ("a\nb", "a\x7f"),
+    "DENY_LIST": ("a\nb", "a\x7f"),
     "PLATFORM": ("", "SNP", "sev"),
     "PRODUCT": ("genoa", "Rome"),
     "CPUS": ("0", "256", "-1", "two", "1.5", "", " 1", "1_0", "٢", "0b1", "9" * 5000),

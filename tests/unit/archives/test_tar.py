@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sevsnp.archives.rootfs import Layer, directory_entries, expression, link_en
 from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.errors import UserError
+from sevsnp.images.filesystem import usage
 
 # cap_net_raw=ep as the kernel stores it: VFS_CAP_REVISION_2 with the effective bit, permitted, inheritable.
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -83,11 +85,33 @@ def test_a_capability_that_is_not_text_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SCHILY.acl.access", "SCHILY.xattr.user.note", "LIBARCHIVE.xattr.user.note"])
-def test_other_attributes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_only_attributes_in_the_kernel_s_form_have_a_value(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "a.tar", (member("etc/x", pax_headers={name: "user::rw-"}), b""))
-    with pytest.raises(UserError, match=r"/etc/x.*(acl\.access|user\.note)"):
-        make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar")
-    make_rootfs([Layer.from_tar(source)], tmp_path / "o.tar", ignore_attributes=["acl.*", "user.*"])
+    entry = read_tar(source)["etc/x"]
+    assert entry.attributes in (("acl.access",), ("user.note",))
+    assert entry.values == ((("user.note", b"user::rw-"),) if name.startswith("SCHILY.xattr") else ())
+
+
+def test_attributes_come_out_as_they_went_in_and_a_link_has_its_file_s(tmp_path: Path) -> None:
+    value = bytes(range(256))
+    headers = {"SCHILY.xattr.user.raw": value.decode("utf-8", "surrogateescape")}
+    link = member("b", tarfile.LNKTYPE, linkname="a")
+    source = read_tar(make(tmp_path / "a.tar", (member("a", pax_headers=headers), b"1"), (link, b"")))
+    assert source["a"].values == source["b"].values == (("user.raw", value),)
+    for names in (("a", "b"), ("b",)):  # with and without the name that has them in the archive
+        write_tar([source[name] for name in names], tmp_path / "o.tar", epoch=EPOCH)
+        found = read_tar(tmp_path / "o.tar")
+        assert all(found[name].values == (("user.raw", value),) for name in names)
+
+
+def test_a_long_name_that_is_no_text(tmp_path: Path) -> None:
+    name = "x" * 120 + "\udce9"
+    write_tar(
+        [text_entry(name, "1"), link_entry("s", name), text_entry("z" * 120, "")], tmp_path / "o.tar", epoch=EPOCH
+    )
+    found = read_tar(tmp_path / "o.tar")
+    assert found["s"].target == name and found[name].content and set(found) == {name, "s", "z" * 120}
+    assert (tmp_path / "o.tar").read_bytes().count(b"21 hdrcharset=BINARY\n") == 2  # not for the last one
 
 
 def test_the_later_layer_wins_and_hard_links_keep_their_content(tmp_path: Path) -> None:
@@ -203,3 +227,49 @@ def test_a_large_file_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "o.tar").stat().st_size > 200 << 20 and peak < 16 << 20
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> dict[str, Entry]:
+    """A file of 3 GiB whose holes are not in the archive, under two names, and one beside it."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    with (folder / "holes").open("wb") as stream:
+        for place, data in ((5 << 20, b"first"), (2 << 30, b"second")):
+            stream.seek(place)
+            stream.write(data)
+        stream.truncate(3 << 30)
+    os.link(folder / "holes", folder / "link")
+    (folder / "small").write_bytes(b"small")
+    words = ["tar", "-C", str(folder), "--format=pax", "--sparse", "--sort=name", "-cf", str(tmp_path / "a.tar"), "."]
+    subprocess.run(words, check=True)
+    return read_tar(tmp_path / "a.tar")
+
+
+def test_holes_stay_holes(tmp_path: Path, holes: dict[str, Entry]) -> None:
+    output = tmp_path / "o.tar"
+    write_tar(holes.values(), output, epoch=EPOCH)
+    assert output.stat().st_size < 1 << 20
+    found = read_tar(output)
+    content, small = found["holes"].content, found["small"].content
+    assert content and content.size == 3 << 30 and small and small.read() == b"small"
+    assert found["link"].content == content and usage(found.values()).blocks < 10
+    data = {}
+    for offset, length, place in content.extents():
+        with output.open("rb") as stream:
+            stream.seek(place)
+            data[offset] = stream.read(length).rstrip(b"\0")
+    assert data == {5 << 20: b"first", 2 << 30: b"second"}
+
+
+def test_a_small_file_with_holes_is_written_out_for_other_readers(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"end")
+    subprocess.run(
+        ["tar", "-C", str(tmp_path), "--format=pax", "--sparse", "-cf", str(tmp_path / "a.tar"), "f"], check=True
+    )
+    for name, more in (("out", False), ("sparse", True)):
+        write_tar(read_tar(tmp_path / "a.tar").values(), tmp_path / name, epoch=EPOCH, holes=more)
+        content = read_tar(tmp_path / name)["f"].content
+        assert content and content.sparse is more and b"".join(content.pieces()) == bytes(1 << 20) + b"end"

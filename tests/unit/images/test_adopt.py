@@ -175,17 +175,6 @@ def test_another_init_s_console_logins() -> None:
     ]
 
 
-def test_the_journal_s_acl_is_left_out_and_no_other() -> None:
-    attributes = ("system.posix_acl_access",)
-    tree = image(
-        replace(directory_entry("var/log/journal"), attributes=attributes),
-        replace(directory_entry("srv/shared"), attributes=attributes),
-    )
-    said = "\n".join(changed(tree))
-    assert tree.entries["var/log/journal"].attributes == () and "/var/log/journal" in said
-    assert tree.entries["srv/shared"].attributes == attributes
-
-
 def test_paths_are_followed_as_the_guest_does() -> None:
     tree = Tree(
         [

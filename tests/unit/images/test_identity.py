@@ -2,18 +2,34 @@
 """One canary for each class of the deny-list: in the source tar, not in the raw bytes of the image."""
 
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
-from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
+from sevsnp.archives.rootfs import Layer, directory_entry, make_rootfs, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import make_ext4
-from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
+from sevsnp.images.identity import Change, DenyList, IdentityFilter, ImageKind, kept_lines, summary
 
 PROJECT = Path(__file__).resolve().parents[3]
 TOOLS = PROJECT / "build/snp-release/bin"
-DENIED = DenyList(PROJECT / "guest-vm/denied.yaml")
+LIST = PROJECT / "guest-vm/denied.yaml"
+DENIED = DenyList(LIST)
+# An encrypted root keeps the keys that are its owner's.
+OWNERS = (
+    "etc/NetworkManager/system-connections/wifi.nmconnection",
+    "etc/wireguard/wg0.conf",
+    "etc/ssl/private/server.pem",
+    "opt/app/private/tls.key",
+    "home/user/.gnupg/secring.gpg",
+    "home/user/.netrc",
+    "root/.git-credentials",
+    "home/user/.aws/credentials",
+    "etc/apt/auth.conf.d/mirror.conf",
+    "etc/security/opasswd",
+    "etc/shadow-",
+)
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"  # private-key-marker: what the filter looks for, and no key
 
@@ -28,6 +44,7 @@ PLANTED = (
     "var/lib/cloud/seed/nocloud/user-data",
     "var/lib/cloud/instances/i-1/obj.pkl",
     "root/.bash_history",
+    "home/user/.cache/pip/http/page",
     "home/user/.python_history",
     "var/lib/apt/lists/mirror_Packages",
     "var/cache/apt/archives/a.deb",
@@ -56,6 +73,8 @@ PLANTED = (
     "tmp/left-over",
 )
 KEPT = (
+    "home/user/.cache/huggingface/hub/model.safetensors",
+    "core/notes.txt",
     "etc/ssh/sshd_config",
     "etc/ssl/certs/ca.pem",
     "usr/share/ca-certificates/mozilla/Root.crt",
@@ -106,17 +125,23 @@ def test_control_the_unfiltered_image_has_every_canary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ImageKind)
 def test_no_canary_is_left(tmp_path: Path, kind: ImageKind) -> None:
-    clean = IdentityFilter(kind, DENIED)
+    clean = IdentityFilter(kind, DenyList(LIST, kind))
     raw, entries = image(tmp_path, clean)
-    wanted = [*map(canary, EXPECTED), "<canary of link>", canary("hidden key")]
+    owners = [*map(canary, (*OWNERS, "hidden key")), "<canary of link>"]
+    wanted = [*map(canary, (name for name in EXPECTED if name not in OWNERS))]
+    kept = [*map(canary, (*KEPT, "public key"))]
+    for more in owners:
+        (wanted if kind is ImageKind.VERITY else kept).append(more)
     assert [text for text in wanted if text.encode() in raw] == []
-    assert [text for text in map(canary, (*KEPT, "public key")) if text.encode() not in raw] == []
+    assert [text for text in kept if text.encode() not in raw] == []
     # The host reads a verity image; of an encrypted one the passwords are its owner's affair.
     assert (HASH.encode() in raw) == (kind is ImageKind.LUKS)
     machine_id = entries["etc/machine-id"].content
     assert machine_id is not None and machine_id.size == 0
     names = {removal.name for removal in clean.removed}
-    assert names >= {*PLANTED, "etc/innocent", "etc/odd/place"} and not names & set(KEPT)
+    hidden = {*OWNERS, "root/.ssh/id_ed25519", "etc/innocent", "etc/odd/place"}
+    assert names >= set(PLANTED) - hidden and not names & set(KEPT)
+    assert names & hidden == (hidden if kind is ImageKind.VERITY else set())
     assert len(summary(clean.removed)) <= len(clean.removed)
 
 
@@ -152,13 +177,16 @@ def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
 
 
 def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
-    (tmp_path / "denied.yaml").write_text('history: [~/.history, "*/.log"]\n')
+    (tmp_path / "denied.yaml").write_text('traces: {history: [~/.history, "*/.log", "var/x/**"]}\n')
     found = DenyList(tmp_path / "denied.yaml")
     for name, reason in {
-        "root/.history": "history", "home/a/.history": "history", "root/.log": "history", "root/.history/x": "history",
+        "root/.history": "history", "home/a/.history": "history", "root/.log": "history", "root/.history/x": "",
+        "var/x/y": "history",
         "home/a/b/.history": "", "home/.history": "", "srv/.history": "", "home/a/.log": "", "~/.history": "",
     }.items():  # fmt: skip
         assert found.reason(text_entry(name, "x")) == reason, name
+    for name, reason in {"root/.history": "", "var/x": "", "var/x/y": "history"}.items():
+        assert found.reason(directory_entry(name)) == reason, name
 
 
 @pytest.mark.parametrize(
@@ -166,7 +194,7 @@ def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
     [
         ("", "found a NoneType, expected lists"),
         ("[etc]", "found a list, expected lists"),
-        ("log: [a]\nlog: [b]", "line 2: log is given twice"),
+        ("log: [a]\nlog: [b]", "line 3: log is given twice"),
         ("log: [a]\njournal: [a]", "journal: a is given twice"),
         ("log:", "log: found None, expected a list"),
         ("log: []", "log: found [], expected a list"),
@@ -179,14 +207,54 @@ def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
         ("log: [etc/]", "log: found 'etc/', expected a path from the root"),
         ('log: ["a\\nb"]', "expected a path from the root"),
         ("1: [a]", "found 1, expected a text"),
-        ("log: [*]", "line 1"),
+        ("log: [*]", "line 2"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "denied.yaml"
-    file.write_text(text)
+    file.write_text("traces:\n" + indent(text, "  "))
     with pytest.raises(UserError) as refused:
         DenyList(file)
     assert refused.value.message.startswith(f"{file}: ") and words in refused.value.message
-    file.write_text("log: [a]\njournal: [b]")
+    file.write_text("traces: {log: [a]}\nsecrets: {journal: [b]}")
     assert DenyList(file).reasons == {"log", "journal"}  # control
+    file.write_text("log: [a]")
+    with pytest.raises(UserError, match="found log, expected the keys secrets, "):
+        DenyList(file)
+
+
+def test_of_a_cached_file_only_the_name_goes_and_of_a_secret_every_link() -> None:
+    def linked(*names: str) -> list[Entry]:
+        content = Content.literal(names[0], b"bytes")
+        return [Entry(name, Kind.FILE, 0o644, content=content) for name in names]
+
+    clean = IdentityFilter(ImageKind.LUKS, DenyList(LIST, ImageKind.LUKS))
+    entries = [
+        *linked("home/a/.cache/uv/wheel", "home/a/app/wheel"),
+        *linked("var/cache/apt/archives/a.deb", "srv/a.deb"),
+        *linked("etc/ssh/ssh_host_rsa_key", "srv/key"),
+    ]
+    assert [entry.name for entry in clean(entries)] == ["home/a/app/wheel", "srv/a.deb"]
+    assert summary(clean.removed)[-1] == "removed hard link to a removed file: /srv/key"
+
+
+@pytest.mark.parametrize(("kind", "note"), [(ImageKind.VERITY, ", which the host can read"), (ImageKind.LUKS, "")])
+def test_the_user_s_patterns_change_the_list_and_are_named(kind: ImageKind, note: str) -> None:
+    change = Change.parse("/etc/ssh/ssh_host_rsa_key, var/log/app/,srv/none", "srv/scratch")
+    clean = IdentityFilter(kind, DenyList(LIST, kind, change))
+    entries = [
+        directory_entry("var/log/app/a"),
+        *(text_entry(name, "x") for name in ("var/log/app/a/b.log", "var/log/other/c.log")),
+        *(text_entry(f"etc/ssh/ssh_host_{name}_key", "x") for name in ("rsa", "dsa")),
+        directory_entry("srv/scratch"),
+        text_entry("srv/scratch/x", "x"),
+    ]
+    assert [entry.name for entry in clean(entries)] == [
+        *("var/log/app/a", "var/log/app/a/b.log", "etc/ssh/ssh_host_rsa_key")
+    ]
+    assert kept_lines(clean) == [
+        f"kept SSH host key: /etc/ssh/ssh_host_rsa_key (KEEP: etc/ssh/ssh_host_rsa_key){note}",
+        "kept log: /var/log/app/a and 1 more (KEEP: var/log/app)",
+        "KEEP: srv/none: the deny-list removes nothing of this name",
+    ]
+    assert "removed what DROP names: /srv/scratch and 1 more" in summary(clean.removed)

@@ -3,6 +3,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.system import files
-from sevsnp.system.files import scratch_directory, short_name, write_atomic
+from sevsnp.system.files import scratch_directory, sha256_file, short_name, write_atomic
 from tests.support.processes import AS_NOBODY
 from tests.support.waiting import NET, wait_until
 
@@ -288,3 +289,19 @@ def test_a_full_disk_is_still_a_full_disk(tmp_path: Path) -> None:
     assert (said.message, said.hint) == (
         f"{tmp_path}/file: cannot be written: No space left on device", f"see: df -h {tmp_path}"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "parts", [(), ((0, b"a"),), ((5 << 20, b"b"),), ((0, b"a"), (3 << 20, b"c" * 5000), (9 << 20, b"d"))]
+)
+def test_a_file_with_holes_has_the_digest_of_its_bytes(tmp_path: Path, parts: tuple[tuple[int, bytes], ...]) -> None:
+    path = tmp_path / "holes"
+    with path.open("wb") as stream:
+        for place, data in parts:
+            stream.seek(place)
+            stream.write(data)
+        stream.truncate((9 << 20) + 12345)
+    plain = path.read_bytes()
+    (tmp_path / "plain").write_bytes(plain)
+    assert path.stat().st_blocks * 512 < len(plain)
+    assert sha256_file(path) == sha256_file(tmp_path / "plain") == hashlib.sha256(plain).hexdigest()

@@ -7,7 +7,7 @@ content only its place in the archive is kept in memory.
 
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -121,6 +121,8 @@ def normal_name(name: str, where: object) -> str:
     return "/".join(parts)
 
 
+Below = Callable[[str], Entry | None]
+
 _KINDS = {
     tarfile.SYMTYPE: Kind.SYMLINK,
     tarfile.CHRTYPE: Kind.CHARACTER,
@@ -159,22 +161,22 @@ def _unpacking(path: Path) -> str:
     return f"decompress it, and give what comes out: {program} -dc {quote(str(path))} >{quote(str(plain))}"
 
 
-def read_tar(path: Path) -> dict[str, Entry]:
+def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
     """The entries of an uncompressed tar by name; if a name comes twice, the later entry, as tar extracts it.
 
-    Raises UserError for a file that is not a complete tar, a name outside the root, or a hard link to nothing.
+    ``below`` finds the entries of earlier archives, which hard links may name too. Raises UserError for a file that is not a complete tar, a name outside the root, or a hard link to nothing.
     """
     entries: dict[str, Entry] = {}
     try:
         if (members := plain_members(path)) is not None:
             for plain in members:
-                entry = _plain_entry(plain, path, entries)
+                entry = _plain_entry(plain, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             return entries
         with tarfile.open(path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
-                entry = _entry(member, path, entries)
+                entry = _entry(member, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             end = archive.offset
@@ -193,12 +195,12 @@ def read_tar(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
+def _plain_entry(member: Member, path: Path, seen: dict[str, Entry], below: Below | None) -> Entry:
     """The same entry that :func:`_entry` makes of this member."""
     capability = member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape")
     content = None
     if member.kind == b"1":
-        content, kind, capability = _linked(member.name, member.link, capability, path, seen)
+        content, kind, capability = _linked(member.name, member.link, capability, path, seen, below)
     else:
         kind = Kind(member.kind)
     if kind is Kind.FILE and content is None:
@@ -235,15 +237,16 @@ def _made(
 
 
 def _linked(
-    shown: str, target: str, capability: bytes, path: Path, seen: dict[str, Entry]
+    shown: str, target: str, capability: bytes, path: Path, seen: dict[str, Entry], below: Below | None
 ) -> tuple[Content | None, Kind, bytes]:
-    linked = seen.get(normal_name(target, path))
+    name = normal_name(target, path)
+    linked = seen.get(name) or (below(name) if below else None)
     if linked is None or linked.kind is not Kind.FILE:
         raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
     return linked.content, Kind.FILE, capability or linked.capability
 
 
-def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
+def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry], below: Below | None) -> Entry:
     capability = b""
     attributes = []
     for key, value in member.pax_headers.items():
@@ -255,7 +258,7 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
                 attributes.append(attribute)
     content = None
     if member.islnk():
-        content, kind, capability = _linked(member.name, member.linkname, capability, path, seen)
+        content, kind, capability = _linked(member.name, member.linkname, capability, path, seen, below)
     elif member.isreg():
         kind = Kind.FILE
         content = Content(

@@ -121,6 +121,27 @@ def normal_name(name: str, where: object) -> str:
     return "/".join(parts)
 
 
+# Bytes of records before one header. tarfile reads them into memory, whatever size they claim.
+_LARGEST_RECORDS = 16 << 20
+_RECORDS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _Bounded(tarfile.TarInfo):
+    """A header whose records are not larger than any file system's."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _RECORDS and self.size > _LARGEST_RECORDS:
+            raise tarfile.ReadError(f"{self.size} bytes of records before a header")
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return made
+
+
 Below = Callable[[str], Entry | None]
 
 _KINDS = {
@@ -164,7 +185,8 @@ def _unpacking(path: Path) -> str:
 def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
     """The entries of an uncompressed tar by name; if a name comes twice, the later entry, as tar extracts it.
 
-    ``below`` finds the entries of earlier archives, which hard links may name too. Raises UserError for a file that is not a complete tar, a name outside the root, or a hard link to nothing.
+    ``below`` finds the entries of earlier archives, which hard links may name, too. Raises UserError for a file that
+    is not a complete tar, a name outside the root, or a hard link to nothing.
     """
     entries: dict[str, Entry] = {}
     try:
@@ -174,7 +196,9 @@ def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             return entries
-        with tarfile.open(path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as archive:
+        with tarfile.open(
+            path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape", tarinfo=_Bounded
+        ) as archive:
             for member in archive:
                 entry = _entry(member, path, entries, below)
                 entries.pop(entry.name, None)

@@ -75,6 +75,11 @@ def is_disk_image(path: Path) -> bool:
     return _seen(start, end) is not None
 
 
+def starts_like_a_disk(start: bytes) -> bool:
+    """Whether the first bytes of a file (at least 69,632 where it has them) are those of a disk image."""
+    return _seen(start[:_START], b"") is not None
+
+
 def disk_format(path: Path) -> DiskFormat:
     """The format of a disk image. Raises UserError if it is not supported, or if the image names another file."""
     found = seen_format(path)

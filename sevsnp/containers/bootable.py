@@ -65,17 +65,17 @@ def add_what_is_missing(tree: Tree, guest: Mapping[str, Entry], name: str) -> It
         return
     donor = Tree(guest.values())
     here, there = _release(tree), _release(donor)
-    whats = " and ".join(what for what, _ in missing)
+    said = f"missing, and cannot be added: {', '.join(what for what, _ in missing)}"
     try:
         if (here.name, here.codename) != (there.name, there.codename):
             raise UserError(f"found {clean(here.shown)}; packages can be added to {there.shown} only")
         yield from _add(tree, donor, [package for _, packages in missing for package in packages])
     except UserError as error:
         if missing[0][0] != "an init":
-            yield f"warning: {whats} is missing, and cannot be added: {error.message}"
+            yield f"warning: {said}: {error.message}"
             return
         family = _FAMILIES.get(here.name, here.name)
-        raise UserError(f"{name}: {whats} is missing, and cannot be added: {error.message}", _remedy(family)) from None
+        raise UserError(f"{name}: {said}: {error.message}", _remedy(family)) from None
 
 
 def _remedy(family: str) -> str:

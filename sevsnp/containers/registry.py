@@ -56,7 +56,7 @@ class _Place(Reference):
 
 @dataclass(frozen=True)
 class ImageReference:
-    """An image in a registry: repository, tag, and digest (``sha256:`` and 64 hex digits); what is not given is empty."""
+    """An image in a registry: repository, tag, and digest (``sha256:`` and 64 hex digits); each may be empty."""
 
     place: Reference
     tag: str

@@ -27,10 +27,10 @@ def test_versions_are_compared_as_dpkg_does() -> None:
     pairs = list(itertools.combinations(VERSIONS, 2))
     script = "".join(
         f"dpkg --compare-versions '{a}' lt '{b}' && echo lt || {{ dpkg --compare-versions '{a}' eq '{b}' && echo eq || echo gt; }}\n"
-        for a, b in pairs[::4]
+        for a, b in pairs[::12]
     )
     said = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True).stdout.split()
-    ours = [("gt", "eq", "lt")[1 if (order := compare(a, b)) == 0 else 0 if order > 0 else 2] for a, b in pairs[::4]]
+    ours = [("gt", "eq", "lt")[1 if (order := compare(a, b)) == 0 else 0 if order > 0 else 2] for a, b in pairs[::12]]
     assert ours == said and {"lt", "gt"} <= set(said)
     assert compare("1.0", "1.0-0") == 0
 

@@ -124,8 +124,16 @@ def tagged(found: Sequence[Descriptor], tag: str, name: str) -> list[Descriptor]
             raise UserError(f"{name}: found the tags {_listed(tags)}, expected {clean(tag)}")
         return chosen
     if len(tags) > 1:
-        raise UserError(f"{name}: found several images, tagged {_listed(tags)}", f"choose one: IMAGE={name}:{tags[0]}")
+        raise UserError(
+            f"{name}: found several images, tagged {_listed(tags)}", f"choose one: {with_tag(name, 'oci:', tags[0])}"
+        )
     return list(found)
+
+
+def with_tag(name: str, prefix: str, tag: str) -> str:
+    """The setting that means one image of the archive or layout that ``name`` (IMAGE=…) means."""
+    place = re.sub(r"^(?:oci|oci-archive|docker-archive):", "", name.removeprefix("IMAGE="))
+    return f"IMAGE={prefix}{place}:{clean(tag)}"
 
 
 def _tag(name: str) -> str:

@@ -26,6 +26,7 @@ from sevsnp.containers.manifest import (
     parse_configuration,
     parse_manifest,
     tagged,
+    with_tag,
 )
 from sevsnp.containers.unpack import open_range
 from sevsnp.errors import UserError
@@ -216,7 +217,7 @@ def _from_docker(files: Files, tag: str) -> Image:
     if len(images) > 1:
         raise UserError(
             f"{files.name}: found several images, tagged {clean(', '.join(tags))}",
-            f"choose one: IMAGE=docker-archive:{files.name}:{tags[0] if tags else 'TAG'}",
+            f"choose one: {with_tag(files.name, 'docker-archive:', tags[0].rpartition(':')[2])}" if tags else "",
         )
     if not images:
         raise UserError(f"{files.name}: found no image{f' with the tag {clean(tag)}' if tag else ''}, expected one")

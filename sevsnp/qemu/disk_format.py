@@ -58,6 +58,8 @@ _RAW = (
     (512, b"EFI PART"),
     (4096, b"EFI PART"),
     (0, b"XFSB"),
+    (0, b"hsqs"),
+    (0x400, b"\xe2\xe1\xf5\xe0"),  # erofs
     (0x10040, b"_BHRfS_M"),
     (0, b"LUKS\xba\xbe"),
     (3, b"-FVE-FS-"),

@@ -36,6 +36,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.emulation.psp", "use platform snp, or run the emulation on another machine"): _HARDWARE,
     ("sevsnp.qemu.disk_format", "ask the author of the image for a qcow2 image"): _OTHERS,
     ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,
+    ("sevsnp.containers.manifest", "push it anew with a present tool"): _OTHERS,
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (
         "sevsnp.archives.tar",
@@ -61,6 +62,10 @@ NO_ACTION: dict[Row, str] = {
 
 # Strings that name a command, but are not shown to a user as an instruction.
 NO_MESSAGE: dict[Row, str] = {
+    (
+        "sevsnp.containers.bootable",
+        "apt-get update && apt-get install -y systemd-sysv dbus openssh-server sudo",
+    ): "a part of a hint, which has a row",
     (
         "sevsnp.host.bundle_run",
         r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from sevsnp.archives.rootfs import directory_entry, link_entry, merge, text_entry
-from sevsnp.archives.rootfs import Layer
+from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
 from sevsnp.containers.bootable import add_what_is_missing
@@ -26,7 +25,8 @@ VERSIONS = (
 def test_versions_are_compared_as_dpkg_does() -> None:
     pairs = list(itertools.combinations(VERSIONS, 2))
     script = "".join(
-        f"dpkg --compare-versions '{a}' lt '{b}' && echo lt || {{ dpkg --compare-versions '{a}' eq '{b}' && echo eq || echo gt; }}\n"
+        f"dpkg --compare-versions '{a}' lt '{b}' && echo lt || "
+        f"{{ dpkg --compare-versions '{a}' eq '{b}' && echo eq || echo gt; }}\n"
         for a, b in pairs[::12]
     )
     said = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True).stdout.split()
@@ -108,7 +108,7 @@ GUEST = root(
     GUEST_STATUS,
     [
         *package("systemd-sysv", [link_entry("usr/sbin/init", "../lib/systemd/systemd")]),
-        *package("systemd", [text_entry("usr/lib/systemd/systemd", "systemd"), text_entry("etc/systemd/system.conf", "")]),
+        *package("systemd", [text_entry("usr/lib/systemd/systemd", ""), text_entry("etc/systemd/system.conf", "")]),
         *package("dbus", [SERVED]),
         *package(
             "openssh-server",

@@ -105,7 +105,8 @@ def test_what_is_said(tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[
         f"  IMAGE=oci:{path}: container image, 2 layers",
         "  removed: /.dockerenv, which marks a container",
         "  added: /etc/hosts",
-        "  warning: missing, and cannot be added: an SSH server, sudo: found x; packages can be added to Debian 13 only",
+        "  warning: missing, and cannot be added: an SSH server, sudo: found x; packages can be added to "
+        "Debian 13 only",
         '  not started: ["/bin/serve", "--port", "80\\u001b[31m"] in /srv as www: init starts what units name, so make '
         "one of it",
         "  not set: the environment variables TOKEN",
@@ -142,7 +143,7 @@ def test_several_images(tmp_path: Path, make: Make) -> None:
 def test_another_machine_is_named(tmp_path: Path, make: Make) -> None:
     arm, power = image(architecture="arm64"), image(architecture="ppc64le")
     for name, files in (("two", layout_files(arm, power)), ("one", layout_files(arm)), ("saved", docker_files(arm))):
-        with pytest.raises(UserError, match="arm64.*, expected (one for )?linux/amd64") as caught:
+        with pytest.raises(UserError, match=r"arm64.*, expected (one for )?linux/amd64") as caught:
             make(str(archive_of(tmp_path / name, files)))
         assert "--platform linux/amd64" in caught.value.hint
 

@@ -17,6 +17,7 @@ from sevsnp.containers.form import Form, given
 from sevsnp.containers.unpack import first_bytes, unpack
 from sevsnp.errors import UserError
 from tests.support.container_images import (
+    MadeImage,
     archive_of,
     directory,
     docker_files,
@@ -25,7 +26,6 @@ from tests.support.container_images import (
     tar_bytes,
     write_layout,
 )
-from tests.support.container_images import MadeImage
 
 CONTENT = b"content" * 5000 + bytes(3 << 20) + b"end"
 SKIPPED = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"\xffskip"[:5]

@@ -73,13 +73,12 @@ def make_image_rootfs(
             tree = Tree(entries)
             changes.extend(adopt(tree, key, no_shell.read_text(), units))
             release = version.read_text().strip()
-            if not any(tree.has(path) for path in _LOADERS):
-                # The modules would only start units that then fail without modprobe.
-                changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
-                return tree.ordered()
+            has_loader = any(tree.has(path) for path in _LOADERS)
             tree.clear(f"{MODULES}/{release}")
             for entry in shipped:
-                tree.add(entry)
+                # This index starts a unit that fails without kmod. init loads the modules with its own program.
+                if has_loader or not entry.name.endswith("/modules.devname"):
+                    tree.add(entry)
             changes.append(f"added: the modules of the guest's kernel, {release}")
             tree.write(LIST, "".join(f"{name}\n" for name in wanted))
             changes.append(f"added: /{LIST}: later ones are refused, so name there what else the guest needs")

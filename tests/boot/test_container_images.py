@@ -61,6 +61,7 @@ def test_a_debian_container_becomes_a_verified_guest(built: Built, tmp_path: Pat
         assert guest.ssh("/opt/app/run").strip() == "from the container"
         state = guest.ssh("systemctl is-system-running --wait || true").strip()
         assert state == "running", guest.ssh("systemctl --failed --no-legend")
+        assert "nf_tables " in guest.ssh("cat /proc/modules")
         assert guest.ssh("sudo id -un").strip() == "root"
         assert guest.ssh("sudo dpkg --audit").strip() == ""
         assert guest.ssh("dpkg-query -W -f '${Version}' systemd").strip().startswith("257")

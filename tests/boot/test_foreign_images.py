@@ -308,8 +308,8 @@ def test_read_only_file_systems(built: Built, maker: Maker, tmp_path: Path, kind
     make_rootfs([Layer("test", entries)], tar)
     if kind == "erofs":
         run([maker.tools / "mkfs.erofs", "--quiet", "-zlz4", "--tar=f", disk, tar])
-    elif shutil.which("sqfstar"):
-        run(["sqfstar", "-quiet", "-no-progress", disk], stdin=tar.read_bytes())
+    elif program := shutil.which("sqfstar"):
+        run([program, "-quiet", "-no-progress", disk], stdin=tar.read_bytes())
     else:
         pytest.skip("no sqfstar here, which makes a squashfs of a tar")
     found = imported(maker, built, disk, tmp_path / "out.tar")

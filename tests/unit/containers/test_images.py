@@ -246,6 +246,7 @@ def test_a_layout_reads_no_file_outside(tmp_path: Path, make: Make) -> None:
     blob = layout / "blobs" / "sha256" / hashlib.sha256(UPPER).hexdigest()
     blob.unlink()
     blob.symlink_to(secret)
+    assert blob.read_bytes() == UPPER  # control: who follows the link reads it
     with pytest.raises(UserError, match="cannot be read"):
         make(str(layout))
     files = {"oci-layout": b"{}", "manifest.json": b'[{"Config": "c", "Layers": ["../secret.tar"]}]'}

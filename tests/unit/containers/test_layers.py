@@ -140,6 +140,23 @@ def test_hostile_layers(tmp_path: Path, case: str) -> None:
     assert said in str(caught.value)
 
 
+def test_control_a_plain_unpacker_leaves_its_directory(tmp_path: Path) -> None:
+    """The same layers, unpacked into a directory without checks: a file appears outside, and one behind a link."""
+    (tmp_path / "elsewhere").mkdir()
+    layers = (
+        HOSTILE[".."][0],
+        [symlink("out", f"{tmp_path}/elsewhere"), member("out/new", "new")],
+    )
+    for number, members in enumerate(layers):
+        path, root = tmp_path / f"{number}.tar", tmp_path / "root" / "deep"
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "etc").mkdir(exist_ok=True)
+        path.write_bytes(tar_bytes(members))
+        with tarfile.open(path) as archive:
+            archive.extractall(root, filter="fully_trusted")  # noqa: S202 (that is the control)
+    assert (tmp_path / "root" / "outside").exists() and (tmp_path / "elsewhere" / "new").exists()
+
+
 def test_records_of_gigabytes_are_not_read_into_memory(tmp_path: Path) -> None:
     """The header claims 8 GiB of records; the file has a hole there."""
     info = tarfile.TarInfo("x")

@@ -9,7 +9,7 @@ from sevsnp.archives.tar import read_tar
 from sevsnp.containers.dpkg import Installed, fulfils
 from sevsnp.images.guest_packages import make_packages_layer, read_packages
 from tests.conftest import Built
-from tests.support.container_images import MadeImage, layout_files, member, tar_bytes, write_layout
+from tests.support.container_images import PACKERS, MadeImage, layout_files, member, tar_bytes, write_layout
 from tests.support.copies import copy_built
 from tests.support.shared_guests import attested, started
 
@@ -28,6 +28,19 @@ def base_packages(debs: Path) -> list[Path]:
             for group in known[name].needs:
                 stack += [key for relation in group for key, one in known.items() if fulfils(one, relation)][:1]
     return [found[name].path for name in sorted(wanted)]
+
+
+def test_a_compressed_tar_is_the_root_that_is_in_it(built: Built, tmp_path: Path) -> None:
+    """The same root hash as of the tar itself."""
+    built.doit("_guest_rootfs")
+    tar = built.build / "guest" / "rootfs.tar"
+    (tmp_path / "packed").write_bytes(PACKERS["zstd"](tar.read_bytes()))
+    copy = copy_built(built, tmp_path / "project")
+    hashes = []
+    for image in (tar, tmp_path / "packed"):
+        copy.doit("_verity_root", f"IMAGE={image}")
+        hashes.append((copy.build / "verity" / "roothash.txt").read_text())
+    assert hashes[0] == hashes[1]
 
 
 def test_a_debian_container_becomes_a_verified_guest(built: Built, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks import cloud
 from tasks.graph import Task, artefact, command
@@ -25,14 +26,21 @@ from tasks.project import (
     settings,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from sevsnp.containers.form import Given
+
 PACKAGES = GUEST / "packages.tar"
 ROOTFS = GUEST / "rootfs.tar"
 DISK = GUEST / "sevsnptest.qcow2"
 LOADER = RELEASE / "usr" / "lib" / "systemd" / "boot" / "efi" / "systemd-bootx64.efi"
 FILES = Path("guest-vm/files")
 SWITCHED_OFF = Path("guest-vm/switched-off.yaml")
+IMAGE_UNPACKED, IMAGE_DISK = GUEST / "image-unpacked.tar", GUEST / "image-disk"
+IMAGE_PULLED = GUEST / "image-pulled.tar"
 IMPORTED = GUEST / "image-imported.tar"
 IMAGE_ROOTFS = GUEST / "image-rootfs.tar"
+# The forms of IMAGE that become a guest only by changes; a root file system tar is the user's work already.
+ADOPTED = ("DISK", "DISK_INSIDE", "CONTAINER", "REGISTRY")
 
 
 def _keys_are_fine() -> bool:
@@ -92,45 +100,110 @@ def task__guest_rootfs() -> Task:
     )
 
 
-def _disk_image() -> Path | None:
-    """IMAGE if it is a disk image; None if it is a tar."""
-    image = settings().optional_path("IMAGE")
-    return image if image and _is_disk_image(image) else None
-
-
 @cache
-def _is_disk_image(image: Path) -> bool:
-    from sevsnp.qemu.disk_format import is_disk_image
+def _given(text: str) -> "Given":
+    from sevsnp.containers.form import given
 
-    return is_disk_image(image)
+    return given(text)
+
+
+def _image(*forms: str) -> "Given | None":
+    """IMAGE if it has one of the ``forms`` (names of sevsnp.containers.form.Form), else None."""
+    text = settings().text("IMAGE")
+    found = _given(text) if text else None
+    return found if found and found.form.name in forms else None
 
 
 def own_rootfs() -> Path | None:
-    """The root file system tar of the user's IMAGE; a disk image is converted to one first. None without an IMAGE."""
-    if _disk_image():
+    """The root file system tar of the user's IMAGE, which is made of it where it is something else.
+
+    None without an IMAGE.
+    """
+    if _image(*ADOPTED):
         return IMAGE_ROOTFS
-    return settings().optional_path("IMAGE")
+    return IMAGE_UNPACKED if _image("PACKED_TAR") else settings().optional_path("IMAGE")
 
 
-def task__image_import() -> Task:
-    """The root file system of IMAGE, a disk image, as a tar: the slow step, in the appliance."""
-    image = _disk_image()
+def task__image_unpacked() -> Task:
+    """The tar in IMAGE, a compressed tar."""
+    image = _image("PACKED_TAR")
     if image is None:
         return {"actions": None}
     return artefact(
+        "sevsnp.containers.inside:unpack_tar",
+        inputs={"image": image.path},
+        outputs={"output": IMAGE_UNPACKED},
+        cached=False,  # the user's own file system must not be shared
+    )
+
+
+def task__image_disk() -> Task:
+    """The disk in IMAGE, an archive or a compressed disk."""
+    image = _image("DISK_INSIDE")
+    if image is None:
+        return {"actions": None}
+    return artefact(
+        "sevsnp.containers.inside:unpack_disk",
+        inputs={"image": image.path},
+        outputs={"output": IMAGE_DISK},
+        cached=False,
+    )
+
+
+def task__image_import() -> Task:
+    """The root file system of IMAGE as a tar: of a disk in the appliance, which is slow; of a container its layers."""
+    if container := _image("CONTAINER", "REGISTRY"):
+        return _container(container)
+    disk = _image("DISK", "DISK_INSIDE")
+    if disk is None:
+        return {"actions": None}
+    return artefact(
         "sevsnp.images.foreign:import_image",
-        inputs={"image": image, "kernel": KERNEL / "vmlinuz", "initrd": APPLIANCE_INITRAMFS},
+        inputs={
+            "image": disk.path if disk.form.name == "DISK" else IMAGE_DISK,
+            "kernel": KERNEL / "vmlinuz",
+            "initrd": APPLIANCE_INITRAMFS,
+        },
         watch=[RELEASE_MANIFEST],
         outputs={"output": IMPORTED},
         params={"root_device": settings().text("ROOT_DEVICE")},
         how={"qemu": QEMU, "probe_cache": RUN / "platform.json"},
-        cached=False,  # the user's own file system must not be shared
+        cached=False,
+    )
+
+
+def _container(image: "Given") -> Task:
+    """The joined layers of a container image."""
+    path = image.path if image.form.name == "CONTAINER" else IMAGE_PULLED
+    layout = {"image": path}
+    return artefact(
+        "sevsnp.containers.make:make_container_root",
+        inputs={"packages": PACKAGES, **({} if path.is_dir() else layout)},
+        directories=layout if path.is_dir() else {},
+        outputs={"output": IMPORTED},
+        params={"name": f"IMAGE={image.text}", "tag": image.tag, "docker": image.docker},
+        cached=False,
+    )
+
+
+def task__image_pulled() -> Task:
+    """IMAGE from a registry, as an OCI layout."""
+    image = _image("REGISTRY")
+    if image is None:
+        return {"actions": None}
+    values = settings()
+    return artefact(
+        "sevsnp.containers.registry:pull_image",
+        outputs={"output": IMAGE_PULLED},
+        params={"reference": image.text},
+        how={"pins": str(values.config_dir() / "image-pins.json"), "cache_dir": str(values.cache_dir())},
+        cached=False,
     )
 
 
 def task__image_rootfs() -> Task:
     """The same as one that starts as a guest: nothing in it takes orders from the host."""
-    if _disk_image() is None:
+    if _image(*ADOPTED) is None:
         return {"actions": None}
     return artefact(
         "sevsnp.images.adopt:make_image_rootfs",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import linux
 
-MOUNTABLE = ("ext4", "xfs", "btrfs")
+MOUNTABLE = ("ext4", "xfs", "btrfs", "erofs", "squashfs")
 ENCRYPTED = ("LUKS", "BitLocker")
 _LVM = "/usr/sbin/lvm"
 _LOOKED_AT = 0x10000 + 4096
@@ -78,6 +78,8 @@ def probe(path: str) -> "tuple[str, str, str]":
         return kind, _uuid(data[32:48]), _label(data[108:120])
     if kind == "btrfs":
         return kind, _uuid(data[0x10020:0x10030]), _label(data[0x1012B:0x1022B])
+    if kind == "erofs":
+        return kind, _uuid(data[0x430:0x440]), _label(data[0x440:0x450])
     if kind == "swap":
         return kind, _uuid(data[0x40C:0x41C]), _label(data[0x41C:0x42C])
     if kind == "FAT":

@@ -5,27 +5,17 @@ mkinitcpio, dracut and initramfs-tools put a plain archive with microcode in fro
 bytes, the names and the entries are limited, and a decompressor gets no more memory than the kernel's own needs.
 """
 
-import bz2
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import zstandard
-
-from sevsnp.archives import lz4
+from sevsnp.archives.compressed import DAMAGED, decompressor
 from sevsnp.archives.newc import MAGICS, read_newc
 from sevsnp.archives.tar import Entry
 from sevsnp.errors import UserError
 
 _MOST_PLAIN = 4 << 30
 _MOST_ENTRIES = 1_000_000
-_MEMORY = 256 << 20
-_WINDOW = 128 << 20  # ZSTD_WINDOWSIZE_MAX of lib/decompress_unzstd.c
 _PIECE = 1 << 20
-# Four bytes of zstd can become 128 KiB, and its decompressor gives out all at once.
-_ZSTD_PIECE = 4096
 _EXPECTED = "a cpio archive (newc), plain or compressed with gzip, bzip2, xz, lzma, zstd or lz4 -l"
 
 
@@ -85,7 +75,7 @@ def _skip_zeros(path: Path, place: int) -> int:
 
 def _unpack(stream: BinaryIO, start: bytes, initrd: Path, output: Path, left: int) -> int:
     """Decompress the part at the stream's position, and leave the stream behind it; return ``left`` less its size."""
-    pieces = next((pieces for magic, pieces in _FORMATS if start.startswith(magic)), None)
+    pieces = decompressor(start)
     if pieces is None:
         raise UserError(f"{initrd}: byte {stream.tell()}: found {start.hex()}, expected {_EXPECTED}")
     try:
@@ -95,57 +85,6 @@ def _unpack(stream: BinaryIO, start: bytes, initrd: Path, output: Path, left: in
                 if left < 0:
                     raise UserError(f"{initrd}: more than {_MOST_PLAIN >> 30} GiB when decompressed")
                 plain.write(piece)
-    except (ValueError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+    except DAMAGED as error:
         raise UserError(f"{initrd}: damaged compressed archive: {error}") from error
     return left
-
-
-def _limited(made: Callable[[], Any], piece: int = _PIECE) -> Callable[[BinaryIO], Iterator[bytes]]:
-    """A reader by a decompressor of the form of lzma's and bz2's."""
-
-    def pieces(stream: BinaryIO) -> Iterator[bytes]:
-        decompressor = made()
-        while not decompressor.eof:
-            data = stream.read(piece) if decompressor.needs_input else b""
-            if not data and decompressor.needs_input:
-                raise EOFError("it ends early")
-            yield decompressor.decompress(data, _PIECE)
-        stream.seek(-len(decompressor.unused_data), 1)
-
-    return pieces
-
-
-def _gzip(stream: BinaryIO) -> Iterator[bytes]:
-    decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    data = b""
-    while not decompressor.eof:
-        data = decompressor.unconsumed_tail or stream.read(_PIECE)
-        if not data:
-            raise EOFError("it ends early")
-        yield decompressor.decompress(data, _PIECE)
-    stream.seek(-len(decompressor.unused_data), 1)
-
-
-def _zstd(stream: BinaryIO) -> Iterator[bytes]:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
-    while not decompressor.eof:
-        data = stream.read(_ZSTD_PIECE)
-        if not data:
-            raise EOFError("it ends early")
-        yield decompressor.decompress(data)
-    stream.seek(-len(decompressor.unused_data), 1)
-
-
-def _lz4(stream: BinaryIO) -> Iterator[bytes]:
-    stream.seek(len(lz4.MAGIC), 1)
-    return lz4.unpack_legacy(stream)
-
-
-_FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Iterator[bytes]]], ...] = (
-    (b"\x1f\x8b", _gzip),
-    (b"BZh", _limited(bz2.BZ2Decompressor)),
-    (b"\xfd7zXZ\0", _limited(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))),
-    (b"\x5d\0\0", _limited(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY))),
-    (b"\x28\xb5\x2f\xfd", _zstd),
-    (lz4.MAGIC, _lz4),
-)

@@ -7,7 +7,7 @@ content only its place in the archive is kept in memory.
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -151,6 +151,29 @@ def normal_name(name: str, where: object) -> str:
     return "/".join(parts)
 
 
+# Bytes of records before one header. tarfile reads them into memory, whatever size they claim.
+_LARGEST_RECORDS = 16 << 20
+_RECORDS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _Bounded(tarfile.TarInfo):
+    """A header whose records are not larger than any file system's."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _RECORDS and self.size > _LARGEST_RECORDS:
+            raise tarfile.ReadError(f"{self.size} bytes of records before a header")
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return made
+
+
+Below = Callable[[str], Entry | None]
+
 _KINDS = {
     tarfile.SYMTYPE: Kind.SYMLINK,
     tarfile.CHRTYPE: Kind.CHARACTER,
@@ -189,22 +212,25 @@ def _unpacking(path: Path) -> str:
     return f"decompress it, and give what comes out: {program} -dc {quote(str(path))} >{quote(str(plain))}"
 
 
-def read_tar(path: Path) -> dict[str, Entry]:
+def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
     """The entries of an uncompressed tar by name; if a name comes twice, the later entry, as tar extracts it.
 
-    Raises UserError for a file that is not a complete tar, a name outside the root, or a hard link to nothing.
+    ``below`` finds the entries of earlier archives, which hard links may name, too. Raises UserError for a file that
+    is not a complete tar, a name outside the root, or a hard link to nothing.
     """
     entries: dict[str, Entry] = {}
     try:
         if (members := plain_members(path)) is not None:
             for plain in members:
-                entry = _plain_entry(plain, path, entries)
+                entry = _plain_entry(plain, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             return entries
-        with tarfile.open(path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape") as archive:
+        with tarfile.open(
+            path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape", tarinfo=_Bounded
+        ) as archive:
             for member in archive:
-                entry = _entry(member, path, entries)
+                entry = _entry(member, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             end = archive.offset
@@ -223,12 +249,12 @@ def read_tar(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _plain_entry(member: Member, path: Path, seen: dict[str, Entry]) -> Entry:
+def _plain_entry(member: Member, path: Path, seen: dict[str, Entry], below: Below | None) -> Entry:
     """The same entry that :func:`_entry` makes of this member."""
     found = _Attributes(member.records.get(f"SCHILY.xattr.{CAPABILITY}", "").encode("utf-8", "surrogateescape"))
     content = None
     if member.kind == b"1":
-        content, found = _linked(member.name, member.link, found, path, seen)
+        content, found = _linked(member.name, member.link, found, path, seen, below)
         kind = Kind.FILE
     else:
         kind = Kind(member.kind)
@@ -275,9 +301,10 @@ def _made(
 
 
 def _linked(
-    shown: str, target: str, found: _Attributes, path: Path, seen: dict[str, Entry]
+    shown: str, target: str, found: _Attributes, path: Path, seen: dict[str, Entry], below: Below | None
 ) -> tuple[Content | None, _Attributes]:
-    linked = seen.get(normal_name(target, path))
+    name = normal_name(target, path)
+    linked = seen.get(name) or (below(name) if below else None)
     if linked is None or linked.kind is not Kind.FILE:
         raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
     # An archive has the attributes of a file with its first name.
@@ -286,7 +313,7 @@ def _linked(
     )
 
 
-def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry:
+def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry], below: Below | None) -> Entry:
     capability = b""
     names: set[str] = set()
     values: dict[str, bytes] = {}
@@ -302,7 +329,7 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry]) -> Entry
     found = _Attributes(capability, tuple(sorted(names)), tuple(sorted(values.items())))
     content = None
     if member.islnk():
-        content, found = _linked(member.name, member.linkname, found, path, seen)
+        content, found = _linked(member.name, member.linkname, found, path, seen, below)
         kind = Kind.FILE
     elif member.isreg():
         kind = Kind.FILE

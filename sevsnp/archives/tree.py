@@ -26,6 +26,10 @@ class Tree:
         """The entry at ``path`` with all links followed; None if there is none."""
         return self.entries.get(self._real(path, last=True))
 
+    def at(self, path: str) -> Entry | None:
+        """The entry at ``path``, where the last name may be a link; None if there is none."""
+        return self.entries.get(self._real(path, last=False))
+
     def has(self, path: str) -> bool:
         """Whether there is an entry at ``path``, even a dangling link."""
         return self._real(path, last=False) in self.entries
@@ -54,6 +58,11 @@ class Tree:
             return
         name = self._place(path)
         self.entries[name] = text_entry(name, data, mode, uid, gid)
+
+    def append(self, path: str, line: str, mode: int = 0o644) -> None:
+        """Add a line to a file, which is made with ``mode`` if there is none."""
+        text = self.text(path)
+        self.write(path, f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{line}\n", mode)
 
     def link(self, path: str, target: str) -> None:
         """Make a symbolic link; it replaces an existing file."""

@@ -46,25 +46,18 @@ def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
     number = str(next(uid for uid in range(_FIRST, _LAST) if str(uid) not in taken))
     shell = "/bin/bash" if tree.find("bin/bash") else "/bin/sh"
     row = [ACCOUNT, "x", number, number, "", f"/home/{ACCOUNT}", shell]
-    _append(tree, "etc/passwd", ":".join(row))
+    tree.append("etc/passwd", ":".join(row))
     # A group of that name may exist without the account; then the account uses that group.
     if any(group[0] == ACCOUNT for group in groups):
         row[3] = next(group[2] for group in groups if group[0] == ACCOUNT)
         tree.write("etc/passwd", tree.text("etc/passwd").replace(f":{number}:{number}:", f":{number}:{row[3]}:"))
     else:
-        _append(tree, "etc/group", f"{ACCOUNT}:x:{number}:")
+        tree.append("etc/group", f"{ACCOUNT}:x:{number}:")
         if tree.has("etc/gshadow"):
-            _append(tree, "etc/gshadow", f"{ACCOUNT}:!::")
+            tree.append("etc/gshadow", f"{ACCOUNT}:!::")
     # `*`, not `!`: sshd refuses keys too for an account that is locked with `!`.
-    _append(tree, "etc/shadow", f"{ACCOUNT}:*:{EPOCH // 86400}:0:99999:7:::", 0o600)
+    tree.append("etc/shadow", f"{ACCOUNT}:*:{EPOCH // 86400}:0:99999:7:::", 0o600)
     return row
-
-
-def _append(tree: Tree, path: str, line: str, mode: int = 0o644) -> None:
-    text = tree.text(path)
-    if text and not text.endswith("\n"):
-        text += "\n"
-    tree.write(path, f"{text}{line}\n", mode)
 
 
 def _start_server(tree: Tree) -> Iterator[str]:

@@ -81,14 +81,13 @@ def make_image_rootfs(
             tree = Tree(entries)
             changes.extend(adopt(tree, key, no_shell.read_text(), units, marks))
             release = version.read_text().strip()
-            if not any(tree.has(path) for path in _LOADERS):
-                # The modules would only start units that then fail without modprobe.
-                changes.append("no modprobe in the image: the modules of the guest's kernel are not put in")
-                return tree.ordered()
+            has_loader = any(tree.has(path) for path in _LOADERS)
             # The image's own of this release must not fill the gaps.
             tree.clear(f"{MODULES}/{release}")
             for entry in shipped:
-                tree.add(entry)
+                # This index starts a unit that fails without kmod. init loads the modules with its own program.
+                if has_loader or not entry.name.endswith("/modules.devname"):
+                    tree.add(entry)
             changes.append(f"added: modules of the guest's kernel, {release}: those that a measured guest can need")
             changes.extend(withheld(tree, modules, version))
             tree.write(LIST, "".join(f"{name}\n" for name in wanted))

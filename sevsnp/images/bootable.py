@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a bootable root of a tree, from a tar or the guest's own parts; both workflows put it on their disks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 
 from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
@@ -17,6 +18,13 @@ from sevsnp.system.text import printable
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _AS_LISTED = Change()
 _INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
+
+
+def _above(seen: Mapping[str, Entry]) -> str:
+    """The directory in which a root file system lies that was packed with a prefix; empty if there is none."""
+    below = (name.removesuffix(f"/{init}") for name in seen for init in _INITS if name.endswith(f"/{init}"))
+    # A link sbin -> usr/sbin gives two answers, of which the shorter one is right.
+    return min((each for each in below if f"{each}/etc" in seen), key=len, default="")
 
 
 def bootable_entries(
@@ -39,6 +47,12 @@ def bootable_entries(
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
         if seen.keys().isdisjoint(_INITS):
+            if rootfs and (above := _above(seen)):
+                raise UserError(
+                    f"{name}: its root lies below {above}/, expected names that begin at the root",
+                    "pack it from inside that directory, as root, and give what comes out: "
+                    f"tar -xpf {quote(name)} && tar -C {quote(above)} -cf {quote(f'{name}.root')} .",
+                )
             raise UserError(
                 f"{name}: no /sbin/init, expected a root filesystem with an init",
                 "add a package with an init to it, as Debian's systemd-sysv",

@@ -60,6 +60,8 @@ _RAW = (
     (512, b"EFI PART"),
     (4096, b"EFI PART"),
     (0, b"XFSB"),
+    (0, b"hsqs"),
+    (0x400, b"\xe2\xe1\xf5\xe0"),  # erofs
     (0x10040, b"_BHRfS_M"),
     (0, b"LUKS\xba\xbe"),
     (3, b"-FVE-FS-"),
@@ -79,6 +81,11 @@ def is_disk_image(path: Path) -> bool:
     except OSError:
         return False
     return _seen(start, end) is not None
+
+
+def starts_like_a_disk(start: bytes) -> bool:
+    """Whether the first bytes of a file (at least 69,632 where it has them) are those of a disk image."""
+    return _seen(start[:_START], b"") is not None
 
 
 def disk_format(path: Path) -> DiskFormat:

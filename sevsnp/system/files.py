@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shlex
-import shutil
 import stat
 import sys
 import threading

@@ -299,6 +299,24 @@ def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("kind", ["erofs", "squashfs"])
+def test_read_only_file_systems(built: Built, maker: Maker, tmp_path: Path, kind: str) -> None:
+    """The whole disk is one compressed file system, as live and appliance images have it."""
+    tar, disk = tmp_path / "root.tar", tmp_path / "disk.raw"
+    entries = [*small_root(), *special()]
+    make_rootfs([Layer("test", entries)], tar)
+    if kind == "erofs":
+        run([maker.tools / "mkfs.erofs", "--quiet", "-zlz4", "--tar=f", disk, tar])
+    elif program := shutil.which("sqfstar"):
+        run([program, "-quiet", "-no-progress", disk], stdin=tar.read_bytes())
+    else:
+        pytest.skip("no sqfstar here, which makes a squashfs of a tar")
+    found = imported(maker, built, disk, tmp_path / "out.tar")
+    check_special(found)
+    assert {entry.name for entry in entries} <= found.keys()
+
+
+@pytest.mark.full
 def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -> None:
     """The same bytes from the same image, whoever looks: what was made of it can be reproduced."""
     disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("usr/sbin/modprobe", "", 0o755)])

@@ -37,6 +37,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,
     ("sevsnp.qemu.disk_format", "copy what is in it to a file, and give that"): _QUESTION,
     ("sevsnp.qemu.whole_disk", "download or copy it again, and compare its digest with its author's"): _OTHERS,
+    ("sevsnp.containers.manifest", "push it anew with a present tool"): _OTHERS,
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (
         "sevsnp.archives.tar",
@@ -63,6 +64,10 @@ NO_ACTION: dict[Row, str] = {
 
 # Strings that name a command, but are not shown to a user as an instruction.
 NO_MESSAGE: dict[Row, str] = {
+    (
+        "sevsnp.containers.bootable",
+        "apt-get update && apt-get install -y systemd-sysv dbus openssh-server sudo",
+    ): "a part of a hint, which has a row",
     (
         "sevsnp.host.bundle_run",
         r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",

@@ -76,6 +76,8 @@ def test_other_formats_are_refused_by_name(tools: Path, raw: Path, form: str) ->
     [
         (0x438, b"\x53\xef"),
         (0, b"XFSB"),
+        (0, b"hsqs"),
+        (0x400, b"\xe2\xe1\xf5\xe0"),
         (0x10040, b"_BHRfS_M"),
         (0, b"LUKS\xba\xbe"),
         (536, b"LVM2 001"),

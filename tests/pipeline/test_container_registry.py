@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Container images from a registry: pinned by digest, kept by content, and refused where they differ."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sevsnp.archives.tar import read_tar
+from sevsnp.containers.make import make_container_root
+from sevsnp.containers.registry import image_reference, pull_image, read_pins
+from sevsnp.errors import UserError
+from tests.support.container_images import MadeImage, directory, index_of, member, push, tar_bytes
+from tests.support.registry_server import Registry, no_login
+
+
+def image(text: str, **fields: Any) -> MadeImage:
+    layer = [directory("usr"), directory("usr/sbin"), member("usr/sbin/init", text), member("etc/os-release", "ID=x\n")]
+    return MadeImage([tar_bytes(layer)], **fields)
+
+
+@pytest.fixture
+def pull(tmp_path: Path, no_login: Path) -> Callable[[str], str]:
+    """Pull an image; the content of its init."""
+
+    def pulled(reference: str) -> str:
+        output, packages = tmp_path / "pulled.tar", tmp_path / "packages.tar"
+        output.unlink(missing_ok=True)
+        pull_image(reference=reference, pins=str(pins(tmp_path)), cache_dir=str(tmp_path / "cache"), output=output)
+        packages.write_bytes(tar_bytes([member("etc/os-release", "ID=debian\n")]))
+        root = tmp_path / "root.tar"
+        make_container_root(
+            image=output, name=f"IMAGE={reference}", tag="", docker=False, packages=packages, output=root
+        )
+        content = read_tar(root)["usr/sbin/init"].content
+        assert content
+        return content.read().decode()
+
+    return pulled
+
+
+def pins(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "image-pins.json"
+
+
+__all__ = ["no_login"]
+
+Pull = Callable[[str], str]
+
+
+def test_a_tag_is_pinned_and_its_move_is_named(
+    registry: Registry, pull: Pull, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"docker://{registry.host}/moving/name"
+    first = push(registry.host, "moving/name", "1", image("first"))
+    assert pull(f"{place}:1") == "first"
+    assert f"pinned from now on, in {pins(tmp_path)}: {place}:1@{first}" in capsys.readouterr().out
+    assert read_pins(pins(tmp_path)) == {f"{place}:1": first}
+    assert pull(f"{place}:1") == "first" and "has moved" not in capsys.readouterr().out
+    second = push(registry.host, "moving/name", "1", image("second"))
+    assert pull(f"{place}:1") == "first"
+    said = capsys.readouterr().out
+    moved = f"the tag has moved: {place}:1 is now {second}; to take that: IMAGE={place}@{second}"
+    assert moved in said and f"{place}:1@{first}, as it is pinned" in said
+    # What is printed works; and another user, without the pin, gets what the tag is now (control).
+    assert pull(f"{place}@{second}") == "second" and read_pins(pins(tmp_path)) == {f"{place}:1": first}
+    pins(tmp_path).unlink()
+    assert pull(f"{place}:1") == "second"
+
+
+def test_without_a_network_the_pinned_image_comes_from_the_cache(
+    own_registry: Registry, pull: Pull, tmp_path: Path
+) -> None:
+    reference = f"docker://{own_registry.host}/name:1"
+    found = push(own_registry.host, "name", "1", image("it"))
+    assert pull(reference) == "it"
+    own_registry.stop()
+    assert pull(reference) == "it"
+    assert pull(f"docker://{own_registry.host}/name@{found}") == "it"
+    # A damaged file in the cache is not taken; there is nowhere to get it anew.
+    for path in (tmp_path / "cache" / "images").iterdir():
+        path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError, match="Connection refused"):
+        pull(reference)
+    own_registry.start()
+    assert pull(reference) == "it"
+    with pytest.raises(UserError, match="Not Found") as caught:
+        pull(f"docker://{own_registry.host}/other:1")
+    assert "check the name, the tag" in caught.value.hint
+
+
+def test_the_image_for_amd64_is_chosen_from_an_index(registry: Registry, pull: Pull) -> None:
+    place = f"docker://{registry.host}/index/name"
+    arm, ours = image("arm", architecture="arm64"), image("ours")
+    push(registry.host, "index/name", "both", arm, ours, index=index_of(arm, ours))
+    assert pull(f"{place}:both") == "ours"
+    push(registry.host, "index/name", "none", arm, index=index_of(arm))
+    push(registry.host, "index/name", "single", arm)
+    for tag in ("none", "single"):
+        with pytest.raises(UserError, match=r"linux/arm64, expected (one for )?linux/amd64"):
+            pull(f"{place}:{tag}")
+
+
+def test_bytes_that_differ_from_their_digest_are_refused(own_registry: Registry, pull: Pull, tmp_path: Path) -> None:
+    """The registry's own files are changed: it sends others than it was given, under the same digests."""
+    made = image("it", pack="")
+    found = push(own_registry.host, "name", "1", made)
+    reference = f"docker://{own_registry.host}/name@{found}"
+    for name, data in made.blobs().items():
+        own_registry.blob(name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        own_registry.stop()
+        own_registry.start()  # it remembers what it has read
+        with pytest.raises(UserError) as caught:
+            pull(reference)
+        assert (
+            "found SHA-256" in str(caught.value) or "more than its" in str(caught.value) or "500" in str(caught.value)
+        )
+        own_registry.blob(name).write_bytes(data)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert pull(reference) == "it"  # control: the right bytes
+
+
+def test_references() -> None:
+    sha = f"sha256:{'a' * 64}"
+    for text, host, repository, tag, digest in (
+        ("docker://h.example/name", "h.example", "name", "latest", ""),
+        ("docker://h.example:5000/a/b:1.2", "h.example:5000", "a/b", "1.2", ""),
+        (f"docker://localhost/a@{sha}", "localhost", "a", "", sha),
+        (f"docker://h.example/a:1@{sha}", "h.example", "a", "1", sha),
+    ):
+        found = image_reference(text)
+        assert (found.place.host, found.place.repository, found.tag, found.digest) == (host, repository, tag, digest)
+    assert image_reference("docker://127.0.0.1:5000/a").place.scheme == "http"
+    for text in ("docker://debian", "docker://library/debian:13", "docker://h.example/Upper", "docker://u:p@h.example/a",
+                 "docker://h.example/a@sha256:short", "docker://h.example/../a", "docker://"):  # fmt: skip
+        with pytest.raises(UserError, match="expected docker://HOST/NAME"):
+            image_reference(text)
+
+
+def test_a_file_of_pins_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "pins").write_text('{"a": "latest"}')
+    with pytest.raises(UserError, match="a: expected sha256: and 64"):
+        read_pins(tmp_path / "pins")
+    assert read_pins(tmp_path / "none") == {}

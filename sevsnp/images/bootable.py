@@ -6,7 +6,9 @@ from pathlib import Path
 
 from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
+from sevsnp.images.architecture import INITS, check_architecture
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.guest_check import remarks
 from sevsnp.images.identity import DenyList, IdentityFilter, ImageKind, summary
@@ -14,7 +16,6 @@ from sevsnp.system.text import printable
 
 # init mounts something on each. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
-_INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
 def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest: Path) -> list[Entry]:
@@ -31,11 +32,12 @@ def bootable_entries(rootfs: Path | None, kind: ImageKind, denied: Path, **guest
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
-        if seen.keys().isdisjoint(_INITS):
+        if seen.keys().isdisjoint(INITS):
             raise UserError(
                 f"{name}: no /sbin/init, expected a root filesystem with an init",
                 "add a package with an init to it, as Debian's systemd-sysv",
             )
+        check_architecture(Tree(seen.values()), name)
         for point in _MOUNT_POINTS:
             if point not in seen:
                 print(f"  added mount point: /{point}")

@@ -14,6 +14,7 @@ from sevsnp.archives.tree import Tree
 FILES = ("etc/ssh/sshd_config", "usr/etc/ssh/sshd_config")
 # QEMU's user network: the connections that it forwards come from its gateway.
 _CLIENT, _SERVER, _PORT = "10.0.2.2", "10.0.2.15", "22"
+_ANYWHERE = ("0.0.0.0", "::", "*")  # noqa: S104 (found in files, not listened at)
 _DEEPEST = 16
 _LISTS = ("allowusers", "denyusers", "allowgroups", "denygroups", "port", "listenaddress")
 
@@ -193,7 +194,7 @@ def _not_reached(config: Config) -> Iterator[tuple[str, str]]:
         yield _found("Port", ports[0]), _PORT
     addresses = config.lists.get("listenaddress", [])
     if addresses and not any(_is_reached(option.words[0]) for option in addresses if option.words):
-        yield _found("ListenAddress", addresses[0]), "0.0.0.0"
+        yield _found("ListenAddress", addresses[0]), _ANYWHERE[0]
 
 
 def _is_reached(text: str) -> bool:
@@ -201,7 +202,7 @@ def _is_reached(text: str) -> bool:
     single = re.fullmatch(r"([^:]*)(?::(\d+))?", text)
     match = bracket or single
     host, port = (match[1], match[2]) if match else (text, None)
-    return host in ("0.0.0.0", "::", "*", _SERVER) and port in (None, _PORT)
+    return host in (*_ANYWHERE, _SERVER) and port in (None, _PORT)
 
 
 def _found(what: str, option: Option) -> str:

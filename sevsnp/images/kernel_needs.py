@@ -8,7 +8,7 @@ from sevsnp.errors import UserError
 
 _HINT = "give a linux-image package of a kernel that has it as KERNEL_DEB=, or leave KERNEL_DEB out"
 # The option, whether it may be a module, the version of Linux that brought it, and what it is for.
-_NEEDED = (
+NEEDED = (
     ("AMD_MEM_ENCRYPT", False, (4, 14), "encrypted memory"),
     ("SEV_GUEST", True, (5, 19), "attestation reports"),
     ("TSM_REPORTS", True, (6, 7), "attestation reports through configfs"),
@@ -33,14 +33,14 @@ def check_kernel(config: Path, release: str) -> None:
     ``config`` is the file from the package's /boot, ``release`` the kernel's version as in its file names.
     """
     text = config.read_text(errors="replace")
-    for option, may_be_module, _, _ in _NEEDED:
+    for option, may_be_module, _, _ in NEEDED:
         found = re.search(rf"^CONFIG_{option}=(\w)", text, re.MULTILINE)
         if found is None or not (found[1] == "y" or (may_be_module and found[1] == "m")):
             raise UserError(f"KERNEL_DEB: the kernel {release} {_lacks(option, release)}", _HINT)
 
 
 def _lacks(option: str, release: str) -> str:
-    _, may_be_module, since, what = next(row for row in _NEEDED if row[0] == option)
+    _, may_be_module, since, what = next(row for row in NEEDED if row[0] == option)
     version = re.match(r"(\d+)\.(\d+)", release)
     number = ".".join(map(str, since))
     if version and (int(version[1]), int(version[2])) < since:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which disk image a file is, told by its content alone; and none that would make QEMU read another file."""
 
+import dataclasses
+import importlib
 import struct
 import sys
 import uuid
@@ -195,9 +197,10 @@ def test_links_stay_inside_the_image(tmp_path: Path) -> None:
 @pytest.fixture
 def volumes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(INITRAMFS))
-    others = sys.modules.get("linux")
-    yield load_script(INITRAMFS / "appliance" / "volumes.py")
-    sys.modules.pop("linux", None)
+    others, before = sys.modules.pop("linux", None), set(sys.modules)
+    yield importlib.import_module("appliance.volumes")
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
     if others:
         sys.modules["linux"] = others
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 
-_HINT = "give a linux-image package of a kernel that has it as KERNEL_DEB=, or leave KERNEL_DEB out"
+_HINT = "give the package of a kernel that has it, or none: the pinned kernel has it"
 # The option, whether it may be a module, the version of Linux that brought it, and what it is for.
 NEEDED = (
     ("AMD_MEM_ENCRYPT", False, (4, 14), "encrypted memory"),

@@ -17,7 +17,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.images.architecture", "give the image of this system for x86-64 (amd64)"): _OTHERS,
     (
         "sevsnp.images.kernel_needs",
-        "give a linux-image package of a kernel that has it as KERNEL_DEB=, or leave KERNEL_DEB out",
+        "give the package of a kernel that has it, or none: the pinned kernel has it",
     ): _OTHERS,
     (
         "sevsnp.images.ssh_server",

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which disk image a file is, told by its content alone; and none that would make QEMU read another file."""
 
-import dataclasses
 import importlib
 import struct
 import sys

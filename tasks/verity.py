@@ -27,6 +27,7 @@ from tasks.vm_config import launched, vm_config
 IMAGE = VERITY / "verity.img"
 TREE = VERITY / "hash-tree.img"
 ROOTHASH = VERITY / "roothash.txt"
+COPIED = VERITY / "copied.json"
 SALT_LABEL = "verity root"
 
 
@@ -44,7 +45,7 @@ def task__verity_root() -> Task:
         inputs={**tree, "denied": deny_list()},
         directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
-        outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH},
+        outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH, "copied": COPIED},
         params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL, **deny_changes()},
         how={"tools": TOOLS},
         cached=not own,  # the user's own file system must not be shared
@@ -142,7 +143,7 @@ def _cmdline(platform: str, output: Path) -> Task:
     values = settings()
     return artefact(
         "sevsnp.measurement.make_config:make_verity_cmdline",
-        inputs={"image": IMAGE, "roothash": ROOTHASH},
+        inputs={"image": IMAGE, "roothash": ROOTHASH, "copied": COPIED},
         outputs={"output": output},
         params={
             "label": SALT_LABEL,

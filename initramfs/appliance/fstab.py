@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a foreign image's own fstab, and resolves paths inside a root that is mounted elsewhere."""
 
+import errno
 import os
 import re
 import stat
@@ -84,6 +85,29 @@ def parse_fstab(text: str) -> "list[Line]":
 
 def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def real_place(root: str, mounts: "dict[str, str]", name: str) -> str:
+    """The place of the directory ``name`` in a root, relative and without links; it may not exist yet.
+
+    ``mounts`` are the file systems already mounted in the root, elsewhere. Raises OSError for a circle of links, and if
+    the place or a directory above it is something else.
+    """
+
+    def here(place: str) -> str:
+        above = max((each for each in mounts if place == each or place.startswith(f"{each}/")), key=len, default="")
+        return f"{mounts[above]}{place[len(above) :]}" if above else f"{root}/{place}"
+
+    def target(place: str) -> "str | None":
+        return os.readlink(here(place)) if os.path.islink(here(place)) else None
+
+    found = str(follow(name, target))
+    parts = found.split("/")
+    for number in range(1, len(parts) + 1):
+        path = here("/".join(parts[:number]))
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return found
 
 
 def real_path(root: str, name: str) -> str:

@@ -75,6 +75,12 @@ class TreeTar:
         finally:
             os.close(descriptor)
 
+    def add_directory(self, name: bytes, like: bytes) -> None:
+        """Add a directory of root that the image lacks, mode 0755, with the time of the directory ``like``."""
+        self.entries += 1
+        mtime = min(max(0, int(os.lstat(like).st_mtime)), (1 << 33) - 1)
+        self._write(member(b"./" + name + b"/", b"5", mode=0o755, uid=0, gid=0, size=0, mtime=mtime))
+
     def close(self) -> None:
         """Write the end mark; when this returns, all data are on the disk."""
         self._write(bytes(2 * BLOCK))
@@ -180,31 +186,36 @@ def _data(descriptor: int, size: int) -> "list[tuple[int, int]]":
 def add_tree(tar: TreeTar, root: str, mounts: "dict[str, str]", skip: "Callable[[str, str], str]") -> None:
     """Add ``root`` and everything below it, names sorted; at each path of ``mounts`` the file system mounted elsewhere.
 
-    ``mounts`` has relative paths, each with the place where the file system for it is mounted. ``skip`` is called for
-    each directory (its name in the image and its path here); it returns why the directory is left out, or an empty
-    string.
+    ``mounts`` has relative paths, each with the place where the file system for it is mounted; a directory that the
+    root lacks for one is made. ``skip`` is called for each directory (its name in the image and its path here); it
+    returns why the directory is left out, or an empty string.
     """
     places = {os.fsencode(name): os.fsencode(path) for name, path in mounts.items()}
-    missing = dict(places)
-    stack = [(b"", os.fsencode(root))]
+    missing = set(places)
+    top = os.fsencode(root)
+    stack = [(b"", top)]
     while stack:
         name, path = stack.pop()
-        if name in places:
-            path = places[name]
-            missing.pop(name, None)
-        tar.add(name, path)
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            continue
-        if reason := skip(os.fsdecode(name), os.fsdecode(path)):
-            tar._leave_out(reason)
-            continue
-        names = set(os.listdir(path))
-        if (name == b"" or name in places) and b"lost+found" in names and not os.listdir(path + b"/lost+found"):
-            names.discard(b"lost+found")  # the file system's own; the new file system has one, too
-        below = [(name + b"/" if name else b"") + each for each in names]
-        # Mount points for which the file system below has no directory.
-        below += [place for place in missing if place not in below and place.rpartition(b"/")[0] == name]
-        stack += [(each, os.path.join(path, each.rpartition(b"/")[2])) for each in sorted(below, reverse=True)]
+        path = places.get(name, path)
+        missing.discard(name)
+        below = name + b"/" if name else b""
+        # Mount points, or directories above them, that the file system has no directory for.
+        made = {each[len(below) :].partition(b"/")[0] for each in missing if each.startswith(below)}
+        if not os.path.lexists(path):
+            tar.add_directory(name, top)
+            names = made
+        else:
+            tar.add(name, path)
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                continue
+            if reason := skip(os.fsdecode(name), os.fsdecode(path)):
+                tar._leave_out(reason)
+                continue
+            names = set(os.listdir(path))
+            if (name == b"" or name in places) and b"lost+found" in names and not os.listdir(path + b"/lost+found"):
+                names.discard(b"lost+found")  # the file system's own; the new file system has one, too
+            names |= made
+        stack += [(below + each, os.path.join(path, each)) for each in sorted(names, reverse=True)]
     if missing:
         places_left = ", ".join(f"/{os.fsdecode(name)}" for name in sorted(missing))
-        raise FileNotFoundError(errno.ENOENT, "no directory to put it into", places_left)
+        raise FileNotFoundError(errno.ENOENT, "what is above it is left out", places_left)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.host.console import boot_stage, printable_lines, read_console
+from sevsnp.host.console import boot_failure, boot_stage, printable_lines, read_console
 from sevsnp.host.state import CONSOLE, Run, running
 from sevsnp.owner import kept
 from sevsnp.system import progress
@@ -254,7 +254,9 @@ def follow_boot(guest: Guest, where: str) -> None:
         progress.step(f"waiting for a guest at {where}")
         return
     if running(guest.state) is None:
-        raise UserError(f"the guest {guest.name} has ended", f"see why: ./doitw logs NAME={guest.name}")
+        failed = boot_failure(read_console(guest.console))
+        why = f": {failed}" if failed else ""
+        raise UserError(f"the guest {guest.name} has ended{why}", f"see why: ./doitw logs NAME={guest.name}")
     progress.step(f"boot: {boot_stage(read_console(guest.console))}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 MARKER = "Booting dm-verity filesystem.."
 WAITING = "init: waiting for the disk key"
 SWITCHING = "init: switching"
+_LONGEST = 500
 # Lines of the console in the order of a boot, and the stage that each begins.
 _BOOT = (
     ("Linux version", "the kernel"),
@@ -15,6 +16,8 @@ _BOOT = (
     (WAITING, "the disk key"),
     (SWITCHING, "the guest's services"),
 )
+# The end of a boot that init refuses to continue, or that the kernel gives up. Only a guest that panics ends so later.
+_FATAL = re.compile(r"^(?:\[[ 0-9.]+\] )?(init: FATAL: .*|Kernel panic - not syncing: .*)$", re.MULTILINE)
 # Control sequences of terminals (ECMA-48), which firmware and systemd write, and control characters except newlines.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -22,6 +25,19 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x09\x0b-\x1f\x7
 def boot_stage(console: str) -> str:
     """The boot stage of a guest with this console log; it is the firmware until a later stage's line appears."""
     return next((stage for line, stage in reversed(_BOOT) if line in console), "the firmware")
+
+
+def boot_failure(console: str) -> str:
+    """The line with which a boot failed, or with which the kernel panicked; empty if there is none.
+
+    Once the guest's own services run, a line of init's is theirs and does not count.
+    """
+    text = "\n".join(printable_lines(console))
+    services = text.find(f"\n{SWITCHING}")
+    for found in _FATAL.finditer(text):
+        if services < 0 or found.start() < services or found[1].startswith("Kernel"):
+            return found[1].strip()[:_LONGEST]
+    return ""
 
 
 def read_console(path: Path) -> str:

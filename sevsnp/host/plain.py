@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
-from sevsnp.host.run import another_guest
+from sevsnp.host.run import another_guest, check_boot
 from sevsnp.host.session import Told, session
 from sevsnp.host.state import Run, check_free
 from sevsnp.images.guest_disk import ROOT_WORDS
@@ -121,6 +121,7 @@ def run_plain(
                 code = _from_disk(chosen, guest, options, Path(work), limit)
             if code:
                 raise UserError(f"QEMU ended with exit code {code}")
+            check_boot(options)
 
 
 def plain_launch(values: Mapping[str, Any], firmware: Path, kernel: Path, initrd: Path, cmdline: Path) -> Launch:

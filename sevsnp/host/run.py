@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.host.console import SWITCHING, WAITING
+from sevsnp.host.console import SWITCHING, WAITING, boot_failure, read_console
 from sevsnp.host.session import Told, session
 from sevsnp.host.state import Run, check_free
 from sevsnp.host.volume import on_copy
@@ -71,7 +71,17 @@ def run_guest(
             raise UserError(f"the guest did not end in {limit:.0f} s") from None
         if code:
             raise UserError(f"QEMU ended with exit code {code}")
+        check_boot(options)
     print(f"the guest ended after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def check_boot(options: RunOptions) -> None:
+    """Raises :class:`UserError` with the line if the guest that has ended did so in its boot, or with a kernel panic.
+
+    QEMU's exit code does not show it: the guest has ended itself.
+    """
+    if line := boot_failure(read_console(options.serial_log)):
+        raise UserError(f"the guest failed: {line}", f"what came before: {options.serial_log}")
 
 
 def another_guest(task: str, name: str) -> str:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 
 from sevsnp.archives.rootfs import EPOCH
 from sevsnp.archives.tree import Tree
+from sevsnp.images.ssh_server import authorized_keys, check_login, start_server
+from sevsnp.images.sshd_config import Account
 
 ACCOUNT = "user"
 _NO_LOGIN = ("nologin", "false", "sync", "shutdown", "halt")
 _FIRST, _LAST = 1000, 60000
-_SERVERS = ("usr/sbin/sshd", "usr/bin/sshd", "sbin/sshd", "usr/sbin/dropbear", "sbin/dropbear")
-_UNITS = ("ssh.service", "sshd.service")
-_UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 
 def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
@@ -31,13 +30,18 @@ def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
     home, uid, gid = found[5].strip("/"), int(found[2]), int(found[3])
     tree.directory(home, 0o700, uid, gid)
     tree.directory(f"{home}/.ssh", 0o700, uid, gid)
-    keys = tree.text(f"{home}/.ssh/authorized_keys")
+    groups = (line.split(":") for line in tree.text("etc/group").splitlines())
+    names = [row[0] for row in groups if len(row) > 3 and (row[2] == found[3] or ACCOUNT in row[3].split(","))]
+    account = Account(ACCOUNT, f"/{home}", tuple(names), found[2])
+    check_login(tree, account)
+    place = authorized_keys(tree, account)
+    keys = tree.text(place)
     if authorized_key not in keys:
         if keys and not keys.endswith("\n"):
             keys += "\n"
-        tree.write(f"{home}/.ssh/authorized_keys", f"{keys}{authorized_key}\n", 0o600, uid, gid)
-        yield f"added: your public key in /{home}/.ssh/authorized_keys"
-    yield from _start_server(tree)
+        tree.write(place, f"{keys}{authorized_key}\n", 0o600, uid, gid)
+        yield f"added: your public key in /{place}"
+    yield from start_server(tree)
 
 
 def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
@@ -58,25 +62,3 @@ def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
     # `*`, not `!`: sshd refuses keys too for an account that is locked with `!`.
     tree.append("etc/shadow", f"{ACCOUNT}:*:{EPOCH // 86400}:0:99999:7:::", 0o600)
     return row
-
-
-def _start_server(tree: Tree) -> Iterator[str]:
-    if not any(tree.has(path) for path in _SERVERS):
-        yield "warning: no SSH server in the image: nobody can log in"
-        return
-    wanted = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket", "dropbear.service")
-    folders = [folder for folder in _UNIT_FOLDERS if tree.find(folder)]
-    if not folders:
-        return  # no systemd: the image's own init decides what starts
-    for folder in folders:
-        for target in tree.names(folder):
-            if target.endswith((".wants", ".requires")) and set(tree.names(f"{folder}/{target}")) & set(wanted):
-                return
-    for folder in folders:
-        for unit in _UNITS:
-            entry = tree.find(f"{folder}/{unit}")
-            if entry is not None and entry.content is not None:
-                tree.link(f"etc/systemd/system/multi-user.target.wants/{unit}", f"/{entry.name}")
-                yield f"switched on: {unit}"
-                return
-    yield "warning: no unit starts the SSH server: nobody can log in"

@@ -7,7 +7,9 @@ from shlex import quote
 
 from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
+from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
+from sevsnp.images.architecture import INITS, check_architecture
 from sevsnp.images.attributes import AttributeFilter
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.guest_check import remarks
@@ -17,12 +19,11 @@ from sevsnp.system.text import printable
 # init mounts something on each. Nothing can be added to a verified root later.
 _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _AS_LISTED = Change()
-_INITS = ("sbin/init", "usr/sbin/init", "usr/bin/init")
 
 
 def _above(seen: Mapping[str, Entry]) -> str:
     """The directory in which a root file system lies that was packed with a prefix; empty if there is none."""
-    below = (name.removesuffix(f"/{init}") for name in seen for init in _INITS if name.endswith(f"/{init}"))
+    below = (name.removesuffix(f"/{init}") for name in seen for init in INITS if name.endswith(f"/{init}"))
     # A link sbin -> usr/sbin gives two answers, of which the shorter one is right.
     return min((each for each in below if f"{each}/etc" in seen), key=len, default="")
 
@@ -46,7 +47,7 @@ def bootable_entries(
 
     def bootable(entries: Iterable[Entry]) -> Iterator[Entry]:
         seen = {entry.name: entry for entry in entries}
-        if seen.keys().isdisjoint(_INITS):
+        if seen.keys().isdisjoint(INITS):
             if rootfs and (above := _above(seen)):
                 raise UserError(
                     f"{name}: its root lies below {above}/, expected names that begin at the root",
@@ -57,6 +58,7 @@ def bootable_entries(
                 f"{name}: no /sbin/init, expected a root filesystem with an init",
                 "add a package with an init to it, as Debian's systemd-sysv",
             )
+        check_architecture(Tree(seen.values()), name)
         for point in _MOUNT_POINTS:
             if point not in seen:
                 print(f"  added mount point: /{point}")

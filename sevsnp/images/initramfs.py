@@ -18,6 +18,7 @@ from sevsnp.archives.cpio import with_parents, write_cpio
 from sevsnp.archives.rootfs import directory_entry, link_entry, text_entry
 from sevsnp.archives.tar import Entry, read_tar
 from sevsnp.images.kernel_modules import ModuleTree
+from sevsnp.images.kernel_needs import check_kernel
 from sevsnp.images.lists import layer_files, read_files_list, read_names
 from sevsnp.system.command import run
 from sevsnp.system.files import CHUNK, scratch_directory
@@ -63,10 +64,12 @@ def make_modules_layer(*, version: Path, modules: Path, lists: Sequence[str], ou
 
     NAME.list has the order in which to load them. Modules of the measured layer (``base`` and ``luks``) are not packed
     into another layer again. ``version`` is the file in the unpacked kernel that names its release; the modules are
-    beside it.
+    beside it. Raises UserError for a kernel that lacks what a measured guest needs.
     """
     release = version.read_text().strip()
     tree = ModuleTree(version.parent / "lib" / "modules" / release)
+    if "base" in lists:
+        check_kernel(version.with_name("config"), release)
     listed = read_names(modules, *MODULE_LISTS)
     place = "usr/lib/sevsnp/modules"
     base = tree.closure(listed["base"], f"{modules}: base")

@@ -13,6 +13,7 @@ from pathlib import Path
 import zstandard
 
 from sevsnp.errors import UserError
+from sevsnp.images.kernel_needs import missing_module
 
 _SIGNED = b"~Module signature appended~\n"  # MODULE_SIG_STRING of linux/module_signature.h
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst")
@@ -85,7 +86,8 @@ class ModuleTree:
             if name in above:
                 raise UserError(f"{self.directory}: modules need each other: {', '.join((*above, name))}")
             if name not in self.files:
-                raise UserError(f"{asked_by}: no module {name} in {self.directory.name}")
+                release = self.directory.name
+                raise UserError(f"{asked_by}: no module {name} in {release}{missing_module(name, release)}")
             image = read_module(self.files[name])
             if not image.endswith(_SIGNED):
                 raise UserError(

@@ -10,6 +10,7 @@ from sevsnp.images.bootable import bootable_entries
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import Change, ImageKind
 from sevsnp.images.verity import make_verity
+from sevsnp.measurement.copied_size import write_copied_sizes
 from sevsnp.vm_config.verity_word import fixed_salt
 
 
@@ -22,6 +23,7 @@ def make_verity_root(
     image: Path,
     hash_tree: Path,
     root_hash: Path,
+    copied: Path | None = None,
     rootfs: Path | None = None,
     keep: str = "",
     drop: str = "",
@@ -31,7 +33,8 @@ def make_verity_root(
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
     for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change.
-    Yields "image" as soon as the image is complete. Raises UserError for a tree without an init.
+    ``copied`` gets the sizes of what WRITABLE=copy copies. Yields "image" as soon as the image is complete. Raises
+    UserError for a tree without an init.
     """
     entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), **guest)
     if filesystem == "ext4":
@@ -44,5 +47,7 @@ def make_verity_root(
             make_erofs(cleaned, image, tools=tools.resolve())
         finally:
             cleaned.unlink(missing_ok=True)
+    if copied is not None:
+        write_copied_sizes(entries, copied)
     yield "image"
     make_verity(image, hash_tree, root_hash, salt=fixed_salt(label), tools=tools.resolve())

@@ -9,6 +9,7 @@ from typing import Any, cast
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.keys.pairs import certificate_der
+from sevsnp.measurement.copied_size import check_copied_sizes
 from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.settings.values import parse_tcb
 from sevsnp.store import session
@@ -41,11 +42,15 @@ def make_verity_cmdline(
     platform: str,
     output: Path,
     dns: str = "",
+    copied: Path | None = None,
 ) -> None:
     """Write the measured command line of the integrity workflow, one line without a newline.
 
     The salt was made from ``label``. ``tmpfs`` has sizes in bytes, by directory; ``dns`` is the setting GUEST_DNS.
+    Raises UserError if ``writable`` is copy and a directory of ``copied`` (the image's own sizes) does not fit there.
     """
+    if copied is not None and writable == "copy":
+        check_copied_sizes(copied, tmpfs)
     parameters = VerityParameters(
         data_blocks=image.stat().st_size // BLOCK_SIZE,
         root_hash=roothash.read_text().strip(),

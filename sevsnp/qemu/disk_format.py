@@ -139,8 +139,8 @@ def _refuse_special(path: Path) -> None:
 def _ends(path: Path) -> tuple[bytes, bytes]:
     with path.open("rb") as stream:
         start = stream.read(_START)
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 512))
-        return start, stream.read(512)
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4096))
+        return start, stream.read(4096)
 
 
 def _seen(start: bytes, end: bytes) -> DiskFormat | str | None:
@@ -151,14 +151,15 @@ def _seen(start: bytes, end: bytes) -> DiskFormat | str | None:
         return DiskFormat.VMDK
     if start[:8] == b"vhdxfile":
         return DiskFormat.VHDX
-    if end[:8] == b"conectix":
+    if end[-512:-504] == b"conectix":
         return DiskFormat.VHD
     for place, magic, name in _OTHERS:
         if start[place : place + len(magic)] == magic:
             return name
     if start[257:262] == b"ustar":
         return None
-    if any(start[place : place + len(magic)] == magic for place, magic in _RAW) or _is_ext(start):
+    second = b"EFI PART" in (end[:8], end[-512:-504])  # the first partition table may be lost
+    if second or any(start[place : place + len(magic)] == magic for place, magic in _RAW) or _is_ext(start):
         return DiskFormat.RAW
     return None
 

@@ -214,7 +214,12 @@ def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> N
     data = ext4(maker, tmp_path / "data.img", [text_entry("file", "data")])
     output = tmp_path / "out.tar"
     both = mbr(tmp_path / "both.raw", data, *roots)
-    refusal(lambda: imported(maker, built, both, output), "/dev/vda2, /dev/vda3", "ROOT_DEVICE=/dev/vda2")
+    refusal(
+        lambda: imported(maker, built, both, output),
+        "/dev/vda2 (one, changed",
+        "/dev/vda3 (two, changed",
+        "ROOT_DEVICE=/dev/vda2",
+    )
     for device, mark in (("/dev/sda2", b"one\n"), ("/dev/nvme0n1p3", b"two\n")):
         content = imported(maker, built, both, output, device)["etc/mark"].content
         assert content and content.read() == mark

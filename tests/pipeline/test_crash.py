@@ -36,7 +36,7 @@ STAGES = {
     "initramfs": ("sevsnp.images.initramfs:join_layers", ("initramfs.cpio.zst",), 0.3),
     "verity root": (
         "sevsnp.images.verity_root:make_verity_root",
-        ("verity/verity.img", "verity/hash-tree.img", "verity/roothash.txt"),
+        ("verity/verity.img", "verity/hash-tree.img", "verity/roothash.txt", "verity/copied.json"),
         4.0,
     ),
     "host_bundle": ("sevsnp.release.bundle:make_bundle", ("host-bundle",), 2.0),

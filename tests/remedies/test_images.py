@@ -15,6 +15,8 @@ from sevsnp.images.from_initrd import make_initrd_layer
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
+from sevsnp.measurement.copied_size import check_copied_sizes, write_copied_sizes
+from sevsnp.settings.values import parse_size
 from tests.conftest import PROJECT
 from tests.support.table import Told, remedies
 
@@ -71,6 +73,15 @@ def test_a_root_without_init(told: Told, tmp_path: Path) -> None:
         lambda: bootable_entries(tar, ImageKind.VERITY, PROJECT / "guest-vm" / "denied.yaml"),
         lambda: tar_of([text_entry("file", ""), link_entry("sbin/init", "../lib/systemd/systemd")], tar),
     )
+
+
+@remedies("sevsnp.measurement.copied_size", "take more: {}={}M; or WRITABLE=overlay, which copies nothing")
+def test_too_little_memory_for_a_copy(told: Told, tmp_path: Path) -> None:
+    write_copied_sizes([text_entry("var/file", b"x" * (40 << 20))], tmp_path / "sizes")
+    tmpfs = dict.fromkeys(("etc", "home", "var"), 1 << 20)
+    hint = told.hint(lambda: check_copied_sizes(tmp_path / "sizes", tmpfs))
+    size = hint.partition("TMPFS_VAR=")[2].partition(";")[0]
+    check_copied_sizes(tmp_path / "sizes", {**tmpfs, "var": parse_size(size)})
 
 
 @remedies(

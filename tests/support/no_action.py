@@ -7,11 +7,27 @@ _KNOWN = "the names that are known; which of them was meant only the user can sa
 _LOOK = "says where more is to be read"
 _HARDWARE = "needs a host with SEV-SNP"
 _OTHERS = "somebody else has to make another file; which file is said"
+_IN_IMAGE = "a change inside the image, in the machine that it is from; tests/unit/images/test_image_login.py has both"
 _MAKER = "which digest is right only the maker of the file can say"
 _QUESTION = "asks what the user can look at; which of it is so, no program here can know"
 _DEFECT = "a defect of the disk, or of the program: nothing that a user can set right here"
 
 NO_ACTION: dict[Row, str] = {
+    ("sevsnp.host.run", "what came before: {}"): _LOOK,
+    ("sevsnp.images.architecture", "give the image of this system for x86-64 (amd64)"): _OTHERS,
+    (
+        "sevsnp.images.kernel_needs",
+        "give the package of a kernel that has it, or none: the pinned kernel has it",
+    ): _OTHERS,
+    (
+        "sevsnp.images.ssh_server",
+        "change it in the image, or for this account alone: what a Match block may set is enough there",
+    ): _IN_IMAGE,
+    ("sevsnp.images.ssh_server", "install it in the image, as with: apk add openrc"): _IN_IMAGE,
+    (
+        "sevsnp.images.ssh_server",
+        "install the service in the image, as with: apk add openssh-server openrc",
+    ): _IN_IMAGE,
     ("sevsnp.images.guest_config", "known: {}"): _KNOWN,
     ("sevsnp.firmware.changes", "known: {}"): _KNOWN,
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,

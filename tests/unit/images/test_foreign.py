@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which disk image a file is, told by its content alone; and none that would make QEMU read another file."""
 
+import importlib
 import struct
 import sys
 import uuid
@@ -13,7 +14,6 @@ import pytest
 from sevsnp.archives import links
 from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.errors import UserError
-from sevsnp.images.disk import LINUX_DATA, Partition, write_disk
 from sevsnp.qemu.disk_format import DiskFormat, disk_format, is_disk_image
 from sevsnp.system.command import run
 from tests.support.evidence import load_script
@@ -200,28 +200,22 @@ def test_links_stay_inside_the_image(tmp_path: Path) -> None:
 @pytest.fixture
 def volumes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(INITRAMFS))
-    others = sys.modules.get("linux")
-    yield load_script(INITRAMFS / "appliance" / "volumes.py")
-    sys.modules.pop("linux", None)
+    others, before = sys.modules.pop("linux", None), set(sys.modules)
+    yield importlib.import_module("appliance.volumes")
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
     if others:
         sys.modules["linux"] = others
-
-
-def test_partition_uuids(volumes: Any, raw: Path, tmp_path: Path) -> None:
-    content = tmp_path / "content"
-    content.write_bytes(bytes(MIB))
-    names = [str(uuid.uuid4()) for _ in range(3)]
-    write_disk(tmp_path / "gpt", [Partition(LINUX_DATA, name, "x", content) for name in names])
-    assert volumes.partition_uuids(str(tmp_path / "gpt")) == dict(enumerate(names, 1))
-    edited(raw, 440, bytes.fromhex("78563412"))
-    assert volumes.partition_uuids(str(raw))[5] == "12345678-05"
 
 
 def test_names_of_volumes(volumes: Any) -> None:
     """As an fstab or a user has them; the disk's own name does not matter, a logical volume's dashes do."""
     one = volumes.Volume("/dev/vda1", "/dev/vdb1", "FAT", uuid="ABCD-1234", number=1, partuuid="aa-01")
     two = volumes.Volume("/dev/vda2", "/dev/vdb2", "ext4", uuid="0a0b-1", label="my root", number=2, partlabel="root")
-    lvm = volumes.Volume("/dev/a-b/c-d", "/dev/a-b/c-d", "xfs", uuid="0c")
+    lvm = volumes.Volume(
+        "/dev/a-b/c-d", "/dev/a-b/c-d", "xfs", uuid="0c", identities=("dm-uuid-LVM-abc", "dm-name-a--b-c--d")
+    )
+    array = volumes.Volume("/dev/md/0", "/dev/md127", "ext4", names=("/dev/md0",), identities=("md-uuid-1:2",))
     for spec, expected in (
         ("/dev/sda1", one),
         ("/dev/nvme0n1p2", two),
@@ -239,8 +233,16 @@ def test_names_of_volumes(volumes: Any) -> None:
         ("/dev/mapper/a-b-c-d", None),
         ("UUID=", None),
         ("NAME=x", None),
+        ("/dev/disk/by-id/dm-uuid-LVM-abc", lvm),
+        ("/dev/disk/by-id/dm-name-a--b-c--d", lvm),
+        ("/dev/disk/by-id/dm-uuid-LVM-other", None),
+        ("/dev/disk/by-id/scsi-0QEMU_HARDDISK_x-part2", two),
+        ("/dev/disk/by-path/pci-0000:00:05.0-part1", one),
+        ("/dev/disk/by-id/md-uuid-1:2", array),
+        ("/dev/disk/by-id/md-name-host:0-part2", None),
+        ("/dev/md0", array),
     ):
-        assert volumes.find(spec, [one, two, lvm]) is expected, spec
+        assert volumes.find(spec, [one, two, lvm, array]) is expected, spec
 
 
 def test_what_a_volume_holds(volumes: Any, tools: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import zstandard
 
 from sevsnp.errors import UserError
 from sevsnp.images.initramfs import join_layers, make_files_layer, make_modules_layer, make_packages_layer
+from sevsnp.images.kernel_needs import NEEDED
 from sevsnp.images.lists import layer_files, layer_sources, read_files_list, read_list
 from tests.support.newc import Member, read_joined
 from tests.unit.images.test_kernel_modules import RELEASE, tree
@@ -90,7 +91,29 @@ def test_a_damaged_package_is_refused_and_leaves_nothing_behind(tmp_path: Path) 
 def kernel(tmp_path: Path) -> Path:
     tree(tmp_path, {"a": "shared", "shared": "", "console": "shared,ring", "ring": ""})
     (tmp_path / "version").write_text(f"{RELEASE}\n")
+    (tmp_path / "config").write_text("".join(f"CONFIG_{option}=y\n" for option, *_ in NEEDED))
     return tmp_path / "version"
+
+
+def test_a_kernel_without_what_the_guest_needs_is_refused(tmp_path: Path) -> None:
+    """By the option, and by the version that brought it. Control: with it the layer is made."""
+    version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
+    lists.write_text("base: [a]\n")
+    config = version.with_name("config")
+    good = config.read_text()
+    for line, words in (
+        ("CONFIG_TSM_REPORTS=y\n", ("6.1.0-test is too old: expected 6.7 or newer", "CONFIG_TSM_REPORTS")),
+        ("CONFIG_DM_CRYPT=y\n", ("was built without CONFIG_DM_CRYPT", "expected CONFIG_DM_CRYPT=y or =m")),
+    ):
+        config.write_text(good.replace(line, ""))
+        with pytest.raises(UserError) as caught:
+            make_modules_layer(version=version, modules=lists, lists=["base"], output=tmp_path / "o")
+        assert all(word in str(caught.value) for word in words)
+    config.write_text(good.replace("CONFIG_RD_ZSTD=y", "CONFIG_RD_ZSTD=m"))
+    with pytest.raises(UserError, match="CONFIG_RD_ZSTD"):
+        make_modules_layer(version=version, modules=lists, lists=["base"], output=tmp_path / "o")
+    config.write_text(good)
+    make_modules_layer(version=version, modules=lists, lists=["base"], output=tmp_path / "o")
 
 
 def test_modules_layers_share_nothing_and_say_the_order(tmp_path: Path) -> None:

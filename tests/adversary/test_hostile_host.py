@@ -27,7 +27,7 @@ from sevsnp.owner.attestation import attest_guest
 from sevsnp.qemu.process import disk_arguments
 from sevsnp.system.files import short_name
 from tests.conftest import Built
-from tests.support.aml import marking_ssdt
+from tests.support.aml import marking_table
 from tests.support.control_guest import TWIN_PLACE, control_launch
 from tests.support.harness import BOOT_SECONDS, Guest, boot
 from tests.support.hostile_devices import BOUND, SIMPLE
@@ -92,7 +92,7 @@ def host(built: Built, tmp_path: Path) -> Iterator[HostileHost]:
     make_seed(images["seed"], mark=SEED_MARK, tools=tools)
     make_volume_group(images["volume"])
     table, port_log = tmp_path / "ssdt.aml", tmp_path / "port.log"
-    table.write_bytes(marking_ssdt(AML_PORT, AML_MARK))
+    table.write_bytes(marking_table(AML_PORT, AML_MARK))
     port_log.touch()
     arguments = [
         *("-acpitable", f"file={table}"),

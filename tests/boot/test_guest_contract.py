@@ -41,7 +41,7 @@ def test_without_their_words_the_doors_are_open(built: Built, tmp_path: Path) ->
     """Control: the same guest, measured with a command line that lacks the words."""
     config = variant(built, tmp_path, words=dict.fromkeys(CLOSING, ""))
     with started(built, config, tmp_path / "state") as running:
-        assert found_doors(attested(running).ssh) == {"kcore", "int80", "variables"}
+        assert found_doors(attested(running).ssh) == {"kcore", "int80", "firmware"}
 
 
 @pytest.mark.full

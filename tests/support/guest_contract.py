@@ -23,7 +23,7 @@ _QUESTIONS = {
     "acpi_tables": "find /sys/firmware/acpi/tables -type f -printf '%P\\n' | sort",
     "drivers": f"{BOUND} | sort | uniq -c | sed 's/^ *//'",
     "autoprobe": "cat /sys/bus/*/drivers_autoprobe | sort -u",
-    "firmware": "ls /sys/firmware /sys/firmware/efi",
+    "firmware": "ls /sys/firmware",
     "words": "tr ' ' '\\n' </proc/cmdline | grep -v -e ^initrd= -e ^sevsnp[.]",
     "sysctls": f"sysctl {' '.join(_SYSCTLS)}",
     "lockdown": "cat /sys/kernel/security/lockdown",
@@ -37,7 +37,7 @@ _PROBES = {
         "page.write(bytes.fromhex('b814000000cd80c3')); "  # mov eax, 20 (getpid); int 0x80; ret
         "print('a number:', ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))() > 0)\""
     ),
-    "variables": "ls -d /sys/firmware/efi/runtime",
+    "firmware": "dmesg | grep -q 'EFI Runtime Services are disabled' || echo enabled",
 }
 
 

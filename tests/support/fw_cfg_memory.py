@@ -56,11 +56,6 @@ class FwCfg:
         """The address of an entry's bytes."""
         return self._pointer(self._entries + key * _ENTRY)
 
-    def content(self, key: int) -> bytes:
-        """An entry's bytes."""
-        (length,) = struct.unpack("<I", self._read(self._entries + key * _ENTRY, 4))
-        return self._read(self.data(key), length)
-
     def put(self, key: int, data: bytes) -> None:
         """Replace the bytes of an entry by others, at most as many."""
         self._write(self.data(key), data)

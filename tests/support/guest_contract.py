@@ -37,7 +37,6 @@ _PROBES = {
         "page.write(bytes.fromhex('b814000000cd80c3')); "  # mov eax, 20 (getpid); int 0x80; ret
         "print('a number:', ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))() > 0)\""
     ),
-    "firmware": "dmesg | grep -q 'EFI Runtime Services are disabled' || echo enabled",
 }
 
 

@@ -87,10 +87,10 @@ class Adopted:
     unlocked: VmConfig
 
 
-def make_adopted(built: Built, directory: Path, *, mark: str, without: tuple[str, ...] = SECOND_LINE) -> Adopted:
+def make_adopted(built: Built, directory: Path, *, mark: str) -> Adopted:
     """The guest's own root as a foreign image: with modprobe, and with settings that switch SysRq on.
 
-    Both configs lack the words ``without``; ``unlocked`` uses an initramfs without the lock.
+    Both configs lack :data:`SECOND_LINE`; ``unlocked`` uses an initramfs without the lock.
     """
     tools = built.tools.resolve()
     image, adopted, root, tree = (directory / name for name in ("image.tar", "adopted.tar", "root.img", "tree.img"))
@@ -119,7 +119,7 @@ def make_adopted(built: Built, directory: Path, *, mark: str, without: tuple[str
     locked = variant(
         built,
         directory,
-        words={old: f"sevsnp.verity={parameters.word()}", **dict.fromkeys(without, "")},
+        words={old: f"sevsnp.verity={parameters.word()}", **dict.fromkeys(SECOND_LINE, "")},
         disks={"verity-data": root, "verity-hash": tree},
     )
     for leftover in (image, adopted):

@@ -22,9 +22,13 @@ _HARDENING = (
     ("random.trust_bootloader=off", "a seed from the host is no entropy"),
     ("random.trust_cpu=on", "RDRAND is inside the trust boundary"),
     (
-        "lockdown=integrity",
-        "root reads no secrets page through /dev/mem, and the kernel takes only modules with a signature",
+        "lockdown=confidentiality",
+        "no program reads the kernel's memory (/dev/mem, kcore, BPF, perf), and only signed modules are loaded",
     ),
+    ("ia32_emulation=off", "an interrupt 0x80 that the host injects is no system call"),
+    ("no-kvmapf", "page faults are the guest's own: no word in shared memory makes the kernel wait instead"),
+    ("xen_nopv", "no shared pages, event channels and drivers of Xen if the host's CPUID says that it is Xen"),
+    ("efi=noruntime", "the firmware's code runs no more, and systemd reads no options from its variables"),
     ("nohibernate", "no memory image is ever written to a host disk"),
     ("noresume", "no memory image is ever read from a host disk"),
     ("sysctl.kernel.sysrq=0", "a break on the serial line must do nothing"),
@@ -46,7 +50,7 @@ _NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML c
 # These words would undo the measured boot or give the console control of the guest, so they are always refused.
 _DENIED = re.compile(
     r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
-    r"|lockdown(=(?!integrity$)|$)"
+    r"|lockdown(=(?!confidentiality$)|$)"
     r"|rd\.|systemd\.(debug|unit|set_credential|mask|wants|run|setenv)|module_blacklist=|initcall_blacklist="
     r"|mitigations=off|nokaslr|cc:|acpi_|--$"
 )

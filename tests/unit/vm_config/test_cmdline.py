@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one function that makes command lines: what would be cut off, doubled, quoted or dangerous never gets out."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from sevsnp.vm_config.cmdline import (
     verity_words,
 )
 
+PROJECT = Path(__file__).resolve().parents[3]
 SIZES = {"etc": 1, "home": 2, "var": 3, "tmp": 4}
 
 
@@ -61,7 +65,7 @@ def test_a_word_that_the_kernel_would_read_differently_is_refused(word: str) -> 
         "systemd.wants=debug-shell.service", "systemd.run=/bin/sh", "systemd.setenv=LD_PRELOAD=/x", "ds=nocloud",
         "cc:", "cloud-config-url=u", "module_blacklist=virtio", "initcall_blacklist=x", "mitigations=off", "nokaslr",
         "kgdboc=ttyS0", "earlyprintk=serial", "resume=/dev/vdc", "acpi_rsdp=0x1000", "lockdown=none",
-        "mem_encrypt=off", "--",
+        "lockdown=integrity", "mem_encrypt=off", "--",
     ],
 )  # fmt: skip
 def test_a_word_that_would_undo_the_measured_boot_is_refused(word: str) -> None:
@@ -96,6 +100,13 @@ def test_the_hardening_words_have_reasons_and_are_buildable(acpi: bool) -> None:
     assert ("acpi=off" in line.split()) is not acpi
     needed = "panic=-1 oops=panic nohibernate noresume systemd.import_credentials=no systemd.gpt_auto=0"
     assert set(needed.split()) <= set(line.split())
+
+
+def test_the_threat_model_has_every_hardening_word_with_its_reason() -> None:
+    page = (PROJECT / "docs" / "threat-model.md").read_text()
+    table = page.partition("## The words on the command line")[2].partition("These words were judged")[0]
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \|$", table, re.MULTILINE)
+    assert rows == [(word.text, word.reason) for word in hardening_words(acpi=False)]
 
 
 def test_only_the_emulated_line_names_the_emulation() -> None:

@@ -144,6 +144,7 @@ def attest_against(running: Running, config: VmConfig, output: Path) -> None:
     replace(running, config=config).attest_into(output)
 
 
+@pytest.mark.full
 def test_control_a_host_s_init_before_a_verified_root(built: Built, tmp_path: Path) -> None:
     """The genuine launch digest of the unchanged build, and another init: only the gate refuses.
 
@@ -188,6 +189,7 @@ def disk(built: Built, tmp_path: Path) -> Iterator[Path]:
         yield copy
 
 
+@pytest.mark.full
 def test_control_a_host_s_init_is_handed_the_key(built: Built, tmp_path: Path, owner: Owner, disk: Path) -> None:
     """With the unchanged build, whose launch digest is the genuine one. The gate refuses before the guest is asked."""
     firmware = stock_firmware(built)

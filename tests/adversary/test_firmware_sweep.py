@@ -249,6 +249,7 @@ def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path) -> No
     assert marks_after_kernel(built, our_firmware(built), tmp_path, memory) == set()
 
 
+@pytest.mark.full
 def test_control_after_the_kernel(built: Built, tmp_path: Path) -> None:
     """With the unchanged build."""
     assert marks_after_kernel(built, stock_firmware(built), tmp_path, LITTLE) == set(DISKS)

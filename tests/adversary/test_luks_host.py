@@ -177,6 +177,7 @@ def another_volume(built: Built, owner: Owner, directory: Path) -> tuple[Owner, 
     return other, VmConfig(directory / "other.toml", launch, reference)
 
 
+@pytest.mark.full
 def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: Owner, image: Path) -> None:
     """The owner of two volumes is led to the guest of the other one: the launch digest and REPORT_DATA both say so.
 

@@ -24,7 +24,12 @@ pytestmark = pytest.mark.boot
     ("old", "new", "message"),
     [
         (" sevsnp.mode=verity", "", "sevsnp.mode is missing"),
-        (" sevsnp.rootfs=ext4", " sevsnp.rootfs=ext4 sevsnp.rootfs=ext4", "sevsnp.rootfs given twice"),
+        pytest.param(
+            " sevsnp.rootfs=ext4",
+            " sevsnp.rootfs=ext4 sevsnp.rootfs=ext4",
+            "sevsnp.rootfs given twice",
+            marks=pytest.mark.full,
+        ),
         pytest.param(" sevsnp.mode=verity", " sevsnp.mode=plain", "sevsnp.mode: found plain", marks=pytest.mark.full),
         pytest.param(" acpi=off", " sevsnp.debug=1", "unknown word sevsnp.debug=1", marks=pytest.mark.full),
     ],

@@ -133,6 +133,7 @@ def test_a_changed_byte_in_a_program_of_the_root(built: Built, tmp_path: Path, s
     assert "init: switching" in log  # so it was this read that ended the machine
 
 
+@pytest.mark.full
 def test_a_changed_byte_in_the_root_of_the_hash_tree(built: Built, tmp_path: Path) -> None:
     launch = built.config("emulated").launch
     path = flipped(disk(launch, "verity-hash"), tmp_path, 0)
@@ -165,6 +166,7 @@ def test_an_io_error(built: Built, tmp_path: Path, systemd_block: int, role: str
     assert PANIC in log
 
 
+@pytest.mark.full
 def test_swapped_disks(built: Built, tmp_path: Path) -> None:
     launch = built.config("emulated").launch
     data, tree = disk(launch, "verity-data"), disk(launch, "verity-hash")
@@ -174,6 +176,7 @@ def test_swapped_disks(built: Built, tmp_path: Path) -> None:
     assert "init: switching" not in log
 
 
+@pytest.mark.full
 def test_a_third_disk_with_a_doubled_serial(built: Built, tmp_path: Path) -> None:
     launch = built.config("emulated").launch
     node: dict[str, object] = {"driver": "file", "filename": str(disk(launch, "verity-data").path)}

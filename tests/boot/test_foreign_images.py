@@ -232,6 +232,7 @@ def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> N
     refusal(lambda: imported(maker, built, nothing, output), "no root file system", "/dev/vda1 (ext4)")
 
 
+@pytest.mark.full
 def test_an_encrypted_root_is_refused(built: Built, maker: Maker, tmp_path: Path) -> None:
     volume = empty(tmp_path / "luks.img", 32 * MIB)
     options = ["--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--batch-mode"]
@@ -296,6 +297,7 @@ def test_what_fstab_wants_and_the_image_lacks(built: Built, maker: Maker, tmp_pa
             refusal(lambda: imported(maker, built, disk, tmp_path / "out.tar"), missing, "/var", "nofail")  # noqa: B023
 
 
+@pytest.mark.full
 def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker, tmp_path: Path) -> None:
     found = imported(maker, built, built.build / "guest" / "sevsnptest.qcow2", tmp_path / "out.tar")
     original = read_tar(built.build / "guest" / "rootfs.tar")

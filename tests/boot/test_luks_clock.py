@@ -71,13 +71,10 @@ def changed(config: VmConfig, directory: Path, words: Mapping[str, str]) -> VmCo
     return honest(config, directory, cmdline=other_words(config, directory, {" acpi=off": "", **words}))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("said", "acpi", "believed"),
-    [
-        pytest.param(2000, False, 2000, marks=pytest.mark.full),
-        pytest.param(2099, False, 1999, marks=pytest.mark.full),
-        (2099, True, 2099),
-    ],
+    [(2000, False, 2000), (2099, False, 1999), (2099, True, 2099)],
 )
 def test_any_clock_of_the_host_s_will_do(
     built: Built, image: Path, tmp_path: Path, said: int, acpi: bool, believed: int

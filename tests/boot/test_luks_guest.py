@@ -195,6 +195,7 @@ def test_strangers_are_dropped_and_a_wrong_key_ends_the_guest(luks: Luks, tmp_pa
         assert "the disk cannot be opened with this key" in ended(guest)
 
 
+@pytest.mark.full
 def test_another_header_ends_the_guest_before_it_waits(luks: Luks, tmp_path: Path) -> None:
     """One bit of the header's JSON area on the disk; the control is every boot above."""
     state = tmp_path / "state"

@@ -35,6 +35,7 @@ def test_a_job_and_a_secret_go_in_and_a_result_comes_out(appliance: Appliance) -
     assert "canary" not in answer["cmdline"]
 
 
+@pytest.mark.full
 def test_what_a_job_says_is_what_the_user_sees(appliance: Appliance) -> None:
     with pytest.raises(UserError, match="job probe: no room for a unicorn"):
         run_job(appliance, "probe", {"what": "fail", "words": "no room for a unicorn"}, disks=[], seconds=200)

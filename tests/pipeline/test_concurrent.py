@@ -304,6 +304,7 @@ def consistent(copy: Built) -> None:
             assert sha256_file(copy.project / path) == digest, path
 
 
+@pytest.mark.full
 def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
     copy = copy_built(built, bench.base / "project")
     expected = {path: sha256_file(path) for path in sorted((copy.build / "verity").iterdir())}

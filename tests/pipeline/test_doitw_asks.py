@@ -67,6 +67,7 @@ def test_what_changes_the_machine_is_asked_for_whatever_the_task(tmp_path: Path)
     assert code == 1 and "apt-get update" in (tools.folder / "log").read_text()
 
 
+@pytest.mark.full
 def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
     program = make_project(tmp_path / "project")
     made_venv(program)

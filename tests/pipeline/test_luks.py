@@ -168,6 +168,7 @@ def test_the_guest_s_kernel_reads_all_of_it_with_the_room_that_was_asked_for(
     assert "exit code 2: No key available with this passphrase" in found["wrong key"]
 
 
+@pytest.mark.full
 def test_an_altered_sector_is_an_error(small: Built, appliance: Appliance, tmp_path: Path) -> None:
     copy = tmp_path / "luks.img"
     shutil.copyfile(luks(small, "luks.img"), copy)
@@ -254,6 +255,7 @@ def written_at(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+@pytest.mark.full
 def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(small: Built, tmp_path: Path) -> None:
     """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
     setup(small)
@@ -273,6 +275,7 @@ def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(small: Built, tm
     assert luks_key.read_record(small.config_dir, written.uuid).key == "made"
 
 
+@pytest.mark.full
 def test_the_way_out_for_a_key_that_an_emulated_guest_had(small: Built) -> None:
     """Each command as it is printed, to its end: no guest runs here, so that is where it is not answered."""
     setup(small)

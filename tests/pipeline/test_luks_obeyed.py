@@ -90,9 +90,8 @@ def outcome(made: Made, name: str) -> str:
     return "same" if made[name]["digest"] == made[""]["digest"] else "other"
 
 
-@pytest.mark.parametrize(
-    "names", [pytest.param(TELLING, id="telling"), pytest.param(tuple(MUTATIONS), id="all", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("names", [pytest.param(TELLING, id="telling"), pytest.param(tuple(MUTATIONS), id="all")])
 def test_headers_that_nothing_compares_are_obeyed(built: Built, tmp_path: Path, names: tuple[str, ...]) -> None:
     made = obey(built, tmp_path, names)
     crypt, integrity = made[""]["tables"]

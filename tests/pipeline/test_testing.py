@@ -63,6 +63,7 @@ def test_what_cannot_be_tested(clone: Path, words: tuple[str, ...], said: str) -
     assert code == 1 and said in shown and "passed" not in shown
 
 
+@pytest.mark.full
 def test_coverage_has_a_floor(clone: Path) -> None:
     """One file's tests reach less of the library than the floor."""
     code, said = doit(clone, "test", "--coverage", "tests/unit/system/test_named.py")

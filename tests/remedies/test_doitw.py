@@ -71,6 +71,7 @@ def test_what_python_lacks(told: Told, program: Path, tools: Tools) -> None:
     assert done.returncode == 0 and "hello" in done.stdout, done.stdout
 
 
+@pytest.mark.full
 @remedies("doitw", "pip could not install {} (its words are above); run ./doitw again to try again")
 def test_a_package_that_could_not_be_had(told: Told, program: Path) -> None:
     lock = program.with_name("requirements.lock")

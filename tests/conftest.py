@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -106,10 +107,14 @@ GUESTS = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """If this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
+    """Set no time limit for a generated case: on a busy machine it would be exceeded. Handle signals.
+
+    If this run ignores a signal, as under nohup and in a shell's background, its children would inherit that.
 
     A handler of ours is not inherited, and also keeps this run alive.
     """
+    hypothesis.settings.register_profile("without a time limit", hypothesis.settings(), deadline=None)
+    hypothesis.settings.load_profile("without a time limit")
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

@@ -88,7 +88,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "SEV_FEATURES of each vCPU's initial state: SNP active, nothing else"),
         Setting("MIN_TCB", minimum_tcb, "", "parts of a TCB version, as bootloader:3,snp:8,microcode:115, or any",
                 "least TCB version to accept, as bootloader:3,snp:8,microcode:115, or any; for single processors as "
-                "cpuid:0x19/0x11/1,snp:8,microcode:72,cpuid:0x19/0xa0/2,microcode:15; empty: none is, on SEV-SNP"),
+                "cpuid:0x19/0x11,snp:8,cpuid:0x19/0xa0,snp:6; empty: none is, on SEV-SNP"),
         Setting("PLATFORM_INFO_REQUIRED", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x20",
                 "bits of PLATFORM_INFO that must be set, as 0x20 (memory alias check complete)"),
         Setting("PLATFORM_INFO_FORBIDDEN", integer(0, (1 << 64) - 1), "0x0", "a mask over PLATFORM_INFO, as 0x1",

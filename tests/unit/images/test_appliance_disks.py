@@ -122,7 +122,7 @@ def test_the_reasons_of_kernel_and_lvm(appliance: Any) -> None:
         "  WARNING: Couldn't find device with uuid A.\n  Refusing activation of partial LV g/r.\n  Refusing activation"
     )
     assert appliance.lvm.reason(said) == (
-        "Couldn't find device with uuid A.; Refusing activation of partial LV g/r.; Refusing"
+        "Couldn't find device with uuid A.; Refusing activation of partial LV g/r.; Refusing activation"
     )
     assert appliance.lvm.reason("\n") == "it failed without a word"
 

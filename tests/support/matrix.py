@@ -25,6 +25,7 @@ FIRMWARE = "build/firmware/OVMF.fd"
 RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
+COPIED = "build/verity/copied.json"
 GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
 DENIED = "guest-vm/denied.yaml"
 VOLUME = "build/luks/luks.img"
@@ -154,6 +155,14 @@ ROWS: dict[str, Row] = {
         "initramfs/appliance/luks_tables.py",
         "initramfs/appliance/import_image.py",
         "initramfs/appliance/volumes.py",
+        "initramfs/appliance/roots.py",
+        "initramfs/appliance/gpt.py",
+        "initramfs/appliance/lvm.py",
+        "initramfs/appliance/md.py",
+        "initramfs/appliance/copies.py",
+        "initramfs/appliance/kernel_log.py",
+        "initramfs/appliance/describe.py",
+        "initramfs/appliance/mount_units.py",
         "initramfs/appliance/fstab.py",
         "initramfs/appliance/tree_tar.py",
         "sevsnp/archives/links.py",
@@ -189,9 +198,9 @@ ROWS: dict[str, Row] = {
         ("build/guest/rootfs.tar", VMLINUZ, "build/initramfs.plain.cpio.zst", RELEASE),
         ("build/guest/sevsnptest.qcow2",),
     ),
-    "_verity_root": Row((*GUEST, DENIED, RELEASE), (IMAGE, TREE, ROOTHASH), directories=("guest-vm/files",)),
-    "_verity_cmdline": Row((IMAGE, ROOTHASH), ("build/verity/cmdline",)),
-    "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH), ("build/verity/cmdline.emulated",)),
+    "_verity_root": Row((*GUEST, DENIED, RELEASE), (IMAGE, TREE, ROOTHASH, COPIED), directories=("guest-vm/files",)),
+    "_verity_cmdline": Row((IMAGE, ROOTHASH, COPIED), ("build/verity/cmdline",)),
+    "_verity_cmdline_emulated": Row((IMAGE, ROOTHASH, COPIED), ("build/verity/cmdline.emulated",)),
     "_verity_config": config("verity", "build/initramfs.cpio.zst", "", IMAGE, TREE),
     "_verity_config_emulated": config("verity", "build/initramfs.emulated.cpio.zst", ".emulated", IMAGE, TREE),
     "_luks_image": Row(

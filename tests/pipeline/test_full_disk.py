@@ -296,7 +296,8 @@ class Root:
 @pytest.fixture
 def root(built: Built, namespace: Namespace, tmp_path: Path) -> Root:
     copy = copy_built(built, tmp_path / "project")
-    made = {name: copy.build / "verity" / name for name in ("verity.img", "hash-tree.img", "roothash.txt", "copied.json")}
+    names = ("verity.img", "hash-tree.img", "roothash.txt", "copied.json")
+    made = {name: copy.build / "verity" / name for name in names}
     sizes = {name: path.stat().st_blocks * 512 for name, path in made.items()}
     return Root(copy, namespace, {name: sha256_file(path) for name, path in made.items()}, sizes)
 

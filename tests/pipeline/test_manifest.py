@@ -57,8 +57,9 @@ def test_it_lists_what_was_built(released: Released) -> None:
         "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst", "build/initramfs.plain.cpio.zst",
         "build/initramfs.appliance.cpio.zst", *LUKS,
         "build/guest/packages.tar", "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2",
-        "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt", "build/verity/copied.json",
-        "build/verity/cmdline", "build/verity/cmdline.emulated", *CONFIG.values(), "build/bin/get_report",
+        "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt",
+        "build/verity/copied.json", "build/verity/cmdline", "build/verity/cmdline.emulated",
+        *CONFIG.values(), "build/bin/get_report",
     }  # fmt: skip
     for name, facts in artefacts.items():
         path = released.project / name

@@ -276,13 +276,13 @@ def test_a_key_that_an_emulated_guest_has_had(told: Told, tmp_path: Path) -> Non
 
     def make(key_file: str) -> None:
         other = tmp_path / "other"
-        given = {"rootfs", "free", "key_file", "config_dir", "data_dir", "platform", "place"}
+        given = {"rootfs", "free", "key_file", "config_dir", "data_dir", "platform", "place", "keep", "drop"}
         named: dict[str, Any] = {
             name: other for name in inspect.signature(make_luks_image).parameters if name not in given | {"guest"}
         }
         make_luks_image(
             rootfs=other, free=1, key_file=key_file, config_dir=tmp_path / "config", data_dir=tmp_path / "data",
-            platform="snp", place=source.directory / "luks.img", **named,
+            platform="snp", place=source.directory / "luks.img", keep="", drop="", **named,
         )  # fmt: skip
 
     told.hint(lambda: make(str(key)))

@@ -119,6 +119,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 # Before the change of user: Python itself may be out of reach for that one.
+import shutil, tempfile
 from tests.support.makers import Seen, artefact, run
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)

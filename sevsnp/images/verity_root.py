@@ -7,10 +7,10 @@ from pathlib import Path
 from sevsnp.archives.rootfs import EPOCH
 from sevsnp.archives.tar_writer import write_tar
 from sevsnp.images.bootable import bootable_entries
+from sevsnp.images.copied_size import write_copied_sizes
 from sevsnp.images.filesystem import make_erofs, make_ext4
 from sevsnp.images.identity import Change, ImageKind
 from sevsnp.images.verity import make_verity
-from sevsnp.measurement.copied_size import write_copied_sizes
 from sevsnp.vm_config.verity_word import fixed_salt
 
 

@@ -11,11 +11,12 @@ from sevsnp.archives.cpio import write_cpio
 from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, make_rootfs, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind, read_tar
 from sevsnp.images.bootable import bootable_entries
+from sevsnp.images.copied_size import write_copied_sizes
 from sevsnp.images.from_initrd import make_initrd_layer
 from sevsnp.images.guest import guest_layer
 from sevsnp.images.guest_config import Guest
 from sevsnp.images.identity import ImageKind
-from sevsnp.measurement.copied_size import check_copied_sizes, write_copied_sizes
+from sevsnp.measurement.copied_size import check_copied_sizes
 from sevsnp.settings.values import parse_size
 from tests.conftest import PROJECT
 from tests.support.table import Told, remedies

@@ -13,7 +13,8 @@ from sevsnp.errors import UserError
 from sevsnp.host.console import boot_failure
 from sevsnp.images.account import add_login_account
 from sevsnp.images.architecture import check_architecture
-from sevsnp.measurement.copied_size import check_copied_sizes, write_copied_sizes
+from sevsnp.images.copied_size import write_copied_sizes
+from sevsnp.measurement.copied_size import check_copied_sizes
 
 KEY = "ssh-ed25519 AAAAowner"
 CONFIG = "etc/ssh/sshd_config"

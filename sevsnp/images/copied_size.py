@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Computes the memory that a verified guest's writable directories need when they are copied at boot (WRITABLE=copy)."""
+"""Computes the memory that writable directories of a verified guest need when they are copied at boot."""
 
 import json
 from collections.abc import Iterable

@@ -8,6 +8,7 @@ root, and a foreign file system may attack the kernel that mounts it. A successf
 import contextlib
 import json
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -31,6 +32,9 @@ PORT_NAME = "org.openend2e.appliance"
 Format = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc"]
 MEMORY = 1 << 30
 _CPUS = 2
+# QEMU 10.0 sometimes aborts while the machine starts: another processor uses a memory map that was just replaced
+# (iotlb_to_section). A job that has not begun has changed nothing, so the appliance is started again.
+_STARTS = 3
 _TAIL = 2000
 _NEWLINE = "\n"
 _LINE = 1 << 20
@@ -87,35 +91,64 @@ def run_job(
     for path in (appliance.kernel, appliance.initrd, *(disk.path for disk in disks)):
         if not path.is_file():
             raise UserError(f"{path}: no such file, needed for the appliance")
-    with temporary_directory("sevsnp-") as work:
-        port, its_end = socket.socketpair()
-        with port:
-            with its_end:
-                process = start(
-                    appliance.qemu,
-                    _arguments(appliance, disks, its_end.fileno(), work / "console", memory),
-                    _access(appliance, disks, work),
-                    terminal=False,
-                    messages=work / "qemu.log",
-                    inherited=(its_end.fileno(),),
-                )
-            try:
-                job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
-                answer = _talk(port, job, secret, seconds)
-                code = process.wait(_ENDING) if answer else None
-            except (OSError, subprocess.TimeoutExpired, _ApplianceFailed) as error:
-                raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
-            finally:
-                stop(process)
-        if code != 0 or answer is None or "error" in answer:
-            _check_room([disk.path for disk in disks if not disk.read_only])
-        if answer is None:
-            raise UserError(f"the appliance ended in its job {name}\n{_said(work)}")
-        if "error" in answer:
-            raise UserError(f"the appliance's job {name}: {printable(answer['error'], _NEWLINE)}")
-        if code:
-            raise UserError(f"the appliance's QEMU ended with exit code {code}\n{_said(work)}")
-        return dict(answer["result"])
+    job = json.dumps({"name": name, "arguments": arguments, "secret": len(secret)}).encode()
+    sent = len(job).to_bytes(4, "big") + job + secret
+    for starts_left in reversed(range(_STARTS)):
+        with temporary_directory("sevsnp-") as work:
+            end = _run_once(appliance, name, sent, disks, work, seconds, memory)
+            if end.answer is None and not end.begun and end.code == -signal.SIGABRT and starts_left:
+                continue
+            if end.code != 0 or end.answer is None or "error" in end.answer:
+                _check_room([disk.path for disk in disks if not disk.read_only])
+            if end.answer is None:
+                raise UserError(f"the appliance ended in its job {name}\n{_said(work)}")
+            if "error" in end.answer:
+                raise UserError(f"the appliance's job {name}: {printable(end.answer['error'], _NEWLINE)}")
+            if end.code:
+                raise UserError(f"the appliance's QEMU ended with exit code {end.code}\n{_said(work)}")
+            return dict(end.answer["result"])
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class _End:
+    """How far one start of the appliance came: its answer, if any, and QEMU's exit code."""
+
+    begun: bool = False
+    answer: dict[str, Any] | None = None
+    code: int | None = None
+
+
+def _run_once(
+    appliance: Appliance,
+    name: str,
+    sent: bytes,
+    disks: Sequence[ApplianceDisk],
+    work: Path,
+    seconds: float,
+    memory: int,
+) -> _End:
+    end = _End()
+    port, its_end = socket.socketpair()
+    with port:
+        with its_end:
+            process = start(
+                appliance.qemu,
+                _arguments(appliance, disks, its_end.fileno(), work / "console", memory),
+                _access(appliance, disks, work),
+                terminal=False,
+                messages=work / "qemu.log",
+                inherited=(its_end.fileno(),),
+            )
+        try:
+            _talk(port, sent, seconds, end)
+            process.wait(_ENDING)
+        except (OSError, subprocess.TimeoutExpired, _ApplianceFailed) as error:
+            raise UserError(f"the appliance's job {name}: {error or type(error).__name__}\n{_said(work)}") from None
+        finally:
+            stop(process)
+    end.code = process.returncode
+    return end
 
 
 class _ApplianceFailed(Exception):
@@ -170,23 +203,24 @@ def _disk(disk: ApplianceDisk) -> list[str]:
     ]
 
 
-def _talk(port: socket.socket, job: bytes, secret: bytes, seconds: float) -> dict[str, Any] | None:
-    """Send the job and follow it to its end; None if the appliance ended without an answer."""
+def _talk(port: socket.socket, sent: bytes, seconds: float, end: _End) -> None:
+    """Send the job and its secret and follow it until the appliance answers or ends."""
     deadline = time.monotonic() + seconds
     with progress.amount("starting the appliance") as amount:
         port.settimeout(seconds)
         # When QEMU ends, for whatever reason, the port is closed.
         with contextlib.suppress(ConnectionError):
-            port.sendall(len(job).to_bytes(4, "big") + job + secret)
+            port.sendall(sent)
             for line in _lines(port, deadline, seconds):
                 said = _parse(line)
+                end.begun = True
                 if "result" in said or "error" in said:
-                    return said
+                    end.answer = said
+                    return
                 if "done" in said:
                     amount.at(said["done"], said["total"])
                 if "step" in said:
                     amount.what = printable(said["step"])[:60]
-    return None
 
 
 def _parse(line: bytes) -> dict[str, Any]:

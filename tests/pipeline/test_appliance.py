@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The appliance: a job goes in and a result comes out, and whatever goes wrong in it ends it and is said."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.qemu import blocks
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.qemu.process import start
 from tests.conftest import PROJECT, Built
 from tests.support.appliance_of_tests import appliance_with_probe
 from tests.support.processes import ends_with_us
@@ -64,6 +67,35 @@ def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: P
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", image, "qcow2")], seconds=200)
     with pytest.raises(UserError, match="none: no such file"):
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "none")], seconds=200)
+
+
+def test_it_is_started_again_if_qemu_aborts_before_the_job_begins(
+    appliance: Appliance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU does this by itself now and then. A job that has begun is not done twice."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def aborted_at_first(*words: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        started.append(start(*words, **options))
+        if len(started) < 3:
+            started[-1].send_signal(signal.SIGABRT)
+        return started[-1]
+
+    monkeypatch.setattr("sevsnp.qemu.appliance.start", aborted_at_first)
+    answer = run_job(appliance, "probe", {"what": "echo", "text": "x"}, disks=[], seconds=200)
+    assert answer["job"] == {"text": "x"}
+    assert [process.returncode for process in started] == [-signal.SIGABRT, -signal.SIGABRT, 0]
+
+    def abort_when_it_begins(line: bytes) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(line)
+        if "begins" in said:
+            started[-1].send_signal(signal.SIGABRT)
+        return said
+
+    monkeypatch.setattr("sevsnp.qemu.appliance._parse", abort_when_it_begins)
+    with pytest.raises(UserError, match="ended in its job probe"):
+        run_job(appliance, "probe", {"what": "sleep"}, disks=[], seconds=200)
+    assert len(started) == 4
 
 
 _SLEEP = """

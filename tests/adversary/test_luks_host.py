@@ -85,6 +85,7 @@ def test_a_host_s_own_disk_is_refused(built: Built, tmp_path: Path, host_disk: H
     assert MARK not in log
 
 
+@pytest.mark.full
 def test_control_a_host_s_own_disk_and_key(built: Built, tmp_path: Path, host_disk: HostDisk) -> None:
     """Without the comparisons of owner, header and tables the host hands over its own key, and runs its own root.
 

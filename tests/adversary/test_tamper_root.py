@@ -116,6 +116,7 @@ def lonely(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         yield both
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("lonely")
 def test_a_changed_byte_in_the_superblock(built: Built, tmp_path: Path) -> None:
     launch = built.config("emulated").launch
@@ -184,6 +185,7 @@ def test_a_third_disk_with_a_doubled_serial(built: Built, tmp_path: Path) -> Non
     assert f"{FATAL}: found 2 disks with the serial verity-data, expected one" in log
 
 
+@pytest.mark.full
 def test_a_missing_disk(lonely: tuple[Guest, Hands]) -> None:
     log = watch_end(*lonely)
     assert f"{FATAL}: no disk with the serial verity-hash" in log

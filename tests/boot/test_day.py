@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from sevsnp.e2e.guest import free_port
 from sevsnp.host.state import running
 from tests.conftest import Built
-from tests.support.copies import copy_built
+from tests.support.copies import copy_with_keys
 from tests.support.harness import BOOT_SECONDS
 from tests.support.terminal import left_behind, terminal
 from tests.support.waiting import wait_until
@@ -42,8 +41,7 @@ def day(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buil
     """The built project as its user has it; no guest is left when the day is over."""
     directory = tmp_path_factory.mktemp("day")
     # Keys and records of its own: no other test is to meet a volume that this user has booted.
-    shutil.copytree(built.config_dir, directory / "config")
-    copy = replace(copy_built(built, directory / "project"), config_dir=directory / "config")
+    copy = copy_with_keys(built, directory)
     try:
         yield copy
     finally:

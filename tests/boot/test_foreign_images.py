@@ -166,6 +166,7 @@ def check_lvm(said: str, found: dict[str, Entry]) -> None:
     assert b"".join(sparse.pieces()) == b"begin" + bytes(SPARSE - 5)
 
 
+@pytest.mark.full
 def test_a_root_on_lvm(built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """GPT, LVM2, ext4, an xfs /home: everything is there."""
     tar, output = tmp_path / "small.tar", tmp_path / "out.tar"

@@ -15,7 +15,7 @@ import pytest
 from sevsnp.e2e.guest import free_port, ssh, wait_for_login
 from sevsnp.keys.luks_key import read_record
 from tests.conftest import Built
-from tests.support.copies import copy_built, one_line
+from tests.support.copies import copy_with_keys, one_line
 from tests.support.harness import BOOT_SECONDS
 from tests.support.processes import ends_with_us
 from tests.support.waiting import wait_until
@@ -78,9 +78,7 @@ class Owner:
 
 @pytest.fixture
 def owner(built: Built, tmp_path: Path) -> Iterator[Owner]:
-    shutil.copytree(built.config_dir, tmp_path / "config")
-    copied = Built(copy_built(built, tmp_path / "project").project, tmp_path / "config")
-    yield Owner(copied, tmp_path / "data")
+    yield Owner(copy_with_keys(built, tmp_path), tmp_path / "data")
     for name in ("project", "data"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
 

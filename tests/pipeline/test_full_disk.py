@@ -123,7 +123,10 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    made = tmp_path / "project"
+    return project_with_standins(tmp_path / "project")
+
+
+def project_with_standins(made: Path) -> Path:
     copy_project(made)
     (made / "sevsnp" / "standin.py").write_text(LIBRARY)
     (made / "tasks" / "standin.py").write_text(TASKS)
@@ -137,15 +140,36 @@ def digests(build: Path) -> dict[str, str]:
     return {name: sha256_file(path) for name, path in found.items() if not name.startswith("log/")}
 
 
-@pytest.fixture
-def expected(project: Path, namespace: Namespace, tmp_path: Path) -> dict[str, str]:
-    """What a run on a disk with room makes."""
-    done = namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "roomy"))
+@dataclass(frozen=True)
+class Reference:
+    """What a run on a disk with room makes, and the artefact cache that has it."""
+
+    digests: dict[str, str]
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    directory = tmp_path_factory.mktemp("reference")
+    project, cache = project_with_standins(directory / "project"), directory / "cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "doit", "third"],
+        cwd=project,
+        env={**os.environ, "SEVSNP_CACHE": str(cache)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout
-    found = digests(project / "build")
-    assert namespace.doit(project, "clean", *NAMES).returncode == 0
-    (project / ".doit.db").unlink()
-    return found
+    return Reference(digests(project / "build"), cache)
+
+
+@pytest.fixture
+def expected(reference: Reference) -> dict[str, str]:
+    return reference.digests
 
 
 def refused(output: str, place: str) -> None:
@@ -169,12 +193,12 @@ def whole(cache: Path) -> None:
 
 
 # In KiB. All of it takes about 0.9 + 1.8 + 1 MiB, and while the second is made the same once more.
-SIZES = [100, 700, 1400, 2600, 3400, 6000]
+SIZES = [100, 1400, 3400, 6000]
 # All of it takes about 3,650 KiB: a little more, and it fits.
-MORE_SIZES = [4, 300, 900, 1000, 1800, 2000, 2300, 2900, 3100, 3600]
+MORE_SIZES = [4, 300, 700, 900, 1000, 1800, 2000, 2300, 2600, 2900, 3100, 3600]
 
 
-def sweep(sizes: Sequence[float], more: Sequence[float]) -> list[object]:
+def sweep(sizes: Sequence[object], more: Sequence[object]) -> list[object]:
     return [*sizes, *(pytest.param(size, marks=pytest.mark.full) for size in more)]
 
 
@@ -194,26 +218,28 @@ def test_under_build(project: Path, namespace: Namespace, expected: dict[str, st
     assert digests(build) == expected and leavings(build) == []
 
 
-@pytest.mark.parametrize("size", sweep([100, 1400, 3000], MORE_SIZES))
-def test_restoring_to_a_full_disk(
-    project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, size: int
-) -> None:
+@pytest.mark.parametrize("size", sweep([100, 3000], [1400, *MORE_SIZES]))
+def test_restoring_to_a_full_disk(project: Path, namespace: Namespace, reference: Reference, size: int) -> None:
     """What the cache has is copied; that takes as much room."""
+    expected = reference.digests
     build = namespace.mount(project / "build", f"size={size}k")
-    done = namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "roomy"))
+    done = namespace.doit(project, "third", SEVSNP_CACHE=str(reference.cache))
     if done.returncode:
         refused(done.stdout, "build")
     assert (done.returncode == 0) == (size >= 4200), done.stdout
     assert digests(build).items() <= expected.items() and leavings(build) == []
     namespace.mount(project / "build", "size=64m")
-    done = namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "roomy"))
+    done = namespace.doit(project, "third", SEVSNP_CACHE=str(reference.cache))
     assert done.returncode == 0 and done.stdout.count("from the cache") in (1, 2, 3), done.stdout
     assert digests(build) == expected
 
 
 @pytest.mark.parametrize(
     "options",
-    sweep([100, 700, 2000], MORE_SIZES) + [f"nr_inodes={count}" for count in (1, 4, 8, 14)],
+    sweep(
+        [100, 2000, "nr_inodes=1", "nr_inodes=8"],
+        [*(size for size in MORE_SIZES if size != 2000), "nr_inodes=4", "nr_inodes=14"],
+    ),
 )
 def test_under_the_cache(
     project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, options: int | str
@@ -239,7 +265,7 @@ def test_under_the_cache(
     whole(cache)
 
 
-@pytest.mark.parametrize("options", ["nr_inodes=1", "size=4k", "size=12k", "size=24k", "size=64k"])
+@pytest.mark.parametrize("options", sweep(["nr_inodes=1", "size=24k"], ["size=4k", "size=12k", "size=64k"]))
 def test_under_the_database(
     project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, options: str
 ) -> None:
@@ -302,7 +328,7 @@ def root(built: Built, namespace: Namespace, tmp_path: Path) -> Root:
     return Root(copy, namespace, {name: sha256_file(path) for name, path in made.items()}, sizes)
 
 
-@pytest.mark.parametrize("share", sweep([0.05, 0.75], [0.2, 0.4, 0.6, 0.85, 0.95]))
+@pytest.mark.parametrize("share", sweep([0.75], [0.05, 0.2, 0.4, 0.6, 0.85, 0.95]))
 def test_the_verified_roots_image(root: Root, share: float) -> None:
     failed = root.run("_verity_root", int(root.sizes["verity.img"] * share))
     assert failed.returncode != 0, failed.stdout

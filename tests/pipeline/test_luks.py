@@ -294,6 +294,7 @@ def test_the_way_out_for_a_key_that_an_emulated_guest_had(small: Built) -> None:
     assert luks_key.read_record(small.config_dir, first).exposed, "a guest may have data there"
 
 
+@pytest.mark.full
 def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(small: Built, tmp_path: Path) -> None:
     """adopt_luks finds out by itself what setup_luks knew; the disk stays as it is. One that was changed is refused."""
     setup(small)

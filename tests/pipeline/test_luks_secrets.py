@@ -92,7 +92,7 @@ class Watch:
         self.looks += 1
 
     def _work(self) -> None:
-        while not self._end.wait(0.01):
+        while not self._end.wait(0.1):
             self.look()
 
     @contextlib.contextmanager

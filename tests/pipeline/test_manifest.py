@@ -219,7 +219,8 @@ def test_they_are_those_that_a_setup_with_more_vcpus_makes(built: Built, release
         assert entry["digests"] == usual[name][:1]
 
 
-@pytest.mark.parametrize("kind", CHECK)
+# The keys of p256 and p384 differ in their parameters alone.
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.full] * (kind == "p256")) for kind in CHECK])
 def test_stock_tools_check_the_signature(released: Released, tmp_path: Path, kind: str) -> None:
     key = make_key(tmp_path, kind)
     public = public_half(key)

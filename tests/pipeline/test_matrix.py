@@ -17,7 +17,7 @@ import pytest
 
 from sevsnp.settings.table import SETTINGS as KNOWN
 from tests.conftest import GOALS, LUKS_GOALS, Built
-from tests.support.copies import copy_built, ran
+from tests.support.copies import copy_with_keys, ran
 from tests.support.matrix import CARRIED, RECIPES, ROWS, cells
 from tests.support.matrix_settings import BUNDLES, PARAMETERS, SETTINGS
 
@@ -25,8 +25,7 @@ from tests.support.matrix_settings import BUNDLES, PARAMETERS, SETTINGS
 @pytest.fixture(scope="module")
 def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     directory = tmp_path_factory.mktemp("matrix")
-    shutil.copytree(built.config_dir, directory / "config")
-    copied = Built(copy_built(built, directory / "project").project, directory / "config")
+    copied = copy_with_keys(built, directory)
     goals = (*GOALS, *LUKS_GOALS, "_e2e_bundle")
     copied.doit(*goals)
     assert ran(copied.doit(*goals).stdout) == set()

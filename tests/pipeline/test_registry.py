@@ -301,6 +301,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blob, Path]:
     return Blob(digest.hexdigest(), LARGE), path
 
 
+@pytest.mark.full
 def test_memory_stays_small(own_registry: Server, large: tuple[Blob, Path], tmp_path: Path) -> None:
     blob, path = large
     taken = {}

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """For the tests of the pipeline: copies of the built project to work in, and readers of doit's output."""
 
+import contextlib
+import os
 import re
 import shutil
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 from tests.conftest import Built
@@ -15,22 +19,34 @@ def copy_built(built: Built, target: Path) -> Built:
     """
     # A guest of another test may write its logs there, and the files of hostile-host tests do not belong to the
     # project.
-    others = {built.build / "run", built.build / "control", built.build / "log"}
-    for path in built.project.rglob("*"):
-        if not others.isdisjoint((path, *path.parents)):
-            continue
-        place = target / path.relative_to(built.project)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():
-            place.symlink_to(path.readlink())
-        elif path.is_dir():
-            place.mkdir(exist_ok=True)
-            shutil.copystat(path, place)
-        elif path.relative_to(built.project).parts[0] == "build":
-            place.hardlink_to(path)
-        else:
-            shutil.copy2(path, place)
+    others = {str(built.build / name) for name in ("run", "control", "log")}
+    for place, directories, files in os.walk(built.project):
+        directories[:] = [name for name in directories if os.path.join(place, name) not in others]
+        below = os.path.relpath(place, built.project)
+        made = os.path.join(target, below)
+        os.makedirs(made, exist_ok=True)
+        for name in [*directories, *files]:
+            source = os.path.join(place, name)
+            if os.path.islink(source):
+                os.symlink(os.readlink(source), os.path.join(made, name))
+            elif name in files and below.split(os.sep)[0] == "build":
+                os.link(source, os.path.join(made, name))
+            elif name in files:
+                shutil.copy2(source, os.path.join(made, name))
+    for place, _, _ in os.walk(target, topdown=False):
+        shutil.copystat(built.project / Path(place).relative_to(target), place)
     return Built(target, built.config_dir)
+
+
+def copy_with_keys(built: Built, directory: Path) -> Built:
+    """The built project and its keys in ``directory``, with nothing to build anew because the keys have moved."""
+    shutil.copytree(built.config_dir, directory / "config")
+    copied = replace(copy_built(built, directory / "project"), config_dir=directory / "config")
+    with contextlib.closing(sqlite3.connect(copied.project / ".doit.db")) as database:
+        names = (str(built.config_dir), str(copied.config_dir))
+        database.execute("UPDATE doit SET task_data = replace(task_data, ?, ?)", names)
+        database.commit()
+    return copied
 
 
 def ran(output: str) -> set[str]:

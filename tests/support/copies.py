@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """For the tests of the pipeline: copies of the built project to work in, and readers of doit's output."""
 
+import atexit
 import contextlib
+import functools
 import os
 import re
 import shutil
 import sqlite3
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from sevsnp.store.digests import Index, _fingerprint, identity
 from tests.conftest import Built
 
 
@@ -17,12 +23,33 @@ def copy_built(built: Built, target: Path) -> Built:
 
     Built files are hard links: replace them, never write to them.
     """
+    own = _own_copy(built.project)
+    with _digests_kept(own, own, target):
+        _copy(own, target, os.link)
+    return Built(target, built.config_dir)
+
+
+@functools.cache
+def _own_copy(project: Path) -> Path:
+    """A copy of the built project, to which only this process makes hard links.
+
+    A new hard link changes the change time of a file. A digest index then no longer knows the file, and the next run of
+    doit would hash it again in every copy, also in those of other test processes.
+    """
+    place = Path(tempfile.mkdtemp(prefix="own-", dir=project.parent))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    with _digests_kept(project, place):
+        _copy(project, place, shutil.copy2)
+    return place
+
+
+def _copy(project: Path, target: Path, built_file: Callable[[str, str], object]) -> None:
     # A guest of another test may write its logs there, and the files of hostile-host tests do not belong to the
     # project.
-    others = {str(built.build / name) for name in ("run", "control", "log")}
-    for place, directories, files in os.walk(built.project):
+    others = {str(project / "build" / name) for name in ("run", "control", "log")}
+    for place, directories, files in os.walk(project):
         directories[:] = [name for name in directories if os.path.join(place, name) not in others]
-        below = os.path.relpath(place, built.project)
+        below = os.path.relpath(place, project)
         made = os.path.join(target, below)
         os.makedirs(made, exist_ok=True)
         for name in [*directories, *files]:
@@ -30,12 +57,32 @@ def copy_built(built: Built, target: Path) -> Built:
             if os.path.islink(source):
                 os.symlink(os.readlink(source), os.path.join(made, name))
             elif name in files and below.split(os.sep)[0] == "build":
-                os.link(source, os.path.join(made, name))
+                built_file(source, os.path.join(made, name))
             elif name in files:
                 shutil.copy2(source, os.path.join(made, name))
     for place, _, _ in os.walk(target, topdown=False):
-        shutil.copystat(built.project / Path(place).relative_to(target), place)
-    return Built(target, built.config_dir)
+        shutil.copystat(project / Path(place).relative_to(target), place)
+
+
+@contextlib.contextmanager
+def _digests_kept(project: Path, *targets: Path) -> Iterator[None]:
+    """Tell the digest index that what it knows of ``project`` is true of the copies, too, once they are made."""
+    index = Index(Path(os.environ["SEVSNP_CACHE"]) / "digests.db")
+    directories, files = {}, {}
+    for path in (project / "build").rglob("*"):
+        name, status = path.relative_to(project), path.lstat()
+        if stat.S_ISREG(status.st_mode) and (known := index._get(identity(status))):
+            files[name] = known
+        elif stat.S_ISDIR(status.st_mode) and len(name.parts) < 3 and (known := index._get(_fingerprint(path, ())[0])):
+            directories[name] = known
+    yield
+    for target in targets:
+        for name, digest in files.items():
+            if (target / name).is_file():
+                index.note(target / name, digest)
+        for name, digest in directories.items():
+            index.note_tree(target / name, digest)
+    index.close()
 
 
 def copy_with_keys(built: Built, directory: Path) -> Built:

@@ -5,6 +5,7 @@ Nothing is executed: these are doit's own checks before it runs a task. Prints J
 reasons. With NAME=value words there are no edits: for each word the tasks that are outdated with this setting.
 """
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -111,8 +112,6 @@ class Matrix:
 
     def outdated(self) -> dict[str, str]:
         """The tasks that doit would run because of themselves, not because of tasks before them."""
-        for cached in (recipe.recipe_digest, recipe.reached_sources, recipe._read, recipe._source):
-            cached.cache_clear()
         importlib.invalidate_caches()
         found = {}
         for name, made in self.artefacts.items():
@@ -124,8 +123,20 @@ class Matrix:
     def after(self, kind: str, name: str) -> dict[str, str]:
         """The outdated tasks after one edit, which is undone afterwards."""
         path = Path(os.environ["CONFIG_DIR"], name[2:]) if name.startswith("~/") else Path(name)
-        with self.trees.edited(path), EDITS[kind](path, self.scratch):
+        recipes = sources_edited() if path.is_relative_to(recipe.PACKAGE) else contextlib.nullcontext()
+        with self.trees.edited(path), EDITS[kind](path, self.scratch), recipes:
             return self.outdated()
+
+
+@contextmanager
+def sources_edited() -> Iterator[None]:
+    """Recompute the recipes, which depend on the library's sources and nothing else, before and after."""
+    caches = (recipe.recipe_digest, recipe.reached_sources, recipe._read, recipe._source)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
 
 
 @contextmanager
@@ -289,12 +300,12 @@ def with_setting(word: str, scratch: Path, trees: dict[tuple[Path, Collection[st
     return found
 
 
-def directories(scratch: Path) -> dict[tuple[Path, Collection[str]], str]:
-    """The digests of all directories, from a process of its own."""
+def directories(scratch: Path) -> tuple[dict[tuple[Path, Collection[str]], str], list[str]]:
+    """The digests of all directories, and the imported modules that know no setting, from a process of its own."""
     matrix = Matrix(scratch)
     matrix.outdated()
     matrix.close()
-    return matrix.trees.known()
+    return matrix.trees.known(), [name for name in sys.modules if name.partition(".")[0] not in ("tasks", "__main__")]
 
 
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -316,7 +327,10 @@ def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
 def with_settings(words: Sequence[str], scratch: Path) -> dict[str, dict[str, str]]:
     """The outdated tasks with each of the settings."""
     del sys.argv[1:]
-    trees = in_child(directories, scratch)
+    trees, modules = in_child(directories, scratch)
+    for name in modules:
+        with contextlib.suppress(ImportError):  # a name that a package has only in its own process
+            importlib.import_module(name)
     return {word: in_child(with_setting, word, scratch, trees) for word in words}
 
 

@@ -99,8 +99,9 @@ class Matrix:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        self.trees = Trees(index())
         tasks = {task.name: task for task, _ in load()}
+        # Only now: loading the tasks says where the digest index is.
+        self.trees = Trees(index())
         self.tasks = tasks
         self.artefacts = {name: made for name, task in tasks.items() if (made := artefact_of(task))}
         self.database = Dependency(SqliteDB, ".doit.db", checker_cls=Sha256Checker)

@@ -30,7 +30,7 @@ from sevsnp.system.copying import copy_file
 from sevsnp.system.files import sha256_file
 from tests.support.matrix import cells
 
-LARGE = 1 << 20
+LARGE = 1 << 12
 
 
 def artefact_of(task: Any) -> Artefact | None:
@@ -60,7 +60,7 @@ class Trees:
         return self._known[key]
 
     def sha256_file(self, path: Path) -> str:
-        """A large file is not read again after an edit of it is undone; no edit writes into an existing file."""
+        """A file is not hashed again after an edit of it is undone, unless it is tiny; no edit writes into a file."""
         status = path.stat()
         if status.st_size < LARGE:
             return self._sha256_file(path)

@@ -2,6 +2,7 @@
 """Fixtures that the tests share: one build of the whole project, in a directory of its own, with keys of its own."""
 
 import ast
+import collections
 import contextlib
 import fcntl
 import functools
@@ -11,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,8 +103,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--firmware", metavar="WORD", default="", help="source: boot guests with the firmware from source")
 
 
-# Holds what must end with the last test that uses a shared guest.
-GUESTS = pytest.StashKey[contextlib.ExitStack]()
+# For each shared guest, what must end with the last test that uses it; and the guests whose last use a test is.
+_GUESTS = pytest.StashKey[dict[str, contextlib.ExitStack]]()
+_LAST_USES = pytest.StashKey[dict[str, list[str]]]()
+
+
+def until_last_use(config: pytest.Config, guest: str) -> contextlib.ExitStack:
+    """Closed after the last test that uses the fixture ``guest``, or at the end."""
+    return config.stash[_GUESTS].setdefault(guest, contextlib.ExitStack())
+
+
+def _end_guests(config: pytest.Config, names: Collection[str] = ()) -> None:
+    stacks = config.stash[_GUESTS]
+    for name in list(names or stacks):
+        if name in stacks:
+            stacks.pop(name).close()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,8 +132,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    config.stash[GUESTS] = contextlib.ExitStack()
-    config.add_cleanup(config.stash[GUESTS].close)
+    config.stash[_GUESTS] = {}
+    config.add_cleanup(lambda: _end_guests(config))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -141,6 +155,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: min(PARTS.index(part) for part in _place(item).parts if part in PARTS))
+    _sort_by_guest(items)
+
+
+def _sort_by_guest(items: list[pytest.Item]) -> None:
+    """Put files that use rarely used guests first, so that these guests end early: an idle one uses 6 % of a core."""
+    places = [place for place, item in enumerate(items) if _group(item.nodeid.partition("::")[0]) == "guests"]
+    uses = collections.Counter(name for place in places for name in _guests_of(items[place]))
+    of_file: dict[Path, set[str]] = collections.defaultdict(set)
+    for place in places:
+        of_file[items[place].path] |= _guests_of(items[place])
+    ordered = sorted(
+        (items[place] for place in places), key=lambda item: min((uses[name] for name in of_file[item.path]), default=0)
+    )
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
+def _guests_of(item: pytest.Item) -> set[str]:
+    return _imported_guests(item.path.with_name("conftest.py")) & set(getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    last = {name: item.nodeid for item in session.items for name in _guests_of(item)}
+    session.config.stash[_LAST_USES] = {node: [name for name in last if last[name] == node] for node in last.values()}
 
 
 def _place(item: pytest.Item) -> Path:
@@ -196,15 +234,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """End the shared guests when their process goes on to other tests: an idle guest uses 6 % of a core.
-
-    Without xdist, the tests that share them may be apart; then the guests end with the run.
-    """
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """End the shared guests that no later test uses."""
     yield
-    after = _group(nextitem.nodeid.partition("::")[0]) if nextitem else ""
-    if hasattr(item.config, "workerinput") and after != "guests" == _group(item.nodeid.partition("::")[0]):
-        item.config.stash[GUESTS].close()
+    if last := item.config.stash[_LAST_USES].get(item.nodeid):
+        _end_guests(item.config, last)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -22,7 +22,7 @@ from sevsnp.owner.key_release import Secret, connect, owner_context, request_evi
 from sevsnp.owner.luks import attest_luks
 from sevsnp.system.copying import copy_file
 from sevsnp.vm_config.config import VmConfig, read_vm_config
-from tests.conftest import GUESTS, Built
+from tests.conftest import Built, until_last_use
 from tests.support.harness import BOOT_SECONDS, with_disk
 from tests.support.luks_volume import synthetic
 from tests.support.shared_guests import Attested, Running, shared, started
@@ -200,7 +200,11 @@ def luks_guest(request: pytest.FixtureRequest, built: Built) -> Unlocked:
     def make(directory: Path) -> VmConfig:
         config = luks_config(built)
         owners.append(make_owner(built, directory))
-        disks.append(request.config.stash[GUESTS].enter_context(image_copy(config.launch.disks[0].path, directory)))
+        disks.append(
+            until_last_use(request.config, "luks_guest").enter_context(
+                image_copy(config.launch.disks[0].path, directory)
+            )
+        )
         return replace(config, launch=with_disk(config.launch, ROLE, disks[0]))
 
     running = shared(request, "luks_guest", make, "tcg")

@@ -17,7 +17,7 @@ from sevsnp.guests.local import sshd_answers
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, VmConfig
-from tests.conftest import GUESTS, Built
+from tests.conftest import Built, until_last_use
 from tests.support.configs import honest, other_words
 from tests.support.hands import Hands, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest, boot
@@ -166,12 +166,12 @@ _STARTED = pytest.StashKey[dict[str, Running]]()
 def shared(
     request: pytest.FixtureRequest, name: str, make: Callable[[Path], VmConfig], accelerator: str = ""
 ) -> Running:
-    """The single guest of that name; the first fixture that asks for it starts it, and it ends with the session."""
+    """The single guest of that name, from the first fixture that asks for it to the last test that uses it."""
     running = request.config.stash.setdefault(_STARTED, {})
     if name not in running:
         directory = request.getfixturevalue("tmp_path_factory").mktemp(name)
         built = request.getfixturevalue("built")
-        running[name] = request.config.stash[GUESTS].enter_context(
+        running[name] = until_last_use(request.config, name).enter_context(
             started(built, make(directory), directory / "state", (), accelerator)
         )
     return running[name]

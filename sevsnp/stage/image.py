@@ -7,10 +7,11 @@ Documentation/arch/x86/boot.rst), from which QEMU reads that an initrd may be gi
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.stage.tables import ADDRESS
+from sevsnp.stage.tables import ADDRESS, all_tables
 
 # Addresses in the image; initramfs/stage/stage.ld has the same.
 CODE, CARRIED, TABLES, KERNEL = 0x1000, 0x2000, 0x3000, 0x8000
@@ -21,6 +22,8 @@ _SETUP, _MAGIC, _JUMP = 0x1F1, 0x202, 0x201
 _SETUP_LIMIT = 0x280
 # Behind the setup header.
 _PE = 0x288
+# Bytes of the optional header.
+_OPTIONAL = 240
 _APPLICATION = 10
 # Microsoft, PE format: contents and rights of a section.
 _CODE_RX, _DATA_R = 0x60000020, 0x40000040
@@ -45,7 +48,7 @@ def sections(code: bytes, tables: bytes, kernel: bytes) -> tuple[Section, ...]:
         Section(b".acpi", TABLES, tables, _DATA_R),
         Section(b".linux", KERNEL, kernel, _DATA_R),
     )
-    for one, following in zip(found, found[1:], strict=False):
+    for one, following in pairwise(found):
         if not 0 < len(one.content) <= following.address - one.address:
             raise ValueError(f"{one.name.decode()}: {len(one.content)} bytes do not fit in front of the next section")
     return found
@@ -115,6 +118,27 @@ def check_kernel(path: Path, kernel: bytes) -> None:
         raise UserError(f"{path}: the kernel has no EFI stub for x86-64", hint)
     if _MAGIC + kernel[_JUMP] > _SETUP_LIMIT:
         raise UserError(f"{path}: the setup header ends at {_MAGIC + kernel[_JUMP]:#x}, expected at most 0x280", hint)
+
+
+def linux_of(stage: bytes) -> bytes:
+    """The kernel in a stage; ``stage`` itself if it is no stage."""
+    described = _PE + 24 + _OPTIONAL
+    names = [stage[described + 40 * number :][:8].rstrip(b"\0") for number in range(4)]
+    if names != [b".text", b".carried", b".acpi", b".linux"]:
+        return stage
+    size, _, _, place = struct.unpack_from("<IIII", stage, described + 40 * 3 + 8)
+    return stage[place : place + size]
+
+
+def check_stage(stage: Path, vcpus: int, *, code: Path, tables: Path, kernel: Path) -> None:
+    """Refuse a file that is not the stage made of the three others, or whose tables are not those for ``vcpus`` vCPUs.
+
+    Raises :class:`UserError`.
+    """
+    if tables.read_bytes() != all_tables(vcpus):
+        raise UserError(f"{tables}: not the ACPI tables for {vcpus} vCPUs")
+    if stage.read_bytes() != stage_image(code.read_bytes(), tables.read_bytes(), kernel.read_bytes()):
+        raise UserError(f"{stage}: not made of {code}, {tables} and {kernel}")
 
 
 def make_stage(*, code: Path, tables: Path, kernel: Path, output: Path) -> None:

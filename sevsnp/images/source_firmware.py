@@ -9,6 +9,8 @@ from sevsnp.system import progress
 from sevsnp.system.command import temporary_directory
 
 TABLE = "changes.yaml"
+# Names in the root.
+_TREE, _WORK, _SCRIPT, _MADE = "edk2", "work", "ovmf.sh", "OVMF.fd"
 
 
 def make_source_firmware(
@@ -31,11 +33,11 @@ def make_source_firmware(
         image = build_in_root(
             debs=debs,
             scratch=scratch,
-            content={"edk2": scratch / "tree", "ovmf.sh": script},
+            content={_TREE: scratch / "tree", _SCRIPT: script},
             interpreter="bash",
-            script="ovmf.sh",
-            variables=script_variables(PLACE / "edk2", PLACE / "work", PLACE / "OVMF.fd", jobs),
-            made="OVMF.fd",
+            script=_SCRIPT,
+            variables=script_variables(PLACE / _TREE, PLACE / _WORK, PLACE / _MADE, jobs),
+            made=_MADE,
             timeout=TIMEOUT,
         )
         check_made(image)

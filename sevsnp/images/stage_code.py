@@ -7,6 +7,8 @@ from sevsnp.images.compiler import PLACE, build_in_root
 from sevsnp.system import progress
 from sevsnp.system.command import temporary_directory
 
+# Names in the root.
+_SOURCES, _MADE = "stage", "stage.bin"
 _TIMEOUT = 300.0  # seconds; it takes one
 
 
@@ -24,11 +26,11 @@ def make_stage_code(*, debs: Path, sources: Path, output: Path) -> None:
         code = build_in_root(
             debs=debs,
             scratch=scratch,
-            content={"stage": sources},
+            content={_SOURCES: sources},
             interpreter="sh",
-            script="stage/stage.sh",
-            variables={"SOURCES": str(PLACE / "stage"), "OUT": str(PLACE / "stage.bin")},
-            made="stage.bin",
+            script=f"{_SOURCES}/stage.sh",
+            variables={"SOURCES": str(PLACE / _SOURCES), "OUT": str(PLACE / _MADE)},
+            made=_MADE,
             timeout=_TIMEOUT,
         )
         output.write_bytes(code.read_bytes())

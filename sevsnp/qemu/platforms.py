@@ -116,10 +116,19 @@ def _kvm_boots(kernel: Path, qemu: Path) -> str:
         return closed
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
-        # QEMU's own firmware starts no stage, but the kernel in it.
-        bare = Path(work) / "kernel"
-        bare.write_bytes(linux_of(kernel.read_bytes()))
+        bare = _bare_kernel(kernel, Path(work))
         return _boots(bare, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
+
+
+def _bare_kernel(kernel: Path, directory: Path) -> Path:
+    """The kernel in a stage, which QEMU's own firmware does not start, as a file in ``directory``; else ``kernel``."""
+    content = kernel.read_bytes() if kernel.is_file() else b""
+    inner = linux_of(content)
+    if inner == content:
+        return kernel
+    bare = directory / "kernel"
+    bare.write_bytes(inner)
+    return bare
 
 
 def _snp_boots(launch: Launch, qemu: Path) -> str:

@@ -170,4 +170,5 @@ def _reference(config: VmConfig) -> dict[str, Any]:
         "image_id": reference.image_id.hex(),
         "platform_info_required": f"{reference.platform_info_required:#x}",
         "platform_info_forbidden": f"{reference.platform_info_forbidden:#x}",
+        **({"stage": reference.stage._asdict()} if reference.stage else {}),
     }

@@ -110,7 +110,7 @@ def _pe_header(parts: tuple[Section, ...]) -> bytes:
 
 def check_kernel(path: Path, kernel: bytes) -> None:
     """Refuse a file that is no Linux kernel with an EFI stub for x86-64. Raises :class:`UserError`."""
-    hint = "the stage carries an uncompressed bzImage with EFI stub, as Debian's vmlinuz"
+    hint = "give the package of a kernel with an EFI stub, or none: the pinned kernel has it"
     if len(kernel) < _SETUP_LIMIT or kernel[_MAGIC : _MAGIC + 4] != b"HdrS":
         raise UserError(f"{path}: no Linux kernel: the setup header is missing", hint)
     pe = int.from_bytes(kernel[0x3C:0x40], "little")

@@ -4,6 +4,7 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def fetched(mirror: Path, snapshot: str = "off") -> tuple[Path, Path]:
     """The two directories that are made from this mirror."""
     place = mirror.parent
     debs, sources = place / "out/debs", place / "out/sources"
-    places = {"cache_dir": str(place / "cache"), "mirror": f"file:{mirror}", "snapshot": snapshot}
+    places: dict[str, Any] = {"cache_dir": str(place / "cache"), "mirror": f"file:{mirror}", "snapshot": snapshot}
     make_edk2(source_lock=place / "sources.lock", sources=sources, **places)
     make_compiler(lock=place / "packages.lock", tools=place / "packages.yaml", debs=debs, **places)
     return debs, sources

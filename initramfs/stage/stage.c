@@ -39,12 +39,12 @@ struct boot_services {
     UNUSED(13, memory_events_protocols);
     status(EFIAPI *handle_protocol)(handle, const struct guid *, void **interface); // 7.3.7
     UNUSED(4, protocols);
-    status(EFIAPI *install_configuration_table)(const struct guid *, const void *table); // 7.5.7
+    status(EFIAPI *install_configuration_table)(const struct guid *, const void *table); // 7.5.6
     status(EFIAPI *load_image)(uint8_t boot_policy, handle parent, void *path, const void *source, uint64_t size,
                                handle *image); // 7.4.1
     status(EFIAPI *start_image)(handle, uint64_t *exit_size, uint16_t **exit_data); // 7.4.2
     UNUSED(17, others);
-    void(EFIAPI *copy_mem)(void *to, const void *from, uint64_t size); // 7.5.4
+    void(EFIAPI *copy_mem)(void *to, const void *from, uint64_t size); // 7.5.3
 };
 
 // 4.5: EFI_RUNTIME_SERVICES.

@@ -20,7 +20,7 @@ from sevsnp.qemu.confine import Access
 from sevsnp.qemu.process import check_version, start, stop
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.qemu.snp_options import snp_arguments
-from sevsnp.stage.image import linux_of
+from sevsnp.stage.layout import linux_of
 from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 

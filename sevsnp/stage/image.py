@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sevsnp.errors import UserError
+from sevsnp.stage.layout import NAMES, PE
 from sevsnp.stage.tables import ADDRESS, all_tables
 
 # Addresses in the image; initramfs/stage/stage.ld has the same.
@@ -20,10 +21,6 @@ _HEADERS = 0x600
 # The setup header begins here; one byte in it says where it ends.
 _SETUP, _MAGIC, _JUMP = 0x1F1, 0x202, 0x201
 _SETUP_LIMIT = 0x280
-# Behind the setup header.
-_PE = 0x288
-# Bytes of the optional header.
-_OPTIONAL = 240
 _APPLICATION = 10
 # Microsoft, PE format: contents and rights of a section.
 _CODE_RX, _DATA_R = 0x60000020, 0x40000040
@@ -42,12 +39,13 @@ class Section:
 def sections(code: bytes, tables: bytes, kernel: bytes) -> tuple[Section, ...]:
     """The sections of a stage in the order of their addresses. Raises ValueError if one has no room."""
     carried = struct.pack("<QQQ", ADDRESS, len(tables), len(kernel))
-    found = (
-        Section(b".text", CODE, code, _CODE_RX),
-        Section(b".carried", CARRIED, carried, _DATA_R),
-        Section(b".acpi", TABLES, tables, _DATA_R),
-        Section(b".linux", KERNEL, kernel, _DATA_R),
+    contents = (
+        (CODE, code, _CODE_RX),
+        (CARRIED, carried, _DATA_R),
+        (TABLES, tables, _DATA_R),
+        (KERNEL, kernel, _DATA_R),
     )
+    found = tuple(Section(name, *content) for name, content in zip(NAMES, contents, strict=True))
     for one, following in pairwise(found):
         if not 0 < len(one.content) <= following.address - one.address:
             raise ValueError(f"{one.name.decode()}: {len(one.content)} bytes do not fit in front of the next section")
@@ -71,7 +69,7 @@ def stage_image(code: bytes, tables: bytes, kernel: bytes) -> bytes:
         offset += _padded(len(part.content), _BLOCK)
     image = bytearray(offset)
     image[:2] = b"MZ"
-    struct.pack_into("<I", image, 0x3C, _PE)
+    struct.pack_into("<I", image, 0x3C, PE)
     header = setup_header(kernel)
     image[_SETUP : _SETUP + len(header)] = header
     described = _pe_header(parts) + b"".join(
@@ -82,7 +80,7 @@ def stage_image(code: bytes, tables: bytes, kernel: bytes) -> bytes:
         )
         for part, place in zip(parts, places, strict=True)
     )
-    image[_PE : _PE + len(described)] = described
+    image[PE : PE + len(described)] = described
     for part, place in zip(parts, places, strict=True):
         image[place : place + len(part.content)] = part.content
     return bytes(image)
@@ -118,16 +116,6 @@ def check_kernel(path: Path, kernel: bytes) -> None:
         raise UserError(f"{path}: the kernel has no EFI stub for x86-64", hint)
     if _MAGIC + kernel[_JUMP] > _SETUP_LIMIT:
         raise UserError(f"{path}: the setup header ends at {_MAGIC + kernel[_JUMP]:#x}, expected at most 0x280", hint)
-
-
-def linux_of(stage: bytes) -> bytes:
-    """The kernel in a stage; ``stage`` itself if it is no stage."""
-    described = _PE + 24 + _OPTIONAL
-    names = [stage[described + 40 * number :][:8].rstrip(b"\0") for number in range(4)]
-    if names != [b".text", b".carried", b".acpi", b".linux"]:
-        return stage
-    size, _, _, place = struct.unpack_from("<IIII", stage, described + 40 * 3 + 8)
-    return stage[place : place + size]
 
 
 def check_stage(stage: Path, vcpus: int, *, code: Path, tables: Path, kernel: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.stage import image
-from sevsnp.stage.image import check_stage, linux_of, make_stage, stage_image
+from sevsnp.stage.image import check_stage, make_stage, stage_image
+from sevsnp.stage.layout import linux_of
 from sevsnp.stage.tables import ADDRESS, all_tables
 from tests.conftest import PROJECT
 

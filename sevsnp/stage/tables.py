@@ -135,7 +135,7 @@ def dsdt() -> bytes:
             ),
         ),
     )
-    return _table(b"DSDT", 2, aml.name("_S5", aml.package(zero, zero, zero, zero)) + aml.scope("\\_SB", root))
+    return _table(b"DSDT", 2, aml.name("_S5", aml.package(zero, zero, zero, zero)) + aml.scope("_SB", root))
 
 
 def all_tables(vcpus: int, address: int = ADDRESS) -> bytes:

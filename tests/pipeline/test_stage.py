@@ -123,10 +123,12 @@ def iasl(stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("acpica")
     (deb,) = (stages.copy.build / "debs/compiler").glob("acpica-tools_*.deb")
     subprocess.run(["dpkg-deb", "-x", deb, root], check=True, timeout=60)
+    # Its C library may be newer than this machine's.
+    release = (stages.copy.build / "snp-release/usr/lib/x86_64-linux-gnu").resolve()
 
     def run(directory: Path, *words: str) -> str:
         done = subprocess.run(
-            [root / "usr/bin/iasl", *words],
+            [release / "ld-linux-x86-64.so.2", "--library-path", release, root / "usr/bin/iasl", *words],
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -154,7 +156,7 @@ def test_the_reference_compiler_makes_the_same_dsdt(iasl: Any, tmp_path: Path) -
 @pytest.mark.parametrize("vcpus", [1, 2, 64])
 def test_the_reference_disassembler_finds_no_fault(iasl: Any, tmp_path: Path, vcpus: int) -> None:
     content = all_tables(vcpus)
-    tables = {**found(content), b"RSDP": content[:36]}
+    tables = found(content)  # all but the RSDP, which it does not read
     shown = {}
     for name, table in tables.items():
         file = tmp_path / f"{name.decode().lower()}.dat"

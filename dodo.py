@@ -27,8 +27,8 @@ from tasks.project import end_cleanly, settings_read
 
 # The modules in tasks/, one for each stage. A new module must be named here.
 STAGES = (
-    "setup", "host", "packages", "packages_build", "initramfs", "guest", "cloud", "verity", "luks", "luks_guest",
-    "guests", "keys", "idblock", "tools", "e2e", "launchers", "release", "bench", "cache", "docs",
+    "setup", "host", "packages", "packages_build", "stage", "initramfs", "guest", "cloud", "verity", "luks",
+    "luks_guest", "guests", "keys", "idblock", "tools", "e2e", "launchers", "release", "bench", "cache", "docs",
 )  # fmt: skip
 
 # The result of a build must not depend on the user.

@@ -21,10 +21,13 @@ from tasks.project import (
     firmware,
     guest_name,
     keys,
+    launch_kernel,
     launching,
+    own_acpi,
     release_manifest,
     settings,
     signing_key,
+    stage_parts,
 )  # fmt: skip
 from tasks.vm_config import SETTINGS, launched
 
@@ -112,7 +115,7 @@ def task_update_luks() -> Task:
     Next: ./doitw run_sev_snp_luks VOLUME=…
     """
     chosen = {name: value for name, value in chosen_volume().items() if name != "vm_config"}
-    return command("sevsnp.volumes.boot:update_volume", alone=True, needs=_BOOT, **chosen, boot=_boot())
+    return command("sevsnp.volumes.boot:update_volume", alone=True, needs=_needs(), **chosen, boot=_boot())
 
 
 def task_adopt_luks() -> Task:
@@ -127,7 +130,7 @@ def task_adopt_luks() -> Task:
     return command(
         "sevsnp.volumes.boot:adopt_volume",
         alone=True,
-        needs=[*_BOOT, "_appliance_initramfs"],
+        needs=[*_needs(), "_appliance_initramfs"],
         image=values.optional_path("IMAGE"),
         directory=LUKS,
         data_dir=values.data_dir(),
@@ -147,12 +150,17 @@ def task_adopt_luks() -> Task:
 _BOOT = ["packages", "unpack_kernel", "initramfs", "_emulated_initramfs", "_firmware", "_keys"]
 
 
+def _needs() -> list[str]:
+    return [*_BOOT, *(["_stage"] if own_acpi() else [])]
+
+
 def _boot() -> Mapping[str, Any]:
     """The files and settings of a boot in the present build, for sevsnp.volumes.boot."""
     return {
         "template": Path("templates/vm-config.toml.j2"),
         "firmware": firmware(),
-        "kernel": KERNEL / "vmlinuz",
+        "kernel": launch_kernel(),
+        "stage": stage_parts(),
         "initrd": INITRAMFS,
         "emulated_initrd": EMULATED_INITRAMFS,
         "owner_certificate": keys().owner_certificate,

@@ -22,6 +22,7 @@ from tasks.project import (
     STOCK_FIRMWARE,
     TOOLS,
     from_source,
+    own_acpi,
     settings,
 )
 
@@ -156,22 +157,40 @@ def task_pack_sources() -> Task:
 
 
 def task__compiler() -> Task | None:
-    """What builds the firmware with FIRMWARE=source: the compiler's packages, and edk2's source."""
-    if not from_source():
+    """The compiler's packages: for FIRMWARE=source, and for the stage of ACPI=own."""
+    if not (from_source() or own_acpi()):
         return None
-    values = settings()
     return artefact(
         "sevsnp.packages.steps:make_compiler",
         needs=["_dependencies"],
-        inputs={"lock": LOCK, "source_lock": SOURCE_LOCK, "tools": LISTS["tools"]},
-        trees={"debs": (COMPILER, ["packages.json"]), "sources": (EDK2, ["packages.json"])},
-        how={
-            "cache_dir": str(values.cache_dir()),
-            "mirror": values.text("MIRROR"),
-            "snapshot": values.text("SNAPSHOT_MIRROR"),
-            "kept": PinnedFiles(say),
-        },
+        inputs={"lock": LOCK, "tools": LISTS["tools"]},
+        trees={"debs": (COMPILER, ["packages.json"])},
+        how=_fetching(),
     )
+
+
+def task__edk2() -> Task | None:
+    """What the firmware is built from with FIRMWARE=source: edk2's source."""
+    if not from_source():
+        return None
+    return artefact(
+        "sevsnp.packages.steps:make_edk2",
+        needs=["_dependencies"],
+        inputs={"source_lock": SOURCE_LOCK},
+        trees={"sources": (EDK2, ["packages.json"])},
+        how=_fetching(),
+    )
+
+
+def _fetching() -> dict[str, Any]:
+    """From where pinned files come."""
+    values = settings()
+    return {
+        "cache_dir": str(values.cache_dir()),
+        "mirror": values.text("MIRROR"),
+        "snapshot": values.text("SNAPSHOT_MIRROR"),
+        "kept": PinnedFiles(say),
+    }
 
 
 def task__firmware() -> Task:

@@ -30,6 +30,7 @@ DEBS = BUILD / "debs"
 KERNEL = BUILD / "kernel"
 GUEST = BUILD / "guest"
 VERITY = BUILD / "verity"
+BOOT = BUILD / "boot"
 LUKS = BUILD / "luks"
 E2E = BUILD / "e2e"
 RUN = BUILD / "run"
@@ -131,6 +132,29 @@ def keys() -> Keys:
 def signing_key(name: str) -> Path | None:
     """The private key that the setting ``name`` (ID_KEY or AUTHOR_KEY) names."""
     return settings().optional_path(name)
+
+
+def own_acpi() -> bool:
+    """Whether guests boot with ACPI tables of our own, which the stage brings: ACPI=own."""
+    return settings().text("ACPI") == "own"
+
+
+def stage() -> Path:
+    """The stage for the number of vCPUs: QEMU starts it in the kernel's place."""
+    return BOOT / f"stage-{settings().number('CPUS')}.efi"
+
+
+def stage_parts() -> dict[str, Path]:
+    """The files that the stage is made of, by the name of the parameter; none without a stage."""
+    if not own_acpi():
+        return {}
+    tables = BOOT / f"acpi-{settings().number('CPUS')}.bin"
+    return {"stage_code": BOOT / "stage.bin", "stage_tables": tables, "stage_kernel": KERNEL / "vmlinuz"}
+
+
+def launch_kernel() -> Path:
+    """What a measured guest starts as its kernel: the stage with ACPI=own, else the kernel itself."""
+    return stage() if own_acpi() else KERNEL / "vmlinuz"
 
 
 def firmware() -> Path:

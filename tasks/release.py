@@ -23,7 +23,10 @@ from tasks.project import (
     VERITY,
     firmware,
     from_source,
+    launch_kernel,
+    own_acpi,
     settings,
+    stage_parts,
 )
 from tasks.tools import BIN
 from tasks.verity import IMAGE, ROOTHASH, TREE, config
@@ -48,6 +51,11 @@ ENCRYPTED = (
     luks.IMAGE, luks.HEADER, luks.HEADER_DIGEST, luks.TABLES_DIGEST,
     luks.cmdline("snp"), luks.cmdline("emulated"), *ENCRYPTED_CONFIGS,
 )  # fmt: skip
+
+
+def _stage() -> tuple[Path, ...]:
+    """With ACPI=own: what the guest starts as its kernel, and what that is made of."""
+    return (launch_kernel(), *stage_parts().values()) if own_acpi() else ()
 
 
 def task_manifest() -> Task:
@@ -77,7 +85,7 @@ def task_manifest() -> Task:
             "build_tools",
         ],
         project=Path(),
-        artefacts=(*ARTEFACTS, firmware(), *source, *(ENCRYPTED if encrypted else ())),
+        artefacts=(*ARTEFACTS, firmware(), *_stage(), *source, *(ENCRYPTED if encrypted else ())),
         trees=[BUNDLE],
         configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
         package_lists=(*PACKAGE_LISTS, *(SOURCE_LISTS if source else ())),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.graph import Task, artefact
-from tasks.project import KERNEL, firmware, keys, settings
+from tasks.project import firmware, keys, launch_kernel, settings, stage_parts
 
 # The settings that are fixed in a VM config.
 SETTINGS = (
@@ -28,10 +28,11 @@ def vm_config(
         inputs={
             "template": Path("templates/vm-config.toml.j2"),
             "firmware": firmware(),
-            "kernel": KERNEL / "vmlinuz",
+            "kernel": launch_kernel(),
             "initrd": initrd,
             "cmdline": cmdline,
             **dict(disks.values()),
+            **stage_parts(),
             "owner_certificate": keys().owner_certificate,
         },
         outputs={"output": output},

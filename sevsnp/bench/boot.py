@@ -216,7 +216,7 @@ def _make_config(base: VmConfig, root: Root, writable: str, var: int, template: 
         rootfs=root.filesystem,
         writable=writable,
         tmpfs={"etc": GIB, "home": GIB, "var": max(var, GIB), "tmp": GIB},
-        acpi=base.require_reference().acpi,
+        acpi=base.require_reference().acpi or base.require_reference().stage is not None,
         platform=base.launch.platform,
         output=cmdline,
     )

@@ -244,6 +244,11 @@ def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[in
             "more than one vCPU needs ACPI: set up with CPUS=N, the command line and so the digest are others",
             file=sys.stderr,
         )
+    if config and config.reference and config.reference.stage and set(digests) != {config.launch.vcpus}:
+        print(
+            f"its kernel is a stage with ACPI tables for {config.launch.vcpus} vCPUs: set up with CPUS=N for others",
+            file=sys.stderr,
+        )
     if options.json:
         return
     for count, one in digests.items():

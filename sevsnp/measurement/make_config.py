@@ -12,6 +12,7 @@ from sevsnp.keys.pairs import certificate_der
 from sevsnp.measurement.copied_size import check_copied_sizes
 from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.settings.values import parse_tcb
+from sevsnp.stage.image import check_stage
 from sevsnp.store import session
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from sevsnp.vm_config.config import (
@@ -22,6 +23,7 @@ from sevsnp.vm_config.config import (
     PlatformName,
     Product,
     Reference,
+    Stage,
     Tcb,
     VmConfig,
     render_vm_config,
@@ -111,13 +113,17 @@ def make_vm_config(
     place: str,
     output: Path,
     shown: str = "",
+    stage_code: Path | None = None,
+    stage_tables: Path | None = None,
+    stage_kernel: Path | None = None,
     **disk_files: Path,
 ) -> None:
     """Write a VM config whose launch digest is computed from the files themselves.
 
     ``disks`` maps each role to the argument that holds its file. ``settings`` are the pipeline's settings by name.
     ``place`` is the config's final path, from which its relative paths start; messages call it ``shown``. HOST_DATA is
-    the SHA-256 of the owner's certificate (DER): it distinguishes the guests of different owners.
+    the SHA-256 of the owner's certificate (DER): it distinguishes the guests of different owners. With ``stage_*``,
+    ``kernel`` is the stage that is made of these three.
     """
 
     known = session.index()
@@ -145,6 +151,10 @@ def make_vm_config(
         firmware_reason=settings["FIRMWARE_REASON"],
     )
     check_launch_firmware(launch)
+    stage = None
+    if stage_code and stage_tables and stage_kernel:
+        check_stage(kernel, launch.vcpus, code=stage_code, tables=stage_tables, kernel=stage_kernel)
+        stage = Stage(known.file(stage_code), known.file(stage_tables), known.file(stage_kernel))
     reference = Reference(
         launch_digest=launch_digest_of(launch),
         minimum_tcb=_minimum_tcb(settings["MIN_TCB"], settings["PRODUCT"]),
@@ -154,7 +164,8 @@ def make_vm_config(
         image_id=bytes.fromhex(settings["IMAGE_ID"]),
         platform_info_required=settings["PLATFORM_INFO_REQUIRED"],
         platform_info_forbidden=settings["PLATFORM_INFO_FORBIDDEN"],
-        acpi="acpi=off" not in cmdline.read_text().split(),
+        acpi="acpi=off" not in cmdline.read_text().split() and not stage,
+        stage=stage,
     )
     policy = {"profile": "legacy-milan" if launch.product == "Milan" else "default"}
     config = VmConfig(Path(place).resolve(), launch, reference, policy)

@@ -108,22 +108,18 @@ def make_compiler(
     *,
     lock: Path,
     tools: Path,
-    source_lock: Path,
     cache_dir: str,
     mirror: str,
     snapshot: str,
     debs: Path,
-    sources: Path,
     kept: Kept | None = None,
 ) -> None:
-    """Fetch what builds the firmware: the compiler's packages into ``debs``, and edk2's source into ``sources``.
+    """Fetch the compiler's packages into ``debs``: those that ``lock`` pins for the list ``tools``.
 
-    ``lock`` pins the packages for the list ``tools``, ``source_lock`` the source. Raises :class:`UserError`.
+    Raises :class:`UserError`.
     """
     compiler = [asked for asked in read_sets(tools) if asked.name == COMPILER]
     wanted = checked_lock(lock, compiler).packages(COMPILER)
-    with fetching() as fetched:
-        archives = _source_files(source_lock, cache_dir, mirror, snapshot, fetched, kept)
     with fetching() as fetched:
         files = locked_files(
             read_lock(lock),
@@ -136,6 +132,14 @@ def make_compiler(
             note=progress.remark,
         )
     export_debs(name=COMPILER, debs=files, output=debs)
+
+
+def make_edk2(
+    *, source_lock: Path, cache_dir: str, mirror: str, snapshot: str, sources: Path, kept: Kept | None = None
+) -> None:
+    """Fetch edk2's source, which ``source_lock`` pins, into ``sources``. Raises :class:`UserError`."""
+    with fetching() as fetched:
+        archives = _source_files(source_lock, cache_dir, mirror, snapshot, fetched, kept)
     export_files(name=EDK2, files=archives, output=sources)
 
 

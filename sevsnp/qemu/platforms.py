@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sevsnp.qemu.confine import Access
 from sevsnp.qemu.process import check_version, start, stop
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.qemu.snp_options import snp_arguments
+from sevsnp.stage.layout import linux_of
 from sevsnp.system.files import write_atomic
 from sevsnp.vm_config.config import BANNER, Launch
 
@@ -113,7 +115,20 @@ def _kvm_boots(kernel: Path, qemu: Path) -> str:
     if closed := _closed(_KVM, "/dev/kvm"):
         return closed
     machine = ["-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "512M"]
-    return _boots(kernel, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
+    with tempfile.TemporaryDirectory(prefix="sevsnp-") as work:
+        bare = _bare_kernel(kernel, Path(work))
+        return _boots(bare, qemu, machine, (), _KVM_SECONDS, "a test kernel did not boot with KVM")
+
+
+def _bare_kernel(kernel: Path, directory: Path) -> Path:
+    """The kernel in a stage, which QEMU's own firmware does not start, as a file in ``directory``; else ``kernel``."""
+    content = kernel.read_bytes() if kernel.is_file() else b""
+    inner = linux_of(content)
+    if inner == content:
+        return kernel
+    bare = directory / "kernel"
+    bare.write_bytes(inner)
+    return bare
 
 
 def _snp_boots(launch: Launch, qemu: Path) -> str:

@@ -25,7 +25,7 @@ def boots_with_acpi(vcpus: int, setting: str) -> bool | None:
     """Whether a guest with ``vcpus`` has ACPI for this value of the setting ACPI; None if the setup tasks refuse it."""
     if setting == "off":
         return False if vcpus == 1 else None
-    return setting == "on" or vcpus > 1
+    return setting in ("on", "own") or vcpus > 1
 
 
 def with_acpi(cmdline: str, acpi: bool) -> str:
@@ -59,6 +59,8 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
         raise ContentsError(error.message) from None
     except ValueError as error:  # not UTF-8, not TOML, not ASCII
         raise ContentsError(str(error)) from None
+    if (acpi == "own") != (reference.stage is not None):
+        raise ContentsError(f"it was not made with ACPI={acpi}: set it up again")
     own = next((item for item in digests if item["vcpus"] == launch.vcpus), None)
     if own is None or own["cmdline_sha256"] != files[names["cmdline"]]["sha256"]:
         raise ContentsError(
@@ -107,7 +109,8 @@ def _digests(
     files: Files, names: Mapping[str, str], launch: Launch, firmware: bytes, line: str, acpi: str
 ) -> list[dict[str, Any]]:
     found = []
-    for vcpus in sorted({*USUAL_VCPUS, launch.vcpus}):
+    # A stage is made for one number of vCPUs.
+    for vcpus in sorted({launch.vcpus} if acpi == "own" else {*USUAL_VCPUS, launch.vcpus}):
         present = boots_with_acpi(vcpus, acpi)
         if present is None:
             continue
@@ -167,4 +170,5 @@ def _reference(config: VmConfig) -> dict[str, Any]:
         "image_id": reference.image_id.hex(),
         "platform_info_required": f"{reference.platform_info_required:#x}",
         "platform_info_forbidden": f"{reference.platform_info_forbidden:#x}",
+        **({"stage": reference.stage._asdict()} if reference.stage else {}),
     }

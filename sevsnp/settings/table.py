@@ -108,8 +108,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "source; empty: our firmware made from Debian's build"),
         Setting("FIRMWARE_REASON", text, "", "a sentence",
                 "why that firmware is trusted where it cannot be judged (docs/firmware.md); every verdict says it"),
-        Setting("ACPI", choice("auto", "on", "off"), "auto", "auto, on or off",
-                "ACPI tables carry code of the host that the guest runs; auto: off with one vCPU, else on"),
+        Setting("ACPI", choice("auto", "on", "off", "own"), "auto", "auto, on, off or own",
+                "ACPI tables carry code of the host that the guest runs; auto: off with one vCPU, else on; own: tables "
+                "of our own, measured, for up to 64 vCPUs"),
         Setting("WRITABLE", choice("overlay", "copy"), "overlay", "overlay or copy",
                 "/etc, /home and /var over a read-only root: an overlay, or a copy in memory"),
         Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G",

@@ -95,14 +95,23 @@ class Tcb:
 MinimumTcb = Tcb | tuple["Floor", ...] | Literal["any"] | None
 
 
+class Stage(NamedTuple):
+    """What the launched kernel is made of if it is a stage (sevsnp.stage): the SHA-256 of each part, as in a File."""
+
+    code: str
+    tables: str
+    kernel: str
+
+
 @dataclass(frozen=True)
 class Reference:
     """Reference values for the verifier (RFC 9334): what the evidence must say.
 
     ``launch_digest`` 48 bytes, ``family_id`` and ``image_id`` 16 bytes each. ``platform_info_required`` and
     ``platform_info_forbidden`` are masks over PLATFORM_INFO. ``acpi`` says that the guest runs the host's AML code;
-    evidence does not show this, so every verdict names it. The key digests (48 bytes) are those of the ID block, zero
-    without an ID block. Without a ``minimum_tcb`` the production verifier accepts no evidence.
+    evidence does not show this, so every verdict names it. With a ``stage`` it runs none. The key digests
+    (48 bytes) are those of the ID block, zero without an ID block. Without a ``minimum_tcb`` the production verifier
+    accepts no evidence.
     """
 
     launch_digest: bytes
@@ -116,6 +125,7 @@ class Reference:
     acpi: bool = False
     id_key_digest: bytes = bytes(48)
     author_key_digest: bytes = bytes(48)
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)
@@ -297,9 +307,18 @@ def _read_reference(table: _Table, product: Product) -> Reference:
         acpi=table.boolean("acpi"),
         id_key_digest=table.hex("id_key_digest", 48) if "id_key_digest" in table.values else bytes(48),
         author_key_digest=table.hex("author_key_digest", 48) if "author_key_digest" in table.values else bytes(48),
+        stage=_read_stage(table.table("stage")) if "stage" in table.values else None,
     )
+    if reference.acpi and reference.stage:
+        raise table.error("acpi", True, "false: the stage removes the host's tables")
     table.end()
     return reference
+
+
+def _read_stage(table: _Table) -> Stage:
+    stage = Stage(*(table.hex(key, 32).hex() for key in Stage._fields))
+    table.end()
+    return stage
 
 
 def _read_minimum_tcb(table: _Table, product: Product) -> MinimumTcb:

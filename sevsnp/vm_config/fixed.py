@@ -24,6 +24,8 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
     # Read the command line only if needed: a verifier may have the VM config without the guest's files.
     if set(asked) & set(_CMDLINE[config.launch.workflow]):
         fixed |= _of_cmdline(config.launch)
+        if config.reference and config.reference.stage:
+            fixed["ACPI"] = "own"
     if config.reference:
         fixed |= _of_reference(config.reference)
     for name, value in asked.items():

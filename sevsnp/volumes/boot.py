@@ -7,7 +7,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -52,6 +52,8 @@ class Boot:
     settings: Mapping[str, Any]
     id_key: Path | None
     author_key: Path | None
+    # What the kernel is made of if it is a stage: the arguments stage_* of make_vm_config.
+    stage: Mapping[str, Path] = field(default_factory=dict)
 
     def make(self, directory: Path, image: Path) -> Source:
         """Write VM configs, production and emulated, for the volume on ``image`` into ``directory``, with their
@@ -87,6 +89,7 @@ class Boot:
                 output=directory / name,
                 shown=name,
                 image=image,
+                **self.stage,
             )
         if not self.id_key:
             return Source(directory, directory)

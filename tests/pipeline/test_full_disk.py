@@ -378,7 +378,7 @@ def test_the_firmware_from_source(built: Built, namespace: Namespace, tmp_path: 
     copy = copy_built(built, tmp_path / "project")
     made = copy.build / "firmware" / "source" / "OVMF.fd"
     made.unlink(missing_ok=True)
-    copy.doit("_compiler", "FIRMWARE=source")
+    copy.doit("_compiler", "_edk2", "FIRMWARE=source")
     temporary = namespace.mount(tmp_path / "temporary", f"size={megabytes}m")
     variables = {"CONFIG_DIR": str(copy.config_dir), "CACHE": "off", "TMPDIR": str(tmp_path / "temporary")}
     done = namespace.doit(copy.project, "_firmware", FIRMWARE="source", **variables)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import pytest
 from sevsnp.firmware.gate import find_roads
 from sevsnp.firmware.known import OURS, OURS_FROM_SOURCE
 from sevsnp.firmware.volumes import leaves
-from sevsnp.system.files import remove_tree, sha256_file
-from tests.conftest import BUILD_SECONDS, PROJECT, Built
-from tests.pipeline.test_reproducible import USER, as_another_user
+from sevsnp.system.files import sha256_file
+from tests.conftest import PROJECT, Built
 from tests.support.copies import copy_built
+from tests.support.odd_builds import made_oddly
 from tests.support.shared_guests import attested, started
 
 FROM_SOURCE, FROM_BUILD = "build/firmware/source/OVMF.fd", "build/firmware/OVMF.fd"
@@ -34,12 +33,12 @@ print(json.dumps(found))
 """
 
 
-def graph(word: str) -> Any:
-    """Inputs and outputs of each task, with FIRMWARE=``word``."""
+def graph(**settings: str) -> Any:
+    """Inputs and outputs of each task, with these settings."""
     done = subprocess.run(
         [sys.executable, "-c", GRAPH],
         cwd=PROJECT,
-        env={**os.environ, "FIRMWARE": word},
+        env={**os.environ, **settings},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -51,17 +50,18 @@ def graph(word: str) -> Any:
 @pytest.mark.slow
 def test_the_word_and_paths(tmp_path: Path) -> None:
     """The word source makes another firmware, which every VM config then has. A path is a path, ./source too."""
-    plain, source = graph(""), graph("source")
-    assert plain["_firmware"][1] == [FROM_BUILD] and "_compiler" not in plain
+    plain, source = graph(FIRMWARE=""), graph(FIRMWARE="source")
+    assert plain["_firmware"][1] == [FROM_BUILD] and not {"_compiler", "_edk2"} & {*plain}
     assert source["_firmware"][1] == [FROM_SOURCE]
-    assert {"build/debs/compiler/packages.json", "build/edk2/packages.json"} == {*source["_compiler"][1]}
-    assert {*source["_compiler"][1]} <= {*source["_firmware"][0]}
+    fetched = {*source["_compiler"][1], *source["_edk2"][1]}
+    assert fetched == {"build/debs/compiler/packages.json", "build/edk2/packages.json"}
+    assert fetched <= {*source["_firmware"][0]}
     assert "templates/firmware/changes.yaml" in source["_firmware"][0]
     for name in CONFIGS:
         assert FROM_BUILD in plain[name][0] and FROM_SOURCE not in plain[name][0]
         assert FROM_SOURCE in source[name][0] and FROM_BUILD not in source[name][0]
-    assert "source" in graph("./source")["_verity_config"][0]
-    assert f"{tmp_path}/x.fd" in graph(f"{tmp_path}/x.fd")["_verity_config"][0]
+    assert "source" in graph(FIRMWARE="./source")["_verity_config"][0]
+    assert f"{tmp_path}/x.fd" in graph(FIRMWARE=f"{tmp_path}/x.fd")["_verity_config"][0]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,11 @@ def test_it_is_much_smaller(copy: Built) -> None:
 # At the paths that the stage of packages_build has in its container.
 MAKE = """\
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from sevsnp.images import source_firmware
-source_firmware._TREE = PurePosixPath("/build/sources/ovmf")
-source_firmware._WORK = PurePosixPath("/build/work/ovmf")
-source_firmware._MADE = PurePosixPath("/build/out/ovmf/OVMF.fd")
-sources, debs, templates, output = map(Path, sys.argv[1:])
+source_firmware._TREE, source_firmware._WORK = "sources/ovmf", "work/ovmf"
+source_firmware._MADE = "out/ovmf/OVMF.fd"
+output, sources, debs, templates = map(Path, sys.argv[1:])
 source_firmware.make_source_firmware(
     sources=sources, debs=debs, changes=templates / "firmware", script=templates / "packages/ovmf.sh", output=output,
     jobs=1,
@@ -115,46 +114,8 @@ source_firmware.make_source_firmware(
 @pytest.mark.full
 def test_another_directory_gives_the_same_bytes(copy: Built) -> None:
     """And other paths, another user without rights, umask, time zone, locale, and number of compilers at once."""
-    base = Path(tempfile.mkdtemp(prefix="a second, longer directory name "))
-    base.chmod(0o755)
-    try:
-        for name in ("home", "tmp"):
-            (base / name).mkdir()
-        for name, place in (("edk2", copy.build), ("compiler", copy.build / "debs"), ("templates", PROJECT)):
-            shutil.copytree(place / name, base / name)
-        shutil.copytree(PROJECT / "sevsnp", base / "library/sevsnp")
-        prefix = as_another_user(base, base / "home") if os.geteuid() == 0 else []
-        for path in (base, *base.rglob("*")) if prefix else ():
-            if path.parent != base / "etc":
-                os.lchown(path, USER, USER)
-        places = [base / name for name in ("edk2", "compiler", "templates", "OVMF.fd")]
-        done = subprocess.run(
-            [*prefix, sys.executable, "-c", MAKE, *map(str, places)],
-            cwd=base,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(base / "home"),
-                "TMPDIR": str(base / "tmp"),
-                "TZ": "Pacific/Kiritimati",
-                "LC_ALL": "tr_TR.UTF-8",
-                "PYTHONPATH": str(base / "library"),
-                "SOURCE_DATE_EPOCH": "86400",
-                "CFLAGS": "-O0",
-                "GCC_BIN": "/nowhere/",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            umask=0o077,
-            timeout=2 * BUILD_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:]
-        assert (base / "OVMF.fd").read_bytes() == (copy.project / FROM_SOURCE).read_bytes()
-        assert list((base / "tmp").iterdir()) == []
-    finally:
-        remove_tree(base)
+    made = made_oddly(MAKE, copy.build / "edk2", copy.build / "debs/compiler", PROJECT / "templates")
+    assert made == (copy.project / FROM_SOURCE).read_bytes()
 
 
 @pytest.mark.full

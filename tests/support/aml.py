@@ -5,6 +5,7 @@ Encoding: ACPI 6.5, chapter 20 (AML) and section 5.2.6 (table header).
 """
 
 import struct
+from dataclasses import dataclass
 
 _SYSTEM_IO = 1
 _BYTE_ACCESS = 1  # lock rule: NoLock; update rule: Preserve
@@ -38,16 +39,26 @@ def _method(name: bytes, body: bytes) -> bytes:
     return _package(b"\x14", name + b"\x00" + body)
 
 
-def marking_ssdt(port: int, mark: bytes) -> bytes:
+@dataclass(frozen=True)
+class Ids:
+    """What a table's header says of itself, and the name of its device: no two tables may have the same device."""
+
+    signature: bytes = b"SSDT"
+    oem: bytes = b"HOSTIL"
+    table: bytes = b"HOSTMARK"
+    device: bytes = b"EVIL"
+
+
+def marking_ssdt(port: int, mark: bytes, ids: Ids = Ids()) -> bytes:
     r"""An SSDT with a device below ``\_SB`` whose ``_INI`` writes ``mark`` to the I/O port, byte by byte.
 
     The kernel runs ``_INI`` of every present device as soon as it has loaded the tables; firmware does not interpret
-    AML.
+    AML. ``ids`` are for a table of another kind with the same code.
     """
     stores = b"".join(b"\x70\x0a" + bytes([byte]) + b"BYTE" for byte in mark)
-    device = b"EVIL" + _region(b"PORT", port) + _method(b"_INI", stores)
+    device = ids.device + _region(b"PORT", port) + _method(b"_INI", stores)
     body = _package(b"\x10", _SYSTEM_BUS + _package(b"\x5b\x82", device))
     size = _HEADER_SIZE + len(body)
-    header = struct.pack("<4sIBB6s8sI4sI", b"SSDT", size, 2, 0, b"HOSTIL", b"HOSTMARK", 1, b"HAND", 1)
+    header = struct.pack("<4sIBB6s8sI4sI", ids.signature, size, 2, 0, ids.oem, ids.table, 1, b"HAND", 1)
     checksum = -sum(header + body) & 0xFF
     return header[:9] + bytes([checksum]) + header[10:] + body

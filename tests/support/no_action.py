@@ -19,6 +19,7 @@ NO_ACTION: dict[Row, str] = {
         "sevsnp.images.kernel_needs",
         "give the package of a kernel that has it, or none: the pinned kernel has it",
     ): _OTHERS,
+    ("sevsnp.stage.image", "give the package of a kernel with an EFI stub, or none: the pinned kernel has it"): _OTHERS,
     (
         "sevsnp.images.ssh_server",
         "change it in the image, or for this account alone: what a Match block may set is enough there",

@@ -13,7 +13,7 @@ import pytest
 from sevsnp.commands.measure import main
 from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.system.files import sha256_file
-from sevsnp.vm_config.config import VmConfig, render_vm_config
+from sevsnp.vm_config.config import Stage, VmConfig, render_vm_config
 from tests.support.evidence import REFERENCE, ROOT, make_launch, write_file
 
 THEIRS = shutil.which("sev-snp-measure", path=str(Path(sys.executable).parent))
@@ -69,6 +69,15 @@ def test_more_vcpus_need_another_command_line(
     config.source.write_text(render_vm_config(dataclasses.replace(config, launch=launch)))
     assert main([*words, "1"]) == 0 and "needs ACPI" not in capsys.readouterr().err
     assert main([*words, "1,2"]) == 0 and "needs ACPI" in capsys.readouterr().err
+
+
+def test_a_stage_is_for_one_number_of_vcpus(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--vm-config", str(config.source), "--vcpus"]
+    assert main([*words, "1,2"]) == 0 and "its kernel is a stage" not in capsys.readouterr().err  # control
+    reference = dataclasses.replace(config.require_reference(), acpi=False, stage=Stage(*["0" * 64] * 3))
+    config.source.write_text(render_vm_config(dataclasses.replace(config, reference=reference)))
+    assert main([*words, "1"]) == 0 and "its kernel is a stage" not in capsys.readouterr().err
+    assert main([*words, "1,2"]) == 0 and "its kernel is a stage" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")

@@ -4,13 +4,14 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import LockedSet, Package, dump_lock, read_lock
 from sevsnp.packages.sets import read_sets
-from sevsnp.packages.steps import COMPILER, EDK2, make_compiler
+from sevsnp.packages.steps import COMPILER, EDK2, make_compiler, make_edk2
 from tests.conftest import PROJECT
 from tests.support.debian_repository import build_deb
 
@@ -57,16 +58,9 @@ def fetched(mirror: Path, snapshot: str = "off") -> tuple[Path, Path]:
     """The two directories that are made from this mirror."""
     place = mirror.parent
     debs, sources = place / "out/debs", place / "out/sources"
-    make_compiler(
-        lock=place / "packages.lock",
-        tools=place / "packages.yaml",
-        source_lock=place / "sources.lock",
-        cache_dir=str(place / "cache"),
-        mirror=f"file:{mirror}",
-        snapshot=snapshot,
-        debs=debs,
-        sources=sources,
-    )
+    places: dict[str, Any] = {"cache_dir": str(place / "cache"), "mirror": f"file:{mirror}", "snapshot": snapshot}
+    make_edk2(source_lock=place / "sources.lock", sources=sources, **places)
+    make_compiler(lock=place / "packages.lock", tools=place / "packages.yaml", debs=debs, **places)
     return debs, sources
 
 

@@ -18,9 +18,12 @@ from sevsnp.qemu import platforms
 from sevsnp.qemu.confine import Access
 from sevsnp.qemu.platforms import choose
 from sevsnp.qemu.process import OLDEST, check_version, start
+from sevsnp.stage.image import stage_image
+from sevsnp.stage.tables import all_tables
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, File, Launch, VmConfig, render_vm_config
 from tests.support.evidence import make_launch
+from tests.unit.stage.test_stage_image import linux
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -88,6 +91,15 @@ def test_a_kvm_that_boots_speeds_up_the_emulation(host: Host, launch: Launch) ->
     host.set("exit 0")
     assert host.choose("auto", launch) == ("emulated", "kvm")
     assert len(host.started()) == 1 and "-accel kvm" in host.started()[0]
+
+
+def test_of_a_stage_the_kernel_in_it_is_tried(host: Host, launch: Launch, tmp_path: Path) -> None:
+    """The probe has QEMU's own firmware, which does not start the stage."""
+    launch.kernel.path.write_bytes(stage_image(b"code", all_tables(1), linux()))
+    # Words of QEMU's command line: the one behind -kernel is the file, whose content is kept.
+    host.set(f'for word; do [ "$last" = -kernel ] && cp "$word" "{tmp_path}/tried"; last=$word; done')
+    assert host.choose("auto", launch) == ("emulated", "kvm")
+    assert (tmp_path / "tried").read_bytes() == linux()
 
 
 @pytest.mark.parametrize("script", ["exit 1", "kill -9 $$"])

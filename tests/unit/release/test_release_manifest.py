@@ -177,7 +177,7 @@ def test_a_command_line_that_is_not_ours_is_refused() -> None:
 def test_acpi_is_as_the_settings_have_it() -> None:
     from sevsnp.settings.resolved import resolve
 
-    for setting in ("auto", "on", "off"):
+    for setting in ("auto", "on", "off", "own"):
         for vcpus in (1, 2, 64):
             chosen = resolve({"ACPI": setting, "CPUS": str(vcpus)}, {}, Path("none"))
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.vm_config.config import Disk, File, Launch, Reference, Tcb, VmConfig
+from sevsnp.vm_config.config import Disk, File, Launch, Reference, Stage, Tcb, VmConfig
 from sevsnp.vm_config.fixed import check_fixed
 
 LINE = "console=ttyS0 acpi=off sevsnp.rootfs=ext4 sevsnp.writable=overlay sevsnp.tmpfs=etc:1,home:2,var:3,tmp:4"
@@ -73,6 +73,16 @@ OTHER: dict[str, int | str] = {
 def test_repeating_is_fine(config: VmConfig) -> None:
     check_fixed(config, SAME)
     check_fixed(config, {"MEMORY": 1 << 30, "SSH_PORT": 1, "ACPI": "auto"})
+
+
+def test_a_guest_with_a_stage_was_made_for_it(config: VmConfig) -> None:
+    config.launch.cmdline.path.write_text(LINE.replace("acpi=off ", ""))
+    staged = replace(config, reference=replace(config.require_reference(), stage=Stage(*["0" * 64] * 3)))
+    for given, other in ((staged, config), (config, staged)):
+        said = "own" if given is staged else "on"
+        check_fixed(given, {"ACPI": said})
+        with pytest.raises(UserError, match=f"ACPI={said}: .* was made for ACPI="):
+            check_fixed(other, {"ACPI": said})
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -16,6 +16,7 @@ from sevsnp.vm_config.config import (
     Launch,
     Product,
     Reference,
+    Stage,
     Tcb,
     VmConfig,
     parse_vm_config,
@@ -81,6 +82,18 @@ def test_what_is_written_reads_back_the_same(product: Product, folder: str, tmp_
         disks=tuple(disk._replace(path=disk.path.resolve()) for disk in config.launch.disks),
     )
     assert render_vm_config(read) == text
+
+
+def test_the_parts_of_a_stage_are_read_back(tmp_path: Path) -> None:
+    config = make(tmp_path / "vm-config.toml")
+    stage = Stage("01" * 32, "23" * 32, "45" * 32)
+    config = dataclasses.replace(config, reference=dataclasses.replace(config.require_reference(), stage=stage))
+    text = render_vm_config(config)
+    assert parse_vm_config(tomllib.loads(text), config.source).reference == config.reference
+    document = tomllib.loads(text)
+    document["reference"]["acpi"] = True
+    with pytest.raises(UserError, match=r"reference\.acpi: found True, expected false: the stage removes"):
+        parse_vm_config(document, config.source)
 
 
 def test_the_text_does_not_depend_on_where_the_project_is(tmp_path: Path) -> None:
@@ -213,6 +226,9 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
     (put("disk.0.size", 0), "disk[0].size: found 0"),
     (put("reference.launch_digest", "00" * 32), "reference.launch_digest: found"),
     (put("reference.vmpl", 4), "reference.vmpl: found 4"),
+    (put("reference.stage", {}), "reference.stage.code: found nothing"),
+    (put("reference.stage", dict.fromkeys(("code", "tables", "kernel"), "0")), "reference.stage.code: found '0'"),
+    (put("reference.stage", dict.fromkeys(("code", "tables", "kernel", "x"), "0" * 64)), "reference.stage.x: found"),
     (put("reference.guest_svn", 1 << 32), "reference.guest_svn: found 4294967296"),
     (put("reference.family_id", ""), "reference.family_id: found ''"),
     (put("reference.minimum_tcb.snp", 256), "reference.minimum_tcb.snp: found 256"),

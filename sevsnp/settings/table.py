@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 from sevsnp.settings.values import (
+    FORWARDS,
     LEAST_MEMORY,
     Choice,
     Parser,
@@ -13,6 +14,7 @@ from sevsnp.settings.values import (
     commit_date,
     digest,
     dns_servers,
+    forwards,
     guest_name,
     hex_digits,
     integer,
@@ -153,12 +155,14 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "port on this machine that leads to the guest's sshd"),
         Setting("ATTEST_PORT", _PORT, "8088", "a TCP port from 1 to 65535",
                 "port on this machine that leads to the guest's attestation agent"),
+        Setting("FORWARD", forwards, "", FORWARDS,
+                "more ports on this machine that lead into the guest, as 8443:443 (here:guest), commas between them"),
         Setting("NAME", guest_name, "", "a guest's name: letters, digits, dots and dashes",
                 "the name of the guest, and of its directory in build/run; empty: the workflow's"),
         Setting("DETACH", no_or_yes, "no", "no or yes (0 or 1)",
                 "yes: run_* starts the guest without a terminal and returns once it runs"),
         Setting("GUEST_NETWORK", choice("open", "restricted"), "open", "open or restricted",
-                "open: the guest reaches what this machine reaches; restricted: only the two ports in"),
+                "open: the guest reaches what this machine reaches; restricted: only the forwarded ports in"),
         Setting("VERITY_IMAGE", text, "", "a path",
                 "root image to attach; empty: the one that the VM config names"),
         Setting("VERITY_HASH_TREE", text, "", "a path",

@@ -64,6 +64,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
     "ATTEST_PORT": ("8089", NONE),
+    "FORWARD": ("8443:443", NONE),
     "NAME": ("second", NONE),
     "DETACH": ("yes", NONE),
     "GUEST_NETWORK": ("restricted", NONE),

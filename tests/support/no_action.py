@@ -86,7 +86,7 @@ NO_MESSAGE: dict[Row, str] = {
     ): "a part of a hint, which has a row",
     (
         "sevsnp.host.bundle_run",
-        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT|FORWARD)=",
     ): "what is replaced in a bundle's messages",
     (
         "sevsnp.bench.build",

@@ -116,7 +116,7 @@ def main(argv: list[str], bundle: Path) -> int:
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
         words = " HOST=…" + words_of(launch.workflow, launch.workflow, launch.platform)
-        told = told_of(launch.workflow, words, hint="run another one: ./run --state second")
+        told = told_of(launch, words, hint="run another one: ./run --state second")
         run_guest(launch=launch, options=options, platform=chosen, probe_cache=probe_cache, told=told, source=source)
     except UserError as error:
         print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)

@@ -19,7 +19,7 @@ from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system import record
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import read_cmdline
-from sevsnp.vm_config.config import Disk, File, Launch, making
+from sevsnp.vm_config.config import WRITTEN, Disk, File, Launch, making
 
 # sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
 OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
@@ -101,7 +101,7 @@ def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> l
 
 def launch_disks(launch: Launch) -> tuple[BlockFile, ...]:
     """The disks of a measured guest: raw, whatever their content is."""
-    return tuple(BlockFile(disk.role, disk.path, read_only=launch.workflow == "verity") for disk in launch.disks)
+    return tuple(BlockFile(disk.role, disk.path, read_only=disk.role not in WRITTEN) for disk in launch.disks)
 
 
 def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:

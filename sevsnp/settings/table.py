@@ -12,6 +12,7 @@ from sevsnp.settings.values import (
     cache_place,
     choice,
     commit_date,
+    data_path,
     digest,
     dns_servers,
     forwards,
@@ -23,6 +24,7 @@ from sevsnp.settings.values import (
     policy,
     sha256,
     size,
+    size_or_none,
     text,
     volume,
     web_address,
@@ -131,6 +133,12 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "room that the encrypted root has beside what is in it"),
         Setting("LUKS_REPORTS", choice("closed", "open"), "closed", "closed or open",
                 "open: root in the encrypted guest can ask for reports after its key came; closed: nothing can"),
+    )),
+    ("An encrypted data disk beside the verified root, which keeps what is written.", (
+        Setting("DATA_SIZE", size_or_none(16 << 20, 1 << 42), "0", "a size from 16M, as 512M or 20G, or 0",
+                "size of the file system on the verified guest's data disk; 0: it has none"),
+        Setting("DATA_PATH", data_path, "/srv", "an absolute path, as /srv or /var/lib/docker",
+                "where the guest has it"),
     )),
     ("Where create_new_vm takes the plain guest from.", (
         Setting("GUEST_FROM", choice("debian", "cloud-image"), "debian", "debian or cloud-image",

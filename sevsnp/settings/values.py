@@ -163,6 +163,26 @@ def size(low: int, high: int) -> Parser:
     return parse
 
 
+def size_or_none(low: int, high: int) -> Parser:
+    """A size from ``low`` to ``high``, or 0."""
+    some = size(low, high)
+    return lambda text: 0 if text == "0" else some(text)
+
+
+# Where something else is mounted, or what the guest boots with.
+_TAKEN = {"etc", "home", "var", "root"}
+_TAKEN_BELOW = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr"}
+
+
+def data_path(text: str) -> str:
+    """The mount point of the data disk: an absolute path of plain names, where a guest can do without its own files."""
+    if len(text) > 100 or not re.fullmatch("(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+", text):
+        raise ValueError
+    if text[1:] in _TAKEN or text.split("/")[1] in _TAKEN_BELOW:
+        raise ValueError
+    return text
+
+
 def policy(text: str) -> int:
     # Reserved bits: AMD 56860, guest policy. The verifier never accepts a policy with debugging or migration, so such a
     # policy is not allowed here either.

@@ -22,7 +22,7 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
     """
     fixed = _of_launch(config.launch)
     # Read the command line only if needed: a verifier may have the VM config without the guest's files.
-    if set(asked) & set(_CMDLINE[config.launch.workflow]):
+    if set(asked) & {*_CMDLINE[config.launch.workflow], *_DATA}:
         fixed |= _of_cmdline(config.launch)
     if config.reference:
         fixed |= _of_reference(config.reference)
@@ -91,6 +91,8 @@ _VERITY: _Readers = {
         for name in ("etc", "home", "var", "tmp")
     },
 }
+# Of the data disk of a verified guest.
+_DATA = ("DATA_SIZE", "DATA_PATH")
 _LUKS: _Readers = {"LUKS_REPORTS": lambda line: "open" if "sevsnp.reports=open" in line.split() else "closed"}
 _CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": {**_ANY, **_LUKS}}
 
@@ -98,11 +100,18 @@ _CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": {**_A
 def _of_cmdline(launch: Launch) -> dict[str, Value]:
     line = read_cmdline(launch.cmdline.path)
     try:
-        return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
+        return {**{name: read(line) for name, read in _CMDLINE[launch.workflow].items()}, **_data(launch, line)}
     except LookupError as error:
         raise UserError(
             f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
         ) from None
+
+
+def _data(launch: Launch, line: str) -> dict[str, Value]:
+    if launch.workflow != "verity":
+        return {}
+    match = re.search(r"(?:^| )sevsnp\.data=(?:[^: ]+:){4}(\S+)", line)
+    return {"DATA_PATH": match[1]} if match else {"DATA_SIZE": 0}
 
 
 def _word(line: str, pattern: str) -> str:

@@ -33,6 +33,7 @@ ROOTHASH = VERITY / "roothash.txt"
 COPIED = VERITY / "copied.json"
 SALT_LABEL = "verity root"
 DATA = VERITY / "data"
+DATA_IMAGE = DATA / "data.img"
 
 
 def config(platform: str) -> Path:
@@ -229,5 +230,5 @@ def _cmdline(platform: str, output: Path) -> Task:
 def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
     disks = {"verity-data": ("image", IMAGE), "verity-hash": ("hash_tree", TREE)}
     if has_data():
-        disks["data"] = ("data", DATA / "data.img")
+        disks["data"] = ("data", DATA_IMAGE)
     return vm_config("verity", platform, initrd=initrd, cmdline=cmdline, disks=disks, output=config(platform))

@@ -58,7 +58,9 @@ def make_data_disk(
             encrypt(
                 FileSystem(Path("data disk"), (), size, label="data"),
                 Appliance(qemu.resolve(), kernel, initrd, probe_cache),
-                choose_key(key_file, place, config_dir, data_dir, is_for_snp(platform, qemu, probe_cache)),
+                choose_key(
+                    key_file, place, config_dir, data_dir, is_for_snp(platform, qemu, probe_cache), "setup_verity"
+                ),
                 tools=tools,
                 config_dir=config_dir,
                 place=place,

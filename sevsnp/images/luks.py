@@ -135,14 +135,19 @@ class ChosenKey:
     exposed: bool
 
 
-def choose_key(key_file: str | None, place: Path, config_dir: Path, data_dir: Path, for_snp: bool) -> ChosenKey:
-    """The key for a new volume at ``place``. Raises UserError for an exposed key, if the volume is for SEV-SNP."""
+def choose_key(
+    key_file: str | None, place: Path, config_dir: Path, data_dir: Path, for_snp: bool, task: str = "setup_luks"
+) -> ChosenKey:
+    """The key for a new volume of ``task`` at ``place``.
+
+    Raises UserError for an exposed key, if the volume is for SEV-SNP.
+    """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
     if exposed and for_snp:
         raise UserError(
             f"{key.source if key else ''}: this key was sent to an emulated guest, whose host could have kept it",
-            "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
+            f"give another one, or none and one is made: ./doitw {task} PLATFORM=snp LUKS_KEY_FILE=",
         )
     return ChosenKey(key, exposed)
 

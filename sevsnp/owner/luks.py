@@ -21,6 +21,9 @@ from sevsnp.vm_config.config import VmConfig, read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 from sevsnp.volumes.data_disk import header_of
 
+# What makes the volume whose key a command sends.
+_MAKING = {"attest_luks": "./doitw setup_luks", "attest_verity": "./doitw setup_verity"}
+
 
 def check_release(domain: str, record: Record, *, emulated_asked: bool, again: str = "./doitw attest_luks") -> None:
     """Refuse a key that a guest of this trust domain (amd or emulated) must not have.
@@ -34,7 +37,7 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
             raise UserError(
                 "this volume's key was sent to an emulated guest, whose host could have kept it",
                 f"if the guest is emulated: {again} PLATFORM=emulated — "
-                "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp",
+                f"for SEV-SNP make a volume with another key: {_MAKING[again.split()[1]]} PLATFORM=snp",
             )
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
@@ -47,9 +50,14 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
 
 
 class Volume:
-    """A volume on the owner's side: header, key and record. Raises UserError if the key does not open the volume."""
+    """A volume on the owner's side: header, key and record. Raises UserError if the key does not open the volume.
 
-    def __init__(self, header: Path, config_dir: Path, key_file: str | None) -> None:
+    ``again`` is the command of this run, for a hint.
+    """
+
+    def __init__(
+        self, header: Path, config_dir: Path, key_file: str | None, again: str = "./doitw attest_luks"
+    ) -> None:
         luks = Luks2.read(header)
         self.uuid, self.digest = luks.uuid, hashlib.sha256(luks.data).digest()
         self.config_dir = config_dir
@@ -58,9 +66,7 @@ class Volume:
         if key is None and self.record.key == "made":
             key = luks_key.read_made_key(config_dir, luks.uuid)
         if key is None:
-            raise UserError(
-                f"{header}: made with a key of your own, and none is given", "LUKS_KEY=… ./doitw attest_luks"
-            )
+            raise UserError(f"{header}: made with a key of your own, and none is given", f"LUKS_KEY=… {again}")
         if not opens(luks.data, key.data):
             raise UserError(f"{key.source}: this key does not open {header}", "nothing was sent; give the right key")
         self._key = key.data
@@ -122,7 +128,7 @@ def attest_luks(
     config.require_reference()
     check_launch_firmware(config.launch)
     giving = KeyRelease(
-        config, Volume(header, key_dir or config_dir, key_file), keys, output,
+        config, Volume(header, key_dir or config_dir, key_file, again), keys, output,
         emulated_asked=(asked or {}).get("PLATFORM") == "emulated", again=again, emulated_root=emulated_root,
         never=never_accepted(manifest, manifest_key), sources=sources,
     )  # fmt: skip
@@ -158,7 +164,7 @@ def release_data_key(
     assert disk is not None
     config.require_reference()
     giving = KeyRelease(
-        config, Volume(header_of(disk), config_dir, key_file), Keys.of(config_dir), output,
+        config, Volume(header_of(disk), config_dir, key_file, again), Keys.of(config_dir), output,
         emulated_asked=(asked or {}).get("PLATFORM") == "emulated", again=again, emulated_root=emulated_root,
         never=never_accepted(manifest, manifest_key), sources=sources,
     )  # fmt: skip

@@ -83,9 +83,11 @@ def test_the_command_line_is_the_measured_one(guest: Attested) -> None:
 
 def answer(port: int) -> bytes:
     """What the guest sends at a port of 127.0.0.1; nothing if it closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=BOOT_SECONDS) as connection:
-        with contextlib.suppress(ConnectionResetError):
-            return connection.recv(100)
+    with (
+        contextlib.suppress(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", port), timeout=BOOT_SECONDS) as connection,
+    ):
+        return connection.recv(100)
     return b""
 
 

@@ -74,7 +74,7 @@ def test_the_vm_config_of_an_emulated_guest(
         attest(config_dir, header, guest, tmp_path / "out", platform="emulated")
 
 
-@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs NAME=luks")
+@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs")
 def test_a_guest_that_refuses(
     told: Told, clone: Path, config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "GUEST_DNS": ("192.0.2.1", CMDLINES | LUKS_CMDLINES),
     "LUKS_FREE": ("17M", OWN_LUKS),
     # Other command lines, and VM configs with one disk more.
-    "DATA_SIZE": ("16M", VERITY | CMDLINES | CONFIGS | {"_data_disk"}),
+    "DATA_SIZE": ("16M", VERITY | CMDLINES | CONFIGS | {"host_bundle"}),
     "DATA_PATH": ("/var/lib/docker", NONE),  # without a data disk it does not matter
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
     "LUKS_KEY_FILE": ("{tmp}/no-such-key", OWN_LUKS),

@@ -50,7 +50,7 @@ def make_data_disk(
         if volume:
             found = find_volume(data_dir, volume)
             if is_locked(found / "lock"):
-                raise UserError(f"{found}: a guest writes to this data disk now", "end it first: ./doitw status")
+                raise UserError(f"{found}: a guest writes to this data disk now", "end that guest first")
             for name in FILES:
                 copy_file(found / name, new / name, 0o600)
             print(f"  data disk {found.name}, which stays in {found}")

@@ -110,7 +110,7 @@ def _with_checked_files(config: VmConfig) -> Launch:
         if launch.written:
             raise UserError(
                 f"{config.source}: its guest has a data disk, which no export describes",
-                "export a guest without one: ./doitw export_libvirt DATA_SIZE=0",
+                "make a guest without one: ./doitw setup_verity DATA_SIZE=0",
             )
         check_files(launch)
         return launch

@@ -176,7 +176,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("VERITY_HASH_TREE", text, "", "a path",
                 "its hash tree; empty: the one that the VM config names"),
         Setting("VOLUME", volume, "", "the UUID of a volume, or how it begins, as 3fa1",
-                "encrypted volume to run and attest, as its UUID begins; empty: that of build/luks, else the only one"),
+                "encrypted volume to run and attest, as its UUID begins; empty: that of build/luks, else the only one; "
+                "setup_verity: data disk to take again"),
         Setting("VM_CONFIG", text, "", "a path to a VM config",
                 "VM config to launch or to verify against; empty: the one of the workflow"),
     )),

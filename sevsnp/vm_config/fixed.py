@@ -23,7 +23,7 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
     fixed = _of_launch(config.launch)
     # Read the command line only if needed: a verifier may have the VM config without the guest's files.
     if set(asked) & {*_CMDLINE[config.launch.workflow], *_DATA}:
-        fixed |= _of_cmdline(config.launch)
+        fixed |= _of_cmdline(config.launch, asked)
     if config.reference:
         fixed |= _of_reference(config.reference)
     for name, value in asked.items():
@@ -97,21 +97,27 @@ _LUKS: _Readers = {"LUKS_REPORTS": lambda line: "open" if "sevsnp.reports=open" 
 _CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": {**_ANY, **_LUKS}}
 
 
-def _of_cmdline(launch: Launch) -> dict[str, Value]:
+def _of_cmdline(launch: Launch, asked: Mapping[str, Value]) -> dict[str, Value]:
     line = read_cmdline(launch.cmdline.path)
     try:
-        return {**{name: read(line) for name, read in _CMDLINE[launch.workflow].items()}, **_data(launch, line)}
+        return {**{name: read(line) for name, read in _CMDLINE[launch.workflow].items()}, **_data(launch, line, asked)}
     except LookupError as error:
         raise UserError(
             f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
         ) from None
 
 
-def _data(launch: Launch, line: str) -> dict[str, Value]:
+def _data(launch: Launch, line: str, asked: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings of the data disk. Its size is known only as the image's, so only 0 is compared with it."""
     if launch.workflow != "verity":
         return {}
     match = re.search(r"(?:^| )sevsnp\.data=(?:[^: ]+:){4}(\S+)", line)
-    return {"DATA_PATH": match[1]} if match else {"DATA_SIZE": 0}
+    if not match:
+        return {"DATA_SIZE": 0}
+    size: dict[str, Value] = (
+        {} if asked.get("DATA_SIZE") else {"DATA_SIZE": disk.size if (disk := launch.written) else 1}
+    )
+    return {"DATA_PATH": match[1], **size}
 
 
 def _word(line: str, pattern: str) -> str:

@@ -64,5 +64,5 @@ def _make(path: Path, disk: Disk) -> None:
 def _taken(path: Path, holder: str) -> UserError:
     return UserError(
         f"data disk {path.name}: in use by {holder.strip() or 'another process'}; two guests would destroy it",
-        "end that guest first; ./doitw status shows it",
+        "end that guest first",
     )

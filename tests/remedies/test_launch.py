@@ -270,7 +270,7 @@ def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> N
 
 @remedies(
     "sevsnp.images.luks",
-    "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
+    "give another one, or none and one is made: ./doitw {} PLATFORM=snp LUKS_KEY_FILE=",
 )
 def test_a_key_that_an_emulated_guest_has_had(told: Told, tmp_path: Path) -> None:
     source = make_source(tmp_path / "luks")

@@ -114,6 +114,9 @@ NO_MESSAGE: dict[Row, str] = {
     ): "what a setting is for",
     ("sevsnp.settings.resolved", "{} {}"): "two hints that have rows of their own, one after the other",
     ("sevsnp.owner.luks", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.owner.luks", "./doitw setup_luks"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.owner.luks", "./doitw setup_verity"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.guests.attesting", "./doitw attest_verity"): "a command that stands in a hint, which has a row of its own",
     ("sevsnp.guests.volume_guest", "./doitw {}"): "a command that stands in a hint, which has a row of its own",
     (
         "sevsnp.packages.sources",

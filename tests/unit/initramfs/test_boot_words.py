@@ -300,7 +300,7 @@ def test_a_data_disk_and_its_owner_go_together(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "srv", "/", "/srv/", "//srv", "/srv/..", "/../srv", "/.srv", "/a b", "/a:b", "/a,b", "/é"]
+    "path", ["", "srv", "/", "/srv/", "//srv", "/srv/..", "/../srv", "/.srv", "/a:b", "/a,b", "/é", "/a\\b"]
 )
 def test_no_other_mount_point_is_taken(path: str) -> None:
     with pytest.raises(boot_words.BadCommandLine):

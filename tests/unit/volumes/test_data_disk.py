@@ -143,10 +143,10 @@ def test_a_disk_is_made_once(tmp_path: Path) -> None:
 
 
 def take(tmp_path: Path, volume: str) -> None:
-    nothing = dict.fromkeys(("kernel", "initrd", "tools"), tmp_path / "nothing")
+    nothing = tmp_path / "nothing"
     make_data_disk(
         size=16 << 20, volume=volume, data_dir=tmp_path / "data", directory=tmp_path / "build" / "data",
-        **nothing, **known(tmp_path),
+        kernel=nothing, initrd=nothing, tools=nothing, **known(tmp_path),
     )  # fmt: skip
 
 

@@ -67,12 +67,19 @@ def has_data() -> bool:
     return settings().number("DATA_SIZE") > 0
 
 
+def data_files() -> list[Path]:
+    """The files of the data disk; none if the guest has none."""
+    if not has_data():
+        return []
+    from sevsnp.images.data_disk import FILES
+
+    return [DATA / name for name in FILES]
+
+
 def task__data_disk() -> Task:
     """The encrypted data disk of the verified guest, which is made once and belongs to one key."""
     if not has_data():
         return {"actions": None}
-    from sevsnp.images.data_disk import FILES
-
     values = settings()
     known: dict[str, Any] = {
         "config_dir": values.config_dir(),
@@ -96,7 +103,7 @@ def task__data_disk() -> Task:
     # No artefact: a change of code or kernel must not put another disk in the place of the guest's.
     return {
         **made,
-        "targets": [str(DATA / name) for name in FILES],
+        "targets": [str(path) for path in data_files()],
         "uptodate": [(_is_current_disk, [], {**which, "known": known})],
     }
 
@@ -144,7 +151,8 @@ def task_setup_verity() -> Task:
 
     Makes a read-only root file system with its dm-verity hash tree, the measured kernel command line that has the root
     hash, and two VM configs: one for SEV-SNP hardware and one for the emulation. A VM config has all that is launched,
-    by SHA-256, and the launch digest that a report must show. IMAGE is a root of your own.
+    by SHA-256, and the launch digest that a report must show. IMAGE is a root of your own. DATA_SIZE gives the guest an
+    encrypted data disk, too.
 
     Next: ./doitw run_sev_snp_verity
     """
@@ -182,7 +190,8 @@ def task_attest_verity() -> Task:
     """Verify the running guest before any login [PLATFORM NAME HOST PORT …]
 
     Sends a fresh nonce to the running guest, and checks its attestation report: certificates, signature, and every
-    field against the VM config. Only if all is as expected are the files written with which ssh logs in.
+    field against the VM config. Only if all is as expected are the files written with which ssh logs in. A guest that
+    waits for the key of its data disk is verified in the same way first, and then gets the key.
 
     Next: log in with the command that it prints.
     """

@@ -16,13 +16,14 @@ _MODES = {
     "luks": {"luks", "rootfs", "owner"},
 }
 # The optional words of each mode.
-_OPTIONAL = {"verity": {"emulated", "dns"}, "luks": {"emulated", "reports", "dns"}}
+_OPTIONAL = {"verity": {"emulated", "dns", "data", "owner"}, "luks": {"emulated", "reports", "dns"}}
 _DIRECTORIES = ("etc", "home", "var", "tmp")
 _VERITY = re.compile(
     r"1:(?P<data_block>4096):(?P<hash_block>4096):(?P<blocks>[1-9][0-9]{0,11}):(?P<hash_start>0|[1-9][0-9]{0,11})"
     r":(?P<algorithm>sha256):(?P<root>[0-9a-f]{64}):(?P<salt>[0-9a-f]{64})"
 )
 _LUKS = re.compile(r"1:(?P<header_bytes>[1-9][0-9]{3,7}):(?P<header>[0-9a-f]{64}):(?P<tables>[0-9a-f]{64})")
+_DATA = re.compile(_LUKS.pattern + r":(?P<path>(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+)")
 _OWNER = 268
 _MOST_SERVERS = 3  # resolv.conf(5): MAXNS
 
@@ -36,7 +37,8 @@ class Words:
 
     verity: the table's parameters, the method by which directories become writable, and their sizes in bytes. luks: the
     header's length in bytes, the SHA-256 of the header and of the dm tables (lower-case hex), and the owner's
-    certificate (DER).
+    certificate (DER). data: the same for the data disk of a verified root, and the path of its mount point; empty
+    without such a disk.
     """
 
     def __init__(self, text: str) -> None:
@@ -46,12 +48,15 @@ class Words:
         self.verity: dict[str, str] = {}
         self.tmpfs: dict[str, int] = {}
         self.luks: dict[str, str] = {}
+        self.data: dict[str, str] = {}
         self.writable, self.owner = "", b""
         if self.mode == "verity":
             self.rootfs = _match(words, "rootfs", "ext4|erofs")
             self.verity = _table(words, "verity", _VERITY)
             self.writable = _match(words, "writable", "overlay|copy")
             self.tmpfs = _sizes(words)
+            if words.keys() & {"data", "owner"}:
+                self.data, self.owner = _table(words, "data", _DATA), _certificate(words)
         else:
             self.rootfs = _match(words, "rootfs", "ext4")
             self.luks = _table(words, "luks", _LUKS)
@@ -90,6 +95,12 @@ def _check_names(words: "dict[str, str]", mode: str) -> None:
         raise BadCommandLine(f"{PREFIX}{name} is missing")
 
 
+def _given(words: "dict[str, str]", name: str) -> str:
+    if name not in words:
+        raise BadCommandLine(f"{PREFIX}{name} is missing")
+    return words[name]
+
+
 def _match(words: "dict[str, str]", name: str, pattern: str) -> str:
     if not re.fullmatch(pattern, words[name]):
         raise BadCommandLine(f"{PREFIX}{name}: found {words[name]}, expected {pattern}")
@@ -97,7 +108,7 @@ def _match(words: "dict[str, str]", name: str, pattern: str) -> str:
 
 
 def _table(words: "dict[str, str]", name: str, pattern: "re.Pattern[str]") -> "dict[str, str]":
-    match = pattern.fullmatch(words[name])
+    match = pattern.fullmatch(_given(words, name))
     if not match:
         raise BadCommandLine(f"{PREFIX}{name}: found {words[name]}, expected {pattern.pattern}")
     return match.groupdict()
@@ -106,7 +117,7 @@ def _table(words: "dict[str, str]", name: str, pattern: "re.Pattern[str]") -> "d
 def _certificate(words: "dict[str, str]") -> bytes:
     # Accept only canonical base64 in the standard alphabet, and only the length of an owner's certificate.
     try:
-        der = base64.b64decode(words["owner"], validate=True)
+        der = base64.b64decode(_given(words, "owner"), validate=True)
     except (ValueError, binascii.Error):
         der = b""
     if len(words["owner"]) != _OWNER or base64.b64encode(der).decode() != words["owner"]:

@@ -105,6 +105,13 @@ def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes)
     return found.get()
 
 
+def close(listener: socket.socket) -> None:
+    """Close the port. A thread that waits in accept() would keep it open, so that no other program could have it."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as same:
+        listener.close()  # first: the thread then ends without a word
+        same.shutdown(socket.SHUT_RDWR)
+
+
 def serve_owner(connection: ssl.SSLSocket, key_digest: bytes, header: bytes, report: Report, unlock: Unlock) -> None:
     """Run the protocol with the owner, from the nonce to the answer.
 

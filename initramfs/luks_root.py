@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open the encrypted root with the measured header and the owner's key, and with no other metadata from the disk.
+"""Open the encrypted disk with the measured header and the owner's key, and with no other metadata from the disk.
 
 The header is read once, compared with its measured digest, and used from memory. Then the active device-mapper tables
 are compared with their measured digest, before anything is mounted.
@@ -13,8 +13,9 @@ import linux
 import root_guard
 from dm_tables import tables_digest
 
-# cryptsetup's names: the name of the integrity mapping is the name of the crypt mapping with this ending.
-NAME, INTEGRITY = "root", "root_dif"
+NAME = "root"
+# cryptsetup's ending: the name of the integrity mapping is the name of the crypt mapping with this ending.
+INTEGRITY = "_dif"
 HEADER = "/run/luks-header"
 GENERATION = ("var", "lib", "openend2e-sevsnp")
 MAX_GENERATION = (1 << 63) - 1
@@ -38,10 +39,10 @@ def copy_header(device: str, size: int, wanted: str, target: str = HEADER) -> by
     return digest.digest()
 
 
-def open_mapping(device: str, tables: str, key: "bytes | bytearray") -> None:
+def open_mapping(device: str, tables: str, key: "bytes | bytearray", name: str = NAME) -> None:
     """Open ``device`` with the header in memory. Raises Stop for a wrong key, and for tables with another digest.
 
-    ``tables`` is the expected digest of the tables (SHA-256 in hex).
+    ``tables`` is the expected digest of the tables (SHA-256 in hex), ``name`` the mapping's.
     """
     try:
         linux.run(
@@ -55,12 +56,12 @@ def open_mapping(device: str, tables: str, key: "bytes | bytearray") -> None:
             "--disable-locks",
             "--batch-mode",
             device,
-            NAME,
+            name,
             secret=key,
         )
     except linux.Stop as error:
         raise linux.Stop(f"the disk cannot be opened with this key ({error})") from None
-    crypt, integrity = (linux.run("/usr/sbin/dmsetup", "table", name) for name in (NAME, INTEGRITY))
+    crypt, integrity = (linux.run("/usr/sbin/dmsetup", "table", each) for each in (name, f"{name}{INTEGRITY}"))
     found = tables_digest(crypt, integrity)
     if found != tables:
         raise linux.Stop(f"the active dm tables have the SHA-256 {found}, expected {tables}: {crypt} {integrity}")
@@ -97,13 +98,13 @@ def _exists(name: str, directory: int) -> bool:
     return True
 
 
-def count_boot(newroot: str, least: int) -> int:
-    """Increase the boot count (generation) on the disk, and return it.
+def count_boot(mounted: str, least: int, where: "tuple[str, ...]" = GENERATION) -> int:
+    """Increase the boot count (generation) on the disk mounted at ``mounted``, and return it; ``where`` is its place.
 
     Raises Stop if the disk has seen fewer boots than ``least``, the last boot that the owner knows of: then the disk is
     an older copy.
     """
-    directory = enter(newroot, *GENERATION, make=True)
+    directory = enter(mounted, *where, make=True)
     try:
         found = _read_generation(directory)
         if found < least:

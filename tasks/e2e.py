@@ -27,8 +27,9 @@ def task_host_bundle() -> Task:
 
     Next: tar -C build -cS host-bundle | ssh HOST tar -x, and there ./run --help
     """
-    disks = [verity.IMAGE, verity.TREE]
-    return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not settings().text("IMAGE"))
+    disks = [verity.IMAGE, verity.TREE, *([verity.DATA_IMAGE] if verity.has_data() else [])]
+    cached = not settings().text("IMAGE") and not verity.has_data()
+    return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=cached)
 
 
 def task_host_bundle_luks() -> Task:

@@ -18,6 +18,7 @@ from tasks.project import (
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
+    VERITY,
     checked,
     keys,
     settings,
@@ -33,7 +34,8 @@ E2E_FREE = 64 << 20
 # Possible places of this checkout's disks, beside the volumes' own directories.
 DISKS = (
     IMAGE, E2E / "luks.img", BUILD / "host-bundle-luks" / "luks.img", BUILD / "host-bundle-luks" / "state" / "luks.img",
-    EARLIER,
+    EARLIER, VERITY / "data" / "data.img", BUILD / "host-bundle" / "data.img",
+    BUILD / "host-bundle" / "state" / "data.img",
 )  # fmt: skip
 
 

@@ -204,6 +204,7 @@ def guest_name(workflow: str) -> str:
 def run_options(workflow: str) -> Any:
     """The options that are free at launch, from the settings; the state directory has the guest's name."""
     from sevsnp.qemu.run_options import RunOptions
+    from sevsnp.settings.values import parse_forwards
 
     chosen = settings()
     return RunOptions(
@@ -215,6 +216,7 @@ def run_options(workflow: str) -> Any:
         restricted=chosen.text("GUEST_NETWORK") == "restricted",
         terminal=not detached(),
         movable=tuple(name for name in ("SSH_PORT", "ATTEST_PORT") if chosen.is_default(name)),
+        forwards=parse_forwards(chosen.text("FORWARD")),
     )
 
 

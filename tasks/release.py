@@ -29,7 +29,7 @@ from tasks.project import (
     stage_parts,
 )
 from tasks.tools import BIN
-from tasks.verity import IMAGE, ROOTHASH, TREE, config
+from tasks.verity import IMAGE, ROOTHASH, TREE, config, data_files
 
 MANIFEST = BUILD / "manifest.json"
 CONFIGS = (config("snp"), config("emulated"))
@@ -85,7 +85,10 @@ def task_manifest() -> Task:
             "build_tools",
         ],
         project=Path(),
-        artefacts=(*ARTEFACTS, firmware(), *_stage(), *source, *(ENCRYPTED if encrypted else ())),
+        artefacts=(
+            *(*ARTEFACTS, firmware(), *_stage(), *source),
+            *(*(ENCRYPTED if encrypted else ()), *data_files()),
+        ),
         trees=[BUNDLE],
         configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
         package_lists=(*PACKAGE_LISTS, *(SOURCE_LISTS if source else ())),

@@ -7,8 +7,11 @@ from typing import Any
 from tasks.graph import Task, artefact, command
 from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
 from tasks.project import (
+    APPLIANCE_INITRAMFS,
     EMULATED_INITRAMFS,
     INITRAMFS,
+    KERNEL,
+    QEMU,
     RELEASE_MANIFEST,
     RUN,
     TOOLS,
@@ -29,6 +32,8 @@ TREE = VERITY / "hash-tree.img"
 ROOTHASH = VERITY / "roothash.txt"
 COPIED = VERITY / "copied.json"
 SALT_LABEL = "verity root"
+DATA = VERITY / "data"
+DATA_IMAGE = DATA / "data.img"
 
 
 def config(platform: str) -> Path:
@@ -46,10 +51,79 @@ def task__verity_root() -> Task:
         directories={} if own else {"files": FILES},
         watch=[RELEASE_MANIFEST],
         outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH, "copied": COPIED},
-        params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL, **deny_changes()},
+        params={
+            "filesystem": settings().text("VERITY_FILESYSTEM"),
+            "label": SALT_LABEL,
+            **deny_changes(),
+            **_data_path(),
+        },
         how={"tools": TOOLS},
         cached=not own,  # the user's own file system must not be shared
     )
+
+
+def has_data() -> bool:
+    """Whether the verified guest has a data disk."""
+    return settings().number("DATA_SIZE") > 0
+
+
+def data_files() -> list[Path]:
+    """The files of the data disk; none if the guest has none."""
+    if not has_data():
+        return []
+    from sevsnp.images.data_disk import FILES
+
+    return [DATA / name for name in FILES]
+
+
+def task__data_disk() -> Task:
+    """The encrypted data disk of the verified guest, which is made once and belongs to one key."""
+    if not has_data():
+        return {"actions": None}
+    values = settings()
+    known: dict[str, Any] = {
+        "config_dir": values.config_dir(),
+        "key_file": values.text("LUKS_KEY_FILE"),
+        "platform": values.text("PLATFORM"),
+        "qemu": QEMU,
+        "probe_cache": RUN / "platform.json",
+    }
+    which: dict[str, Any] = {"directory": DATA, "size": values.number("DATA_SIZE"), "volume": values.text("VOLUME")}
+    made = command(
+        "sevsnp.images.data_disk:make_data_disk",
+        alone=True,
+        needs=["packages", "unpack_kernel", "_appliance_initramfs"],
+        kernel=KERNEL / "vmlinuz",
+        initrd=APPLIANCE_INITRAMFS,
+        tools=TOOLS,
+        data_dir=values.data_dir(),
+        **which,
+        **known,
+    )
+    # No artefact: a change of code or kernel must not put another disk in the place of the guest's.
+    return {
+        **made,
+        "targets": [str(path) for path in data_files()],
+        "uptodate": [(_is_current_disk, [], {**which, "known": known})],
+    }
+
+
+def _is_current_disk(task: Any, values: Any, **which: Any) -> bool:
+    from sevsnp.images.data_disk import is_current_disk
+
+    return is_current_disk(**which)
+
+
+def _data_identity() -> dict[str, Path]:
+    """The inputs of a command line that names the data disk."""
+    if not has_data():
+        return {}
+    names = {"data_header": DATA / "header.bin", "data_tables": DATA / "tables.sha256"}
+    return {**names, "owner_certificate": keys().owner_certificate}
+
+
+def _data_path() -> dict[str, str]:
+    return {"data_path": settings().text("DATA_PATH")} if has_data() else {}
 
 
 def task__verity_cmdline() -> Task:
@@ -77,7 +151,8 @@ def task_setup_verity() -> Task:
 
     Makes a read-only root file system with its dm-verity hash tree, the measured kernel command line that has the root
     hash, and two VM configs: one for SEV-SNP hardware and one for the emulation. A VM config has all that is launched,
-    by SHA-256, and the launch digest that a report must show. IMAGE is a root of your own.
+    by SHA-256, and the launch digest that a report must show. IMAGE is a root of your own. DATA_SIZE gives the guest an
+    encrypted data disk, too.
 
     Next: ./doitw run_sev_snp_verity
     """
@@ -99,11 +174,11 @@ def task_run_sev_snp_verity() -> Task:
     replaced = {"verity-data": "VERITY_IMAGE", "verity-hash": "VERITY_HASH_TREE"}
     text = settings().text
     return launching(
-        "sevsnp.host.run:run_workflow",
+        "sevsnp.guests.verity_guest:run_verity",
         "run_sev_snp_verity",
         "verity",
         directory=launched(config("snp")).parent,
-        workflow="verity",
+        data_dir=settings().data_dir(),
         vm_config=settings().optional_path("VM_CONFIG"),
         disks={role: path for role, name in replaced.items() if (path := settings().optional_path(name))},
         asked=asked(),
@@ -115,7 +190,8 @@ def task_attest_verity() -> Task:
     """Verify the running guest before any login [PLATFORM NAME HOST PORT …]
 
     Sends a fresh nonce to the running guest, and checks its attestation report: certificates, signature, and every
-    field against the VM config. Only if all is as expected are the files written with which ssh logs in.
+    field against the VM config. Only if all is as expected are the files written with which ssh logs in. A guest that
+    waits for the key of its data disk is verified in the same way first, and then gets the key.
 
     Next: log in with the command that it prints.
     """
@@ -126,6 +202,8 @@ def task_attest_verity() -> Task:
         name=guest_name("verity"),
         runs=RUN,
         vm_config=values.path("VM_CONFIG", launched(config(values.text("PLATFORM")))),
+        config_dir=values.config_dir(),
+        key_file=values.text("LUKS_KEY_FILE"),
         asked=asked(),
         host=values.text("HOST"),
         port=values.number("PORT") or values.number("ATTEST_PORT"),
@@ -143,7 +221,7 @@ def _cmdline(platform: str, output: Path) -> Task:
     values = settings()
     return artefact(
         "sevsnp.measurement.make_config:make_verity_cmdline",
-        inputs={"image": IMAGE, "roothash": ROOTHASH, "copied": COPIED},
+        inputs={"image": IMAGE, "roothash": ROOTHASH, "copied": COPIED, **_data_identity()},
         outputs={"output": output},
         params={
             "label": SALT_LABEL,
@@ -153,10 +231,13 @@ def _cmdline(platform: str, output: Path) -> Task:
             "acpi": checked(values.acpi),
             "dns": values.text("GUEST_DNS"),
             "platform": platform,
+            **_data_path(),
         },
     )
 
 
 def _config(platform: str, initrd: Path, cmdline: Path) -> Task:
     disks = {"verity-data": ("image", IMAGE), "verity-hash": ("hash_tree", TREE)}
+    if has_data():
+        disks["data"] = ("data", DATA_IMAGE)
     return vm_config("verity", platform, initrd=initrd, cmdline=cmdline, disks=disks, output=config(platform))

@@ -17,7 +17,16 @@ from sevsnp.pipeline.reporter import remarks, timings
 from sevsnp.qemu.platforms import choose
 from sevsnp.system.command import run, temporary_directory
 from sevsnp.system.files import write_atomic
-from sevsnp.vm_config.config import read_vm_config
+from sevsnp.vm_config.config import VmConfig, read_vm_config
+
+
+def check_no_data(config: VmConfig) -> None:
+    """Refuse a verified guest with a data disk: an emulated guest would get the key of the user's data."""
+    if config.launch.written:
+        raise UserError(
+            f"{config.source}: its guest has a data disk, whose key is for attest_verity alone",
+            "run it for a guest without one: ./doitw e2e DATA_SIZE=0",
+        )
 
 
 def e2e(
@@ -44,6 +53,7 @@ def e2e(
     """
     # A failed run must not leave the results of an earlier successful run.
     results.unlink(missing_ok=True)
+    check_no_data(read_vm_config(config_of(directory, "verity", "snp")))
     stages = Stages()
     for name, seconds in timings.items():
         stages.add(name, seconds, remarks.get(name, "built"))

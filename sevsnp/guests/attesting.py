@@ -23,7 +23,7 @@ from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.owner.client import NOBODY, NONCE_SIZE, NoAnswer, ask
 from sevsnp.owner.key_release import is_waiting
 from sevsnp.owner.login import say_accepted
-from sevsnp.owner.luks import attest_luks, check_release
+from sevsnp.owner.luks import attest_luks, check_release, release_data_key
 from sevsnp.system.command import run
 from sevsnp.vm_config.config import read_vm_config
 
@@ -33,20 +33,46 @@ _LOGIN_SECONDS = 300.0
 
 
 def verity(
-    *, name: str, runs: Path, host: str, port: int, ssh_port: int, asked: Mapping[str, int | str], **how: Any
+    *,
+    name: str,
+    runs: Path,
+    host: str,
+    port: int,
+    ssh_port: int,
+    asked: Mapping[str, int | str],
+    config_dir: Path,
+    key_file: str,
+    **how: Any,
 ) -> None:
-    """`attest_verity` for the guest ``name``; ``how`` are further parameters of :func:`.attest_guest`."""
+    """`attest_verity` for the guest ``name``; ``how`` are further parameters of :func:`.attest_guest`.
+
+    A guest with a data disk that waits for its key gets it first, if its evidence is accepted; ``config_dir`` and
+    ``key_file`` are for that, as for :func:`sevsnp.owner.luks.attest_luks`.
+    """
     guest = meant(Guest.of(runs, name), host)
     port, ssh_port = ports_of(guest, asked, host, port, ssh_port)
     _check_platform(guest, how["vm_config"], "verity")
 
+    where = f"{host}:{port}"
+    has_data = read_vm_config(how["vm_config"]).launch.written is not None
+
     def answers(seconds: float) -> None:
+        if has_data and is_waiting(host, port, seconds):
+            raise _WaitsForKey
         ask(host, port, os.urandom(NONCE_SIZE), timeout=seconds)
 
-    attest_guest(
-        host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how,
-        wait=lambda: _wait(guest, f"{host}:{port}", answers),
-    )  # fmt: skip
+    def wait() -> None:
+        try:
+            _wait(guest, where, answers)
+        except _WaitsForKey:
+            same = ("vm_config", "emulated_root", "manifest", "manifest_key", "sources")
+            release_data_key(
+                config_dir=config_dir, key_file=key_file, host=host, port=port, output=guest.state, asked=asked,
+                again="./doitw attest_verity", **{each: how[each] for each in same if each in how},
+            )  # fmt: skip
+            _wait(guest, where, lambda seconds: ask(host, port, os.urandom(NONCE_SIZE), timeout=seconds))
+
+    attest_guest(host=host, port=port, ssh_port=ssh_port, asked=asked, output=guest.state, **how, wait=wait)
     _say_login(guest, host, ssh_port)
 
 
@@ -80,6 +106,10 @@ def luks(
     _say_login(guest, host, ssh_port)
 
 
+class _WaitsForKey(Exception):
+    """The guest waits for the key of its data disk."""
+
+
 class _OpenAlready(Exception):
     """The guest has its key already."""
 
@@ -97,14 +127,15 @@ def _check_platform(guest: Guest, vm_config: Path, workflow: str) -> None:
         )
 
 
-def _wait(guest: Guest, where: str, answers: Callable[[float], None]) -> None:
+def _wait(guest: Guest, where: str, answers: Callable[[float], object]) -> None:
     """Wait until ``answers``, which gets the seconds that it may take, no longer raises NoAnswer."""
     started = time.monotonic()
     while True:
         follow_boot(guest, where)
         passed = time.monotonic() - started
         try:
-            return answers(5.0 + passed / 20)
+            answers(5.0 + passed / 20)
+            return
         except NoAnswer:
             # A refused connection comes from no booting guest: QEMU accepts connections from its start.
             if passed > (_HERE_SECONDS if guest.run else _ELSEWHERE_SECONDS) or (not guest.run and not _taken(where)):

@@ -13,7 +13,7 @@ from sevsnp.errors import UserError
 from sevsnp.host.run import run_guest, told_of, words_of
 from sevsnp.qemu.platforms import choose
 from sevsnp.qemu.run_options import RunOptions
-from sevsnp.settings.values import LEAST_MEMORY, parse_size
+from sevsnp.settings.values import FORWARDS, LEAST_MEMORY, parse_forwards, parse_size
 from sevsnp.vm_config.config import Launch, read_vm_config
 
 
@@ -21,6 +21,13 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a TCP port from 1 to 65535")
     return int(text)
+
+
+def _forwards(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        return parse_forwards(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {FORWARDS}") from None
 
 
 def _memory(text: str) -> int:
@@ -39,7 +46,10 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=_memory, default="2G", help="as 1536M or 4G (default: %(default)s)")
     parser.add_argument("--ssh-port", type=_port, default=2222, help="(default: %(default)s)")
     parser.add_argument("--attest-port", type=_port, default=8088, help="(default: %(default)s)")
-    parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only the two ports in")
+    parser.add_argument(
+        "--forward", type=_forwards, default=(), metavar="HERE:GUEST,…", help="more ports into the guest, as 8443:443"
+    )
+    parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only these ports in")
     parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
     parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
     return parser
@@ -67,7 +77,7 @@ def _in_own_words(text: str, launch: Launch | None) -> str:
         again = f"copy the bundle here again; the owner packs it with: ./doitw {_bundle_task(launch)}"
         text = re.sub(r"make it again with: \./doitw \S.*$", again, text, flags=re.MULTILINE)
     return re.sub(
-        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT|FORWARD)=",
         lambda found: found[1] or f"--{found[2].lower().replace('_', '-')} ",  # commands for the owner stay
         text,
     )
@@ -93,6 +103,7 @@ def main(argv: list[str], bundle: Path) -> int:
             attest_port=given.attest_port,
             state=bundle / given.state,
             restricted=given.restricted,
+            forwards=given.forward,
             terminal=True,
         )
         options.state.mkdir(parents=True, exist_ok=True)
@@ -105,7 +116,7 @@ def main(argv: list[str], bundle: Path) -> int:
         source = bundle / "launch.toml" if chosen.name == "snp" else emulated
         launch = read_vm_config(source).launch
         words = " HOST=…" + words_of(launch.workflow, launch.workflow, launch.platform)
-        told = told_of(launch.workflow, words, hint="run another one: ./run --state second")
+        told = told_of(launch, words, hint="run another one: ./run --state second")
         run_guest(launch=launch, options=options, platform=chosen, probe_cache=probe_cache, told=told, source=source)
     except UserError as error:
         print(f"run: {_in_own_words(str(error), production)}", file=sys.stderr)

@@ -46,11 +46,11 @@ def run_guest(
     """Launch, and wait until the guest ends. Raises :class:`UserError` if QEMU fails or ``limit`` seconds pass.
 
     ``platform`` is a setting's value, or a platform chosen before, whose reason is then printed. ``source`` is the VM
-    config of ``launch``. The guest writes to the disk luks.img in ``volume``; without ``volume``, to a copy in
-    ``options.state``, which stays there.
+    config of ``launch``. A guest that writes to a disk does so in ``volume``, a directory; without ``volume``, to a
+    copy in ``options.state``, which stays there.
     """
     check_free(options.state, told.hint)
-    if check and launch.workflow != "luks":
+    if check and not launch.written:
         check_files(launch)
     options = check_options(options)
     chosen = platform if isinstance(platform, Platform) else choose(platform, launch, options.qemu, probe_cache)
@@ -62,7 +62,7 @@ def run_guest(
     run = Run(launch.workflow, chosen.name, str(source), options.ssh_port, options.attest_port)
     started = time.monotonic()
     with session(options, run, told) as options:
-        if launch.workflow == "luks":
+        if launch.written:
             launch = on_copy(launch, volume or options.state)
         try:
             with running(chosen, launch, options) as process:
@@ -95,12 +95,21 @@ def words_of(name: str, workflow: str, platform: str) -> str:
     return named + (" PLATFORM=emulated" if platform == "emulated" else "")
 
 
-def told_of(workflow: str, words: str, *, hint: str) -> Told:
+def told_of(launch: Launch, words: str, *, hint: str) -> Told:
     """The messages for the user of a measured guest.
 
     ``words`` are the settings of the attest command, and ``hint`` says how to run another guest.
     """
-    return Told(hint, f"./doitw attest_{workflow}{words}", WAITING if workflow == "luks" else SWITCHING)
+    return Told(hint, f"./doitw attest_{launch.workflow}{words}", WAITING if launch.written else SWITCHING)
+
+
+def chosen_config(directory: Path, workflow: str, platform: str, options: RunOptions) -> Path:
+    """The VM config of a workflow for the platform on which the guest will run."""
+    # The host is examined only where the guest runs; attestation uses the VM config that it is given.
+    production = read_vm_config(config_of(directory, workflow, "snp"))
+    if platform == "auto":
+        platform = choose("auto", production.launch, options.qemu, options.state.parent / "platform.json").name
+    return config_of(directory, workflow, platform)
 
 
 def run_workflow(
@@ -121,11 +130,7 @@ def run_workflow(
     writes to.
     """
     probe_cache = options.state.parent / "platform.json"
-    if vm_config is None:
-        # The host is examined only where the guest runs; attestation uses the VM config that it is given.
-        production = read_vm_config(config_of(directory, workflow, "snp"))
-        where = platform if platform != "auto" else choose("auto", production.launch, options.qemu, probe_cache).name
-        vm_config = config_of(directory, workflow, where)
+    vm_config = vm_config or chosen_config(directory, workflow, platform, options)
     config = read_vm_config(vm_config)
     if config.launch.workflow != workflow:
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected {workflow}")
@@ -133,7 +138,7 @@ def run_workflow(
     print(f"VM config {vm_config}", flush=True)
     launch = with_disks(config.launch, disks)
     words = words_of(name, workflow, launch.platform)
-    told = told_of(workflow, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
+    told = told_of(launch, words, hint=another_guest(f"run_sev_snp_{workflow}", name))
     run_guest(
         launch=launch,
         options=options,

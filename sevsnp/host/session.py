@@ -44,6 +44,7 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
         f"ssh at 127.0.0.1:{run.ssh_port}, evidence at 127.0.0.1:{run.attest_port}"
         if run.workflow != "plain"
         else f"ssh at 127.0.0.1:{run.ssh_port}",
+        *(f"127.0.0.1:{here} leads to the guest's port {inside}" for here, inside in options.forwards),
         f"serial console in {options.serial_log}",
         *([f"next, in a second terminal: {told.next}"] if told.next else []),
     ]

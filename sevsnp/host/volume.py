@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disk that a guest of the encrypted workflow writes to: a copy of the image, kept from one run to the next.
+"""The disk that a guest writes to, encrypted root or data disk: a copy of the image, kept from one run to the next.
 
-The image that setup_luks made stays unchanged. A copy belongs to the LUKS header with which the guest is measured. A
-copy of another volume in its place is refused and never overwritten, because its data exist nowhere else.
+The image that setup_luks or setup_verity made stays unchanged. A copy belongs to the LUKS header with which the guest
+is measured. A copy of another volume in its place is refused and never overwritten, because its data exist nowhere
+else.
 """
 
 import hashlib
@@ -19,30 +20,29 @@ from sevsnp.system.files import scratch_directory
 from sevsnp.vm_config.cmdline import read_cmdline
 from sevsnp.vm_config.config import Disk, Launch
 
-ROLE = "luks"
-
 
 def on_copy(launch: Launch, directory: Path) -> Launch:
     """``launch`` with its volume replaced by the copy in ``directory``; a missing copy is made.
 
     Raises :class:`UserError` for files that do not match the VM config, and for another volume's copy.
     """
-    volume = next((disk for disk in launch.disks if disk.role == ROLE), None)
-    if volume is None or len(launch.disks) != 1:
-        raise UserError(f"the VM config's disks: expected one, with the role {ROLE}", "./doitw setup_luks")
-    copy = directory / "luks.img"
-    check_files(launch, disks=not os.path.lexists(copy))
+    volume = launch.written
+    if volume is None or (launch.workflow == "luks" and len(launch.disks) != 1):
+        raise UserError("the VM config's disks: expected one, with the role luks", "./doitw setup_luks")
+    copy = directory / f"{volume.role}.img"
+    others = tuple(disk for disk in launch.disks if disk != volume)
+    check_files(replace(launch, disks=others) if os.path.lexists(copy) else launch)
     if os.path.lexists(copy):
         _check(copy, volume, launch)
     else:
         print(f"copying {volume.path} to {copy}, which the guest writes to", flush=True)
         _make(copy, volume.path)
-    return replace(launch, disks=(volume._replace(path=copy.resolve()),))
+    return replace(launch, disks=(*others, volume._replace(path=copy.resolve())))
 
 
 def measured_header(cmdline: str) -> tuple[int, str]:
     """The length of the LUKS header in bytes and its SHA-256 (hex), from the measured command line."""
-    match = re.search(r"(?:^| )sevsnp\.luks=1:([1-9][0-9]{3,7}):([0-9a-f]{64}):", cmdline)
+    match = re.search(r"(?:^| )sevsnp\.(?:luks|data)=1:([1-9][0-9]{3,7}):([0-9a-f]{64}):", cmdline)
     if not match:
         raise UserError("the command line has no word sevsnp.luks=…", "make it again with: ./doitw setup_luks")
     return int(match[1]), match[2]

@@ -21,6 +21,12 @@ _MOUNT_POINTS = ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var")
 _AS_LISTED = Change()
 
 
+def _with_parents(path: str) -> list[str]:
+    """Each directory on the way to the absolute ``path``, without the first slash; none for no path."""
+    parts = [part for part in path.split("/") if part]
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def _above(seen: Mapping[str, Entry]) -> str:
     """The directory in which a root file system lies that was packed with a prefix; empty if there is none."""
     below = (name.removesuffix(f"/{init}") for name in seen for init in INITS if name.endswith(f"/{init}"))
@@ -29,13 +35,19 @@ def _above(seen: Mapping[str, Entry]) -> str:
 
 
 def bootable_entries(
-    rootfs: Path | None, kind: ImageKind, denied: Path, change: Change = _AS_LISTED, **guest: Path
+    rootfs: Path | None,
+    kind: ImageKind,
+    denied: Path,
+    change: Change = _AS_LISTED,
+    data_path: str = "",
+    **guest: Path,
 ) -> list[Entry]:
     """A tree as a root of its ``kind``: without identity and secrets, and with everything that init needs.
 
     The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is the deny-list, ``change`` the user's own
-    changes of it. What is denied goes first; only then are extended attributes looked at. Prints what was removed or
-    added, and what probably does not work. Raises UserError for a tree without an init.
+    changes of it, ``data_path`` a further mount point. What is denied goes first; only then are extended attributes
+    looked at. Prints what was removed or added, and what probably does not work. Raises UserError for a tree without an
+    init.
     """
     if rootfs is not None and not rootfs.is_file():
         found = "found a directory" if rootfs.is_dir() else "no such file"
@@ -59,7 +71,7 @@ def bootable_entries(
                 "add a package with an init to it, as Debian's systemd-sysv",
             )
         check_architecture(Tree(seen.values()), name)
-        for point in _MOUNT_POINTS:
+        for point in (*_MOUNT_POINTS, *_with_parents(data_path)):
             if point not in seen:
                 print(f"  added mount point: /{point}")
                 seen[point] = directory_entry(point)

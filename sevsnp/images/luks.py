@@ -5,7 +5,8 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.archives.tar import Entry
@@ -113,38 +114,106 @@ def make_luks_image(
     and then leaves no key behind; also for a key that an emulated guest has received, if ``platform`` says that the
     volume is for SEV-SNP.
     """
+    chosen = choose_key(key_file, place, config_dir, data_dir, is_for_snp(platform, qemu, probe_cache))
+    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), "", **guest)
+    encrypt(
+        FileSystem(rootfs or Path("guest"), entries, root_size(entries, free)),
+        Appliance(qemu.resolve(), kernel, initrd, probe_cache),
+        chosen,
+        tools=tools,
+        config_dir=config_dir,
+        place=place,
+        outputs=Outputs(image, header, header_digest, tables_digest),
+    )
+
+
+@dataclass(frozen=True)
+class ChosenKey:
+    """The key that the user gave for this run, or None: one is made. ``exposed``: an emulated guest has received it."""
+
+    given: Key | None
+    exposed: bool
+
+
+def choose_key(
+    key_file: str | None, place: Path, config_dir: Path, data_dir: Path, for_snp: bool, task: str = "setup_luks"
+) -> ChosenKey:
+    """The key for a new volume of ``task`` at ``place``.
+
+    Raises UserError for an exposed key, if the volume is for SEV-SNP.
+    """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
-    if exposed and is_for_snp(platform, qemu, probe_cache):
+    if exposed and for_snp:
         raise UserError(
             f"{key.source if key else ''}: this key was sent to an emulated guest, whose host could have kept it",
-            "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
+            f"give another one, or none and one is made: ./doitw {task} PLATFORM=snp LUKS_KEY_FILE=",
         )
-    identity = str(uuid.uuid4())
-    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), **guest)
-    size = root_size(entries, free)
+    return ChosenKey(key, exposed)
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """The ext4 that a volume gets: its entries, its size in bytes, and the name of its source for messages."""
+
+    source: Path
+    entries: Collection[Entry]
+    size: int
+    label: str = "root"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a volume: the image, its header, and the digests of the header and of the tables."""
+
+    image: Path
+    header: Path
+    header_digest: Path
+    tables_digest: Path
+
+
+def encrypt(
+    content: FileSystem,
+    appliance: Appliance,
+    chosen: ChosenKey,
+    *,
+    tools: Path,
+    config_dir: Path,
+    place: Path,
+    outputs: Outputs,
+) -> None:
+    """Write an encrypted image with ``content``, its key and its record. Parameters as for :func:`make_luks_image`."""
+    identity, key, image = str(uuid.uuid4()), chosen.given, outputs.image
     plain = image.with_suffix(".ext4")
     whole = False
     try:
-        make_ext4(rootfs or Path("guest"), plain, tools=tools.resolve(), entries=entries, size=size, journal=True)
-        allocate(image, image_size(size))
-        record = Record("given" if key else "made", exposed=exposed, place=str(place.absolute()))
+        make_ext4(
+            content.source,
+            plain,
+            tools=tools.resolve(),
+            label=content.label,
+            entries=content.entries,
+            size=content.size,
+            journal=True,
+        )
+        allocate(image, image_size(content.size))
+        record = Record("given" if key else "made", exposed=chosen.exposed, place=str(place.absolute()))
         # Before the key: a key without a record does not tell whether data still need it.
         write_record(config_dir, identity, record)
         key = key or make_key(config_dir, identity)
         made = run_job(
-            Appliance(qemu.resolve(), kernel, initrd, probe_cache),
+            appliance,
             "luks",
-            {"format": format_options(identity, record.key), "size": size},
+            {"format": format_options(identity, record.key), "size": content.size},
             disks=[ApplianceDisk("source", plain, read_only=True), ApplianceDisk("luks", image)],
             secret=key.data,
         )
         found = Luks2.read(image)
         if found.uuid != identity or not opens(found.data, key.data):
             raise UserError(f"{image.name}: was just made, but its key does not open it", "is the disk failing?")
-        header.write_bytes(found.data)
-        header_digest.write_text(hashlib.sha256(found.data).hexdigest() + "\n")
-        tables_digest.write_text(made["tables"] + "\n")
+        outputs.header.write_bytes(found.data)
+        outputs.header_digest.write_text(hashlib.sha256(found.data).hexdigest() + "\n")
+        outputs.tables_digest.write_text(made["tables"] + "\n")
         whole = True
     finally:
         plain.unlink(missing_ok=True)

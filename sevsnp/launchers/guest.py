@@ -107,6 +107,11 @@ def read_guest(
 def _with_checked_files(config: VmConfig) -> Launch:
     launch = config.launch
     if launch.workflow == "verity":
+        if launch.written:
+            raise UserError(
+                f"{config.source}: its guest has a data disk, which no export describes",
+                "make a guest without one: ./doitw setup_verity DATA_SIZE=0",
+            )
         check_files(launch)
         return launch
     # The image that setup_luks made stays unchanged, so that it can be copied again: only a volume's disk may be

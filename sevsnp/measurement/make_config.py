@@ -45,14 +45,24 @@ def make_verity_cmdline(
     output: Path,
     dns: str = "",
     copied: Path | None = None,
+    data_header: Path | None = None,
+    data_tables: Path | None = None,
+    data_path: str = "",
+    owner_certificate: Path | None = None,
 ) -> None:
     """Write the measured command line of the integrity workflow, one line without a newline.
 
     The salt was made from ``label``. ``tmpfs`` has sizes in bytes, by directory; ``dns`` is the setting GUEST_DNS.
-    Raises UserError if ``writable`` is copy and a directory of ``copied`` (the image's own sizes) does not fit there.
+    ``data_header`` is the header of a data disk, ``data_tables`` the digest of its tables, ``data_path`` its mount
+    point. Raises UserError if ``writable`` is copy and a directory of ``copied`` (the image's own sizes) does not fit.
     """
     if copied is not None and writable == "copy":
         check_copied_sizes(copied, tmpfs)
+    data = owner = ""
+    if data_header and data_tables and owner_certificate:
+        header = data_header.read_bytes()
+        data = f"{len(header)}:{hashlib.sha256(header).hexdigest()}:{data_tables.read_text().strip()}:{data_path}"
+        owner = base64.b64encode(certificate_der(owner_certificate)).decode()
     parameters = VerityParameters(
         data_blocks=image.stat().st_size // BLOCK_SIZE,
         root_hash=roothash.read_text().strip(),
@@ -66,6 +76,8 @@ def make_verity_cmdline(
         acpi=acpi,
         emulated=platform == "emulated",
         dns=dns,
+        data=data,
+        owner=owner,
     )
     output.write_text(build_cmdline(word.text for word in words))
 

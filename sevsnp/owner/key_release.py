@@ -187,7 +187,7 @@ def _answer(connection: ssl.SSLSocket, seconds: float, where: str) -> dict[str, 
     if "error" in document:
         raise UserError(
             f"{where}: the guest refuses, and powers off: {printable(document['error'])}",
-            "its console says more; where it runs here: ./doitw logs NAME=luks",
+            "its console says more; where it runs here: ./doitw logs",
         )
     return document
 

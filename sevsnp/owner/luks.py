@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`attest_luks`: verify a guest that waits for its key, and send the key only if the guest may have it."""
+"""Verify a guest that waits for the key of its encrypted root or data disk, and send it only if it may have it."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sevsnp.attestation.appraisal import Expected, Refused
+from sevsnp.attestation.appraisal import Expected, NeverAccepted, Refused
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.images.luks2 import Luks2, opens
@@ -15,10 +15,14 @@ from sevsnp.keys.paths import Keys
 from sevsnp.owner.attestation import keep_refused, never_accepted, refusal, trust_domain, verifier
 from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.owner.kept import Conversation
-from sevsnp.owner.key_release import Secret, connect, owner_context, release
+from sevsnp.owner.key_release import Opened, Secret, connect, owner_context, release
 from sevsnp.owner.login import Login, Verdict
-from sevsnp.vm_config.config import read_vm_config
+from sevsnp.vm_config.config import VmConfig, read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
+from sevsnp.volumes.data_disk import header_of
+
+# What makes the volume whose key a command sends.
+_MAKING = {"attest_luks": "./doitw setup_luks", "attest_verity": "./doitw setup_verity"}
 
 
 def check_release(domain: str, record: Record, *, emulated_asked: bool, again: str = "./doitw attest_luks") -> None:
@@ -33,7 +37,7 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
             raise UserError(
                 "this volume's key was sent to an emulated guest, whose host could have kept it",
                 f"if the guest is emulated: {again} PLATFORM=emulated — "
-                "for SEV-SNP make a volume with another key: ./doitw setup_luks PLATFORM=snp",
+                f"for SEV-SNP make a volume with another key: {_MAKING[again.split()[1]]} PLATFORM=snp",
             )
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
@@ -46,9 +50,14 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
 
 
 class Volume:
-    """A volume on the owner's side: header, key and record. Raises UserError if the key does not open the volume."""
+    """A volume on the owner's side: header, key and record. Raises UserError if the key does not open the volume.
 
-    def __init__(self, header: Path, config_dir: Path, key_file: str | None) -> None:
+    ``again`` is the command of this run, for a hint.
+    """
+
+    def __init__(
+        self, header: Path, config_dir: Path, key_file: str | None, again: str = "./doitw attest_luks"
+    ) -> None:
         luks = Luks2.read(header)
         self.uuid, self.digest = luks.uuid, hashlib.sha256(luks.data).digest()
         self.config_dir = config_dir
@@ -57,9 +66,7 @@ class Volume:
         if key is None and self.record.key == "made":
             key = luks_key.read_made_key(config_dir, luks.uuid)
         if key is None:
-            raise UserError(
-                f"{header}: made with a key of your own, and none is given", "LUKS_KEY=… ./doitw attest_luks"
-            )
+            raise UserError(f"{header}: made with a key of your own, and none is given", f"LUKS_KEY=… {again}")
         if not opens(luks.data, key.data):
             raise UserError(f"{key.source}: this key does not open {header}", "nothing was sent; give the right key")
         self._key = key.data
@@ -112,7 +119,7 @@ def attest_luks(
     that was given for this run is ignored. ``again`` is the command of this run, for a hint. Raises
     :class:`UserError`. A key is sent only if the evidence was accepted.
     """
-    keys, where = Keys.of(config_dir), f"{host}:{port}"
+    keys = Keys.of(config_dir)
     login = Login(host, ssh_port, keys.user_private, user, template, output)
     config = read_vm_config(vm_config)
     check_fixed(config, asked or {})
@@ -120,35 +127,99 @@ def attest_luks(
         raise UserError(f"{vm_config}: found the {config.launch.workflow} workflow, expected luks")
     config.require_reference()
     check_launch_firmware(config.launch)
-    volume = Volume(header, key_dir or config_dir, key_file)
-    emulated_asked = (asked or {}).get("PLATFORM") == "emulated"
-    # A refusal that does not depend on the evidence is reported before the guest is contacted.
-    domain = "amd" if config.launch.platform == "snp" else "emulated"
-    check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
-    verify = verifier(config, emulated_root, sources)
-    never = never_accepted(manifest, manifest_key)
-
-    def appraise(talk: Conversation) -> Verdict:
-        try:
-            expected = Expected.of(config, talk.report_data, never=never)
-            return verify(talk.evidence, expected, talk.at)
-        except Refused as refused:
-            keep_refused(output, talk, refused, config)
-            raise
-
+    giving = KeyRelease(
+        config, Volume(header, key_dir or config_dir, key_file, again), keys, output,
+        emulated_asked=(asked or {}).get("PLATFORM") == "emulated", again=again, emulated_root=emulated_root,
+        never=never_accepted(manifest, manifest_key), sources=sources,
+    )  # fmt: skip
     if wait:
         wait()
-    with connect(host, port, owner_context(keys.owner_certificate, keys.owner_private)) as connection:
-        try:
-            verdict, talk, opened = release(
-                connection,
-                volume.digest,
-                where,
-                appraise=appraise,
-                decide=lambda verdict: volume.secret_for(verdict, emulated_asked=emulated_asked),
-            )
-        except Refused as refused:
-            raise refusal(refused, config, where) from None
-        volume.booted(opened.generation)
+    verdict, talk, opened = giving.give(host, port)
     login.allow(verdict, config, talk)
-    print(f"the key of volume {volume.uuid} was sent; its root is open, generation {opened.generation}")
+    print(f"the key of volume {giving.volume.uuid} was sent; its root is open, generation {opened.generation}")
+
+
+def release_data_key(
+    *,
+    vm_config: Path,
+    config_dir: Path,
+    key_file: str,
+    host: str,
+    port: int,
+    emulated_root: Path,
+    output: Path,
+    again: str,
+    asked: Mapping[str, int | str] | None = None,
+    manifest: Path | None = None,
+    manifest_key: Path | None = None,
+    sources: CertificateSources | None = None,
+) -> None:
+    """Verify the verified guest that waits at ``host``:``port``, and send it the key of its data disk.
+
+    The header is that of the VM config's data disk. The other parameters are those of :func:`attest_luks`. The guest
+    then goes on with its boot, and gives evidence for its SSH host key. Raises :class:`UserError`.
+    """
+    config = read_vm_config(vm_config)
+    disk = config.launch.written
+    assert disk is not None
+    config.require_reference()
+    giving = KeyRelease(
+        config, Volume(header_of(disk), config_dir, key_file, again), Keys.of(config_dir), output,
+        emulated_asked=(asked or {}).get("PLATFORM") == "emulated", again=again, emulated_root=emulated_root,
+        never=never_accepted(manifest, manifest_key), sources=sources,
+    )  # fmt: skip
+    _, _, opened = giving.give(host, port)
+    print(f"the key of data disk {giving.volume.uuid} was sent; it is open, generation {opened.generation}", flush=True)
+
+
+class KeyRelease:
+    """The release of a volume's key to a guest of a VM config, whose owner has the ``keys``.
+
+    Refused evidence is kept below ``output``. ``never`` has what is never accepted; the other parameters are those of
+    :func:`attest_luks`. Raises UserError for a key that no guest of this platform may have, before any is contacted.
+    """
+
+    def __init__(
+        self,
+        config: VmConfig,
+        volume: Volume,
+        keys: Keys,
+        output: Path,
+        *,
+        emulated_asked: bool,
+        again: str,
+        emulated_root: Path,
+        never: NeverAccepted | None,
+        sources: CertificateSources | None,
+    ) -> None:
+        self.config, self.volume, self._keys, self._output = config, volume, keys, output
+        self._emulated_asked, self._never = emulated_asked, never
+        # A refusal that does not depend on the evidence is reported before the guest is contacted.
+        domain = "amd" if config.launch.platform == "snp" else "emulated"
+        check_release(domain, volume.record, emulated_asked=emulated_asked, again=again)
+        self._verify = verifier(config, emulated_root, sources)
+
+    def give(self, host: str, port: int) -> tuple[Verdict, Conversation, Opened]:
+        """Send the key if the guest's evidence is accepted, and wait until the disk is open."""
+        where = f"{host}:{port}"
+        with connect(host, port, owner_context(self._keys.owner_certificate, self._keys.owner_private)) as connection:
+            try:
+                verdict, talk, opened = release(
+                    connection,
+                    self.volume.digest,
+                    where,
+                    appraise=self._appraise,
+                    decide=lambda verdict: self.volume.secret_for(verdict, emulated_asked=self._emulated_asked),
+                )
+            except Refused as refused:
+                raise refusal(refused, self.config, where) from None
+            self.volume.booted(opened.generation)
+        return verdict, talk, opened
+
+    def _appraise(self, talk: Conversation) -> Verdict:
+        try:
+            expected = Expected.of(self.config, talk.report_data, never=self._never)
+            return self._verify(talk.evidence, expected, talk.at)
+        except Refused as refused:
+            keep_refused(self._output, talk, refused, self.config)
+            raise

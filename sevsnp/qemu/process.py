@@ -5,26 +5,21 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
 from sevsnp.qemu.blocks import BlockFile
 from sevsnp.qemu.confine import Access, landlock_version, wrapped
+from sevsnp.qemu.ports import check_ports, forwarded
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.system import record
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.cmdline import read_cmdline
-from sevsnp.vm_config.config import Disk, File, Launch, making
-
-# Ports inside the guest.
-GUEST_SSH = 22
-GUEST_ATTEST = 8088
+from sevsnp.vm_config.config import WRITTEN, Disk, File, Launch, making
 
 # sev-snp-guest came with 9.1; emulated guests are built for and tested with 10.
 OLDEST = {"snp": (9, 1), "emulated": (10, 0)}
@@ -37,7 +32,6 @@ _ALWAYS = (
 _warned: list[bool] = []
 # The processes that were started here and not yet stopped, with the files of QEMU's messages.
 _told: dict["subprocess.Popen[bytes]", tuple[record.Command, Path]] = {}
-_PORTS_TRIED = 100
 
 
 _QEMU = "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE"
@@ -67,63 +61,15 @@ def check_files(launch: Launch, *, disks: bool = True) -> None:
 
 
 def check_options(options: RunOptions) -> RunOptions:
-    """Refuse ports that are taken or equal, and more memory than this machine has.
+    """Refuse ports that :func:`check_ports` refuses, and more memory than this machine has.
 
     Returns the options to launch with.
     """
-    if options.ssh_port == options.attest_port:
-        raise UserError(f"SSH_PORT and ATTEST_PORT: found {options.ssh_port} for both, expected two ports")
-    options = _with_free_ports(options)
-    ports = (options.ssh_port, options.attest_port)
-    for name, port in zip(("SSH_PORT", "ATTEST_PORT"), ports, strict=True):
-        try:
-            _bind(port)
-        except PermissionError:
-            free = _free_port(1024, ports)
-            raise UserError(
-                f"{name}={port}: this user may not open it", f"take a port above 1023: {name}={free}"
-            ) from None
-        except OSError:
-            free = _free_port(port + 1, ports)
-            raise UserError(f"{name}={port}: in use on 127.0.0.1", f"take another one: {name}={free}") from None
+    options = check_ports(options)
     total = _host_memory()
     if options.memory > total:
         raise UserError(f"MEMORY={options.memory >> 20}M: this machine has {total >> 20}M", "take less: MEMORY=2G")
     return options
-
-
-def _with_free_ports(options: RunOptions) -> RunOptions:
-    ssh_port, attest_port = options.ssh_port, options.attest_port
-    if "SSH_PORT" in options.movable:
-        ssh_port = _free_from(ssh_port, attest_port, "SSH_PORT")
-    if "ATTEST_PORT" in options.movable:
-        attest_port = _free_from(attest_port, ssh_port, "ATTEST_PORT")
-    return replace(options, ssh_port=ssh_port, attest_port=attest_port)
-
-
-def _free_from(wanted: int, other: int, name: str) -> int:
-    """``wanted`` if it is free, else a free port above it."""
-    port = _free_port(wanted, (other,))
-    if port != wanted:
-        print(f"{name}={wanted} is in use; {name}={port} is taken instead", flush=True)
-    return port
-
-
-def _bind(port: int) -> None:
-    """Raises OSError if nothing could listen at this port of 127.0.0.1 now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-
-
-def _free_port(least: int, others: Sequence[int]) -> int:
-    """A free port from ``least`` on that is not in ``others``; ``least`` if none is near."""
-    for port in range(least, min(least + _PORTS_TRIED, 65536)):
-        with contextlib.suppress(OSError):
-            if port not in others:
-                _bind(port)
-                return port
-    return least
 
 
 def _host_memory() -> int:
@@ -155,13 +101,12 @@ def common_arguments(launch: Launch, options: RunOptions, qmp_socket: Path) -> l
 
 def launch_disks(launch: Launch) -> tuple[BlockFile, ...]:
     """The disks of a measured guest: raw, whatever their content is."""
-    return tuple(BlockFile(disk.role, disk.path, read_only=launch.workflow == "verity") for disk in launch.disks)
+    return tuple(BlockFile(disk.role, disk.path, read_only=disk.role not in WRITTEN) for disk in launch.disks)
 
 
 def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
     """The arguments of every guest: one network card, one serial port, and none of QEMU's default devices."""
-    forwards = f"hostfwd=tcp:127.0.0.1:{options.ssh_port}-:{GUEST_SSH}"
-    forwards += f",hostfwd=tcp:127.0.0.1:{options.attest_port}-:{GUEST_ATTEST}"
+    forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{port}-:{inside}" for port, inside in forwarded(options))
     console = "stdio,id=serial,signal=on,mux=off" if options.terminal else "null,id=serial"
     if options.console is not None:
         console = f"socket,id=serial,fd={options.console},server=on,wait=off"
@@ -201,7 +146,7 @@ def guest_access(launch: Launch, options: RunOptions, work: Path) -> Access:
         read=_names((*files, *(path for disk in disks for path in disk.only_read))),
         write=_names((options.serial_log, *(path for disk in disks for path in disk.written))),
         scratch=_names((work,)),
-        listen=(options.ssh_port, options.attest_port),
+        listen=tuple(port for port, _ in forwarded(options)),
         reach=not options.restricted,
         everything=bool(options.extra),
     )

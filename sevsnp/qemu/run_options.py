@@ -19,7 +19,9 @@ class RunOptions:
     ``state`` is the directory for logs and, under emulation, the platform's certificates. ``restricted`` limits the
     guest's network to the forwarded ports. ``terminal`` shows the serial console here as well as in its log; otherwise
     it is available at the listening socket ``console``, a file descriptor. If a port in ``movable`` (SSH_PORT,
-    ATTEST_PORT) is in use, the next free one is taken. ``disks`` are the guest's disks beside those of its VM config.
+    ATTEST_PORT) is in use, the next free one is taken. ``forwards`` are further
+    ports here, each with the guest's port that it leads to. ``disks`` are the guest's disks beside those of its VM
+    config.
     ``extra`` are the user's own QEMU options. The files that these need are unknown here, so QEMU may then open every
     file that its user may open.
     """
@@ -35,6 +37,7 @@ class RunOptions:
     extra: tuple[str, ...] = ()
     console: int | None = None
     movable: tuple[str, ...] = ()
+    forwards: tuple[tuple[int, int], ...] = ()
 
     @property
     def inherited(self) -> tuple[int, ...]:

@@ -119,6 +119,28 @@ def dns_servers(text: str) -> str:
     return ",".join(found)
 
 
+def parse_forwards(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse ``8443:443,9000:80``: pairs of a port here and the guest's port, or nothing. Raises ValueError.
+
+    No port here is in two pairs.
+    """
+    pairs = []
+    for pair in text.split(",") if text else []:
+        if not re.fullmatch("[0-9]{1,5}:[0-9]{1,5}", pair):
+            raise ValueError(text)
+        here, _, inside = pair.partition(":")
+        pairs.append((int(here), int(inside)))
+    if not all(1 <= port <= 65535 for pair in pairs for port in pair) or len(dict(pairs)) < len(pairs):
+        raise ValueError(text)
+    return tuple(pairs)
+
+
+def forwards(text: str) -> str:
+    parse_forwards(text)
+    return text
+
+
+FORWARDS = "pairs of TCP ports with commas between them, each port here once, as 8443:443,9000:80"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -139,6 +161,26 @@ def size(low: int, high: int) -> Parser:
         return value
 
     return parse
+
+
+def size_or_none(low: int, high: int) -> Parser:
+    """A size from ``low`` to ``high``, or 0."""
+    some = size(low, high)
+    return lambda text: 0 if text == "0" else some(text)
+
+
+# Where something else is mounted, or what the guest boots with.
+_TAKEN = {"etc", "home", "var", "root"}
+_TAKEN_BELOW = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr"}
+
+
+def data_path(text: str) -> str:
+    """The mount point of the data disk: an absolute path of plain names, where a guest can do without its own files."""
+    if len(text) > 100 or not re.fullmatch("(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+", text):
+        raise ValueError
+    if text[1:] in _TAKEN or text.split("/")[1] in _TAKEN_BELOW:
+        raise ValueError
+    return text
 
 
 def policy(text: str) -> int:

@@ -99,12 +99,27 @@ def build_cmdline(words: Iterable[str]) -> str:
 
 
 def verity_words(
-    *, table: str, rootfs: str, writable: str, tmpfs: dict[str, int], acpi: bool, emulated: bool, dns: str = ""
+    *,
+    table: str,
+    rootfs: str,
+    writable: str,
+    tmpfs: dict[str, int],
+    acpi: bool,
+    emulated: bool,
+    dns: str = "",
+    data: str = "",
+    owner: str = "",
 ) -> list[Word]:
     """The whole command line of the integrity workflow, word by word; ``tmpfs`` in bytes for etc, home, var and tmp.
 
-    ``dns`` are the addresses of DNS servers, with commas; empty: the root file system says which.
+    ``dns`` are the addresses of DNS servers, with commas; empty: the root file system says which. ``data`` is
+    SIZE:SHA-256 of the data disk's header, the SHA-256 of its device-mapper tables and its mount point, with colons;
+    empty: there is no such disk. ``owner`` is for that disk, as for :func:`luks_words`.
     """
+    disk = [
+        Word(f"sevsnp.data=1:{data}", "this data disk and no other, and where it is mounted"),
+        Word(f"sevsnp.owner={owner}", "only this owner may send the disk's key"),
+    ]
     sizes = ",".join(f"{name}:{tmpfs[name]}" for name in ("etc", "home", "var", "tmp"))
     words = [
         *hardening_words(acpi=acpi),
@@ -113,6 +128,7 @@ def verity_words(
         Word(f"sevsnp.rootfs={rootfs}", "the file system of the verified root"),
         Word(f"sevsnp.writable={writable}", "how /etc, /home and /var become writable"),
         Word(f"sevsnp.tmpfs={sizes}", "their sizes in bytes"),
+        *(disk if data else []),
     ]
     return [*words, *_servers(dns), *_emulation(emulated)]
 

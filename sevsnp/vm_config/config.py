@@ -45,6 +45,10 @@ class Disk(NamedTuple):
     sha256: str
 
 
+# The roles of disks that a guest writes to: the encrypted root, and the data disk of a verified guest.
+WRITTEN = ("luks", "data")
+
+
 @dataclass(frozen=True)
 class Launch:
     """The values for the host: the inputs of the launch digest, the disks, and an ID block with its authentication.
@@ -69,6 +73,11 @@ class Launch:
     id_block: File | None = None
     id_auth: File | None = None
     firmware_reason: str = ""
+
+    @property
+    def written(self) -> Disk | None:
+        """The disk that the guest writes to, and whose key its owner sends; None if it has none."""
+        return next((disk for disk in self.disks if disk.role in WRITTEN), None)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def check_fixed(config: VmConfig, asked: Mapping[str, Value]) -> None:
     """
     fixed = _of_launch(config.launch)
     # Read the command line only if needed: a verifier may have the VM config without the guest's files.
-    if set(asked) & set(_CMDLINE[config.launch.workflow]):
-        fixed |= _of_cmdline(config.launch)
+    if set(asked) & {*_CMDLINE[config.launch.workflow], *_DATA}:
+        fixed |= _of_cmdline(config.launch, asked)
         if config.reference and config.reference.stage:
             fixed["ACPI"] = "own"
     if config.reference:
@@ -93,18 +93,33 @@ _VERITY: _Readers = {
         for name in ("etc", "home", "var", "tmp")
     },
 }
+# Of the data disk of a verified guest.
+_DATA = ("DATA_SIZE", "DATA_PATH")
 _LUKS: _Readers = {"LUKS_REPORTS": lambda line: "open" if "sevsnp.reports=open" in line.split() else "closed"}
 _CMDLINE: Mapping[str, _Readers] = {"verity": {**_ANY, **_VERITY}, "luks": {**_ANY, **_LUKS}}
 
 
-def _of_cmdline(launch: Launch) -> dict[str, Value]:
+def _of_cmdline(launch: Launch, asked: Mapping[str, Value]) -> dict[str, Value]:
     line = read_cmdline(launch.cmdline.path)
     try:
-        return {name: read(line) for name, read in _CMDLINE[launch.workflow].items()}
+        return {**{name: read(line) for name, read in _CMDLINE[launch.workflow].items()}, **_data(launch, line, asked)}
     except LookupError as error:
         raise UserError(
             f"{launch.cmdline.path}: {error.args[0]}", f"make the VM config again: ./doitw setup_{launch.workflow}"
         ) from None
+
+
+def _data(launch: Launch, line: str, asked: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings of the data disk. Its size is known only as the image's, so only 0 is compared with it."""
+    if launch.workflow != "verity":
+        return {}
+    match = re.search(r"(?:^| )sevsnp\.data=(?:[^: ]+:){4}(\S+)", line)
+    if not match:
+        return {"DATA_SIZE": 0}
+    size: dict[str, Value] = (
+        {} if asked.get("DATA_SIZE") else {"DATA_SIZE": disk.size if (disk := launch.written) else 1}
+    )
+    return {"DATA_PATH": match[1], **size}
 
 
 def _word(line: str, pattern: str) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 from shlex import quote
 
 from sevsnp.errors import UserError
+from sevsnp.images.data_disk import IMAGE as DATA_IMAGE
+from sevsnp.images.data_disk import data_volumes
 from sevsnp.images.luks2 import Luks2
 from sevsnp.keys.luks_key import check_uuid
 from sevsnp.qemu.process import check_files
@@ -246,6 +248,13 @@ def left(data_dir: Path) -> list[str]:
         lines.append(
             f"{volume.path}: {status.st_size >> 20} MiB, written {written:%F}; "
             f"boot it: ./doitw run_sev_snp_luks VOLUME={volume.uuid}"
+        )
+    for path in data_volumes(data_dir):
+        status = (path / DATA_IMAGE).stat()
+        written = datetime.fromtimestamp(status.st_mtime, UTC)
+        lines.append(
+            f"{path}: data disk, {status.st_size >> 20} MiB, written {written:%F}; "
+            f"make a guest with it: ./doitw setup_verity DATA_SIZE=16M VOLUME={path.name}"
         )
     return lines
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from sevsnp.errors import UserError
+from sevsnp.images.data_disk import data_volumes
 from sevsnp.images.luks2 import Luks2
 from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record
@@ -58,8 +59,8 @@ def volume_keys(config_dir: Path, disks: Sequence[Path], data_dir: Path) -> Iter
     found: dict[str, list[Path]] = {}
     for path in disks:
         found.setdefault(_uuid(path), []).append(path)
-    for volume in volumes(data_dir):
-        found.setdefault(volume.uuid, []).append(volume.path)
+    for path in (*(volume.path for volume in volumes(data_dir)), *data_volumes(data_dir)):
+        found.setdefault(path.name, []).append(path)
     for uuid in luks_key.known_volumes(config_dir):
         record = None
         with contextlib.suppress(UserError, OSError):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest that owners get: fresh identity, evidence for as long as it runs, directories to write to, an end."""
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sevsnp.vm_config.verity_word import fixed_salt
 from tests.conftest import Built
 from tests.support.firmware_machine import from_source
 from tests.support.hands import prompts
+from tests.support.harness import BOOT_SECONDS, FORWARDED
 from tests.support.shared_guests import Attested, Running, attested, ssh_unchecked, started, variant
 
 pytestmark = pytest.mark.boot
@@ -76,6 +79,29 @@ def test_the_command_line_is_the_measured_one(guest: Attested) -> None:
     # The firmware puts this in front of what it was given and checked; the one from source puts it behind.
     words = (measured, "initrd=initrd") if from_source(guest.running.built) else ("initrd=initrd", measured)
     assert guest.ssh("cat /proc/cmdline").strip() == " ".join(words)
+
+
+def answer(port: int) -> bytes:
+    """What the guest sends at a port of 127.0.0.1; nothing if it closes the connection."""
+    with (
+        contextlib.suppress(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", port), timeout=BOOT_SECONDS) as connection,
+    ):
+        return connection.recv(100)
+    return b""
+
+
+def test_a_forward_leads_to_the_port_in_the_guest(guest: Attested) -> None:
+    """Although the guest's own network is restricted."""
+    options = guest.running.guest.options
+    ((here, inside),) = options.forwards
+    assert options.restricted and inside == FORWARDED
+    assert answer(here) == b""  # nothing listens in the guest
+    serve = f"import socket; s = socket.create_server(('', {inside})); s.accept()[0].sendall(b'from the guest')"
+    guest.ssh(
+        f'sudo systemd-run --quiet python3 -c "{serve}"; until ss -Hltn sport = :{inside} | grep -q .; do :; done'
+    )
+    assert answer(here) == b"from the guest"
 
 
 def test_nothing_in_the_guest_failed_to_start(guest: Attested) -> None:

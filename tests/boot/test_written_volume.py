@@ -39,12 +39,12 @@ class Owner:
         return str(done.stdout)
 
     @contextlib.contextmanager
-    def running(self, command: str) -> Iterator[Path]:
+    def running(self, command: str, workflow: str = "luks") -> Iterator[Path]:
         """`./doitw` with this command, and the guest attested and open; gives its ssh configuration."""
         ssh_port, attest_port = free_port(), free_port()
         ports = [f"SSH_PORT={ssh_port}", f"ATTEST_PORT={attest_port}"]
         words = [*command.split(), *ports, "PLATFORM=emulated", "GUEST_NETWORK=restricted", "MEMORY=1G"]
-        console, said = self.built.build / "run" / "luks" / "serial.log", self.data_dir.parent / "said"
+        console, said = self.built.build / "run" / workflow / "serial.log", self.data_dir.parent / "said"
         console.unlink(missing_ok=True)
         with said.open("wb") as stream:
             process = subprocess.Popen(
@@ -64,8 +64,8 @@ class Owner:
             wait_until(waits, what=lambda: said.read_text(errors="replace"), net=BOOT_SECONDS)
             # The VOLUME that was asked for, if one was.
             chosen = [word for word in command.split() if word.startswith("VOLUME=")]
-            self.doit("attest_luks", *ports, "PLATFORM=emulated", *chosen)
-            config = self.built.build / "run" / "luks" / "ssh_config"
+            self.doit(f"attest_{workflow}", *ports, "PLATFORM=emulated", *chosen)
+            config = self.built.build / "run" / workflow / "ssh_config"
             wait_for_login(config, BOOT_SECONDS)
             yield config
             ssh(config, "sudo systemctl poweroff || true")

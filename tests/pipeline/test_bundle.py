@@ -249,16 +249,18 @@ def test_a_qemu_that_fails_is_said_with_its_words(bundle: Path, tmp_path: Path) 
     assert "it broke" in output and "qemu.log" in output and "Traceback" not in output
 
 
-@pytest.mark.parametrize("option", ["--ssh-port", "--attest-port"])
+@pytest.mark.parametrize("option", ["--ssh-port", "--attest-port", "--forward"])
 def test_ports_in_use(bundle: Path, path: Path, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert f"{option} {port}: in use on 127.0.0.1" in refused(bundle, path, option, str(port))
+        value = f"{port}:443" if option == "--forward" else str(port)
+        assert f"{option} {value}: in use on 127.0.0.1" in refused(bundle, path, option, value)
 
 
 BAD_ARGUMENTS = {
     "--memory": ["1M", "x", "", "-1G"],
     "--ssh-port": ["0", "65536", "99999", "x", "-1", "1_000", "²"],
+    "--forward": ["8443", "8443:443,8443:80", "0:1", "x:1"],
     "--platform": ["xen"],
 }
 

@@ -76,6 +76,18 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
         ["SSH_PORT=4321", "ATTEST_PORT=4321"],
         ["SSH_PORT and ATTEST_PORT: found 4321 for both, expected two ports"],
     ),
+    "a forward without the guest's port": (
+        ["FORWARD=8443"],
+        ["FORWARD=8443 (from the command line): expected pairs of TCP ports with commas between them"],
+    ),
+    "one port for two forwards": (
+        ["FORWARD=8443:443,8443:80"],
+        ["FORWARD=8443:443,8443:80 (from ", "each port here once"],
+    ),
+    "a forward that is ssh's": (
+        ["SSH_PORT=4321", "FORWARD=4321:443"],
+        ["FORWARD=4321:443: 4321 is the SSH_PORT, expected another port", "take another one: FORWARD="],
+    ),
     "no port": (["SSH_PORT=0"], ["SSH_PORT=0 (from the command line): expected a TCP port from 1 to 65535"]),
     "too little memory": (["MEMORY=1M"], ["MEMORY=1M (from the command line): expected guest memory from 256M"]),
     "no such memory": (["MEMORY=900T"], ["MEMORY=900T (from ", "expected guest memory from 256M to 4096G"]),
@@ -107,14 +119,15 @@ def test_no_hardware(copy: Built) -> None:
     assert "PLATFORM=snp: this host cannot run SEV-SNP guests: " in said and "use PLATFORM=emulated" in said
 
 
-@pytest.mark.parametrize("name", ["SSH_PORT", "ATTEST_PORT"])
+@pytest.mark.parametrize("name", ["SSH_PORT", "ATTEST_PORT", "FORWARD"])
 def test_a_port_in_use(copy: Built, name: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        said = refused(copy, "run_sev_snp_verity", "PLATFORM=emulated", f"{name}={port}")
-    assert f"{name}={port}: in use on 127.0.0.1" in said and f"take another one: {name}=" in said
+        text = f"{port}:443" if name == "FORWARD" else str(port)
+        said = refused(copy, "run_sev_snp_verity", "PLATFORM=emulated", f"{name}={text}")
+    assert f"{name}={text}: in use on 127.0.0.1" in said and f"take another one: {name}=" in said
 
 
 CHANGES: dict[str, tuple[str, Callable[[bytearray], None], str]] = {

@@ -31,6 +31,7 @@ from sevsnp.qemu.platforms import Platform
 from sevsnp.qemu.process import check_files, check_options, check_version
 from sevsnp.qemu.run_options import RunOptions
 from sevsnp.qemu.snp_options import check_snp
+from sevsnp.settings.values import parse_forwards
 from sevsnp.vm_config.config import read_vm_config
 from sevsnp.vm_config.fixed import check_fixed
 from tests.conftest import Built
@@ -133,19 +134,23 @@ def with_busy_port(checkout: Built, name: str) -> None:
         check_options(options(checkout, **{name: other.getsockname()[1]}))
 
 
-@remedies("sevsnp.qemu.process", "take another one: {}={}", "take less: MEMORY=2G")
+@remedies("sevsnp.qemu.ports", "take another one: {}")
+@remedies("sevsnp.qemu.process", "take less: MEMORY=2G")
 def test_ports_and_memory(told: Told, checkout: Built) -> None:
     for name in ("ssh_port", "attest_port"):
         hint = told.hint(partial(with_busy_port, checkout, name))
         setting, _, value = hint.rpartition(" ")[2].partition("=")
         check_options(options(checkout, **{setting.lower(): int(value)}))
+    for ports in (((4321, 443), (4322, 80)), ((4322, 80), (4321, 443))):
+        hint = told.hint(partial(check_options, options(checkout, ssh_port=4321, forwards=ports)))
+        check_options(options(checkout, ssh_port=4321, forwards=parse_forwards(hint.rpartition("=")[2])))
     told.instead(
         lambda: check_options(options(checkout, memory=1 << 60)),
         lambda: check_options(options(checkout, memory=2 << 30)),
     )
 
 
-@remedies("sevsnp.qemu.process", "take a port above 1023: {}={}")
+@remedies("sevsnp.qemu.ports", "take a port above 1023: {}")
 def test_a_port_that_only_root_may_open(told: Told, checkout: Built) -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
         pytest.skip("here every user may open every port")
@@ -265,7 +270,7 @@ def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> N
 
 @remedies(
     "sevsnp.images.luks",
-    "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
+    "give another one, or none and one is made: ./doitw {} PLATFORM=snp LUKS_KEY_FILE=",
 )
 def test_a_key_that_an_emulated_guest_has_had(told: Told, tmp_path: Path) -> None:
     source = make_source(tmp_path / "luks")

@@ -18,6 +18,16 @@ def test_an_emulated_vm_config(told: Told, checkout: Built) -> None:
     assert told.doitw("export_libvirt", word).returncode == 0
 
 
+@remedies("sevsnp.launchers.guest", "make a guest without one: ./doitw setup_verity DATA_SIZE=0")
+def test_a_guest_with_a_data_disk(told: Told, checkout: Built) -> None:
+    path = checkout.project / CONFIG
+    own = path.with_name("with-data.toml")
+    disk = f'[[disk]]\nrole = "data"\npath = "data.img"\nsize = 1\nsha256 = "{"0" * 64}"\n'
+    own.write_text(f"{path.read_text()}\n{disk}")
+    told.obey(told.hint(partial(told.doitw, "export_libvirt", f"VM_CONFIG={own.relative_to(checkout.project)}")))
+    assert told.doitw("export_libvirt").returncode == 0
+
+
 @remedies("sevsnp.launchers.guest", "make the VM config again with: {}")
 def test_a_vm_config_with_another_digest(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG

@@ -35,10 +35,9 @@ def key_file(path: Path, key: bytes) -> str:
 
 @remedies(
     "sevsnp.owner.luks",
-    "LUKS_KEY=… ./doitw attest_luks",
+    "LUKS_KEY=… {}",
     "nothing was sent; give the right key",
-    "if the guest is emulated: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: "
-    "./doitw setup_luks PLATFORM=snp",
+    "if the guest is emulated: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: {} PLATFORM=snp",
 )
 def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:
     keep(config_dir, Record("given"))
@@ -55,6 +54,7 @@ def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path,
         try_it = partial(attest, config_dir, header, guest, tmp_path / "out", key_file=own)
         hint = told.hint(lambda: try_it(platform="snp"))
         assert "./doitw attest_luks PLATFORM=emulated" in hint and guest.waiting
+        assert hint.endswith(": ./doitw setup_luks PLATFORM=snp")
         try_it(asked={"PLATFORM": "emulated"})  # which takes the emulated VM config, too
         assert len(guest.received) == 1
     check_release("amd", Record("made"), emulated_asked=False)  # that of a new volume
@@ -74,7 +74,7 @@ def test_the_vm_config_of_an_emulated_guest(
         attest(config_dir, header, guest, tmp_path / "out", platform="emulated")
 
 
-@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs NAME=luks")
+@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs")
 def test_a_guest_that_refuses(
     told: Told, clone: Path, config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,10 @@ class Guest:
         return self.log()
 
 
+# A port inside every guest of the tests, to which its first forward leads; nothing listens there.
+FORWARDED = 9443
+
+
 @functools.cache
 def _accelerator(kernel: Path, qemu: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
@@ -89,6 +93,7 @@ def boot(
         state=state,
         restricted=True,
         extra=extra,
+        forwards=((free_port(), FORWARDED),),
     )
     with running(launch, options, accelerator or _accelerator(launch.kernel.path, qemu), hashes) as process:
         yield Guest(process, options)

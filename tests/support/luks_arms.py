@@ -43,19 +43,23 @@ class Check(Enum):
     MEMORY = (("luks_root.py", '            *("--header", HEADER),\n', ""),)
     # A root without integrity has one table less, and dmsetup would fail for the missing one.
     TABLES = (
-        ("luks_root.py", "for name in (NAME, INTEGRITY))", "for name in (NAME, NAME))"),
+        ("luks_root.py", 'for each in (name, f"{name}{INTEGRITY}"))', "for each in (name, name))"),
         ("luks_root.py", "if found != tables:", "if False:"),
     )
     GENERATION = (("luks_root.py", "if found < least:", "if False:"),)
     # Without this check the file system is directly on dm-crypt, where errors are only read errors.
     GUARD = (("luks_root.py", "linux.mount(root_guard.guard(NAME), ", 'linux.mount(f"/dev/mapper/{NAME}", '),)
+    DATA_GUARD = (("data_disk.py", "linux.mount(root_guard.guard(NAME), ", 'linux.mount(f"/dev/mapper/{NAME}", '),)
     # Not a comparison: the kernel has no null cipher, because no list contains its module.
     CIPHERS = ()
 
 
-def without(built: Built, directory: Path, *checks: Check) -> VmConfig:
-    """The emulated VM config of a guest whose init lacks ``checks``, with the launch digest of that guest."""
-    config = luks_config(built)
+def without(built: Built, directory: Path, *checks: Check, of: VmConfig | None = None) -> VmConfig:
+    """The emulated VM config of a guest whose init lacks ``checks``, with the launch digest of that guest.
+
+    The guest is that of the VM config ``of``, or of the encrypted workflow.
+    """
+    config = of or luks_config(built)
     texts: dict[str, str] = {}
     for check in checks:
         for name, old, new in check.value:

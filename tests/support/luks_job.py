@@ -145,18 +145,18 @@ def flips(job: "dict[str, Any]", secret: bytes, say: "Callable[..., None]") -> "
 
 
 def through_guard(blocks: "list[int]", good: "list[bytes | None]") -> str:
-    with _devices(_guard(MAPPING)):
-        return first_answers(root_guard.DEVICE, blocks, good)
+    with _devices(_guard(NAME)):
+        return first_answers(f"{MAPPING}_guarded", blocks, good)
 
 
 def _sectors() -> int:
     return int(table(NAME).split()[1])
 
 
-def _guard(root: str) -> "list[tuple[str, str]]":
-    """The guest's devices over ``root``, with errors in place of the trap."""
+def _guard(mapping: str) -> "list[tuple[str, str]]":
+    """The guest's devices over ``mapping``, with errors in place of the trap."""
     error = f"0 {_sectors()} error"
-    return [(name, error if name == _TRAP else text) for name, text in root_guard.tables(root, _sectors())]
+    return [(name, error if name == _TRAP else text) for name, text in root_guard.tables(mapping, _sectors())]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Record, write_record
 from sevsnp.keys.pairs import ensure_keys
 from sevsnp.keys.paths import Keys
-from sevsnp.owner.luks import attest_luks
-from sevsnp.vm_config.config import VmConfig, render_vm_config
+from sevsnp.owner.luks import attest_luks, release_data_key
+from sevsnp.vm_config.config import Launch, VmConfig, render_vm_config
 from tests.support.evidence import REFERENCE, ROOT, launch, root
 from tests.support.key_guest import KeyGuest, key_guest
 from tests.support.luks_volume import make_header
@@ -67,6 +67,27 @@ def attest(config_dir: Path, header: Path, guest: KeyGuest, output: Path, **chan
             "user": "user",
             "template": ROOT / "templates" / "ssh_config.j2",
             "output": output,
+            **changes,
+        }
+    )
+
+
+def attest_data(config_dir: Path, guest: KeyGuest, output: Path, made: Launch, **changes: Any) -> None:
+    """The release of the key of the data disk of ``made``, a launch of the verified workflow."""
+    output.mkdir(exist_ok=True)
+    own = launch()
+    config = VmConfig(output / "vm-config.toml", dataclasses.replace(own, disks=made.disks), REFERENCE)
+    config.source.write_text(render_vm_config(config))
+    release_data_key(
+        **{
+            "vm_config": config.source,
+            "config_dir": config_dir,
+            "key_file": "",
+            "host": "127.0.0.1",
+            "port": guest.port,
+            "emulated_root": root(),
+            "output": output,
+            "again": "./doitw attest_verity",
             **changes,
         }
     )

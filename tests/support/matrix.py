@@ -133,6 +133,7 @@ ROWS: dict[str, Row] = {
         "initramfs/dm_tables.py",
         "initramfs/verity_root.py",
         "initramfs/luks_root.py",
+        "initramfs/data_disk.py",
         "initramfs/root_guard.py",
         "initramfs/agent.py",
         "initramfs/key_agent.py",

@@ -25,6 +25,9 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
     "GUEST_DNS": ("192.0.2.1", CMDLINES | LUKS_CMDLINES),
     "LUKS_FREE": ("17M", OWN_LUKS),
+    # Other command lines, and VM configs with one disk more.
+    "DATA_SIZE": ("16M", VERITY | CMDLINES | CONFIGS | {"host_bundle"}),
+    "DATA_PATH": ("/var/lib/docker", NONE),  # without a data disk it does not matter
     "LUKS_REPORTS": ("open", LUKS_CMDLINES),
     "LUKS_KEY_FILE": ("{tmp}/no-such-key", OWN_LUKS),
     "VOLUME": ("3fa1", NONE),
@@ -64,6 +67,7 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "MEMORY": ("4G", NONE),
     "SSH_PORT": ("2223", NONE),
     "ATTEST_PORT": ("8089", NONE),
+    "FORWARD": ("8443:443", NONE),
     "NAME": ("second", NONE),
     "DETACH": ("yes", NONE),
     "GUEST_NETWORK": ("restricted", NONE),

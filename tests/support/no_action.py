@@ -87,7 +87,7 @@ NO_MESSAGE: dict[Row, str] = {
     ): "a part of a hint, which has a row",
     (
         "sevsnp.host.bundle_run",
-        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT)=",
+        r"(\./doitw .*)|\b(PLATFORM|MEMORY|SSH_PORT|ATTEST_PORT|FORWARD)=",
     ): "what is replaced in a bundle's messages",
     (
         "sevsnp.bench.build",
@@ -115,6 +115,9 @@ NO_MESSAGE: dict[Row, str] = {
     ): "what a setting is for",
     ("sevsnp.settings.resolved", "{} {}"): "two hints that have rows of their own, one after the other",
     ("sevsnp.owner.luks", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.owner.luks", "./doitw setup_luks"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.owner.luks", "./doitw setup_verity"): "a command that stands in a hint, which has a row of its own",
+    ("sevsnp.guests.attesting", "./doitw attest_verity"): "a command that stands in a hint, which has a row of its own",
     ("sevsnp.guests.volume_guest", "./doitw {}"): "a command that stands in a hint, which has a row of its own",
     (
         "sevsnp.packages.sources",

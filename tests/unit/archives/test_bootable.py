@@ -15,11 +15,11 @@ DENIED = Path(__file__).resolve().parents[3] / "guest-vm" / "denied.yaml"
 INIT = [directory_entry("sbin"), link_entry("sbin/init", "../lib/systemd/systemd")]
 
 
-def tree_of(entries: list[Entry], tmp_path: Path) -> dict[str, Entry]:
+def tree_of(entries: list[Entry], tmp_path: Path, data_path: str = "") -> dict[str, Entry]:
     """The tree that would become the image."""
     tar = tmp_path / "rootfs.tar"
     make_rootfs([Layer("test", entries)], tar)
-    return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY, DENIED)}
+    return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY, DENIED, data_path=data_path)}
 
 
 def test_mount_points_that_lack_are_added(tmp_path: Path) -> None:
@@ -28,6 +28,15 @@ def test_mount_points_that_lack_are_added(tmp_path: Path) -> None:
         assert tree[name].kind is Kind.DIRECTORY
     assert tree["var"].mode == 0o711
     assert tree["etc/machine-id"].content and tree["etc/machine-id"].content.size == 0
+
+
+def test_the_data_disk_s_mount_point_is_added_with_its_parents(tmp_path: Path) -> None:
+    tree = tree_of([*INIT, directory_entry("opt", 0o711)], tmp_path, "/opt/app/state")
+    assert all(tree[name].kind is Kind.DIRECTORY for name in ("opt", "opt/app", "opt/app/state"))
+    assert tree["opt"].mode == 0o711
+    with pytest.raises(UserError, match="/opt: found a symlink, expected a directory"):
+        tree_of([*INIT, link_entry("opt", "usr/opt")], tmp_path, "/opt/app/state")
+    assert "opt/app" not in tree_of([*INIT, link_entry("opt", "usr/opt")], tmp_path)  # control: without a data disk
 
 
 def test_a_tree_without_init_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sevsnp.settings.values import dns_servers
+from sevsnp.settings.values import data_path, dns_servers
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from tests.support.evidence import load_script
 
@@ -267,10 +267,51 @@ def test_no_word_of_the_verified_root_beside_the_encrypted_one(other: str) -> No
         words(f"{LUKS_LINE} {other}")
 
 
-@pytest.mark.parametrize("other", [LUKS, f"sevsnp.owner={OWNER}"])
-def test_no_word_of_the_encrypted_root_beside_the_verified_one(other: str) -> None:
-    with pytest.raises(boot_words.BadCommandLine, match=rf"{other.partition('=')[0]} is no word of sevsnp.mode=verity"):
-        words(f"{LINE} {other}")
+def test_no_word_of_the_encrypted_root_beside_the_verified_one() -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=r"sevsnp\.luks is no word of sevsnp\.mode=verity"):
+        words(f"{LINE} {LUKS}")
+
+
+DATA = f"sevsnp.data=1:1048576:{'1' * 64}:{'2' * 64}:/var/lib/docker"
+
+
+@pytest.mark.parametrize("path", ["/srv", "/var/lib/docker", "/opt/a-b/c.d/e_f"])
+def test_the_data_disk_that_the_builder_writes_is_what_init_reads(path: str) -> None:
+    assert data_path(path) == path
+    found = words(built(data=f"1048576:{'1' * 64}:{'2' * 64}:{path}", owner=OWNER))
+    assert found.data == {"header_bytes": "1048576", "header": "1" * 64, "tables": "2" * 64, "path": path}
+    assert found.mode == "verity" and found.owner and not found.luks
+    assert words(built()).data == {} and words(built()).owner == b""  # control: without the disk
+
+
+def test_the_data_disk_changes_nothing_else_of_the_command_line() -> None:
+    more = f" sevsnp.data=1:x sevsnp.owner={OWNER}"
+    line = built(data="x", owner=OWNER)
+    assert line.replace(more, "") == built() and line.count(more) == 1
+
+
+@pytest.mark.parametrize("missing", ["data", "owner"])
+def test_a_data_disk_and_its_owner_go_together(missing: str) -> None:
+    both = {"data": DATA, "owner": f"sevsnp.owner={OWNER}"}
+    assert words(f"{LINE} {' '.join(both.values())}").data  # control
+    del both[missing]
+    with pytest.raises(boot_words.BadCommandLine, match=rf"sevsnp\.{missing} is missing"):
+        words(f"{LINE} {' '.join(both.values())}")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "srv", "/", "/srv/", "//srv", "/srv/..", "/../srv", "/.srv", "/a:b", "/a,b", "/é", "/a\\b"]
+)
+def test_no_other_mount_point_is_taken(path: str) -> None:
+    with pytest.raises(boot_words.BadCommandLine):
+        words(f"{LINE} {DATA.replace('/var/lib/docker', path)} sevsnp.owner={OWNER}")
+    with pytest.raises(ValueError):
+        data_path(path)
+
+
+def test_no_data_disk_beside_an_encrypted_root() -> None:
+    with pytest.raises(boot_words.BadCommandLine, match=r"sevsnp\.data is no word of sevsnp\.mode=luks"):
+        words(f"{LUKS_LINE} {DATA}")
 
 
 @pytest.mark.parametrize(

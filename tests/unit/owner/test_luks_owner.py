@@ -23,9 +23,10 @@ from sevsnp.keys.paths import Keys
 from sevsnp.owner.attestation import trust_domain
 from sevsnp.owner.luks import Volume, check_release
 from sevsnp.vm_config.config import VmConfig, render_vm_config
+from tests.support.data_disk import data_launch
 from tests.support.evidence import REFERENCE, evidence, expected, launch, now, root
 from tests.support.key_guest import HOST_KEY
-from tests.support.luks_owner import KEY, UUID, attest, config_dir, header, keep, keys, waiting
+from tests.support.luks_owner import KEY, UUID, attest, attest_data, config_dir, header, keep, keys, waiting
 
 __all__ = ["config_dir", "header", "keys"]  # fixtures
 
@@ -173,6 +174,42 @@ def test_attest_luks(config_dir: Path, keys: Keys, header: Path, tmp_path: Path)
     assert len((out / "attestation_report.emulated.bin").read_bytes()) == 1184
     assert not (out / "verdict.json").exists() and not (out / "attestation_report.bin").exists()
     assert "known_hosts" in (out / "ssh_config").read_text()
+
+
+def test_the_key_of_a_data_disk(config_dir: Path, keys: Keys, tmp_path: Path) -> None:
+    """By the same rules; ssh trusts nothing yet, for the guest gives evidence for its host key later."""
+    (tmp_path / "made").mkdir()
+    made = data_launch(tmp_path / "made")
+    disk_header = tmp_path / "made" / "data" / "header.bin"
+    keep(config_dir, Record("made", generation=7))
+    out = tmp_path / "out"
+    with waiting(keys, tmp_path, disk_header) as guest:
+        attest_data(config_dir, guest, out, made)
+        assert guest.received == [(KEY, 7)] and guest.end() is None
+    assert read_record(config_dir, UUID) == Record("made", generation=8, exposed=True)
+    assert not (out / "known_hosts").exists()
+    keep(config_dir, Record("given"))
+    with waiting(keys, tmp_path, disk_header) as guest:
+        with pytest.raises(UserError, match="none is given") as refused:
+            attest_data(config_dir, guest, out, made)
+        assert refused.value.hint == "LUKS_KEY=… ./doitw attest_verity" and guest.received == []
+
+
+def test_a_guest_with_another_data_disk_gets_no_key(config_dir: Path, keys: Keys, tmp_path: Path) -> None:
+    for name, seed in (("made", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        data_launch(tmp_path / name, seed)
+    keep(config_dir, Record("made"))
+    made = data_launch(tmp_path / "made")
+    for place, refused in (("other", True), ("made", False)):  # the second is the control
+        with waiting(keys, tmp_path, tmp_path / place / "data" / "header.bin") as guest:
+            if refused:
+                with pytest.raises(UserError, match=r"REFUSED \(report-data\)"):
+                    attest_data(config_dir, guest, tmp_path / "out", made)
+                assert guest.received == []
+            else:
+                attest_data(config_dir, guest, tmp_path / "out", made)
+                assert guest.received == [(KEY, 0)]
 
 
 def test_a_refusal_replaces_nothing_that_was_accepted(

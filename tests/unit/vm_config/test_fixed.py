@@ -92,6 +92,18 @@ def test_changing_is_refused_by_name(config: VmConfig, name: str) -> None:
     assert f"./doitw setup_verity {name}=" in refused.value.hint
 
 
+def test_the_data_disk(config: VmConfig) -> None:
+    check_fixed(config, {"DATA_SIZE": 0, "DATA_PATH": "/opt"})  # without such a disk its path does not matter
+    with pytest.raises(UserError, match=r"DATA_SIZE=9: .* was made for DATA_SIZE=0"):
+        check_fixed(config, {"DATA_SIZE": 9})
+    words = f" sevsnp.data=1:1048576:{'1' * 64}:{'2' * 64}:/srv sevsnp.owner=x"
+    config.launch.cmdline.path.write_text(LINE + words)
+    check_fixed(config, {"DATA_SIZE": 9, "DATA_PATH": "/srv"})
+    for asked in ({"DATA_SIZE": 0}, {"DATA_PATH": "/opt"}):
+        with pytest.raises(UserError, match=f"{next(iter(asked))}="):
+            check_fixed(config, asked)
+
+
 def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
     check_fixed(replace(config, reference=None), {"MIN_TCB": "snp:9"})
     with pytest.raises(UserError, match="CPUS=2"):

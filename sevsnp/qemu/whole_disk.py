@@ -75,7 +75,9 @@ def _clusters(stream: BinaryIO, size: int) -> Iterator[int]:
         yield max(
             (entry & within) // 512 * 512 + ((entry & (_COMPRESSED - 1)) >> shift) * 512
             if entry & _COMPRESSED
-            else 0 if entry & _ZERO and step == 1 else entry & _OFFSET
+            else 0
+            if entry & _ZERO and step == 1
+            else entry & _OFFSET
             for entry in _words(stream, table, 1 << bits)[::step]
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
+from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs, own_source
 from tasks.project import (
     EMULATED_INITRAMFS,
     INITRAMFS,
@@ -47,7 +47,7 @@ def task__verity_root() -> Task:
         watch=[RELEASE_MANIFEST],
         outputs={"image": IMAGE, "hash_tree": TREE, "root_hash": ROOTHASH, "copied": COPIED},
         params={"filesystem": settings().text("VERITY_FILESYSTEM"), "label": SALT_LABEL, **deny_changes()},
-        how={"tools": TOOLS},
+        how={"tools": TOOLS, "source": own_source()},
         cached=not own,  # the user's own file system must not be shared
     )
 

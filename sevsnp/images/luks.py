@@ -86,6 +86,7 @@ def make_luks_image(
     rootfs: Path | None = None,
     keep: str = "",
     drop: str = "",
+    source: str = "",
     kernel: Path,
     initrd: Path,
     denied: Path,
@@ -107,11 +108,11 @@ def make_luks_image(
     """Write the encrypted image of a root file system with ``free`` bytes to spare, and the files that identify it.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change. ``header`` is the image's first MiB;
-    each digest is 64 hex digits and a newline. The key is the one given for this run, otherwise a new one in
-    ``config_dir``; if ``key_file`` is None, always a new one. ``place`` is where the image will lie. Raises UserError,
-    and then leaves no key behind; also for a key that an emulated guest has received, if ``platform`` says that the
-    volume is for SEV-SNP.
+    ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change; ``source`` is what the user gave.
+    ``header`` is the image's first MiB; each digest is 64 hex digits and a newline. The key is the one given for this
+    run, otherwise a new one in ``config_dir``; if ``key_file`` is None, always a new one. ``place`` is where the image
+    will lie. Raises UserError, and then leaves no key behind; also for a key that an emulated guest has received, if
+    ``platform`` says that the volume is for SEV-SNP.
     """
     key = given(key_file, twice=True) if key_file is not None else None
     exposed = key is not None and _was_exposed(key, config_dir, [place.with_name("header.bin"), *_headers(data_dir)])
@@ -121,7 +122,7 @@ def make_luks_image(
             "give another one, or none and one is made: ./doitw setup_luks PLATFORM=snp LUKS_KEY_FILE=",
         )
     identity = str(uuid.uuid4())
-    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), **guest)
+    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), source, **guest)
     size = root_size(entries, free)
     plain = image.with_suffix(".ext4")
     whole = False

@@ -27,16 +27,17 @@ def make_verity_root(
     rootfs: Path | None = None,
     keep: str = "",
     drop: str = "",
+    source: str = "",
     **guest: Path,
 ) -> Iterator[str]:
     """Write the image (ext4 or erofs) of a tree, its hash tree and its root hash; print what was removed or added.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
     for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change.
-    ``copied`` gets the sizes of what WRITABLE=copy copies. Yields "image" as soon as the image is complete. Raises
-    UserError for a tree without an init.
+    ``source`` is what the user gave. ``copied`` gets the sizes of what WRITABLE=copy copies. Yields "image" as soon as
+    the image is complete. Raises UserError for a tree without an init.
     """
-    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), **guest)
+    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), source, **guest)
     if filesystem == "ext4":
         make_ext4(rootfs or Path("guest"), image, tools=tools.resolve(), entries=entries)
     else:

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What to do about a file that is not whole.
+AGAIN = "download or copy it again, and compare its digest with its author's"
+
 
 class UserError(Exception):
     """Something the user can mend.

@@ -8,8 +8,7 @@ from shlex import quote
 
 from sevsnp.archives.tar import Content, Entry, read_tar
 from sevsnp.containers.unpack import first_bytes, is_compressed, is_tar, open_range, unpack, unpack_file
-from sevsnp.errors import UserError, called
-from sevsnp.qemu.whole_disk import AGAIN
+from sevsnp.errors import AGAIN, UserError, called
 from sevsnp.store.oci_blob import write_sparse
 from sevsnp.store.oci_reference import clean
 from sevsnp.system import progress
@@ -27,9 +26,9 @@ def unpack_tar(*, image: Path, output: Path) -> None:
         read_tar(output)
     except UserError as error:
         output.unlink()
-        if is_tar(start := first_bytes(image, _HEADER)):
+        if is_tar(first_bytes(image, _HEADER)):
             raise UserError(error.message.replace(str(output), f"IMAGE={image}"), AGAIN) from error
-        found = "nothing" if not start else "neither a tar archive nor a disk image"
+        found = "neither a tar archive nor a disk image"
         raise UserError(f"IMAGE={image}: a compressed file with {found} in it, expected one of them") from error
     print(f"  IMAGE={image}: a compressed tar, {made.size} bytes")
 

@@ -14,6 +14,7 @@ from sevsnp.images.attributes import AttributeFilter
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.guest_check import remarks
 from sevsnp.images.identity import Change, DenyList, IdentityFilter, ImageKind, kept_lines, summary
+from sevsnp.qemu.disk_format import is_disk_image
 from sevsnp.system.text import printable
 
 # init mounts something on each. Nothing can be added to a verified root later.
@@ -38,6 +39,7 @@ def bootable_entries(
     at. Prints what was removed or added, and what probably does not work. Raises UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
+        is_disk_image(rootfs)  # names what is no file
         found = "found a directory" if rootfs.is_dir() else "no such file"
         raise UserError(f"IMAGE={rootfs}: {found}, expected a root filesystem tar or a disk image")
     name = source or str(rootfs or "guest-vm")

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError
 from sevsnp.qemu import vhdx
 
 _START = 0x11000
@@ -41,13 +41,14 @@ class DiskFormat(Enum):
     VHD = "vpc"
 
 
+_CUT_VHD = "a VHD that was cut short"
 _OTHERS = (
     (0, b"COWD", "an old VMDK (COWD)"),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor, whose data are in other files"),
     (0x40, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)"),
     (0, b"Withou", "a Parallels disk"),
     (0, b"QED\0", "a QED disk"),
-    (0, b"conectix", "a VHD that was cut short"),
+    (0, b"conectix", _CUT_VHD),
     (0x8001, b"CD001", "a CD image (ISO 9660)"),
 )
 # A raw disk, with a partition table or a file system from its first sector on.
@@ -90,7 +91,8 @@ def disk_format(path: Path) -> DiskFormat:
         check_whole(path, found)
         return found
     expected = "expected qcow2, raw, VMDK, VHDX or VHD"
-    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", CONVERT if found else "")
+    hint = AGAIN if found == _CUT_VHD else CONVERT if found else ""
+    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", hint)
 
 
 def seen_format(path: Path) -> DiskFormat | str | None:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError
 from sevsnp.qemu import vhdx
 from sevsnp.qemu.disk_format import DiskFormat
 
-AGAIN = "download or copy it again, and compare its digest with its author's"
 # QEMU docs/interop/qcow2: bits of a table's entry.
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED, _ZERO = 1 << 62, 1

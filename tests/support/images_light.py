@@ -72,9 +72,11 @@ def _old_sparse(place: Path, tools: Path) -> Made:
         stream.seek(8 * MIB)
         stream.write(b"end".ljust(4096, b"."))
     entries = root()
-    tar = tar_of([entry for entry in entries if entry.name != "srv"], place / "root.tar")
-    words = ["--format=gnu", "-S", "--owner=0", "--group=0", "--mode=go-w,u=rwX", "-C", place / "tree"]
-    subprocess.run(["tar", "-rf", tar, *words, "./srv"], check=True)
+    rest = tar_of([entry for entry in entries if entry.name != "srv"], place / "rest.tar")
+    tar = place / "root.tar"
+    words = ["--format=oldgnu", "-S", "--owner=0", "--group=0", "--mode=go-w,u=rwX", "-C", place / "tree"]
+    subprocess.run(["tar", "-cf", tar, *words, "./srv"], check=True)
+    subprocess.run(["tar", "-Af", tar, rest], check=True)
     from sevsnp.archives.tar import read_tar
 
     holes = read_tar(tar)["srv/holes"]
@@ -277,7 +279,8 @@ def _bare_docker(place: Path, tools: Path) -> Made:
     files = {"manifest.json": listed, "layer.tar": _layers(place)[0]}
     expected = [entry for entry in _joined(place) if entry.name not in ("etc/old/new", "opt/run", ".dockerenv")]
     return Made(
-        str(archive_of(place / "image", files)), [*expected, text_entry("etc/gone", "x"), text_entry("etc/old/below", "x")]
+        str(archive_of(place / "image", files)),
+        [*expected, text_entry("etc/gone", "x"), text_entry("etc/old/below", "x")],
     )
 
 

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error a user sees: what is wrong, and what to do about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What to do about a file that is not whole.
+AGAIN = "download or copy it again, and compare its digest with its author's"
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -16,3 +23,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+@contextmanager
+def called(path: Path, name: str) -> Iterator[None]:
+    """Errors about the temporary file ``path`` speak of ``name``, what the user gave and it was made from."""
+    try:
+        yield
+    except UserError as error:
+        hint = "" if str(path) in error.hint else error.hint  # a file that is gone cannot be repaired
+        raise UserError(error.message.replace(str(path), name), hint) from error

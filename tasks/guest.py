@@ -124,6 +124,11 @@ def own_rootfs() -> Path | None:
     return IMAGE_UNPACKED if _image("PACKED_TAR") else settings().optional_path("IMAGE")
 
 
+def own_source() -> str:
+    """What the user gave as IMAGE, where the root is made from it; for messages. Empty where it is the root itself."""
+    return settings().text("IMAGE") if _image("PACKED_TAR", *ADOPTED) else ""
+
+
 def task__image_unpacked() -> Task:
     """The tar in IMAGE, a compressed tar."""
     image = _image("PACKED_TAR")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, action, artefact, clean
-from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
+from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs, own_source
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     BUILD,
@@ -145,7 +145,7 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
             "tables_digest": directory / "tables.sha256",
         },
         params={"free": free, **deny_changes()},
-        how={"tools": TOOLS, "data_dir": settings().data_dir(), "place": image, **known},
+        how={"tools": TOOLS, "data_dir": settings().data_dir(), "place": image, "source": own_source(), **known},
         cached=False,  # each image differs, and its content belongs to the key's owner
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.graph import Task, artefact, command
-from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs
+from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs, own_source
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     EMULATED_INITRAMFS,
@@ -57,7 +57,7 @@ def task__verity_root() -> Task:
             **deny_changes(),
             **_data_path(),
         },
-        how={"tools": TOOLS},
+        how={"tools": TOOLS, "source": own_source()},
         cached=not own,  # the user's own file system must not be shared
     )
 

@@ -15,7 +15,7 @@ from shlex import quote
 
 from sevsnp.archives.plain_tar import Member, plain_members
 from sevsnp.archives.ustar import BLOCK
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError
 from sevsnp.system.files import CHUNK
 
 CAPABILITY = "security.capability"
@@ -191,19 +191,24 @@ _MAGIC = {
     b"QFI\xfb": "a qcow2 disk image",
 }
 _NEITHER = "neither a tar archive nor a disk image"
+_DAMAGED = "a tar archive that is damaged or cut short"
 _UNPACKERS = {"a zstd file": "zstd", "an xz file": "xz", "a gzip file": "gzip", "a bzip2 file": "bzip2"}
 
 
 def _format(path: Path) -> str:
     """The format of a file that is not a tar, guessed from its first bytes."""
     with path.open("rb") as stream:
-        start = stream.read(8)
+        start = stream.read(BLOCK)
+    if start[257:262] == b"ustar":
+        return _DAMAGED
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), _NEITHER)
 
 
 def _unpacking(path: Path) -> str:
     """A hint for a file that is not a tar: how to decompress it, or which formats are taken."""
     form = _format(path)
+    if form == _DAMAGED:
+        return AGAIN
     program = _UNPACKERS.get(form)
     if program is None:
         wanted = "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)"
@@ -238,7 +243,9 @@ def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
             stream.seek(end)
             # tarfile takes a damaged or missing header in the middle for the end of the archive, without an error.
             if stream.read(BLOCK) != bytes(BLOCK):
-                raise UserError(f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark")
+                raise UserError(
+                    f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark", AGAIN
+                )
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
             f"{path}: found {_format(path)}, expected an uncompressed tar archive ({error})",

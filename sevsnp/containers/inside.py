@@ -8,7 +8,7 @@ from shlex import quote
 
 from sevsnp.archives.tar import Content, Entry, read_tar
 from sevsnp.containers.unpack import first_bytes, is_compressed, is_tar, open_range, unpack, unpack_file
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError, called
 from sevsnp.store.oci_blob import write_sparse
 from sevsnp.store.oci_reference import clean
 from sevsnp.system import progress
@@ -19,9 +19,17 @@ _HEADER = 512
 
 
 def unpack_tar(*, image: Path, output: Path) -> None:
-    """Write the compressed tar ``image`` as the tar ``output``. Raises UserError."""
+    """Write the compressed tar ``image`` as the tar ``output``. Raises UserError for what is no whole tar."""
     progress.step("decompressing")
     made = unpack_file(image, f"IMAGE={image}", output)
+    try:
+        read_tar(output)
+    except UserError as error:
+        output.unlink()
+        if is_tar(first_bytes(image, _HEADER)):
+            raise UserError(error.message.replace(str(output), f"IMAGE={image}"), AGAIN) from error
+        found = "neither a tar archive nor a disk image"
+        raise UserError(f"IMAGE={image}: a compressed file with {found} in it, expected one of them") from error
     print(f"  IMAGE={image}: a compressed tar, {made.size} bytes")
 
 
@@ -48,10 +56,8 @@ def unpack_disk(*, image: Path, output: Path) -> None:
 
 
 def _disk(archive: Path, image: Path, name: str) -> Entry:
-    try:
+    with called(archive, name):
         found = read_tar(archive)
-    except UserError as error:
-        raise UserError(error.message.replace(str(archive), name)) from error
     disks = [entry for entry in found.values() if entry.content is not None and _DISK.fullmatch(entry.name)]
     if not disks:
         held = ", ".join(clean(entry.name, 40) for entry in list(found.values())[:5] if entry.name)

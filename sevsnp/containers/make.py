@@ -17,7 +17,7 @@ from sevsnp.containers.layers import Tree
 from sevsnp.containers.manifest import told
 from sevsnp.containers.source import Archive, Directory, Files, Image, LayerFile, read_image
 from sevsnp.containers.unpack import LARGEST, is_compressed, unpack, unpack_file
-from sevsnp.errors import UserError
+from sevsnp.errors import UserError, called
 from sevsnp.system import progress
 from sevsnp.system.files import scratch_directory
 from sevsnp.system.text import printable
@@ -59,17 +59,8 @@ def _files(image: Path, name: str, scratch: Path) -> Files:
         progress.step("decompressing")
         unpack_file(image, name, plain)
         image = plain
-    with _named(image, name):
+    with called(image, name):
         return Archive.read(image, name)
-
-
-@contextlib.contextmanager
-def _named(path: Path, name: str) -> Iterator[None]:
-    """Errors about a temporary file speak of what it was made from."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(error.message.replace(str(path), name)) from error
 
 
 def _joined(image: Image, name: str, scratch: Path) -> tuple[EditedTree, list[str]]:
@@ -80,7 +71,7 @@ def _joined(image: Image, name: str, scratch: Path) -> tuple[EditedTree, list[st
         progress.step(f"layer {number} of {len(image.layers)}")
         plain = scratch / f"{number}.tar"
         left -= _unpacked(image, layer, shown, plain, left)
-        with _named(plain, shown):
+        with called(plain, shown):
             tree.apply(read_tar(plain, tree.linked).values(), shown)
     lost = [f"left out: the attribute {what} of {count} files" for what, count in sorted(tree.lost.items())]
     return EditedTree(tree.entries.values()), lost

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from sevsnp.archives.compressed import DAMAGED, decompressor
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError
 from sevsnp.store.oci_blob import write_sparse
 from sevsnp.system.files import CHUNK
 
@@ -112,7 +112,7 @@ def unpack(stream: Stream, name: str, output: Path, *, largest: int = LARGEST) -
             file.truncate(size)
     except DAMAGED as error:
         output.unlink(missing_ok=True)
-        raise UserError(f"{name}: damaged compressed file: {error}") from error
+        raise UserError(f"{name}: damaged compressed file: {error}", AGAIN) from error
     except BaseException:
         output.unlink(missing_ok=True)
         raise

@@ -8,12 +8,13 @@ from shlex import quote
 from sevsnp.archives.rootfs import Layer, directory_entry, filtered, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
-from sevsnp.errors import UserError
+from sevsnp.errors import UserError, called
 from sevsnp.images.architecture import INITS, check_architecture
 from sevsnp.images.attributes import AttributeFilter
 from sevsnp.images.guest import guest_entries
 from sevsnp.images.guest_check import remarks
 from sevsnp.images.identity import Change, DenyList, IdentityFilter, ImageKind, kept_lines, summary
+from sevsnp.qemu.disk_format import is_disk_image
 from sevsnp.system.text import printable
 
 # init mounts something on each. Nothing can be added to a verified root later.
@@ -39,21 +40,24 @@ def bootable_entries(
     kind: ImageKind,
     denied: Path,
     change: Change = _AS_LISTED,
+    source: str = "",
     data_path: str = "",
     **guest: Path,
 ) -> list[Entry]:
     """A tree as a root of its ``kind``: without identity and secrets, and with everything that init needs.
 
     The tree is that of the tar ``rootfs``, or of ``guest``; ``denied`` is the deny-list, ``change`` the user's own
-    changes of it, ``data_path`` a further mount point. What is denied goes first; only then are extended attributes
-    looked at. Prints what was removed or added, and what probably does not work. Raises UserError for a tree without an
-    init.
+    changes of it, ``source`` what the user gave, ``data_path`` a further mount point. What is denied goes first; only
+    then are extended attributes looked at. Prints what was removed or added, and what probably does not work. Raises
+    UserError for a tree without an init.
     """
     if rootfs is not None and not rootfs.is_file():
+        is_disk_image(rootfs)  # names what is no file
         found = "found a directory" if rootfs.is_dir() else "no such file"
         raise UserError(f"IMAGE={rootfs}: {found}, expected a root filesystem tar or a disk image")
-    name = str(rootfs or "guest-vm")
-    tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
+    name = source or str(rootfs or "guest-vm")
+    with called(rootfs or Path(name), name):
+        tree = merge([Layer.from_tar(rootfs)]).values() if rootfs else guest_entries(**guest)
     identity = IdentityFilter(kind, DenyList(denied, kind, change))
     attributes = AttributeFilter()
 

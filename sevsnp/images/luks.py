@@ -87,6 +87,7 @@ def make_luks_image(
     rootfs: Path | None = None,
     keep: str = "",
     drop: str = "",
+    source: str = "",
     kernel: Path,
     initrd: Path,
     denied: Path,
@@ -108,14 +109,14 @@ def make_luks_image(
     """Write the encrypted image of a root file system with ``free`` bytes to spare, and the files that identify it.
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
-    ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change. ``header`` is the image's first MiB;
-    each digest is 64 hex digits and a newline. The key is the one given for this run, otherwise a new one in
-    ``config_dir``; if ``key_file`` is None, always a new one. ``place`` is where the image will lie. Raises UserError,
-    and then leaves no key behind; also for a key that an emulated guest has received, if ``platform`` says that the
-    volume is for SEV-SNP.
+    ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change; ``source`` is what the user gave.
+    ``header`` is the image's first MiB; each digest is 64 hex digits and a newline. The key is the one given for this
+    run, otherwise a new one in ``config_dir``; if ``key_file`` is None, always a new one. ``place`` is where the image
+    will lie. Raises UserError, and then leaves no key behind; also for a key that an emulated guest has received, if
+    ``platform`` says that the volume is for SEV-SNP.
     """
     chosen = choose_key(key_file, place, config_dir, data_dir, is_for_snp(platform, qemu, probe_cache))
-    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), "", **guest)
+    entries = bootable_entries(rootfs, ImageKind.LUKS, denied, Change.parse(keep, drop), source, "", **guest)
     encrypt(
         FileSystem(rootfs or Path("guest"), entries, root_size(entries, free)),
         Appliance(qemu.resolve(), kernel, initrd, probe_cache),

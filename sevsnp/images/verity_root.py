@@ -27,6 +27,7 @@ def make_verity_root(
     rootfs: Path | None = None,
     keep: str = "",
     drop: str = "",
+    source: str = "",
     data_path: str = "",
     **guest: Path,
 ) -> Iterator[str]:
@@ -34,10 +35,11 @@ def make_verity_root(
 
     The tree is that of the tar ``rootfs``, or of the parts of ``guest`` (:func:`sevsnp.images.guest.guest_entries`);
     for the latter no tar is written. ``denied`` is the deny-list, which the patterns ``keep`` and ``drop`` change.
-    ``data_path`` is a mount point that the tree gets if it lacks it. ``copied`` gets the sizes of what WRITABLE=copy
-    copies. Yields "image" as soon as the image is complete. Raises UserError for a tree without an init.
+    ``source`` is what the user gave, ``data_path`` a mount point that the tree gets if it lacks it. ``copied`` gets the
+    sizes of what WRITABLE=copy copies. Yields "image" as soon as the image is complete. Raises UserError for a tree
+    without an init.
     """
-    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), data_path, **guest)
+    entries = bootable_entries(rootfs, ImageKind.VERITY, denied, Change.parse(keep, drop), source, data_path, **guest)
     if filesystem == "ext4":
         make_ext4(rootfs or Path("guest"), image, tools=tools.resolve(), entries=entries)
     else:

@@ -16,7 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.errors import UserError
+from sevsnp.errors import AGAIN, UserError
+from sevsnp.qemu import vhdx
 
 _START = 0x11000
 # No command: a converter follows the names in the image, which are what the image is refused for.
@@ -28,12 +29,6 @@ _QCOW2_DATA_FILE, _QCOW2_KNOWN = 1 << 2, (1 << 5) - 1
 _QCOW2_NAME, _QCOW2_LARGEST = 0x44415441, 2 << 20
 # The place in which QEMU looks for a VMDK's embedded descriptor, whatever its header says (block/vmdk.c).
 _VMDK_DESCRIPTOR, _VMDK_SIZE = 512, 20 * 512
-# [MS-VHDX] 2.2.3.2: the region table, the place of the metadata, and the item that tells whether there is a parent.
-_VHDX_REGIONS = 192 << 10
-_VHDX_METADATA = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
-_VHDX_PARAMETERS = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
-_VHDX_PARENT = bytes.fromhex("2d5fd3a80bb34d45abf7d3d84834ab0c")
-_LARGEST_TABLE = 1 << 20
 
 
 class DiskFormat(Enum):
@@ -46,13 +41,14 @@ class DiskFormat(Enum):
     VHD = "vpc"
 
 
+_CUT_VHD = "a VHD that was cut short"
 _OTHERS = (
     (0, b"COWD", "an old VMDK (COWD)"),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor, whose data are in other files"),
     (0x40, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)"),
     (0, b"Withou", "a Parallels disk"),
     (0, b"QED\0", "a QED disk"),
-    (0, b"conectix", "a VHD that was cut short"),
+    (0, b"conectix", _CUT_VHD),
     (0x8001, b"CD001", "a CD image (ISO 9660)"),
 )
 # A raw disk, with a partition table or a file system from its first sector on.
@@ -95,7 +91,8 @@ def disk_format(path: Path) -> DiskFormat:
         check_whole(path, found)
         return found
     expected = "expected qcow2, raw, VMDK, VHDX or VHD"
-    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", CONVERT if found else "")
+    hint = AGAIN if found == _CUT_VHD else CONVERT if found else ""
+    raise UserError(f"IMAGE={path}: found {found or 'no disk image'}, {expected}", hint)
 
 
 def seen_format(path: Path) -> DiskFormat | str | None:
@@ -226,23 +223,15 @@ def _check_vhdx(path: Path, stream: BinaryIO) -> None:
     if stream.read(8) != b"vhdxfile":
         raise _refuse_magic(path, DiskFormat.VHDX)
 
-    def table(place: int, form: str, count_at: int, header: int, size: int) -> list[bytes]:
-        stream.seek(place)
-        data = stream.read(_LARGEST_TABLE)
-        (count,) = struct.unpack_from(form, data, count_at)
-        return [data[header + size * i : header + size * (i + 1)] for i in range(min(count, 2047))]
-
     found = False
-    for region in table(_VHDX_REGIONS, "<I", 8, 16, 32):
-        if region[:16] != _VHDX_METADATA:
+    for region, metadata, _ in vhdx.regions(stream):
+        if region != vhdx.METADATA:
             continue
-        (place,) = struct.unpack_from("<Q", region, 16)
-        for item in table(place, "<H", 10, 32, 32):
-            parent = item[:16] == _VHDX_PARENT
-            if item[:16] == _VHDX_PARAMETERS:
+        for item, place in vhdx.items(stream, metadata):
+            parent = item == vhdx.PARENT
+            if item == vhdx.PARAMETERS:
                 found = True
-                stream.seek(place + struct.unpack_from("<I", item, 16)[0])
-                parent = bool(struct.unpack("<II", stream.read(8))[1] & 2)
+                parent = bool(vhdx.number(stream, place + 4, "<I") & 2)
             if parent:
                 raise UserError(f"IMAGE={path}: VHDX with a parent: only half of the disk is in it", _FLATTEN)
     if not found:

@@ -313,7 +313,7 @@ def test_a_full_disk_leaves_no_half_target(copy: Built, target: str, task: str, 
 INPUTS: dict[str, tuple[str, str]] = {
     "setup_verity IMAGE=nonsuch.tar": ("nonsuch.tar: no such file", IMAGE),
     "setup_verity IMAGE=build/layers/init.cpio.zst": (
-        "image-unpacked.tar: found neither a tar archive nor a disk image, expected an uncompressed tar archive",
+        "init.cpio.zst: a compressed file with neither a tar archive nor a disk image in it, expected one of them",
         IMAGE,
     ),
     "setup_verity IMAGE=README.md": (

@@ -53,7 +53,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.qemu.disk_format", "ask the author of the image for a qcow2 image"): _OTHERS,
     ("sevsnp.qemu.disk_format", "ask the author of the image for one that contains all of its data"): _OTHERS,
     ("sevsnp.qemu.disk_format", "copy what is in it to a file, and give that"): _QUESTION,
-    ("sevsnp.qemu.whole_disk", "download or copy it again, and compare its digest with its author's"): _OTHERS,
+    ("sevsnp.errors", "download or copy it again, and compare its digest with its author's"): _OTHERS,
     ("sevsnp.containers.manifest", "push it anew with a present tool"): _OTHERS,
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (

@@ -58,6 +58,65 @@ def test_half_a_qcow2(tools: Path, tmp_path: Path, options: tuple[str, ...]) -> 
         check_not_cut(image, disk_format(image))
 
 
+# The last grain or block may be cut by less than QEMU writes at once; more is noticed.
+LAST = [
+    ("qcow2", (), 64 << 10),
+    ("qcow2", ("-c",), 1024),
+    ("qcow2", ("-c", "-o", "compression_type=zstd"), 1024),
+    ("vmdk", (), 64 << 10),
+    ("vmdk", ("-o", "subformat=streamOptimized"), 64 << 10),
+    ("vhdx", (), 1),
+    ("vhdx", ("-o", "block_size=1M"), 1),
+]
+
+
+@pytest.mark.parametrize(("form", "options", "less"), LAST)
+def test_the_last_data_are_missing(tools: Path, tmp_path: Path, form: str, options: tuple[str, ...], less: int) -> None:
+    raw, image = tmp_path / "disk.raw", tmp_path / "disk"
+    content = b"".join(os.urandom(32 << 10) + bytes([65]) * (32 << 10) for _ in range(128))
+    raw.write_bytes(bytes(510) + b"\x55\xaa" + content[512:])
+    run([tools / "qemu-img", "convert", "-f", "raw", "-O", form, *options, raw, image])
+    check_not_cut(image, disk_format(image))
+    cut(image, image.stat().st_size - less)
+    with pytest.raises(UserError, match=f"{form.upper()} that was cut short: it has"):
+        check_not_cut(image, disk_format(image))
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("vmdk", ()),
+        ("vmdk", ("-o", "subformat=streamOptimized")),
+        ("vhdx", ()),
+        ("vhdx", ("-o", "subformat=fixed")),
+    ],
+)
+def test_odd_sizes_are_whole(tools: Path, tmp_path: Path, form: str, options: tuple[str, ...]) -> None:
+    """A disk that fills no last block, nearly empty: nothing of it is missing."""
+    raw, image = tmp_path / "disk.raw", tmp_path / "disk"
+    with raw.open("wb") as stream:
+        stream.truncate(9 * MIB + 77 * 512)
+        stream.seek(9 * MIB + 70 * 512)
+        stream.write(b"end")
+    run([tools / "qemu-img", "convert", "-f", "raw", "-O", form, *options, raw, image])
+    check_not_cut(image, disk_format(image))
+
+
+def test_a_footer_that_is_missing(tools: Path, tmp_path: Path) -> None:
+    """Other programs write the directory of a streamOptimized VMDK after the data, and its place at the end."""
+    raw, image = tmp_path / "disk.raw", tmp_path / "disk"
+    raw.write_bytes(os.urandom(MIB))
+    run([tools / "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, image])
+    data = bytearray(image.read_bytes())
+    footer = bytes(data[:512])
+    data[56:64] = b"\xff" * 8
+    image.write_bytes(bytes(data) + footer + bytes(512))
+    check_not_cut(image, DiskFormat.VMDK)
+    cut(image, image.stat().st_size - 1024)
+    with pytest.raises(UserError, match="VMDK that was cut short"):
+        check_not_cut(image, DiskFormat.VMDK)
+
+
 def test_half_a_vhd(tools: Path, tmp_path: Path) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.vhd"
     raw.write_bytes(os.urandom(MIB))

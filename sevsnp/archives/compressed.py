@@ -38,7 +38,7 @@ def _limited(made: Callable[[], Any], piece: int = _PIECE) -> Pieces:
         while not decompressor.eof:
             data = stream.read(piece) if decompressor.needs_input else b""
             if not data and decompressor.needs_input:
-                raise EOFError("it ends early")
+                raise EOFError("the compressed data ends early")
             yield decompressor.decompress(data, _PIECE)
         stream.seek(-len(decompressor.unused_data), 1)
 
@@ -51,7 +51,7 @@ def _gzip(stream: BinaryIO) -> Iterator[bytes]:
     while not decompressor.eof:
         data = decompressor.unconsumed_tail or stream.read(_PIECE)
         if not data:
-            raise EOFError("it ends early")
+            raise EOFError("the compressed data ends early")
         yield decompressor.decompress(data, _PIECE)
     stream.seek(-len(decompressor.unused_data), 1)
 
@@ -61,7 +61,7 @@ def _zstd(stream: BinaryIO) -> Iterator[bytes]:
     while not decompressor.eof:
         data = stream.read(_ZSTD_PIECE)
         if not data:
-            raise EOFError("it ends early")
+            raise EOFError("the compressed data ends early")
         yield decompressor.decompress(data)
     stream.seek(-len(decompressor.unused_data), 1)
 

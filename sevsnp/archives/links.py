@@ -15,7 +15,7 @@ def follow(path: str, target: "Callable[[str], str | None]", *, last: bool = Tru
     """``path`` without symbolic links, relative to the root; a link in its last name is followed only if ``last``.
 
     ``target`` returns the target of the link at a path without links, or None if there is no link. Raises OSError for
-    links that lead in a circle.
+    the symbolic links form a loop.
     """
     left = path.split("/")[::-1]
     place: list[str] = []

@@ -26,7 +26,7 @@ def unpack_legacy(stream: BinaryIO) -> Iterator[bytes]:
             raise ValueError(f"found a block of {size} bytes, expected at most {_MOST}")
         block = stream.read(size)
         if len(block) < size:
-            raise ValueError("it ends early")
+            raise ValueError("the compressed data ends early")
         yield unpack_block(block)
     if head == bytes(4):
         stream.seek(-4, 1)
@@ -49,11 +49,11 @@ def unpack_block(block: bytes) -> bytes:
         length, place = _length(block, place + 2, token & 15)
         length += 4
         if not 0 < distance <= len(found) or len(found) + length > _BLOCK:
-            raise ValueError("found a match that is too long, or before the block")
+            raise ValueError("found a match that is too long, or that begins before the block")
         start = len(found) - distance
         # A match may reach into what it makes: its bytes then repeat.
         found += found[start : start + length] if distance >= length else _repeated(found[start:], length)
-    raise ValueError("it ends early")
+    raise ValueError("the compressed data ends early")
 
 
 def _length(block: bytes, place: int, length: int) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def _length(block: bytes, place: int, length: int) -> tuple[int, int]:
     more = 255 if length == 15 else 0
     while more == 255:
         if place >= len(block):
-            raise ValueError("it ends early")
+            raise ValueError("the compressed data ends early")
         more = block[place]
         length, place = length + more, place + 1
     return length, place

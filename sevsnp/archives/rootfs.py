@@ -74,7 +74,7 @@ def _put(tree: dict[str, Entry], entry: Entry, layer: str) -> None:
         if below:
             raise UserError(
                 f"{layer}: {entry.name}: would replace a directory that holds {below[0]}",
-                f"list {entry.name} under `remove` if that is meant",
+                f"list {entry.name} under `remove` to replace the directory",
             )
     tree[entry.name] = entry
 
@@ -91,7 +91,8 @@ def _check_parents(tree: dict[str, Entry], name: str, layer: str, sound: set[str
             tree[name] = Entry(name, Kind.DIRECTORY, 0o755, mtime=EPOCH)
         elif parent.kind is Kind.SYMLINK:
             raise UserError(
-                f"{layer}: {name}/: leads through a link to {parent.target}", f"put it under {parent.target}/ instead"
+                f"{layer}: {name}/: the path leads through a link to {parent.target}",
+                f"put it under {parent.target}/ instead",
             )
         elif parent.kind is not Kind.DIRECTORY:
             raise UserError(f"{layer}: {name}: holds other entries, but is a {parent.kind.name.lower()}")

@@ -167,7 +167,7 @@ class _Bounded(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _RECORDS and self.size > _LARGEST_RECORDS:
-            raise tarfile.ReadError(f"{self.size} bytes of records before a header")
+            raise tarfile.ReadError(f"found {self.size} bytes of extended records, expected at most {_LARGEST_RECORDS}")
         made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
         return made
 
@@ -211,10 +211,10 @@ def _unpacking(path: Path) -> str:
         return AGAIN
     program = _UNPACKERS.get(form)
     if program is None:
-        wanted = "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)"
+        wanted = "give a root file system as a tar archive, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)"
         return wanted if form == _NEITHER else ""
     plain = path.with_suffix("") if path.stem.endswith(".tar") else path.with_suffix(".tar")
-    return f"decompress it, and give what comes out: {program} -dc {quote(str(path))} >{quote(str(plain))}"
+    return f"decompress it, and give the uncompressed file: {program} -dc {quote(str(path))} >{quote(str(plain))}"
 
 
 def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
@@ -313,7 +313,7 @@ def _linked(
     name = normal_name(target, path)
     linked = seen.get(name) or (below(name) if below else None)
     if linked is None or linked.kind is not Kind.FILE:
-        raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, not a file before it")
+        raise UserError(f"{path}: entry {shown!r}: hard link to {target!r}, expected a link to an earlier file")
     # An archive has the attributes of a file with its first name.
     return linked.content, _Attributes(
         found.capability or linked.capability, found.names or linked.attributes, found.values or linked.values
@@ -351,7 +351,7 @@ def _entry(member: tarfile.TarInfo, path: Path, seen: dict[str, Entry], below: B
         kind = _KINDS[member.type]
     else:
         raise UserError(
-            f"{path}: entry {member.name!r}: type {member.type!r} is not a type that a file system can hold"
+            f"{path}: entry {member.name!r}: type {member.type!r} is not a type of file that a file system can store"
         )
     device = (member.devmajor, member.devminor)
     return _made(member, path, kind, member.linkname, device, content, found)

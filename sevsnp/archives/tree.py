@@ -111,7 +111,7 @@ class Tree:
         try:
             return follow(path, self._target, last=last)
         except OSError:
-            raise UserError(f"/{path}: links that lead in a circle") from None
+            raise UserError(f"/{path}: the symbolic links form a loop") from None
 
     def _target(self, name: str) -> str | None:
         entry = self.entries.get(name)

@@ -90,19 +90,17 @@ class Expected:
 
 
 # Texts for the residual risks and the notes of an appraisal.
-ACPI_OPEN = "ACPI is on: its tables come from the host unmeasured, and their AML code runs in the guest's kernel"
-_NO_LAUNCH = (
-    "no VM config: with which firmware, command line and ACPI tables the measurement was made is not known here"
-)
-_OWN_MEASUREMENT = "the policy names launch digests of its own: with which firmware they were made is not known here"
-ANY_TCB = "any TCB version ({}) is accepted, also one with known-broken microcode; the reason given: {}"
-_EMULATED_TCB = "no minimum TCB: a software secure processor makes its own up; on hardware this VM config is refused"
+ACPI_OPEN = "ACPI is on: the host supplies the tables unmeasured, and the guest's kernel runs their AML code"
+_NO_LAUNCH = "no VM config: the firmware, command line and ACPI tables behind the measurement are not known"
+_OWN_MEASUREMENT = "the policy names launch digests of its own: the firmware behind them is not known"
+ANY_TCB = "any TCB version ({}) is accepted, even one with vulnerable microcode; the reason given: {}"
+_EMULATED_TCB = "no minimum TCB: a software secure processor's TCB version means nothing; hardware is refused"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
 _ONE_FLOOR = (
-    "the minimum TCB names no processor, and AMD counts microcode for each CPUID; this one is {}: docs/policy.md"
+    "the minimum TCB names no CPUID, but AMD numbers microcode for each CPUID; this processor has {}: docs/policy.md"
 )
-_VLEK = "VLEK: the key is the cloud provider's, on all of its machines; one broken machine can give it away"
-_WEAKER = "profile {}: {}weaker than strict; what it does not compare is among the checks, with the reason"
+_VLEK = "VLEK: the cloud provider uses one key on all of its machines; one compromised machine can disclose the key"
+_WEAKER = "profile {}: {}weaker than strict; the checks list what is not compared, each with the reason"
 
 
 def appraise(
@@ -117,7 +115,7 @@ def appraise(
         source = endorser or Nobody()
         report, sent = read_report(log, evidence, expected.launch.product if expected.launch else None, now, source)
         if report.signing_key == SigningKey.NONE:
-            log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
+            log.stop(Reason.SIGNING_KEY, "the report says that it is not signed")
         found = authenticate(log, report, sent, evidence, root, now, source, policy.revocation)
         check_claims(log, report, evidence.claims)
         _check_launch(log, found, expected, root)
@@ -179,7 +177,7 @@ def _check_launch(log: Checklist, found: Authentic, expected: Expected, root: Tr
         Reason.PLATFORM,
         launch.platform == root.platform,
         expected=f"a VM config for platform {root.platform}",
-        found=f"one for {launch.platform}",
+        found=f"a VM config for platform {launch.platform}",
     )
     log.stop_on_failure()
     wrong = problem(launch.firmware.sha256, launch.firmware.path, launch.firmware_reason)
@@ -198,7 +196,7 @@ def check_never(log: Checklist, report: Report, expected: Expected, root: TrustR
     A user may have pasted an emulated guest's launch digest where a production one belongs.
     """
     if expected.never is None:
-        log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given, which has the list")
+        log.not_compared(Reason.NEVER_ACCEPTED, "no release manifest was given; the list is part of one")
         return
     rule = expected.policy.measurement
     digests = [report.measurement.hex()]
@@ -208,7 +206,7 @@ def check_never(log: Checklist, report: Report, expected: Expected, root: TrustR
         named += [expected.never.launch_digests.get(digest) for digest in digests]
     listed = next(filter(None, named), "")
     log.require(
-        Reason.NEVER_ACCEPTED, not listed, expected="nothing that the release manifest lists as never to be accepted",
+        Reason.NEVER_ACCEPTED, not listed, expected="what the release manifest does not forbid",
         found=listed or f"launch digest {digests[0]}",
     )  # fmt: skip
 
@@ -326,8 +324,8 @@ def check_floor(log: Checklist, policy: Policy, root: TrustRoot) -> None:
     else:
         log.failed(
             Reason.TCB_FLOOR,
-            "without one a chip with known-broken microcode is accepted",
-            expected="a minimum TCB version, or that any will do",
+            "without a minimum, a chip with vulnerable microcode is accepted",
+            expected="a minimum TCB version, or any",
             found="none",
         )
 

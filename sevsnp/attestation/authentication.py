@@ -67,15 +67,15 @@ class Nobody:
         return []
 
     def leaf(self, product: Product, chip_id: bytes, tcb: Tcb, now: datetime) -> Certificate:
-        raise Unreachable("the evidence has no VCEK, and none was looked for elsewhere")
+        raise Unreachable("the evidence has no VCEK, and no other source was asked for it")
 
     def issuers(self, product: Product, signer: Signer, now: datetime) -> list[Certificate]:
-        raise Unreachable("the evidence lacks its issuer's certificate, and none was looked for elsewhere")
+        raise Unreachable("the evidence has no certificate of its issuer, and no other source was asked for it")
 
     def revocation_lists(
         self, product: Product, signer: Signer, ark: Certificate, now: datetime, demanded: bool
     ) -> Lists:
-        return Lists(problem="none was looked for")
+        return Lists(problem="no source was asked for a revocation list")
 
 
 class Authentic(NamedTuple):
@@ -187,11 +187,11 @@ def _leaf(
         except Unreachable as error:
             problem = str(error)
     else:
-        problem = "the evidence has no VLEK, and nobody but the cloud provider hands it out"
+        problem = "the evidence has no VLEK, and only the cloud provider can supply it"
     # The evidence's own certificate belongs to the report, and so does one for its chip and TCB version. Other chips'
     # certificates, such as those of a whole directory, say nothing about the report.
     if not own and not certified:
-        others_say = f"; none of the {len(others)} others signed the report" if others else ""
+        others_say = f"; none of the {len(others)} other certificates fits the signature" if others else ""
         log.give_up(Reason.CERTIFICATES, problem + others_say)
     return (own or certified)[0]
 
@@ -251,7 +251,7 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
     log.require(
         Reason.SIGNING_KEY,
         report.signing_key.name == leaf.signer,
-        expected=f"{leaf.signer}, whose certificate it is",
+        expected=f"{leaf.signer}, as its certificate says",
         found=report.signing_key.name,
     )
     problem = _chip_id_problem(report, leaf, root)
@@ -260,20 +260,20 @@ def _check_identity(log: Checklist, report: Report, chain: Chain, leaf: LeafExte
     log.require(Reason.CHIP_ID, not problem, expected=certified_chip, found=report.chip_id, message=problem)
     log.require(
         Reason.TCB, leaf.tcb == report.reported_tcb,
-        expected=Text("REPORTED_TCB {}, for which the {} is", (leaf.tcb, leaf.signer)), found=report.reported_tcb,
+        expected=Text("REPORTED_TCB {}, as the {} says", (leaf.tcb, leaf.signer)), found=report.reported_tcb,
     )  # fmt: skip
 
 
 def _chip_id_problem(report: Report, leaf: LeafExtensions, root: TrustRoot) -> str:
     if leaf.hwid is None:
-        return "a VLEK's report names a chip" if any(report.chip_id) else ""
+        return "found a chip id in a report that a VLEK signed" if any(report.chip_id) else ""
     if not any(report.chip_id):
         return "CHIP_ID is masked (all zero)"
     if report.chip_id != leaf.hwid.ljust(64, b"\0"):  # Turin's id has 8 bytes; the report pads it
-        return "the VCEK is another chip's"
+        return "the VCEK belongs to another chip"
     # Defence in depth: the trust root already refuses emulated evidence.
     if root.domain == "amd" and report.chip_id.startswith(snp.EMULATED_CHIP_ID[:8]):
-        return "CHIP_ID is the software secure processor's"
+        return "CHIP_ID is that of the software secure processor"
     return ""
 
 
@@ -299,7 +299,7 @@ def _check_revocation(
         log.failed(
             Reason.REVOCATION,
             "AMD has revoked this ASK or ASVK",
-            expected="not on any list of the ARK, in force or not",
+            expected="on no revocation list of the ARK, in force or expired",
             found=f"serial number {chain.ask.serial_number:#x}",
         )
         return

@@ -33,9 +33,9 @@ class Contents:
         """Lines that say what is used and what was passed over, with the reasons; a limited number of lines."""
         lines = [f"{directory}: {len(self.certificates)} certificates, {len(self.lists)} revocation lists"]
         for path, reason in self.passed_over[:_SHOWN]:
-            lines.append(f"{ascii(str(path))[1:-1]}: passed over: {reason}")
+            lines.append(f"{ascii(str(path))[1:-1]}: ignored: {reason}")
         if more := len(self.passed_over) - _SHOWN:
-            lines += [f"{directory}: {more} more files were passed over"] if more > 0 else []
+            lines += [f"{directory}: {more} more files were ignored"] if more > 0 else []
         return lines
 
 
@@ -48,13 +48,13 @@ def read_directory(path: Path) -> Contents:
     unique: dict[x509.Certificate, None] = {}
     for number, (name, problem) in enumerate(_files(path, _MAX_DEPTH)):
         if number == _MAX_FILES:
-            raise UserError(f"{path}: more than {_MAX_FILES} files, expected certificates alone")
+            raise UserError(f"{path}: more than {_MAX_FILES} files, expected a directory of certificates only")
         data = b""
         if not problem:
             data, problem = _read(name)
         left -= len(data)
         if left < 0:
-            raise UserError(f"{path}: more than {_MAX_ALL} bytes, expected certificates alone")
+            raise UserError(f"{path}: more than {_MAX_ALL} bytes, expected a directory of certificates only")
         certificates, lists, reason = _sort(data) if not problem else ([], [], problem)
         unique.update(dict.fromkeys(certificates))
         found.lists += lists
@@ -76,7 +76,7 @@ def _files(directory: Path, depth: int) -> Iterator[tuple[Path, str]]:
             if depth:
                 yield from _files(path, depth - 1)
             else:
-                yield path, f"more than {_MAX_DEPTH} directories deep"
+                yield path, f"nested more than {_MAX_DEPTH} directories deep"
         else:
             yield path, "" if path.is_file() else "not a regular file"
 

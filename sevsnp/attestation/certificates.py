@@ -90,9 +90,9 @@ def parse_certificate_table(table: bytes) -> dict[bytes, bytes]:
             raise UserError(f"certificate table: entry {guid.hex()} is there twice or reaches outside the table")
         left -= length
         if left < 0 or len(entries) == _MAX_ENTRIES:
-            raise UserError(f"certificate table: its entries overlap, or are more than {_MAX_ENTRIES}")
+            raise UserError(f"certificate table: the entries overlap, or there are more than {_MAX_ENTRIES}")
         entries[guid] = table[offset : offset + length]
-    raise UserError("certificate table: no end")
+    raise UserError("certificate table: found no entry of zeros at the end")
 
 
 def certificates_of_table(table: bytes) -> list[x509.Certificate]:

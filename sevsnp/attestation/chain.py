@@ -196,7 +196,7 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
     if not _named(issuer, certificate):
         return "its issuer's name is not that of the certificate above"
     if not verify_pss(issuer, certificate.signature, certificate.tbs_certificate_bytes):
-        return "its signature is not its issuer's"
+        return "its signature was not made with its issuer's key"
     return ""
 
 
@@ -222,7 +222,7 @@ def _link_problem(
     problem = issuing_problem(certificate, issuer)
     try:
         if not certificate.not_valid_before_utc <= certificate.not_valid_after_utc:
-            problem = problem or "it ends before it begins"
+            problem = problem or "its validity ends before it begins"
         problem = problem or _extensions_problem(name, certificate, root)
         if root.vendor and not problem:
             problem = _name_problem(name, certificate, product, signer)

@@ -41,8 +41,8 @@ GROUPS = (
         "VM_CONFIG=FILE.",
     ),
     Group(
-        "Whose question the report answers",
-        "The report is for this nonce and these host keys, not an older one and not another guest's.",
+        "Which nonce and host keys the report is for",
+        "The report is for this nonce and these host keys: it is not an older report, and not one of another guest.",
         (Reason.REPORT_DATA, Reason.RUNTIME_CLAIMS),
         "The report is an older one or another guest's, or the nonce or the host keys given here are wrong. Ask the "
         "guest again with a new nonce. If that report is refused too, do not log in.",
@@ -68,18 +68,18 @@ GROUPS = (
 _ADVICE = {
     Reason.REPORT_FORMAT: "Give the report whole and unchanged, as get_report has written it.",
     Reason.CERTIFICATES: "Give the certificates that belong to this report, or none: AMD's service is then asked.",
-    Reason.UNKNOWN_ROOT: "No root of AMD stands behind this report. The report of an emulated guest is checked "
-    "with verify_report_emulated, or with PLATFORM=emulated.",
+    Reason.UNKNOWN_ROOT: "No certificate chain leads from this report to a root of AMD. The report of an emulated "
+    "guest is checked with verify_report_emulated, or with PLATFORM=emulated.",
     Reason.VALIDITY: "Check the clock of this computer. A report that was kept is appraised as of the day on which it "
     "was made: --at TIME.",
-    Reason.REVOCATION: "AMD does not vouch for this chip any more. Do not use this machine.",
-    Reason.RUNTIME_CLAIMS: "The claims beside the report are not those of its guest. Take a new HCL report "
+    Reason.REVOCATION: "AMD has revoked a certificate of this chip. Do not use this machine.",
+    Reason.RUNTIME_CLAIMS: "The claims beside the report do not belong to the report. Take a new HCL report "
     "from the guest.",
     Reason.GUEST_FIRMWARE: f"Make the VM config again: {FIRMWARE_REMEDY}.",
     Reason.NEVER_ACCEPTED: "Build the guest again, from a newer release if there is one.",
     Reason.MEASUREMENT: "The guest was started with another firmware, kernel, initramfs, command line or number of "
     "vCPUs than the VM config names. If you have built since, start the guest again. If not, do not trust its host.",
-    Reason.TCB_FLOOR: "Say which TCB version is the lowest that you accept, when the VM config is made: MIN_TCB=…",
+    Reason.TCB_FLOOR: "Make the VM config again with the lowest TCB version that you accept: MIN_TCB=…",
 }
 _EMULATED_ROOT = (
     "Another software secure processor has signed this report, or AMD hardware has. Give the ark.pem of the one that "

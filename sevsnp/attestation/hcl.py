@@ -57,7 +57,7 @@ def read_hcl(data: bytes, name: str) -> tuple[bytes, Claims | None]:
     if not any(rest):
         return report, None
     if len(rest) < _REQUEST.size:
-        raise UserError(f"{name}: an HCL report that ends after {len(data)} bytes, within the size of its claims")
+        raise UserError(f"{name}: an HCL report of {len(data)} bytes, which ends inside the header of its claims")
     _, _, kind, hashed, size = _REQUEST.unpack_from(rest)
     if kind == _TDX:
         raise UserError(f"{name}: an HCL report with a TDX report inside, expected one of SEV-SNP")
@@ -66,17 +66,17 @@ def read_hcl(data: bytes, name: str) -> tuple[bytes, Claims | None]:
             f"{name}: an HCL report of type {kind} with hash type {hashed}, expected 2 (SEV-SNP) with 1, 2 or 3"
         )
     if size > _MAX_CLAIMS or size > len(rest) - _REQUEST.size:
-        raise UserError(f"{name}: an HCL report with {size} bytes of claims, and {len(rest) - _REQUEST.size} follow")
+        raise UserError(f"{name}: an HCL report with {len(rest) - _REQUEST.size} bytes of claims, expected {size}")
     claims, after = rest[_REQUEST.size :][:size], rest[_REQUEST.size + size :]
     if any(after):
-        raise UserError(f"{name}: an HCL report with {len(after)} bytes behind its claims, expected zeros")
+        raise UserError(f"{name}: an HCL report with {len(after)} bytes after its claims, expected zeros")
     return report, Claims(claims, _HASHES[hashed])
 
 
 def check_claims(log: Checklist, report: Report, claims: Claims | None) -> None:
     """Check that REPORT_DATA is the hash of the claims: only then did the report's maker say them."""
     if claims is None:
-        log.not_compared(Reason.RUNTIME_CLAIMS, "the evidence has none; Azure's HCL reports do")
+        log.not_compared(Reason.RUNTIME_CLAIMS, "the evidence has no runtime claims; Azure's HCL reports have them")
         return
     log.require(
         Reason.RUNTIME_CLAIMS,

@@ -90,7 +90,7 @@ def inspect(
         report, sent = read_report(log, evidence, product, now, source)
         fields = describe(report)
         if report.signing_key == SigningKey.NONE:
-            log.stop(Reason.SIGNING_KEY, "the report says that nobody signed it")
+            log.stop(Reason.SIGNING_KEY, "the report says that it is not signed")
         nobody_asks = Anything("checked where a revocation list is available")
         found = authenticate(log, report, sent, evidence, root, now, source, nobody_asks)
         fields["certificate"] = {

@@ -82,7 +82,7 @@ class Kds:
             except (ChainError, ExtensionError) as error:
                 raise Unreachable(f"the served VCEK is not valid: {error}") from error
             if says.hwid != hwid or says.tcb != tcb or says.product != product:
-                raise Unreachable("the VCEK of another chip or TCB version")
+                raise Unreachable("found the VCEK of another chip or TCB version")
             return found
 
         return self._have(name, f"/vcek/v1/{product}/{hwid.hex()}?{query}", what, check, der, _MAX_CERTIFICATE)
@@ -95,9 +95,9 @@ class Kds:
             ark = next((one for one in found if self.root.is_pinned(one)), None)
             ask = next((one for one in found if one != ark), None)
             if ark is None or ask is None:
-                raise Unreachable("ASK and ARK, but not AMD's")
+                raise Unreachable("the served ASK and ARK are not AMD's")
             if problem := chains.authorities_problem(ask, ark, self.root, product, signer, now):
-                raise Unreachable(f"ASK and ARK, but not as they must be: {problem}")
+                raise Unreachable(f"the served ASK and ARK are not valid: {problem}")
             return [ask, ark]
 
         kind = signer.lower()

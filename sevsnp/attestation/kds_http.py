@@ -96,7 +96,7 @@ class Client:
                 body = answer.raw.read(size + 1, decode_content=True) if answer.status_code == 200 else b""
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if "the look-up of" in str(error):
-                    raise Unreachable(f"no answer about its name's address in {seconds:.3g} s (DNS)") from error
+                    raise Unreachable(f"no answer from DNS for its address in {seconds:.3g} s") from error
                 late = watch.expired or "timed out" in str(error)
                 raise Unreachable(_late(seconds) if late else _problem(error)) from error
             if watch.expired:
@@ -120,7 +120,7 @@ def _problem(error: Exception) -> str:
     if isinstance(error, requests.exceptions.ProxyError):
         return "no answer from the proxy (HTTPS_PROXY, NO_PROXY)"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "its certificate is not of an authority that this machine trusts (SSL_CERT_FILE, REQUESTS_CA_BUNDLE)"
+        return "this machine does not trust the authority of its certificate (SSL_CERT_FILE, REQUESTS_CA_BUNDLE)"
     return type(error).__name__
 
 

@@ -69,11 +69,11 @@ class Reason(StrEnum):
 
 
 # The text before the command that an appraisal names.
-REMEDY = "if AMD's bulletins name no higher TCB version than this report's"
+REMEDY = "if no security bulletin of AMD asks for a higher TCB version than this report has"
 
 
 # The reason of a check that was not reached, unless data from AMD could not be obtained.
-ENDED = "an earlier check ended it"
+ENDED = "not reached, because an earlier check failed"
 
 
 def said_of_emulation(domain: TrustDomain) -> dict[str, bool]:

@@ -23,7 +23,7 @@ _WORDS: dict[State, tuple[str, str]] = {
     "refused": ("Refused", "Do not trust this guest with anything."),
     "undecided": (
         "Undecided",
-        "The verifier could not get what AMD says about this chip. The evidence is not accepted.",
+        "The verifier could not get AMD's certificates for this chip. The evidence is not accepted.",
     ),
 }
 _COUNTED = {

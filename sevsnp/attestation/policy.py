@@ -176,7 +176,7 @@ class _Reader:
 
     def take(self, key: str) -> Any:
         if key not in self.values:
-            why = "" if self.profile == "own" else f" ({self.profile} leaves it to you)"
+            why = "" if self.profile == "own" else f" (the profile {self.profile} does not set it)"
             raise UserError(f"{self.source}: policy: {key}: missing{why}", f"say {_REASON}")
         return self.values.pop(key)
 
@@ -188,7 +188,7 @@ class _Reader:
         if isinstance(value, dict) and set(value) == {"at_least"}:
             floor = self.parsed(key, parse, value["at_least"])
             if isinstance(floor, bool | str | bytes):
-                raise self.error(key, value, "a list: there is no order in these values")
+                raise self.error(key, value, "a list, because these values have no order")
             return AtLeast(floor)
         items = value if isinstance(value, list) else [value]
         if not items:
@@ -287,7 +287,7 @@ class _Reader:
                 raise self.error(f"{key}.{name}", number, "a number from 0 to 255")
         floor = Tcb(**value)
         if floor.is_zero():
-            raise self.error(key, value, 'a number above 0 somewhere, or { any = "the reason" }')
+            raise self.error(key, value, 'at least one number above 0, or { any = "the reason" }')
         return TcbFloor(floor)
 
     def dated(self, value: Any) -> TcbFloors:
@@ -326,7 +326,9 @@ class _Reader:
             rule = self.rule("report_data", values.bytes_of(REPORT_DATA_SIZE))
         else:
             if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):
-                raise UserError(f"{self.source}: policy: report_data: it is given for this verification, too")
+                raise UserError(
+                    f"{self.source}: policy: report_data: found twice, expected in the policy or for this verification"
+                )
             rule = OneOf((self.report_data,))
         # A report that the host itself requests has REPORT_DATA zero, so a policy that expects zero binds nothing.
         bound = rule.values if isinstance(rule, OneOf) else ()

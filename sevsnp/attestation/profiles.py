@@ -52,7 +52,7 @@ _COMMON: Document = {
     "migration_agent": ["none"],  # a migration agent could pass on the guest's state; an ID key does not prevent it
 }
 
-_TSME = any_for("encryption of all memory below SEV-SNP neither adds to it nor takes from it")
+_TSME = any_for("TSME encrypts memory independently of SEV-SNP, and changes nothing in its protection")
 
 STRICT: Document = {
     **_COMMON,
@@ -84,17 +84,17 @@ STRICT: Document = {
     "committed_tcb": VM_CONFIG,
     "launch_tcb": VM_CONFIG,
     "firmware": {"at_least": "1.55.38"},  # CVE-2024-21944: Genoa's first version with the check for aliased memory
-    "launch_mitigations": any_for("AMD's list of bits is not in the sources of this profile; name those you need"),
+    "launch_mitigations": any_for("this profile does not know AMD's list of bits; name the bits that you need"),
     "revocation": "required",
 }
 
-_LATER = "not demanded by this profile, strict does: "
+_LATER = "only the profile strict demands it: "
 
 DEFAULT: Document = {
     **_COMMON,
     "report_version": {"at_least": 2},
     "product": ["Genoa", "Turin"],
-    "chip_id": any_for("any genuine chip: what physical access does to a chip is not in a report"),
+    "chip_id": any_for("any genuine chip is accepted: a report does not show who has physical access to the chip"),
     "guest_policy_bits": {
         "smt": any_for(_LATER + "most hosts run with SMT"),
         "migrate_ma": False,
@@ -113,12 +113,12 @@ DEFAULT: Document = {
         "rapl_dis": any_for(_LATER + "a setting of the host's firmware"),
         "ciphertext_hiding_dram_en": any_for(_LATER + "needs Linux 6.18 at the host"),
         "alias_check_complete": True,
-        "tio_en": any_for(_LATER + "a guest without such devices is not touched by it"),
+        "tio_en": any_for(_LATER + "a guest without such devices is not affected"),
     },
     "reported_tcb": VM_CONFIG_IF_ANY,
     "committed_tcb": VM_CONFIG_IF_ANY,
     "launch_tcb": VM_CONFIG_IF_ANY,
-    "firmware": any_for("the TCB versions are what AMD counts up for security fixes"),
+    "firmware": any_for("AMD raises the TCB versions, not this number, for security fixes"),
     "launch_mitigations": any_for("only reports of version 5 have it"),
     "revocation": any_for("checked where a revocation list is available, not demanded"),
 }

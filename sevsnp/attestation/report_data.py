@@ -35,7 +35,7 @@ def ssh_report_data(nonce: bytes, host_keys: Sequence[bytes]) -> bytes:
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"nonce: found {len(nonce)} bytes, expected {NONCE_SIZE}")
     if not host_keys or not all(host_keys) or len(set(host_keys)) != len(host_keys):
-        raise ValueError("host keys: expected at least one, none empty, each once")
+        raise ValueError("host keys: expected at least one key, no empty key, and no key twice")
     return report_data(SSH_LABEL, [nonce, *sorted(host_keys)])
 
 

@@ -128,7 +128,7 @@ def _binary(data: bytes, name: str) -> Input | None:
     if rest[:16] in _GUIDS or rest[:16] in _SWAPPED:
         return Input(report, rfc_order(rest), "raw with its certificate table")
     what = "zero bytes" if not any(rest) else "bytes"
-    note = f"{len(rest)} {what} behind the report, which nobody signed, were not read"
+    note = f"ignored {len(rest)} {what} after the report: the signature does not cover them"
     return Input(report, b"", "raw", notes=(note,))
 
 
@@ -184,5 +184,5 @@ def _nearest(data: bytes, text: str) -> str:
         return f"JSON without a report{f'; it has {keys[:200]}' if keys else ''}"
     for form, read in (("a dump", of_dump), ("hex", of_hex), ("base64", of_base64)):
         if text and (found := read(text)):
-            return f"{form} of {len(found)} bytes that are no report, expected {REPORT_SIZE}"
-    return f"found {len(data)} bytes that are no report"
+            return f"{form} of {len(found)} bytes, expected a report of {REPORT_SIZE}"
+    return f"found {len(data)} bytes in no known form, expected a report"

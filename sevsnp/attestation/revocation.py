@@ -61,7 +61,7 @@ def _read(data: bytes, ark: x509.Certificate) -> x509.CertificateRevocationList:
         raise CrlError("its signature is not the ARK's")
     until = crl.next_update_utc
     if until is None or not crl.last_update_utc <= until:
-        raise CrlError("without nextUpdate, or it ends before it begins")
+        raise CrlError("without nextUpdate, or with a nextUpdate before its thisUpdate")
     return crl
 
 

@@ -42,14 +42,14 @@ def _whole_element(data: bytes, position: int) -> bytes:
     """A DER element with its tag and length (X.690 8.1)."""
     start, size = _length(data, position)
     if start + size > len(data):
-        raise UserError("an element that ends outside")
+        raise UserError("found an element that ends outside of the certificate")
     return data[position : start + size]
 
 
 def _element(data: bytes, position: int, tag: int) -> bytes:
     start, size = _length(data, position)
     if data[position] != tag or start + size > len(data):
-        raise UserError("another element")
+        raise UserError("found another element")
     return data[start : start + size]
 
 
@@ -60,5 +60,5 @@ def _length(data: bytes, position: int) -> tuple[int, int]:
         return position + 2, first
     octets = first & 0x7F
     if not 1 <= octets <= 4 or position + 2 + octets > len(data):
-        raise UserError("a length that is none")
+        raise UserError("found a length that is not valid")
     return position + 2 + octets, int.from_bytes(data[position + 2 : position + 2 + octets], "big")

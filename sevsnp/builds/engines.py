@@ -147,7 +147,7 @@ def _reason(error: UserError) -> str:
     """The last line of what the engine said."""
     said = error.said if isinstance(error, CommandFailed) else error.message
     lines = [line for line in said.splitlines() if line.strip() and "See 'docker" not in line]
-    return printable(lines[-1].strip().removeprefix("Error: ")) if lines else "it failed without a word"
+    return printable(lines[-1].strip().removeprefix("Error: ")) if lines else "it failed without a message"
 
 
 def _remedy(said: dict[str, list[str]]) -> str:

@@ -40,7 +40,7 @@ def pinned(listing: Path, lock: Path) -> tuple[Package, ...]:
         found.check(sets)
     except UserError as error:
         # packages_lock is for the packages of the guests.
-        raise UserError(error.message, "pin them anew: .venv/bin/python -m sevsnp.builds.image") from None
+        raise UserError(error.message, "pin them again: .venv/bin/python -m sevsnp.builds.image") from None
     return tuple(dict.fromkeys(package for one in sets for package in found.packages(one.name)))
 
 
@@ -64,7 +64,7 @@ def find_image(engine: Engine, digest: str) -> bool:
         return False
     if found != digest:
         remove = shlex.join(engine.command("rmi", name))
-        raise UserError(f"{name}: an image of this name is there that was not made here", f"remove it: {remove}")
+        raise UserError(f"{name}: found an image of this name that this build did not make", f"remove it: {remove}")
     return True
 
 
@@ -134,7 +134,7 @@ def check_machine(stages: Iterable[Stage], programs: Iterable[str], listing: Pat
     names = {name for one in wanted for name in _of(sets, one, listing)} - _OPTIONAL | set(programs)
     if find("dpkg-query") is None:
         raise UserError(
-            "dpkg-query: command not found; builds on this machine are for Debian and its kin",
+            "dpkg-query: command not found; a build without a container needs Debian, Ubuntu or another derivative",
             "build in a container: ./doitw packages_build PACKAGES_SOURCE=container",
         )
     missing = sorted(names - _installed(names))
@@ -147,7 +147,7 @@ def check_machine(stages: Iterable[Stage], programs: Iterable[str], listing: Pat
 
 def _of(sets: dict[str, PackageSet], name: str, listing: Path) -> tuple[str, ...]:
     if name not in sets:
-        raise UserError(f"{listing}: found no set {name}, which a stage needs")
+        raise UserError(f"{listing}: found no set {name}, expected the one that a stage needs")
     return sets[name].packages
 
 

@@ -149,4 +149,4 @@ def check_path(root: Path, road: str) -> None:
     """Refuse a directory that the tools cannot take: make splits names at blanks and colons, engines at commas."""
     path = str(root.absolute())
     if found := re.search(r"[\s:]" if road == "local" else r'[,":\n]', path):
-        raise UserError(f"{path}: found {found[0]!r} in the path, which {road} builds cannot take; move the checkout")
+        raise UserError(f"{path}: found {found[0]!r} in the path, which {road} builds cannot use; move the checkout")

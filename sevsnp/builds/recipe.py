@@ -36,7 +36,7 @@ class Compilers:
         if self.cache == "sccache" and self.cluster != OFF:
             raise UserError(
                 f"COMPILER_CACHE=sccache: it cannot hand compilations to {self.cluster} (COMPILER_CLUSTER)",
-                "take the other cache: COMPILER_CACHE=ccache",
+                "use the other cache: COMPILER_CACHE=ccache",
             )
         if self.cluster == "distcc" and not self.hosts.strip():
             raise UserError(

@@ -88,7 +88,7 @@ def _fetch_files(
                 raise
             # packages_lock does not know of sources.
             advice = error.hint.removeprefix(REFRESH)
-            raise UserError(error.message, f"pin in {file} what a mirror has{advice}") from None
+            raise UserError(error.message, f"pin versions in {file} that a mirror has{advice}") from None
 
 
 def place_sources(stages: Sequence[Stage], fetched: Mapping[str, Fetched], directory: Path) -> None:
@@ -114,7 +114,7 @@ def needed(stages: Sequence[Stage], pins: Mapping[str, Source], file: Path) -> l
     names = list(dict.fromkeys(name for stage in stages for name in stage.sources))
     for name in names:
         if name not in pins:
-            raise UserError(f"{file}: the source {name} is missing, which {_user_of(name, stages)} needs")
+            raise UserError(f"{file}: found no source {name}, which {_user_of(name, stages)} needs")
     return [pins[name] for name in names]
 
 

@@ -191,7 +191,7 @@ def free_name(engine: Engine, name: str, place: Place) -> None:
         return
     if found != str(place.root.absolute()):
         remove = shlex.join(engine.command("rm", "--force", name))
-        raise UserError(f"{name}: a container of this name is there that was not made here", f"remove it: {remove}")
+        raise UserError(f"{name}: found a container of this name that this build did not make", f"remove it: {remove}")
     engine("rm", "--force", name)
 
 

@@ -69,7 +69,7 @@ def look(place: Place, *, alone: bool = False) -> Status:
     if state == "finished":
         return Status(Phase.CONFIGURED if plan.configure_only else Phase.DONE, plan, seconds=at - plan.since)
     if state == "stopped":
-        return Status(Phase.STOPPED, plan, stage, number, of, at - started, reason="it was told to stop")
+        return Status(Phase.STOPPED, plan, stage, number, of, at - started, reason="stopped on request")
     common: dict[str, Any] = {"plan": plan, "stage": stage, "number": number, "of": of}
     if state == "failed":
         why = _why_failed(place, stage, int(said.get("exit") or 1))
@@ -117,7 +117,7 @@ def _why_failed(place: Place, stage: str, code: int) -> str:
     if full := _full(place) or (os.strerror(errno.ENOSPC) in tail(place, stage) and "the disk was full"):
         return str(full)
     if code == _LATE:
-        return f"no end after {limit / 3600:g} hours" if limit else "no end within its limit"
+        return f"not finished after {limit / 3600:g} hours" if limit else "not finished within its time limit"
     if code == _KILLED:
         return "killed (exit code 137), most likely because memory ran out"
     return f"exit code {code}: {last_line(place, stage) or 'its log is empty'}"

@@ -41,7 +41,7 @@ def _build(road: str) -> str:
 def _require(source: str, *roads: str) -> None:
     if source not in roads:
         raise UserError(
-            f"PACKAGES_SOURCE={source}: expected {' or '.join(roads)}: {source} builds nothing",
+            f"PACKAGES_SOURCE={source}: expected {' or '.join(roads)}: nothing is built for {source}",
             f"name one: ./doitw packages_build PACKAGES_SOURCE={roads[0]}",
         )
 
@@ -159,7 +159,7 @@ def fetch(*, root: Path, output: Path, table: Sequence[Stage] = STAGES) -> None:
     stages = [stage for stage in table if stage.name in plan.stages]
     for stage in stages:
         if missing := missing_results(place, stage):
-            raise UserError(f"{place.out / stage.name}: {missing[0]} is not there, which the stage was to make", CLEAN)
+            raise UserError(f"{place.out / stage.name}: found no {missing[0]}, expected it from the stage", CLEAN)
     with scratch_directory(output) as scratch:
         new = scratch / "new"
         new.mkdir()
@@ -189,7 +189,7 @@ def _finished(place: Place, status: Status) -> Plan:
             f"{place.root}: the build still runs: stage {status.stage}, {status.number} of {status.of}", STATUS
         )
     if status.phase is Phase.CONFIGURED:
-        raise UserError(f"{place.root}: it was only configured, with --configure", _build(status.plan.road))
+        raise UserError(f"{place.root}: the build was only configured (--configure)", _build(status.plan.road))
     if status.phase is not Phase.DONE:
         stage = f" in stage {status.stage}" if status.stage else ""
         raise UserError(
@@ -229,7 +229,7 @@ def clean(*, root: Path, source: str = "") -> None:
     if root.exists():
         remove_tree(root)
         if root.exists():
-            raise UserError(f"{root}: not all of it could be removed")
+            raise UserError(f"{root}: cannot be removed completely")
         print(f"removed {root}")
 
 

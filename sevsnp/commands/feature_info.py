@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sev-feature-info: print the status of a host's secure processor, and a policy that fits it.
 
-Exit 0 done, 3 this machine has no answer, 64 usage.
+Exit 0 done, 3 this machine gives no status, 64 usage.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def warnings(status: PlatformStatus) -> list[str]:
     if status.state != STATES[1]:
         found.append(f"the platform is {status.state}: no guest can be started")
     if status.current_tcb != status.reported_tcb:
-        found.append("the current TCB is not the reported one: the firmware is not committed, or held back")
+        found.append("the current TCB differs from the reported one: the firmware is not committed, or held back")
     if status.flags["vlek_en"]:
         found.append("a VLEK is loaded: reports may be signed by it, which the policy's signer must allow")
     if status.flags["mask_chip_key"]:
@@ -84,7 +84,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = Parser(
         prog="sev-feature-info",
         description="On an SNP host: the secure processor's status and TCB, and the policy that fits it.",
-        epilog="exit: 0 done, 3 this machine has no answer, 64 wrong command line or file",
+        epilog="exit: 0 done, 3 this machine gives no status, 64 wrong command line or file",
     )
     parser.add_argument(
         "--product",
@@ -92,10 +92,12 @@ def command_line() -> argparse.ArgumentParser:
         help="the processor (default: this machine's; required with --status)",
     )
     parser.add_argument(
-        "--device", metavar="FILE", type=Path, default=DEVICE, help="the device that is asked (default: %(default)s)"
+        "--device", metavar="FILE", type=Path, default=DEVICE, help="the device to ask (default: %(default)s)"
     )
-    parser.add_argument("--status", metavar="HEX", type=bytes.fromhex, help="an answer from elsewhere, 64 digits")
-    parser.add_argument("--json", action="store_true", help="all of it as JSON")
+    parser.add_argument(
+        "--status", metavar="HEX", type=bytes.fromhex, help="a status from another machine, 64 hex digits"
+    )
+    parser.add_argument("--json", action="store_true", help="the whole status as JSON")
     return parser
 
 

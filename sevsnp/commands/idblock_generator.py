@@ -51,10 +51,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--id-key-path", metavar="FILE", type=Path, required=True, help="P-384, PKCS#8 or SEC1 in PEM")
     parser.add_argument(
-        "--auth-key-path", metavar="FILE", type=Path, help="likewise, signs the ID key; some firmware insists on one"
+        "--auth-key-path",
+        metavar="FILE",
+        type=Path,
+        help="the same formats; signs the ID key, which some firmware requires",
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path(), help="where the two are written (default: here)"
+        "--output", metavar="DIR", type=Path, default=Path(), help="directory of the two files (default: this one)"
     )
     return parser
 

@@ -67,7 +67,9 @@ def command_line() -> argparse.ArgumentParser:
     what.add_argument("--vm-definition", "--vm_definition", "--vm-config", metavar="FILE", type=Path, dest="vm_config",
                       help="a VM config, which names all that is measured")  # fmt: skip
     what.add_argument("--firmware", metavar="FILE", type=Path, help="an OVMF")
-    parser.add_argument("--firmware-reason", metavar="TEXT", default="", help="why another than ours is measured")
+    parser.add_argument(
+        "--firmware-reason", metavar="TEXT", default="", help="why firmware other than ours is measured"
+    )
     parser.add_argument("--kernel", metavar="FILE", type=Path, help="needs the firmware of OvmfPkg/AmdSev")
     parser.add_argument("--initrd", metavar="FILE", type=Path, help="the initramfs; goes with --kernel")
     parser.add_argument("--append", "--cmdline", metavar="TEXT", help="the kernel's command line")
@@ -139,7 +141,7 @@ def _check(options: argparse.Namespace) -> None:
         "--vmm" if options.vmm != "qemu" else ""
     )
     if options.svsm and (wrong := beside_svsm):
-        raise UserError(f"{wrong}: not with --svsm, which decides that itself")
+        raise UserError(f"{wrong}: not with --svsm, which determines it")
     if (options.svsm is None) != (options.vars_size is None):
         raise UserError("--svsm and --vars-size: expected both or neither")
 
@@ -186,7 +188,7 @@ def _of_files(options: argparse.Namespace, vcpus: list[int]) -> dict[int, bytes]
         return seves_digests(options.firmware, hashes, vcpus, machine)
     loaded = _digest(options.firmware_hash, 48, "--firmware-hash") if options.firmware_hash else None
     if loaded:
-        print("open: the firmware is known by its hash only; whether it starts only the hashed files is not",
+        print("open: only the firmware's hash is known; whether it starts only the hashed files is not known",
               file=sys.stderr)  # fmt: skip
     return measure_firmware(options.firmware, hashes, vcpus, machine, loaded)[0]
 
@@ -241,7 +243,7 @@ def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[in
         print(json.dumps(document, indent=2))
     if config and max(digests) > 1 and b"acpi=off" in checked_cmdline(config.launch.cmdline).split():
         print(
-            "more than one vCPU needs ACPI: set up with CPUS=N, the command line and so the digest are others",
+            "more than one vCPU needs ACPI: set up with CPUS=N, which changes the command line and the digest",
             file=sys.stderr,
         )
     if config and config.reference and config.reference.stage and set(digests) != {config.launch.vcpus}:
@@ -254,7 +256,7 @@ def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[in
     for count, one in digests.items():
         print(shown(one) if len(digests) == 1 else f"{count:>4}  {shown(one)}")
     if reference is not None and own is not None and own != reference:
-        print(f"the VM config's reference is another: {reference.hex()}", file=sys.stderr)
+        print(f"the VM config's reference differs: {reference.hex()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def command_line() -> argparse.ArgumentParser:
                         help="your private key, Ed25519 or ECDSA, in PEM")  # fmt: skip
     parser.add_argument("--expires", metavar="DAY", type=_day, required=True, help="its last day, as 2026-12-31")
     parser.add_argument(
-        "--previous", metavar="FILE", type=Path, help="the edition before: no floor falls below its own"
+        "--previous", metavar="FILE", type=Path, help="the previous edition: no floor falls below its floors"
     )
     parser.add_argument("--at", metavar="DAY", type=_day, help="when certificates must be valid (default: today)")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="and FILE.sig beside it")
@@ -90,7 +90,7 @@ def _look(path: Path, options: argparse.Namespace, now: datetime, seen: list[tup
     report: Report = parse_report(evidence.report, "Milan")
     if report.cpuid is None:
         raise UserError(
-            f"{path}: a report of version 2 does not name its processor: its floor has no place in the file"
+            f"{path}: a report of version 2 does not name its processor: the file cannot state a floor for it"
         )
     seen.extend((report.cpuid, tcb) for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb))
     return DONE

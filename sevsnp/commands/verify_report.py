@@ -33,8 +33,10 @@ def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
     parser = make_parser("verify_report", "Verify an SNP attestation report against a VM config, or a measurement.")
     parser.add_argument("--measurement", metavar="HEX,…", help="launch digests to accept, without a VM config")
-    parser.add_argument("--ear", metavar="FILE", type=Path, help="write the result as a signed EAR (JWT), too")
-    parser.add_argument("--ear-key", metavar="FILE", type=Path, help="your key for it: ECDSA, P-256 or P-384, in PEM")
+    parser.add_argument("--ear", metavar="FILE", type=Path, help="write the result also as a signed EAR (JWT)")
+    parser.add_argument(
+        "--ear-key", metavar="FILE", type=Path, help="your key for the EAR: ECDSA, P-256 or P-384, in PEM"
+    )
     parser.add_argument("--min-tcb", metavar="PARTS", help="with --measurement: as MIN_TCB, or any")
     add_sources(parser)
     return parser
@@ -79,9 +81,13 @@ def make_parser(name: str, description: str, config_required: bool = False) -> a
     bound.add_argument("--nonce", metavar="HEX", help="the nonce sent to the guest, with --host-key")
     parser.add_argument("--host-key", metavar="FILE", type=Path, action="append", default=[],
                         help="SSH host keys of the guest (.pub, ssh-keyscan), repeatable")  # fmt: skip
-    parser.add_argument("--manifest", metavar="FILE", type=Path, help="a release's: what it lists is never accepted")
-    parser.add_argument("--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed it")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write the result as a page for people, too")
+    parser.add_argument(
+        "--manifest", metavar="FILE", type=Path, help="a release manifest: what it forbids is never accepted"
+    )
+    parser.add_argument(
+        "--manifest-key", metavar="FILE", type=Path, help="the public key that must have signed the manifest"
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the result also as an HTML page")
     return parser
 
 
@@ -104,9 +110,9 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Add the options for the sources of certificates that the evidence lacks."""
     parser.add_argument("--certs", metavar="DIR", type=Path, help="certificates and revocation lists of your own")
-    parser.add_argument("--offline", action="store_true", help="ask no service; use what is in the cache")
-    parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service, trusted with nothing")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="for all requests to it together")
+    parser.add_argument("--offline", action="store_true", help="ask no service; use the cache")
+    parser.add_argument("--kds", metavar="URL", help="a mirror of AMD's service; it is not trusted")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="time limit of all requests to it together")
 
 
 def endorser(options: argparse.Namespace, service: Callable[..., Endorser]) -> Endorser:
@@ -188,7 +194,7 @@ def _expected_alone(options: argparse.Namespace) -> Expected:
         document["measurement"] = options.measurement.split(",")
     elif "measurement" not in document:
         raise UserError(
-            "nothing says which guest is expected",
+            "found no expected guest: neither --measurement nor --vm_definition",
             "give its launch digest or its VM config: --measurement HEX, or --vm_definition FILE",
         )
     if options.min_tcb:

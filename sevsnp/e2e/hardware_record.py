@@ -89,7 +89,7 @@ def pack_record(files: Iterable[tuple[str, Path]], keys: Iterable[Path], output:
     for name, path in files:
         data = _end_of(path)
         if found := _key_in(data, secrets):
-            raise UserError(f"{path}: holds {found}: nothing was packed")
+            raise UserError(f"{path}: found {found} in it, so nothing was packed")
         entries.append(text_entry(f"{TOP}/{name}", data))
     with scratch_directory(output) as scratch:
         plain, packed = scratch / "plain.tar", scratch / output.name

@@ -34,7 +34,7 @@ class Added:
     def apply(self, tree: Path) -> None:
         target = tree / self.place
         if target.exists():
-            raise UserError(f"{self.place}: is in the source already, expected a new directory")
+            raise UserError(f"{self.place}: exists in the source, expected a new directory")
         target.mkdir(parents=True)
         for file in sorted(self.directory.iterdir()):
             shutil.copyfile(file, target / file.name)
@@ -77,7 +77,7 @@ class _Edited:
         try:
             data = self._path.read_bytes()
         except OSError as error:
-            raise UserError(f"{self._file}: {error.strerror}: the source is not the one of the table") from error
+            raise UserError(f"{self._file}: {error.strerror}: the table is for another source") from error
         # The source has files with either end of line. Latin-1 keeps every byte.
         self._end = "\r\n" if b"\r\n" in data else "\n"
         self._text = data.decode("latin-1").replace("\r\n", "\n")
@@ -104,7 +104,7 @@ class _Edited:
                 depth += {"{": 1, "}": -1}.get(self._text[end], 0)
                 end += 1
             if depth:
-                raise UserError(f"{self._file}: {line}: no }} ends it")
+                raise UserError(f"{self._file}: {line}: found no }} that ends the block")
         self._text = self._text[:start] + self._text[end:]
 
     def _find(self, text: str, start: int, where: str) -> int:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from sevsnp.firmware.volumes import Leaf
     from sevsnp.vm_config.config import Launch
 
-_OWN = "use the project's own firmware: leave FIRMWARE away"
-REMEDY = "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT"
+_OWN = "use the project's own firmware: do not set FIRMWARE"
+REMEDY = "use the project's own firmware: do not set FIRMWARE; or say why this one is trusted: FIRMWARE_REASON=TEXT"
 # Shown with every verdict about a guest whose owner gave a reason for another firmware.
-_RISK = "the firmware is not known to start nothing but the measured files; its owner's reason: {}"
+_RISK = "no check shows that the firmware starts only the measured files; its owner's reason: {}"
 
 # A file-path node of a device path (UEFI 2.10, section 10.3.5.4).
 _NODE = re.compile(rb"\x04\x04..\\?\0?s\0h\0i\0m\0\0\0", re.DOTALL | re.IGNORECASE)
@@ -57,18 +57,18 @@ def _roads_of(leaf: "Leaf") -> list[str]:
 def _judge(digest: str, path: str, reason: str) -> str:
     """Why the firmware is refused, or an empty string; ``path`` is empty if there is no file to inspect."""
     if digest in REFUSED:
-        return f"{REFUSED[digest]}: it starts code of the host's that nothing measures"
+        return f"{REFUSED[digest]}: it starts code of the host that is not measured"
     if reason:
         return ""
     if not path:
-        return "unknown, and its file is not here to be looked into"
+        return "unknown, and its file is not here to be inspected"
     try:
         with Path(path).open("rb") as stream:
             image = stream.read(_MOST)
     except OSError as error:
         return f"unknown, and cannot be read: {error.strerror}"
     if hashlib.sha256(image).hexdigest() != digest:
-        return "unknown, and its file is another one by now"
+        return "unknown, and its file has changed since"
     return "; ".join(find_roads(image)[:1])
 
 

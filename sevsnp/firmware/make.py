@@ -94,7 +94,7 @@ def make_firmware(*, stock: Path, python: Path, output: Path) -> None:
     made = _changed(image, python, str(stock))
     found = hashlib.sha256(made).hexdigest()
     if found != OURS:
-        raise UserError(f"{output}: made with SHA-256 {found}, expected {OURS}: the compressor is another one", _REMEDY)
+        raise UserError(f"{output}: made with SHA-256 {found}, expected {OURS}: the compressor differs", _REMEDY)
     if roads := find_roads(made):
         raise UserError(f"{output}: the change is not complete: {roads[0]}")
     output.write_bytes(made)

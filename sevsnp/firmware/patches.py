@@ -72,7 +72,7 @@ def _parsed(lines: list[bytes], patch: Path) -> Iterator[_FilePatch]:
                 yield current
             old, new = _name(line), _name(lines[number])
             if new == _NONE:
-                raise UserError(f"{patch}: {old}: removes a file, which is not known here")
+                raise UserError(f"{patch}: {old}: removes a file, which is not supported")
             current = _FilePatch(_place(new, patch), old == _NONE)
             number += 1
         elif current and (match := _HUNK.match(line)):
@@ -82,7 +82,7 @@ def _parsed(lines: list[bytes], patch: Path) -> Iterator[_FilePatch]:
     if current:
         yield current
     else:
-        raise UserError(f"{patch}: not a patch: no file is named in it")
+        raise UserError(f"{patch}: found no file name, expected a patch")
 
 
 def _fill(hunk: _Hunk, old: int, new: int, lines: list[bytes], number: int, patch: Path) -> int:
@@ -100,7 +100,7 @@ def _fill(hunk: _Hunk, old: int, new: int, lines: list[bytes], number: int, patc
             hunk.new.append(text)
         number += 1
     if number < len(lines) and lines[number].startswith(b"\\"):  # "No newline at end of file"
-        raise UserError(f"{patch}: line {number + 1}: a file without an end of line, which is not known here")
+        raise UserError(f"{patch}: line {number + 1}: a file without an end of line, which is not supported")
     return number
 
 
@@ -121,7 +121,7 @@ def _patched(lines: list[bytes], patch: _FilePatch, name: Path) -> list[bytes]:
     for number, hunk in enumerate(patch.hunks, 1):
         place = _find(lines, hunk, done, hunk.start + shift)
         if place is None:
-            raise UserError(f"{name}: {patch.path}: hunk {number} does not apply: the source is another one")
+            raise UserError(f"{name}: {patch.path}: hunk {number} does not apply: the patch is for another source")
         shift = place - hunk.start
         made += lines[done:place] + hunk.new
         done = place + len(hunk.old)

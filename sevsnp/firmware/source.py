@@ -129,8 +129,8 @@ def check_made(image: Path) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != OURS_FROM_SOURCE:
         raise UserError(
-            f"{image}: built with SHA-256 {found}, expected {OURS_FROM_SOURCE}: source, changes or compiler are others",
-            "restore the pinned ones: git checkout packages.lock sources.lock templates",
+            f"{image}: built with SHA-256 {found}, expected {OURS_FROM_SOURCE}: source, changes or compiler differ",
+            "restore them: git checkout packages.lock sources.lock templates",
         )
     if roads := find_roads(data):
         raise UserError(f"{image}: the change is not complete: {roads[0]}")

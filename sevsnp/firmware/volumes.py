@@ -68,7 +68,7 @@ class _Walk:
             offset += length
         # If the code was not found, it is in a part that was not read, so the image cannot be judged.
         if _DXE_CORE not in self.file_types:
-            raise Unreadable("the code that starts a kernel was not found in it")
+            raise Unreadable("found no code that starts a kernel")
 
     @staticmethod
     def _volume_length(data: bytes, offset: int, place: str) -> int:
@@ -116,11 +116,11 @@ class _Walk:
             offset += -(-size // 8) * 8
         # The space after the last file must be free; otherwise a part is hidden or was misread.
         if data[offset:].strip(b"\xff"):
-            raise Unreadable(f"{place}: bytes behind the last file")
+            raise Unreadable(f"{place}: found bytes after the last file")
 
     def sections(self, data: bytes, place: str, depth: int, base: int | None) -> Iterator[Leaf]:
         if depth > _MAX_DEPTH:
-            raise Unreadable(f"{place}: sections inside each other more than {_MAX_DEPTH} deep")
+            raise Unreadable(f"{place}: sections nested more than {_MAX_DEPTH} deep")
         offset = 0
         while offset + 4 <= len(data):
             size, kind, head = int.from_bytes(data[offset : offset + 3], "little"), data[offset + 3], 4
@@ -138,11 +138,11 @@ class _Walk:
         if kind == _VOLUME_SECTION:
             inner = section[head:]
             if self._volume_length(inner, 0, place) != len(inner):
-                raise Unreadable(f"{place}: bytes behind a volume")
+                raise Unreadable(f"{place}: found bytes after a volume")
             yield from self.volume(inner, place, depth + 1, None if base is None else base + head)
         elif kind == _COMPRESSED:
             if len(section) < head + 5 or section[head + 4] != 0:
-                raise Unreadable(f"{place}: a section compressed in a way that is not known here")
+                raise Unreadable(f"{place}: a section with an unsupported compression")
             yield from self.sections(section[head + 5 :], place, depth + 1, None)
         elif kind == _GUIDED:
             if len(section) < head + 20:
@@ -158,7 +158,7 @@ class _Walk:
             elif guid == _CRC32 or not attributes & _PROCESSING_REQUIRED:
                 yield from self.sections(section[start:], place, depth + 1, None)
             else:
-                raise Unreadable(f"{place}: a section packed in a way that is not known here")
+                raise Unreadable(f"{place}: a section with an unsupported encapsulation")
         else:
             yield Leaf(f"{place} section {kind:#x}", section[head:])
 

@@ -178,7 +178,7 @@ def _verify_again(
     digest = hashlib.sha256(luks.data).digest()
     bound = {name: bytes.fromhex(talk.bound[name]) for name in ("tls_key", "luks_header")}
     if bound["luks_header"] != digest:
-        raise UserError(f"{where}: the kept evidence is of another volume than {header}", "boot the guest again")
+        raise UserError(f"{where}: the kept evidence belongs to another volume than {header}", "boot the guest again")
     expected = Expected.of(
         config,
         luks_report_data(talk.nonce, bound["tls_key"], digest),
@@ -191,8 +191,8 @@ def _verify_again(
     check_release(trust_domain(verdict), read_record(config_dir, luks.uuid), emulated_asked=True)
     # Batch mode, the kept host key and no other: ssh itself fails if the server cannot prove it.
     run(["ssh", "-F", guest.ssh_config, "-o", "BatchMode=yes", "guest", "true"], timeout=120)
-    print(f"the guest is open. Its evidence of {talk.at.astimezone():%Y-%m-%d %H:%M:%S}, for which it got its key, was")
-    print("verified again; it can give no new one. Its sshd has just proven the host key that came with it.")
+    print(f"the guest has its key. Its evidence of {talk.at.astimezone():%Y-%m-%d %H:%M:%S}, for which it got the key,")
+    print("was verified again; it can give no new evidence. Its sshd has just proven the host key in that evidence.")
     say_accepted(verdict.to_json())
 
 

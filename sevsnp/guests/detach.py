@@ -47,7 +47,9 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
                 said = "\n".join(line for line in printable_lines(read_console(log)) if line.strip())
                 raise UserError(f"the guest {name} did not start (exit code {process.returncode}):\n{said[-3000:]}")
             if time.monotonic() > deadline:
-                raise UserError(f"the guest {name} wrote nothing in {_SECONDS:.0f} s", f"see: ./doitw logs NAME={name}")
+                raise UserError(
+                    f"the guest {name} wrote no console line in {_SECONDS:.0f} s", f"see: ./doitw logs NAME={name}"
+                )
             progress.step(f"the guest {name} starts")
             time.sleep(0.1)
     except BaseException:

@@ -116,7 +116,7 @@ def stop(*, runs: Path, name: str) -> None:
                 print(f"the guest {guest.name} has powered off")
                 return
         else:
-            print(f"the guest {guest.name} was not attested, so it cannot be asked to power off: QEMU is ended")
+            print(f"the guest {guest.name} was not attested, so nobody can log in to power it off: QEMU is ended")
         signal.pidfd_send_signal(process, signal.SIGTERM)
         if not _ended(process, _END_SECONDS):
             raise UserError(f"process {found.pid} did not end in {_END_SECONDS:.0f} s", f"end it: kill -9 {found.pid}")

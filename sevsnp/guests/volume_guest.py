@@ -53,7 +53,7 @@ def run_volume(
         check_fixed(read_vm_config(config_of(source.configs, "luks", "snp")), asked)
         check_options(options)
         _check_first(chosen, source, config_dir, earlier)
-        print(f"making {chosen.path}, where what the guest writes stays", flush=True)
+        print(f"making {chosen.path}, which keeps what the guest writes", flush=True)
         chosen.make(source)
         for other in volumes(data_dir):
             if other != chosen:
@@ -144,7 +144,7 @@ def _check_first(chosen: Volume, source: Source, config_dir: Path, earlier: Path
     if generation:
         print(
             f"note: volume {chosen.uuid} was booted {generation} times from another copy of its disk, and "
-            f"{ATTEST} takes no older one; go on with that copy: ./doitw adopt_luks IMAGE=… — "
+            f"{ATTEST} refuses an older one; go on with that copy: ./doitw adopt_luks IMAGE=… — "
             "or, if it is lost, make a new volume: ./doitw forget _luks_image, then ./doitw setup_luks",
             flush=True,
         )
@@ -155,6 +155,6 @@ def _bring_up_to_date(chosen: Volume, source: Source) -> None:
         return
     try:
         if chosen.refresh(source, taken=source.digest()):
-            print(f"volume {chosen.uuid}: boots with what {source.configs} has now", flush=True)
+            print(f"volume {chosen.uuid}: boots with the new files of {source.configs}", flush=True)
     except UserError as error:
-        print(f"volume {chosen.uuid}: boots as before, for {source.configs} is not up to date: {error}", flush=True)
+        print(f"volume {chosen.uuid}: boots as before, because {source.configs} is not up to date: {error}", flush=True)

@@ -49,7 +49,11 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--forward", type=_forwards, default=(), metavar="HERE:GUEST,…", help="more ports into the guest, as 8443:443"
     )
-    parser.add_argument("--restricted", action="store_true", help="no way out for the guest, only these ports in")
+    parser.add_argument(
+        "--restricted",
+        action="store_true",
+        help="the guest reaches no network; only its forwarded ports can be reached",
+    )
     parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
     parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
     return parser
@@ -68,7 +72,7 @@ def _bundle_task(launch: Launch) -> str:
 
 
 def _other_bundle(launch: Launch) -> str:
-    return f"the owner makes one that can be emulated too with: ./doitw {_bundle_task(launch)} PLATFORM=auto"
+    return f"ask the owner for a bundle that can be emulated too, from: ./doitw {_bundle_task(launch)} PLATFORM=auto"
 
 
 def _in_own_words(text: str, launch: Launch | None) -> str:

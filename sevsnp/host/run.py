@@ -81,7 +81,7 @@ def check_boot(options: RunOptions) -> None:
     QEMU's exit code does not show it: the guest has ended itself.
     """
     if line := boot_failure(read_console(options.serial_log)):
-        raise UserError(f"the guest failed: {line}", f"what came before: {options.serial_log}")
+        raise UserError(f"the guest failed: {line}", f"see the console log: {options.serial_log}")
 
 
 def another_guest(task: str, name: str) -> str:

@@ -60,7 +60,7 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
             yield options
         except UserError as error:
             raise UserError(
-                f"{_said(options)}{error.message}".strip(), error.hint or f"all of it: {options.messages}"
+                f"{_said(options)}{error.message}".strip(), error.hint or f"see the whole log: {options.messages}"
             ) from error
 
 

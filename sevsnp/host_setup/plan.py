@@ -80,7 +80,7 @@ class Plan:
 def make_plan(machine: Machine) -> Plan:
     """The plan for a machine. Raises :class:`UserError` for a distribution that is not known."""
     release = _os_release(machine.os_release)
-    system = release.get("PRETTY_NAME") or "a system without a name"
+    system = release.get("PRETTY_NAME") or "a system without a name in os-release"
     package = KERNELS.get((release.get("ID", ""), release.get("VERSION_ID", "")))
     if package is None:
         known = ", ".join(f"{name.capitalize()} {version}" for name, version in KERNELS)
@@ -90,7 +90,7 @@ def make_plan(machine: Machine) -> Plan:
         )
     version = kernel_version(machine.kernel)
     wanted = {UDEV_FILE: _UDEV_TEXT}
-    notes = [f"in spite of all this, no SEV-SNP guest will start here: {machine.unfit}"] if machine.unfit else []
+    notes = [f"even after these changes, no SEV-SNP guest will start here: {machine.unfit}"] if machine.unfit else []
     words = machine.cmdline.split()
     # No later word of the command line takes these back.
     notes += [f"by hand: take {word} out of the kernel command line" for word in IOMMU_OFF if word in words]

@@ -54,7 +54,13 @@ def processor(platform: Platform) -> Finding:
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     found = model[1].strip() if model else "a processor without a name"
     if "AuthenticAMD" not in text:
-        return Finding("processor", "failed", f"{found}, not AMD's", wanted, "use another machine: only AMD's has it")
+        return Finding(
+            "processor",
+            "failed",
+            f"{found}, not AMD's",
+            wanted,
+            "use another machine: only AMD processors have SEV-SNP",
+        )
     try:
         product = product_in(text)
     except UserError:
@@ -209,7 +215,7 @@ def initialized(platform: Platform) -> Finding:
     if platform.status:
         found = f"{platform.status.state}, RMP {'' if platform.status.rmp_initialized else 'not '}initialized"
         mend = (
-            "load the driver anew as root, and look at its messages with dmesg: modprobe -r kvm_amd; modprobe kvm_amd"
+            "load the driver again as root, and look at its messages with dmesg: modprobe -r kvm_amd; modprobe kvm_amd"
         )
         return Finding("initialization", "failed", found, wanted, mend)
     return Finding("initialization", "unknown", _no_status(platform), wanted, _SHOW_LOG)

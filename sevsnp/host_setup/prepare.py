@@ -96,7 +96,7 @@ def _check_files(plan: Plan, root: Path) -> None:
         if place.exists() and ours.get(path) != digest(place.read_bytes()):
             move = shlex.join(["mv", str(place), f"{place}.old"])
             raise UserError(
-                f"{place}: prepare_host has not written this, or it was changed since",
+                f"{place}: found a file that prepare_host did not write, or that was changed since",
                 f"move it away, as root: {move}",
             )
 
@@ -118,7 +118,7 @@ def _say_next(plan: Plan) -> None:
     if plan.reboot:
         print(f"prepare_host: reboot this machine now, with the BIOS set up as docs/hardware.md says; {_AGAIN}")
     else:
-        print(f"prepare_host: log in anew, so that the rights apply; {_AGAIN}")
+        print(f"prepare_host: log in again, so that the rights apply; {_AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Work:
         found = Installation((), {})
         if plan.package:
             if command.run_attached([*self.as_root, *_APT_GET, "--quiet", "update"]):
-                print("the package lists could not be fetched anew; going on with those that are here")
+                print("the package lists could not be updated; going on with the present ones")
             found = simulate(plan.package, self.root)
         users = (plan.user,) if plan.user else ()
         changes = read_changes(self.root).plus(

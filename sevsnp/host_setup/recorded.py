@@ -111,8 +111,8 @@ def _read(tree: Path, part: str) -> str | None:
     for path in sorted(tree.glob(part)):
         place = path.resolve()
         if not place.is_relative_to(home) or not place.is_file():
-            raise UserError(f"{path}: not a file of the recording", "take the link, or whatever it is, out of it")
+            raise UserError(f"{path}: not a file of the recording", "remove it from the recording")
         if place.stat().st_size > _LARGEST:
-            raise UserError(f"{path}: larger than {_LARGEST} bytes", "leave in it the lines that concern SEV-SNP")
+            raise UserError(f"{path}: larger than {_LARGEST} bytes", "shorten it to the lines that concern SEV-SNP")
         texts.append(place.read_text(errors="replace"))
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts) if texts else None

@@ -77,7 +77,7 @@ def device(platform: Platform, name: str) -> Finding:
     if state == "usable":
         return Finding(name, "ok", "this user may use it", wanted)
     if state == "no rights":
-        mend = "get the rights, and log in anew: ./doitw prepare_host"
+        mend = "get the rights, and log in again: ./doitw prepare_host"
         return Finding(name, "failed", "this user may not open it", wanted, mend)
     if state is None:
         return Finding(name, "unknown", "not recorded", wanted, f"see: ls -l {name}")
@@ -113,7 +113,7 @@ def launch(platform: Platform) -> Finding | None:
     failed = re.search(r"^.*\bret=-(\d{1,9}).*$", platform.host.text(recorded.QEMU_LOG), re.MULTILINE)
     if failed is None or pflash(platform):
         return None
-    mend = "mend the lines above, and try again"
+    mend = "correct what the lines above report, and try again"
     if failed[1] == "25":
         mend = "QEMU and the host's kernel do not fit: use Linux 6.11 and QEMU 9.1, or newer, and neither with patches"
     return Finding("launch", "failed", failed[0].strip(), "a guest that starts", mend)
@@ -144,7 +144,7 @@ def secure_processor(platform: Platform) -> Finding | None:
         return None
     said = [f"alias check {'' if status.alias_check_complete else 'not '}complete"]
     if status.current_tcb != status.reported_tcb:
-        said.append("the current TCB is not the reported one")
+        said.append("the current TCB differs from the reported one")
     names = {"vlek_en": "a VLEK is loaded", "mask_chip_key": "reports are not signed", "mask_chip_id": "no chip id"}
     said += [text for name, text in names.items() if status.flags[name]]
     return Finding("reports", "note", "; ".join(said), "", "more about it: build/bin/sev-feature-info")

@@ -82,7 +82,9 @@ def _from_descriptor(text: str) -> bytes:
         with os.fdopen(int(text), "rb") as stream:
             data = stream.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{DESCRIPTOR_VARIABLE}={text}: {error.strerror}", "run ./doitw, which gives it") from None
+        raise UserError(
+            f"{DESCRIPTOR_VARIABLE}={text}: {error.strerror}", "run ./doitw, which sets the variable"
+        ) from None
     return _checked(data, "LUKS_KEY")
 
 
@@ -118,8 +120,8 @@ def _typed(*, twice: bool, before: Key | None) -> bytes:
         raise UserError("LUKS_KEY_FILE=-: there is no terminal to ask on", "give LUKS_KEY, or a file: LUKS_KEY_FILE=…")
     with progress.paused():
         first = before.data if before else getpass.getpass("disk key: ").encode()
-        if twice and getpass.getpass("the same once more: ").encode() != first:
-            raise UserError("disk key: the two entries differ", "run it again")
+        if twice and getpass.getpass("disk key again: ").encode() != first:
+            raise UserError("disk key: the two entries differ", "run the command again")
     return _checked(first, "the key typed here")
 
 

@@ -17,7 +17,7 @@ NONCE_SIZE = 32
 MAX_ANSWER = 256 * 1024
 _HOST_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}")
 _MAX_HOST_KEYS = 8
-NOBODY = "is the guest up, and its ATTEST_PORT forwarded?"
+NOBODY = "check that the guest runs, and that its ATTEST_PORT is forwarded"
 
 
 class NoAnswer(UserError):
@@ -62,7 +62,7 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("it took too long")
+            raise TimeoutError("no whole answer in time")
         connection.settimeout(left)
         piece = connection.recv(65536)
         if not piece:
@@ -76,7 +76,7 @@ def parse_answer(data: bytes, where: str) -> GuestAnswer:
     """Check the form of an answer; an error names the key that is missing, not text or not base64."""
     document = parse_object(data, where)
     if "error" in document:
-        raise UserError(f"{where}: the guest offers no evidence: {printable(document['error'])}")
+        raise UserError(f"{where}: the guest gave no evidence: {printable(document['error'])}")
     keys = read_host_keys(document, where)
     return GuestAnswer(
         read_base64(document, "report", where), read_base64(document, "certificates", where, optional=True), keys

@@ -105,7 +105,7 @@ def connect(host: str, port: int, context: ssl.SSLContext, seconds: float = CONN
     except OSError as error:
         raise UserError(
             f"{host}:{port}: no answer: {error.strerror or error}",
-            "does the guest wait for its key, and is its ATTEST_PORT forwarded?",
+            "check that the guest waits for its key, and that its ATTEST_PORT is forwarded",
         ) from error
 
 
@@ -186,8 +186,8 @@ def _answer(connection: ssl.SSLSocket, seconds: float, where: str) -> dict[str, 
     document = parse_object(_receive(connection, size, deadline, where), where)
     if "error" in document:
         raise UserError(
-            f"{where}: the guest refuses, and powers off: {printable(document['error'])}",
-            "its console says more; where it runs here: ./doitw logs",
+            f"{where}: the guest refused the key release, and powers off: {printable(document['error'])}",
+            "read its console on the machine that runs it: ./doitw logs",
         )
     return document
 
@@ -208,9 +208,9 @@ def _receive(connection: ssl.SSLSocket, size: int, deadline: float, where: str) 
 
 def _gone(where: str, error: OSError | None) -> UserError:
     if isinstance(error, TimeoutError):
-        return UserError(f"{where}: it took too long", "see the guest's console")
+        return UserError(f"{where}: no whole answer in time", "read the guest's console")
     why = "it closed the connection" if error is None else (error.strerror or str(error))
     return UserError(
         f"{where}: the guest closed the connection: {why}",
-        "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
+        "check that the guest was made with this CONFIG_DIR's owner certificate, and that no other owner attests it",
     )

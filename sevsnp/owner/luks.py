@@ -42,8 +42,8 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
     elif domain == "emulated":
         if record.key != "made" and not emulated_asked:
             raise UserError(
-                "a key of your own is not sent to an emulated guest, which keeps nothing from its host",
-                "to let its host have the key: PLATFORM=emulated",
+                "a key of your own is not sent to an emulated guest, whose host can read it",
+                "allow it, if the host may have the key: PLATFORM=emulated",
             )
     else:
         raise UserError(f"found trust domain {domain!r}, expected amd or emulated")
@@ -66,9 +66,12 @@ class Volume:
         if key is None and self.record.key == "made":
             key = luks_key.read_made_key(config_dir, luks.uuid)
         if key is None:
-            raise UserError(f"{header}: made with a key of your own, and none is given", f"LUKS_KEY=… {again}")
+            raise UserError(
+                f"{header}: found no key, expected the key of your own that the volume was made with",
+                f"give the key: LUKS_KEY=… {again}",
+            )
         if not opens(luks.data, key.data):
-            raise UserError(f"{key.source}: this key does not open {header}", "nothing was sent; give the right key")
+            raise UserError(f"{key.source}: this key does not open {header}", "give the right key; no key was sent")
         self._key = key.data
 
     def secret_for(self, verdict: Verdict, *, emulated_asked: bool) -> Secret:

@@ -20,7 +20,7 @@ from sevsnp.system.files import each_key_once, scratch_directory, sha256_file
 
 RECORD = "built.json"
 HOST_KERNELS = "linux/host"
-_HOW = "docs/packages.md says how it is built and fetched"
+_HOW = "see docs/packages.md: how it is built and fetched"
 # The stages, and for each the package whose files it replaces; the kernel's set is replaced as a whole.
 _STAGES = {"qemu": "qemu-system-x86", "ovmf": "ovmf-amdsev", "guest-kernel": "", "host-kernel": ""}
 
@@ -48,7 +48,7 @@ def read_built(built: Path) -> Mapping[str, Any]:
         record = json.loads(place.read_bytes(), object_pairs_hook=each_key_once)
         files = dict(record["files"])
     except FileNotFoundError:
-        raise UserError(f"{place}: no such file: nothing that was built from source is here", _HOW) from None
+        raise UserError(f"{place}: no such file, expected the result of a build from source", _HOW) from None
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{place}: not the record of a build: {error!r}", _HOW) from None
     found = {path.relative_to(built).as_posix(): path for path in built.rglob("*") if path.is_file()}
@@ -57,7 +57,7 @@ def read_built(built: Path) -> Mapping[str, Any]:
         if name.partition("/")[0] not in _STAGES:
             raise UserError(f"{built}: found {name}, expected files of the stages {', '.join(_STAGES)}", _HOW)
         if name not in found or sha256_file(found[name]) != files.get(name):
-            raise UserError(f"{built}: {name} is not as {RECORD} says", _HOW)
+            raise UserError(f"{built}: {name} differs from what {RECORD} says", _HOW)
     return dict(record)
 
 

@@ -18,7 +18,7 @@ from sevsnp.system.logins import without_login
 
 # Bytes.
 LARGEST = 64 << 30
-DIGEST = "give the URL of the right file, and the SHA-256 that its maker says"
+DIGEST = "give the URL of the right file, and the SHA-256 that its publisher states"
 
 
 def fetch_by_digest(

@@ -88,8 +88,8 @@ class Connections:
                 response.close()
             uri, _ = split_login(urljoin(uri, target))
             if urlsplit(uri).scheme not in ("http", "https"):
-                raise StatusError(response.status, f"leads to {uri}")
-        raise StatusError(response.status, f"more than {REDIRECTS} times")
+                raise StatusError(response.status, f"redirects to {uri}")
+        raise StatusError(response.status, f"redirects more than {REDIRECTS} times")
 
     def _proxy(self, uri: str) -> str:
         """The proxy for ``uri``, in apt's order: apt's own setting, else the environment's; no_proxy overrides both."""

@@ -35,7 +35,7 @@ class MismatchError(UserError):
     """The received file does not match the lock; ``found`` is its SHA-256 (64 hex digits)."""
 
     def __init__(self, message: str, found: str) -> None:
-        super().__init__(message, "try again; if it stays so, choose another MIRROR")
+        super().__init__(message, "try again; if it fails again, choose another MIRROR")
         self.found = found
 
 

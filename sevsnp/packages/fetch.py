@@ -150,7 +150,7 @@ class _Run:
             except DroppedError:
                 continue
             except UserError as error:
-                raise UserError(f"{dropped}, and the snapshot mirror does not help: {error.message}", advice) from error
+                raise UserError(f"{dropped}, and the snapshot mirror failed: {error.message}", advice) from error
             return self._snapshots.served.append(package) if self._snapshots else None
         tried = [without_login(one) for one in (*tried, *bases)]
         raise UserError(

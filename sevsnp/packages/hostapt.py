@@ -25,7 +25,9 @@ class Source:
 
 def configuration() -> dict[str, str]:
     """The host's apt settings (``apt-config dump``) by name; lists keep only their last entry."""
-    text = run(["apt-config", "dump"], hint="apt is needed: it says where packages come from").decode(errors="replace")
+    text = run(["apt-config", "dump"], hint="install apt: its configuration says where packages come from").decode(
+        errors="replace"
+    )
     return {match[1]: match[2] for match in re.finditer(r'^(\S+) "(.*)";$', text, re.MULTILINE)}
 
 

@@ -91,7 +91,7 @@ def unpack_kernel(*, deb: Path, output: Path) -> str:
         with (new / "vmlinuz").open("rb") as stream:
             stream.seek(_BZIMAGE_OFFSET)
             if stream.read(4) != _BZIMAGE_MAGIC:
-                raise UserError(f"{deb}: boot/vmlinuz-{version} is no x86 kernel image (bzImage)", _HINT)
+                raise UserError(f"{deb}: boot/vmlinuz-{version} is not an x86 kernel image (bzImage)", _HINT)
         if modules != {version}:
             found = ", ".join(sorted(modules)) or "none"
             raise UserError(f"{deb}: found modules for {found}, expected them for {version}", _HINT)

@@ -32,7 +32,7 @@ MOST_ENTRIES, MOST_BYTES = 50_000, 4 << 30
 _LONGEST_MANIFEST = 16 << 20
 # Of a header with a long name. tarfile reads such a header into memory as a whole.
 _LONGEST_NAME = 1 << 16
-_AGAIN = "make the archive again, where its tree was built: ./doitw pack_release"
+_AGAIN = "make the archive again where it was built: ./doitw pack_release"
 
 
 class _OddError(Exception):
@@ -127,9 +127,9 @@ def _unpack_entry(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path, see
     path = _path(member.name)
     shown = f"the entry {member.name!a}"
     if path in seen:
-        raise _OddError(f"{shown} is there twice")
+        raise _OddError(f"{shown} occurs twice")
     if path and not seen.get(path.rpartition("/")[0]):
-        raise _OddError(f"{shown} has no directory before it")
+        raise _OddError(f"{shown} comes before the entry of its directory")
     if member.mode & 0o7000:
         raise _OddError(f"{shown} has the mode {member.mode:o}, expected no set-ID and no sticky bit")
     target = tree / path

@@ -132,7 +132,7 @@ class PrivateApt:
         for archive, base in sorted(self.bases, key=lambda pair: -len(pair[1])):
             if uri.startswith(f"{base}/"):
                 return archive, unquote(uri.removeprefix(f"{base}/"))
-        raise UserError(f"apt names {uri}, which is in none of the archives it was given")
+        raise UserError(f"apt returned {uri}, expected an address in one of the given archives")
 
 
 def complaints(error: UserError) -> str:
@@ -169,10 +169,10 @@ def resolve_set(apt: PrivateApt, asked: PackageSet, note: Note) -> LockedSet:
     names = {package.name for package in packages}
     for name in asked.packages:
         if resolved.get(name, name) not in names:
-            raise UserError(f"{asked.file}: {name} is no package of its own", "name the package that provides it")
+            raise UserError(f"{asked.file}: found {name}, a virtual package", "name the package that provides it")
     for name in asked.exclude:
         if name not in names:
-            note(f"{asked.file}: exclude: {name} would not be there anyway")
+            note(f"{asked.file}: exclude: {name} has no effect: the set does not have that package")
     return LockedSet(
         suite=asked.suite,
         dates=(apt.date(),),

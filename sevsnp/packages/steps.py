@@ -161,7 +161,7 @@ def _source_files(
             raise
         raise UserError(
             error.message,
-            "leave FIRMWARE=source away, or name a snapshot mirror in config.yaml: "
+            "do not set FIRMWARE=source, or name a snapshot mirror in config.yaml: "
             'snapshot_mirror: "https://HOST/archive/debian/@SNAPSHOTID@"',
         ) from error
     if kept:

@@ -74,8 +74,8 @@ class Clean(cmd_clean.Clean):  # type: ignore[misc]
 
     doc_purpose = "remove what was built"
     doc_description = (
-        "Without TASK everything that was built goes, with the log of the last runs. Keys, downloads, the artefact "
-        "cache, volumes that guests have written and what guests and tests wrote below build/ stay."
+        "Without TASK everything that was built is removed, with the log of the last runs. Keys, downloads, the "
+        "artefact cache, volumes that guests have written and what guests and tests wrote below build/ stay."
     )
 
     def _execute(
@@ -115,7 +115,7 @@ class Forget(cmd_forget.Forget):  # type: ignore[misc]
     sel_tasks: Any
 
     doc_purpose = "forget that tasks have run, so that they run again"
-    doc_description = "Without TASK: all of them. What the artefact cache has is copied from there all the same."
+    doc_description = "Without TASK: all of them. What is in the artefact cache is copied, not made again."
 
     def _execute(self, forget_sub: bool, forget_disable_default: bool, forget_all: bool) -> None:
         if not self.sel_default_tasks:
@@ -243,7 +243,7 @@ class Info(cmd_info.Info):  # type: ignore[misc]
         """The reasons for a status, a line each."""
         if letter not in "RE":
             return []
-        waiting = [f"{name} is to be made first" for name in tasks.needed(task) if tasks.status(name) in "RE"]
+        waiting = [f"{name} must be made first" for name in tasks.needed(task) if tasks.status(name) in "RE"]
         if tasks.is_group(task):
             stale = sorted(name for name in tasks.all_needed(task.name) if tasks.status(name) in "RE")
             return [f"{name}: {line}" for name in stale for line in self._own(tasks, tasks.by_name[name])] or waiting

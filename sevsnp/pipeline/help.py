@@ -24,7 +24,7 @@ OF_THE_CACHE = ("SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_KEY", "CACHE_PUBLI
 LEGEND = {
     "U": "up to date",
     "R": "to be made",
-    "E": "cannot be made: what it needs is not there",
+    "E": "cannot be made: an input is missing",
     "I": "ignored",
     "-": "a command, which runs whenever it is asked for",
 }

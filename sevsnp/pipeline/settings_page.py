@@ -125,13 +125,13 @@ def _rebuilt(guide: Guide, tasks: Tasks, present: Settings, setting: Setting) ->
     try:
         decided = decided_by(guide, tasks, present, setting)
     except InvalidDodoFile as error:
-        return wrapped(f"What a change of it rebuilds cannot be said: {error}", width())
+        return wrapped(f"Cannot tell what a change of it rebuilds: {error}", width())
     if not decided:
-        return ["A change of it rebuilds nothing, the other settings being as they are."]
+        return ["With the present other settings, a change of it rebuilds nothing."]
     lines = ["A change of it rebuilds:"]
     lines += [f"  {path}" for name in sorted(decided) for path in _shortened(tasks.by_name[name].targets)]
     if later := sorted(tasks.by_name[name].targets[0] for name in tasks.made_after(decided)):
-        text = f"and, where that comes out different, what is made from it: {', '.join(later)}"
+        text = f"and, if their content changes, what is made from them: {', '.join(later)}"
         lines += wrapped(text, width())
     return lines
 

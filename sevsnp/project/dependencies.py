@@ -113,7 +113,7 @@ def _install_wanted(wanted: Sequence[Dependency]) -> None:
         raise UserError(f"not installed: {', '.join(packages)}", by_hand)
     _install(packages, as_root, by_hand)
     if still := [dependency.package for dependency in wanted if not dependency.present()]:
-        raise UserError(f"installed, and still not there: {', '.join(still)}", by_hand)
+        raise UserError(f"installed, but still not found: {', '.join(still)}", by_hand)
     print(f"install_dependencies: installed {', '.join(packages)}")
 
 
@@ -122,7 +122,7 @@ def _install(packages: Sequence[str], as_root: Sequence[str], by_hand: str) -> N
     apt_get = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", *_APT_GET]
     # A new machine has no package lists; an old one has lists of packages that the mirror has replaced.
     if command.run_attached([*apt_get, "--quiet", "update"]):
-        print("apt-get update failed; trying with the package lists that are here")
+        print("apt-get update failed; trying with the present package lists")
     code = command.run_attached([*apt_get, *install_command(packages)[1:]])
     if code:
         raise UserError(f"apt-get could not install {', '.join(packages)} (exit code {code})", by_hand)

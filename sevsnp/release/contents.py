@@ -57,7 +57,7 @@ class Contents:
         if len(data) > limit:
             raise ContentsError(f"more than {limit} bytes")
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ContentsError("changed while it was looked at")
+            raise ContentsError("changed while it was read")
         return data
 
     def below(self, name: str) -> list[str]:
@@ -116,5 +116,5 @@ def _contents_error(error: OSError, where: str = "") -> ContentsError:
     if isinstance(error, FileNotFoundError):
         return ContentsError("missing")
     if isinstance(error, NotADirectoryError):
-        return ContentsError(f"{where}expected a directory, and no symbolic link to one")
+        return ContentsError(f"{where}expected a directory, not a symbolic link")
     return ContentsError(f"{where}cannot be read: {error.strerror}")

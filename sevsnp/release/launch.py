@@ -91,7 +91,7 @@ def _named_files(contents: Contents, files: Files, launch: Launch) -> dict[str, 
     for what, file in {**wanted, **{disk.role: disk for disk in launch.disks}}.items():
         name = os.path.relpath(file.path, contents.root)
         if name not in files:
-            raise ContentsError(f"its {what}, {name}, is no artefact of the manifest")
+            raise ContentsError(f"its {what}, {name}, is not an artefact of the manifest")
         if files[name].get("sha256") != file.sha256:
             raise ContentsError(f"its {what}, {name}, has SHA-256 {files[name].get('sha256')}, it says {file.sha256}")
         names[what] = name

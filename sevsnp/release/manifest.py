@@ -191,9 +191,9 @@ _KEYS = frozenset(
 def _check(document: Mapping[str, Any]) -> None:
     """Raise ValueError, LookupError or TypeError unless ``document`` has the shape of a manifest."""
     if set(document) != _KEYS:
-        raise ValueError(f"found {sorted(set(document) ^ _KEYS)!a} more or less than expected")
+        raise ValueError(f"found unknown or missing keys: {sorted(set(document) ^ _KEYS)!a}")
     if not document["artefacts"] or not document["launch"]:
-        raise ValueError("it names no artefact or no VM config")
+        raise ValueError("found no artefact or no VM config in it")
     for name, facts in document["artefacts"].items():
         check_name(name, "artefacts")
         _check_facts(name, facts)

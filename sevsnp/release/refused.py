@@ -65,7 +65,7 @@ def read_refused(manifest: Path | None, public_key: Path | None, names: tuple[st
 
     for name, value, other in zip(names, (manifest, public_key), reversed(names), strict=True):
         if value is None:
-            raise UserError(f"{name}: not given, expected beside {other}: a list counts by its signature only")
+            raise UserError(f"{name}: not given, expected together with {other}: only a signed list counts")
     assert manifest and public_key
     document, _ = read_manifest(manifest, public_key)
     return NeverAccepted(**document["refused"])

@@ -30,7 +30,7 @@ def verify_manifest(*, manifest: Path, public_key: Path | None, project: Path) -
         count = f"{len(problems)} difference{'s' if len(problems) > 1 else ''}"
         raise UserError("\n".join([f"{manifest}: {count}", *(f"  {problem}" for problem in problems)]))
     digests = sum(len(entry["digests"]) for entry in document["launch"].values())
-    print(f"  {len(document['artefacts'])} artefacts are as it says, and so are {digests} launch digests")
+    print(f"  {len(document['artefacts'])} artefacts and {digests} launch digests are as the manifest says")
     refused = document["refused"]
     print(
         f"  never to be accepted: {len(refused['launch_digests'])} launch digests of emulated guests, "
@@ -87,7 +87,7 @@ def _launch_differences(
     named = said.get("files")
     needed = [config, *(named.values() if isinstance(named, dict) else ())]
     if bad := [name for name in needed if name in listed and name not in files]:
-        yield f"{config}: its launch digests cannot be checked, for {', '.join(bad)} differs"
+        yield f"{config}: its launch digests cannot be checked, because {', '.join(bad)} differs"
         return
     try:
         found = describe_launch(contents, files, config, said["acpi"])
@@ -137,8 +137,8 @@ def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> st
     signature = manifest.with_name(f"{manifest.name}.sig")
     if public_key is None:
         if signature.exists():
-            return "signature not checked: no MANIFEST_PUBLIC_KEY is given, so anybody may have written it"
-        return "not signed: anybody may have written it"
+            return "signature not checked: no MANIFEST_PUBLIC_KEY is given; anybody may have written the manifest"
+        return "not signed: anybody may have written the manifest"
     from sevsnp.keys.signature import fingerprint, is_signed, load_public_key
 
     key = load_public_key(public_key)
@@ -148,9 +148,7 @@ def _check_signature(data: bytes, manifest: Path, public_key: Path | None) -> st
             "sign with: ./doitw manifest MANIFEST_KEY=FILE",
         )
     if not is_signed(key, _read(signature, MAX_SIGNATURE, ""), data):
-        raise UserError(
-            f"{signature}: is no signature of {manifest.name} by {public_key}: the rest of the manifest was not checked"
-        )
+        raise UserError(f"{signature}: is not a signature of {manifest.name} by {public_key}: nothing else was checked")
     return f"signed by {public_key} (SHA-256 of the key {fingerprint(key)})"
 
 

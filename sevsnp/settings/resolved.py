@@ -136,7 +136,8 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
         if name in SECRETS:
             raise UserError(
                 f"{name}=… on the command line: every process on this machine can read it there",
-                f"that key is no secret any more; give another one in the environment, or in a file: {name}_FILE=FILE",
+                "give another key, in the environment or in a file, because this one is no longer secret: "
+                f"{name}_FILE=FILE",
             )
         if name not in _BY_NAME:
             raise UserError(

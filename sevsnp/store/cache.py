@@ -186,6 +186,6 @@ def require_cache() -> Cache:
     if found is None:
         raise UserError(
             "CACHE=off: found no artefact cache, expected one",
-            "leave CACHE=off away, in the environment and in config.yaml too",
+            "remove CACHE=off from the command line, the environment and config.yaml",
         )
     return found

@@ -219,7 +219,7 @@ def read_tree(root: Path, ignored: Collection[str] = ()) -> "Tree":
         elif stat.S_ISREG(status.st_mode) and not mode & ~MODES:
             nodes[name] = File(Blob(sha256_file(root / name), status.st_size), mode)
         else:
-            raise ValueError(f"{root / name}: found a special file or a set-id bit, which no artefact may have")
+            raise ValueError(f"{root / name}: found a special file or a set-id bit, expected plain files")
     ordered = {name: nodes[name] for name in sorted(nodes)}
     tree = Tree(stat.S_IMODE(root.lstat().st_mode) & MODES, ordered, Blob("0" * 64, 0))
     digest, size = hashlib.sha256(), 0

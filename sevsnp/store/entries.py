@@ -166,7 +166,7 @@ def _output(document: Any) -> File | Tree:
         nodes[path] = _node(tree["nodes"][path])
     found = Tree(_mode(tree["mode"]), nodes, Blob(document["pack"]["sha256"], document["pack"]["size"]))
     if sum(file.blob.size for file in found.packed().values()) != found.pack.size:
-        raise EntryError("a pack of another size than its files")
+        raise EntryError("the size of a pack differs from that of its files")
     return found
 
 

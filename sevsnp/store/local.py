@@ -59,13 +59,13 @@ class LocalStore:
         except OSError as error:
             raise UserError(
                 f"{self.directory}: the artefact cache cannot be made: {error.strerror}",
-                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without",
+                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to build without it",
             ) from error
         if not is_private(self.directory):
             raise UserError(
                 f"{self.directory}: found a directory of user {status.st_uid} with mode "
                 f"{stat.S_IMODE(status.st_mode):04o}, expected one that only you can write to",
-                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without",
+                "set SEVSNP_CACHE to a directory of your own, or CACHE=off to build without it",
             )
 
     # The locks. A process that reads or adds holds the lock of the whole cache shared; a process that removes holds it

@@ -99,7 +99,7 @@ def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache 
         if (now := artefact.parts()) != parts:
             # The result belongs to neither the old nor the new inputs.
             changed = " and ".join(name for name in now if now[name] != parts[name])
-            raise UserError(f"its {changed} changed while it was made", "run it again")
+            raise UserError(f"its {changed} changed while it was made", "run the command again")
         entry = Entry(key, artefact.function, outputs)
         if not _is_of_its_kind(artefact, entry):
             raise UserError(f"{artefact.function} made a directory for a file, or a file for a directory")
@@ -119,7 +119,7 @@ def _check_sources(module: str) -> None:
     """Refuse sources that changed since this process started: the loaded code would differ from its digest."""
     for path in reached_sources(module).values():
         if path.stat().st_ctime_ns > session.started_ns():
-            raise UserError(f"{path}: changed since this run started", "run it again")
+            raise UserError(f"{path}: changed since this run started", "run the command again")
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Login(TokenAuth):  # type: ignore[misc]
     def refusal(self) -> Refused:
         """The error for a refused login, or for a missing one."""
         host = self._reference.host
-        known = "the login in" if hasattr(self, "_basic_auth") else "needs a login, and there is none in"
+        known = "the login in" if hasattr(self, "_basic_auth") else "needs a login, but found none in"
         trouble = f" ({self._trouble})" if self._trouble else ""
         what = "refuses " if hasattr(self, "_basic_auth") else ""
         return Refused(f"{self._reference}: {what}{known} {docker_config()}{trouble}; docker login {host}")
@@ -101,7 +101,7 @@ class Login(TokenAuth):  # type: ignore[misc]
     def _get_auth_from_creds_store(self, suffix: str, hostname: str) -> str | None:
         """The user and password from a helper, encoded for basic authentication; None if the helper has none."""
         if not isinstance(suffix, str) or not _HELPER_NAME.fullmatch(suffix):
-            self._trouble = "the name of a credential helper is not valid"
+            self._trouble = "invalid name of a credential helper"
             return None
         helper = f"docker-credential-{suffix}"
         try:
@@ -111,7 +111,7 @@ class Login(TokenAuth):  # type: ignore[misc]
             found = json.loads(answer)
             return base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
         except UserError:
-            self._trouble = f"{helper} has none, or fails"
+            self._trouble = f"{helper} gives no login"
         except (ValueError, KeyError, TypeError):
-            self._trouble = f"{helper} answers with something else"
+            self._trouble = f"{helper} gives no login in the expected form"
         return None

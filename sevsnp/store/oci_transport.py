@@ -132,7 +132,7 @@ class Transport:
         with _plainly(self._reference, current_watch()):
             url = parse_url(urljoin(f"{self._reference.base}/", location))
         if not location or _origin(url) != self._origin or url.auth:
-            raise Unavailable(f"{self._reference}: wants uploads sent to {_where(url) if location else 'nowhere'}")
+            raise Unavailable(f"{self._reference}: redirects uploads to {_where(url) if location else 'no address'}")
         return url.url
 
     def token(self, url: str, **options: Any) -> requests.Response:
@@ -205,7 +205,7 @@ class Transport:
         """``url``, if no third party can read or change what is sent there. Raises :class:`Unavailable`."""
         local = self._reference.scheme == "http" and url.scheme == "http" and is_loopback(url.host or "")
         if not ((url.scheme == "https" and url.host) or local) or url.auth:
-            raise Unavailable(f"{self._reference}: sends {what} to {_where(url)}")
+            raise Unavailable(f"{self._reference}: redirects {what} to {_where(url)}")
         return url
 
     def _unexpected(self, method: str, answer: Answer) -> Refused:
@@ -292,7 +292,7 @@ def _innermost(error: BaseException) -> str:
             return f"certificate not accepted: {clean(found.verify_message)}"
         if isinstance(found, OSError) and found.strerror and not isinstance(found, requests.RequestException):
             return clean(found.strerror)
-    return f"does not speak HTTP as it should ({type(seen[-1]).__name__})"
+    return f"gave an invalid HTTP response ({type(seen[-1]).__name__})"
 
 
 def _origin(url: Url) -> tuple[str | None, str | None, int | None]:

@@ -63,7 +63,7 @@ class Registry:
         try:
             config, layers = parse_manifest(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise Tampered(f"{self.reference}: manifest {key}: no manifest of a cache entry") from None
+            raise Tampered(f"{self.reference}: manifest {key}: not the manifest of a cache entry") from None
         if config.size > DOCUMENT_LIMIT:
             raise Tampered(f"{self.reference}: entry {key}: {config.size} bytes, expected at most {DOCUMENT_LIMIT}")
         with self._transport.request("GET", f"blobs/{config.digest}", (200, 404)) as answer:
@@ -84,7 +84,7 @@ class Registry:
                 if answer.status == 404:
                     return None
                 if answer.headers.get("Content-Type", "").startswith("text/html"):
-                    raise Unavailable(f"{self.reference}: answers with a web page, as no registry does")
+                    raise Unavailable(f"{self.reference}: answers with a web page, expected a registry")
                 data = answer.document(MANIFEST_LIMIT)
                 said = answer.headers.get("Docker-Content-Digest", _digest(data))
         except Refused:
@@ -92,7 +92,7 @@ class Registry:
             raise
         if said != _digest(data):
             self._damaged.add(said)
-            raise Tampered(f"{self.reference}: manifest {key}: is not what the registry says it is")
+            raise Tampered(f"{self.reference}: manifest {key}: differs from the digest that the registry states")
         return data
 
     def fetch(self, blob: Blob, target: Path) -> None:
@@ -102,7 +102,7 @@ class Registry:
         """
         layer = self._layers.get(blob)
         if layer is None:
-            raise Tampered(f"{self.reference}: blob {blob.sha256}: no entry that was read has it as a layer")
+            raise Tampered(f"{self.reference}: blob {blob.sha256}: not a layer of an entry that was read")
         with self._transport.request("GET", f"blobs/{layer.digest}", (200,)) as answer:
             try:
                 restore(answer, layer, blob, target)
@@ -154,7 +154,7 @@ class Registry:
             body=manifest, size=len(manifest),
         ) as answer:  # fmt: skip
             if answer.headers.get("Docker-Content-Digest", _digest(manifest)) != _digest(manifest):
-                raise Tampered(f"{self.reference}: manifest {key}: the registry keeps another than was sent")
+                raise Tampered(f"{self.reference}: manifest {key}: the registry keeps another manifest than was sent")
 
     def _undamaged(self, data: bytes) -> bytes:
         """A JSON document, padded so that the registry has no damaged content under its digest."""

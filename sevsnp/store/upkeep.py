@@ -14,7 +14,7 @@ def status() -> None:
     if chosen.shared:
         print(f"shared     {chosen.shared} ({'read and write' if chosen.push else 'read only'})")
     else:
-        print("shared     with nobody (CACHE=oci://host/repository)")
+        print("shared     no (CACHE=oci://host/repository)")
 
 
 def prune() -> None:
@@ -33,7 +33,7 @@ def verify() -> None:
     with local.in_use():
         damaged = local.verify()
     if damaged:
-        raise UserError("\n".join(damaged), "what was damaged is made again when it is needed")
+        raise UserError("\n".join(damaged), "build again: that makes what was damaged")
     held = local.usage()
     print(f"{held.entries} entries and {held.blobs} blobs ({_mib(held.size)}) are as they were made")
 

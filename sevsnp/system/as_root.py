@@ -21,7 +21,7 @@ def root_words(why: str, hint: str) -> list[str]:
     if os.geteuid() == 0:
         return []
     if command.find("sudo") is None:
-        raise UserError(f"{why}: there is no sudo", hint)
+        raise UserError(f"{why}: sudo: command not found", hint)
     if has_terminal():
         return ["sudo"]  # sudo asks for the password itself
     try:

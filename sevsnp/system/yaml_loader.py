@@ -28,7 +28,7 @@ def strict_loader() -> Any:
             for key, _ in node.value:
                 problem = ""
                 if not isinstance(key, yaml.ScalarNode):
-                    problem = "a key that is no plain text"
+                    problem = "a key that is not plain text"
                 elif key.tag == "tag:yaml.org,2002:merge":
                     problem = "a merge key (<<): write the values out"
                 elif key.value in seen:

@@ -133,9 +133,9 @@ def test_a_debug_policy_is_refused_even_when_the_vm_config_asks_for_it(guest: At
 
 def test_a_guest_without_evidence_says_so(impostor: Running) -> None:
     """The production VM config, emulated: it runs, and offers none. Control: the emulated one, above."""
-    message = refusal(lambda: ask("127.0.0.1", impostor.port, os.urandom(NONCE_SIZE)), "the guest offers no evidence")
+    message = refusal(lambda: ask("127.0.0.1", impostor.port, os.urandom(NONCE_SIZE)), "the guest gave no evidence")
     assert "this is not an SNP guest" in message
-    refusal(lambda: attest_at(impostor, impostor.port, root=Path("/nonexistent")), "the guest offers no evidence")
+    refusal(lambda: attest_at(impostor, impostor.port, root=Path("/nonexistent")), "the guest gave no evidence")
 
 
 ANSWER = b'{"report": "AAAA", "certificates": "", "host_keys": ["ssh-ed25519 ' + b"A" * 68 + b'"]}'

@@ -96,6 +96,6 @@ def test_an_attacker_s_agent_with_its_own_host_key(guest: Attested, impostor: Ru
 
 
 def test_the_attacker_s_own_guest_is_not_attested(guest: Attested, impostor: Running, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the guest offers no evidence"):
+    with pytest.raises(UserError, match="the guest gave no evidence"):
         guest.running.attest_into(tmp_path, port=impostor.port, ssh_port=impostor.ssh_port)
     assert os.listdir(tmp_path) == []

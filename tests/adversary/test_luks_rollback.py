@@ -43,7 +43,11 @@ def test_a_disk_from_before_the_last_recorded_boot(built: Built, tmp_path: Path,
     owner = make_owner(built, tmp_path, generation=1)
     with booted(built, luks_config(built), unbooted, tmp_path) as running:
         wait_for_key(running)
-        refusal(lambda: unlock(running, owner, tmp_path / "attested"), "the guest refuses, and powers off", OLD)
+        refusal(
+            lambda: unlock(running, owner, tmp_path / "attested"),
+            "refused the key release, and powers off",
+            OLD,
+        )
         log = running.guest.wait_end()
     assert f"{FATAL}: {OLD}: powering off" in log
     assert "init: switching" not in log

@@ -181,7 +181,7 @@ def test_a_list_counts_by_its_signature(
     assert never_accepted(None, released.public) is None
     with pytest.raises(UserError, match="MANIFEST_PUBLIC_KEY: not given"):
         never_accepted(released.manifest, None)
-    with pytest.raises(UserError, match="is no signature"):
+    with pytest.raises(UserError, match="is not a signature"):
         never_accepted(released.manifest, stranger)
 
 

@@ -124,7 +124,7 @@ def test_a_whole_day(day: Built, tmp_path: Path) -> None:
         said(day, "ssh", "NAME=luks", "-c", "echo kept | sudo tee /root/file >/dev/null && sync")
 
         again = said(day, "attest_luks", data, "PLATFORM=emulated")
-        assert "the guest is open. Its evidence of " in again and "accepted (emulated)" in again
+        assert "the guest has its key. Its evidence of " in again and "accepted (emulated)" in again
         for wrong in (damaged_evidence(luks), other_host_key(luks)):
             with wrong:
                 said(day, "attest_luks", data, "PLATFORM=emulated", code=1)

@@ -64,6 +64,6 @@ def test_as_far_as_configure(clone: Path, road: str) -> None:
         wait_until(lambda: '"running"' not in state.read_text(), state.read_text, CONFIGURE)
         said = doit("packages_status", cwd=clone).stdout
         assert f"{road} build of stable sources" in said and "configured only" in said, said
-        assert "it was only configured" in doit("packages_fetch", cwd=clone).stdout
+        assert "the build was only configured" in doit("packages_fetch", cwd=clone).stdout
     finally:
         assert doit("packages_clean", cwd=clone).returncode == 0

@@ -102,7 +102,7 @@ def test_status(copy: Built, small: str) -> None:
     assert small in said
     assert "2 entries, 2 blobs" in said
     assert "of 3,072 MiB" in said
-    assert "with nobody" in said
+    assert "shared     no " in said
     said = copy.doit("cache_status", "CACHE=oci://127.0.0.1:1/x", "CACHE_MODE=push", SEVSNP_CACHE=small).stdout
     assert "oci://127.0.0.1:1/x (read and write)" in said
 

@@ -139,7 +139,7 @@ def test_an_old_package_list_will_do_where_there_is_no_newer(
 ) -> None:
     monkeypatch.setenv("FAKE_UPDATE", "100")
     install_dependencies()
-    assert "trying with the package lists that are here" in capfd.readouterr().out
+    assert "trying with the present package lists" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("answer", ["\n", "y\n", "YES\n"])

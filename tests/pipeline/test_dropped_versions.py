@@ -204,13 +204,13 @@ def test_a_local_mirror_is_all_there_is(
 def test_a_snapshot_is_checked_like_a_mirror(package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path) -> None:
     template = f"{snapshot.uri}/archive/debian/@SNAPSHOTID@"
     snapshot.files = {path: content(7) for path in snapshot.files}
-    with pytest.raises(UserError, match=r"the snapshot mirror does not help: .*does not match the lock"):
+    with pytest.raises(UserError, match=r"the snapshot mirror failed: .*does not match the lock"):
         get(package, empty, tmp_path, template)
     assert files_in(tmp_path / "debs") == []
 
 
 def test_a_snapshot_mirror_that_is_away(package: Package, empty: Mirror, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dropped .* does not help: .*Connection refused") as caught:
+    with pytest.raises(UserError, match=r"dropped .* failed: .*Connection refused") as caught:
         get(package, empty, tmp_path, "http://127.0.0.1:9/debian/@SNAPSHOTID@")
     assert "packages_lock" in caught.value.hint
 

@@ -87,13 +87,13 @@ ANSWERS: dict[str, tuple[str, Misbehaviour, type[Exception], str]] = {
     "slow manifest": ("manifest", hostile.SLOW_BODY, Unavailable, "gave up|in time"),
     "slow chunk": ("manifest", hostile.SLOW_CHUNK, Unavailable, "gave up|in time"),
     "silence": ("manifest", hostile.stalls, Unavailable, "in time|gave up"),
-    "web page": ("manifest", says(200, b"<html>Welcome</html>"), Tampered, "no manifest"),
-    "nested": ("manifest", says(200, b"[" * 1000000), Tampered, "no manifest"),
-    "another artifact": ("manifest", says(200, b'{"schemaVersion":2,"artifactType":"x"}'), Tampered, "no manifest"),
-    "other digest": ("manifest", says(200, b"{}", Docker_Content_Digest="sha256:0"), Tampered, "is not what"),
-    "cut off": ("manifest", raw(hostile.OK + b"Content-Length: 100\r\n\r\n{"), Unavailable, "HTTP as it should"),
-    "not HTTP": ("manifest", raw(b"220 ready\r\n"), Unavailable, "HTTP as it should"),
-    "closed": ("manifest", raw(b""), Unavailable, "HTTP as it should"),
+    "web page": ("manifest", says(200, b"<html>Welcome</html>"), Tampered, "not the"),
+    "nested": ("manifest", says(200, b"[" * 1000000), Tampered, "not the"),
+    "another artifact": ("manifest", says(200, b'{"schemaVersion":2,"artifactType":"x"}'), Tampered, "not the"),
+    "other digest": ("manifest", says(200, b"{}", Docker_Content_Digest="sha256:0"), Tampered, "differs from"),
+    "cut off": ("manifest", raw(hostile.OK + b"Content-Length: 100\r\n\r\n{"), Unavailable, "invalid HTTP"),
+    "not HTTP": ("manifest", raw(b"220 ready\r\n"), Unavailable, "invalid HTTP"),
+    "closed": ("manifest", raw(b""), Unavailable, "invalid HTTP"),
     "busy": ("manifest", says(429, b'{"errors":[{"message":"slow\\u001b[31m\\ndown"}]}'), Unavailable, r"429 .*: slow"),
     "long words": ("manifest", says(500, b'{"errors":[{"message":"%s"}]}' % (b"x" * 9999)), Unavailable, "500 .*x…$"),
     "endless words": ("manifest", hostile.SLOW_WORDS, Unavailable, "500"),
@@ -220,7 +220,7 @@ def test_a_layer_larger_than_its_content_could_be(tmp_path: Path) -> None:
     with Hostile() as server:
         assert server.layer is not None
         server.layer = replace(server.layer, size=len(CONTENT) * 2)
-        refused(pull, server, tmp_path / "back", Tampered, "no manifest")
+        refused(pull, server, tmp_path / "back", Tampered, "not the")
 
 
 def test_content_from_elsewhere_comes_without_the_login(
@@ -258,7 +258,7 @@ def test_a_body_of_a_redirect_is_not_read(tmp_path: Path) -> None:
     endless = hostile.drips(b"HTTP/1.1 307 x\r\nLocation: /v2/cache/blobs/x\r\n\r\n", bytes(1 << 16), 0)
     with Hostile({"manifest": endless}) as server:
         # What is at the other end is no manifest, and that is found out while the body still comes.
-        refused(pull, server, tmp_path / "back", Tampered, "no manifest")
+        refused(pull, server, tmp_path / "back", Tampered, "not the")
 
 
 def test_an_endless_token_is_not_read(docker: Path, tmp_path: Path) -> None:

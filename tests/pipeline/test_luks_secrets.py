@@ -236,7 +236,7 @@ def test_a_wrong_key_is_refused_before_the_guest_is_spoken_to_and_not_repeated(v
         run = run_with_key(ground, *attest_words(guest.port, config), key=wrong)
         assert run.code != 0 and guest.waiting
     said = run.output.decode()
-    assert "LUKS_KEY: this key does not open" in said and "nothing was sent" in said and "Traceback" not in said
+    assert "LUKS_KEY: this key does not open" in said and "no key was sent" in said and "Traceback" not in said
     clean(run)
     assert search_files(start, ground, wrong) == {}
 

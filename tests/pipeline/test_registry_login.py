@@ -40,7 +40,7 @@ def stored(folder: Path, name: str, content: bytes) -> tuple[Blob, Path]:
 
 def test_a_login(locked_registry: Server, no_login: Path, tmp_path: Path) -> None:
     blob, path = stored(tmp_path, "file", b"content")
-    with pytest.raises(Unavailable, match=r"needs a login, and there is none in .*docker/config.json"):
+    with pytest.raises(Unavailable, match=r"needs a login, but found none in .*docker/config.json"):
         client(locked_registry).entry(blob.sha256)
     write_login(no_login, locked_registry.host, USER, "not the password")
     with pytest.raises(Unavailable, match=r"refuses the login in .*docker/config.json") as refused:

@@ -169,7 +169,7 @@ def test_what_was_built_is_in_the_tree_of_the_lock(archive: tuple[Repository, Re
             appliance_debs=build / "debs/appliance", built=built,
         )  # fmt: skip
 
-    with pytest.raises(UserError, match="nothing that was built from source is here"):
+    with pytest.raises(UserError, match="expected the result of a build from source"):
         make()
     assert not build.exists()
     (built / "ovmf").mkdir(parents=True)

@@ -321,7 +321,7 @@ def test_a_login_is_used_and_never_shown(locked_registry: Server, small: Path, t
     # The control arm: without the login it is not to be had, and that is said once.
     refused = stranger.doit(*tasks, CACHE=locked_registry.reference)
     assert refused.built == set(tasks)
-    assert len(refused.warnings) == 1 and "needs a login, and there is none in" in refused.warnings[0]
+    assert len(refused.warnings) == 1 and "needs a login, but found none in" in refused.warnings[0]
     environment = (stranger.build / "child").read_text()
     assert "LC_ALL=" in environment and "DOCKER_CONFIG" not in environment and "CACHE" not in environment
     login = {PASSWORD, basic(USER, PASSWORD)}

@@ -85,7 +85,7 @@ def some_other_artefact(server: Server, scratch: Path) -> tuple[str, str]:
     key = keys(server)["image"]
     other = {**manifest(server, key), "artifactType": "application/vnd.example"}
     put(server, key, json.dumps(other).encode())
-    return f"manifests/{key}", f"manifest {key}: no manifest of a cache entry"
+    return f"manifests/{key}", f"manifest {key}: not the manifest of a cache entry"
 
 
 def out_of_the_tree(server: Server, scratch: Path) -> tuple[str, str]:

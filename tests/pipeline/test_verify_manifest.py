@@ -90,7 +90,7 @@ def test_all_that_differs_is_named_and_not_the_first_alone(released: Released) -
         "'build/host-bundle/more': is not in the manifest",
         f"{LINK}: found a symbolic link to '/usr/lib', the manifest says a symbolic link to 'usr/lib'",
         f"{CONFIG['emulated']}: SHA-256",
-        f"{CONFIG['emulated']}: its launch digests cannot be checked, for {CONFIG['emulated']} differs",
+        f"{CONFIG['emulated']}: its launch digests cannot be checked, because {CONFIG['emulated']} differs",
     ):
         assert said in result.stdout, said
 
@@ -188,7 +188,7 @@ def test_a_config_whose_files_do_not_bear_it_out_is_named(released: Released, tm
     shutil.copyfile(config.launch.kernel.path, tmp_path / "vmlinuz")
     edits = {
         "launch_digest": (config.require_reference().launch_digest.hex(), "00" * 48, "says launch digest 0000"),
-        "kernel": ("../kernel/vmlinuz", str(tmp_path / "vmlinuz"), "its kernel, .*, is no artefact"),
+        "kernel": ("../kernel/vmlinuz", str(tmp_path / "vmlinuz"), "its kernel, .*, is not an artefact"),
         "cmdline": ('path = "cmdline"', 'path = "cmdline.emulated"', "its cmdline, .*, has SHA-256"),
     }
     before, after, said = edits[old]
@@ -214,14 +214,14 @@ def test_the_signature_is_what_tells_the_owner_from_an_attacker(released: Releas
         replace(released.manifest, render_manifest(document))
         # The attack succeeds where no key is asked for, and that is said.
         assert released.refusal() == ""
-        assert "is no signature of manifest.json" in released.refusal(released.public)
+        assert "is not a signature of manifest.json" in released.refusal(released.public)
         # Nothing in a manifest that is not the owner's is looked at, and no word of it is shown.
         result = released.built.doit("verify_manifest", f"MANIFEST_PUBLIC_KEY={released.public}", check=False)
-        assert result.returncode != 0 and "is no signature" in one_line(result.stdout)
+        assert result.returncode != 0 and "is not a signature" in one_line(result.stdout)
         own = Released(released.built, stranger, public_half(stranger))
         own.resign(document)
         assert own.refusal(own.public) == ""
-        assert "is no signature of manifest.json" in released.refusal(released.public)
+        assert "is not a signature of manifest.json" in released.refusal(released.public)
         released.signature.unlink()
         assert "not signed, expected a signature" in released.refusal(released.public)
         assert released.refusal() == ""

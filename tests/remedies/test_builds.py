@@ -111,7 +111,7 @@ def test_what_this_machine_lacks(told: Told, bare: Path, tiny: Tiny, tmp_path: P
     told.mends(check)
 
 
-@remedies("sevsnp.builds.image", "pin them anew: .venv/bin/python -m sevsnp.builds.image")
+@remedies("sevsnp.builds.image", "pin them again: .venv/bin/python -m sevsnp.builds.image")
 def test_an_image_s_lock_that_is_older_than_its_list(
     told: Told, archive: tuple[Repository, Repository], tmp_path: Path
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_repository_that_does_not_answer(told: Told, tiny: Tiny, tmp_path: Pat
     told.instead(lambda: resolve_commit(nobody, "today", date(2026, 1, 1)), lambda: tiny.build(pin="stable"))
 
 
-@remedies("sevsnp.builds.sources", "pin in {} what a mirror has{}")
+@remedies("sevsnp.builds.sources", "pin versions in {} that a mirror has{}")
 def test_a_source_that_the_mirror_dropped(told: Told, tiny: Tiny) -> None:
     pins = tiny.tmp / "sources.yaml"
     pins.write_text(pins.read_text().replace("hello_1", "hello_0"))
@@ -154,7 +154,7 @@ def test_a_source_that_the_mirror_dropped(told: Told, tiny: Tiny) -> None:
 
 @remedies(
     "sevsnp.builds.recipe",
-    "take the other cache: COMPILER_CACHE=ccache",
+    "use the other cache: COMPILER_CACHE=ccache",
     "name them, as: DISTCC_HOSTS='build1/8 build2/8'",
 )
 def test_compilers_settings(told: Told, tiny: Tiny) -> None:

@@ -67,7 +67,7 @@ def test_a_check_that_fails(told: Told, tree: Path) -> None:
     "sevsnp.host_setup.software_checks",
     "install a newer kernel, and reboot: ./doitw prepare_host",
     "set {}=1 on the kernel command line, and reboot: ./doitw prepare_host",
-    "get the rights, and log in anew: ./doitw prepare_host",
+    "get the rights, and log in again: ./doitw prepare_host",
 )
 def test_what_prepare_host_mends(told: Told, tree: Path, machine: HostMachine) -> None:
     """Each of the three: the check names it, prepare_host mends it, and the host is as it should be."""
@@ -203,8 +203,8 @@ def test_a_damaged_record_of_changes(told: Told, machine: HostMachine) -> None:
 @remedies(
     "sevsnp.host_setup.recorded",
     "record it on that host, where it is then in build/host_record: ./doitw check_host",
-    "take the link, or whatever it is, out of it",
-    "leave in it the lines that concern SEV-SNP",
+    "remove it from the recording",
+    "shorten it to the lines that concern SEV-SNP",
 )
 @remedies("sevsnp.host_setup.record", "move it out of the way: {}")
 def test_recordings(told: Told, tree: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def tar_of(entries: list[Entry], path: Path) -> Path:
 @remedies(
     "sevsnp.archives.rootfs",
     "put its content under {}/, or list {} under `remove`",
-    "list {} under `remove` if that is meant",
+    "list {} under `remove` to replace the directory",
     "put it under {}/ instead",
 )
 def test_layers_that_do_not_fit(told: Told) -> None:
@@ -53,7 +53,7 @@ def test_layers_that_do_not_fit(told: Told) -> None:
         told.instead(upper(entry), upper(entry, removed))
 
 
-@remedies("sevsnp.archives.tar", "decompress it, and give what comes out: {} -dc {} >{}")
+@remedies("sevsnp.archives.tar", "decompress it, and give the uncompressed file: {} -dc {} >{}")
 @pytest.mark.parametrize("program", ["gzip", "xz", "bzip2", "zstd"])
 def test_a_compressed_tar(told: Told, tmp_path: Path, program: str) -> None:
     if shutil.which(program) is None:

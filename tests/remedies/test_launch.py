@@ -214,7 +214,7 @@ def test_a_bundle_without_qemu(told: Told, checkout: Built) -> None:
 
 @remedies(
     "sevsnp.host.bundle_run",
-    "the owner makes one that can be emulated too with: ./doitw {} PLATFORM=auto",
+    "ask the owner for a bundle that can be emulated too, from: ./doitw {} PLATFORM=auto",
     "copy the bundle here again; the owner packs it with: ./doitw {}",
 )
 def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
@@ -345,8 +345,8 @@ def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
 
 @remedies(
     "sevsnp.firmware.gate",
-    "use the project's own firmware: leave FIRMWARE away; or say why this one is trusted: FIRMWARE_REASON=TEXT",
-    "use the project's own firmware: leave FIRMWARE away",
+    "use the project's own firmware: do not set FIRMWARE; or say why this one is trusted: FIRMWARE_REASON=TEXT",
+    "use the project's own firmware: do not set FIRMWARE",
 )
 def test_a_firmware_of_one_s_own(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"

@@ -47,7 +47,7 @@ def test_a_key_that_was_made_elsewhere(told: Told, tmp_path: Path) -> None:
     told.instead(lambda: read_made_key(tmp_path, uuid), lambda: read_made_key(tmp_path / "where it was", uuid))
 
 
-@remedies("sevsnp.keys.luks_key", "run ./doitw", "run ./doitw, which gives it")
+@remedies("sevsnp.keys.luks_key", "run ./doitw", "run ./doitw, which sets the variable")
 def test_a_descriptor_that_is_none(told: Told) -> None:
     script = "import sys\nfrom sevsnp.errors import UserError\nfrom sevsnp.keys.luks_key import given\n"
     script += "try:\n    given('')\nexcept UserError as error:\n    sys.exit(str(error))\n"
@@ -60,7 +60,7 @@ def test_a_descriptor_that_is_none(told: Told) -> None:
     assert told.shell(f"exec 8<<'K'\nsecret\nK\nSEVSNP_LUKS_KEY_FD=8 {give}").returncode == 0
 
 
-@remedies("sevsnp.owner.luks", "to let its host have the key: PLATFORM=emulated")
+@remedies("sevsnp.owner.luks", "allow it, if the host may have the key: PLATFORM=emulated")
 def test_a_key_of_one_s_own_for_an_emulated_guest(told: Told) -> None:
     def release(asked: bool) -> None:
         check_release("emulated", Record("given"), emulated_asked=asked)

@@ -146,7 +146,7 @@ def test_no_subordinate_ids(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
     assert "165536:65536" in (etc / "subgid").read_text()  # not somebody's
 
 
-@remedies("sevsnp.packages.hostapt", "apt is needed: it says where packages come from")
+@remedies("sevsnp.packages.hostapt", "install apt: its configuration says where packages come from")
 @remedies("sevsnp.packages.sources", "run: apt-get install mmdebstrap, or set MIRROR")
 def test_where_packages_come_from(told: Told, bare: Path) -> None:
     def install() -> None:

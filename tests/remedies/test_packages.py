@@ -73,7 +73,7 @@ def test_no_mirror_is_known(told: Told, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @remedies("sevsnp.packages.download", "check the network, the proxy settings or MIRROR", "set CACHE_DIR")
-@remedies("sevsnp.packages.download", "try again; if it stays so, choose another MIRROR")
+@remedies("sevsnp.packages.download", "try again; if it fails again, choose another MIRROR")
 def test_downloads(told: Told, served: tuple[Server, Package, Path], tmp_path: Path) -> None:
     server, package, cache = served
     nobody = Sources("http://127.0.0.1:9/debian", "", "test")
@@ -158,7 +158,7 @@ def test_a_release_that_cannot_be_fetched(told: Told, served: tuple[Server, Pack
     "name an archive and its digest: "
     "./doitw packages PACKAGES_SOURCE=release PACKAGES_RELEASE=FILE PACKAGES_SHA256=DIGEST",
 )
-@remedies("sevsnp.packages.release_archive", "make the archive again, where its tree was built: ./doitw pack_release")
+@remedies("sevsnp.packages.release_archive", "make the archive again where it was built: ./doitw pack_release")
 @remedies("sevsnp.packages.pack_release", "to take build/snp-release from it: ./doitw packages {}")
 @remedies(
     "sevsnp.firmware.released",

@@ -35,8 +35,8 @@ def key_file(path: Path, key: bytes) -> str:
 
 @remedies(
     "sevsnp.owner.luks",
-    "LUKS_KEY=… {}",
-    "nothing was sent; give the right key",
+    "give the key: LUKS_KEY=… {}",
+    "give the right key; no key was sent",
     "if the guest is emulated: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: {} PLATFORM=snp",
 )
 def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_vm_config_of_an_emulated_guest(
         attest(config_dir, header, guest, tmp_path / "out", platform="emulated")
 
 
-@remedies("sevsnp.owner.key_release", "its console says more; where it runs here: ./doitw logs")
+@remedies("sevsnp.owner.key_release", "read its console on the machine that runs it: ./doitw logs")
 def test_a_guest_that_refuses(
     told: Told, clone: Path, config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:
@@ -151,7 +151,7 @@ def test_no_terminal_to_ask_on(told: Told, tmp_path: Path) -> None:
     told.instead(lambda: luks_key.given("-"), lambda: luks_key.given(key_file(tmp_path / "key", KEY)))
 
 
-@remedies("sevsnp.keys.luks_key", "run it again")
+@remedies("sevsnp.keys.luks_key", "run the command again")
 def test_a_key_that_was_mistyped(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["one", "two", "one", "one"])
     monkeypatch.setattr("getpass.getpass", lambda _: next(typed))  # who types

@@ -18,7 +18,7 @@ GIT = "git -c user.name=a -c user.email=a@b"
 
 @remedies(
     "sevsnp.packages.steps",
-    "leave FIRMWARE=source away, or name a snapshot mirror in config.yaml: "
+    "do not set FIRMWARE=source, or name a snapshot mirror in config.yaml: "
     'snapshot_mirror: "https://HOST/archive/debian/@SNAPSHOTID@"',
 )
 def test_a_mirror_without_the_source(told: Told, mirror: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_missing_compiler(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.full  # builds the firmware twice
-@remedies("sevsnp.firmware.source", "restore the pinned ones: git checkout packages.lock sources.lock templates")
+@remedies("sevsnp.firmware.source", "restore them: git checkout packages.lock sources.lock templates")
 def test_another_result(told: Told, checkout: Built) -> None:
     assert told.shell("git init -q . && git add -f packages.lock sources.lock templates").returncode == 0
     assert told.shell(f"{GIT} commit -qm x").returncode == 0

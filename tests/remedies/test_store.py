@@ -17,7 +17,7 @@ from tests.support.table import Told, remedies
 from tests.unit.store.test_local_store import keep_bytes
 
 
-@remedies("sevsnp.store.local", "set SEVSNP_CACHE to a directory of your own, or CACHE=off to do without")
+@remedies("sevsnp.store.local", "set SEVSNP_CACHE to a directory of your own, or CACHE=off to build without it")
 def test_a_cache_that_others_can_write_to(told: Told, clone: Path, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
@@ -31,12 +31,12 @@ def test_a_cache_that_others_can_write_to(told: Told, clone: Path, tmp_path: Pat
     assert told.doitw(*made).returncode == 0
 
 
-@remedies("sevsnp.store.cache", "leave CACHE=off away, in the environment and in config.yaml too")
+@remedies("sevsnp.store.cache", "remove CACHE=off from the command line, the environment and config.yaml")
 def test_no_cache(told: Told, clone: Path) -> None:
     told.instead(lambda: told.doitw("cache_status", "CACHE=off"), lambda: told.doitw("cache_status"))
 
 
-@remedies("sevsnp.store.upkeep", "try again when it has ended", "what was damaged is made again when it is needed")
+@remedies("sevsnp.store.upkeep", "try again when it has ended", "build again: that makes what was damaged")
 def test_upkeep(told: Told, clone: Path, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "cache", Index(None))
     with store.in_use():
@@ -62,7 +62,7 @@ def test_a_reference(told: Told) -> None:
 
 @remedies(
     "sevsnp.settings.resolved",
-    "that key is no secret any more; give another one in the environment, or in a file: {}_FILE=FILE",
+    "give another key, in the environment or in a file, because this one is no longer secret: {}_FILE=FILE",
 )
 def test_a_key_on_the_command_line(told: Told, clone: Path) -> None:
     resolve({}, {}, clone / "config.yaml")
@@ -98,7 +98,7 @@ def test_the_welcome(told: Told, clone: Path) -> None:
         assert done.returncode in (0, 1) and "ERROR" not in done.stdout, done.stdout
 
 
-@remedies("sevsnp.store.making", "run it again")
+@remedies("sevsnp.store.making", "run the command again")
 def test_an_input_that_changes_meanwhile(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     makers.begin()

@@ -112,7 +112,7 @@ def test_a_volume_beside_another(told: Told, ground: Ground, capsys: pytest.Capt
 
 @remedies(
     "sevsnp.guests.volume_guest",
-    "note: volume {} was booted {} times from another copy of its disk, and {} takes no older one; go on with that "
+    "note: volume {} was booted {} times from another copy of its disk, and {} refuses an older one; go on with that "
     "copy: ./doitw adopt_luks IMAGE=… — or, if it is lost, make a new volume: ./doitw forget _luks_image, then "
     "./doitw setup_luks",
 )

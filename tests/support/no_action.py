@@ -13,7 +13,7 @@ _QUESTION = "asks what the user can look at; which of it is so, no program here 
 _DEFECT = "a defect of the disk, or of the program: nothing that a user can set right here"
 
 NO_ACTION: dict[Row, str] = {
-    ("sevsnp.host.run", "what came before: {}"): _LOOK,
+    ("sevsnp.host.run", "see the console log: {}"): _LOOK,
     ("sevsnp.images.architecture", "give the image of this system for x86-64 (amd64)"): _OTHERS,
     (
         "sevsnp.images.kernel_needs",
@@ -36,15 +36,15 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.guests.local", "log in with one of them: ssh -p {} ACCOUNT@127.0.0.1"): _QUESTION,
     ("sevsnp.guests.cloud_setup", "its console: {}"): _LOOK,
     ("sevsnp.images.cloud_guest", "give the digest that the maker of the image says"): _MAKER,
-    ("sevsnp.packages.by_digest", "give the URL of the right file, and the SHA-256 that its maker says"): _MAKER,
+    ("sevsnp.packages.by_digest", "give the URL of the right file, and the SHA-256 that its publisher states"): _MAKER,
     ("sevsnp.e2e.guest", "its console: {}"): _LOOK,
     ("sevsnp.e2e.luks", "its console: {}"): _LOOK,
     ("sevsnp.project.testing", "its report is above"): _LOOK,
     ("sevsnp.project.testing", "their reports are above"): _LOOK,
     ("doitw", "nothing was installed; README.md says what there is"): _LOOK,
-    ("sevsnp.packages.built", "docs/packages.md says how it is built and fetched"): _LOOK,
+    ("sevsnp.packages.built", "see docs/packages.md: how it is built and fetched"): _LOOK,
     ("sevsnp.qemu.qmp", "look at its messages above"): _LOOK,
-    ("sevsnp.owner.key_release", "see the guest's console"): _LOOK,
+    ("sevsnp.owner.key_release", "read the guest's console"): _LOOK,
     ("sevsnp.launchers.guest", "which launcher can do what: docs/launchers.md"): _LOOK,
     ("sevsnp.launchers.guest", "a volume's VM config is beside its disk: docs/launchers.md"): _LOOK,
     ("sevsnp.host_setup.platform_status", "run it on the SNP host itself, not in a guest"): _HARDWARE,
@@ -58,7 +58,7 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.measurement.ovmf", "give an SVSM as QEMU starts it beside an OVMF, not an IGVM file"): _OTHERS,
     (
         "sevsnp.archives.tar",
-        "a root file system is taken as a tar, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)",
+        "give a root file system as a tar archive, or as a disk image (qcow2, raw, VMDK, VHDX or VHD)",
     ): _OTHERS,
     ("sevsnp.images.kernel_modules", "build the kernel with CONFIG_MODULE_SIG_ALL=y"): _OTHERS,
     ("sevsnp.attestation.report", "a newer version of this verifier may know it"): _OTHERS,
@@ -68,10 +68,13 @@ NO_ACTION: dict[Row, str] = {
     ("sevsnp.images.luks", "is the disk failing?"): _DEFECT,
     ("sevsnp.bench.launch_digest", "one of the two is wrong: report it"): _DEFECT,
     ("sevsnp.vm_config.verity_word", "root hash and salt are 64 lower-case hex digits each"): _DEFECT,
-    ("sevsnp.owner.key_release", "does the guest wait for its key, and is its ATTEST_PORT forwarded?"): _QUESTION,
     (
         "sevsnp.owner.key_release",
-        "was it made with this CONFIG_DIR's owner certificate, and does nobody else attest it?",
+        "check that the guest waits for its key, and that its ATTEST_PORT is forwarded",
+    ): _QUESTION,
+    (
+        "sevsnp.owner.key_release",
+        "check that the guest was made with this CONFIG_DIR's owner certificate, and that no other owner attests it",
     ): _QUESTION,
     (
         "sevsnp.owner.attestation",
@@ -106,7 +109,7 @@ NO_MESSAGE: dict[Row, str] = {
     ("doitw", "apt-get update failed; trying with the lists that are here"): "says what it does",
     (
         "sevsnp.project.dependencies",
-        "apt-get update failed; trying with the package lists that are here",
+        "apt-get update failed; trying with the present package lists",
     ): "says what it does",
     ("sevsnp.pipeline.help", "./doitw {}"): "the title of a task's help",
     (

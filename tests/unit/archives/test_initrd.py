@@ -148,7 +148,7 @@ def test_damaged_bytes_are_refused_or_read_and_never_a_traceback(tmp_path: Path)
          "a link of 8192 bytes"),
         (b"070701" + b"0" * 8 + b"000081A4" + b"0" * 32 + b"F0000000" + b"0" * 32 + b"00000002" + b"0" * 8 + b"s\0",
          "expected 4026531840 bytes"),
-        (MAGIC + (4 << 20).to_bytes(4, "little"), "damaged compressed archive: it ends early"),
+        (MAGIC + (4 << 20).to_bytes(4, "little"), "damaged compressed archive: the compressed data ends early"),
         (MAGIC + b"\xff\xff\xff\xff", "found a block of 4294967295 bytes"),
     ],
 )  # fmt: skip

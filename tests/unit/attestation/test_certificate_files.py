@@ -194,7 +194,7 @@ def test_the_message_for_a_providers_key(tmp_path: Path) -> None:
     offline = Kds(provider.root, Cache(tmp_path / "cache"), offline=True)
     for files, words in (
         ({"a": pem([provider.certificate])}, ["lacks Genoa's ASVK or ARK", "vlek-Genoa.pem"]),
-        ({"b": pem([provider.ask, provider.ark])}, ["nobody but the cloud provider hands it out"]),
+        ({"b": pem([provider.ask, provider.ark])}, ["only the cloud provider can supply it"]),
     ):
         certs = Directory.read(fill(tmp_path / "".join(files), files), offline)
         found = inspect(provider.evidence([]), NOW, provider.root, certs)

@@ -36,15 +36,15 @@ def test_a_genoa_at_bergamos_microcode_is_refused() -> None:
     # Control: one floor for all, which is Bergamo's, accepts it, and the verdict names what it does not know.
     one = {name: value for name, value in BERGAMO_FLOOR.items() if name != "cpuid"}
     found = outcome(OLD.evidence(cpuid=GENOA_CPUID), OLD, minimum_tcb=None, policy=dict.fromkeys(TCBS, one))
-    assert found.accepted and any("names no processor" in note and "0x19/0x11/1" in note for note in found.notes)
+    assert found.accepted and any("names no CPUID" in note and "0x19/0x11/1" in note for note in found.notes)
     bound = outcome(OLD.evidence(cpuid=BERGAMO_CPUID), OLD, minimum_tcb=None, policy=dict.fromkeys(TCBS, both))
-    assert bound.accepted and not any("names no processor" in note for note in bound.notes)
+    assert bound.accepted and not any("names no CPUID" in note for note in bound.notes)
 
 
 def test_a_processor_without_a_floor_is_refused() -> None:
     for cpuid in (Cpuid(0x19, 0x11, 2), Cpuid(0x19, 0x10, 1)):
         assert len(judged(OLD, [BERGAMO_FLOOR, {**GENOA_FLOOR, "microcode": 1}], cpuid=cpuid)) == 3
-    assert len(judged(OLD, BERGAMO_FLOOR, version=2)) == 3  # a report that names no processor
+    assert len(judged(OLD, BERGAMO_FLOOR, version=2)) == 3  # a report that names no CPUID
     found = outcome(OLD.evidence(), OLD, minimum_tcb=None, policy={key: [BERGAMO_FLOOR] for key in TCBS})
     (check,) = (one for one in found.checks if one.name == "minimum-reported-tcb")
     assert check.found.endswith("microcode 25 on 0x19/0x11/1") and "0x19/0xa0: bootloader 10" in check.expected

@@ -64,7 +64,7 @@ def test_the_verdict_names_file_and_days(tmp_path: Path) -> None:
     named = "tcb-floors.json, edition 3 of 2026-05-01, which ends on 2026-06-30"
     about = {str(check.name): check.expected for check in found.checks if named in check.expected}
     assert about.keys() == {"minimum-reported-tcb", "minimum-committed-tcb", "minimum-launch-tcb", "tcb-floor"}
-    assert not any("names no processor" in note for note in found.notes)
+    assert not any("names no CPUID" in note for note in found.notes)
     low = judged(tmp_path, tcb=Tcb(10, 0, 22, 200))
     assert (low.decision, str(low.reason)) == ("refused", "minimum-reported-tcb") and named in low.message
     own = judged(tmp_path, tcb=Tcb(10, 0, 22, 200), minimum_tcb={"any": "a test"})

@@ -316,8 +316,11 @@ def test_the_claims_of_an_hcl_report_are_shown_and_bound(tmp_path: Path, capsys:
         (hcl(bytes(1184), kind=3), "an HCL report of type 3 with hash type 1"),
         (hcl(bytes(1184), hashed=4), "hash type 4"),
         (hcl(bytes(1184), size=1 << 20), "1048576 bytes of claims"),
-        (hcl(bytes(1184), size=len(CLAIMS) - 2), "behind its claims, expected zeros"),
-        (hcl(bytes(1184))[: 32 + 1184 + 10].replace(b"\0" * 3 + b"\x02", b"1234"), "within the size of its claims"),
+        (hcl(bytes(1184), size=len(CLAIMS) - 2), "after its claims, expected zeros"),
+        (
+            hcl(bytes(1184))[: 32 + 1184 + 10].replace(b"\0" * 3 + b"\x02", b"1234"),
+            "inside the header of",
+        ),
         (b"HCLA" + bytes(100), "expected at least 1216"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_guess_is_no_verdict(one: Hierarchy, tmp_path: Path) -> None:
         found = inspect(bare(one), NOW, every_root(), endorser)
         assert (found.authentic, found.product) == (None, "")
         assert one.product in found.possible_products and "--product" in found.reason
-        assert endorser is certs or "none was looked for elsewhere" in found.reason  # the endorser's own words
+        assert endorser is certs or "no other source was asked" in found.reason  # the endorser's own words
         assert found.fields["measurement"] and found.to_json()["undecided"] is True
 
 

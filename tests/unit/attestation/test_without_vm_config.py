@@ -134,7 +134,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: N
     assert cli.main([*line, "--policy", "legacy-milan", *listed, *floor]) == 2  # a Genoa
     capsys.readouterr()
     for wrong, words in (
-        ([], "nothing says which guest"), ([*listed, "--min-tcb", "snp"], "--min-tcb: found 'snp'"),
+        ([], "found no expected guest"), ([*listed, "--min-tcb", "snp"], "--min-tcb: found 'snp'"),
         (["--measurement", "ab"], "96 hex digits"), ([*listed, "--vm_definition", "x"], "not with --vm_definition"),
         ([*listed, "--policy", "nowhere"], "no such policy"), ([*listed, "--policy", "strict"], "chip_id: missing"),
     ):  # fmt: skip

@@ -154,7 +154,7 @@ def test_a_stage_that_has_no_end(tiny: Make) -> None:
     build = tiny("sleep 300\n", limit=1)
     build.build()
     status = build.ended()
-    assert (status.phase, status.reason) == (Phase.FAILED, "no end within its limit")
+    assert (status.phase, status.reason) == (Phase.FAILED, "not finished within its time limit")
 
 
 def test_a_stage_that_is_killed(tiny: Make) -> None:

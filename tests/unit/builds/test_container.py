@@ -87,11 +87,11 @@ def test_a_container_that_is_killed_or_removed(tiny: Tiny, engine: Engine) -> No
 def test_another_s_container_and_image_have_the_names(tiny: Tiny, engine: Engine, tiny_image: str) -> None:
     name = container_name(tiny.place)
     engine.start("--detach", "--name", name, "--network", "none", tiny_image, "/bin/sleep", "300")
-    with pytest.raises(UserError, match=f"{name}: a container of this name is there"):
+    with pytest.raises(UserError, match=f"{name}: found a container of this name"):
         tiny.build(source="container")
     engine("kill", name)
     engine("rm", "--force", name)
-    with pytest.raises(UserError, match="an image of this name is there"):
+    with pytest.raises(UserError, match="found an image of this name"):
         image.find_image(engine, DIGEST[:12] + "f" * 52)
     assert image.find_image(engine, DIGEST) and not image.find_image(engine, "e" * 64)
 

@@ -98,7 +98,7 @@ def test_what_to_be_warned_of() -> None:
     for data, words in (
         (answer(state=0), "uninitialized"),
         (answer(state=9), "unknown (9)"),
-        (answer(reported=b"\2\0\0\0\0\0\x08\x73"), "current TCB is not the reported one"),
+        (answer(reported=b"\2\0\0\0\0\0\x08\x73"), "current TCB differs from the reported one"),
         (answer(flags=1), "chip id is masked"),
         (answer(flags=2), "chip key is masked"),
         (answer(flags=4), "VLEK"),

@@ -126,8 +126,8 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "below a file": ([member("etc/conf/below", "x")], "/etc/conf: found a file, expected a directory"),
     "links in a circle": ([symlink("a", "b"), symlink("b", "a"), member("a/x", "x")], "circle"),
     "a hard link out of the root": ([hard_link("x", "../../etc/passwd")], "'..'"),
-    "a hard link to nothing": ([hard_link("x", "etc/none")], "not a file before it"),
-    "a hard link to a directory": ([hard_link("x", "etc")], "not a file before it"),
+    "a hard link to nothing": ([hard_link("x", "etc/none")], "expected a link to an earlier file"),
+    "a hard link to a directory": ([hard_link("x", "etc")], "expected a link to an earlier file"),
     "the root is a link": ([symlink(".", "/etc")], "expected a directory as the root"),
 }
 
@@ -165,7 +165,7 @@ def test_records_of_gigabytes_are_not_read_into_memory(tmp_path: Path) -> None:
     with path.open("wb") as stream:
         stream.write(info.tobuf(tarfile.GNU_FORMAT))
         stream.truncate(9 << 30)
-    with pytest.raises(UserError, match="bytes of records before a header"):
+    with pytest.raises(UserError, match="bytes of extended records"):
         read_tar(path)
 
 

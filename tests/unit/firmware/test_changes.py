@@ -71,7 +71,7 @@ def test_another_source_is_refused(tmp_path: Path, table: str, said: str) -> Non
 
 
 def test_a_block_without_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no } ends it"):
+    with pytest.raises(UserError, match="found no } that ends the block"):
         changed(tmp_path, "- {file: f, lines: ['a {']}", "a {\n  {\n}\n")
 
 

@@ -163,8 +163,8 @@ def test_the_gate(tmp_path: Path) -> None:
     check_firmware(OURS, tmp_path / "nowhere")
     check_firmware(digest(image()), good)
     assert "unchanged AmdSev OVMF" in problem(STOCK, tmp_path / "nowhere")
-    assert "not here to be looked into" in problem("0" * 64, tmp_path / "nowhere")
-    assert "another one by now" in problem("0" * 64, good)
+    assert "not here to be inspected" in problem("0" * 64, tmp_path / "nowhere")
+    assert "has changed since" in problem("0" * 64, good)
     with pytest.raises(UserError, match=r"bad\.fd: firmware refused: it starts more than the three"):
         check_firmware(digest(image(NODE)), bad)
 

@@ -74,7 +74,7 @@ def test_files_that_are_not_wanted_are_passed_over(tmp_path: Path) -> None:
         ("--- a/d/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-line 0\n", OLD, "removes a file"),
         (diff(OLD, NEW)[:-40], OLD, "in the middle of a hunk"),
         ("--- a/d/f\n+++ b/d/f\n@@ -40 +40 @@\n-line 39\n+x\n\\ No newline\n", OLD, "without an end of line"),
-        ("words\n", OLD, "not a patch"),
+        ("words\n", OLD, "found no file name, expected a patch"),
         (diff(OLD, NEW, "../f"), OLD, "expected a path as b/NAME"),
     ],
 )

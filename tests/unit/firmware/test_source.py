@@ -67,7 +67,7 @@ def test_an_upstream_that_has_changed_is_refused(sources: Path) -> None:
     """First by Debian's patch, and where that still applies, by our table."""
     files = {f"edk2-1/{part}/f": b"other\n" for part in PARTS}
     archive(sources / "edk2_1.orig.tar.xz", files)
-    with pytest.raises(UserError, match="MdePkg/f: hunk 1 does not apply: the source is another one"):
+    with pytest.raises(UserError, match="MdePkg/f: hunk 1 does not apply: the patch is for another source"):
         prepared(sources)
     archive(sources / "edk2_1-1.debian.tar.xz", {"debian/patches/series": b""})
     (sources.parent / "tree").rename(sources.parent / "first")

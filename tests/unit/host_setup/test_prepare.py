@@ -67,7 +67,7 @@ def test_what_only_the_user_can_do() -> None:
         ('PRETTY_NAME="Fedora Linux 42"\nID=fedora\nVERSION_ID=42\n', "Fedora Linux 42"),
         ("PRETTY_NAME='Ubuntu 22.04.5 LTS'\nID=ubuntu\nVERSION_ID=\"22.04\"\n", "Ubuntu 22.04.5 LTS"),
         ('PRETTY_NAME="Debian GNU/Linux forky/sid"\nID=debian\n', "Debian GNU/Linux forky/sid"),
-        ("", "a system without a name"),
+        ("", "a system without a name in os-release"),
     ],
 )
 def test_an_unknown_distribution_is_one_line(machine: HostMachine, text: str, name: str) -> None:
@@ -233,7 +233,7 @@ def test_a_member_of_the_group_stays_one(machine: HostMachine) -> None:
 
 def test_a_file_of_another_origin_is_not_overwritten(machine: HostMachine) -> None:
     machine.write(UDEV_FILE, "# the administrator's\n")
-    with pytest.raises(UserError, match="prepare_host has not written this"):
+    with pytest.raises(UserError, match="found a file that prepare_host did not write"):
         run(machine, yes=True)
     assert machine.calls() == [] and (machine.root / UDEV_FILE).read_text() == "# the administrator's\n"
 
@@ -287,7 +287,7 @@ def test_a_suite_that_apt_does_not_know(machine: HostMachine) -> None:
 def test_without_lists_anew_it_goes_on(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.apt(update=100)
     run(machine, yes=True)
-    assert "going on with those that are here" in capsys.readouterr().out and (machine.root / GRUB_FILE).exists()
+    assert "going on with the present ones" in capsys.readouterr().out and (machine.root / GRUB_FILE).exists()
 
 
 def test_an_ordinary_user_becomes_root_through_sudo(machine: HostMachine) -> None:
@@ -297,7 +297,7 @@ def test_an_ordinary_user_becomes_root_through_sudo(machine: HostMachine) -> Non
     assert changing == [] and len(machine.calls()) == 6
 
 
-@pytest.mark.parametrize(("sudo", "words"), [(None, "there is no sudo"), ("exit 1", "sudo needs a password")])
+@pytest.mark.parametrize(("sudo", "words"), [(None, "sudo: command not found"), ("exit 1", "sudo needs a password")])
 def test_a_user_who_cannot_become_root(machine: HostMachine, sudo: str | None, words: str) -> None:
     machine.ordinary(sudo=sudo)
     before = machine.content()

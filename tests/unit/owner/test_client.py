@@ -78,8 +78,8 @@ MALFORMED: dict[str, tuple[object, str]] = {
     "key with a newline": ({**GOOD, "host_keys": [f"{KEY}\n"]}, "expected an ssh-ed25519 public key"),
     "key with a comment": ({**GOOD, "host_keys": [f"{KEY} x"]}, "expected an ssh-ed25519 public key"),
     "key with a marker": ({**GOOD, "host_keys": [f"@cert-authority * {KEY}"]}, "expected an ssh-ed25519 public key"),
-    "error": ({"error": "no evidence here"}, "the guest offers no evidence: no evidence here"),
-    "error of another type": ({"error": [1]}, "the guest offers no evidence: [1]"),
+    "error": ({"error": "no evidence here"}, "the guest gave no evidence: no evidence here"),
+    "error of another type": ({"error": [1]}, "the guest gave no evidence: [1]"),
 }
 
 
@@ -177,7 +177,7 @@ def test_the_whole_answer_has_one_time_limit(monkeypatch: pytest.MonkeyPatch, pa
         if pace * 5 < LIMIT:
             assert ask("127.0.0.1", port, NONCE, timeout=LIMIT).report == b"report"
         else:
-            with pytest.raises(UserError, match=r"no answer: it took too long"):
+            with pytest.raises(UserError, match=r"no answer: no whole answer in time"):
                 ask("127.0.0.1", port, NONCE, timeout=LIMIT)
 
 
@@ -203,7 +203,7 @@ def test_nobody_there() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(UserError, match=rf"^127\.0\.0\.1:{port}: no answer: ") as caught:
         ask("127.0.0.1", port, NONCE)
-    assert "is the guest up" in caught.value.hint
+    assert "check that the guest runs" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["\u001b[2J\u001b]0;title\u0007", "line\nanother", "\u202egnp.exe"])

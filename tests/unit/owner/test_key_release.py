@@ -336,7 +336,7 @@ def test_what_the_guest_says_went_wrong_reaches_the_owner(keys: Keys, tmp_path: 
 
     with (
         key_guest(keys, tmp_path, HEADER, unlock=unlock) as guest,
-        pytest.raises(UserError, match=r"refuses, and powers off: no key for this\?\?\[2J disk"),
+        pytest.raises(UserError, match=r"refused the key release, and powers off: no key for this\?\?\[2J disk"),
     ):
         release(guest.port, keys)
     assert isinstance(guest.end(), linux.Stop)

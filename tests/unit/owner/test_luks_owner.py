@@ -157,7 +157,7 @@ def test_a_key_that_does_not_open_the_header_is_said_at_once(config_dir: Path, h
     with pytest.raises(UserError, match="this key does not open"):
         Volume(header, config_dir, "")
     keep(config_dir, Record("given"))
-    with pytest.raises(UserError, match="made with a key of your own, and none is given"):
+    with pytest.raises(UserError, match="expected the key of your own that the volume was made with"):
         Volume(header, config_dir, "")
 
 

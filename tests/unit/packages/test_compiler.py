@@ -77,7 +77,7 @@ def test_a_mirror_without_the_source_says_so(mirror: Path) -> None:
     with pytest.raises(UserError) as refused:
         fetched(mirror)
     assert "edk2.orig 1-1" in refused.value.message and "the mirror dropped this version" in refused.value.message
-    assert refused.value.hint.startswith("leave FIRMWARE=source away, or name a snapshot mirror")
+    assert refused.value.hint.startswith("do not set FIRMWARE=source, or name a snapshot mirror")
     assert not (mirror.parent / "out").exists()
 
 

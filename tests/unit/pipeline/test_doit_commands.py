@@ -165,12 +165,10 @@ def test_info_says_why(project: Path) -> None:
     both = doit(project, "info", "both")
     assert "\nstatus: to be made\n  _second: build/second: not there\n  first: source: changed\n" in both
     said = doit(project, "info", "_second")
-    assert "  build/second: not there\n  first is to be made first\n" in said
+    assert "  build/second: not there\n  first must be made first\n" in said
     assert "\ninputs:\n  build/first\n\noutputs:\n  build/second\n" in said
     (project / "source").unlink()
-    assert "\nstatus: cannot be made: what it needs is not there\n  source: not there\n" in doit(
-        project, "info", "first"
-    )
+    assert "\nstatus: cannot be made: an input is missing\n  source: not there\n" in doit(project, "info", "first")
     assert "runs whenever it is asked for" in doit(project, "info", "go")
 
 

@@ -46,9 +46,9 @@ def test_a_link_on_the_way_is_not_followed(project: Path) -> None:
     (project / "build" / "link").symlink_to(project.parent / "outside")
     # What the defence is against: to any other reader it is just a file below the project.
     assert (project / "build/link/file").read_bytes() == SECRET
-    with pytest.raises(ContentsError, match="link: expected a directory, and no symbolic link"):
+    with pytest.raises(ContentsError, match="link: expected a directory, not a symbolic link"):
         Contents(project).describe("build/link/file")
-    with pytest.raises(ContentsError, match="expected a directory, and no symbolic link"):
+    with pytest.raises(ContentsError, match="expected a directory, not a symbolic link"):
         Contents(project).below("build/link")
 
 

@@ -27,7 +27,7 @@ def test_plain_types(tmp_path: Path) -> None:
         ("a:\n  - {b: 1, b: 2}\n", 2, "b is given twice"),
         ('a: 1\n"a": 2\n', 2, "a is given twice"),
         ("x: &x {a: 1}\ny:\n  <<: *x\n", 3, "merge key"),
-        ("? [a, b]\n: 1\n", 1, "no plain text"),
+        ("? [a, b]\n: 1\n", 1, "not plain text"),
         ("a: 1\n---\na: 2\n", 2, "document"),
         ("a: !!python/object:os.system {}\n", 1, "tag"),
         ("a: [1\n", 2, ""),

@@ -76,7 +76,7 @@ def test_where_to_look(told: Told, runs: Path, capsys: pytest.CaptureFixture[str
             options.messages.write_text("QEMU's words\n")
             check_failed()
 
-    assert Path(told.hint(fails).removeprefix("all of it: ")).read_text() == "QEMU's words\n"
+    assert Path(told.hint(fails).removeprefix("see the whole log: ")).read_text() == "QEMU's words\n"
 
 
 def check_failed() -> None:

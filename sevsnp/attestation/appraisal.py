@@ -94,7 +94,7 @@ ACPI_OPEN = "ACPI is on: the host supplies the tables unmeasured, and the guest'
 _NO_LAUNCH = "no VM config: the firmware, command line and ACPI tables behind the measurement are not known"
 _OWN_MEASUREMENT = "the policy names launch digests of its own: the firmware behind them is not known"
 ANY_TCB = "any TCB version ({}) is accepted, even one with vulnerable microcode; the reason given: {}"
-_EMULATED_TCB = "no minimum TCB: a software secure processor's TCB version means nothing; hardware is refused"
+_EMULATED_TCB = "no minimum TCB: a software secure processor's TCB version means nothing; on hardware one is required"
 _MILAN = "Milan: its root of endorsement keys has been reported as extractable by software (arXiv 2605.12990)"
 _ONE_FLOOR = (
     "the minimum TCB names no CPUID, but AMD numbers microcode for each CPUID; this processor has {}: docs/policy.md"

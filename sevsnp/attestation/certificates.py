@@ -87,7 +87,7 @@ def parse_certificate_table(table: bytes) -> dict[bytes, bytes]:
         if not any(guid):
             return entries
         if guid in entries or offset + length > len(table):
-            raise UserError(f"certificate table: entry {guid.hex()} is there twice or reaches outside the table")
+            raise UserError(f"certificate table: entry {guid.hex()} occurs twice, or reaches outside the table")
         left -= length
         if left < 0 or len(entries) == _MAX_ENTRIES:
             raise UserError(f"certificate table: the entries overlap, or there are more than {_MAX_ENTRIES}")

@@ -54,6 +54,9 @@ def parse_file(data: bytes, path: Path) -> FloorsFile:
         raise UserError(f"{path}: not a file of minimum TCB versions: expected its type: {TYPE}")
     try:
         document = json.loads(data, object_pairs_hook=each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a file of minimum TCB versions: {error!s:.300}") from None
+    try:
         if set(document) != _KEYS or type(document["version"]) is not int or document["version"] < 1:
             raise ValueError(f"the keys {', '.join(sorted(_KEYS))}, and a version of 1 or more")
         issued, expires = (date.fromisoformat(document[name]) for name in ("issued", "expires"))

@@ -247,7 +247,7 @@ def _message(tokens: Iterator[tuple[str, Any]], depth: int) -> dict[str, Any]:
         elif kind == "value" and name:
             before = found.get(name)
             if before is not None and not (isinstance(before, bytes) and isinstance(value, bytes)):
-                raise ValueError(f"{name} is there twice")
+                raise ValueError(f"{name} occurs twice")
             found[name] = before + value if isinstance(before, bytes) else value
         elif value == "{" and name and depth < 8:
             found[name] = _message(tokens, depth + 1)

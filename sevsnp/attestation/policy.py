@@ -92,7 +92,11 @@ def read_policy(path: Path) -> dict[str, Any]:
         return toml_loader.read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such policy file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a policy file: not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not a policy file: {error}") from error
 
 
@@ -323,6 +327,11 @@ class _Reader:
     def bound(self) -> Rule:
         """The rule for REPORT_DATA: the value that the verifier asked for, or else the policy's."""
         if self.report_data is None:
+            if "report_data" not in self.values:
+                raise UserError(
+                    f"{self.source}: policy: report_data: missing, and no nonce was given for this verification",
+                    "give it: --nonce HEX with every --host-key FILE of the guest, or --report-data HEX",
+                )
             rule = self.rule("report_data", values.bytes_of(REPORT_DATA_SIZE))
         else:
             if "report_data" in self.values and not self.any_reason("report_data", self.values.pop("report_data")):

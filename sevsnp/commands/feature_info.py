@@ -79,6 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
+def _status(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!a:.60}, expected 64 hex digits") from None
+
+
 def command_line() -> argparse.ArgumentParser:
     """The options and what they mean."""
     parser = Parser(
@@ -94,9 +101,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", metavar="FILE", type=Path, default=DEVICE, help="the device to ask (default: %(default)s)"
     )
-    parser.add_argument(
-        "--status", metavar="HEX", type=bytes.fromhex, help="a status from another machine, 64 hex digits"
-    )
+    parser.add_argument("--status", metavar="HEX", type=_status, help="a status from another machine, 64 hex digits")
     parser.add_argument("--json", action="store_true", help="the whole status as JSON")
     return parser
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sevsnp.commands.arguments import USAGE, Parser
 from sevsnp.errors import UserError
-from sevsnp.firmware.gate import check_firmware, residual_risks
+from sevsnp.firmware.gate import REMEDY, check_firmware, residual_risks
 from sevsnp.measurement.launch_digest import (
     NO_INITRD,
     KernelHashes,
@@ -160,7 +160,13 @@ def _machine(options: argparse.Namespace, model: str, features: int | None) -> M
 
 
 def _judge(digest: str, firmware: Path, reason: str) -> None:
-    check_firmware(digest, firmware, reason)
+    try:
+        check_firmware(digest, firmware, reason)
+    except UserError as error:
+        if error.hint != REMEDY:
+            raise
+        # The settings in the gate's remedy are options here.
+        raise UserError(error.message, "say why this firmware is trusted: --firmware-reason TEXT") from None
     for road in residual_risks(digest, reason):
         print(f"open: {road}", file=sys.stderr)
 

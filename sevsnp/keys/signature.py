@@ -56,7 +56,7 @@ def load_signing_key(path: Path) -> SigningKey:
             key = load_pem_private_key(data, _ask(path))
     except (ValueError, UnsupportedAlgorithm):
         # The library's text is not shown: it is about PEM in general, and the file is a secret.
-        raise UserError(f"{path}: not a private key, or a wrong password: expected {EXPECTED}") from None
+        raise UserError(f"{path}: not a private key, or the password does not fit: expected {EXPECTED}") from None
     if isinstance(key, Ed25519PrivateKey):
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _HASHES:

@@ -34,7 +34,7 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key!a} occurs twice")
+            raise ValueError(f"found the key {key!a} twice")
         found[key] = value
     return found
 

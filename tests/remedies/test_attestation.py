@@ -16,6 +16,7 @@ from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.ear import load_key
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.profiles import DEFAULT
+from sevsnp.commands import measure
 from sevsnp.commands import verify_report as cli
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.measurement.id_block import IdBlock, check_identity, make_identity
@@ -24,7 +25,7 @@ from sevsnp.measurement.make_config import _minimum_tcb
 from sevsnp.measurement.ovmf import check_size
 from sevsnp.vm_config.config import read_vm_config
 from tests.conftest import Built
-from tests.support.evidence import MEASUREMENT, REPORT_DATA, config, evidence, expected, now, root
+from tests.support.evidence import MEASUREMENT, REPORT_DATA, config, evidence, expected, firmware, now, root
 from tests.support.hierarchy import NOW
 from tests.support.table import Told, remedies
 from tests.unit.attestation.test_forged_reports import GENOA, outcome
@@ -95,6 +96,27 @@ def test_which_guest_is_expected(told: Told, tmp_path: Path, capsys: pytest.Capt
     assert cli.main(line) == 64
     assert "--measurement HEX" in told.read(capsys.readouterr().err)
     assert cli.main([*line, "--measurement", "ab" * 48]) in (cli.REFUSED, cli.UNDECIDED)
+
+
+@remedies(
+    "sevsnp.attestation.policy",
+    "give it: --nonce HEX with every --host-key FILE of the guest, or --report-data HEX",
+)
+def test_no_report_data(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report").write_bytes(GENOA.report())
+    line = ["--input", f"{tmp_path}/report", "--offline", "--measurement", "ab" * 48, "--min-tcb", "any"]
+    assert cli.main(line) == 64
+    assert "--report-data HEX" in told.read(capsys.readouterr().err)
+    assert cli.main([*line, "--report-data", REPORT_DATA.hex()]) in (cli.REFUSED, cli.UNDECIDED)
+
+
+@remedies("sevsnp.commands.measure", "say why this firmware is trusted: --firmware-reason TEXT")
+def test_a_firmware_to_measure(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.fd").write_bytes(firmware())
+    line = ["--mode", "firmware-hash", "--firmware", f"{tmp_path}/other.fd"]
+    assert measure.main(line) == 64
+    assert "--firmware-reason TEXT" in told.read(capsys.readouterr().err)
+    assert measure.main([*line, "--firmware-reason", "a test"]) == 0
 
 
 @remedies(

@@ -59,7 +59,7 @@ def test_a_guest_that_does_not_end(told: Told, runs: Path, monkeypatch: pytest.M
 
 
 @remedies("sevsnp.guests.local", "look at it: ./doitw logs NAME={}", "see why: ./doitw logs NAME={}")
-@remedies("sevsnp.host.session", "all of it: {}")
+@remedies("sevsnp.host.session", "see the whole log: {}")
 def test_where_to_look(told: Told, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = runs / "looked-at"
     with held(state, RUN, ""):
@@ -76,7 +76,7 @@ def test_where_to_look(told: Told, runs: Path, capsys: pytest.CaptureFixture[str
             options.messages.write_text("QEMU's words\n")
             check_failed()
 
-    assert Path(told.hint(fails).removeprefix("all of it: ")).read_text() == "QEMU's words\n"
+    assert Path(told.hint(fails).removeprefix("see the whole log: ")).read_text() == "QEMU's words\n"
 
 
 def check_failed() -> None:

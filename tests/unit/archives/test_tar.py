@@ -144,7 +144,7 @@ def test_patterns(text: str, yes: list[str], no: list[str]) -> None:
 
 def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:
     lower = Layer("lower", [text_entry("usr/lib/a", ""), link_entry("lib", "usr/lib")])
-    with pytest.raises(UserError, match="lib/: leads through a link to usr/lib"):
+    with pytest.raises(UserError, match="lib/: the path leads through a link to usr/lib"):
         merge([lower, Layer("upper", [text_entry("lib/b", "")])])
     with pytest.raises(UserError, match="lib/: a directory, but"):
         merge([lower, Layer("upper", [Entry("lib", Kind.DIRECTORY, 0o755)])])

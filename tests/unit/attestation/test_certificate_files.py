@@ -214,4 +214,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert cli.main([*words, "--json"]) == 0
     said = capsys.readouterr().err
     assert f"{certs}: 3 certificates, 0 revocation lists\n" in said
-    assert f"{certs}/vcek.key: passed over: a private key\n" in said
+    assert f"{certs}/vcek.key: ignored: a private key\n" in said

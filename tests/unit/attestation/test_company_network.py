@@ -156,7 +156,7 @@ def test_a_name_that_nobody_resolves(
             assert leaf(tmp_path, url)
         else:
             # The name is not that of the service's certificate: it was reached, and the name was still compared.
-            with pytest.raises(Unreachable, match=reason if answers else "no answer about its name's address in 1 s"):
+            with pytest.raises(Unreachable, match=reason if answers else "no answer from DNS for its address in 1 s"):
                 leaf(tmp_path, url, Limits(request=NET if answers else 1.0, patience=0.0))
         assert asked and not ended.is_set()
     finally:

@@ -42,12 +42,12 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # The report, the certificates, the exit code, and a word of the JSON document.
 EVIDENCE = [
     ("report", "chain", 0, ""),
-    ("tail", "chain", 0, "20 bytes behind the report"),
+    ("tail", "chain", 0, "20 bytes after the report"),
     ("report", None, 3, "is not in the cache"),
     ("truncated", "chain", 2, "ends after 1183 bytes"),
     ("empty", "chain", 2, "an empty file"),
     ("long", "chain", 2, "more than 1048576 bytes"),
-    ("strange", "chain", 2, "6 bytes that are no report"),
+    ("strange", "chain", 2, "6 bytes in no known form"),
     ("json", "chain", 2, "expected bytes in hex or base64"),
     ("flipped", "chain", 2, "not signed by"),
     ("version", "chain", 2, "newer than 5"),

@@ -99,7 +99,8 @@ def test_only_the_owners_signature_counts(tmp_path: Path) -> None:
         (b"floors 1", b"floors 2", "expected its type"), (b'"version": 3', b'"version": 0', "a version of 1 or more"),
         (b'"version": 3', b'"version": "3"', "a version of 1 or more"), (b'"issued"', b'"made"', "the keys expires"),
         (b"2026-05-01", b"2026-07-01", "an end after its issue"), (b"2026-05-01", b"yesterday", "expected"),
-        (b'"snp": 23', b'"snp": 256', "0 to 255 for snp"), (b'"snp": 23', b'"snp": 23, "snp": 1', "is there twice"),
+        (b'"snp": 23', b'"snp": 256', "0 to 255 for snp"),
+        (b'"snp": 23', b'"snp": 23, "snp": 1', "versions: found the key 'snp' twice"),
         (b'"floors": [', b'"floors": 7, "other": [', "the keys"),
     ],
 )  # fmt: skip

@@ -290,7 +290,7 @@ def test_strict() -> None:
     one = GENOA.evidence(policy=0x3D20000)
     found = outcome(one, endorser=WithList(GENOA.crl()), **STRICT)
     (note,) = found.notes
-    assert found.decision == "accepted" and "this one is 0x19/0x11/1" in note
+    assert found.decision == "accepted" and "this processor has 0x19/0x11/1" in note
     bound = {"cpuid": "0x19/0x11/1", **{name: value for name, value in vars(FLOOR).items() if value is not None}}
     named = {**STRICT["policy"], **dict.fromkeys(("reported_tcb", "committed_tcb", "launch_tcb"), bound)}
     found = outcome(one, endorser=WithList(GENOA.crl()), **{**STRICT, "policy": named})

@@ -177,7 +177,9 @@ def test_dumps_by_the_programs_themselves(argv: list[str], tmp_path: Path) -> No
 
 def test_bytes_behind_a_report_are_named() -> None:
     found = read_input(RAW + b"x" * 20, "x")
-    assert found.report == RAW and found.notes == ("20 bytes behind the report, which nobody signed, were not read",)
+    assert found.report == RAW and found.notes == (
+        "ignored 20 bytes after the report: the signature does not cover them",
+    )
     assert "zero bytes" in read_input(RAW.ljust(4096, b"\0"), "x").notes[0]
     assert read_input(RAW, "x").notes == ()
 
@@ -206,7 +208,7 @@ NEAREST: dict[str, tuple[Callable[[], bytes], str]] = {
         "an ioctl's response of 32 bytes with status 0x16",
     ),
     "too long": (lambda: bytes((1 << 20) + 1), "more than 1048576 bytes"),
-    "text": (lambda: b"<html>not found</html>", "found 22 bytes that are no report"),
+    "text": (lambda: b"<html>not found</html>", "found 22 bytes in no known form, expected a report"),
     "textproto": (
         lambda: textproto(RAW).replace("version: 5", 'version: "5').encode(),
         "a textproto that cannot be read",
@@ -315,7 +317,7 @@ def test_the_claims_of_an_hcl_report_are_shown_and_bound(tmp_path: Path, capsys:
         (hcl(bytes(1184), kind=4), "a TDX report inside"),
         (hcl(bytes(1184), kind=3), "an HCL report of type 3 with hash type 1"),
         (hcl(bytes(1184), hashed=4), "hash type 4"),
-        (hcl(bytes(1184), size=1 << 20), "1048576 bytes of claims"),
+        (hcl(bytes(1184), size=1 << 20), "bytes of claims, expected 1048576"),
         (hcl(bytes(1184), size=len(CLAIMS) - 2), "after its claims, expected zeros"),
         (
             hcl(bytes(1184))[: 32 + 1184 + 10].replace(b"\0" * 3 + b"\x02", b"1234"),

@@ -120,7 +120,7 @@ def test_limits_of_a_certificate_table() -> None:
     honest = _table(64, 0)
     assert len(parse_certificate_table(honest)) == 64
     for wrong in (_table(65, 0), _table(2, 4096)):
-        with pytest.raises(UserError, match="overlap, or are more than 64"):
+        with pytest.raises(UserError, match="overlap, or there are more than 64"):
             parse_certificate_table(wrong)
     # One entry may have everything behind the header, but for the header itself.
     assert list(parse_certificate_table(_table(1, 4096)).values()) == [bytes(4096)]

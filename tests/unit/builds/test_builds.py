@@ -231,7 +231,7 @@ def test_a_result_that_is_missing(tiny: Make) -> None:
     build = tiny('rm "$OUT/result"\n')
     build.build()
     assert build.ended().phase is Phase.DONE
-    with pytest.raises(UserError, match="result is not there"):
+    with pytest.raises(UserError, match="found no result"):
         build.fetch()
 
 

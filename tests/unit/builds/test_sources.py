@@ -273,5 +273,5 @@ def test_bad_repositories(tmp_path: Path, fields: str, message: str) -> None:
 def test_a_source_that_the_pins_lack(tmp_path: Path) -> None:
     file = tmp_path / "sources.yaml"
     file.write_text(GOOD)
-    with pytest.raises(UserError, match=r"sources\.yaml: the source qemu is missing, which qemu needs"):
+    with pytest.raises(UserError, match=r"sources\.yaml: found no source qemu, which qemu needs"):
         needed(chosen("qemu"), read_pins(file, "stable"), file)

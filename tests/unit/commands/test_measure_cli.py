@@ -49,7 +49,7 @@ def test_a_reference_that_is_another(config: VmConfig, capsys: pytest.CaptureFix
     config.source.write_text(text.replace(own, "00" * 48))
     assert main(["--vm-config", str(config.source)]) == 0
     shown = capsys.readouterr()
-    assert shown.out == own + "\n" and "reference is another: 0000" in shown.err
+    assert shown.out == own + "\n" and "reference differs: 0000" in shown.err
     assert json.loads(measured(capsys, "--vm-config", config.source, "--json"))["equal"] is False
 
 

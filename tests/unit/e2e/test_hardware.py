@@ -138,7 +138,7 @@ def test_a_key_in_a_file_ends_the_packing(record: Path, keys: list[Path], tmp_pa
         log.write_bytes(before + b"text " + data + b" text\n")
         with pytest.raises(UserError, match="nothing was packed") as found:
             pack_record(recorded_files(record, [], tmp_path / "none"), keys, output)
-        assert found.value.message.startswith(f"{log}: holds "), what
+        assert found.value.message.startswith(f"{log}: found "), what
         assert not output.exists()
 
 

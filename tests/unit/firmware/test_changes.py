@@ -80,7 +80,7 @@ def test_files_of_ours_are_added(tmp_path: Path) -> None:
     (tmp_path / "Ours/a.c").write_text("code\n")
     changed(tmp_path, "- {add: Ours, as: Pkg/Ours}")
     assert (tmp_path / "tree/Pkg/Ours/a.c").read_text() == "code\n"
-    with pytest.raises(UserError, match="Pkg/Ours: is in the source already"):
+    with pytest.raises(UserError, match="Pkg/Ours: exists in the source"):
         changed(tmp_path, "- {add: Ours, as: Pkg/Ours}")
 
 

@@ -192,4 +192,4 @@ def test_an_encrypted_key_asks_on_the_terminal(tmp_path: Path, form: str, passwo
         signature = bytes.fromhex(output.split()[-1].decode())
         assert is_signed(load_public_key(public_half(key, "correct")), signature, b"text")
     else:
-        assert b"not a private key, or a wrong password" in output
+        assert b"not a private key, or the password does not fit" in output

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of images (tests/data/images): each row is an image, made by a maker of its name, with its right answer.
 
-A row has ``refused``, the error; or ``said``, what is printed, and ``changed``, the names that differ from what the maker
-put in. All else must come out with its mode, owner, links, attributes, content and holes.
+A row has ``refused``, the error; or ``said``, what is printed, and ``changed``, the names that differ from what the
+maker put in. All else must come out with its mode, owner, links, attributes, content and holes.
 """
 
 from collections.abc import Iterable, Mapping

@@ -40,6 +40,9 @@ _REFERENCE = re.compile(
     r"docker://(?P<place>[^@]+?)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 _EXPECTED = "expected docker://HOST/NAME, then :TAG or @sha256:DIGEST"
+# A name without a host is one of Docker's own registry, which answers under another host than its name.
+_DOCKER, _DOCKER_NAMES, _DOCKER_HOST = "docker.io", ("docker.io", "index.docker.io"), "registry-1.docker.io"
+_OFFICIAL, _DOCKER_LOGIN = "library", "https://index.docker.io/v1/"
 # Seconds without an answer.
 _TIMEOUT = 20.0
 _ATTEMPTS = 3
@@ -48,10 +51,16 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class _Place(Reference):
-    """A repository in a registry, under the name that the user gave it."""
+    """A repository in a registry, under the name that the user gave it; ``called`` is the host's name for users."""
+
+    called: str = ""
+
+    @property
+    def logins(self) -> tuple[str, ...]:
+        return (_DOCKER_LOGIN, self.host) if self.called else (self.host,)
 
     def __str__(self) -> str:
-        return f"docker://{self.host}/{self.repository}"
+        return f"docker://{self.called or self.host}/{self.repository}"
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,28 @@ class ImageReference:
 
 
 def image_reference(text: str) -> ImageReference:
-    """Read ``docker://host[:port]/name[:tag][@digest]``; without both, the tag is latest. Raises UserError."""
+    """Read ``docker://host[:port]/name[:tag][@digest]``; without both, the tag is latest.
+
+    A short name is expanded as docker does: ``debian`` is docker.io/library/debian, ``user/name`` docker.io/user/name.
+    Raises UserError.
+    """
     match = _REFERENCE.fullmatch(text)
     host, slash, name = match["place"].partition("/") if match else ("", "", "")
-    if not match or not slash or not ("." in host or ":" in host or host == "localhost"):
-        raise UserError(f"IMAGE={text}: {_EXPECTED}", "name the registry, too: a short name is another image elsewhere")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, name = _DOCKER, f"{host}{slash}{name}"
+    if known := host in _DOCKER_NAMES:
+        name = name if "/" in name else f"{_OFFICIAL}/{name}"
     try:
-        found = parse_reference(f"oci://{host}/{name}")
+        found = parse_reference(f"oci://{_DOCKER_HOST if known else host}/{name}")
     except UserError:
-        raise UserError(f"IMAGE={text}: {_EXPECTED}", "host and name are in lower case, without a user name") from None
+        found = None
+    if match is None or found is None:
+        raise UserError(f"IMAGE={text}: {_EXPECTED}", "host and name are in lower case, without a user name")
     tag, digest = match["tag"] or "", match["digest"] or ""
     return ImageReference(
-        _Place(found.scheme, found.host, found.repository), tag or ("" if digest else "latest"), digest
+        _Place(found.scheme, found.host, found.repository, _DOCKER if known else ""),
+        tag or ("" if digest else "latest"),
+        digest,
     )
 
 
@@ -89,6 +108,8 @@ def pull_image(*, reference: str, pins: str, cache_dir: str, output: Path) -> No
     trouble with the registry, for what differs from its digest, and for an image of another machine.
     """
     asked = image_reference(reference)
+    if not reference.startswith(str(asked.place)):
+        print(f"  IMAGE={reference}: the short name of {asked}")
     source = _Source(asked, Path(cache_dir) / "images")
     try:
         digest = _pinned(asked, source, Path(pins))

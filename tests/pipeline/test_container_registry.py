@@ -133,10 +133,31 @@ def test_references() -> None:
         found = image_reference(text)
         assert (found.place.host, found.place.repository, found.tag, found.digest) == (host, repository, tag, digest)
     assert image_reference("docker://127.0.0.1:5000/a").place.scheme == "http"
-    for text in ("docker://debian", "docker://library/debian:13", "docker://h.example/Upper", "docker://u:p@h.example/a",
-                 "docker://h.example/a@sha256:short", "docker://h.example/../a", "docker://"):  # fmt: skip
+    for text in ("docker://Debian", "docker://h.example/Upper", "docker://u:p@h.example/a", "docker://docker.io/",
+                 "docker:///debian", "docker://h.example/a@sha256:short", "docker://h.example/../a", "docker://"):  # fmt: skip
         with pytest.raises(UserError, match="expected docker://HOST/NAME"):
             image_reference(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("docker://debian", "docker://docker.io/library/debian:latest"),
+        ("docker://debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://library/debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://user/name:1", "docker://docker.io/user/name:1"),
+        ("docker://docker.io/debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://index.docker.io/user/name:1", "docker://docker.io/user/name:1"),
+    ],
+)
+def test_short_names_are_docker_s(text: str, whole: str) -> None:
+    """Near misses: a host has a dot, a colon, or is localhost."""
+    found = image_reference(text)
+    assert str(found) == whole and found.place.host == "registry-1.docker.io" and found.place.scheme == "https"
+    assert found.place.logins == ("https://index.docker.io/v1/", "registry-1.docker.io")
+    for host in ("h.example", "debian:5000", "localhost"):
+        other = image_reference(f"docker://{host}/debian:13").place
+        assert (other.host, other.repository, other.logins) == (host, "debian", (host,))
 
 
 def test_a_file_of_pins_that_is_none(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from sevsnp.containers.manifest import (
 from sevsnp.containers.source import blob_path
 from sevsnp.containers.unpack import LARGEST
 from sevsnp.errors import UserError
+from sevsnp.store.kept_files import in_use, note_use, prune
 from sevsnp.store.oci_reference import Reference, Refused, Tampered, Unavailable, parse_reference
 from sevsnp.store.oci_transport import Transport
 from sevsnp.system import progress
@@ -101,18 +102,25 @@ def image_reference(text: str) -> ImageReference:
     )
 
 
-def pull_image(*, reference: str, pins: str, cache_dir: str, output: Path) -> None:
+def pull_image(*, reference: str, pins: str, cache_dir: str, limit: int, output: Path) -> None:
     """Write the image for amd64 that ``reference`` names as an OCI layout in the tar ``output``.
 
-    ``pins`` is the file that keeps the digest of each tag; blobs are kept below ``cache_dir``. Raises UserError for
-    trouble with the registry, for what differs from its digest, and for an image of another machine.
+    ``pins`` is the file that keeps the digest of each tag; blobs are kept below ``cache_dir``, at most ``limit`` bytes
+    of them. Raises UserError for trouble with the registry, for what differs from its digest, and for an image of
+    another machine.
     """
-    asked = image_reference(reference)
+    asked, kept = image_reference(reference), Path(cache_dir) / "images"
     if not reference.startswith(str(asked.place)):
         print(f"  IMAGE={reference}: the short name of {asked}")
-    source = _Source(asked, Path(cache_dir) / "images")
+    with in_use(kept):
+        _pull(asked, _Source(asked, kept), Path(pins), output)
+    if removed := prune(kept, limit):
+        print(f"  removed from {kept}, to keep to CACHE_SIZE: {removed} files that were not used for longest")
+
+
+def _pull(asked: ImageReference, source: "_Source", pins: Path, output: Path) -> None:
     try:
-        digest = _pinned(asked, source, Path(pins))
+        digest = _pinned(asked, source, pins)
         manifest = source.manifest(digest)
         for _ in range(_DEPTH):
             found = document(manifest, f"{asked}@{digest}")
@@ -207,6 +215,7 @@ class _Source:
         wanted = digest.removeprefix("sha256:")
         path = self._cache / wanted
         if path.is_file() and sha256_file(path) == wanted:
+            note_use(path)
             return path.read_bytes()
         data = self._fetched_manifest(digest)
         if (found := hashlib.sha256(data).hexdigest()) != wanted:
@@ -228,6 +237,7 @@ class _Source:
         if path.is_file() and path.stat().st_size == wanted.size and sha256_file(path) == name:
             if shown:
                 shown(wanted.size)
+            note_use(path)
             return path
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -124,6 +124,7 @@ def test_a_reference_that_names_nothing(told: Told, tmp_path: Path, no_login: Pa
             reference=f"docker://{server.host}/name:{tag}",
             pins=str(tmp_path / "pins"),
             cache_dir=str(tmp_path / "cache"),
+            limit=1 << 30,
             output=tmp_path / "pulled.tar",
         )
 

@@ -201,7 +201,11 @@ def task__image_pulled() -> Task:
         "sevsnp.containers.registry:pull_image",
         outputs={"output": IMAGE_PULLED},
         params={"reference": image.text},
-        how={"pins": str(values.config_dir() / "image-pins.json"), "cache_dir": str(values.cache_dir())},
+        how={
+            "pins": str(values.config_dir() / "image-pins.json"),
+            "cache_dir": str(values.cache_dir()),
+            "limit": values.number("CACHE_SIZE"),
+        },
         cached=False,
     )
 

@@ -180,7 +180,24 @@ def _data(descriptor: int, size: int) -> "list[tuple[int, int]]":
             raise
         place = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
         ranges.append((start, place - start))
+    if ranges == [(0, size)]:
+        ranges = _written(descriptor, size)
     return [*ranges, (size, 0)]
+
+
+def _written(descriptor: int, size: int) -> "list[tuple[int, int]]":
+    """The ranges that are not zero, in pieces of a MiB: a file system that compresses does not tell its holes."""
+    ranges: list[tuple[int, int]] = []
+    zeros = bytes(_HOLES)
+    for place in range(0, size, _HOLES):
+        piece = os.pread(descriptor, min(_HOLES, size - place), place)
+        if piece == zeros[: len(piece)]:
+            continue
+        if ranges and sum(ranges[-1]) == place:
+            ranges[-1] = (ranges[-1][0], place - ranges[-1][0] + len(piece))
+        else:
+            ranges.append((place, len(piece)))
+    return ranges
 
 
 def add_tree(tar: TreeTar, root: str, mounts: "dict[str, str]", skip: "Callable[[str, str], str]") -> None:

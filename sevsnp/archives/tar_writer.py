@@ -25,8 +25,8 @@ def _bytes(text: str) -> bytes:
 def write_tar(entries: Iterable[Entry], output: Path, *, epoch: int, holes: bool = True) -> None:
     """Write ``entries`` to ``output`` in the order given; times after ``epoch`` (seconds since 1970) become ``epoch``.
 
-    The first entry of an inode carries its bytes; later entries are hard links to it. Without ``holes`` the holes of
-    sparse files are written out, for readers that do not know GNU tar's format for them.
+    The first entry of an inode carries its bytes; later entries are hard links to it. Without ``holes`` the archive is
+    for readers that do not know GNU tar's format for sparse files: it has their holes as zeros, and holes itself there.
     """
     with output.open("wb") as stream:
         stream_tar(entries, stream, epoch=epoch, holes=holes)
@@ -63,11 +63,27 @@ class _Output:
 
     def send(self, content: Content) -> None:
         """Write the content's bytes. Raises UserError if an archive ends early."""
-        if content.path is None or content.sparse:
-            for piece in content.pieces():
-                self.write(piece)
+        if content.path is None:
+            self.write(content.data)
+            return
+        if content.sparse:
+            place = 0
+            for offset, length, source in content.extents():
+                self._skip(offset - place)
+                self.send_range(content, content.path, source, length)
+                place = offset + length
+            self._skip(content.size - place)
             return
         self.send_range(content, content.path, content.offset, content.size)
+
+    def _skip(self, size: int) -> None:
+        """Leave a hole where the stream can; write zeros into a pipe."""
+        self.size += size
+        if self._stream.seekable():
+            self._stream.seek(size, os.SEEK_CUR)
+            return
+        while size:
+            size -= self._stream.write(bytes(min(size, _LARGE)))
 
     def send_range(self, content: Content, path: Path, place: int, size: int) -> None:
         """Write ``size`` bytes of the archive ``path`` from ``place`` on."""

@@ -31,6 +31,7 @@ from sevsnp.containers.manifest import (
 from sevsnp.containers.source import blob_path
 from sevsnp.containers.unpack import LARGEST
 from sevsnp.errors import UserError
+from sevsnp.store.kept_files import in_use, note_use, prune
 from sevsnp.store.oci_reference import Reference, Refused, Tampered, Unavailable, parse_reference
 from sevsnp.store.oci_transport import Transport
 from sevsnp.system import progress
@@ -40,6 +41,9 @@ _REFERENCE = re.compile(
     r"docker://(?P<place>[^@]+?)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 _EXPECTED = "expected docker://HOST/NAME, then :TAG or @sha256:DIGEST"
+# A name without a host is one of Docker's own registry, which answers under another host than its name.
+_DOCKER, _DOCKER_NAMES, _DOCKER_HOST = "docker.io", ("docker.io", "index.docker.io"), "registry-1.docker.io"
+_OFFICIAL, _DOCKER_LOGIN = "library", "https://index.docker.io/v1/"
 # Seconds without an answer.
 _TIMEOUT = 20.0
 _ATTEMPTS = 3
@@ -48,10 +52,16 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class _Place(Reference):
-    """A repository in a registry, under the name that the user gave it."""
+    """A repository in a registry, under the name that the user gave it; ``called`` is the host's name for users."""
+
+    called: str = ""
+
+    @property
+    def logins(self) -> tuple[str, ...]:
+        return (_DOCKER_LOGIN, self.host) if self.called else (self.host,)
 
     def __str__(self) -> str:
-        return f"docker://{self.host}/{self.repository}"
+        return f"docker://{self.called or self.host}/{self.repository}"
 
 
 @dataclass(frozen=True)
@@ -67,31 +77,50 @@ class ImageReference:
 
 
 def image_reference(text: str) -> ImageReference:
-    """Read ``docker://host[:port]/name[:tag][@digest]``; without both, the tag is latest. Raises UserError."""
+    """Read ``docker://host[:port]/name[:tag][@digest]``; without both, the tag is latest.
+
+    A short name is expanded as docker does: ``debian`` is docker.io/library/debian, ``user/name`` docker.io/user/name.
+    Raises UserError.
+    """
     match = _REFERENCE.fullmatch(text)
     host, slash, name = match["place"].partition("/") if match else ("", "", "")
-    if not match or not slash or not ("." in host or ":" in host or host == "localhost"):
-        raise UserError(f"IMAGE={text}: {_EXPECTED}", "name the registry, too: a short name is another image elsewhere")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, name = _DOCKER, f"{host}{slash}{name}"
+    if known := host in _DOCKER_NAMES:
+        name = name if "/" in name else f"{_OFFICIAL}/{name}"
     try:
-        found = parse_reference(f"oci://{host}/{name}")
+        found = parse_reference(f"oci://{_DOCKER_HOST if known else host}/{name}")
     except UserError:
-        raise UserError(f"IMAGE={text}: {_EXPECTED}", "host and name are in lower case, without a user name") from None
+        found = None
+    if match is None or found is None:
+        raise UserError(f"IMAGE={text}: {_EXPECTED}", "host and name are in lower case, without a user name")
     tag, digest = match["tag"] or "", match["digest"] or ""
     return ImageReference(
-        _Place(found.scheme, found.host, found.repository), tag or ("" if digest else "latest"), digest
+        _Place(found.scheme, found.host, found.repository, _DOCKER if known else ""),
+        tag or ("" if digest else "latest"),
+        digest,
     )
 
 
-def pull_image(*, reference: str, pins: str, cache_dir: str, output: Path) -> None:
+def pull_image(*, reference: str, pins: str, cache_dir: str, limit: int, output: Path) -> None:
     """Write the image for amd64 that ``reference`` names as an OCI layout in the tar ``output``.
 
-    ``pins`` is the file that keeps the digest of each tag; blobs are kept below ``cache_dir``. Raises UserError for
-    trouble with the registry, for what differs from its digest, and for an image of another machine.
+    ``pins`` is the file that keeps the digest of each tag; blobs are kept below ``cache_dir``, at most ``limit`` bytes
+    of them. Raises UserError for trouble with the registry, for what differs from its digest, and for an image of
+    another machine.
     """
-    asked = image_reference(reference)
-    source = _Source(asked, Path(cache_dir) / "images")
+    asked, kept = image_reference(reference), Path(cache_dir) / "images"
+    if not reference.startswith(str(asked.place)):
+        print(f"  IMAGE={reference}: the short name of {asked}")
+    with in_use(kept):
+        _pull(asked, _Source(asked, kept), Path(pins), output)
+    if removed := prune(kept, limit):
+        print(f"  removed from {kept}, to keep to CACHE_SIZE: {removed} files that were not used for longest")
+
+
+def _pull(asked: ImageReference, source: "_Source", pins: Path, output: Path) -> None:
     try:
-        digest = _pinned(asked, source, Path(pins))
+        digest = _pinned(asked, source, pins)
         manifest = source.manifest(digest)
         for _ in range(_DEPTH):
             found = document(manifest, f"{asked}@{digest}")
@@ -186,6 +215,7 @@ class _Source:
         wanted = digest.removeprefix("sha256:")
         path = self._cache / wanted
         if path.is_file() and sha256_file(path) == wanted:
+            note_use(path)
             return path.read_bytes()
         data = self._fetched_manifest(digest)
         if (found := hashlib.sha256(data).hexdigest()) != wanted:
@@ -207,6 +237,7 @@ class _Source:
         if path.is_file() and path.stat().st_size == wanted.size and sha256_file(path) == name:
             if shown:
                 shown(wanted.size)
+            note_use(path)
             return path
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit's check of input files, by SHA-256 instead of times that a tool can set back."""
+"""doit's check of input files, by digests instead of times that a tool can set back."""
 
 import os
 from typing import Any
@@ -10,13 +10,13 @@ from sevsnp.store.session import index
 
 
 class Sha256Checker(FileChangedChecker):  # type: ignore[misc]
-    """A file has changed if its SHA-256 has; a file whose digest is known is not read again."""
+    """A file has changed if its digest has; a file whose digest is known is not read again."""
 
     def check_modified(self, file_path: str, file_stat: os.stat_result, state: Any) -> bool:
         try:
-            return bool(index().file(file_path) != state)
+            return bool(index().input(file_path) != state)
         except OSError:
             return True  # the task reports the error
 
     def get_state(self, dep: str, current_state: Any) -> str:
-        return index().file(dep)
+        return index().input(dep)

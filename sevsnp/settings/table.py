@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     ("What a guest is made of and measured with: fixed when a setup_* task writes its VM config.", (
         Setting("IMAGE", text, "", "a path: a root filesystem tar, a disk image or a container image; or docker://…",
                 "a root filesystem tar, a disk image (qcow2, raw, VMDK, VHDX), or a container image (OCI layout, "
-                "docker save, docker://HOST/NAME:TAG); empty: our own guest"),
+                "docker save, docker://HOST/NAME:TAG, docker://NAME:TAG); empty: our own guest"),
         Setting("ROOT_DEVICE", text, "", "a device on the disk image, as /dev/vda2 or /dev/GROUP/VOLUME",
                 "root partition of a disk image that has several, as /dev/vda2, UUID=… or /dev/GROUP/VOLUME"),
         Setting("KEEP", text, "", "path patterns with commas between them, as etc/ssl/private/**",

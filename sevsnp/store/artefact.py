@@ -54,7 +54,8 @@ class Artefact:
 
         index = session.index()
         files = {
-            name: [[_portable(path), index.file(path)] for path in paths] for name, paths in sorted(self.inputs.items())
+            name: [[_portable(path), index.input(path)] for path in paths]
+            for name, paths in sorted(self.inputs.items())
         }
         tools = {name: _program(name) for name in self.programs}
         tools.update({f"python:{name}": _distribution(name) for name in self.distributions})

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sevsnp.store.sparse_digest import LARGE, NAME, sparse_digest
 from sevsnp.system.files import CHUNK, sha256_file
 
 if TYPE_CHECKING:
@@ -50,8 +51,17 @@ class Index:
 
     def file(self, path: Path | str) -> str:
         """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError if there is no such file."""
+        return self._digest(path, "", sha256_file)
+
+    def input(self, path: Path | str) -> str:
+        """The digest by which an input is known: as :meth:`file`; of a huge file :func:`sparse_digest`."""
+        if os.stat(path).st_size < LARGE:  # noqa: PTH116
+            return self.file(path)
+        return self._digest(path, f"{NAME}:", sparse_digest)
+
+    def _digest(self, path: Path | str, kind: str, compute: Callable[[Path], str]) -> str:
         status = os.stat(path)  # noqa: PTH116 (an idle run spends its time here)
-        if (known := self._get(identity(status))) is not None:
+        if (known := self._get(kind + identity(status))) is not None:
             return known
         if not stat.S_ISREG(status.st_mode):
             raise IsADirectoryError(21, "not a regular file", str(path))
@@ -60,10 +70,10 @@ class Index:
             time.sleep(_TICK_NS / 1e9)
         # Tested before the read: a file that is old only after the read may have been written again within its tick.
         young = _young(status)
-        digest = sha256_file(Path(path))
+        digest = compute(Path(path))
         after = os.stat(path)  # noqa: PTH116
         if identity(status) == identity(after) and not young:
-            self._put(identity(after), digest)
+            self._put(kind + identity(after), digest)
         return digest
 
     def note(self, path: Path, sha256: str) -> None:

@@ -90,7 +90,7 @@ class Login(TokenAuth):  # type: ignore[misc]
                 "credsStore": config.get("credsStore"),
                 "credHelpers": dict(config.get("credHelpers") or {}),
             }
-            for host in iter_localhosts(self._reference.host):
+            for host in (each for name in self._reference.logins for each in iter_localhosts(name)):
                 if self._load_auth(host):
                     break
         except FileNotFoundError:

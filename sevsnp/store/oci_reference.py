@@ -43,6 +43,11 @@ class Reference:
         """The base URL of the repository's manifests and blobs."""
         return f"{self.scheme}://{self.host}/v2/{self.repository}"
 
+    @property
+    def logins(self) -> tuple[str, ...]:
+        """The names under which `docker login` keeps a login for it."""
+        return (self.host,)
+
     def __str__(self) -> str:
         return f"oci://{self.host}/{self.repository}"
 

@@ -217,8 +217,8 @@ def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> N
     both = mbr(tmp_path / "both.raw", data, *roots)
     refusal(
         lambda: imported(maker, built, both, output),
-        "/dev/vda2 (one, changed",
-        "/dev/vda3 (two, changed",
+        "/dev/vda2 (label root, one, changed",
+        "/dev/vda3 (label root, two, changed",
         "ROOT_DEVICE=/dev/vda2",
     )
     for device, mark in (("/dev/sda2", b"one\n"), ("/dev/nvme0n1p3", b"two\n")):

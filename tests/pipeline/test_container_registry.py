@@ -2,6 +2,7 @@
 """Container images from a registry: pinned by digest, kept by content, and refused where they differ."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from sevsnp.archives.tar import read_tar
 from sevsnp.containers.make import make_container_root
 from sevsnp.containers.registry import image_reference, pull_image, read_pins
 from sevsnp.errors import UserError
+from sevsnp.store.kept_files import in_use, prune
 from tests.support.container_images import MadeImage, directory, index_of, member, push, tar_bytes
 from tests.support.registry_server import Registry, no_login
+
+LIMIT = 1 << 20
 
 
 def image(text: str, **fields: Any) -> MadeImage:
@@ -28,7 +32,13 @@ def pull(tmp_path: Path, no_login: Path) -> Callable[[str], str]:
     def pulled(reference: str) -> str:
         output, packages = tmp_path / "pulled.tar", tmp_path / "packages.tar"
         output.unlink(missing_ok=True)
-        pull_image(reference=reference, pins=str(pins(tmp_path)), cache_dir=str(tmp_path / "cache"), output=output)
+        pull_image(
+            reference=reference,
+            pins=str(pins(tmp_path)),
+            cache_dir=str(tmp_path / "cache"),
+            limit=LIMIT,
+            output=output,
+        )
         packages.write_bytes(tar_bytes([member("etc/os-release", "ID=debian\n")]))
         root = tmp_path / "root.tar"
         make_container_root(
@@ -91,6 +101,38 @@ def test_without_a_network_the_pinned_image_comes_from_the_cache(
     assert "check the name, the tag" in caught.value.hint
 
 
+def test_what_is_kept_is_bounded(
+    own_registry: Registry,
+    pull: Pull,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image that was not used for longest goes; each pull works, also of one that is larger than the limit."""
+    place, kept = f"docker://{own_registry.host}/name", tmp_path / "cache" / "images"
+    for number in (1, 2, 3):
+        push(own_registry.host, "name", str(number), image(f"{number}" * 200_000, pack=""))
+        assert pull(f"{place}:{number}").startswith(f"{number}")
+    assert len(list(kept.iterdir())) > 9 and "removed" not in capsys.readouterr().out  # control: all of them fit
+    assert pull(f"{place}:1").startswith("1")
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 500_000)
+    assert pull(f"{place}:3").startswith("3")
+    assert f"removed from {kept}, to keep to CACHE_SIZE: 3 files" in capsys.readouterr().out
+    own_registry.stop()
+    assert pull(f"{place}:1").startswith("1")
+    with pytest.raises(UserError, match="Connection refused"):
+        pull(f"{place}:2")
+
+
+def test_nothing_is_removed_while_another_run_reads(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "blob"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    with in_use(tmp_path / "kept"):
+        assert prune(tmp_path / "kept", 0) == 0 and path.exists()
+    assert prune(tmp_path / "kept", 0) == 1 and not path.exists()  # control
+
+
 def test_the_image_for_amd64_is_chosen_from_an_index(registry: Registry, pull: Pull) -> None:
     place = f"docker://{registry.host}/index/name"
     arm, ours = image("arm", architecture="arm64"), image("ours")
@@ -133,10 +175,31 @@ def test_references() -> None:
         found = image_reference(text)
         assert (found.place.host, found.place.repository, found.tag, found.digest) == (host, repository, tag, digest)
     assert image_reference("docker://127.0.0.1:5000/a").place.scheme == "http"
-    for text in ("docker://debian", "docker://library/debian:13", "docker://h.example/Upper", "docker://u:p@h.example/a",
-                 "docker://h.example/a@sha256:short", "docker://h.example/../a", "docker://"):  # fmt: skip
+    bad = ("Debian", "h.example/Upper", "u:p@h.example/a", "docker.io/", "/debian", "h.example/a@sha256:short", "")
+    for text in (f"docker://{place}" for place in (*bad, "h.example/../a")):
         with pytest.raises(UserError, match="expected docker://HOST/NAME"):
             image_reference(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("docker://debian", "docker://docker.io/library/debian:latest"),
+        ("docker://debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://library/debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://user/name:1", "docker://docker.io/user/name:1"),
+        ("docker://docker.io/debian:13", "docker://docker.io/library/debian:13"),
+        ("docker://index.docker.io/user/name:1", "docker://docker.io/user/name:1"),
+    ],
+)
+def test_short_names_are_docker_s(text: str, whole: str) -> None:
+    """Near misses: a host has a dot, a colon, or is localhost."""
+    found = image_reference(text)
+    assert str(found) == whole and found.place.host == "registry-1.docker.io" and found.place.scheme == "https"
+    assert found.place.logins == ("https://index.docker.io/v1/", "registry-1.docker.io")
+    for host in ("h.example", "debian:5000", "localhost"):
+        other = image_reference(f"docker://{host}/debian:13").place
+        assert (other.host, other.repository, other.logins) == (host, "debian", (host,))
 
 
 def test_a_file_of_pins_that_is_none(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sevsnp.archives.rootfs import Layer, directory_entries, expression, link_entry, make_rootfs, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind, read_tar
-from sevsnp.archives.tar_writer import write_tar
+from sevsnp.archives.tar_writer import stream_tar, write_tar
 from sevsnp.errors import UserError
 from sevsnp.images.filesystem import usage
 
@@ -273,3 +273,27 @@ def test_a_small_file_with_holes_is_written_out_for_other_readers(tmp_path: Path
         write_tar(read_tar(tmp_path / "a.tar").values(), tmp_path / name, epoch=EPOCH, holes=more)
         content = read_tar(tmp_path / name)["f"].content
         assert content and content.sparse is more and b"".join(content.pieces()) == bytes(1 << 20) + b"end"
+
+
+def test_holes_that_are_written_out_take_no_room(tmp_path: Path) -> None:
+    """Parts that are copied by the kernel and by Python, holes of any place; into a pipe the same bytes go."""
+    whole = tmp_path / "f"
+    with whole.open("wb") as stream:
+        for place, data in ((0, b"a" * 300_000), (20 << 20, b"b" * 200_000), (30 << 20, b"c"), (40 << 20, b"d" * 99)):
+            stream.seek(place)
+            stream.write(data)
+        stream.truncate(50 << 20)
+    words = ["tar", "-C", str(tmp_path), "--format=pax", "--sparse", "-cf", str(tmp_path / "a.tar"), "f"]
+    subprocess.run(words, check=True)
+    found = read_tar(tmp_path / "a.tar")
+    assert found["f"].content and found["f"].content.sparse
+    entries = [*found.values(), text_entry("g", "after it\n")]
+    write_tar(entries, tmp_path / "out", epoch=EPOCH, holes=False)
+    again = read_tar(tmp_path / "out")
+    assert again["f"].content and b"".join(again["f"].content.pieces()) == whole.read_bytes()
+    assert again["g"].content and again["g"].content.read() == b"after it\n"
+    assert (tmp_path / "out").stat().st_size > 50 << 20 > (tmp_path / "out").stat().st_blocks * 512 * 25
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=(tmp_path / "piped").open("wb")) as pipe:
+        assert pipe.stdin
+        stream_tar(entries, pipe.stdin, epoch=EPOCH, holes=False)
+    assert (tmp_path / "piped").read_bytes() == (tmp_path / "out").read_bytes()

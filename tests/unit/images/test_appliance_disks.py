@@ -183,6 +183,19 @@ def test_a_place_in_what_is_left_out_is_an_error(appliance: Any, tmp_path: Path)
             )
 
 
+def test_zeros_that_a_file_system_compresses_are_holes(appliance: Any, tmp_path: Path) -> None:
+    """Control: what begins within a piece, or ends the file, is in a range."""
+    content = bytearray(7 * MIB + 5)
+    content[:1], content[3 * MIB - 1 : 3 * MIB + 1], content[-1:] = b"a", b"bc", b"d"
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as stream:
+        found = appliance.tree_tar._written(stream.fileno(), len(content))
+    assert found == [(0, MIB), (2 * MIB, 2 * MIB), (7 * MIB, 5)]
+    (tmp_path / "file").write_bytes(bytes(2 * MIB))
+    with (tmp_path / "file").open("rb") as stream:
+        assert appliance.tree_tar._written(stream.fileno(), 2 * MIB) == []
+
+
 def test_what_tells_roots_apart(appliance: Any, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "os-release").write_text('ID=x\nPRETTY_NAME="Some System 1"\n')

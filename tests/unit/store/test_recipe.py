@@ -41,6 +41,7 @@ def package(tmp_path: Path) -> Path:
         "store/recipe.py",
         "store/session.py",
         "store/digests.py",
+        "store/sparse_digest.py",
         "store/entries.py",
         "system/files.py",
         "errors.py",

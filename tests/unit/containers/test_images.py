@@ -209,7 +209,7 @@ def test_other_bytes_pass_where_no_digest_is_compared(tmp_path: Path, make: Make
 
 DOCUMENTS: dict[str, tuple[dict[str, bytes], str]] = {
     "no JSON": ({"index.json": b"{"}, "not readable as JSON"),
-    "a key twice": ({"index.json": b'{"a": 1, "a": 2}'}, "there twice"),
+    "a key twice": ({"index.json": b'{"a": 1, "a": 2}'}, "found the key 'a' twice"),
     "no object": ({"index.json": b"[]"}, "expected an object"),
     "deep": ({"index.json": b"[" * 100000}, "not readable as JSON"),
     "no list": ({"index.json": b'{"schemaVersion": 2}'}, "no list of manifests"),

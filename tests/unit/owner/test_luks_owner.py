@@ -190,7 +190,7 @@ def test_the_key_of_a_data_disk(config_dir: Path, keys: Keys, tmp_path: Path) ->
     assert not (out / "known_hosts").exists()
     keep(config_dir, Record("given"))
     with waiting(keys, tmp_path, disk_header) as guest:
-        with pytest.raises(UserError, match="none is given") as refused:
+        with pytest.raises(UserError, match="found no key") as refused:
             attest_data(config_dir, guest, out, made)
         assert refused.value.hint == "LUKS_KEY=… ./doitw attest_verity" and guest.received == []
 

@@ -192,7 +192,7 @@ def test_the_key_of_a_data_disk(config_dir: Path, keys: Keys, tmp_path: Path) ->
     with waiting(keys, tmp_path, disk_header) as guest:
         with pytest.raises(UserError, match="found no key") as refused:
             attest_data(config_dir, guest, out, made)
-        assert refused.value.hint == "LUKS_KEY=… ./doitw attest_verity" and guest.received == []
+        assert refused.value.hint == "give the key: LUKS_KEY=… ./doitw attest_verity" and guest.received == []
 
 
 def test_a_guest_with_another_data_disk_gets_no_key(config_dir: Path, keys: Keys, tmp_path: Path) -> None:

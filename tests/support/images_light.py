@@ -74,7 +74,7 @@ def _old_sparse(place: Path, tools: Path) -> Made:
     entries = root()
     rest = tar_of([entry for entry in entries if entry.name != "srv"], place / "rest.tar")
     tar = place / "root.tar"
-    words = ["--format=oldgnu", "-S", "--owner=0", "--group=0", "--mode=go-w,u=rwX", "-C", place / "tree"]
+    words = ["--format=oldgnu", "-S", "--owner=0", "--group=0", "--mode=go-w,u=rwX", "-C", str(place / "tree")]
     subprocess.run(["tar", "-cf", tar, *words, "./srv"], check=True)
     subprocess.run(["tar", "-Af", tar, rest], check=True)
     from sevsnp.archives.tar import read_tar
@@ -392,8 +392,8 @@ def _cut_raw(place: Path, tools: Path) -> Made:
 @light("a qcow2 with a backing file")
 def _backed(place: Path, tools: Path) -> Made:
     _disk(place, tools)
-    words = ["create", "-q", "-f", "qcow2", "-b", place / "disk.raw", "-F", "raw", place / "image"]
-    run([tools / "qemu-img", *words])
+    made = ("-b", place / "disk.raw", "-F", "raw", place / "image")
+    run([tools / "qemu-img", "create", "-q", "-f", "qcow2", *made])
     return Made(str(place / "image"), [])
 
 

@@ -245,3 +245,6 @@ def _device(place: Path, tools: Path) -> Made:
 def _directory(place: Path, tools: Path) -> Made:
     (place / "image").mkdir()
     return Made(str(place / "image"), [])
+
+
+__all__ = ["LIGHT"]

@@ -14,7 +14,7 @@ from sevsnp.archives.tar import Entry
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.system.command import run
 from tests.support.disk_tables import SECTOR_4K, gpt_disk, member_superblock
-from tests.support.foreign_disks import Maker, empty, mbr, partitioned
+from tests.support.foreign_disks import SCRIPT_SECONDS, Maker, empty, mbr, partitioned
 from tests.support.image_contents import MIB, odd, rich, root, tar_of
 from tests.support.image_table import Made
 
@@ -24,8 +24,6 @@ HOME = "933ac7e1-2eb4-4f13-b844-0e14e2aef915"
 SRV = "3b8f8425-20e0-4f3b-907f-1a25a76f98e8"
 USR = "8484680c-9521-48c6-9c11-b0720656f69e"
 AUTO = "usr/lib/systemd/system-generators/systemd-gpt-auto-generator"
-# Without room for monitoring daemons, and without programs that the appliance has not.
-_LVM = "--config 'activation{monitoring=0} global{thin_check_executable=\"\"}'"
 
 
 @dataclass
@@ -308,6 +306,7 @@ def make_file_systems(ground: Ground) -> None:
         mkfs.xfs -q $damaged
         put xfs $damaged
         """,
+        SCRIPT_SECONDS,
         tar=tar,
         **disks,
     )
@@ -325,33 +324,37 @@ def make_groups(ground: Ground) -> None:
     disks |= {name: empty(ground.file(f"kernel-{name}"), 64 * MIB) for name in ("partial", "missing")}
     ground.maker.script(
         f"""
-        C={_LVM!r}
-        do() {{ verb=$1; shift; eval lvm $verb -q -y $C '"$@"'; }}
-        group() {{ name=$1; shift; for each; do do pvcreate $each; done; do vgcreate $name "$@"; }}
+        lv() {{
+            verb=$1
+            shift
+            lvm $verb -q -y --config 'activation{{monitoring=0}} global{{thin_check_executable=""}}' "$@"
+        }}
+        group() {{ name=$1; shift; for each; do lv pvcreate $each; done; lv vgcreate $name "$@"; }}
         fill() {{ dd if=$files of=/dev/$1/root bs=1M; }}
         group a-b $linear
-        do lvcreate -Zn -Wn -L {size}b -n root-1 a-b
+        lv lvcreate -Zn -Wn -L {size}b -n root-1 a-b
         dd if=$files of=/dev/a-b/root-1 bs=1M
         group thin $thin
-        do lvcreate -Zn -Wn --type thin-pool -L 64M -n pool thin
-        do lvcreate -Wn -V {size}b --thinpool pool -n root thin
+        lv lvcreate -Zn --type thin-pool -L 64M -n pool thin
+        lv lvcreate -V {size}b --thinpool pool -n root thin
         fill thin
         group kept $kept
-        do lvcreate -Zn -Wn -L {size}b -n root kept
+        lv lvcreate -Zn -Wn -L {size}b -n root kept
         fill kept
-        do lvcreate -Wn -s -L 16M -n before kept/root
+        lv lvcreate -s -L 16M -n before kept/root
         group exported $exported
-        do lvcreate -Zn -Wn -L {size}b -n root exported
+        lv lvcreate -Zn -Wn -L {size}b -n root exported
         fill exported
         group mirror ${{mirror}}2 ${{mirror}}3
-        do lvcreate -Zn -Wn --type raid1 -m 1 --nosync -L {size}b -n root mirror
+        lv lvcreate -Zn -Wn --type raid1 -m 1 --nosync -L {size}b -n root mirror
         fill mirror
         group partial $partial $missing
-        do lvcreate -Zn -Wn -i 2 -L {size}b -n root partial
+        lv lvcreate -Zn -Wn -i 2 -L {size}b -n root partial
         sync
-        for each in a-b thin kept exported mirror partial; do do vgchange -an $each; done
-        do vgexport exported
+        for each in a-b thin kept exported mirror partial; do lv vgchange -an $each; done
+        lv vgexport exported
         """,
+        SCRIPT_SECONDS,
         files=files,
         **disks,
     )

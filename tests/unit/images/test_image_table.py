@@ -21,7 +21,7 @@ from sevsnp.qemu.whole_disk import check_not_cut
 from sevsnp.system.text import printable
 from tests.support.container_images import member, tar_bytes
 from tests.support.image_table import as_text, different, read_table
-from tests.support.images_light import LIGHT
+from tests.support.images_light_others import LIGHT
 
 GUEST_VM = Path(__file__).resolve().parents[3] / "guest-vm"
 TABLE = read_table("light.yaml")

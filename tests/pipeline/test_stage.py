@@ -95,7 +95,7 @@ def test_a_changed_table_makes_the_stage_and_the_vm_configs_again(stages: Stages
     finally:
         module.write_text(text)
     assert {"acpi tables", "stage", "verity config", "verity config emulated"} <= ran(done)
-    assert not {"stage code", "compiler", "packages", "firmware", "verity root", "verity cmdline"} & ran(done)
+    assert not {"stage code", "compiler", "packages", "firmware", "unpack_kernel", "verity root"} & ran(done)
     stages.setup(2)
 
 

@@ -94,7 +94,7 @@ def test_the_first_run_makes_the_directory_and_the_next_finds_it(
     volume.image.write_bytes(b"what the guest wrote")
     assert ground.run() == volume and capsys.readouterr().out == ""
     with_floor(source)
-    assert ground.run() == volume and "boots with what" in capsys.readouterr().out
+    assert ground.run() == volume and "boots with the new files" in capsys.readouterr().out
     assert ground.run() == volume and capsys.readouterr().out == ""
     (source.directory / "kernel").write_bytes(b"newer, and no VM config for it")
     with_floor(source)

@@ -126,7 +126,7 @@ def test_what_qemu_said_comes_first(tmp_path: Path) -> None:
         )
         raise UserError("the control socket was closed")
     assert failed.value.message == 'QEMU: qemu: Failed to get "write" lock\nthe control socket was closed'
-    assert failed.value.hint == f"all of it: {given.messages}"
+    assert failed.value.hint == f"see the whole log: {given.messages}"
 
 
 def test_the_ports_are_told_again_once_the_firmware_has_cleared_the_screen(

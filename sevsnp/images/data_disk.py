@@ -69,6 +69,11 @@ def make_data_disk(
         if directory.exists():
             directory.rename(scratch / "old")
         new.rename(directory)
+    own = Luks2.read(directory / HEADER).uuid
+    for other in data_volumes(data_dir):
+        if other.name != own:
+            again = f"take it again: ./doitw setup_verity DATA_SIZE=16M VOLUME={other.name}"
+            print(f"  data disk {other.name} stays as it is; {again}")
 
 
 def find_volume(data_dir: Path, wanted: str) -> Path:

@@ -30,6 +30,18 @@ def test_a_disk_in_use(told: Told, launch: Launch, tmp_path: Path) -> None:
         told.mended(partial(written, launch, tmp_path / "data", b""), guest.close)
 
 
+@remedies("sevsnp.images.data_disk", "take it again: ./doitw setup_verity DATA_SIZE=16M VOLUME={}")
+def test_a_disk_that_was_replaced(
+    told: Told, launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(launch, tmp_path / "data", b"kept")
+    (tmp_path / "two").mkdir()
+    other = written(data_launch(tmp_path / "two", 2), tmp_path / "data", b"of another")
+    take(tmp_path, other.parent.name)
+    take(tmp_path, told.read(capsys.readouterr().out).rpartition("VOLUME=")[2])
+    assert b"kept" in (tmp_path / "build" / "data" / "data.img").read_bytes()
+
+
 @remedies("sevsnp.images.data_disk", "end that guest first")
 @remedies(
     "sevsnp.volumes.directory",

@@ -2,10 +2,11 @@
 """The tables of images (tests/data/images): each row is an image, made by a maker of its name, with its right answer.
 
 A row has ``refused``, the error; or ``said``, what is printed, and ``changed``, the names that differ from what the
-maker put in. All else must come out with its mode, owner, links, attributes, content and holes.
+maker put in. All else must come out with its mode, owner, links, attributes, content and holes. A line that ends in …
+goes on with the words of a kernel or of LVM, which differ between their versions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ def different(found: Iterable[Entry], expected: Iterable[Entry]) -> list[str]:
     """The names that differ, sorted; those that only one side has among them. The top of the tree is not looked at."""
     ours, theirs = facts(found), facts(expected)
     return sorted(name for name in ours.keys() | theirs.keys() if name and ours.get(name) != theirs.get(name))
+
+
+def as_expected(found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    """The found lines, each shortened as the expected one is."""
+    shown = list(found)
+    for number, line in enumerate(expected[: len(found)]):
+        if line.endswith("…") and shown[number].startswith(line[:-1]):
+            shown[number] = line
+    return shown
 
 
 def as_text(said: str, names: Mapping[Path, str]) -> list[str]:

@@ -33,7 +33,7 @@ def read_module(path: Path) -> bytes:
             stream = zstandard.ZstdDecompressor().decompressobj()
             image = stream.decompress(data)
             if not stream.eof:
-                raise zstandard.ZstdError("it ends early")
+                raise zstandard.ZstdError("the compressed data ends early")
             return image
     except (lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path}: not a compressed kernel module: {error}") from error

@@ -99,10 +99,10 @@ ANSWERS: dict[str, tuple[str, Misbehaviour, type[Exception], str]] = {
     "endless words": ("manifest", hostile.SLOW_WORDS, Unavailable, "500"),
     "gateway": ("manifest", says(503, b"<html>"), Unavailable, "503 Service Unavailable$"),
     "redirect loop": ("manifest", says(302, Location=f"/v2/cache/manifests/{KEY}"), Unavailable, "more than 5 times"),
-    "to a file": ("manifest", says(307, Location="file:///etc/passwd"), Unavailable, "sends us to file://$"),
+    "to a file": ("manifest", says(307, Location="file:///etc/passwd"), Unavailable, "redirects us to file://$"),
     "to http": ("manifest", says(307, Location=f"http://{ELSEWHERE}/"), Unavailable, rf"us to http://{ELSEWHERE}$"),
     "to nowhere": ("manifest", says(307, Location="http://[::1/"), Unavailable, "HTTP|us to"),
-    "to a user": ("manifest", says(307, Location=f"https://a:b@{ELSEWHERE}/"), Unavailable, "sends us to"),
+    "to a user": ("manifest", says(307, Location=f"https://a:b@{ELSEWHERE}/"), Unavailable, "redirects us to"),
     "login loop": ("manifest", LOGIN, Unavailable, "refuses the login"),
     "no challenge": ("manifest", says(401), Unavailable, "refuses the login"),
     "odd challenge": ("manifest", says(401, Www_Authenticate="Bearer x"), Unavailable, "refuses the login"),
@@ -141,9 +141,9 @@ def test_a_time_out_alone_does_not_end_a_trickle() -> None:
 
 
 UPLOADS: dict[str, tuple[str, Misbehaviour, type[Exception], str]] = {
-    "nowhere": ("start", says(202), Unavailable, "nowhere"),
-    "elsewhere": ("start", says(202, Location=f"https://{ELSEWHERE}/x"), Unavailable, "uploads sent to https://192"),
-    "other port": ("start", says(202, Location="http://127.0.0.1:1/x"), Unavailable, "uploads sent to http://127"),
+    "nowhere": ("start", says(202), Unavailable, "redirects uploads to no address"),
+    "elsewhere": ("start", says(202, Location=f"https://{ELSEWHERE}/x"), Unavailable, "redirects uploads to https://192"),
+    "other port": ("start", says(202, Location="http://127.0.0.1:1/x"), Unavailable, "redirects uploads to http://127"),
     "full": ("start", says(507), Unavailable, "uploads with 507"),
     "redirected": ("upload", says(307, Location="/v2/elsewhere"), Unavailable, "uploads with 307"),
     "not read": ("upload", hostile.stalls, Unavailable, "in time|gave up"),

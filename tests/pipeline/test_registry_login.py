@@ -61,9 +61,9 @@ def test_a_login_from_a_helper(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     write_config(no_login, {"auths": {host: {}}, how: "tests" if how == "credsStore" else {host: "tests"}})
     answers = {
-        "echo 'credentials not found in native keychain'; exit 1": "docker-credential-tests has none, or fails",
+        "echo 'credentials not found in native keychain'; exit 1": "docker-credential-tests gives no login",
         "echo '<html>'": "docker-credential-tests answers with something else",
-        "sleep 60": "docker-credential-tests has none, or fails",
+        "sleep 60": "docker-credential-tests gives no login",
     }
     monkeypatch.setattr("sevsnp.store.oci_login._HELPER_SECONDS", 1.0)
     for body, message in answers.items():

@@ -109,7 +109,7 @@ def test_a_file_outside_is_never_taken_for_one_inside(released: Released, tmp_pa
     try:
         folder.symlink_to(place)
         assert sha256_file(path) == released.document()["artefacts"]["build/kernel/vmlinuz"]["sha256"]
-        assert "build/kernel/vmlinuz: kernel: expected a directory, and no symbolic link" in released.refusal()
+        assert "build/kernel/vmlinuz: kernel: expected a directory, not a symbolic link" in released.refusal()
     finally:
         folder.unlink()
         aside.rename(folder)

@@ -62,7 +62,7 @@ def test_a_login_from_a_helper(
     write_config(no_login, {"auths": {host: {}}, how: "tests" if how == "credsStore" else {host: "tests"}})
     answers = {
         "echo 'credentials not found in native keychain'; exit 1": "docker-credential-tests gives no login",
-        "echo '<html>'": "docker-credential-tests answers with something else",
+        "echo '<html>'": "docker-credential-tests gives no login in the expected form",
         "sleep 60": "docker-credential-tests gives no login",
     }
     monkeypatch.setattr("sevsnp.store.oci_login._HELPER_SECONDS", 1.0)

@@ -12,7 +12,7 @@ import pytest
 
 from sevsnp.e2e.guest import ssh
 from sevsnp.errors import UserError
-from sevsnp.keys.luks_key import read_record
+from sevsnp.keys.luks_key import read_record, write_record
 from sevsnp.owner.luks import release_data_key
 from sevsnp.system.copying import copy_file
 from sevsnp.vm_config.config import VmConfig
@@ -141,13 +141,19 @@ def opened(running: Running, written: Written, output: Path) -> Attested:
 
 
 def test_a_damaged_block_ends_the_guest(written: Written, tmp_path: Path) -> None:
-    disk = damaged(written.second, tmp_path)
+    disk, config_dir, uuid = (
+        damaged(written.second, tmp_path),
+        written.owner.built.config_dir,
+        written.second.parent.name,
+    )
+    record = read_record(config_dir, uuid)
     with booted(written, written.config, disk, tmp_path) as running:
         guest = opened(running, written, tmp_path)
         assert guest.ssh("cat /srv/kept") == "kept\n"
         with pytest.raises(UserError):
             guest.ssh("sudo cat /srv/large >/dev/null")
         assert "Kernel panic - not syncing: dm-verity device" in running.guest.wait_end()
+    write_record(config_dir, uuid, record)  # that boot counted in its own copy of the disk
     unguarded = without(written.owner.built, tmp_path / "control", Check.DATA_GUARD, of=written.config)
     with booted(written, unguarded, disk, tmp_path) as running:
         guest = opened(running, written, tmp_path)

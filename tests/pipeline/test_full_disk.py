@@ -90,16 +90,23 @@ class Namespace:
         return seen
 
     def doit(self, project: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.argv("env", "-C", project, sys.executable, "-m", "doit", *words),
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return run_doit(project, *words, inside=self.argv(), **variables)
+
+
+def run_doit(
+    project: Path, *words: str, inside: Sequence[str] = (), **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run doit in ``project``; ``inside`` is the command that runs another one elsewhere."""
+    return subprocess.run(
+        [*inside, "env", "-C", project, sys.executable, "-m", "doit", *words],
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture
@@ -152,17 +159,7 @@ class Reference:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     directory = tmp_path_factory.mktemp("reference")
     project, cache = project_with_standins(directory / "project"), directory / "cache"
-    done = subprocess.run(
-        [sys.executable, "-m", "doit", "third"],
-        cwd=project,
-        env={**os.environ, "SEVSNP_CACHE": str(cache)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_doit(project, "third", SEVSNP_CACHE=str(cache))
     assert done.returncode == 0, done.stdout
     return Reference(digests(project / "build"), cache)
 

@@ -51,16 +51,16 @@ class Index:
 
     def file(self, path: Path | str) -> str:
         """SHA-256 of a regular file's content, as 64 lower-case hex digits. Raises OSError if there is no such file."""
-        return self._digest(path, "", sha256_file)
+        return self._digest(path, os.stat(path), "", sha256_file)  # noqa: PTH116 (an idle run spends its time here)
 
     def input(self, path: Path | str) -> str:
         """The digest by which an input is known: as :meth:`file`; of a huge file :func:`sparse_digest`."""
-        if os.stat(path).st_size < LARGE:  # noqa: PTH116
-            return self.file(path)
-        return self._digest(path, f"{NAME}:", sparse_digest)
+        status = os.stat(path)  # noqa: PTH116 (as above)
+        if status.st_size < LARGE:
+            return self._digest(path, status, "", sha256_file)
+        return self._digest(path, status, f"{NAME}:", sparse_digest)
 
-    def _digest(self, path: Path | str, kind: str, compute: Callable[[Path], str]) -> str:
-        status = os.stat(path)  # noqa: PTH116 (an idle run spends its time here)
+    def _digest(self, path: Path | str, status: os.stat_result, kind: str, compute: Callable[[Path], str]) -> str:
         if (known := self._get(kind + identity(status))) is not None:
             return known
         if not stat.S_ISREG(status.st_mode):

@@ -108,7 +108,7 @@ def accept_owner(listener: socket.socket, context: ssl.SSLContext, owner: bytes)
 def close(listener: socket.socket) -> None:
     """Close the port. A thread that waits in accept() would keep it open, so that no other program could have it."""
     with socket.socket(fileno=os.dup(listener.fileno())) as same:
-        listener.close()  # first: the thread then ends without a word
+        listener.close()  # first: the thread then ends without an error message
         same.shutdown(socket.SHUT_RDWR)
 
 

@@ -92,7 +92,7 @@ def activate(devices: "Sequence[str]", exists: "Callable[[str], bool]") -> "tupl
 def reason(said: str) -> str:
     """LVM's messages in one line."""
     lines = dict.fromkeys(_NOISE.sub("", line).strip() for line in said.splitlines())
-    return "; ".join(filter(None, lines))[:_LETTERS] or "it failed without a word"
+    return "; ".join(filter(None, lines))[:_LETTERS] or "it failed and gave no reason"
 
 
 def _set_read_only(path: str) -> None:

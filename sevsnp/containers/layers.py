@@ -105,7 +105,7 @@ class Tree:
         """The real name of a directory; it is made if it is missing."""
         real = self._real(path)
         if real is None:
-            raise UserError(f"{layer}: entry {shown!r}: links that lead in a circle")
+            raise UserError(f"{layer}: entry {shown!r}: found a loop of symbolic links, expected a directory")
         missing: list[str] = []
         place = real
         while place not in self.entries:
@@ -119,7 +119,7 @@ class Tree:
         return real
 
     def _real(self, path: str) -> str | None:
-        """``path`` with all links followed inside the tree; None for links that lead in a circle."""
+        """``path`` with all links followed inside the tree; None for a loop of links."""
         try:
             return follow(path, self._target)
         except OSError:

@@ -76,7 +76,7 @@ def parse_floors(entries: Any) -> tuple[Floor, ...]:
             raise ValueError(f"tables with cpuid = {CPUID_FORM}")
         processor = parse_processor(entry["cpuid"])
         if processor in {floor.processor for floor in found}:
-            raise ValueError(f"each processor once, and {processor} is there twice")
+            raise ValueError(f"each processor once; found {processor} twice")
         found.append(Floor(processor, _parse_tcb(entry, processor)))
     return tuple(found)
 

@@ -71,7 +71,10 @@ def changed(machine: Watched, change: Callable[[FwCfg], None]) -> None:
     machine.hands.go_on()
 
 
-@pytest.mark.parametrize(("change", "end"), [(kept_file, DEAD_LOOP), (kernel_parts, DEAD_LOOP), (nothing, KERNEL)])
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [(kept_file, DEAD_LOOP), pytest.param(kernel_parts, DEAD_LOOP, marks=pytest.mark.full), (nothing, KERNEL)],
+)
 def test_it_stands_still(built: Built, tmp_path: Path, change: Callable[[FwCfg], None], end: str) -> None:
     """Control: the next test; and the last row, in which the kernel starts from a memory that was only looked at."""
     with watched(built, our_firmware(built), tmp_path / "state", ("-S",)) as machine:
@@ -80,7 +83,7 @@ def test_it_stands_still(built: Built, tmp_path: Path, change: Callable[[FwCfg],
         assert MARK[:9] not in machine.guest.log()
 
 
-@pytest.mark.parametrize("change", [kept_file, kernel_parts])
+@pytest.mark.parametrize("change", [kept_file, pytest.param(kernel_parts, marks=pytest.mark.full)])
 def test_control_it_goes_on(built: Built, tmp_path: Path, change: Callable[[FwCfg], None]) -> None:
     """With the unchanged build."""
     with watched(built, stock_firmware(built), tmp_path / "state", ("-S",)) as machine:

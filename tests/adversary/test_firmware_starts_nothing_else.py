@@ -67,7 +67,7 @@ every_way = pytest.mark.parametrize(
     ("way", "guest_type"),
     [
         pytest.param("file", PLAIN, id="file"),
-        pytest.param("no aperture", SEV, id="no aperture, SEV"),
+        pytest.param("no aperture", SEV, id="no aperture, SEV", marks=pytest.mark.full),
         pytest.param("option", PLAIN, id="option", marks=pytest.mark.full),
         pytest.param("no aperture", PLAIN, id="no aperture", marks=pytest.mark.full),
         pytest.param("file", SEV, id="file, SEV", marks=pytest.mark.full),

@@ -242,6 +242,7 @@ def marks_after_kernel(built: Built, firmware: Path, directory: Path, memory: in
         return said(machine.guest.log(), list(offers))
 
 
+@pytest.mark.full
 def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path) -> None:
     """The launch digest is the genuine one, whatever the machine's memory is. Control: the next test."""
     # The firmware from source itself takes less.

@@ -75,6 +75,7 @@ def read_blocks(guest: Unlocked, file: str, number: int, count: int) -> str:
     return guest.ssh(f"sudo sh -c '{FORGET}'; {read} || true").strip()
 
 
+@pytest.mark.full
 def test_known_limit_an_old_sector_is_read_as_if_it_were_new(luks_guest: Unlocked) -> None:
     """dm-integrity has no memory: a block put back with its tag, both as they once were, is a good block."""
     disk, places, file = luks_guest.disk, Places.of(luks_guest.disk), "/var/tmp/replayed"

@@ -38,6 +38,7 @@ def unbooted(built: Built, tmp_path: Path) -> Iterator[Path]:
         yield copy
 
 
+@pytest.mark.full
 def test_a_disk_from_before_the_last_recorded_boot(built: Built, tmp_path: Path, unbooted: Path) -> None:
     """The owner has seen one boot, the disk none. Control: with none recorded the same disk boots (luks_guest)."""
     owner = make_owner(built, tmp_path, generation=1)

@@ -141,6 +141,7 @@ def test_a_firmware_on_the_list(released: Released, tmp_path: Path, capsys: pyte
         assert "refused: firmware." in released.refusal(released.public)  # this source does not know it
 
 
+@pytest.mark.full
 def test_a_release_cannot_list_what_it_ships(released: Released) -> None:
     with released.kept(released.manifest, released.signature):
         for kind, digest, said in (

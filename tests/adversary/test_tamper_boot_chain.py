@@ -77,6 +77,7 @@ def test_the_changed_files_start_with_honest_hashes(built: Built, tmp_path: Path
         guest.wait_for("EFI stub")
 
 
+@pytest.mark.full
 def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> None:
     """The firmware does not take the kernel from QEMU at all, and has nothing else. Control: the shared guest."""
     launch = built.config("emulated").launch

@@ -20,18 +20,14 @@ from tests.support.harness import boot
 pytestmark = pytest.mark.boot
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         (" sevsnp.mode=verity", "", "sevsnp.mode is missing"),
-        pytest.param(
-            " sevsnp.rootfs=ext4",
-            " sevsnp.rootfs=ext4 sevsnp.rootfs=ext4",
-            "sevsnp.rootfs given twice",
-            marks=pytest.mark.full,
-        ),
-        pytest.param(" sevsnp.mode=verity", " sevsnp.mode=plain", "sevsnp.mode: found plain", marks=pytest.mark.full),
-        pytest.param(" acpi=off", " sevsnp.debug=1", "unknown word sevsnp.debug=1", marks=pytest.mark.full),
+        (" sevsnp.rootfs=ext4", " sevsnp.rootfs=ext4 sevsnp.rootfs=ext4", "sevsnp.rootfs given twice"),
+        (" sevsnp.mode=verity", " sevsnp.mode=plain", "sevsnp.mode: found plain"),
+        (" acpi=off", " sevsnp.debug=1", "unknown word sevsnp.debug=1"),
     ],
 )
 def test_init_refuses_the_command_line(built: Built, tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -151,7 +151,8 @@ def test_a_changed_byte_in_a_leaf_of_the_hash_tree(built: Built, tmp_path: Path,
     assert PANIC in ends(with_disk(launch, "verity-hash", path), built, tmp_path / "state")
 
 
-@pytest.mark.parametrize("role", ["verity-data", pytest.param("verity-hash", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("role", ["verity-data", "verity-hash"])
 def test_an_io_error(built: Built, tmp_path: Path, systemd_block: int, role: str) -> None:
     """A host that cannot change a file could still try to make it vanish."""
     launch = built.config("emulated").launch

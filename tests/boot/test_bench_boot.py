@@ -38,6 +38,7 @@ def test_a_boot_in_numbers(built: Built, tmp_path: Path) -> None:
     assert found["var_tmpfs"] < MIB < found["var"]
 
 
+@pytest.mark.full
 def test_what_is_written_to_var_is_counted(guest: Attested, copied: Attested) -> None:
     for one in (guest, copied):
         before = look_inside(one.ssh_config, one.running.config)

@@ -69,6 +69,7 @@ def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: P
         run_job(appliance, "probe", {}, disks=[ApplianceDisk("x", tmp_path / "none")], seconds=200)
 
 
+@pytest.mark.full
 def test_it_is_started_again_if_qemu_aborts_before_the_job_begins(
     appliance: Appliance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -
     )
 
 
+@pytest.mark.full
 def test_a_backing_file_is_not_followed(
     built: Built, appliance: Appliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,7 +171,8 @@ def names(bundle: Path) -> set[str]:
     return {name for name in files if not name.startswith(("runtime/", "state/"))}
 
 
-@pytest.mark.parametrize("workflow", ["verity", pytest.param("luks", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("workflow", ["verity", "luks"])
 def test_a_bundle_for_the_hardware_alone_has_no_emulator(
     built: Built, path: Path, tmp_path: Path, workflow: str
 ) -> None:

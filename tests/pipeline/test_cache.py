@@ -75,6 +75,7 @@ def test_a_fresh_checkout_builds_nothing_that_the_cache_has(built: Built, copy: 
     shutil.rmtree(fresh.project)
 
 
+@pytest.mark.full
 def test_elsewhere_it_begins_empty(copy: Built, small: str) -> None:
     assert made(build(copy, cache=small)) == {"init layer", "base layer"}
     assert made(build(copy, cache=small)) == set()
@@ -107,6 +108,7 @@ def test_status(copy: Built, small: str) -> None:
     assert "oci://127.0.0.1:1/x (read and write)" in said
 
 
+@pytest.mark.full
 def test_prune_keeps_to_the_limit_and_what_was_used_last(copy: Built, small: str) -> None:
     build(copy, "_base_layer", cache=small)
     build(copy, "_init_layer", cache=small)
@@ -119,6 +121,7 @@ def test_prune_keeps_to_the_limit_and_what_was_used_last(copy: Built, small: str
     assert (restored(out), made(out)) == ({"init layer"}, {"base layer"})
 
 
+@pytest.mark.full
 def test_prune_waits_for_nobody(copy: Built, small: str) -> None:
     build(copy, cache=small)
     with held_elsewhere(Path(small, "locks", "all"), "shared"):
@@ -128,12 +131,13 @@ def test_prune_waits_for_nobody(copy: Built, small: str) -> None:
     assert len(blobs(small)) == 2
 
 
+@pytest.mark.full
 def test_a_build_keeps_to_the_limit(copy: Built, small: str) -> None:
     build(copy, cache=small, CACHE_SIZE="1M")
     assert sum(path.stat().st_blocks * 512 for path in blobs(small)) <= 1 << 20
 
 
-@pytest.mark.parametrize("said_before", [True, False])
+@pytest.mark.parametrize("said_before", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_damage_is_said_once_and_heals(copy: Built, small: str, said_before: bool) -> None:
     build(copy, cache=small)
     good = digests(copy.build / "layers")

@@ -175,7 +175,7 @@ def results(project: Path) -> dict[str, str]:
     return {name: sha256_file(project / "build" / name) for name in NAMES}
 
 
-@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["one", "threads"])
+@pytest.mark.parametrize("words", [[], pytest.param(["-n", "2"], marks=pytest.mark.full)], ids=["one", "threads"])
 def test_two_in_one_checkout(bench: Bench, words: list[str]) -> None:
     project = bench.checkout("project")
     one = bench.start(project, "run", *words, "last", STANDIN_GATE=str(bench.gate))
@@ -193,6 +193,7 @@ def test_two_in_one_checkout(bench: Bench, words: list[str]) -> None:
     assert results(project) == results(alone)
 
 
+@pytest.mark.full
 def test_several_at_the_same_instant_in_one_checkout(bench: Bench) -> None:
     project = bench.checkout("project")
     goals = ["last", "right", "last", "left"]
@@ -202,7 +203,9 @@ def test_several_at_the_same_instant_in_one_checkout(bench: Bench) -> None:
     assert results(project).keys() == set(NAMES)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one cache", "a cache each"])
+@pytest.mark.parametrize(
+    "shared", [True, pytest.param(False, marks=pytest.mark.full)], ids=["one cache", "a cache each"]
+)
 def test_several_checkouts(bench: Bench, shared: bool) -> None:
     """On one cache each artefact is made once. With a cache each (the control) every checkout makes its own."""
     projects = [bench.checkout(f"project{number}") for number in range(3)]
@@ -249,7 +252,7 @@ def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
     waits(bench.start(project, "first"), CHECKOUT_WAIT)
 
 
-@pytest.mark.parametrize("one_checkout", [True, False], ids=["checkout", "cache"])
+@pytest.mark.parametrize("one_checkout", [True, pytest.param(False, marks=pytest.mark.full)], ids=["checkout", "cache"])
 def test_a_killed_holder_lets_the_next_go_on(bench: Bench, one_checkout: bool) -> None:
     project = bench.checkout("project")
     holder = bench.start(project, "last", STANDIN_SECONDS="600")
@@ -265,6 +268,7 @@ def test_a_killed_holder_lets_the_next_go_on(bench: Bench, one_checkout: bool) -
     assert results(place).keys() == set(NAMES)
 
 
+@pytest.mark.full
 def test_pruning_while_others_restore(bench: Bench) -> None:
     """All of it does not fit into the limit, so that each time something goes; nobody misses it while he copies."""
     project = bench.checkout("project")
@@ -320,6 +324,7 @@ def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
     consistent(copy)
 
 
+@pytest.mark.full
 def test_different_settings_at_once(built: Built, bench: Bench) -> None:
     copy = copy_built(built, bench.base / "project")
     variables = {"CONFIG_DIR": str(copy.config_dir)}

@@ -320,6 +320,7 @@ def kill_often(ground: Ground, times: int, stages: list[str], seed: int, *, ever
     return hit
 
 
+@pytest.mark.full
 def test_three_kills(ground: Ground) -> None:
     kill_often(ground, 3, ["unpack_kernel", "verity root"], seed=3)
 
@@ -331,6 +332,7 @@ def test_thirty_kills(ground: Ground) -> None:
     assert len({name for names in hit for name in names.split(", ")} & STAGES.keys()) >= 7, hit
 
 
+@pytest.mark.full
 def test_the_detectors_detect(ground: Ground) -> None:
     """The control: an orphan, a target that is half-written, a tree that lacks a file, a damaged blob, a leaving."""
     reference = ground.digests()

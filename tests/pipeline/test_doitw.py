@@ -101,6 +101,7 @@ def test_the_project_is_importable_from_anywhere(program: Path, tmp_path: Path) 
     assert done.stdout.strip() == str(program.parent / "dodo.py")
 
 
+@pytest.mark.full
 def test_a_killed_bootstrap_is_not_trusted(program: Path) -> None:
     folder = program.parent
     stamp = folder / ".venv/.doitw-stamp"
@@ -120,6 +121,7 @@ def test_a_killed_bootstrap_is_not_trusted(program: Path) -> None:
     assert not made_venv(program)
 
 
+@pytest.mark.full
 def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
     program = make_project(tmp_path / "project")
     lock = program.parent / "requirements.lock"

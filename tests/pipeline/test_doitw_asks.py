@@ -44,6 +44,7 @@ def test_a_question_is_asked_before_the_first_set_up(tmp_path: Path, answer: str
     assert not (program.parent / ".venv").exists()
 
 
+@pytest.mark.full
 def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> None:
     program = make_project(tmp_path / "asks")
     code, seen = on_a_terminal(program, "list", answer="\n")

@@ -91,6 +91,7 @@ def test_the_firmware_of_a_release(built: Built, stock: Path, ours: Path, unknow
         assert not (tmp_path / "OVMF.fd").exists()
 
 
+@pytest.mark.full
 def test_each_road_alone_is_found(stock: Path) -> None:
     image = stock.read_bytes()
     (section,) = packed_sections(image)

@@ -174,6 +174,7 @@ def volume(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Volume:
     return Volume(ground, run, start)
 
 
+@pytest.mark.full
 def test_setting_up_leaves_the_key_nowhere(volume: Volume) -> None:
     header = Luks2.read(volume.ground.luks / "luks.img")
     assert opens(header.data, CANARY)  # that key, and no other, was used
@@ -183,6 +184,7 @@ def test_setting_up_leaves_the_key_nowhere(volume: Volume) -> None:
     assert (volume.ground.luks / "luks.img") in set(written_since(volume.start, volume.ground.base))
 
 
+@pytest.mark.full
 def test_every_program_that_was_executed(volume: Volume) -> None:
     """By strace: arguments and environment of each. The first is doitw, as the user starts it."""
     if not volume.run.traced:
@@ -212,6 +214,7 @@ def attest_words(port: int, config: VmConfig) -> list[str]:
     return ["attest_luks", "PLATFORM=emulated", f"PORT={port}", f"EMULATED_ROOT={trusted}"]
 
 
+@pytest.mark.full
 def test_attesting_leaves_the_key_nowhere_but_in_the_guest(volume: Volume, tmp_path: Path) -> None:
     ground = volume.ground
     config = read_vm_config(ground.luks / "vm-config-luks.emulated.toml")
@@ -228,6 +231,7 @@ def test_attesting_leaves_the_key_nowhere_but_in_the_guest(volume: Volume, tmp_p
     )
 
 
+@pytest.mark.full
 def test_a_wrong_key_is_refused_before_the_guest_is_spoken_to_and_not_repeated(volume: Volume, tmp_path: Path) -> None:
     ground, wrong = volume.ground, b"canary-8d61 of another disk altogether"
     config = read_vm_config(ground.luks / "vm-config-luks.emulated.toml")
@@ -264,6 +268,7 @@ def test_a_made_key_is_in_its_file_and_nowhere_else(ground: Ground) -> None:
     assert search(done.stdout.encode(), key) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", sorted(forms(CANARY)))
 def test_the_search_finds_what_is_planted(volume: Volume, form: str) -> None:
     """The control: in each place that is searched, in each form."""

@@ -47,17 +47,13 @@ def ask(copy: Built, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def found(copy: Built) -> Any:
-    return ask(copy)
-
-
-def test_the_table_has_every_task_and_all_that_it_is_made_from(copy: Built, found: Any) -> None:
+def test_the_table_has_every_task_and_all_that_it_is_made_from(built: Built) -> None:
     def portable(paths: list[str]) -> set[str]:
-        return {path.replace(f"{copy.config_dir}/", "~/") for path in paths}
+        return {path.replace(f"{built.config_dir}/", "~/") for path in paths}
 
-    assert set(found["tasks"]) == set(ROWS)
-    for name, task in found["tasks"].items():
+    tasks = ask(built, "tasks")
+    assert set(tasks) == set(ROWS)
+    for name, task in tasks.items():
         row = ROWS[name]
         carried = {path for path in task["inputs"] if name in BUNDLES and path.startswith("sevsnp/")}
         assert set(CARRIED) <= carried if name in BUNDLES else not carried
@@ -77,7 +73,9 @@ def test_the_table_has_a_recipe_for_every_task_and_a_value_for_every_setting() -
     assert {setting.name for setting in KNOWN} == set(SETTINGS)
 
 
-def test_every_edit_makes_outdated_what_the_table_says_and_nothing_else(found: Any) -> None:
+@pytest.mark.full
+def test_every_edit_makes_outdated_what_the_table_says_and_nothing_else(copy: Built) -> None:
+    found = ask(copy)
     outdated = {(kind, name): tasks for kind, name, tasks in found["cells"]}
     expected = cells()
     assert outdated.keys() == expected.keys()
@@ -108,6 +106,7 @@ def expected(names: Iterable[str]) -> dict[str, frozenset[str]]:
     return {name: SETTINGS[name][1] for name in names}
 
 
+@pytest.mark.full
 def test_settings(copy: Built, tmp_path: Path) -> None:
     names = [name for name, (_, tasks) in SETTINGS.items() if tasks]
     assert len(names) > 20

@@ -82,6 +82,7 @@ def shared(
     shutil.rmtree(directory)
 
 
+@pytest.mark.full
 def test_a_fresh_clone_builds_nothing(shared: tuple[Server, Machine], built: Built, tmp_path: Path) -> None:
     server, source = shared
     fresh = clone(source.project, tmp_path)
@@ -97,6 +98,7 @@ def test_a_fresh_clone_builds_nothing(shared: tuple[Server, Machine], built: Bui
     assert len(made) > 100
 
 
+@pytest.mark.full
 def test_the_control_arm_needs_the_mirror(shared: tuple[Server, Machine], built: Built, tmp_path: Path) -> None:
     fresh = clone(shared[1].project, tmp_path)
     failed = fresh.doit(
@@ -194,7 +196,7 @@ sys.addaudithook(seen)
 """
 
 
-@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["one", "threads"])
+@pytest.mark.parametrize("words", [[], pytest.param(["-n", "2"], marks=pytest.mark.full)], ids=["one", "threads"])
 def test_a_registry_that_is_of_no_use_costs_a_line(small: Path, tmp_path: Path, words: list[str]) -> None:
     """All of them at once: nearly all of it is waiting. Each task would cost a time-out if it asked by itself."""
     tasks = [*words, *SMALL, "more"]

@@ -166,6 +166,7 @@ def test_a_firmware_for_measuring(told: Told, checkout: Built) -> None:
     told.instead(lambda: check_size(17, "x.fd"), lambda: check_size(stock.stat().st_size, "OVMF.amdsev.fd"))
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.measurement.launch_digest",
     "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",

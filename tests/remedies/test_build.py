@@ -21,6 +21,7 @@ from tests.support.debian_repository import build_deb
 from tests.support.table import Told, failure, remedies
 
 
+@pytest.mark.full
 @needs_openssl
 @remedies("sevsnp.release.verify", "make one with: ./doitw manifest", "sign with: ./doitw manifest MANIFEST_KEY=FILE")
 def test_a_manifest(told: Told, checkout: Built) -> None:
@@ -54,6 +55,7 @@ def test_a_guest_package_that_is_missing(told: Told, checkout: Built, tmp_path: 
     told.mends(lambda: make_packages_layer(debs, tmp_path / "layer.tar"))
 
 
+@pytest.mark.full
 @remedies("sevsnp.packages.kernel", "give a linux-image package for amd64, with its modules, as KERNEL_DEB=")
 def test_another_kernel(told: Told, checkout: Built, tmp_path: Path) -> None:
     [kernel] = (checkout.build / "snp-release" / "linux" / "guest").glob("linux-image-*.deb")

@@ -40,6 +40,7 @@ def tools(told: Told, tmp_path: Path) -> Tools:
     return found
 
 
+@pytest.mark.full
 @remedies(
     "doitw",
     "found {}, expected Python 3.11 or newer (apt-get install python3)",
@@ -81,6 +82,7 @@ def test_a_package_that_could_not_be_had(told: Told, program: Path) -> None:
     assert told.shell("./doitw list").returncode == 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
 @remedies("doitw", "{}/{} cannot be written by {}; run as root: chown -R {}: '{}'")
 def test_a_checkout_of_another_user(told: Told, program: Path, tools: Tools) -> None:

@@ -109,6 +109,7 @@ def started(checkout: Built, told: Told) -> Iterator[Path]:
             wait_until(lambda state=state: running(state) is None)  # type: ignore[misc]
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.guests.local",
     "start one: {}",

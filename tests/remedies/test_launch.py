@@ -76,6 +76,7 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.full
 @remedies("sevsnp.qemu.process", "make it again with: {}")
 def test_files_of_a_vm_config(told: Told, checkout: Built) -> None:
     def check() -> None:
@@ -105,6 +106,7 @@ def make_id_block(told: Told, checkout: Built) -> Path:
     return checkout.build / "verity" / "idblock"
 
 
+@pytest.mark.full
 @needs_openssl
 @remedies("sevsnp.qemu.process", "make it again with: {}")
 @remedies("sevsnp.vm_config.config", "make one with: {}", "./doitw idblock:{} ID_KEY=FILE")
@@ -183,6 +185,7 @@ def as_nobody(action: Callable[[], object]) -> None:
         raise UserError(message, hint)
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.qemu.process",
     "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE",
@@ -212,6 +215,7 @@ def test_a_bundle_without_qemu(told: Told, checkout: Built) -> None:
     assert "expected two ports" in failure(run(option))
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.host.bundle_run",
     "ask the owner for a bundle that can be emulated too, from: ./doitw {} PLATFORM=auto",
@@ -235,6 +239,7 @@ def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
     assert "take less: --memory 2G" in failure(run)
 
 
+@pytest.mark.full
 @remedies("sevsnp.host.bundle_run", "run another one: ./run --state second")
 def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
     bundle = checkout.build / "host-bundle"
@@ -246,6 +251,7 @@ def test_a_second_guest_of_a_bundle(told: Told, checkout: Built) -> None:
         assert "take less: --memory 2G" in failure(lambda: told.shell(second))
 
 
+@pytest.mark.full
 @remedies("sevsnp.host.run", "use the production one, or PLATFORM=emulated")
 @remedies("sevsnp.qemu.snp", "on SNP hardware use the production VM config, or PLATFORM=emulated")
 def test_an_emulated_vm_config_on_snp_hardware(told: Told, checkout: Built) -> None:
@@ -303,6 +309,7 @@ def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: kept.read(state, emulated=False))
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.host.plain",
     "make one with: ./doitw create_new_vm",
@@ -331,6 +338,7 @@ def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
         run()
 
 
+@pytest.mark.full
 @remedies("sevsnp.images.kernel_modules", "run: ./doitw unpack_kernel")
 @remedies("sevsnp.images.adopted_modules", "run: ./doitw unpack_kernel")
 def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
@@ -343,6 +351,7 @@ def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
     assert hint.endswith("./doitw unpack_kernel") and ModuleTree(modules)
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.firmware.gate",
     "use the project's own firmware: do not set FIRMWARE; or say why this one is trusted: FIRMWARE_REASON=TEXT",

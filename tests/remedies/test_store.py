@@ -17,6 +17,7 @@ from tests.support.table import Told, remedies
 from tests.unit.store.test_local_store import keep_bytes
 
 
+@pytest.mark.full
 @remedies("sevsnp.store.local", "set SEVSNP_CACHE to a directory of your own, or CACHE=off to build without it")
 def test_a_cache_that_others_can_write_to(told: Told, clone: Path, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
@@ -86,6 +87,7 @@ def test_a_file_where_a_tree_belongs(told: Told, tmp_path: Path) -> None:
     told.mends(lambda: replace_tree(tmp_path / "new", tmp_path / "the target", tmp_path))
 
 
+@pytest.mark.full
 @remedies("sevsnp.pipeline.welcome", WELCOME)
 def test_the_welcome(told: Told, clone: Path) -> None:
     """What a bare ./doitw says: each of its lines names a task that there is, or works itself."""

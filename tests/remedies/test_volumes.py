@@ -244,6 +244,7 @@ def earlier(checkout: Built, told: Told, tmp_path: Path) -> Iterator[Source]:
     luks_key.forget(checkout.config_dir, source.uuid)
 
 
+@pytest.mark.full
 @remedies(
     "sevsnp.volumes.directory", "{}: volume {}, written under an earlier release; keep it: ./doitw adopt_luks IMAGE={}"
 )

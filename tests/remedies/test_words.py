@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from sevsnp.project.testing import run_tests
 from sevsnp.system.named import load_named
 from tests.conftest import PROJECT
@@ -73,6 +75,7 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
     assert told.shell(command[1].replace("COMMAND", "clean")).returncode == 0
 
 
+@pytest.mark.full
 @remedies("sevsnp.project.testing", "did you mean ./doitw test {}?", "as in: ./doitw test tests/unit/settings")
 def test_a_path_to_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.

@@ -336,6 +336,9 @@ def with_settings(words: Sequence[str], scratch: Path) -> dict[str, dict[str, st
 
 
 def main() -> None:
+    if sys.argv[1:] == ["tasks"]:
+        json.dump({task.name: described(made) for task, _ in load() if (made := artefact_of(task))}, sys.stdout)
+        return
     # On the project's file system, for renames, but outside the project.
     with tempfile.TemporaryDirectory(dir=Path.cwd().parent) as directory:
         if len(sys.argv) > 1:
@@ -343,10 +346,9 @@ def main() -> None:
             return
         matrix = Matrix(Path(directory))
         matrix.outdated()  # before the first edit, so that every directory's digest is known
-        tasks = {name: described(made) for name, made in matrix.artefacts.items()}
         found = [[kind, name, matrix.after(kind, name)] for kind, name in cells()]
         matrix.trees.forget()
-        json.dump({"tasks": tasks, "cells": found, "afterwards": matrix.outdated()}, sys.stdout)
+        json.dump({"cells": found, "afterwards": matrix.outdated()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_the_floor_of_a_stepping_goes_before_that_of_its_model() -> None:
     ("floors", "words"),
     [
         ([], "a list of tables"), ([7], "tables with cpuid"), ([{**GENOA_FLOOR, "cpuid": "Genoa"}], "as 0x19/0x11/1"),
-        ([{**GENOA_FLOOR, "cpuid": 25}], "tables with cpuid"), ([GENOA_FLOOR, GENOA_FLOOR], "is there twice"),
+        ([{**GENOA_FLOOR, "cpuid": 25}], "tables with cpuid"), ([GENOA_FLOOR, GENOA_FLOOR], "once; found"),
         ([{**GENOA_FLOOR, "fmc": 1}], "which is a Genoa"), ([{**GENOA_FLOOR, "cpuid": "0x1a/2"}], "which is a Turin"),
         ([{**GENOA_FLOOR, "cpuid": "0x17/0x31"}], "no known product"),
         ([{**GENOA_FLOOR, "snp": 256}], "0 to 255 for snp"),

@@ -124,7 +124,7 @@ HOSTILE: dict[str, tuple[Members, str]] = {
     "a whiteout of its directory": ([member("etc/.wh..")], "a whiteout of '.'"),
     "a whiteout of nothing": ([member("etc/.wh.")], "a whiteout of ''"),
     "below a file": ([member("etc/conf/below", "x")], "/etc/conf: found a file, expected a directory"),
-    "links in a circle": ([symlink("a", "b"), symlink("b", "a"), member("a/x", "x")], "circle"),
+    "a loop of links": ([symlink("a", "b"), symlink("b", "a"), member("a/x", "x")], "loop"),
     "a hard link out of the root": ([hard_link("x", "../../etc/passwd")], "'..'"),
     "a hard link to nothing": ([hard_link("x", "etc/none")], "expected a link to an earlier file"),
     "a hard link to a directory": ([hard_link("x", "etc")], "expected a link to an earlier file"),

@@ -49,7 +49,7 @@ def test_what_is_no_setting(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (f"{TEXT},cpuid:25/17/1,snp:1", "0x19/0x11/1 is there twice"),
+        (f"{TEXT},cpuid:25/17/1,snp:1", "found 0x19/0x11/1 twice"),
         ("cpuid:0x19/0x01/1,snp:1", "0x19/0x1/1 is one of Milan, expected PRODUCT=Genoa"),
         ("cpuid:0x17/0x31/0,snp:1", "expected a known processor"),
         ("cpuid:0x19/0x11/1,snp:1,fmc:1", "which is a Genoa"),

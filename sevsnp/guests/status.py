@@ -42,6 +42,9 @@ def status(*, runs: Path, words: Sequence[str]) -> None:
     screen.print()
     if guests:
         screen.print(_guests(guests))
+        for guest in guests:
+            for line in guest.require().forward_lines:
+                screen.print(f"{guest.name}: {line}", highlight=False, soft_wrap=True)
     else:
         screen.print("no guest runs here")
     screen.print()

@@ -40,16 +40,17 @@ def session(options: RunOptions, run: Run, told: Told) -> Iterator[RunOptions]:
 
     Raises :class:`UserError` if another guest runs there. An error of QEMU begins with QEMU's own messages.
     """
+    run = replace(run, console=not options.terminal, forwards=options.forwards)
     lines = [
         f"ssh at 127.0.0.1:{run.ssh_port}, evidence at 127.0.0.1:{run.attest_port}"
         if run.workflow != "plain"
         else f"ssh at 127.0.0.1:{run.ssh_port}",
-        *(f"127.0.0.1:{here} leads to the guest's port {inside}" for here, inside in options.forwards),
+        *run.forward_lines,
         f"serial console in {options.serial_log}",
         *([f"next, in a second terminal: {told.next}"] if told.next else []),
     ]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(options.state, replace(run, console=not options.terminal), told.hint))
+        stack.enter_context(held(options.state, run, told.hint))
         options.serial_log.unlink(missing_ok=True)  # an earlier guest's, which the user would take for this one's
         if not options.terminal:
             options = replace(options, console=stack.enter_context(_console(options.state)).fileno())

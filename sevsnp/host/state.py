@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Run:
     """A running guest: its workflow, platform and VM config, and its ports at 127.0.0.1.
 
     ``pid`` is the process that started QEMU and ends it; ``since`` is in seconds since 1970. ``console``: the serial
-    console is a socket in the state directory (:data:`CONSOLE`), not the terminal of that process.
+    console is a socket in the state directory (:data:`CONSOLE`), not the terminal of that process. ``forwards`` are
+    further ports at 127.0.0.1, each with the guest's port that it leads to.
     """
 
     workflow: str
@@ -39,6 +40,12 @@ class Run:
     pid: int = 0
     since: float = 0.0
     console: bool = False
+    forwards: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def forward_lines(self) -> list[str]:
+        """A line for the user about each of ``forwards``."""
+        return [f"127.0.0.1:{here} leads to the guest's port {inside}" for here, inside in self.forwards]
 
     @property
     def started(self) -> str:
@@ -95,6 +102,7 @@ def running(directory: Path) -> Run | None:
 def _parsed(text: str) -> Run | None:
     try:
         document: Any = json.loads(text)
-        return Run(**{each.name: document[each.name] for each in fields(Run)})
+        run = Run(**{each.name: document[each.name] for each in fields(Run)})
+        return replace(run, forwards=tuple((int(here), int(inside)) for here, inside in run.forwards))
     except (ValueError, KeyError, TypeError):
         return None

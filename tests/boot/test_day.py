@@ -56,7 +56,9 @@ def day(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buil
 def test_a_guest_without_a_terminal(day: Built) -> None:
     """Started with DETACH=yes, attested, looked at, and killed; a wrong attempt and a second guest change nothing."""
     state = day.build / "run" / "verity"
-    begun = said(day, "run_sev_snp_verity", "DETACH=yes", *SMALL, *ports())
+    port = free_port()
+    begun = said(day, "run_sev_snp_verity", "DETACH=yes", f"FORWARD={port}:9443", *SMALL, *ports())
+    assert f"127.0.0.1:{port} leads to the guest's port 9443" in begun
     assert "next: ./doitw attest_verity PLATFORM=emulated" in begun
     first = running(state)
     assert first and first.console
@@ -64,7 +66,8 @@ def test_a_guest_without_a_terminal(day: Built) -> None:
     assert f"a guest runs here already (process {first.pid}, since " in again and "NAME=second" in again
     forgotten = said(day, "attest_verity", code=1)
     assert "the guest verity runs emulated" in forgotten and "./doitw attest_verity PLATFORM=emulated" in forgotten
-    assert "verity    emulated" in said(day, "status")
+    shown = said(day, "status")
+    assert "verity    emulated" in shown and f"verity: 127.0.0.1:{port} leads to the guest's port 9443" in shown
 
     accepted = said(day, "attest_verity", "PLATFORM=emulated")  # waits until it has booted
     assert f"log in with: ssh -F {Path('build/run/verity/ssh_config')} guest" in accepted

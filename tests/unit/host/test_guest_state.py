@@ -53,9 +53,10 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 def test_what_runs_is_known_while_it_runs(tmp_path: Path) -> None:
     assert running(tmp_path) is None
-    with held(tmp_path, RUN, ""):
+    with held(tmp_path, dataclasses.replace(RUN, forwards=((8443, 443),)), ""):
         found = running(tmp_path)
-        assert found and (found.pid, found.workflow, found.ssh_port) == (os.getpid(), "verity", 2222)
+        assert found and found.forward_lines == ["127.0.0.1:8443 leads to the guest's port 443"]
+        assert (found.pid, found.workflow, found.ssh_port) == (os.getpid(), "verity", 2222)
         assert found.since > 0
     assert running(tmp_path) is None
 

@@ -2,8 +2,9 @@
 /*
  * The stage: the EFI program that the firmware starts in the kernel's place, and measures as the kernel.
  *
- * It carries ACPI tables and a kernel. It puts its tables in the place of the host's, and starts the kernel. So no code
- * of the host (AML) reaches the kernel, with any number of vCPUs. Every failure ends the machine.
+ * It carries ACPI tables and a kernel. It puts its tables in the place of the host's, removes the host's SMBIOS tables,
+ * and starts the kernel. So no code of the host (AML) reaches the kernel, with any number of vCPUs, and the kernel
+ * chooses no work-around by names that the host gave. Every failure ends the machine.
  *
  * Everything that it reads is in its own file, except for the boot services and the load options, which come from the
  * measured firmware. Sections are those of the UEFI specification 2.10. sevsnp/stage/image.py puts the file together.
@@ -24,9 +25,14 @@ struct guid {
     uint8_t d[8];
 };
 
-// 4.6: the GUIDs of the two ACPI tables; 9.1: that of the loaded image.
-static const struct guid acpi_1 = {0xeb9d2d30, 0x2d88, 0x11d3, {0x9a, 0x16, 0, 0x90, 0x27, 0x3f, 0xc1, 0x4d}};
-static const struct guid acpi_2 = {0x8868e871, 0xe4f1, 0x11d3, {0xbc, 0x22, 0, 0x80, 0xc7, 0x3c, 0x88, 0x81}};
+// 4.6: the GUIDs of the tables that the host makes; 9.1: that of the loaded image.
+enum { ACPI_2, ACPI_1, SMBIOS, SMBIOS_3, HOSTS };
+static const struct guid hosts[HOSTS] = {
+    [ACPI_2] = {0x8868e871, 0xe4f1, 0x11d3, {0xbc, 0x22, 0, 0x80, 0xc7, 0x3c, 0x88, 0x81}},
+    [ACPI_1] = {0xeb9d2d30, 0x2d88, 0x11d3, {0x9a, 0x16, 0, 0x90, 0x27, 0x3f, 0xc1, 0x4d}},
+    [SMBIOS] = {0xeb9d2d31, 0x2d88, 0x11d3, {0x9a, 0x16, 0, 0x90, 0x27, 0x3f, 0xc1, 0x4d}},
+    [SMBIOS_3] = {0xf2fd1544, 0x9794, 0x4a2c, {0x99, 0x2e, 0xe5, 0xbb, 0xcf, 0x20, 0xe3, 0x94}},
+};
 static const struct guid image_guid = {0x5b1b31a1, 0x9562, 0x11d2, {0x8e, 0x3f, 0, 0xa0, 0xc9, 0x69, 0x72, 0x3b}};
 
 enum { ALLOCATE_ADDRESS = 2, ACPI_RECLAIM_MEMORY = 9, RESET_SHUTDOWN = 2, PAGE = 4096 };
@@ -78,9 +84,7 @@ struct system_table {
 
 // 9.1: EFI_LOADED_IMAGE_PROTOCOL.
 struct loaded_image {
-    UNUSED(3, revision_parent_system);
-    handle device;
-    UNUSED(2, path);
+    UNUSED(6, revision_parent_system_device_path);
     uint32_t options_size;
     void *options;
 };
@@ -109,7 +113,8 @@ static _Noreturn void end(struct system_table *system, const uint16_t *step) {
 }
 
 static int is(const struct guid *left, const struct guid *right) {
-    const uint64_t *one = (const void *)left, *other = (const void *)right;
+    typedef uint64_t __attribute__((may_alias, aligned(4))) half;
+    const half *one = (const void *)left, *other = (const void *)right;
     return one[0] == other[0] && one[1] == other[1];
 }
 
@@ -124,20 +129,15 @@ __attribute__((section(".text.entry"))) status EFIAPI entry(handle self, struct 
     boot->copy_mem((void *)address, tables, carried.tables_size);
 
     // 2. Remove the host's tables (NULL removes; an error says that there are none), and install ours, which begin
-    // with their RSDP. No other ACPI table may be left, since the kernel takes the first that it finds.
-    boot->install_configuration_table(&acpi_1, 0);
-    boot->install_configuration_table(&acpi_2, 0);
-    if (boot->install_configuration_table(&acpi_2, (void *)address))
+    // with their RSDP.
+    for (int i = 0; i < HOSTS; i++)
+        boot->install_configuration_table(&hosts[i], 0);
+    if (boot->install_configuration_table(&hosts[ACPI_2], (void *)address))
         end(system, u"installing the ACPI tables");
-    uint64_t ours = 0, others = 0;
-    for (uint64_t i = 0; i < system->count; i++)
-        if (is(&system->tables[i].guid, &acpi_1) || is(&system->tables[i].guid, &acpi_2))
-            *(system->tables[i].table == (void *)address ? &ours : &others) += 1;
-    if (ours != 1 || others != 0)
-        end(system, u"removing the host's ACPI tables");
 
-    // 3. The kernel: from this file, with the load options (the measured command line) that the firmware gave us. It
-    // asks the firmware for the initrd itself (Linux's EFI_LOAD_FILE2_PROTOCOL).
+    // 3. The kernel: from this file, with the load options that the firmware gave us (the measured command line behind
+    // the firmware's own initrd=). It asks the firmware for the initrd itself (Linux's EFI_LOAD_FILE2_PROTOCOL), and
+    // has no device, so it can read no file.
     handle image;
     struct loaded_image *from, *to;
     if (boot->load_image(0, self, 0, kernel, carried.kernel_size, &image))
@@ -148,7 +148,15 @@ __attribute__((section(".text.entry"))) status EFIAPI entry(handle self, struct 
         end(system, u"the kernel's load options");
     to->options = from->options;
     to->options_size = from->options_size;
-    to->device = from->device;
+
+    // 4. No table of the host may be left: which of two a kernel takes is its own choice.
+    uint64_t ours = 0, others = 0;
+    for (uint64_t i = 0; i < system->count; i++)
+        for (int j = 0; j < HOSTS; j++)
+            if (is(&system->tables[i].guid, &hosts[j]))
+                *(system->tables[i].table == (void *)address ? &ours : &others) += 1;
+    if (ours != 1 || others != 0)
+        end(system, u"removing the host's tables");
     boot->start_image(image, 0, 0);
     end(system, u"the kernel has returned");
 }

@@ -94,6 +94,26 @@ def test_control_without_the_stage_the_verdict_says_that_aml_runs(built: Built, 
         end(guest, "poweroff")
 
 
+# The kernel takes this board for a notebook of 1998, and switches ACPI off.
+OLD_BOARD = ("-smbios", "type=2,manufacturer=IBM,product=2629H1G")
+
+
+def test_the_host_s_smbios_tables_are_removed(stages: Stages, tmp_path: Path) -> None:
+    with started(stages.copy, stages.setup(2), tmp_path / "state", OLD_BOARD) as running:
+        guest = attested(running)
+        assert guest.ssh("nproc; ls /sys/firmware/dmi/tables 2>/dev/null || true").split() == ["2"]
+        end(guest, "poweroff")
+
+
+def test_control_without_the_stage_an_smbios_table_switches_acpi_off(built: Built, tmp_path: Path) -> None:
+    config = variant(built, tmp_path / "config", words={" acpi=off": ""}, vcpus=2)
+    with started(built, config, tmp_path / "state", OLD_BOARD) as running:
+        wait_for_sshd(running)
+        assert ssh_unchecked(built, running.ssh_port, "nproc; ls /sys/firmware/dmi/tables").stdout.split() == [
+            "1", "DMI", "smbios_entry_point",
+        ]  # fmt: skip
+
+
 def test_a_reboot_ends_qemu(stages: Stages, tmp_path: Path) -> None:
     with started(stages.copy, stages.setup(2), tmp_path / "state") as running:
         assert "reboot: Restarting system" in end(attested(running), "reboot")

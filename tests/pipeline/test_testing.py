@@ -42,7 +42,7 @@ def doit(clone: Path, *words: str) -> tuple[int, str]:
 
 def test_the_tests_of_a_path(clone: Path) -> None:
     code, said = doit(
-        clone, "test", "tests/unit/system/test_named.py::test_it_is_loaded", "tests/unit/system/test_yaml_loader.py"
+        clone, "test", "tests/unit/system/test_named.py::test_a_name_is_loaded", "tests/unit/system/test_yaml_loader.py"
     )
     assert code == 0, said
     (clone / "tests" / "unit" / "test_wrong.py").write_text("def test_wrong() -> None:\n    assert 1 == 2\n")

@@ -45,7 +45,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "certificate_files": (f"{UNIT}/test_certificate_files.py",),
     "certificates": (
         f"{UNIT}/test_certificates.py", f"{UNIT}/test_work_limits.py::test_limits_of_a_certificate_table",
-        f"{UNIT}/test_work_limits.py::test_pem_as_people_have_it",
+        f"{UNIT}/test_work_limits.py::test_pem_with_other_text_around_it_is_read",
         f"{UNIT}/test_work_limits.py::test_a_certificate_of_a_megabyte_is_not_read", f"{UNIT}/test_many_chips.py",
     ),
     "chain": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py"),
@@ -57,7 +57,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{UNIT}/test_kds.py",
     ),
     "pem": (
-        f"{UNIT}/test_work_limits.py::test_pem_as_people_have_it",
+        f"{UNIT}/test_work_limits.py::test_pem_with_other_text_around_it_is_read",
         f"{UNIT}/test_work_limits.py::test_no_block_is_hidden_in_another_one", f"{UNIT}/test_certificates.py",
         f"{UNIT}/test_certificate_files.py",
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A root from a tar: what it needs to boot is there, or the tar is refused."""
+"""A root filesystem from a tar archive: missing mount points are added; a tar that cannot boot is refused."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def tree_of(entries: list[Entry], tmp_path: Path, data_path: str = "") -> dict[s
     return {entry.name: entry for entry in bootable_entries(tar, ImageKind.VERITY, DENIED, data_path=data_path)}
 
 
-def test_mount_points_that_lack_are_added(tmp_path: Path) -> None:
+def test_missing_mount_points_are_added(tmp_path: Path) -> None:
     tree = tree_of([*INIT, directory_entry("var", 0o711)], tmp_path)
     for name in ("dev", "etc", "home", "proc", "run", "sys", "tmp", "var"):
         assert tree[name].kind is Kind.DIRECTORY
@@ -44,7 +44,7 @@ def test_a_tree_without_init_is_refused(tmp_path: Path) -> None:
         tree_of([text_entry("hello", "x")], tmp_path)
 
 
-def test_a_mount_point_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_mount_point_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="/home: found a symlink, expected a directory"):
         tree_of([*INIT, link_entry("home", "var/home")], tmp_path)
 

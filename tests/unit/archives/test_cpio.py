@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cpio archives as the kernel reads them: names, types, padding, order, and what is refused."""
+"""The cpio archives that the kernel unpacks: names, types, padding, order, and entries that are refused."""
 
 import io
 import stat
@@ -27,7 +27,7 @@ def only(data: bytes) -> Member:
     return member
 
 
-def test_every_kind_comes_back() -> None:
+def test_entries_of_every_kind_are_read_back() -> None:
     found = read_newc(
         archive(
             directory_entry("dir", 0o1777),
@@ -54,7 +54,7 @@ def test_every_kind_comes_back() -> None:
     assert [m.links for m in found] == [2] + [1] * 6
 
 
-def test_nothing_tells_when_or_where_it_was_made() -> None:
+def test_an_archive_contains_no_times_and_no_original_inode_numbers() -> None:
     found = read_newc(archive(text_entry("a", b"1"), text_entry("b", b"2")))
     assert {m.mtime for m in found} == {0}
     # Two files of one number would be hard links to the kernel.
@@ -70,12 +70,12 @@ def test_padding_of_names_and_contents(length: int) -> None:
 
 
 @given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=12), st.binary(max_size=40)), max_size=8))
-def test_any_names_and_contents_come_back(files: list[tuple[str, bytes]]) -> None:
+def test_any_names_and_contents_are_read_back(files: list[tuple[str, bytes]]) -> None:
     found = read_newc(archive(*(text_entry(name, content) for name, content in files)))
     assert [(m.name, m.data) for m in found] == files
 
 
-def test_names_are_bytes_to_the_kernel() -> None:
+def test_a_name_that_is_not_utf_8_is_kept() -> None:
     assert only(archive(text_entry("grüße", b""))).name == "grüße"
 
 
@@ -83,7 +83,7 @@ def big(path: Path, offset: int, size: int) -> Entry:
     return Entry("big", Kind.FILE, 0o644, content=Content(size=size, inode=("spool", 0), path=path, offset=offset))
 
 
-def test_contents_of_files_are_read_where_they_are(tmp_path: Path) -> None:
+def test_the_content_is_read_from_a_part_of_a_file(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.write_bytes(b"before" + b"x" * 3_000_000 + b"after")
     assert only(archive(big(spool, 6, 3_000_000))).data == b"x" * 3_000_000
@@ -91,12 +91,12 @@ def test_contents_of_files_are_read_where_they_are(tmp_path: Path) -> None:
         archive(big(spool, 3_000_006, 10))
 
 
-def test_what_the_format_has_no_room_for_is_refused(tmp_path: Path) -> None:
+def test_values_too_large_for_the_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="big: found 4294967296 bytes, expected less than 4 GiB"):
         archive(big(tmp_path / "none", 0, 1 << 32))
 
 
-def test_parents_come_before_and_once() -> None:
+def test_each_parent_directory_comes_once_before_its_entries() -> None:
     entries = with_parents(
         [text_entry("a/b/c", "1"), directory_entry("a", 0o700), text_entry("a.b", ""), link_entry("a/b/d", "c")]
     )
@@ -118,6 +118,6 @@ def test_the_order_given_does_not_matter() -> None:
     assert archive(*with_parents(entries)) == archive(*with_parents(reversed(entries)))
 
 
-def test_joined_archives_are_read_on() -> None:
+def test_joined_archives_are_all_read() -> None:
     joined = archive(text_entry("a", b"1")) + archive(text_entry("a", b"2"), text_entry("b", b"3"))
     assert [(m.name, m.data) for m in read_newc(joined)] == [("a", b"1"), ("a", b"2"), ("b", b"3")]

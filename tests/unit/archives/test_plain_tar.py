@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick reader of tar headers: where it answers, it says what tarfile says."""
+"""The fast reader of tar headers: it gives the same members as tarfile, or leaves the archive to tarfile."""
 
 import io
 import subprocess
@@ -47,7 +47,7 @@ def ours(tmp_path: Path) -> Path:
     return tmp_path / "ours.tar"
 
 
-def test_our_own_archives_are_read_quickly_and_alike(ours: Path) -> None:
+def test_the_fast_reader_reads_our_archives_as_tarfile_does(ours: Path) -> None:
     members = plain_members(ours)
     assert members is not None and len(members) == 10
     found = read_tar(ours)
@@ -74,7 +74,7 @@ def test_archives_of_other_programs(tmp_path: Path, form: str) -> None:
     assert read_tar(archive) == slowly(archive)
 
 
-def test_the_content_of_sparse_files_wherever_they_stand(tmp_path: Path) -> None:
+def test_the_content_of_every_sparse_file_in_an_archive_is_read(tmp_path: Path) -> None:
     for number in range(3):
         with (tmp_path / f"sparse{number}").open("wb") as stream:
             stream.truncate(1 << 20)
@@ -97,7 +97,7 @@ def test_sparse_files_are_left_to_tarfile(tmp_path: Path) -> None:
 
 @given(place=st.integers(0, 8 * 512 - 1), value=st.integers(0, 255), mend=st.booleans())
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_changed_header_is_read_alike_or_not_at_all(
+def test_a_changed_header_is_read_as_by_tarfile_or_not_at_all(
     ours: Path, tmp_path: Path, place: int, value: int, mend: bool
 ) -> None:
     data = bytearray(ours.read_bytes())
@@ -121,7 +121,7 @@ def test_a_changed_header_is_read_alike_or_not_at_all(
         assert expected is None
 
 
-def test_an_archive_that_is_cut_off_is_not_answered(ours: Path, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_left_to_tarfile(ours: Path, tmp_path: Path) -> None:
     data = ours.read_bytes()
     for end in range(0, len(data) - 1024, 256):
         (tmp_path / "cut.tar").write_bytes(data[:end])
@@ -130,7 +130,7 @@ def test_an_archive_that_is_cut_off_is_not_answered(ours: Path, tmp_path: Path) 
         assert members is None or len(members) == 10
 
 
-def test_records_that_are_not_known_are_left_to_tarfile(tmp_path: Path) -> None:
+def test_unknown_records_are_left_to_tarfile(tmp_path: Path) -> None:
     archive = tmp_path / "odd.tar"
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         member = tarfile.TarInfo("file")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar archives and layers: what goes in comes out, the same bytes every time, and nothing is lost in silence."""
+"""Tar archives and layers: entries are read back as written, the bytes are reproducible, and no loss is silent."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def capable(name: str, value: bytes = CAPABILITY) -> tarfile.TarInfo:
     return member(name, mode=0o755, pax_headers={"SCHILY.xattr.security.capability": text})
 
 
-def test_everything_survives(tmp_path: Path) -> None:
+def test_all_fields_of_all_entries_are_read_back(tmp_path: Path) -> None:
     long = "d/" + "x" * 200
     source = make(
         tmp_path / "a.tar",
@@ -85,14 +85,14 @@ def test_a_capability_that_is_not_text_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SCHILY.acl.access", "SCHILY.xattr.user.note", "LIBARCHIVE.xattr.user.note"])
-def test_only_attributes_in_the_kernel_s_form_have_a_value(tmp_path: Path, name: str) -> None:
+def test_only_schily_xattr_records_have_an_attribute_value(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "a.tar", (member("etc/x", pax_headers={name: "user::rw-"}), b""))
     entry = read_tar(source)["etc/x"]
     assert entry.attributes in (("acl.access",), ("user.note",))
     assert entry.values == ((("user.note", b"user::rw-"),) if name.startswith("SCHILY.xattr") else ())
 
 
-def test_attributes_come_out_as_they_went_in_and_a_link_has_its_file_s(tmp_path: Path) -> None:
+def test_attributes_are_kept_and_a_hard_link_has_those_of_its_file(tmp_path: Path) -> None:
     value = bytes(range(256))
     headers = {"SCHILY.xattr.user.raw": value.decode("utf-8", "surrogateescape")}
     link = member("b", tarfile.LNKTYPE, linkname="a")
@@ -104,7 +104,7 @@ def test_attributes_come_out_as_they_went_in_and_a_link_has_its_file_s(tmp_path:
         assert all(found[name].values == (("user.raw", value),) for name in names)
 
 
-def test_a_long_name_that_is_no_text(tmp_path: Path) -> None:
+def test_a_long_name_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
     name = "x" * 120 + "\udce9"
     write_tar(
         [text_entry(name, "1"), link_entry("s", name), text_entry("z" * 120, "")], tmp_path / "o.tar", epoch=EPOCH
@@ -122,7 +122,7 @@ def test_the_later_layer_wins_and_hard_links_keep_their_content(tmp_path: Path) 
     assert texts == {"a": b"new", "b": b"old"}
 
 
-def test_removal_takes_what_is_below_and_only_earlier_layers() -> None:
+def test_a_removal_removes_the_whole_subtree_of_earlier_layers_only() -> None:
     lower = Layer("lower", [text_entry("x/y/z", ""), text_entry("x2", ""), text_entry("log/a.log", "")])
     tree = merge([lower, Layer("upper", [text_entry("x/new", "")], remove=["x", "log/*.log"])])
     assert set(tree) == {"", "x", "x/new", "x2", "log"}
@@ -142,7 +142,7 @@ def test_patterns(text: str, yes: list[str], no: list[str]) -> None:
     assert not any(re.fullmatch(expression(text), name, re.DOTALL) for name in no)
 
 
-def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:
+def test_a_link_to_a_directory_and_a_directory_do_not_replace_each_other() -> None:
     lower = Layer("lower", [text_entry("usr/lib/a", ""), link_entry("lib", "usr/lib")])
     with pytest.raises(UserError, match="lib/: the path leads through a link to usr/lib"):
         merge([lower, Layer("upper", [text_entry("lib/b", "")])])
@@ -153,7 +153,7 @@ def test_a_link_to_a_directory_is_not_replaced_in_silence() -> None:
 
 
 @pytest.mark.parametrize("name", ["../etc/passwd", "a/../../b"])
-def test_names_outside_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_that_lead_out_of_the_archive_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"without '\.\.'"):
         read_tar(make(tmp_path / "a.tar", (member(name), b"")))
 
@@ -262,7 +262,7 @@ def test_holes_stay_holes(tmp_path: Path, holes: dict[str, Entry]) -> None:
     assert data == {5 << 20: b"first", 2 << 30: b"second"}
 
 
-def test_a_small_file_with_holes_is_written_out_for_other_readers(tmp_path: Path) -> None:
+def test_holes_are_written_as_zeros_unless_sparse_entries_are_wanted(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as stream:
         stream.seek(1 << 20)
         stream.write(b"end")
@@ -275,8 +275,8 @@ def test_a_small_file_with_holes_is_written_out_for_other_readers(tmp_path: Path
         assert content and content.sparse is more and b"".join(content.pieces()) == bytes(1 << 20) + b"end"
 
 
-def test_holes_that_are_written_out_take_no_room(tmp_path: Path) -> None:
-    """Parts that are copied by the kernel and by Python, holes of any place; into a pipe the same bytes go."""
+def test_holes_written_as_zeros_use_no_disk_space(tmp_path: Path) -> None:
+    """Some parts are copied by the kernel, some by Python, with holes at any place. A pipe gets the same bytes."""
     whole = tmp_path / "f"
     with whole.open("wb") as stream:
         for place, data in ((0, b"a" * 300_000), (20 << 20, b"b" * 200_000), (30 << 20, b"c"), (40 << 20, b"d" * 99)):

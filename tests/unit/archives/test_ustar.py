@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers that the library and the appliance write: Python's tarfile reads back what went in."""
+"""The tar headers that the library and the appliance write: Python's tarfile reads the same values."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def test_a_member(uid: int, size: int, name: str, link: str, records: set[str]) 
     assert found.pax_headers.keys() == records
 
 
-def test_other_records_come_where_they_are_wanted() -> None:
+def test_extra_records_stand_before_or_after_our_own() -> None:
     a, b = ustar.record(b"SCHILY.xattr.a", b"1"), ustar.record(b"SCHILY.xattr.b", b"2")
     data = ustar.member(b"x", b"0", mode=0o644, uid=1 << 21, gid=0, size=0, mtime=0, before=a, after=b)
     assert a + ustar.record(b"uid", b"2097152") + b in data
@@ -48,8 +48,8 @@ def test_other_records_come_where_they_are_wanted() -> None:
     assert [len(ustar.record(b"k", bytes(n))) for n in (93, 94, 95)] == [99, 101, 102]
 
 
-def test_both_writers_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The appliance's from a mounted file system, the library's from entries."""
+def test_the_appliance_and_the_library_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The appliance writes from a mounted filesystem, the library from entries."""
     root = tmp_path / "root"
     (root / ("n" * 90) / ("m" * 90)).mkdir(parents=True)
     (root / "file").write_bytes(b"x" * 700)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers of untrusted bytes: whatever comes in, out comes a value or the documented error. Longer with --full."""
+"""Parsers of untrusted bytes: for any input they return a value or raise the documented error. Longer with --full."""
 
 import dataclasses
 import importlib.util
@@ -56,8 +56,8 @@ def test_parsers(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_they_begin_with_is_taken(name: str) -> None:
-    """Fuzzing what is refused at once would find nothing."""
+def test_every_parser_accepts_one_of_its_seeds(name: str) -> None:
+    """If a parser refused all its seeds at once, fuzzing would find nothing."""
 
     def taken(seed: bytes) -> bool:
         try:
@@ -73,7 +73,7 @@ def test_what_they_begin_with_is_taken(name: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", TARGETS)
 def test_parsers_by_coverage(name: str, tmp_path: Path) -> None:
-    """Inputs that grow with what they reach; FUZZ_SECONDS for each parser."""
+    """Inputs are kept and changed further if they reach new code; FUZZ_SECONDS for each parser."""
     if not importlib.util.find_spec("atheris"):
         pytest.skip("no atheris here: pip install atheris")
     seconds = int(os.environ.get("FUZZ_SECONDS", "10"))
@@ -84,8 +84,8 @@ def test_parsers_by_coverage(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0 and found and int(found[1]) > 100, (done.stdout + done.stderr)[-3000:]
 
 
-def test_atheris_finds_what_is_wrong(tmp_path: Path) -> None:
-    """Control: a parser that breaks at some bytes is found out."""
+def test_atheris_finds_a_planted_fault(tmp_path: Path) -> None:
+    """Control: a parser that fails for certain bytes is detected."""
     pytest.importorskip("atheris")
     script = (
         "import sys; from tests.unit import atheris_run as run\n"
@@ -103,8 +103,8 @@ def with_year(certificate: bytes, year: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("place", ["dates", "issuer", "subject"])
-def test_what_a_certificate_gets_wrong_in_what_is_read_late(place: str) -> None:
-    """Names and dates are parsed when they are asked for, and an attacker's leaf that signs his report is read far."""
+def test_faults_in_certificate_fields_that_are_parsed_late_are_refused(place: str) -> None:
+    """Names and dates are parsed only when they are used. The attacker's leaf certificate signs the report here."""
     days = (datetime(2053, 1, 1, tzinfo=UTC) - NOW).days
     leaf = der(Hierarchy(leaf_days=(-30, days)).certificate)
     changed = {
@@ -136,8 +136,10 @@ WANTED = expected(platform="snp", platform_info_required=0, platform_info_forbid
     st.deferred(lambda: damaged(der(GENOA.ask))), st.deferred(lambda: damaged(der(GENOA.ark))),
     st.integers(0, 15),
 )  # fmt: skip
-def test_whole_evidence(report: bytes, leaf: bytes, ask: bytes, ark: bytes, honest: int) -> None:
-    """Nothing that is damaged is accepted, and nothing raises."""
+def test_damaged_evidence_is_never_accepted_and_never_raises(
+    report: bytes, leaf: bytes, ask: bytes, ark: bytes, honest: int
+) -> None:
+    """No damaged evidence is accepted, and no exception is raised."""
     whole = GENOA.evidence()
     chain = [one if honest >> place & 1 else other for place, (one, other) in enumerate(
         zip((der(GENOA.certificate), der(GENOA.ask), der(GENOA.ark)), (leaf, ask, ark), strict=True))]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--certs DIR as other tools leave it: sorted by content, and what was passed over is said."""
+"""--certs DIR with files as other tools write them: sorted by content; files that are not used are named."""
 
 import functools
 import os
@@ -89,7 +89,7 @@ def fill(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", AS_PEOPLE_HAVE_IT)
-def test_the_directories_of_other_tools(name: str, tmp_path: Path) -> None:
+def test_directories_written_by_other_tools_are_read(name: str, tmp_path: Path) -> None:
     found = read_directory(fill(tmp_path, AS_PEOPLE_HAVE_IT[name]()))
     assert set(found.certificates) == {GENOA.certificate, GENOA.ask, GENOA.ark} and found.lists == [crl()]
     assert [reason for _, reason in found.passed_over] == (["a private key"] if "all in one" in name else [])
@@ -131,14 +131,14 @@ PASSED_OVER: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", PASSED_OVER)
-def test_what_is_passed_over_is_said(name: str, tmp_path: Path) -> None:
+def test_files_that_are_not_used_are_named_with_the_reason(name: str, tmp_path: Path) -> None:
     make, reason = PASSED_OVER[name]
     fill(tmp_path, {name: make(), "ark.pem": pem([GENOA.ark])})
     found = read_directory(tmp_path)
     assert found.passed_over == [(tmp_path / name, reason)] and found.certificates == [GENOA.ark]
 
 
-def test_what_is_said_is_limited(tmp_path: Path) -> None:
+def test_the_list_of_unused_files_is_limited(tmp_path: Path) -> None:
     fill(tmp_path, {f"{number:03}\x1b[2J.key": key(PrivateFormat.PKCS8) for number in range(100)})
     lines = read_directory(tmp_path).describe(tmp_path)
     assert len(lines) == 10 and "0 certificates, 0 revocation lists" in lines[0] and "92 more" in lines[-1]
@@ -181,7 +181,7 @@ LACKING: dict[str, tuple[Callable[[], dict[str, bytes]], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LACKING)
-def test_the_message_names_what_is_missing(name: str, tmp_path: Path) -> None:
+def test_the_message_names_the_missing_certificates(name: str, tmp_path: Path) -> None:
     make, words = LACKING[name]
     offline = Kds(GENOA.root, Cache(tmp_path / "cache"), offline=True)
     certs = Directory.read(fill(tmp_path / "certs", make()), offline)
@@ -189,7 +189,7 @@ def test_the_message_names_what_is_missing(name: str, tmp_path: Path) -> None:
     assert found.authentic is None and all(word in found.reason for word in words), found.reason
 
 
-def test_the_message_for_a_providers_key(tmp_path: Path) -> None:
+def test_the_message_for_a_report_signed_with_a_vlek(tmp_path: Path) -> None:
     provider = Hierarchy(vlek=True)
     offline = Kds(provider.root, Cache(tmp_path / "cache"), offline=True)
     for files, words in (

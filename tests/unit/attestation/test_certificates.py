@@ -124,7 +124,7 @@ def test_wrong_chains() -> None:
 
 
 @pytest.mark.parametrize("name", ["ARK", "ASK", "VCEK"])
-def test_the_mark_is_required_by_the_emulation_and_refused_by_all_others(name: str) -> None:
+def test_the_emulation_extension_is_required_under_emulation_and_refused_elsewhere(name: str) -> None:
     issuer, key = ("ASK", "ASK") if name == "VCEK" else ("ARK", "ARK")
     bare = without(builder(name, issuer), EMULATION_OID)
     wrong = chain(**{name.lower(): soft._certify(bare, rsa_key(key))})
@@ -135,7 +135,7 @@ def test_the_mark_is_required_by_the_emulation_and_refused_by_all_others(name: s
     assert "unknown critical extension" in refused(chain(), root_of(chain(), frozenset()))[1]
 
 
-def test_root_is_a_pin_and_comes_first() -> None:
+def test_the_root_is_compared_with_the_pin_before_all_else() -> None:
     broken = chain(ask=soft._certify(builder("ASK", "else"), rsa_key("ASK")))
     assert refused(broken, _AMD)[0] == "unknown-root"
     assert refused(chain(), _AMD)[0] == "unknown-root"
@@ -240,7 +240,7 @@ def test_the_product_that_a_leaf_names() -> None:
     assert oids.named_product(other) is oids.named_product(missing) is None
 
 
-def test_the_list_of_a_table() -> None:
+def test_the_revocation_list_of_a_certificate_table_is_read() -> None:
     table = struct.pack("<16sII", certs.CRL_GUID, 48, 4) + bytes(24) + b"list"
     assert certs.crl_of_table(table) == b"list" and certs.crl_of_table(b"") is None
 
@@ -252,7 +252,7 @@ def found_chain(candidates: list[x509.Certificate], root: TrustRoot) -> Chain | 
     return Chain(leaf, ask, ark) if ask and ark else None
 
 
-def test_who_issued_is_chosen_by_signature_and_pin() -> None:
+def test_the_issuers_are_found_by_signature_and_pin() -> None:
     one = chain()
     everything = [one.leaf, one.ask, one.ark]
     other_key = soft._certify(builder("ARK", "ARK", key=rsa_key("ASK")), rsa_key("ASK"))  # the name only
@@ -322,7 +322,7 @@ def test_amds_chains(product: Product, bundle: str, leaf: str) -> None:
 
 
 @pytest.mark.parametrize("product", ["milan", "genoa", "turin"])
-def test_a_vlek_authority_is_no_vcek_authority(product: str) -> None:
+def test_an_asvk_does_not_sign_a_vcek(product: str) -> None:
     asvk = certs.load_certificates(real_data(f"amd-chains/ask_ark_{product}_vlek.pem").read_bytes())
     leaf = {"milan": "milan-v2/vcek.der", "genoa": "genoa-v3/vcek.pem", "turin": "turin-vcek/vcek.der"}[product]
     vcek = certs.load_certificates(real_data(leaf).read_bytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours: on a terminal only, not against NO_COLOR; amber for what is emulated; and the verdict is the last line."""
+"""Colours: only on a terminal and only without NO_COLOR; emulated results are amber; the verdict is the last line."""
 
 import re
 import subprocess
@@ -63,7 +63,7 @@ def test_no_terminal(words: list[str]) -> None:
         assert done.stdout.splitlines()[-1].startswith(last)
 
 
-def test_a_locale_without_the_marks(words: list[str]) -> None:
+def test_a_locale_without_the_check_marks_gets_question_marks(words: list[str]) -> None:
     code, written = on_pty(words, ROOT, TERM="dumb", PYTHONIOENCODING="ascii")
     assert (code, written.rstrip().splitlines()[-1]) == (10, f"accepted as emulated: {BANNER.replace('–', '?')} "
                                                              "(policy: default)")  # fmt: skip
@@ -90,7 +90,7 @@ def test_each_verdict_of_hardware(capsys: pytest.CaptureFixture[str], monkeypatc
     assert sum("not-reached" in line for line in early) == 1 and len(early) < 8
 
 
-def test_what_a_certificate_says_moves_no_cursor(
+def test_control_characters_of_a_certificate_are_escaped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = b"\x1b[2J\rACCEPTED\n\x07"

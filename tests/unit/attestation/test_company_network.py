@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's service from inside a company: its proxy, its own certificate authority, and what they do wrong."""
+"""AMD's service from inside a company network: with its proxy and its own certificate authority, and their faults."""
 
 import contextlib
 import socket
@@ -58,7 +58,7 @@ def leaf(tmp_path: Path, url: str, limits: Limits | None = None) -> bool:
 def test_a_proxy_and_a_private_authority(
     variable: str, authority: Authority, fake: FakeKds, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name resolves nowhere, so the tunnel of the proxy is the only way."""
+    """The name of the service resolves nowhere, so the proxy's tunnel is the only way."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     with pytest.raises(Unreachable, match="this machine does not trust the authority of its certificate"):
         leaf(tmp_path, f"https://{HOST}")
@@ -115,10 +115,10 @@ finished: list[str] = []
 
 
 @pytest.mark.parametrize("misbehave", [_trickle, _half_handshake])
-def test_a_connection_that_never_comes_about(
+def test_the_time_limit_includes_the_connection_through_the_proxy(
     misbehave: object, authority: Authority, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time limit counts before the connection is there, too: each byte would renew a socket's own time-out."""
+    """It also counts before the connection is made. A socket's own time-out would start anew with each byte."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     proxy.misbehave = misbehave  # type: ignore[assignment]
     with pytest.raises(Unreachable, match="no answer in 1 s"):
@@ -129,11 +129,11 @@ def test_a_connection_that_never_comes_about(
 
 @pytest.mark.parametrize("way", ["the service", "a proxy"])
 @pytest.mark.parametrize("answers", [False, True])
-def test_a_name_that_nobody_resolves(
+def test_the_time_limit_includes_the_name_lookup(
     way: str, answers: bool, authority: Authority, fake: FakeKds, proxy: Proxy, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A resolver that waits for its servers has no time limit of its own. Control: one that answers."""
+    """The resolver waits for its servers without a time limit. Control: a resolver that answers."""
     asked, ended, honest = [], threading.Event(), socket.getaddrinfo
 
     def resolver(host: str, *more: Any, **options: Any) -> Any:
@@ -163,7 +163,9 @@ def test_a_name_that_nobody_resolves(
         ended.set()
 
 
-def test_which_authorities_are_taken(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_certificate_authorities_come_from_the_system_or_the_environment(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system = trust_store.authorities()
     assert system is True or Path(str(system)).is_file()
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))

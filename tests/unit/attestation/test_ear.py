@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EARs: made with one implementation of JWT, checked with another."""
+"""EARs (EAT attestation results): made with one JWT library, checked with another."""
 
 import base64
 import json
@@ -104,7 +104,7 @@ def test_the_trustworthiness_vector(
     assert "eat_nonce" not in claims
 
 
-def test_undecided_is_none_and_unreadable_is_against() -> None:
+def test_an_undecided_appraisal_is_none_and_unreadable_evidence_is_contraindicated() -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     _, claims = read(make_ear(judged(STATED, chain=False), key, ISSUED), key, "ES384")
     assert claims["ear_status"] == "none" and "ear_trustworthiness_vector" not in claims["submods"]["snp"]
@@ -114,7 +114,7 @@ def test_undecided_is_none_and_unreadable_is_against() -> None:
     assert set(claims["submods"]["snp"]["ear_trustworthiness_vector"].values()) == {96}
 
 
-def test_every_check_counts_for_a_claim() -> None:
+def test_every_check_belongs_to_a_claim() -> None:
     from sevsnp.attestation.ear import _CLAIMS
 
     assert {reason for reasons, _, _ in _CLAIMS.values() for reason in reasons} == set(Reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of exit codes in docs/commands.md, row by row: wrong evidence is 2, 64 is the caller's mistake."""
+"""The table of exit codes in docs/commands.md, row by row: 2 for wrong evidence, 64 for a wrong command line."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_evidence(
     assert word in shown.out + shown.err
 
 
-def test_the_callers_mistakes(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_gives_64(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [*words(files, "report", "chain"), "--report-data", REPORT_DATA.hex(), "--json"]
     (files / "policy.toml").write_text("profile = 7\n")
     for more in (
@@ -105,10 +105,12 @@ def test_the_callers_mistakes(files: Path, capsys: pytest.CaptureFixture[str]) -
         assert document["error"] in shown.err and document["checks"] == []
 
 
-def test_every_cell_of_the_page(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every code that the page names comes out of its command; get_report and sev-feature-info need their device.
+def test_every_exit_code_of_the_page_is_returned(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command returns every code that the page names for it; get_report and sev-feature-info need their device.
 
-    test_floors_file.py has those of tcb-floors.
+    test_floors_file.py tests those of tcb-floors.
     """
     own = tmp_path / "emulated"
     own.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware of the machine: its current and its committed version are both judged, as versions and not as text."""
+"""The secure processor's firmware: the current and the committed version are both compared, as numbers, not as text."""
 
 import dataclasses
 from typing import Any
@@ -36,8 +36,8 @@ PROVISIONAL = {"provisional-firmware"}
 
 @pytest.mark.parametrize("low", [(1, 55, 37), (1, 54, 99), (0, 99, 99)])
 @pytest.mark.parametrize("other", [(1, 55, 38), (1, 55, 39), (1, 56, 0), (2, 0, 0)])
-def test_a_floor_is_for_both(low: Version, other: Version) -> None:
-    """The host may go back to the committed firmware, so a newer current one does not help; nor the other way round."""
+def test_the_minimum_applies_to_the_current_and_the_committed_version(low: Version, other: Version) -> None:
+    """The host may return to the committed firmware, so a newer current version is not enough; nor the reverse."""
     assert failed(other, other, firmware=FLOOR) == set()  # control
     for current, committed in ((low, other), (other, low)):
         both = failed(current, committed, firmware=FLOOR, provisional_firmware=[True, False])

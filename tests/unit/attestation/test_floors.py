@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floors by processor, and Turin's FMC in every comparison of TCB versions."""
+"""Minimum TCB versions for single processors, and Turin's FMC in every comparison of TCB versions."""
 
 import dataclasses
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dated floors: made from authentic reports, signed, named in every verdict, and refused after their end."""
+"""Dated files of minimum TCB versions: made from authentic reports, signed, named in verdicts, refused when expired."""
 
 import dataclasses
 from datetime import UTC, date, datetime
@@ -71,7 +71,7 @@ def test_the_verdict_names_file_and_days(tmp_path: Path) -> None:
     assert own.accepted and not any(named in check.expected for check in own.checks)  # the policy's own goes before
 
 
-def test_after_its_end_evidence_is_refused(tmp_path: Path) -> None:
+def test_evidence_is_refused_after_the_end_of_the_file(tmp_path: Path) -> None:
     write(tmp_path)
     assert judged(tmp_path, datetime(2026, 6, 30, 23, 59, 59, tzinfo=UTC)).accepted
     late = judged(tmp_path, datetime(2026, 7, 1, tzinfo=UTC))
@@ -113,7 +113,7 @@ def test_a_signed_file_of_wrong_form(old: bytes, new: bytes, words: str, tmp_pat
     assert words in wrong.value.message
 
 
-def test_floors_are_the_highest_that_all_seen_meet() -> None:
+def test_the_minimum_is_the_highest_version_that_all_reports_reach() -> None:
     genoa, bergamo = Cpuid(0x19, 0x11, 1), Cpuid(0x19, 0xA0, 2)
     seen = [(genoa, Tcb(10, 0, 23, 84)), (genoa, Tcb(9, 1, 25, 84)), (bergamo, Tcb(10, 0, 23, 25))]
     made = {str(floor.processor): floor.tcb for floor in lowest(seen)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For every check evidence that only it refuses: signed and certified like honest evidence, wrong in one thing."""
+"""For every check, evidence that only this check refuses: signed and certified like honest evidence, with one fault."""
 
 import dataclasses
 from collections.abc import Callable
@@ -127,7 +127,9 @@ FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "wanted", "name"), FORGED, ids=[f"{one[2]}-{n}" for n, one in enumerate(FORGED)])
-def test_only_its_check_refuses_it(changes: dict[str, Any], wanted: dict[str, Any], name: str) -> None:
+def test_a_forged_report_is_refused_by_its_check_only(
+    changes: dict[str, Any], wanted: dict[str, Any], name: str
+) -> None:
     assert outcome().decision == "accepted"  # control: what it was forged from
     found = outcome(GENOA.evidence(**changes), **wanted)
     assert (found.decision, failed(found)) == ("refused", {name})
@@ -148,10 +150,10 @@ MUTANTS = [one for one in FORGED if one[2] != "signing-key"]  # nobody's signatu
 
 
 @pytest.mark.parametrize(("changes", "wanted", "name"), MUTANTS, ids=[f"{one[2]}-{n}" for n, one in enumerate(MUTANTS)])
-def test_without_the_check_it_would_be_accepted(
+def test_a_forged_report_is_accepted_without_its_check(
     changes: dict[str, Any], wanted: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mutant in which that one check cannot fail accepts what was forged."""
+    """A changed verifier in which this one check cannot fail accepts the forged report."""
     honest = Checklist.failed
 
     def mutant(log: Checklist, reason: Reason, message: str, **more: str) -> None:
@@ -165,7 +167,9 @@ def test_without_the_check_it_would_be_accepted(
 
 
 @pytest.mark.parametrize("field", appraisal.FIELDS, ids=lambda field: str(field[0]))
-def test_a_check_that_is_taken_out_refuses_everything(field: appraisal.Field, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_is_removed_makes_every_appraisal_refuse(
+    field: appraisal.Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(appraisal, "FIELDS", tuple(one for one in appraisal.FIELDS if one is not field))
     found = outcome()
     assert found.decision == "refused" and f"{field[0]}: never checked" in found.message
@@ -207,7 +211,7 @@ FORGED_AUTHENTICITY: list[tuple[str, Callable[[], Evidence], Callable[[], Nobody
 @pytest.mark.parametrize(
     ("name", "forged", "endorser", "check", "mutant"), FORGED_AUTHENTICITY, ids=[one[0] for one in FORGED_AUTHENTICITY]
 )
-def test_authenticity_and_the_code_without_its_check(
+def test_a_forged_signature_or_chain_is_accepted_without_its_check(
     name: str, forged: Any, endorser: Any, check: str, mutant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = endorser and endorser()
@@ -239,7 +243,7 @@ def test_authenticity() -> None:
     assert reason(GENOA.evidence([GENOA.certificate])) == ("undecided", "certificates")
 
 
-def test_a_vlek_is_no_vcek_and_the_other_way_round() -> None:
+def test_a_vlek_and_a_vcek_are_not_interchangeable() -> None:
     both: dict[str, Any] = {"policy": {"signer": ["VCEK", "VLEK"]}}
     assert outcome(VLEK.evidence(), **both).decision == "accepted"
     # The report says VCEK, the chain is the provider's; and the reverse.
@@ -272,7 +276,7 @@ def test_revocation() -> None:
     assert outcome(GENOA.evidence(vmpl=1), **required).decision == "refused"
 
 
-def test_milan_needs_its_own_profile_and_says_so() -> None:
+def test_milan_needs_the_profile_legacy_milan_and_the_verdict_names_it() -> None:
     assert str(outcome(by=MILAN, policy={"profile": "default"}).reason) == "allowed-product"
     found = outcome(by=MILAN)
     assert found.decision == "accepted" and any("2605.12990" in note for note in found.notes)
@@ -286,7 +290,7 @@ STRICT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_strict() -> None:
+def test_the_profile_strict_accepts_only_what_it_demands() -> None:
     one = GENOA.evidence(policy=0x3D20000)
     found = outcome(one, endorser=WithList(GENOA.crl()), **STRICT)
     (note,) = found.notes
@@ -319,7 +323,7 @@ class Knows(Nobody):
         return self.certificates
 
 
-def test_a_renewed_certificate_at_hand_goes_before_the_expired_one_of_the_evidence() -> None:
+def test_a_renewed_local_certificate_replaces_the_expired_one_of_the_evidence() -> None:
     """AMD certifies the same key again with new dates."""
     old = Hierarchy(leaf_days=(-30, -1)).evidence()
     assert failed(outcome(old)) == {"validity"}  # control
@@ -342,10 +346,10 @@ def test_the_names_of_the_chain(by: Hierarchy, names: str) -> None:
         ({"chip": b"x" * 64}, "undecided", "certificates"), ({"vlek": True}, "undecided", "certificates"),
     ],
 )  # fmt: skip
-def test_only_the_chips_own_certificate_at_hand_says_that_a_report_is_forged(
+def test_only_the_certificate_of_the_same_chip_proves_a_report_forged(
     changes: dict[str, Any], decision: str, reason: str
 ) -> None:
-    """Another chip's, or that of another TCB version, has another key, and says nothing about the report."""
+    """A certificate of another chip or TCB version has another key, so it does not show that a report is forged."""
     one = Hierarchy(leaf="other", **changes)
     found = outcome(GENOA.evidence([]), endorser=Knows(one.certificate, one.ask, one.ark))
     assert (found.decision, found.reason) == (decision, reason)
@@ -370,7 +374,7 @@ def test_authorities_that_did_not_issue_the_certificate() -> None:
         assert (found.decision, found.message) == ("refused", f"none of the certificates issued the {named}")
 
 
-def test_the_software_secure_processors_chip_is_no_chip_of_amds() -> None:
+def test_the_chip_id_of_the_emulation_is_refused() -> None:
     found = outcome(by=Hierarchy(chip=EMULATED_CHIP_ID))
     assert failed(found) == {"chip-id"} and "software secure processor" in found.message
 

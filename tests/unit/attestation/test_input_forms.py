@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which other programs hand reports around, each made here from a report of our own making."""
+"""The formats in which other programs store reports, each made here from a report of our own."""
 
 import base64
 import functools
@@ -152,7 +152,7 @@ def test_every_form_gives_the_signed_bytes(name: str) -> None:
         assert inspect(one, NOW, GENOA.root).authentic is None  # control
 
 
-def test_a_turin_is_put_together_in_its_own_layout() -> None:
+def test_a_turin_report_in_fields_is_encoded_in_the_turin_layout() -> None:
     raw = TURIN.report()
     assert read_input(json.dumps(fields(raw)).encode(), "x").report == raw
     assert read_input(textproto(raw).encode(), "x").report == raw
@@ -163,7 +163,7 @@ DUMPS = [["xxd"], ["xxd", "-a"], ["xxd", "-p"], ["od"], ["od", "-t", "x1"], ["od
 
 
 @pytest.mark.parametrize("argv", DUMPS, ids=" ".join)
-def test_dumps_by_the_programs_themselves(argv: list[str], tmp_path: Path) -> None:
+def test_dumps_by_real_programs_are_read(argv: list[str], tmp_path: Path) -> None:
     if not shutil.which(argv[0]):
         pytest.skip(f"{argv[0]} is not on this machine")
     (tmp_path / "report").write_bytes(RAW)
@@ -175,7 +175,7 @@ def test_dumps_by_the_programs_themselves(argv: list[str], tmp_path: Path) -> No
         read_input(b"".join(lines[:2] + lines[3:]), "x")
 
 
-def test_bytes_behind_a_report_are_named() -> None:
+def test_bytes_after_a_report_are_named() -> None:
     found = read_input(RAW + b"x" * 20, "x")
     assert found.report == RAW and found.notes == (
         "ignored 20 bytes after the report: the signature does not cover them",
@@ -217,7 +217,7 @@ NEAREST: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", NEAREST)
-def test_what_is_none_is_named_with_the_nearest(name: str) -> None:
+def test_a_file_without_a_report_is_refused_with_the_nearest_format(name: str) -> None:
     made, words = NEAREST[name]
     with pytest.raises(NotAReport, match=r"^the file: ") as wrong:
         read_input(made(), "the file")
@@ -259,7 +259,7 @@ def test_hostile_input_takes_linear_work(name: str) -> None:
     assert cost(data) < 20 * tenth + 0.2
 
 
-def test_certificates_in_the_forms_of_others() -> None:
+def test_certificates_in_the_formats_of_other_programs_are_read() -> None:
     pem = GENOA.certificate.public_bytes(Encoding.PEM).decode()
     chain = "".join(one.public_bytes(Encoding.PEM).decode() for one in (GENOA.ask, GENOA.ark))
     thim = {"vcekCert": pem, "tcbm": "DB18000000000004", "certificateChain": chain, "cacheControl": "86400"}
@@ -284,7 +284,9 @@ def hcl(report: bytes, claims: bytes = CLAIMS, kind: int = 2, hashed: int = 1, s
     return (b"HCLA" + struct.pack("<IIII12x", 2, 0, 2, 0) + report + request + claims).ljust(2600, b"\0")
 
 
-def test_the_claims_of_an_hcl_report_are_shown_and_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_claims_of_an_hcl_report_are_shown_and_compared_with_report_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for hashed, algorithm in ((1, "sha256"), (2, "sha384"), (3, "sha512")):
         bound = Claims(CLAIMS, algorithm).bound()
         raw = GENOA.report(report_data=bound)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inspect_report: everything a report says, and whether it is authentic."""
+"""inspect_report: all fields of a report, and whether it is authentic."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.hierarchy import NOW, Hierarchy
 GENOA = Hierarchy()
 
 
-def test_authentic_or_not() -> None:
+def test_the_output_says_whether_a_report_is_authentic() -> None:
     found = inspect(GENOA.evidence(), NOW, GENOA.root)
     assert (found.authentic, found.reason, found.product, found.signer) == (True, "", "Genoa", "VCEK")
     document = json.loads(json.dumps(found.to_json()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's service as a transport: right questions, a cache, and a hostile one that can only withhold."""
+"""AMD's key distribution service: the right requests, a cache, and a hostile service, which can only withhold."""
 
 import dataclasses
 import os
@@ -82,7 +82,9 @@ def test_the_reported_tcb_is_asked_for(fake: FakeKds, cache: Cache) -> None:
     assert "blSPL=10&" in fake.asked[1]
 
 
-def test_turin_is_asked_for_by_eight_bytes_and_fmc(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> None:
+def test_a_turin_vcek_is_requested_with_eight_bytes_of_chip_id_and_fmc(
+    monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(FakeKds.of(TURIN)) as fake:
         assert outcome(service(fake, cache, TURIN), TURIN).decision == "accepted"
@@ -92,7 +94,7 @@ def test_turin_is_asked_for_by_eight_bytes_and_fmc(monkeypatch: pytest.MonkeyPat
     assert name in kept(cache)
 
 
-def test_each_tcb_and_chip_has_its_own_place(fake: FakeKds, cache: Cache) -> None:
+def test_each_tcb_version_and_chip_has_its_own_cache_file(fake: FakeKds, cache: Cache) -> None:
     assert outcome(service(fake, cache)).decision == "accepted"
     for other in (Hierarchy(tcb=Tcb(10, 0, 23, 201)), Hierarchy(chip=b"y" * 64)):
         fake.answers[CHIP_PATH] = der(other.certificate)
@@ -137,7 +139,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes | int | Callable[[Any], None]]]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_service_only_withholds(name: str, fake: FakeKds, cache: Cache) -> None:
+def test_a_hostile_service_cannot_make_evidence_accepted(name: str, fake: FakeKds, cache: Cache) -> None:
     path, make_answer = HOSTILE[name]
     answer = make_answer()
     honest = fake.answers[path]
@@ -199,7 +201,7 @@ def test_waits_as_a_429_asks_for_and_gives_up(fake: FakeKds, cache: Cache) -> No
     assert outcome(service(fake, cache)).decision == "accepted"
 
 
-def test_a_poisoned_cache_is_not_believed(fake: FakeKds, cache: Cache) -> None:
+def test_false_cache_content_is_not_accepted(fake: FakeKds, cache: Cache) -> None:
     assert outcome(service(fake, cache)).decision == "accepted"
     wrong = {
         "cert_chain": pem([OTHER_KEYS.ask, OTHER_KEYS.ark]), "vcek": der(OTHER_KEYS.certificate), "crl": b"garbage",
@@ -232,7 +234,7 @@ def test_another_users_cache_is_refused(fake: FakeKds, cache: Cache, monkeypatch
         outcome(service(fake, cache))
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(fake: FakeKds, tmp_path: Path) -> None:
+def test_an_unwritable_cache_does_not_change_the_verdict(fake: FakeKds, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     assert outcome(service(fake, Cache(tmp_path / "file" / "kds"))).decision == "accepted"
 
@@ -253,7 +255,7 @@ def test_a_masked_chip_id_is_not_asked_for(fake: FakeKds, cache: Cache) -> None:
     assert fake.asked == []
 
 
-def test_a_directory_of_ones_own(tmp_path: Path, fake: FakeKds, cache: Cache) -> None:
+def test_certificates_from_a_local_directory_are_used(tmp_path: Path, fake: FakeKds, cache: Cache) -> None:
     one = tmp_path / "certs"
     one.mkdir()
     (one / "README").write_text("left alone")
@@ -276,7 +278,7 @@ def test_a_directory_of_ones_own(tmp_path: Path, fake: FakeKds, cache: Cache) ->
 
 
 def test_the_service_cannot_choose_the_root(fake: FakeKds, cache: Cache) -> None:
-    """A transport that believes in another root hands its certificates on; the verifier still refuses them."""
+    """The service client here trusts another root and passes its certificates on; the verifier still refuses them."""
     fake.answers = FakeKds.of(OTHER_KEYS).answers
     believing = dataclasses.replace(service(fake, cache), root=OTHER_KEYS.root)
     wanted = expected(platform="snp", platform_info_required=0, platform_info_forbidden=0)

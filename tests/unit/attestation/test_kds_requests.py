@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question to the service: which answers are asked for again, how often, and with which waits."""
+"""One request to the service: after which answers it is repeated, how often, and after which waits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,8 +42,8 @@ def test_a_final_answer_is_not_asked_for_again(status: int, fake: FakeKds) -> No
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_an_answer_that_may_change_is(status: int, fake: FakeKds) -> None:
-    """The service asks for 3 s each time. The waits grow up to 10 s, and end with the patience."""
+def test_a_request_with_a_temporary_error_is_repeated(status: int, fake: FakeKds) -> None:
+    """The service asks for 3 s each time. The waits grow up to 10 s and end when the patience is used up."""
     fake.answers[PATH] = status
     found, slept, said = ask(fake)
     assert (found, slept) == (f"answers {status} for more than 60 s", [3.0, 6.0, 10.0, 10.0, 10.0, 10.0, 10.0])

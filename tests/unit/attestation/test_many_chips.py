@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet of a hundred chips in turn: each chain is read and verified once, not each time that its chip comes round."""
+"""A hundred chips in turn: each certificate chain is read and verified once, not for each report of its chip."""
 
 import dataclasses
 

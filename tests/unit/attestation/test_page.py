@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML page: the verdict, what failed and what to do, and nothing that the evidence could smuggle in."""
+"""The HTML page: the verdict, the failed checks with advice, and no markup that comes from the evidence."""
 
 import dataclasses
 import functools
@@ -76,7 +76,7 @@ def between(page: str, start: str, end: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", page[page.index(start) : page.index(end)]))
 
 
-def test_the_verdict_comes_first_with_all_that_tells_it_from_another() -> None:
+def test_the_page_begins_with_the_verdict_and_what_it_is_about() -> None:
     found = outcome()
     late = dataclasses.replace(found, at=NOW.astimezone(timezone(timedelta(hours=5))))
     for one in (found, late):
@@ -108,7 +108,7 @@ def test_each_verdict_has_its_word_and_its_colour() -> None:
     assert len(amber) == 2 and all("var(--amber)" in rule and "green" not in rule for rule in amber)
 
 
-def test_what_failed_stands_above_the_checks_with_both_values_and_what_to_do() -> None:
+def test_failed_checks_come_first_with_both_values_and_advice() -> None:
     found = outcome(GENOA.evidence(vmpl=1, measurement=b"x" * 48))
     page = page_of(found)
     top = between(page, "What failed", "What stays open")
@@ -123,7 +123,7 @@ def test_what_failed_stands_above_the_checks_with_both_values_and_what_to_do() -
     assert [check.name for check in last.troubles()] == ["measurement", "vmpl"]
 
 
-def test_what_was_not_reached_is_folded_and_what_is_missing_is_not() -> None:
+def test_checks_that_were_not_reached_are_folded_and_missing_data_is_shown() -> None:
     refused = outcome(evidence())
     read = Document(page_of(refused))
     ended = [check.name for check in refused.checks if check.reason == ENDED]
@@ -162,7 +162,7 @@ def verdict_of_hardware() -> HardwareVerdict:
     return HardwareVerdict(outcome(), verifier._TOKEN)
 
 
-def test_a_verdict_and_a_refusal_both_have_all_that_the_page_needs(tmp_path: Path) -> None:
+def test_a_page_is_made_from_a_verdict_and_from_a_refusal(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     for verdict, word in (
         (verdict_of_hardware(), "<h1>Accepted</h1>"),
@@ -182,7 +182,7 @@ def test_a_verdict_and_a_refusal_both_have_all_that_the_page_needs(tmp_path: Pat
         assert all(check.name in page for check in refused.checks)
 
 
-def test_what_is_no_verdict_makes_no_page_that_says_accepted() -> None:
+def test_a_contradictory_appraisal_gives_no_page_that_says_accepted() -> None:
     """An appraisal that contradicts itself is refused, and so is its page."""
     found = outcome()
     odd = dataclasses.replace(found, checks=(*found.checks, Check("vmpl", "failed")))
@@ -215,7 +215,7 @@ def pages() -> dict[str, str]:
     return {**found, "hostile path": render_page(outcome(), odd)}
 
 
-def test_hostile_words_stay_words() -> None:
+def test_hostile_text_never_becomes_markup() -> None:
     for name in ("hostile", "hostile, refused", "hostile path"):
         page = pages()[name]
         assert "&lt;script&gt;" in page and Document(page).tags.isdisjoint({"script", "img"})
@@ -236,7 +236,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_colours_can_be_read(scheme: str) -> None:
-    """WCAG AA, without a browser: each colour of text on each colour behind it."""
+    """WCAG AA, without a browser: each text colour on each background colour."""
     style = find_template("verdict.html.j2").read_text()
     light, dark = style.split("prefers-color-scheme: dark")
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})\b", light if scheme == "light" else dark))
@@ -321,8 +321,8 @@ def test_the_page_in_a_browser(name: str, width: int, browser: str, tmp_path: Pa
         assert not page.named("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 
-def test_the_browser_would_show_it(browser: str, tmp_path: Path) -> None:
-    """Control: in a page without escaping, policy, wrapping and contrast, all of this is seen."""
+def test_control_the_browser_test_detects_markup_overflow_and_bad_contrast(browser: str, tmp_path: Path) -> None:
+    """Control: a page without escaping, content policy, line wrapping and contrast shows each of these faults."""
     file = tmp_path / "page.html"
     head = '<!doctype html><meta name="viewport" content="width=device-width">'
     file.write_text(f'{head}<p style="color: #777777">{"x" * 400}{HOSTILE}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's roots cannot be widened: by no option, variable, configuration, policy or evidence field."""
+"""AMD's roots cannot be extended by an option, a variable, a configuration, a policy or a field of the evidence."""
 
 import argparse
 import ast
@@ -45,8 +45,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
-def test_what_it_would_be_with_another_pin(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: nothing but the pin refuses this evidence."""
+def test_control_with_another_pin_the_evidence_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: only the pin refuses this evidence."""
     assert cli.main(words) == 2
     monkeypatch.setattr(verifier, "_AMD", dataclasses.replace(verifier._AMD, pins=FORGED.root.pins))
     assert cli.main(words) == 0
@@ -57,14 +57,14 @@ def options() -> Iterator[argparse.Action]:
 
 
 @pytest.mark.parametrize("option", [one.option_strings[0] for one in options()])
-def test_no_option(
+def test_no_option_adds_a_root(
     option: str,
     words: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each option there is, with the forged root in every form that it might take."""
+    """Every option, with the forged root in every form that the option could accept."""
     monkeypatch.chdir(tmp_path)  # some options write a file of that name
     (action,) = (one for one in options() if option in one.option_strings)
     policy = tmp_path / "policy.toml"
@@ -87,8 +87,8 @@ def test_no_option(
         assert code in (2, 3, 64) or (option in ("-h", "--help") and code == 0 and "ACCEPTED" not in shown)
 
 
-def test_no_variable() -> None:
-    """What is read of the environment, anywhere in the verifier; and nothing of it is about roots."""
+def test_the_verifier_reads_no_environment_variable_about_roots() -> None:
+    """All reads of the environment in the verifier's sources; none of these variables is about roots."""
     names, found = set(), set()
     for path in sorted((ROOT / "sevsnp").glob("*/*.py")):
         if path.parent.name not in ("attestation", "commands"):
@@ -101,7 +101,7 @@ def test_no_variable() -> None:
     assert found == VARIABLES and names == {name for name, _ in VARIABLES}
 
 
-def test_no_variable_that_is_read(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_environment_variable_adds_a_root(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read: set[str] = set()
 
     class Watched(dict[str, str]):
@@ -122,8 +122,8 @@ def test_no_variable_that_is_read(words: list[str], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("key", ["ark", "root", "roots", "pins", "trust_root", "trust_domain", "emulated"])
-def test_no_configuration(key: str, words: list[str], tmp_path: Path) -> None:
-    """A policy and a VM config with such a key are refused for it."""
+def test_no_configuration_adds_a_root(key: str, words: list[str], tmp_path: Path) -> None:
+    """A policy or a VM config with such a key is refused because of the key."""
     with pytest.raises(UserError, match="no such field"):
         expected(policy={key: [f"{tmp_path}/chain.pem"]})
     vm = tmp_path / "vm.toml"
@@ -136,8 +136,8 @@ def test_no_configuration(key: str, words: list[str], tmp_path: Path) -> None:
     assert cli.main(words) == 2  # control: it was the key
 
 
-def test_no_evidence(words: list[str], tmp_path: Path) -> None:
-    """The forged root, and everything below it, in every place where evidence has room for certificates."""
+def test_no_certificate_of_the_evidence_becomes_a_root(words: list[str], tmp_path: Path) -> None:
+    """The forged root and its chain, in every place where evidence can contain certificates."""
     for more in (["--certificates", f"{tmp_path}/chain.pem"], ["--certificates", f"{tmp_path}/certs/ark.pem"] * 2):
         assert cli.main([*words, *more]) == 2
     cache = tmp_path / "cache" / "openend2e-sevsnp" / "kds"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy: nothing optional, nothing unknown, and the shipped profiles as their documentation has them."""
+"""The policy: no optional field, no unknown field, and the shipped profiles agree with their documentation."""
 
 import base64
 import copy
@@ -42,7 +42,7 @@ def own(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(dict(DEFAULT)), **changes}
 
 
-def test_a_policy_without_a_profile_says_everything() -> None:
+def test_a_policy_without_a_profile_must_set_every_field() -> None:
     assert policy(own()).profile == "own"  # control
     for key in DEFAULT:
         document = own()
@@ -57,7 +57,7 @@ def test_a_policy_without_a_profile_says_everything() -> None:
                 policy(document)
 
 
-def test_report_data_is_said_once_and_binds_something() -> None:
+def test_report_data_is_given_once_and_is_not_zero() -> None:
     def bound(document: dict[str, Any], report_data: bytes | None) -> Any:
         return make_policy(document, HERE, config(), report_data).report_data
 
@@ -111,13 +111,13 @@ def test_report_data_is_said_once_and_binds_something() -> None:
         ({"id_key": "nowhere.pem"}, r"nowhere\.pem"),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
+def test_wrong_fields_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
     policy({"profile": "default"})  # control
     with pytest.raises(UserError, match=words):
         policy({"profile": "default", **changes})
 
 
-def test_digests_in_the_ways_in_which_others_write_them() -> None:
+def test_digests_are_read_as_hexadecimal_and_as_base64() -> None:
     digest, chip = bytes(range(48)), bytes(range(200, 208))
     ways = (digest.hex(), digest.hex().upper(), f"0x{digest.hex()}", f"0X{digest.hex().upper()}",
             base64.b64encode(digest).decode(), base64.urlsafe_b64encode(digest).decode().rstrip("="))  # fmt: skip
@@ -132,7 +132,7 @@ def test_digests_in_the_ways_in_which_others_write_them() -> None:
             policy({"profile": "default", "measurement": wrong})
 
 
-def test_strict_leaves_to_the_owner_what_only_he_knows() -> None:
+def test_the_profile_strict_needs_chip_ids_and_a_minimum_tcb_from_the_owner() -> None:
     with pytest.raises(UserError, match=r"chip_id: missing \(the profile strict does not set it\)"):
         policy({"profile": "strict"})
     chips = {"profile": "strict", "chip_id": ["ab" * 64, "cd" * 8]}
@@ -143,7 +143,7 @@ def test_strict_leaves_to_the_owner_what_only_he_knows() -> None:
         assert policy(chips, minimum_tcb=nothing).reported_tcb == Unstated(demanded=True)
 
 
-def test_what_a_vm_config_may_say_of_the_tcb() -> None:
+def test_the_minimum_tcb_of_a_vm_config_sets_the_tcb_rules() -> None:
     for key in ("reported_tcb", "committed_tcb", "launch_tcb"):
 
         def rule(said: Any, document: dict[str, Any] | None = None, key: str = key) -> Any:
@@ -160,8 +160,8 @@ def test_what_a_vm_config_may_say_of_the_tcb() -> None:
         assert rule(None, {key: {"any": "a test"}}) == Anything("a test")
 
 
-def test_profiles_differ_only_towards_less() -> None:
-    """What default demands strict demands too, and legacy-milan demands nothing that default does not."""
+def test_a_weaker_profile_never_demands_more() -> None:
+    """strict demands everything that default demands; default demands everything that legacy-milan demands."""
 
     def demanded(profile: Any, key: str) -> bool:
         return not (isinstance(profile[key], dict) and "any" in profile[key])
@@ -196,7 +196,7 @@ def test_the_documentation_has_every_field_and_bit() -> None:
         assert cells == ["–" if isinstance(one, dict) else shown[one] for one in said], name
 
 
-def test_own_rules_over_a_profile_are_named() -> None:
+def test_rules_that_change_a_profile_are_named() -> None:
     assert policy({"profile": "default"}).profile == "default"
     made = policy({"profile": "default", "vmpl": [0, 1], "platform_info": {"tio_en": False}})
     assert made.profile == "default, with its own platform_info, vmpl"
@@ -204,7 +204,7 @@ def test_own_rules_over_a_profile_are_named() -> None:
     assert PROFILES["default"]["platform_info"]["tio_en"] != False  # noqa: E712 - the profile itself is untouched
 
 
-def test_masks_of_the_vm_config_count_on_top() -> None:
+def test_the_platform_info_masks_of_the_vm_config_are_added() -> None:
     bits = policy({"profile": "default"}, platform_info_required=1 << 40, platform_info_forbidden=0x40).platform_info
     assert isinstance(bits, Bits) and bits.rules["bit_40"] == (40, True) and bits.rules["bit_6"] == (6, False)
 
@@ -226,7 +226,7 @@ def test_a_policy_in_the_vm_config_and_in_a_file(tmp_path: Path) -> None:
         read_policy(tmp_path / "nowhere")
 
 
-def test_rules() -> None:
+def test_each_kind_of_rule_judges_a_value() -> None:
     tcb = Tcb(1, 2, 3, 4)
     cases: list[tuple[Any, Any, bool]] = [
         (OneOf((1, 2)), 2, True), (OneOf((1, 2)), 3, False), (OneOf((b"a", b"b")), b"b", True),
@@ -244,7 +244,7 @@ def test_rules() -> None:
     assert [show_rule(OneOf((one,))) for one in (0, False, 1, True, 0x30000)] == ["0", "no", "1", "yes", "0x30000"]
 
 
-def test_the_section_that_a_host_prints_is_a_policy() -> None:
+def test_the_policy_section_that_feature_info_prints_is_valid() -> None:
     from sevsnp.commands.feature_info import policy_section
     from sevsnp.host_setup.platform_status import parse_status
 

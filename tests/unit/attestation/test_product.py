@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The product of a version-2 report: from whatever certificate signed it, and never from a guess."""
+"""The product of a version-2 report: taken from the certificate that signed the report, and never guessed."""
 
 import functools
 import json
@@ -52,8 +52,8 @@ def directory(path: Path, *of: Hierarchy, leaves: bool = True) -> Directory:
 
 
 @each
-def test_from_a_directory(one: Hierarchy, tmp_path: Path) -> None:
-    """The directory has the chains of all products; only one of its leaves signed the report."""
+def test_the_product_is_found_with_a_directory_of_certificates(one: Hierarchy, tmp_path: Path) -> None:
+    """The directory has the chains of all products; only one of its leaf certificates signed the report."""
     found = inspect(bare(one), NOW, every_root(), directory(tmp_path / "certs", *ALL))
     assert (found.authentic, found.product, found.reason) == (True, one.product, "")
     assert found.fields["reported_tcb"] == {
@@ -62,8 +62,10 @@ def test_from_a_directory(one: Hierarchy, tmp_path: Path) -> None:
 
 
 @each
-def test_from_the_service_and_its_cache(one: Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service is asked as each product's; Turin's chip id has 8 bytes there."""
+def test_the_product_is_found_with_the_service_and_its_cache(
+    one: Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is asked for each product; Turin's chip id has 8 bytes there."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     cache = Cache(tmp_path / "kds")
     answers = {path: answer for other in ALL for path, answer in FakeKds.of(other).answers.items()}
@@ -91,8 +93,8 @@ def test_the_likely_product_is_asked_for_first(tmp_path: Path, monkeypatch: pyte
 
 
 @each
-def test_a_guess_is_no_verdict(one: Hierarchy, tmp_path: Path) -> None:
-    """Nothing confirms a product: undecided, and the text says what to give."""
+def test_a_product_that_no_certificate_confirms_is_undecided(one: Hierarchy, tmp_path: Path) -> None:
+    """No certificate confirms a product: the result is undecided, and the text names the option --product."""
     certs = directory(tmp_path / "certs", *ALL, leaves=False)
     for endorser in (Nobody(), certs):
         found = inspect(bare(one), NOW, every_root(), endorser)
@@ -102,8 +104,8 @@ def test_a_guess_is_no_verdict(one: Hierarchy, tmp_path: Path) -> None:
         assert found.fields["measurement"] and found.to_json()["undecided"] is True
 
 
-def test_what_the_bytes_exclude() -> None:
-    """A Milan's chip id is no Turin's; and TCB bytes may fit one layout alone."""
+def test_the_bytes_of_the_report_exclude_products() -> None:
+    """The chip id of a Milan cannot be a Turin's; and the bytes of a TCB version may fit one layout only."""
     assert set(readings(bare(MILAN).report)) == {"Milan", "Genoa"}
     assert set(readings(bare(TURIN).report)) == {"Turin"}  # its SNP byte is reserved in the other layout
     # These bytes fit both layouts. A chip id of more than eight bytes is no Turin's.
@@ -118,7 +120,7 @@ def test_what_the_bytes_exclude() -> None:
 
 
 @each
-def test_the_callers_word_counts_where_nothing_else_does(one: Hierarchy, tmp_path: Path) -> None:
+def test_the_product_given_by_the_caller_counts_only_without_a_certificate(one: Hierarchy, tmp_path: Path) -> None:
     said = inspect(bare(one), NOW, every_root(), Nobody(), one.product)
     assert (said.authentic, said.product, said.possible_products) == (None, one.product, (one.product,))
     # A wrong word is overruled by the certificate that signed the report.
@@ -128,7 +130,7 @@ def test_the_callers_word_counts_where_nothing_else_does(one: Hierarchy, tmp_pat
 
 
 def test_a_forged_report_is_still_refused(tmp_path: Path) -> None:
-    """The directory has the VCEK of the report's chip and TCB version, and it did not sign the report."""
+    """The directory has the VCEK of the report's chip and TCB version, but this VCEK did not sign the report."""
     for one in ALL:
         raw = bytearray(bare(one).report)
         raw[0x90] ^= 1
@@ -141,8 +143,8 @@ def test_a_forged_report_is_still_refused(tmp_path: Path) -> None:
             assert (found.authentic, "not signed" in found.reason) == (False, True), found.reason
 
 
-def test_other_chips_certificates_are_no_proof_of_forgery(tmp_path: Path) -> None:
-    """A directory with other chips' VCEKs alone says nothing about the report, of any version."""
+def test_certificates_of_other_chips_do_not_prove_a_forgery(tmp_path: Path) -> None:
+    """A directory with only the VCEKs of other chips proves nothing about the report, whatever its version."""
     other = Hierarchy(chip=b"y" * 64, leaf="another")
     certs = directory(tmp_path / "certs", other)
     for version in (2, 3, 5):

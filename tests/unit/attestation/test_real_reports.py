@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real reports of real chips, as the README beside them says of them."""
+"""Real reports of real chips, with the results that the README beside them states."""
 
 from datetime import UTC, datetime
 
@@ -64,7 +64,9 @@ def test_real_reports(report: str, vcek: str, bundle: str, product: Product, rea
 
 @pytest.mark.full
 @pytest.mark.parametrize(("report", "vcek", "bundle", "product", "reason"), REAL)
-def test_real_report_every_bit(report: str, vcek: str, bundle: str, product: Product, reason: str) -> None:
+def test_a_real_report_with_any_flipped_bit_is_not_authentic(
+    report: str, vcek: str, bundle: str, product: Product, reason: str
+) -> None:
     one, _ = real(report, vcek, bundle, product)
     at = datetime(2026, 6, 1, tzinfo=UTC)
     assert inspect_report(one, at).authentic  # control
@@ -72,6 +74,6 @@ def test_real_report_every_bit(report: str, vcek: str, bundle: str, product: Pro
         assert inspect_report(flipped(one, bit), at).authentic is False
 
 
-def test_amds_root_is_no_emulated_root() -> None:
+def test_the_emulation_refuses_a_root_of_amd() -> None:
     with pytest.raises(UserError, match="emulation's mark"):
         verify_emulated(evidence(), expected(), now(), real_data("amd-chains/ask_ark_genoa.pem"))

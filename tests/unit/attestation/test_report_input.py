@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports in every form in which they are handed around, and what is none."""
+"""Reports in every file format in which programs store them, and files that contain no report."""
 
 import base64
 import json
@@ -44,12 +44,12 @@ def test_every_form_gives_the_same_bytes(form: str, number: int) -> None:
      base64.b64encode(RAW[:-1]), struct.pack("<II24x", 0x16, len(RAW)) + RAW, struct.pack("<II24x", 0, 1) + RAW,
      RESPONSE.ljust(3999, b"\0") + b"\1", RESPONSE + bytes(4000), b"HCLA" + RAW, b"<html>", bytes(1 << 21)],
 )  # fmt: skip
-def test_what_is_no_report_is_refused_by_name(data: bytes) -> None:
+def test_a_file_without_a_report_is_refused_with_the_reason(data: bytes) -> None:
     with pytest.raises(UserError, match="the file"):
         read_input(data, "the file")
 
 
-def test_a_report_of_a_raw_form_is_passed_on_whatever_it_says() -> None:
+def test_a_raw_report_is_passed_on_whatever_its_bytes_are() -> None:
     # Also one whose bytes look like text: its length says what it is.
     for raw in (b"7" * 1184, b"{" * 1184, b"HCLA" * 296):
         assert read_input(raw, "x").report == raw

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verdict says what it leaves open, and what it did not compare."""
+"""A verdict names the remaining risks and the values that it did not compare."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_a_firmware_that_is_trusted_for_a_reason_is_named_in_every_verdict() -> 
     ],
     ids=["unknown", "known", "known, with a reason"],
 )
-def test_another_firmware_is_refused_though_the_report_is_as_it_must_be(digest: str, reason: str, found: str) -> None:
+def test_an_unaccepted_firmware_is_refused_although_the_report_matches(digest: str, reason: str, found: str) -> None:
     refused = outcome(platform="snp", firmware=File(ABSENT, digest), firmware_reason=reason)
     assert (refused.decision, refused.reason) == ("refused", "guest-firmware") and found in refused.message
     assert [check.name for check in refused.checks if check.outcome == "failed"] == ["guest-firmware"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Revocation lists: an old one that revokes still counts, PEM is read like DER, an optional one costs no waiting."""
+"""Revocation lists: expired ones still revoke, PEM is read like DER, and an optional list causes no waiting."""
 
 import base64
 import os
@@ -74,8 +74,8 @@ def service(fake: FakeKds, tmp_path: Path, **more: Any) -> Kds:
 @pytest.mark.parametrize("days", DAYS)
 @pytest.mark.parametrize("form", ["DER", "PEM"])
 @pytest.mark.parametrize("source", ["directory", "service", "cache", "table"])
-def test_a_list_that_revokes_counts_for_ever(source: str, form: str, days: str, fake: FakeKds, tmp_path: Path) -> None:
-    """Wherever a genuine list comes from and whenever it was in force; a good one counts only while it is in force."""
+def test_a_revocation_counts_for_ever(source: str, form: str, days: str, fake: FakeKds, tmp_path: Path) -> None:
+    """From any source and of any date, if it is genuine. A list without revocations counts only while in force."""
     for kind in SERIAL:
         data = crl(kind, days) if form == "DER" else pem(crl(kind, days))
         endorser: Endorser = Nobody()
@@ -100,8 +100,8 @@ def test_a_list_that_revokes_counts_for_ever(source: str, form: str, days: str, 
         assert reason(outcome(endorser, table=table)) == (REFUSED if SERIAL[kind] else ACCEPTED)
 
 
-def test_a_forged_list_counts_for_nothing(tmp_path: Path) -> None:
-    """Control for the test above: neither the date nor the form is what makes a list genuine."""
+def test_a_forged_list_is_ignored(tmp_path: Path) -> None:
+    """Control for the test above: neither the date nor the format makes a list genuine."""
     other = Hierarchy(keys="-other").crl([GENOA.ask.serial_number])
     (tmp_path / "a.crl").write_bytes(other)
     (tmp_path / "b.pem").write_bytes(pem(other))
@@ -110,7 +110,7 @@ def test_a_forged_list_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_an_older_list_does_not_replace_a_newer_one(fake: FakeKds, tmp_path: Path) -> None:
-    """A mirror that serves a list from before the revocation, still in force."""
+    """A mirror sends a list from before the revocation that is still in force."""
     fake.answers[CRL] = GENOA.crl([GENOA.ask.serial_number], days=(-1, 30))
     assert reason(outcome(service(fake, tmp_path))) == REFUSED
     fake.answers[CRL] = GENOA.crl(days=(-5, 30))
@@ -124,7 +124,7 @@ def test_an_older_list_does_not_replace_a_newer_one(fake: FakeKds, tmp_path: Pat
     assert reason(outcome(service(fake, tmp_path))) == ACCEPTED and path.read_bytes() != kept
 
 
-def test_a_list_of_the_directory_in_force_saves_a_request(fake: FakeKds, tmp_path: Path) -> None:
+def test_a_valid_list_in_the_directory_saves_a_request(fake: FakeKds, tmp_path: Path) -> None:
     certs = tmp_path / "certs"
     certs.mkdir()
     (certs / "list").write_bytes(crl("good"))
@@ -146,7 +146,7 @@ def test_a_list_of_the_directory_in_force_saves_a_request(fake: FakeKds, tmp_pat
     assert f"{certs} has no revocation list" in found.message
 
 
-def test_reading() -> None:
+def test_lists_are_read_and_wrong_ones_refused() -> None:
     good = crl("good")
     for data in (good, pem(good), b"text before\n" + pem(good)):
         assert read_crl(data, GENOA.ark).next_update_utc
@@ -188,7 +188,7 @@ def test_an_optional_list_is_asked_for_once(status: int, fake: FakeKds, tmp_path
     assert fake.asked == [CRL, CRL]
 
 
-def test_a_cache_that_cannot_be_written_remembers_in_the_process(
+def test_without_a_writable_cache_a_failed_request_is_remembered_in_the_process(
     fake: FakeKds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.answers[CRL] = 500
@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_remembers_in_the_process(
     assert fake.asked == [CRL, CRL]
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_directory_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert kds_cache.default_directory() == tmp_path / "xdg" / "openend2e-sevsnp" / "kds"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -216,7 +216,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert kds_cache.default_directory() == tmp_path / ".cache" / "openend2e-sevsnp" / "kds"
 
 
-def test_a_demanded_list_keeps_its_patience(fake: FakeKds, tmp_path: Path) -> None:
+def test_a_demanded_list_is_requested_until_the_patience_ends(fake: FakeKds, tmp_path: Path) -> None:
     fake.answers[CRL] = 503
     assert reason(outcome(service(fake, tmp_path))) == ACCEPTED  # remembered as failed
     slept: list[float] = []
@@ -233,7 +233,7 @@ def test_the_limits_of_an_optional_list() -> None:
     assert Limits().request > OPTIONAL
 
 
-def test_a_stale_list_of_the_cache_serves_while_the_service_is_down(fake: FakeKds, tmp_path: Path) -> None:
+def test_a_cached_list_is_used_while_the_service_is_down(fake: FakeKds, tmp_path: Path) -> None:
     assert reason(outcome(service(fake, tmp_path), demanded=True)) == ACCEPTED
     fake.answers[CRL] = 500
     os.utime(tmp_path / "kds" / "vcek-Genoa.crl", (0, 0))
@@ -243,7 +243,7 @@ def test_a_stale_list_of_the_cache_serves_while_the_service_is_down(fake: FakeKd
 
 
 def test_the_time_limit_of_a_command(fake: FakeKds, tmp_path: Path) -> None:
-    """``whole`` is for all requests together: one that hangs takes all of it, and the next is not made."""
+    """``whole`` is for all requests together: a request that hangs uses all of it, and the next is not made."""
     hanging: list[str] = []
 
     def hang(handler: Any) -> None:
@@ -274,7 +274,7 @@ def test_waits_end_with_the_time_limit(fake: FakeKds, tmp_path: Path) -> None:
     assert "for all requests" in outcome(one, demanded=True).message and slept == []
 
 
-def test_the_command_says_what_it_waits_for(fake: FakeKds, tmp_path: Path) -> None:
+def test_the_command_names_the_request_that_it_waits_for(fake: FakeKds, tmp_path: Path) -> None:
     (tmp_path / "report").write_bytes(GENOA.report())
     words = [sys.executable, "-m", "sevsnp.commands.inspect_report", "--input", f"{tmp_path}/report", "--kds", fake.url]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithm beside a certificate's signature is the signed one, to the last parameter."""
+"""The algorithm that stands beside a certificate's signature must equal the signed one in every parameter."""
 
 import pytest
 from cryptography import x509
@@ -54,7 +54,7 @@ def test_real_certificates_and_lists() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 4, 10, 100, 400])
-def test_broken_encodings_are_problems_and_no_tracebacks(cut: int) -> None:
+def test_broken_encodings_are_reported_without_a_traceback(cut: int) -> None:
     whole, signed = GENOA.ask.public_bytes(Encoding.DER), GENOA.ask.tbs_certificate_bytes
     assert algorithm_problem(whole[:cut], signed) and algorithm_problem(whole, signed[:cut])
     assert algorithm_problem(b"\x30\x84" + bytes(cut), b"") and algorithm_problem(b"\x30\x80" + bytes(cut), b"")

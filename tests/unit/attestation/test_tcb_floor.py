@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The minimum TCB version: none stated is no verdict, any said in words is named, and what is printed can be pasted."""
+"""The minimum TCB version: required for a verdict; "any" is named as a risk; the printed command works as printed."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def pasted(command: str, by: Hierarchy) -> Any:
 
 
 @pytest.mark.parametrize("by", [GENOA, MILAN, TURIN], ids=lambda one: one.product)
-def test_without_a_minimum_there_is_no_verdict_and_the_line_to_set(by: Hierarchy) -> None:
+def test_evidence_is_refused_without_a_minimum_and_the_command_to_set_it_is_printed(by: Hierarchy) -> None:
     refused = outcome(by=by, minimum_tcb=None)
     assert (refused.decision, refused.reason, failed(refused)) == ("refused", "tcb-floor", {"tcb-floor"})
     assert refused.remedy == SETUP + by.level.setting() and ("fmc:3" in refused.remedy) is (by.product == "Turin")
@@ -48,7 +48,7 @@ def test_without_a_minimum_there_is_no_verdict_and_the_line_to_set(by: Hierarchy
             assert (found.decision, found.reason) == ("refused", "minimum-reported-tcb")
 
 
-def test_the_line_is_what_this_report_meets() -> None:
+def test_the_printed_minimum_is_one_that_the_report_meets() -> None:
     # Started before an update of the firmware: reported above what the launch had.
     one = GENOA.evidence(launch_tcb=LOWER)
     refused = outcome(one, minimum_tcb=None)
@@ -56,7 +56,7 @@ def test_the_line_is_what_this_report_meets() -> None:
     assert outcome(one, minimum_tcb=pasted(refused.remedy, GENOA)).accepted
 
 
-def test_the_line_is_never_shown_for_a_report_that_is_wrong_otherwise() -> None:
+def test_no_minimum_is_printed_for_a_report_that_fails_another_check() -> None:
     for changes in ({"vmpl": 1}, {"measurement": bytes(48)}, {"report_data": bytes(64)}, {"reported_tcb": LOWER}):
         refused = outcome(GENOA.evidence(**changes), minimum_tcb=None)
         assert refused.decision == "refused" and refused.reason != "tcb-floor" and refused.remedy == ""
@@ -64,7 +64,7 @@ def test_the_line_is_never_shown_for_a_report_that_is_wrong_otherwise() -> None:
     assert (other.reason, other.remedy) == ("unknown-root", "")
 
 
-def test_any_is_accepted_and_named() -> None:
+def test_the_minimum_any_is_accepted_and_named_as_a_risk() -> None:
     found = outcome(minimum_tcb="any")
     assert found.accepted
     (road,) = found.to_json()["open"]
@@ -73,7 +73,7 @@ def test_any_is_accepted_and_named() -> None:
     assert outcome().residual_risks == ()  # control: with a minimum there is nothing to say
 
 
-def test_a_policy_says_it_too_and_is_held_to_the_same() -> None:
+def test_a_policy_must_state_all_three_minimum_tcb_versions() -> None:
     names = ("reported_tcb", "committed_tcb", "launch_tcb")
     word: dict[str, Any] = {"policy": dict.fromkeys(names, "vm-config-if-any")}
     assert outcome(minimum_tcb=None, **word).reason == "tcb-floor"
@@ -95,7 +95,7 @@ def test_a_report_of_version_zero_suggests_no_floor() -> None:
     assert (refused.reason, refused.remedy) == ("tcb-floor", "")
 
 
-def test_under_emulation_none_is_needed_and_that_is_named() -> None:
+def test_the_emulation_needs_no_minimum_and_the_verdict_says_so() -> None:
     verdict = verify_emulated(evidence(), expected(minimum_tcb=None), now(), root()).to_json()
     assert verdict["accepted_as_emulated"] is True
     (road,) = verdict["open"]
@@ -116,10 +116,10 @@ def written(directory: Path, minimum: Any) -> Path:
     return made.source
 
 
-def test_the_command_shows_it_and_its_exit_codes(
+def test_verify_report_prints_the_command_and_returns_its_exit_codes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """verify_report itself, with a hierarchy of the test's in place of AMD's: exit 2 and the line, 0 with the line."""
+    """With a hierarchy of the test's in place of AMD's: exit code 2 and the command, then 0 with its minimum."""
     monkeypatch.setattr(verifier, "_AMD", GENOA.root)
     (tmp_path / "report").write_bytes(GENOA.report())
     chain = b"".join(one.public_bytes(Encoding.PEM) for one in (GENOA.certificate, GENOA.ask, GENOA.ark))
@@ -147,7 +147,7 @@ def test_the_command_shows_it_and_its_exit_codes(
     assert code == cli.ACCEPTED
 
 
-def test_an_id_blocks_vm_config_is_made_by_another_command(tmp_path: Path) -> None:
+def test_the_printed_command_for_a_vm_config_with_an_id_block_is_idblock(tmp_path: Path) -> None:
     (tmp_path / "idblock").mkdir()
     source = written(tmp_path / "idblock", None)
     wanted = verifier.Expected.of(read_vm_config(source), REPORT_DATA)

@@ -141,7 +141,7 @@ def test_a_masked_chip_id_is_refused_whatever_the_certificate_says() -> None:
         assert problem in found and bool(found) == bool(problem)
 
 
-def test_a_refusal_lists_all_that_is_wrong() -> None:
+def test_a_refusal_lists_all_failed_checks() -> None:
     failed = {one.name for one in refusal(evidence(vmpl=1, guest_svn=2)).checks if one.outcome == "failed"}
     assert failed == {"vmpl", "guest-svn"}
 
@@ -152,7 +152,7 @@ def test_expected_report_data_must_bind_something(report_data: bytes) -> None:
         expected(report_data=report_data)
 
 
-def test_validity_is_the_callers_clock() -> None:
+def test_the_validity_is_compared_with_the_time_of_the_caller() -> None:
     for hours in (-1, 25):
         assert refusal(evidence(), at=now() + timedelta(hours=hours)).reason == "validity"
     with pytest.raises(ValueError, match="aware"):
@@ -187,7 +187,7 @@ def test_reports_of_another_length(size: int) -> None:
 
 
 @pytest.mark.parametrize("table", [b"", b"\1", b"\1" * 4096, psp.__name__.encode() * 100])
-def test_unreadable_certificates_are_a_refusal(table: bytes) -> None:
+def test_evidence_with_unreadable_certificates_is_refused(table: bytes) -> None:
     assert refusal(dataclasses.replace(evidence(), certificate_table=table)).reason == "certificates"
 
 
@@ -223,7 +223,7 @@ def production(one: Evidence, wanted: Expected | None = None) -> Refused:
 
 
 @pytest.mark.parametrize("platform", ["snp", "emulated"])
-def test_dual_run(platform: str) -> None:
+def test_the_production_verifier_refuses_evidence_that_the_emulation_accepts(platform: str) -> None:
     one = evidence()
     assert isinstance(verify_emulated(one, expected(), now(), root()), EmulatedVerdict)
     refused = production(one, expected(platform=platform))
@@ -245,7 +245,7 @@ def amd_look_alike() -> Evidence:
     return Evidence(evidence().report, certificates=tuple(made))
 
 
-def test_no_opt_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_makes_the_production_verifier_accept_emulated_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     one = evidence()
     assert production(amd_look_alike()).reason == "unknown-root"
     more = dataclasses.replace(one, certificates=((root()).read_bytes(),))
@@ -261,7 +261,7 @@ def test_no_opt_in(monkeypatch: pytest.MonkeyPatch) -> None:
         verifier._AMD.pins = ()  # type: ignore[misc]
 
 
-def test_amds_own_certificates_beside_emulated_ones() -> None:
+def test_real_certificates_of_amd_do_not_make_emulated_evidence_accepted() -> None:
     real = real_data("amd-chains/ask_ark_genoa.pem").read_bytes()
     mixed = dataclasses.replace(evidence(), certificates=(real,))
     assert production(mixed).reason == "unknown-root"
@@ -273,8 +273,8 @@ def test_amds_own_certificates_beside_emulated_ones() -> None:
     assert production(swapped).reason == "certificates"
 
 
-def test_the_pin_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the pin check taken out, the same look-alike goes further: the tests above test the pin."""
+def test_control_without_the_pin_check_later_checks_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pin check the same evidence passes further: so the tests above do test the pin."""
     from cryptography.hazmat.primitives import hashes
 
     fingerprint = psp().ark.fingerprint(hashes.SHA256())
@@ -291,12 +291,12 @@ def test_the_pin_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     verify_report(evidence(), expected(platform="snp"), now())
 
 
-def test_a_check_that_is_never_made_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_is_not_made_leads_to_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appraisal, "check_fields", lambda *_: None)
     assert "never checked" in refusal(evidence()).message
 
 
-def test_verdicts_come_from_their_verifier_only() -> None:
+def test_only_the_verifier_makes_a_verdict() -> None:
     verdict = verify_emulated(evidence(), expected(), now(), root())
     for kind in (HardwareVerdict, EmulatedVerdict):
         with pytest.raises(TypeError):

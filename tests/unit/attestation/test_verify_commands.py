@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two commands: exit codes, and what they take."""
+"""verify_report and verify_report_emulated: their exit codes and their options."""
 
 import dataclasses
 import json
@@ -154,8 +154,8 @@ def test_certificates_from_a_service_a_cache_and_a_directory(
 
 
 @pytest.mark.parametrize("answer", [b"<html>", 429, 404, b"\x30\x82", pour])
-def test_a_hostile_service_is_no_traceback(answer: Any, real_words: list[str], tmp_path: Path) -> None:
-    """The whole command, as a user starts it."""
+def test_a_hostile_service_causes_no_traceback(answer: Any, real_words: list[str], tmp_path: Path) -> None:
+    """The whole command, started as a user starts it."""
     with serving(kds_of_vectors()) as fake:
         fake.answers["/vcek/v1/Milan/"] = answer
         script = (

@@ -53,7 +53,7 @@ def test_a_genuine_report_in_three_lines() -> None:
         verify(one.report[:-1], policy, certificates=chain, at=at, endorser=Nobody())
 
 
-def test_what_no_vm_config_states_is_named(ours: None) -> None:
+def test_checks_that_need_a_vm_config_are_named(ours: None) -> None:
     found = judged(Policy.of(**STATED))
     assert found.accepted, found.message
     free = {check.name for check in found.checks if "there is no VM config" in check.reason}
@@ -77,7 +77,9 @@ def test_what_no_vm_config_states_is_named(ours: None) -> None:
         ({}, {"guest_policy": 0x20000}, "guest-policy"),
     ],
 )  # fmt: skip
-def test_the_rest_is_judged_as_ever(changes: dict[str, Any], stated: dict[str, Any], reason: str, ours: None) -> None:
+def test_all_other_checks_are_made_without_a_vm_config(
+    changes: dict[str, Any], stated: dict[str, Any], reason: str, ours: None
+) -> None:
     assert judged(Policy.of(**STATED)).accepted  # control
     wanted = {key: value for key, value in {**STATED, **stated}.items() if value is not None}
     found = judged(Policy.of(**wanted), **changes)
@@ -86,7 +88,7 @@ def test_the_rest_is_judged_as_ever(changes: dict[str, Any], stated: dict[str, A
         assert found.remedy == f"--min-tcb {GENOA.level.setting()}"
 
 
-def test_several_measurements_and_what_must_be_stated(ours: None) -> None:
+def test_several_measurements_are_allowed_and_required_fields_are_demanded(ours: None) -> None:
     several = {**STATED, "measurement": ["ab" * 48, MEASUREMENT.hex().upper()], "vmpl": [0, 1]}
     assert judged(Policy.of(**several), vmpl=1).accepted
     for missing in ("measurement", "report_data"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Untrusted bytes that are made to cost time: every parser of the fuzz tests takes them within a limit of work."""
+"""Untrusted bytes that would take long to parse: every parser of the fuzz tests has a limit of processor time."""
 
 import re
 import struct
@@ -73,14 +73,14 @@ def test_every_parser_has_a_limit(name: str) -> None:
             target(data)
 
 
-def test_quadratic_work_is_found_out() -> None:
-    """Control: the regular expression that once found PEM blocks, and slices of overlapping entries."""
+def test_control_quadratic_work_exceeds_the_limit() -> None:
+    """Control: the regular expression that once searched for PEM blocks, and copies of overlapping entries."""
     pattern = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
     with pytest.raises(TooMuchWork), cpu_limit(LIMIT):
         pattern.findall(HOSTILE["begin lines"]())
 
 
-def test_pem_as_people_have_it() -> None:
+def test_pem_with_other_text_around_it_is_read() -> None:
     one = pem([GENOA.certificate])
     for text in (one, one.replace(b"\n", b"\r\n"), b"Bag Attributes: none\n" + one + b"\n# end\n", one.rstrip()):
         assert load_certificates(text) == [GENOA.certificate]
@@ -102,7 +102,7 @@ def test_pem_as_people_have_it() -> None:
 
 
 def test_no_block_is_hidden_in_another_one() -> None:
-    """The outer block is not decoded, so what is in it would go unseen."""
+    """The outer block is not decoded, so the inner block would be overlooked."""
     outer = (b"-----BEGIN PRIVATE KEY-----\n", b"-----END PRIVATE KEY-----\n")
     assert [block.label for block in read_blocks(outer[0] + outer[1] + _BEGIN + _END, 2)] == [
         "PRIVATE KEY", "CERTIFICATE",
@@ -134,8 +134,8 @@ def test_limits_of_a_certificate_table() -> None:
     ],
     ids=["certificates", "table", "certificate", "revocation list"],
 )  # fmt: skip
-def test_the_limits_of_sizes(read: Callable[[bytes], object], most: int) -> None:
-    """What is one byte too long is refused for that. What is not is read."""
+def test_inputs_over_their_size_limit_are_refused(read: Callable[[bytes], object], most: int) -> None:
+    """One byte too many is refused because of the size. The largest allowed size is not."""
     with pytest.raises((UserError, CrlError, ValueError), match=f"expected .*at most {most}$"):
         read(bytes(most + 1))
     try:
@@ -150,7 +150,7 @@ def test_a_certificate_of_a_megabyte_is_not_read() -> None:
         load_certificates(body)
 
 
-def test_a_directory_of_such_files(tmp_path: Path) -> None:
+def test_a_directory_of_slow_files_is_read_within_the_limit(tmp_path: Path) -> None:
     for number, make in enumerate(HOSTILE.values()):
         (tmp_path / f"{number}.pem").write_bytes(make()[: 1 << 20])
     with cpu_limit(LIMIT):
@@ -158,8 +158,8 @@ def test_a_directory_of_such_files(tmp_path: Path) -> None:
     assert found.certificates == [] and len(found.passed_over) == len(HOSTILE)
 
 
-def test_a_disk_image_of_line_ends(tmp_path: Path) -> None:
-    """The descriptor of a VMDK, in which words are searched for."""
+def test_a_vmdk_full_of_line_ends_is_checked_within_the_limit(tmp_path: Path) -> None:
+    """In the descriptor of the VMDK, words are searched for."""
     image = tmp_path / "image.vmdk"
     head = b"KDMV" + bytes(8) + struct.pack("<QQQQ", 1, 1, 1, 136)
     image.write_bytes(head.ljust(512, b"\0") + b"\n" * 0x20000)

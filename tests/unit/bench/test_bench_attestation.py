@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attestation benchmark on a small initramfs: what it says, and what it refuses."""
+"""The attestation benchmark on a small initramfs: its results, and the inputs that it refuses."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def test_a_goal_is_compared_before_anything_is_rounded(ours: float, met: bool) -
     assert ratio_row("a", [ours], [1.0], None, 3)["met"] is True
 
 
-def test_rows(image: Path, tmp_path: Path) -> None:
+def test_the_launch_digest_rows_have_time_and_memory(image: Path, tmp_path: Path) -> None:
     pytest.importorskip("sevsnpmeasure")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -45,7 +45,7 @@ def test_rows(image: Path, tmp_path: Path) -> None:
     assert 1 << 20 < memory["bytes"]["ours"] < 40 << 20 and memory["met"] is True
 
 
-def test_a_digest_that_is_another_is_no_benchmark(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_digest_ends_the_benchmark(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sevsnpmeasure")
     monkeypatch.setattr(bench, "hash_cmdline", lambda _: bytes(32))
     with pytest.raises(UserError, match="computes another launch digest"):
@@ -65,7 +65,7 @@ def test_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rest) == bool(importlib.util.find_spec("omne_attest"))
 
 
-def test_evidence_that_is_not_accepted_is_no_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_that_is_not_accepted_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_COMMAND", "raise SystemExit(2)")
     with pytest.raises(UserError, match="exit code 2, expected 10"):
         verification.measure_verification(tmp_path, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boot benchmark without guests: what it makes, what it refuses, what it concludes, and how it is drawn."""
+"""The boot benchmark without guests: its images, the settings that it refuses, its statistics and its chart."""
 
 import re
 import subprocess
@@ -47,7 +47,7 @@ def document(**changes: Any) -> dict[str, Any]:
     return {**made, "runs": measured, **summary(measured), **changes}
 
 
-def test_the_large_var_is_files_of_their_own(tmp_path: Path) -> None:
+def test_the_large_var_consists_of_separate_files(tmp_path: Path) -> None:
     block, tar = tmp_path / "block", tmp_path / "tar"
     block.write_bytes(b"0123" * (FILE_SIZE // 4))
     make_rootfs([Layer("base", [text_entry("var/lib/kept", "x")]), more_files(block, 3 * FILE_SIZE + 17)], tar)
@@ -61,7 +61,7 @@ def test_the_large_var_is_files_of_their_own(tmp_path: Path) -> None:
     assert tar.stat().st_size > 3 * FILE_SIZE
 
 
-def test_too_little_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"GiB free, expected 1073741824\.0 GiB") as caught:
         check_space(tmp_path, 1 << 60)
     assert f"df -h {tmp_path}" in caught.value.hint
@@ -89,7 +89,7 @@ def start(tmp_path: Path, **changes: Any) -> None:
     bench_boot(**{**words, **changes})
 
 
-def test_one_at_a_time_and_a_killed_one_s_leavings_go(tmp_path: Path) -> None:
+def test_one_benchmark_runs_at_a_time_and_files_of_a_killed_one_are_removed(tmp_path: Path) -> None:
     left = tmp_path / "out" / "boot.work" / "root.img"
     left.parent.mkdir(parents=True)
     left.touch()
@@ -101,7 +101,7 @@ def test_one_at_a_time_and_a_killed_one_s_leavings_go(tmp_path: Path) -> None:
     assert not left.parent.exists()
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+def test_settings_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="memory: found 2048M, expected 4096M"):
         start(tmp_path, large=2 << 30, memory=2 << 30)
     with pytest.raises(UserError, match="runs: found 0"):
@@ -112,7 +112,7 @@ def sleeper(seconds: float, code: int = 0) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds}); raise SystemExit({code})"])
 
 
-def test_a_line_is_seen_when_it_comes(tmp_path: Path) -> None:
+def test_a_line_of_the_console_is_seen_when_it_appears(tmp_path: Path) -> None:
     log = tmp_path / "serial.log"
     timer = threading.Timer(0.5, log.write_text, ["noise\ninit: mode verity\n"])
     with sleeper(2 * NET) as process:
@@ -128,7 +128,7 @@ def test_a_line_is_seen_when_it_comes(tmp_path: Path) -> None:
             process.kill()
 
 
-def test_a_guest_that_ends_is_no_endless_wait(tmp_path: Path) -> None:
+def test_the_wait_ends_with_the_guest(tmp_path: Path) -> None:
     log = tmp_path / "serial.log"
     log.write_text("init: FATAL: no disk\n")
     with sleeper(0, code=3) as process:
@@ -160,7 +160,7 @@ def test_bars_are_in_proportion() -> None:
     assert overlay.memory.text == "200 MiB"
 
 
-def test_the_chart_stands_alone_and_says_what_it_shows(tmp_path: Path) -> None:
+def test_the_chart_has_a_title_and_a_description_and_loads_nothing(tmp_path: Path) -> None:
     output = tmp_path / "boot.svg"
     draw_boot(document(platform="<script>"), TEMPLATE, output)
     text = output.read_text()

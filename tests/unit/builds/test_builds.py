@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build from source on this machine: real processes, with a stage that takes no time."""
+"""A build from source on this machine: real processes, with a stage that takes almost no time."""
 
 import hashlib
 import json
@@ -66,7 +66,9 @@ def test_a_result_that_is_known_beforehand(tiny: Make, capsys: pytest.CaptureFix
         assert said in capsys.readouterr().out
 
 
-def test_it_returns_at_once_and_tells_how_far_it_is(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_returns_at_once_and_its_status_has_the_progress(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     build = tiny()
     build.script = f"{build.waits}echo '[2/2] ends'\n"
     build.build()
@@ -84,7 +86,7 @@ def test_it_returns_at_once_and_tells_how_far_it_is(tiny: Make, capsys: pytest.C
     build.fetch()
 
 
-def test_it_outlives_the_process_and_the_terminal_that_started_it(tiny: Make, tmp_path: Path) -> None:
+def test_a_build_outlives_the_process_and_the_terminal_that_started_it(tiny: Make, tmp_path: Path) -> None:
     """The starting process is killed with its whole session, and the terminal hangs up."""
     build = tiny()
     build.script = build.waits
@@ -130,7 +132,7 @@ def test_a_stage_that_fails(tiny: Make, capsys: pytest.CaptureFixture[str]) -> N
     assert not build.output.exists()
 
 
-def test_only_what_is_not_done_is_built_again(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_unfinished_stages_are_built_again(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flag = tmp_path / "flag"
     build = tiny(f"case $OUT in */two) test -e '{flag}' ;; esac\n", stages=("one", "two"))
     build.build()
@@ -150,7 +152,7 @@ def test_only_what_is_not_done_is_built_again(tiny: Make, tmp_path: Path, capsys
     assert [(build.output / name / "result").read_text() for name in ("one", "two")] == ["other\n", "other\n"]
 
 
-def test_a_stage_that_has_no_end(tiny: Make) -> None:
+def test_a_stage_over_its_time_limit_is_ended(tiny: Make) -> None:
     build = tiny("sleep 300\n", limit=1)
     build.build()
     status = build.ended()
@@ -163,7 +165,7 @@ def test_a_stage_that_is_killed(tiny: Make) -> None:
     assert "memory" in build.ended().reason
 
 
-def test_a_killed_build_is_not_taken_for_a_running_one(tiny: Make, tmp_path: Path) -> None:
+def test_a_killed_build_is_not_reported_as_running(tiny: Make, tmp_path: Path) -> None:
     build = tiny(f"echo $$ >'{tmp_path}/pid'\n")
     build.script += build.waits
     build.build()
@@ -197,7 +199,7 @@ def test_a_restarted_machine(tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_pa
     build.go()
 
 
-def test_clean_stops_what_runs(
+def test_clean_stops_a_running_build(
     tiny: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detached, "_GRACE", 0.5)
@@ -216,7 +218,7 @@ def test_clean_stops_what_runs(
     build.clean()  # nothing is left to do
 
 
-def test_configured_only(tiny: Make) -> None:
+def test_a_build_that_was_only_configured_has_no_result_to_fetch(tiny: Make) -> None:
     build = tiny()
     build.build(configure=True)
     assert build.ended().phase is Phase.CONFIGURED
@@ -235,7 +237,7 @@ def test_a_result_that_is_missing(tiny: Make) -> None:
         build.fetch()
 
 
-def test_sources_that_are_not_the_pinned_ones(tiny: Make) -> None:
+def test_sources_that_differ_from_the_pins_are_refused(tiny: Make) -> None:
     build = tiny()
     build.source.write_text("HELLO\n")
     with pytest.raises(UserError, match="does not match"):
@@ -249,19 +251,19 @@ def test_a_disk_that_is_too_small(tiny: Make) -> None:
         build.build()
 
 
-def test_a_stage_that_there_is_not(tiny: Make) -> None:
+def test_an_unknown_stage_is_refused(tiny: Make) -> None:
     with pytest.raises(UserError, match="there is no stage 'six', expected some of one"):
         tiny().build(only="six")
 
 
 @pytest.mark.parametrize("source", ["debian", "release"])
-def test_sources_that_build_nothing(tiny: Make, source: str) -> None:
+def test_a_packages_source_that_builds_nothing_is_refused(tiny: Make, source: str) -> None:
     with pytest.raises(UserError, match=f"PACKAGES_SOURCE={source}: expected container or local"):
         tiny().build(source=source)
 
 
 @pytest.mark.parametrize(("name", "road"), [("a blank", "local"), ("a:colon", "local"), ("a,comma", "container")])
-def test_a_path_that_tools_cannot_take(tmp_path: Path, name: str, road: str) -> None:
+def test_a_path_with_unsuitable_characters_is_refused(tmp_path: Path, name: str, road: str) -> None:
     with pytest.raises(UserError, match="in the path"):
         places.check_path(tmp_path / name, road)
     places.check_path(tmp_path / "plain", road)

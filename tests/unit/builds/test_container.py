@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build from source in a real container, by whichever engine runs here."""
+"""A build from source in a real container, with the engine that works here."""
 
 import subprocess
 from collections.abc import Iterator
@@ -44,7 +44,9 @@ def tiny(engine: Engine, tiny_image: str, tmp_path: Path) -> Iterator[Tiny]:
     subprocess.run(engine.command("rm", "--force", container_name(made.place)), capture_output=True, check=False)
 
 
-def test_it_builds_without_a_network_and_without_this_process(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_in_a_container_has_no_network_and_outlives_this_process(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.script = (
         'cat /proc/net/route /proc/net/dev >"$OUT/network"\n'
         'if touch "$SOURCES/../new"; then exit 9; fi\n'
@@ -84,7 +86,7 @@ def test_a_container_that_is_killed_or_removed(tiny: Tiny, engine: Engine) -> No
     assert tiny.ended().phase is Phase.DONE
 
 
-def test_another_s_container_and_image_have_the_names(tiny: Tiny, engine: Engine, tiny_image: str) -> None:
+def test_foreign_containers_and_images_with_our_names_are_not_used(tiny: Tiny, engine: Engine, tiny_image: str) -> None:
     name = container_name(tiny.place)
     engine.start("--detach", "--name", name, "--network", "none", tiny_image, "/bin/sleep", "300")
     with pytest.raises(UserError, match=f"{name}: found a container of this name"):
@@ -108,8 +110,8 @@ def test_clean_removes_container_and_images(tiny: Tiny, engine: Engine, tmp_path
     image.load_image(engine, rootfs, DIGEST, 0)
 
 
-def test_a_client_without_its_daemon_is_no_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docker's client is here or not; in either case only what runs a container is taken."""
+def test_an_engine_without_its_daemon_is_not_chosen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether docker's client is installed or not, the chosen engine is one that runs a container."""
     assert engine in tuple(engines.candidates())
     probe(engine)
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engine is taken, and what is said if none runs; with stand-ins that fail as the real programs do."""
+"""The choice of the container engine, and the messages if none works; with stand-ins that fail as real programs do."""
 
 import resource
 from pathlib import Path
@@ -59,8 +59,8 @@ def test_a_client_without_its_daemon(programs: Path) -> None:
     assert find_engine() == Engine("docker")
 
 
-def test_podman_gets_what_it_needs(programs: Path) -> None:
-    """Its defaults, then limits that this process may set, then another runtime: whatever runs first."""
+def test_podman_gets_the_options_with_which_it_runs(programs: Path) -> None:
+    """First its defaults, then limits that this process may set, then another runtime: the first that runs is used."""
     stand_in(programs, "docker", f"echo '{NO_DAEMON}' >&2; exit 1")
     stand_in(programs, "podman", "exit 0")
     assert find_engine() == Engine("podman")
@@ -99,7 +99,7 @@ def test_limits_are_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_probe_runs_on_this_machine(tmp_path: Path) -> None:
-    """The program in the probe's image: it ends with 0, without an engine too."""
+    """The program in the probe's image ends with exit code 0, also without a container engine."""
     import io
     import subprocess
     import tarfile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How compilers are called: caches and clusters as the recipe sets them up, with programs that write what they get."""
+"""How compilers are called: compiler caches and clusters set up by the recipe; stand-ins record their input."""
 
 import subprocess
 from pathlib import Path
@@ -72,12 +72,12 @@ def test_clusters(tmp_path: Path, cluster: str) -> None:
 
 @pytest.mark.parametrize("cluster", ["distcc", "icecc"])
 def test_a_cache_before_a_cluster(tmp_path: Path, cluster: str) -> None:
-    """ccache starts the client itself, for what it has not."""
+    """ccache starts the cluster's client itself for files that it does not have."""
     said = compile_with(tmp_path, Compilers(4, "ccache", cluster, "build1"))
     assert said[0] == "ccache BIN/gcc -c x.c" and f"CCACHE_PREFIX={cluster}" in said
 
 
-def test_what_does_not_go_together() -> None:
+def test_settings_that_cannot_be_combined_are_refused() -> None:
     with pytest.raises(UserError, match="COMPILER_CACHE=sccache: it cannot hand compilations to distcc"):
         Compilers(4, "sccache", "distcc", "build1").check()
     with pytest.raises(UserError, match="COMPILER_CLUSTER=distcc: found no DISTCC_HOSTS"):
@@ -96,7 +96,7 @@ def test_this_machine_s_compilers() -> None:
 
 
 def test_the_key_of_a_stage() -> None:
-    """Whatever changes the result changes the key; what does not, does not."""
+    """Everything that changes the result changes the key; nothing else does."""
 
     def key(stage: Stage = STAGE, digests: object = "1", only: bool = False, environment: str = "image") -> str:
         return stage_key(stage, {"source": digests}, configure_only=only, environment=environment)
@@ -115,7 +115,7 @@ def test_the_key_of_a_stage() -> None:
     assert key() == key(Stage("one", "run.sh", (), "", (), 99, 99))
 
 
-def test_the_scripts_are_shell(tmp_path: Path) -> None:
+def test_the_scripts_are_valid_shell(tmp_path: Path) -> None:
     for stage in STAGES:
         script = find_template(f"packages/{stage.script}")
         if script.exists():  # that of the firmware comes with it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is built: the pins, and sources in git repositories that are made here."""
+"""The sources of the builds: their pins, and git repositories that are made here."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_the_commit_of_a_day(upstream: tuple[Path, GitSource]) -> None:
         resolve_commit(source, "2026-04-01", TODAY)
 
 
-def test_what_was_merged_later_was_not_on_the_branch(upstream: tuple[Path, GitSource]) -> None:
+def test_a_commit_that_was_merged_later_is_not_chosen_for_a_date(upstream: tuple[Path, GitSource]) -> None:
     directory, source = upstream
     base = commit(directory, "base", "2026-01-01")
     git(directory, "checkout", "--quiet", "-b", "topic")
@@ -82,7 +82,7 @@ def test_what_was_merged_later_was_not_on_the_branch(upstream: tuple[Path, GitSo
 
 
 def test_the_commit_of_a_tag(upstream: tuple[Path, GitSource]) -> None:
-    """A lightweight and an annotated one: the commit, not the tag's own object."""
+    """A lightweight and an annotated tag: the result is the commit, not the tag object."""
     directory, source = upstream
     released = commit(directory, "released")
     git(directory, "tag", "v1")
@@ -101,7 +101,7 @@ def names(path: Path) -> dict[str, bytes]:
         return {one.name: stream.read() for one in tar if (stream := tar.extractfile(one))}
 
 
-def test_a_tree_is_packed_with_all_that_it_needs(upstream: tuple[Path, GitSource], tmp_path: Path) -> None:
+def test_a_tree_is_packed_with_its_submodules_and_wraps(upstream: tuple[Path, GitSource], tmp_path: Path) -> None:
     directory, source = upstream
     inner = commit(repository_path(tmp_path, "inner"), "inner")
     library = repository_path(tmp_path, "library")
@@ -181,7 +181,7 @@ def test_a_stage_can_prepare_its_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pin", PINS)
-def test_every_pin_has_what_every_stage_needs(pin: str) -> None:
+def test_every_set_of_pins_has_the_sources_of_every_stage(pin: str) -> None:
     pins = read_pins(PROJECT / "tasks" / "sources.yaml", pin)
     for source in needed(STAGES, pins, Path("sources.yaml")):
         if isinstance(source, GitSource):
@@ -202,16 +202,16 @@ def test_the_stable_sources_are_those_of_the_pinned_packages() -> None:
     assert {kernel.version.rpartition(".")[0]} == series
 
 
-def test_the_firmware_is_built_from_the_same_source_everywhere() -> None:
-    """With FIRMWARE=source and as a stage."""
+def test_both_firmware_builds_use_the_same_source() -> None:
+    """The build with FIRMWARE=source, and the stage of the builds from source."""
     firmware = read_pins(PROJECT / "tasks" / "sources.yaml", "stable")["ovmf"]
     assert isinstance(firmware, FileSource)
     pinned = read_lock(PROJECT / "sources.lock").packages("edk2")
     assert {one.sha256 for one in firmware.files} == {one.sha256 for one in pinned}
 
 
-def test_the_firmware_is_built_with_the_same_compiler_everywhere() -> None:
-    """So its bytes are the same, which packages_fetch says (``known`` of the stage)."""
+def test_both_firmware_builds_use_the_same_compiler() -> None:
+    """So the bytes are equal, and packages_fetch compares them (``known`` of the stage)."""
     locks = {name: read_lock(PROJECT / name) for name in ("packages.lock", "tasks/build-packages.lock")}
     alone = locks["packages.lock"].packages("compiler")
     image = {one.name: one for name in ("common", "ovmf") for one in locks["tasks/build-packages.lock"].packages(name)}
@@ -270,7 +270,7 @@ def test_bad_repositories(tmp_path: Path, fields: str, message: str) -> None:
         read_pins(file, "amd")
 
 
-def test_a_source_that_the_pins_lack(tmp_path: Path) -> None:
+def test_a_source_without_a_pin_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sources.yaml"
     file.write_text(GOOD)
     with pytest.raises(UserError, match=r"sources\.yaml: found no source qemu, which qemu needs"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/commands.md: made from the commands' parsers, and true."""
+"""docs/commands.md: generated from the commands' parsers, and correct."""
 
 import shlex
 
@@ -15,7 +15,7 @@ COMMANDS = {command.name: command for command in commands()}
 every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 
 
-def test_the_page_is_what_the_parsers_say() -> None:
+def test_the_page_equals_the_generated_reference() -> None:
     page = (PROJECT / "docs" / "commands.md").read_text()
     assert page == render_reference(), "run: python -m sevsnp.commands.reference >docs/commands.md"
 
@@ -27,7 +27,7 @@ def test_every_command_is_there() -> None:
 
 
 @every_command
-def test_every_option_says_what_it_is(command: Command) -> None:
+def test_every_option_has_a_help_text(command: Command) -> None:
     silent = [action.dest for action in command.parser._actions if len(action.help or "") < 5]
     assert silent == [] and len(command.parser.description or "") > 20
 
@@ -39,7 +39,7 @@ def test_the_example_is_a_command_line(command: Command, capsys: pytest.CaptureF
         command.parser.parse_args([*shlex.split(command.example), "--no-such-option"])
 
 
-def test_the_exit_codes_are_those_of_the_code() -> None:
+def test_the_exit_codes_of_the_page_equal_those_of_the_code() -> None:
     verdicts = {verify_report.REFUSED, verify_report.UNDECIDED, USAGE}
     expected = {
         "get_report": {0, 1, 2},  # argparse's own 2: there it says nothing of evidence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sev-feature-info: the answer's bytes, the policy that fits it, and machines that have no answer."""
+"""sev-feature-info: the bytes of the platform status, the policy for them, and machines without the device."""
 
 import ctypes
 import dataclasses
@@ -42,13 +42,13 @@ def test_an_answer() -> None:
          "ciphertext_hiding_en", "bit_7")
     )),
 )  # fmt: skip
-def test_every_flag_by_its_name(bit: int, name: str) -> None:
+def test_every_flag_is_parsed_by_its_bit(bit: int, name: str) -> None:
     flags = parse_status(answer(flags=1 << bit), "Genoa").flags
     assert [known for known, value in flags.items() if value] == [name]
     assert not any(parse_status(answer(), "Genoa").flags.values())
 
 
-def test_turin_has_a_part_more() -> None:
+def test_a_turin_tcb_version_has_the_additional_part_fmc() -> None:
     tcb = b"\1\2\3\4\0\0\0\5"
     status = parse_status(answer(current=tcb), "Turin")
     assert status.current_tcb == Tcb(bootloader=2, tee=3, snp=4, microcode=5, fmc=1)
@@ -57,7 +57,7 @@ def test_turin_has_a_part_more() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", answer()[:-1], answer() + b"\0"])
-def test_what_is_no_answer(data: bytes) -> None:
+def test_a_malformed_platform_status_is_refused(data: bytes) -> None:
     parse_status(answer(), "Genoa")  # control
     with pytest.raises(UserError, match="platform status: "):
         parse_status(data, "Genoa")
@@ -78,7 +78,7 @@ PRODUCTS: list[tuple[Product, bytes]] = [
 
 
 @pytest.mark.parametrize(("product", "tcb"), PRODUCTS)
-def test_the_policy_is_of_the_reported_tcb(product: Product, tcb: bytes) -> None:
+def test_the_policy_has_the_reported_tcb(product: Product, tcb: bytes) -> None:
     lower = tcb[:-1] + bytes((tcb[-1] - 1,))
     status = parse_status(answer(current=tcb, reported=lower, flags=0b10000), product)
     policy = tomllib.loads(policy_section(status))["policy"]
@@ -93,7 +93,7 @@ def test_the_policy_is_of_the_reported_tcb(product: Product, tcb: bytes) -> None
     assert {name: parts[name] for name in wanted} == wanted
 
 
-def test_what_to_be_warned_of() -> None:
+def test_warnings_name_unsafe_states() -> None:
     assert warnings(parse_status(answer(), "Genoa")) == []
     for data, words in (
         (answer(state=0), "uninitialized"),
@@ -110,7 +110,7 @@ def test_what_to_be_warned_of() -> None:
 # The machine. What a driver would do is done by a function in place of the ioctl: no such machine is at hand.
 
 
-def test_the_driver_is_asked_as_it_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_gets_the_request_it_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "sev"
     device.touch()
     seen: list[tuple[int, int]] = []
@@ -148,14 +148,14 @@ def test_the_driver_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num
     assert words in str(caught.value)
 
 
-def test_machines_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_device_gives_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for device, words in ((tmp_path / "sev", "no such device"), (Path("/dev/null"), "SEV-SNP is off")):
         assert main(["--device", str(device), "--product", "Genoa"]) == 3
         shown = capsys.readouterr()
         assert shown.out == "" and words in shown.err and str(device) in shown.err
 
 
-def test_a_user_who_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_access_to_the_device_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "sev"
     device.touch()
 
@@ -197,10 +197,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("own", ["Genoa", "Turin"])
-def test_this_machines_processor_says_nothing_about_another_machine(
+def test_a_given_status_is_not_read_with_the_product_of_this_machine(
     own: Product, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same answer has another TCB version on a Turin, so the product of this machine must not be taken."""
+    """The same bytes are another TCB version on a Turin, so the product of this machine must not be used."""
     monkeypatch.setattr("sevsnp.commands.feature_info.host_product", lambda *_: own)
     other = answer(current=b"\1\2\0\0\0\0\0\5")
     with pytest.raises(SystemExit) as caught:

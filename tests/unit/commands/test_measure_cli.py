@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""measure: VM configs and files, several vCPU counts, and what it refuses."""
+"""measure: VM configs and files, several vCPU counts, and the inputs that it refuses."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def test_a_vm_config(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> No
     assert measured(capsys, "--vm_definition", config.source, "--vcpus", "1,4") == f"   1  {own}\n   4  {four}\n"
 
 
-def test_a_reference_that_is_another(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_different_reference_digest_is_named(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
     text = config.source.read_text()
     own = launch_digest_of(config.launch).hex()
     config.source.write_text(text.replace(own, "00" * 48))
@@ -59,7 +59,7 @@ def test_a_host_bundles_launch_file_has_no_reference(config: VmConfig, capsys: p
     assert list(document) == ["launch_digests"]
 
 
-def test_more_vcpus_need_another_command_line(
+def test_other_vcpu_counts_without_acpi_give_a_warning(
     config: VmConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--vm-config", str(config.source), "--vcpus"]
@@ -71,7 +71,7 @@ def test_more_vcpus_need_another_command_line(
     assert main([*words, "1,2"]) == 0 and "needs ACPI" in capsys.readouterr().err
 
 
-def test_a_stage_is_for_one_number_of_vcpus(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_with_another_vcpu_count_gives_a_warning(config: VmConfig, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--vm-config", str(config.source), "--vcpus"]
     assert main([*words, "1,2"]) == 0 and "its kernel is a stage" not in capsys.readouterr().err  # control
     reference = dataclasses.replace(config.require_reference(), acpi=False, stage=Stage(*["0" * 64] * 3))
@@ -94,7 +94,7 @@ def test_a_stage_is_for_one_number_of_vcpus(config: VmConfig, capsys: pytest.Cap
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kernel", [["--kernel", "--initrd", "--append"], ["--kernel"], []])
-def test_files_as_the_other_command(
+def test_files_measure_as_with_sev_snp_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: list[str], theirs: list[str], kernel: list[str]
 ) -> None:
     make_launch(tmp_path)
@@ -123,7 +123,7 @@ MODES: list[tuple[list[str], list[str]]] = [
 
 @pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")
 @pytest.mark.parametrize(("ours", "theirs"), MODES, ids=lambda words: " ".join(words))
-def test_modes_hashes_and_save_areas_as_the_other_command(
+def test_modes_hashes_and_save_areas_equal_those_of_sev_snp_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: list[str], theirs: list[str]
 ) -> None:
     make_launch(tmp_path)
@@ -152,7 +152,9 @@ def test_modes_hashes_and_save_areas_as_the_other_command(
 
 
 @pytest.mark.skipif(THEIRS is None, reason="sev-snp-measure is not installed")
-def test_the_hash_of_a_firmware_as_the_other_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hash_of_a_firmware_equals_that_of_sev_snp_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_launch(tmp_path)
     ovmf = str(tmp_path / "firmware")
     assert THEIRS
@@ -228,7 +230,7 @@ def test_a_host_kernel_decides_on_the_features(config: VmConfig, capsys: pytest.
         [],
     ],
 )
-def test_wrong_input_is_a_line_and_64(
+def test_wrong_input_gives_one_line_and_exit_code_64(
     config: VmConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     names = {"firmware": tmp_path / "firmware", "kernel": tmp_path / "kernel", "config": config.source}
@@ -240,7 +242,7 @@ def test_wrong_input_is_a_line_and_64(
     assert code == 64 and shown.out == "" and shown.err and "Traceback" not in shown.err
 
 
-def test_a_large_initramfs_takes_no_memory(tmp_path: Path) -> None:
+def test_a_large_initramfs_is_not_loaded_into_memory(tmp_path: Path) -> None:
     make_launch(tmp_path)
     with (tmp_path / "initrd").open("wb") as stream:
         stream.truncate(200 << 20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages of the project's guest in the root of a container: only where they fit, files and accounts with them."""
+"""Packages of the project's guest in the root of a container: added only if they fit, with their files and accounts."""
 
 import itertools
 import subprocess
@@ -151,7 +151,7 @@ def add(tree: Tree) -> list[str]:
     return list(add_what_is_missing(tree, GUEST.entries, "IMAGE=it"))
 
 
-def test_what_is_missing_comes_with_what_it_needs() -> None:
+def test_missing_packages_are_added_with_their_dependencies() -> None:
     tree = container()
     said = add(tree)
     assert said == [
@@ -172,8 +172,8 @@ def test_what_is_missing_comes_with_what_it_needs() -> None:
     assert tree.has("var/lib/dpkg/info/openssh-server.list") and add(tree) == []
 
 
-def test_accounts_get_free_ids_and_their_files_follow() -> None:
-    """997 is somebody else's in this container, as user and as group."""
+def test_added_accounts_get_free_ids_and_own_their_files() -> None:
+    """The id 997 is in use in this container, as user and as group."""
     tree = container()
     add(tree)
     users = {line.split(":")[0]: line.split(":") for line in tree.text("etc/passwd").splitlines()}
@@ -196,7 +196,7 @@ def test_configuration_of_the_container_stays() -> None:
     assert tree.text("etc/default/ssh") == "pinned"
 
 
-def test_only_the_ssh_server_where_there_is_an_init() -> None:
+def test_a_container_with_an_init_gets_only_the_ssh_server() -> None:
     tree = container()
     tree.write("usr/sbin/init", "its own", 0o755)
     tree.write("usr/bin/sudo", "its own", 0o755)
@@ -214,7 +214,7 @@ def test_only_the_ssh_server_where_there_is_an_init() -> None:
     ],
     ids=["later", "equal", "conflict", "upgraded"],
 )
-def test_what_does_not_fit_is_refused(tree: Tree, said: str) -> None:
+def test_packages_that_do_not_fit_the_container_are_refused(tree: Tree, said: str) -> None:
     before = dict(tree.entries)
     with pytest.raises(UserError) as caught:
         add(tree)
@@ -224,11 +224,11 @@ def test_what_does_not_fit_is_refused(tree: Tree, said: str) -> None:
     assert add(container())
 
 
-def test_what_did_not_hold_before_is_no_hindrance() -> None:
+def test_a_dependency_that_was_unmet_before_is_ignored() -> None:
     assert add(container(more=[stanza("forced", Depends="nothing-has-this")]))
 
 
-def test_another_release_is_warned_about_if_it_starts() -> None:
+def test_another_release_with_an_init_gives_a_warning() -> None:
     tree = container()
     tree.write("etc/os-release", "ID=alpine\nPRETTY_NAME='Alpine \x1b[2J3'\n")
     tree.write("usr/sbin/init", "its own", 0o755)
@@ -239,8 +239,8 @@ def test_another_release_is_warned_about_if_it_starts() -> None:
     )
 
 
-def test_links_are_followed_inside_the_root_alone() -> None:
-    """The container's usr/sbin may lead anywhere: the added files stay in the root."""
+def test_links_are_followed_inside_the_root_only() -> None:
+    """usr/sbin of the container may be a link to anywhere: the added files stay in the root."""
     tree = container()
     tree.entries["usr/sbin"] = Entry("usr/sbin", Kind.SYMLINK, 0o777, target="../../../../opt")
     add(tree)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Container images of every form: the same root from each, digests compared, the right image of several chosen."""
+"""Container images in every format: each gives the same root, digests are compared, the right one is chosen."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ Make = Callable[[str], dict[str, Entry]]
 
 @pytest.mark.parametrize("pack", ["", "gzip", "zstd"])
 @pytest.mark.parametrize("form", ["directory", "tar", "tar.gz", "docker", "docker.xz", "both"])
-def test_the_same_root_of_every_form(tmp_path: Path, make: Make, form: str, pack: str) -> None:
+def test_every_format_gives_the_same_root(tmp_path: Path, make: Make, form: str, pack: str) -> None:
     made = image(pack=pack)
     layout = layout_files(made)
     paths = {
@@ -97,7 +97,9 @@ def test_the_same_root_of_every_form(tmp_path: Path, make: Make, form: str, pack
     check(make(str(paths[form]())))
 
 
-def test_what_is_said(tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_names_the_image_and_the_changes(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_layout(tmp_path / "it", layout_files(image(runs=RUNS)))
     make(f"oci:{path}")
     said = capsys.readouterr().out
@@ -140,7 +142,7 @@ def test_several_images(tmp_path: Path, make: Make) -> None:
         make(f"docker-archive:{docker}:2")
 
 
-def test_another_machine_is_named(tmp_path: Path, make: Make) -> None:
+def test_an_image_for_another_architecture_is_refused(tmp_path: Path, make: Make) -> None:
     arm, power = image(architecture="arm64"), image(architecture="ppc64le")
     for name, files in (("two", layout_files(arm, power)), ("one", layout_files(arm)), ("saved", docker_files(arm))):
         with pytest.raises(UserError, match=r"arm64.*, expected (one for )?linux/amd64") as caught:
@@ -193,7 +195,7 @@ WRONG: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_differs_from_its_digest_is_refused(tmp_path: Path, make: Make, case: str) -> None:
+def test_content_that_differs_from_its_digest_is_refused(tmp_path: Path, make: Make, case: str) -> None:
     files, said = WRONG[case]
     with pytest.raises(UserError, match=said):
         make(str(archive_of(tmp_path / "it.tar", files())))
@@ -201,7 +203,7 @@ def test_what_differs_from_its_digest_is_refused(tmp_path: Path, make: Make, cas
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing half-written
 
 
-def test_other_bytes_pass_where_no_digest_is_compared(tmp_path: Path, make: Make) -> None:
+def test_control_a_changed_layer_with_matching_digests_is_used(tmp_path: Path, make: Make) -> None:
     """Control: the changed layer becomes part of the root if the digests are changed with it."""
     found = make(str(archive_of(tmp_path / "it.tar", layout_files(OTHER))))
     assert "etc/evil" in found
@@ -236,8 +238,8 @@ def test_malformed_documents(tmp_path: Path, make: Make, case: str) -> None:
         make(str(write_layout(tmp_path / "it", {"oci-layout": b"{}", **files})))
 
 
-def test_a_layout_reads_no_file_outside(tmp_path: Path, make: Make) -> None:
-    """Its blobs may be links, and its list may be one of Docker's, whose paths lead anywhere."""
+def test_no_file_outside_of_a_layout_is_read(tmp_path: Path, make: Make) -> None:
+    """Its blobs may be links, and its list may be one in Docker's format with paths to anywhere."""
     secret = tmp_path / "secret.tar"
     secret.write_bytes(UPPER)
     made = image(pack="")
@@ -272,7 +274,7 @@ def test_dockers_own_media_types(tmp_path: Path, make: Make) -> None:
     check(make(str(archive_of(tmp_path / "it.tar", layout_files(image(media_type=DOCKER_MANIFEST))))))
 
 
-def test_an_archive_without_its_configuration_is_taken_and_it_is_said(
+def test_an_archive_without_its_configuration_is_used_with_a_note(
     tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"manifest.json": b'[{"Config":"c.json","RepoTags":[],"Layers":["layer.tar"]}]', "layer.tar": LOWER}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives with a disk or a root inside: the disk comes out as it went in."""
+"""Archives that contain a disk image or a root: the disk image is unpacked unchanged."""
 
 import gzip
 import lzma
@@ -25,7 +25,9 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
-def test_the_disk_inside(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_disk_image_in_an_archive_is_unpacked(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "image").write_bytes(ARCHIVES[kind])
     unpack_disk(image=tmp_path / "image", output=tmp_path / "disk")
     assert (tmp_path / "disk").read_bytes() == DISK
@@ -34,14 +36,14 @@ def test_the_disk_inside(tmp_path: Path, kind: str, capsys: pytest.CaptureFixtur
 
 
 def test_a_sparse_member(tmp_path: Path) -> None:
-    """As GCE's own instructions make it: tar --format=oldgnu -Sczf."""
+    """As GCE's instructions make it: tar --format=oldgnu -Sczf."""
     (tmp_path / "disk.raw").write_bytes(DISK)
     subprocess.run(["tar", "--format=oldgnu", "-Sczf", "image", "disk.raw"], cwd=tmp_path, check=True)
     unpack_disk(image=tmp_path / "image", output=tmp_path / "disk")
     assert (tmp_path / "disk").read_bytes() == DISK
 
 
-def test_several_disks_and_none(tmp_path: Path) -> None:
+def test_an_archive_with_several_disk_images_or_none_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "my image"
     image.write_bytes(tar_bytes([member("m.ovf"), member("a.vmdk", DISK), member("b.vmdk", DISK)]))
     with pytest.raises(UserError, match=r"several disk images in this archive: a\.vmdk, b\.vmdk"):

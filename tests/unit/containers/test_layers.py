@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers over layers: whiteouts, links, and what hostile ones may not do."""
+"""Layers over layers: whiteouts, links, and the refusal of hostile layers."""
 
 import tarfile
 from pathlib import Path
@@ -170,7 +170,7 @@ def test_records_of_gigabytes_are_not_read_into_memory(tmp_path: Path) -> None:
 
 
 def test_device_nodes_and_attributes(tmp_path: Path) -> None:
-    """A node is an entry of the root, as from every tar; attributes that no image keeps are counted."""
+    """A device node is an entry of the root, as in every tar; attributes that no image keeps are counted."""
     node = member("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
     noted = member("etc/noted", "x", pax_headers={"SCHILY.xattr.user.x": "1"})
     tree = joined(tmp_path, LOWER, [node, noted])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decompression of files that are not trusted, and what IMAGE is, told by its first bytes."""
+"""Decompression of untrusted files, and the kind of IMAGE, recognised by its first bytes."""
 
 import bz2
 import gzip
@@ -45,7 +45,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_content_comes_out_as_it_went_in(tmp_path: Path, form: str) -> None:
+def test_unpacked_content_equals_the_packed_content(tmp_path: Path, form: str) -> None:
     packed = FORMS[form](CONTENT)
     made = unpack(io.BytesIO(packed), "it", tmp_path / "plain")
     assert (tmp_path / "plain").read_bytes() == CONTENT
@@ -96,7 +96,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_form_is_told_by_the_content(tmp_path: Path, name: str) -> None:
+def test_the_format_is_recognised_by_the_content(tmp_path: Path, name: str) -> None:
     data, form = EXPECTED[name]
     path = tmp_path / name.replace(".", "-")
     path.write_bytes(data)
@@ -125,7 +125,7 @@ def test_prefixes_and_tags(tmp_path: Path) -> None:
     assert given("docker://host.example/name:1").form is Form.REGISTRY
 
 
-def test_what_cannot_be_read_at_once_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_a_directory_and_a_missing_file_are_not_opened(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "fifo")

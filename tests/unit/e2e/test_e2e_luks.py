@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What end to end takes for an encrypted root, from what the kernel says inside the guest."""
+"""How the end-to-end run recognises an encrypted root, from device-mapper tables of the kernel in the guest."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_an_encrypted_root() -> None:
 
 
 @pytest.mark.parametrize("missing", GOOD)
-def test_what_is_not_shown_is_not_claimed(missing: str) -> None:
+def test_a_missing_value_is_an_error(missing: str) -> None:
     with pytest.raises(UserError, match=f"in the guest, {missing}: found None"):
         check_root({name: value for name, value in GOOD.items() if name != missing})
 

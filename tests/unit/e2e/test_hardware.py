@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run on SEV-SNP hardware: refused where there is none, and what it packs for others, which is no key."""
+"""The run on SEV-SNP hardware: refused on other machines; its packed record contains no key."""
 
 import base64
 import json
@@ -128,7 +128,7 @@ def planted(keys: list[Path]) -> dict[str, bytes]:
 
 
 def test_a_key_in_a_file_ends_the_packing(record: Path, keys: list[Path], tmp_path: Path) -> None:
-    """The first packing is the control: the same record without the key."""
+    """Control: the first packing is of the same record without the key."""
     log = record / "run/luks/serial.log"
     before = log.read_bytes()
     output = tmp_path / "out/hardware-test.tar.gz"
@@ -162,8 +162,8 @@ def test_facts_of_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_run_that_fails_is_packed_too(keys: list[Path], tmp_path: Path) -> None:
-    """On this machine, whose QEMU starts no guest with SEV-SNP: the probe says so, and the run does not emulate."""
+def test_the_record_of_a_failed_run_is_packed_too(keys: list[Path], tmp_path: Path) -> None:
+    """QEMU on this machine starts no guest with SEV-SNP: the probe reports this, and no emulation is used."""
     qemu = tmp_path / "qemu"
     qemu.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 10.0.2" && exit\nexit 1\n')
     qemu.chmod(0o755)

@@ -54,7 +54,7 @@ def test_keys_stay_in_memory_and_the_chain_is_public() -> None:
     assert x509.load_pem_x509_certificate((directory / "ark.pem").read_bytes()) == psp().ark
 
 
-def test_certificates_say_whose_they_are() -> None:
+def test_emulated_certificates_are_marked() -> None:
     for certificate in (psp().vcek, psp().ask, psp().ark):
         assert "EMULATED - NOT AMD - " in certificate.subject.rfc4514_string()
         mark = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(EMULATION_OID))
@@ -144,7 +144,7 @@ ALLOWED |= {f"sevsnp.measurement.{name}" for name in ("ovmf", "launch_digest", "
 
 
 @pytest.mark.parametrize("module", sorted(ALLOWED | {"sevsnp.emulation.psp"}))
-def test_what_the_secure_processor_is_shipped_with(module: str) -> None:
+def test_the_secure_processor_imports_only_modules_that_are_shipped_with_it(module: str) -> None:
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
     for node in tree.body:
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -289,7 +289,7 @@ def answer(report_data, **more):
 """
 
 
-def test_provider_reads_what_the_service_writes(tmp_path: Path) -> None:
+def test_the_provider_in_the_guest_reads_the_answers_of_the_service(tmp_path: Path) -> None:
     done = guest_side(
         ANSWER
         + """

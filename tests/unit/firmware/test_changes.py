@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of a source by a table: each text is there exactly once, or nothing is built."""
+"""Changes of a source by a table: each old text occurs exactly once, or the source is refused."""
 
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def changed(tmp_path: Path, table: str, source: str = SOURCE) -> str:
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_what_is_named_is_changed(tmp_path: Path, table: str, old: str, new: str, end: str) -> None:
-    """With either end of line, which stays."""
+def test_the_named_texts_are_changed(tmp_path: Path, table: str, old: str, new: str, end: str) -> None:
+    """With both kinds of line ends, which are kept."""
     found = changed(tmp_path, table, SOURCE.replace("\n", end))
     assert found == SOURCE.replace(old, new).replace("\n", end)
 
@@ -62,8 +62,8 @@ def test_what_is_named_is_changed(tmp_path: Path, table: str, old: str, new: str
         ("- {file: g, old: x}", "g: No such file"),
     ],
 )
-def test_another_source_is_refused(tmp_path: Path, table: str, said: str) -> None:
-    """A text is missing, there twice, or in another order. Nothing of that file is written."""
+def test_a_source_that_does_not_fit_the_table_is_refused(tmp_path: Path, table: str, said: str) -> None:
+    """A text is missing, occurs twice, or is in another order. The file is not written."""
     with pytest.raises(UserError) as refused:
         changed(tmp_path, table)
     assert said in str(refused.value)
@@ -75,7 +75,7 @@ def test_a_block_without_end_is_refused(tmp_path: Path) -> None:
         changed(tmp_path, "- {file: f, lines: ['a {']}", "a {\n  {\n}\n")
 
 
-def test_files_of_ours_are_added(tmp_path: Path) -> None:
+def test_our_own_files_are_added(tmp_path: Path) -> None:
     (tmp_path / "Ours").mkdir()
     (tmp_path / "Ours/a.c").write_text("code\n")
     changed(tmp_path, "- {add: Ours, as: Pkg/Ours}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Firmware: what an image contains, what of it is changed, and which one a guest may start with."""
+"""Firmware images: their content, the changes that we make, and the firmware that a guest may start with."""
 
 import contextlib
 import hashlib
@@ -52,7 +52,7 @@ def image(code: bytes = b"code") -> bytes:
     return volume(file(packed(inner), kind=0x0B)) + volume(file(b"reset", kind=0x01))
 
 
-def test_it_reads_down_to_the_code() -> None:
+def test_the_image_is_read_down_to_the_code() -> None:
     found = [leaf.data for leaf in leaves(image(b"abcd"))]
     assert found == [b"abcd", b"reset"]
     (one,) = packed_sections(image(b"abcd"))
@@ -64,7 +64,7 @@ def test_it_reads_down_to_the_code() -> None:
     [NODE, b"x" * 7 + NODE, b"PCIR", b"cmp PCIR,", "\\EFI\\BOOT\\BOOTX64.EFI".encode("utf-16-le")],
     ids=["node", "odd", "signature", "in code", "file name"],
 )
-def test_a_road_is_found_wherever_it_stands(code: bytes) -> None:
+def test_each_pattern_of_refused_code_is_found_in_the_image(code: bytes) -> None:
     assert find_roads(image(b"harmless")) == ()
     (road,) = find_roads(image(code))
     assert "cannot be judged" not in road
@@ -95,12 +95,12 @@ def test_a_road_is_found_wherever_it_stands(code: bytes) -> None:
         "raw file", "variables",
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused(wrong: bytes) -> None:
+def test_an_unreadable_image_cannot_be_judged(wrong: bytes) -> None:
     (road,) = find_roads(wrong)
     assert road.startswith("cannot be judged: ")
 
 
-def test_sections_inside_each_other_have_an_end() -> None:
+def test_the_depth_and_the_size_of_nested_sections_are_limited() -> None:
     body = section(0x10, b"code")
     for _ in range(12):
         body = packed(body)
@@ -109,8 +109,8 @@ def test_sections_inside_each_other_have_an_end() -> None:
     assert "content" in find_roads(volume(*[file(bomb) for _ in range(8)]))[0]
 
 
-def test_no_mutation_escapes() -> None:
-    """A changed image is read or refused; nothing else is raised."""
+def test_a_mutated_image_raises_no_unexpected_error() -> None:
+    """A changed image is read or refused; no other exception is raised."""
     honest, chance = image(), random.Random(1)
     for _ in range(3000):
         changed = bytearray(honest)
@@ -129,7 +129,7 @@ def content() -> bytes:
     return bytes(made)
 
 
-def test_the_change_is_made_where_it_must_be_and_nowhere_else() -> None:
+def test_only_the_intended_bytes_are_changed() -> None:
     before, after = content(), change(content(), "test")
     changed = {place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
     meant = {place + at for one in CHANGES for place in one.places for at in range(len(one.old))}
@@ -137,7 +137,7 @@ def test_the_change_is_made_where_it_must_be_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("one", CHANGES, ids=["node", "signature", "going on", "kept", "sum", "count", "file name"])
-def test_another_place_or_number_is_refused(one: make.Change) -> None:
+def test_an_image_with_the_old_bytes_elsewhere_is_refused(one: make.Change) -> None:
     for wrong in (content().replace(one.old, bytes(len(one.old))), content() + one.old, b"x" + content()):
         with pytest.raises(UserError, match="expected at"):
             change(wrong, "test")
@@ -155,7 +155,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_the_gate(tmp_path: Path) -> None:
+def test_a_guest_starts_only_with_an_accepted_firmware(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.fd", tmp_path / "bad.fd"
     good.write_bytes(image())
     bad.write_bytes(image(NODE))
@@ -169,7 +169,7 @@ def test_the_gate(tmp_path: Path) -> None:
         check_firmware(digest(image(NODE)), bad)
 
 
-def test_a_reason_opens_it_for_an_unknown_firmware_and_never_for_a_refused_one(tmp_path: Path) -> None:
+def test_a_reason_allows_an_unknown_firmware_but_never_a_refused_one(tmp_path: Path) -> None:
     bad = tmp_path / "bad.fd"
     bad.write_bytes(image(NODE))
     check_firmware(digest(image(NODE)), bad, "a vendor's, audited")

@@ -33,12 +33,12 @@ def patched(tmp_path: Path, patch: str, source: str = OLD) -> str:
 
 
 @pytest.mark.parametrize("before", ["", "new\n" * 7])
-def test_it_is_applied_also_at_another_place(tmp_path: Path, before: str) -> None:
+def test_a_patch_is_applied_at_a_shifted_place(tmp_path: Path, before: str) -> None:
     assert patched(tmp_path, diff(OLD, NEW), before + OLD) == before + NEW
 
 
-def test_it_gives_what_patch_gives(tmp_path: Path) -> None:
-    """Also where the same lines are there several times: the nearest place."""
+def test_the_result_equals_that_of_patch(tmp_path: Path) -> None:
+    """Also if the same lines occur several times: the nearest place is used."""
     old = "a\nb\nc\n" * 20
     new = old[:60] + "x\n" + old[60:]
     (tmp_path / "f").write_text("b\nc\n" + old)
@@ -50,7 +50,7 @@ def test_it_gives_what_patch_gives(tmp_path: Path) -> None:
     assert found == (tmp_path / "f").read_text()
 
 
-def test_ends_of_lines_stay(tmp_path: Path) -> None:
+def test_line_ends_are_kept(tmp_path: Path) -> None:
     old, new = OLD.replace("\n", "\r\n"), NEW.replace("\n", "\r\n")
     assert patched(tmp_path, diff(old, new), old) == new
 
@@ -60,7 +60,7 @@ def test_a_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "tree/d/new").read_text() == "one\ntwo\n"
 
 
-def test_files_that_are_not_wanted_are_passed_over(tmp_path: Path) -> None:
+def test_changes_of_unwanted_files_are_skipped(tmp_path: Path) -> None:
     assert patched(tmp_path, diff(OLD, NEW, "other/f")) == OLD
 
 
@@ -78,7 +78,7 @@ def test_files_that_are_not_wanted_are_passed_over(tmp_path: Path) -> None:
         (diff(OLD, NEW, "../f"), OLD, "expected a path as b/NAME"),
     ],
 )
-def test_any_other_is_refused_by_name(tmp_path: Path, patch: str, source: str, said: str) -> None:
+def test_any_other_patch_is_refused_by_name(tmp_path: Path, patch: str, source: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         patched(tmp_path, patch, source)
     assert said in str(refused.value) and "one.patch" in str(refused.value)

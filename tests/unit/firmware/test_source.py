@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our firmware from source: the prepared tree, the script that builds it, and what is refused."""
+"""Our firmware from source: the prepared tree, the script that builds it, and the inputs that are refused."""
 
 import io
 import os
@@ -64,7 +64,7 @@ def test_debian_s_patches_come_before_our_changes(sources: Path) -> None:
 
 
 def test_an_upstream_that_has_changed_is_refused(sources: Path) -> None:
-    """First by Debian's patch, and where that still applies, by our table."""
+    """First by Debian's patch; if the patch still applies, by our table of changes."""
     files = {f"edk2-1/{part}/f": b"other\n" for part in PARTS}
     archive(sources / "edk2_1.orig.tar.xz", files)
     with pytest.raises(UserError, match="MdePkg/f: hunk 1 does not apply: the patch is for another source"):
@@ -90,7 +90,7 @@ def test_damaged_and_missing_archives_are_named(sources: Path) -> None:
         prepared(sources)
 
 
-def test_no_member_leaves_the_tree(sources: Path) -> None:
+def test_no_member_of_an_archive_is_written_outside_the_tree(sources: Path) -> None:
     files = {f"edk2-1/{part}/f": b"old\n" for part in PARTS}
     archive(sources / "edk2_1.orig.tar.xz", {**files, "edk2-1/MdePkg/../../f": b"hostile"})
     with pytest.raises(UserError, match="damaged archive"):
@@ -115,7 +115,7 @@ def script(tmp_path: Path, **variables: str) -> "subprocess.CompletedProcess[str
     )
 
 
-def test_the_script_says_what_it_lacks(tmp_path: Path) -> None:
+def test_the_script_names_missing_inputs(tmp_path: Path) -> None:
     done = script(tmp_path)
     assert (done.returncode, done.stderr) == (2, "ovmf.sh: SOURCES is not set\n")
     given = {"SOURCES": str(tmp_path), "WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out")}
@@ -139,7 +139,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_script_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The local build: the same script, with this machine's tools."""
+    """The local build runs the same script, with this machine's tools."""
     monkeypatch.setattr(source, "find", lambda name: Path("/bin/true"))
     monkeypatch.chdir(tmp_path)
     stand_in = tmp_path / "stand-in.sh"
@@ -148,12 +148,12 @@ def test_the_script_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "out").read_text() == f"{tmp_path}/tree {tmp_path}/work 3\n"
 
 
-def test_another_result_is_refused(tmp_path: Path) -> None:
+def test_a_result_with_another_digest_is_refused(tmp_path: Path) -> None:
     made = tmp_path / "OVMF.fd"
     made.write_bytes(b"x")
     with pytest.raises(UserError, match=f"built with SHA-256 .*, expected {OURS_FROM_SOURCE}"):
         check_made(made)
 
 
-def test_the_gate_knows_it() -> None:
+def test_our_build_is_an_accepted_firmware() -> None:
     assert OURS_FROM_SOURCE in ACCEPTED and OURS_FROM_SOURCE not in REFUSED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a guest on this machine is not taken for a guest of the same name on another one."""
+"""Facts about a guest on this machine are not used for a guest of the same name on another machine."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ HERE = Guest("verity", Path("build/run/verity"), Run("verity", "emulated", "vm.t
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "guest.example.org", "127.example.org.invalid", "::2"])
-def test_another_machine(host: str) -> None:
-    """HOST may be in config.yaml as well, where it is not asked for in this run."""
+def test_a_guest_on_another_host_does_not_get_the_ports_of_this_machine(host: str) -> None:
+    """HOST may also be set in config.yaml and not in this run."""
     elsewhere = meant(HERE, host)
     assert elsewhere.run is None and elsewhere.state == HERE.state
     assert ports_of(elsewhere, {}, host, 8088, 2222) == (8088, 2222) == ports_of(HERE, {}, host, 8088, 2222)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
-def test_this_machine(host: str) -> None:
+def test_a_guest_on_this_machine_gets_its_own_ports(host: str) -> None:
     assert meant(HERE, host) is HERE
     assert ports_of(HERE, {}, host, 8088, 2222) == (8100, 2300)
     assert ports_of(HERE, {"HOST": host}, host, 8088, 2222) == (8088, 2222)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which disk a guest gets and which VM config its owner goes by, with the guest and its owner's part left out."""
+"""The choice of a guest's disk and of the VM config for its owner, without the guest and without the owner's part."""
 
 import dataclasses
 import hashlib
@@ -103,7 +103,7 @@ def test_the_first_run_makes_the_directory_and_the_next_finds_it(
     assert volume.image.read_bytes() == b"what the guest wrote"
 
 
-def test_what_update_luks_made_stays_until_setup_luks_makes_something_else(ground: Ground, tmp_path: Path) -> None:
+def test_a_volume_updated_by_update_luks_stays_until_setup_luks_makes_another(ground: Ground, tmp_path: Path) -> None:
     source = make_source(ground.build)
     volume = ground.run()
     newer = make_source(tmp_path / "newer")
@@ -116,7 +116,7 @@ def test_what_update_luks_made_stays_until_setup_luks_makes_something_else(groun
     assert read_vm_config(volume.path / CONFIGS[0]).require_reference().minimum_tcb != "any"
 
 
-def test_another_one_is_started_beside_it_and_says_so(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_volume_is_started_beside_it_with_a_note(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     make_source(ground.build, 1)
     ground.run()
     make_source(ground.build, 2)  # setup_luks with other settings
@@ -126,7 +126,7 @@ def test_another_one_is_started_beside_it_and_says_so(ground: Ground, capsys: py
     assert ground.run(volume=uuid_of(1)).uuid == uuid_of(1)
 
 
-def test_the_disk_of_an_earlier_release_is_not_passed_over(ground: Ground) -> None:
+def test_the_disk_of_an_earlier_release_is_named_with_adopt_luks(ground: Ground) -> None:
     source = make_source(ground.build)
     ground.earlier.parent.mkdir(parents=True)
     ground.earlier.write_bytes((source.directory / "luks.img").read_bytes())
@@ -139,7 +139,7 @@ def test_the_disk_of_an_earlier_release_is_not_passed_over(ground: Ground) -> No
     assert note_earlier(ground.earlier, ground.base / "data") == ""
 
 
-def test_setup_luks_says_what_stays(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+def test_setup_luks_names_the_volumes_that_stay(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     said = {"earlier": ground.earlier, "data_dir": ground.base / "data"}
     make_source(ground.build, 1)
     ground.run()
@@ -155,7 +155,9 @@ def test_setup_luks_says_what_stays(ground: Ground, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
 
 
-def test_a_fresh_copy_of_one_that_was_booted_elsewhere(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_copy_of_a_volume_that_was_booted_elsewhere_gives_a_warning(
+    ground: Ground, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_source(ground.build)
     luks_key.write_record(ground.base / "config", source.uuid, Record("made", generation=4))
     ground.run()
@@ -178,7 +180,7 @@ def test_a_vm_config_of_another_volume_is_refused(ground: Ground, tmp_path: Path
     assert ground.run(vm_config=other.configs / CONFIGS[1]).uuid == uuid_of(2), "it has its volume beside it"
 
 
-def test_the_owner_goes_by_what_the_guest_was_started_with(ground: Ground) -> None:
+def test_the_owner_uses_the_vm_config_that_the_guest_was_started_with(ground: Ground) -> None:
     source = make_source(ground.build)
     built = (ground.build / CONFIGS[1], ground.build / "header.bin")
     assert ground.attest() == built, "a guest on a host's machine has no directory here"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's state directory: one guest at a time, known for as long as it runs; its ports and its console."""
+"""The state directory of a guest: one guest at a time, its record while it runs, its ports and its console."""
 
 import dataclasses
 import io
@@ -51,7 +51,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     process.wait()
 
 
-def test_what_runs_is_known_while_it_runs(tmp_path: Path) -> None:
+def test_a_guest_is_recorded_while_it_runs(tmp_path: Path) -> None:
     assert running(tmp_path) is None
     with held(tmp_path, dataclasses.replace(RUN, forwards=((8443, 443),)), ""):
         found = running(tmp_path)
@@ -88,14 +88,14 @@ def test_a_killed_guest_leaves_no_lock(tmp_path: Path, holder: "subprocess.Popen
         pass
 
 
-def test_a_new_guest_is_not_the_one_that_ssh_trusted(tmp_path: Path) -> None:
+def test_a_new_guest_removes_the_ssh_files_of_the_last_one(tmp_path: Path) -> None:
     for name in ("ssh_config", "known_hosts", "verdict.json"):
         (tmp_path / name).write_text("of the guest before")
     with held(tmp_path, RUN, ""):
         assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "verdict.json"]
 
 
-def test_a_port_in_use_is_passed_over_only_where_nobody_asked_for_it(tmp_path: Path) -> None:
+def test_a_port_in_use_is_replaced_only_if_the_user_did_not_set_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"SSH_PORT={port}: in use"):
@@ -119,7 +119,7 @@ def test_the_console_of_a_guest_without_a_terminal(tmp_path: Path) -> None:
         assert given.console is None and not (state / CONSOLE).exists()
 
 
-def test_what_qemu_said_comes_first(tmp_path: Path) -> None:
+def test_a_message_of_qemu_comes_before_the_error(tmp_path: Path) -> None:
     given = options(tmp_path, terminal=True)
     with pytest.raises(UserError) as failed, session(given, RUN, TOLD):
         given.messages.write_text(
@@ -130,7 +130,7 @@ def test_what_qemu_said_comes_first(tmp_path: Path) -> None:
     assert failed.value.hint == f"see the whole log: {given.messages}"
 
 
-def test_the_ports_are_told_again_once_the_firmware_has_cleared_the_screen(
+def test_the_ports_are_shown_again_after_the_firmware_cleared_the_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -156,7 +156,7 @@ def test_the_ports_are_told_again_once_the_firmware_has_cleared_the_screen(
         ("\x9b31mx\x00", ["31mx"]),
     ],
 )
-def test_a_log_moves_no_cursor(text: str, lines: list[str]) -> None:
+def test_control_characters_are_removed_from_a_log(text: str, lines: list[str]) -> None:
     assert printable_lines(text) == lines
     assert not any(ord(character) < 32 or 126 < ord(character) < 160 for line in lines for character in line)
 
@@ -166,7 +166,7 @@ def test_the_stage_of_a_boot() -> None:
     assert boot_stage("Linux version 6\ninit: waiting for the disk key") == "the disk key"
 
 
-def test_which_guest_a_command_is_about(tmp_path: Path) -> None:
+def test_a_command_uses_the_only_running_guest_or_needs_its_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no guest runs here"):
         guests.only_guest(tmp_path, "")
     with held(tmp_path / "one", RUN, ""):

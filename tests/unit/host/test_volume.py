@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disk that a guest of the encrypted workflow writes to: made once from the image, kept, and never mixed up."""
+"""The disk of a guest of the encrypted workflow: copied once from the image, kept, and never another volume's."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,7 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def test_the_guest_writes_to_a_copy_that_stays(launch: Launch, state: Path) -> None:
+def test_the_guest_writes_to_a_copy_of_the_image_that_is_kept(launch: Launch, state: Path) -> None:
     first = on_copy(launch, state)
     (disk,) = first.disks
     assert disk.path == (state / "luks.img").resolve() and disk.role == "luks"
@@ -75,7 +75,7 @@ def test_a_disk_of_another_size_is_refused(launch: Launch, state: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "link"])
-def test_what_is_no_disk_image_is_refused(launch: Launch, state: Path, kind: str) -> None:
+def test_a_disk_that_is_a_directory_or_a_link_is_refused(launch: Launch, state: Path, kind: str) -> None:
     if kind == "directory":
         (state / "luks.img").mkdir()
     else:
@@ -100,12 +100,12 @@ def test_the_other_files_are_checked_every_time(launch: Launch, state: Path) -> 
         on_copy(launch, state)
 
 
-def test_a_config_without_its_volume(launch: Launch, state: Path) -> None:
+def test_a_config_without_a_disk_is_refused(launch: Launch, state: Path) -> None:
     with pytest.raises(UserError, match="expected one, with the role luks"):
         on_copy(dataclasses.replace(launch, disks=()), state)
 
 
 @pytest.mark.parametrize("line", ["", "sevsnp.luks=1:1:x", "xsevsnp.luks=1:8192:" + "0" * 64 + ":"])
-def test_a_command_line_without_its_word(line: str) -> None:
+def test_a_command_line_without_sevsnp_luks_is_refused(line: str) -> None:
     with pytest.raises(UserError, match=r"has no word sevsnp\.luks"):
         measured_header(line)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check_host: its table, its document, and when it fails."""
+"""check_host: its table, its JSON document, and the hosts for which it fails."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_the_docs_name_every_finding() -> None:
     assert set(named) == found and len(named) == len(found)
 
 
-def test_what_is_unknown_is_no_pass(tmp_path: Path) -> None:
+def test_an_unknown_value_does_not_pass(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(HOSTS / "good-genoa", tree)
     (tree / RELEASE).unlink()
@@ -77,7 +77,7 @@ def test_what_is_unknown_is_no_pass(tmp_path: Path) -> None:
     assert "see: uname -r" in caught.value.hint
 
 
-def test_foreign_text_does_not_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_the_host_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(HOSTS / "good-genoa", tree)
     (tree / RELEASE).write_text("6.1.0\x1b[2J[red]x\n")
@@ -88,8 +88,8 @@ def test_foreign_text_does_not_move_the_cursor(tmp_path: Path, capsys: pytest.Ca
     assert "\x1b" not in shown and "6.1.0?[2J[red]x" in shown
 
 
-def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever it is: it is recorded, judged, and the recording judged again gives the same."""
+def test_a_record_of_this_machine_gives_the_same_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The machine is recorded and judged; the record, judged again, gives the same verdict."""
     arguments = {"record": tmp_path / "record", "qemus": [Path("qemu-system-x86_64")]}
     outcomes = []
     for tree, name in (("", "first"), (str(tmp_path / "record"), "second")):

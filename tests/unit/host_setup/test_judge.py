@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict about recorded hosts: public cases with a known cause, good hosts, and good hosts with one fault."""
+"""Verdicts about recorded hosts: public cases with a known cause, good hosts, and good hosts with one fault."""
 
 import itertools
 import struct
@@ -40,7 +40,7 @@ CAUSES = {
 }
 
 
-def test_every_recorded_host_has_a_row() -> None:
+def test_every_recorded_host_has_an_expected_verdict() -> None:
     assert {path.name for path in HOSTS.iterdir() if path.is_dir()} == {*CAUSES, *GOOD}
     assert len(GOOD) >= 4
 
@@ -54,8 +54,8 @@ def test_the_cause_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["amdsev-216", "amdsev-247"])
-def test_qemu_and_a_kernel_that_do_not_fit(name: str) -> None:
-    """The launch follows from the kernel; with a new one it is QEMU's."""
+def test_a_qemu_that_does_not_fit_the_kernel_is_the_cause(name: str) -> None:
+    """With an old kernel the failed launch follows from the kernel; with a new kernel QEMU is the cause."""
     launch = next(one for one in judge(host(name)).findings if one.name == "launch")
     assert (launch.status, launch.because) == ("failed", "kernel") and "do not fit" in launch.mend
     newer = with_text(with_text(host(name), recorded.RELEASE, "6.12.1"), recorded.QEMU_VERSION, "QEMU version 10.0.2")
@@ -73,8 +73,8 @@ def test_good_hosts(name: str) -> None:
     assert "no certificate table" in certificates.found and "verify_report" in certificates.mend
 
 
-def test_the_alias_check_is_not_the_rmp() -> None:
-    """snphost#108: byte 3 is 3 on new firmware. Bit 1 alone is no initialized RMP."""
+def test_the_alias_check_bit_does_not_mean_an_initialized_rmp() -> None:
+    """snphost#108: byte 3 is 3 with new firmware. Bit 1 alone does not mean that the RMP is initialized."""
     good = host("good-snphost-108")
     assert good.text(recorded.STATUS)[6:8] == "03"
     for byte, initialized in (("00", False), ("01", True), ("02", False), ("03", True)):
@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[Host, str]] = {
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_one_fault_is_one_line(fault: str) -> None:
+def test_one_fault_gives_one_failed_finding(fault: str) -> None:
     changed, name = FAULTS[fault]
     verdict = judge(changed)
     assert not_ok(verdict, "failed") == {name}
@@ -172,7 +172,7 @@ def test_one_fault_is_one_line(fault: str) -> None:
     assert verdict.cause.mend and verdict.cause.wanted and verdict.cause.found
 
 
-def test_every_finding_that_decides_can_fail() -> None:
+def test_every_decisive_finding_fails_in_one_case() -> None:
     decisive = {finding.name for finding in judge(BASE).findings if finding.status != "note"}
     # Legacy boot alone does not decide: amdsev-107 has it together with what it causes.
     assert decisive - {name for _, name in FAULTS.values()} == {"boot"}
@@ -181,7 +181,7 @@ def test_every_finding_that_decides_can_fail() -> None:
 
 
 def test_no_finding_explains_itself() -> None:
-    """What explains a failure stands before it, or explains nothing of what stands before; so a cause is found."""
+    """A finding is explained by earlier findings only; so there is always a first cause."""
 
     def follows(name: str, seen: frozenset[str]) -> None:
         assert name not in seen, f"{name} explains itself"
@@ -193,8 +193,8 @@ def test_no_finding_explains_itself() -> None:
 
 
 @pytest.mark.parametrize("words", ["iommu=pt iommu=nopt", "iommu=nopt", "iommu.passthrough=0", "iommu=soft"])
-def test_other_words_of_the_command_line(words: str) -> None:
-    """The kernel takes the last of pt and nopt."""
+def test_other_iommu_words_of_the_command_line_pass(words: str) -> None:
+    """The kernel uses the last of pt and nopt."""
     assert judge(cmdline(words)).good
 
 
@@ -209,8 +209,8 @@ def test_legacy_boot() -> None:
     assert {one.name: one.because for one in verdict.findings if one.because} == {"initialization": "boot"}
 
 
-def test_a_failure_before_a_success() -> None:
-    """The driver was loaded anew, and the firmware now says that it is initialized."""
+def test_a_successful_initialization_after_a_failed_one_passes() -> None:
+    """The driver was loaded again, and the firmware now reports that it is initialized."""
     assert judge(log("SEV-SNP API:1.55", "SEV-SNP: failed to INIT error 0x3\n SEV-SNP API:1.55")).good
 
 
@@ -218,7 +218,7 @@ def test_a_failure_before_a_success() -> None:
     "features", ["841f77e022094ace", "1d:841f77e022094ace", "841f77e022094ace:1d", "25bf732fa2295afe:53d"]
 )
 def test_the_iommu_s_features_in_all_forms(features: str) -> None:
-    """Kernels wrote the register alone, behind the second one, and before it."""
+    """Kernels wrote the register alone, after the second register, and before it."""
     assert judge(with_text(BASE, IOMMU_FEATURES, features)).good is ("841f" in features)
 
 
@@ -226,7 +226,7 @@ OLD_ASIDS = "ccp: x\nSEV supported: 410 ASIDs\nSEV-ES{} supported: 99 ASIDs\n"
 
 
 @pytest.mark.parametrize("both", ["", " and SEV-SNP"])
-def test_asids_as_older_kernels_write_them(both: str) -> None:
+def test_the_asids_are_read_as_older_kernels_write_them(both: str) -> None:
     text = BASE.texts[KERNEL_LOG].partition("[    5.763946]")[0] + OLD_ASIDS.format(both)
     asids = next(one for one in judge(with_text(BASE, KERNEL_LOG, text)).findings if one.name == "asids")
     assert (asids.status, asids.found) == ("ok", "99 for SEV-ES and SEV-SNP, 410 for SEV")
@@ -235,7 +235,7 @@ def test_asids_as_older_kernels_write_them(both: str) -> None:
 # What nobody may read is unknown.
 
 
-def test_nothing_known_is_no_pass() -> None:
+def test_an_empty_record_does_not_pass() -> None:
     verdict = judge(Host())
     assert not verdict.good and verdict.cause and verdict.cause.status == "unknown"
     assert not_ok(verdict, "failed", "ok") == set()
@@ -244,15 +244,15 @@ def test_nothing_known_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize("part", [CPUINFO, recorded.RELEASE, *PARAMETERS.values()])
-def test_a_part_that_is_unknown_is_no_pass(part: str) -> None:
+def test_a_record_without_one_part_does_not_pass(part: str) -> None:
     verdict = judge(replace(without(BASE, part), unreadable={part: "Permission denied"}))
     assert not verdict.good and not_ok(verdict, "failed") == set()
     shown = [finding for finding in verdict.findings if finding.status == "unknown"]
     assert shown and all(finding.found == "Permission denied" for finding in shown if finding.name != "asids")
 
 
-def test_a_user_who_may_not_read_the_kernel_log() -> None:
-    """The status and the control group tell the same, so the log is not needed; without them it is."""
+def test_the_kernel_log_is_not_needed_if_the_platform_status_is_known() -> None:
+    """The platform status and the control group have the same facts. Without them the log is needed."""
     no_log = without(BASE, KERNEL_LOG)
     assert judge(no_log).good
     for part, names in ((recorded.STATUS, {"iommu", "rmp", "firmware", "initialization"}), (recorded.ASIDS, {"asids"})):
@@ -271,7 +271,7 @@ def test_a_missing_qemu_is_information() -> None:
     assert judge(without(BASE, recorded.QEMU_VERSION, absent=True)).good
 
 
-def test_a_firmware_that_masks_its_chip() -> None:
+def test_a_firmware_that_masks_its_chip_id_is_named() -> None:
     flags = struct.pack("<I", 0b101)
     masked = with_text(BASE, recorded.STATUS, (STATUS[:8] + flags + STATUS[12:]).hex())
     reports = next(one for one in judge(masked).findings if one.name == "reports")
@@ -294,7 +294,7 @@ def test_garbage_is_judged(texts: dict[str, str], lines: list[str], absent: set[
 
 
 @pytest.mark.parametrize("digits", ["9" * 5000, "0x" + "f" * 5000])
-def test_endless_numbers_are_judged(digits: str) -> None:
+def test_very_long_numbers_in_a_record_are_judged(digits: str) -> None:
     replaced: Callable[[str], str] = lambda text: text.replace("255", digits).replace("55", digits)  # noqa: E731
     judge(replace(BASE, texts={part: replaced(text) for part, text in BASE.texts.items()}))
     judge(with_text(BASE, CPUINFO, f"cpu family\t: {digits}\nmodel\t\t: 1\nstepping\t: 1\nAuthenticAMD"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""prepare_host: what it plans, that it asks, what it changes in a root directory, and that all of it is undone."""
+"""prepare_host: its plan, its question, its changes in a root directory, and that all changes are undone."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_new_kernel_only_where_it_is_needed(kernel: str, wanted: bool) -> None
     assert (plan.package is not None) is wanted
 
 
-def test_what_only_the_user_can_do() -> None:
+def test_the_plan_names_what_only_the_user_can_do() -> None:
     plan = make_plan(Machine(DEBIAN_12, NEW, "amd_iommu=off iommu=nopt", "", "", False, {}))
     assert plan.notes == (
         "by hand: take amd_iommu=off out of the kernel command line",
@@ -70,7 +70,7 @@ def test_what_only_the_user_can_do() -> None:
         ("", "a system without a name in os-release"),
     ],
 )
-def test_an_unknown_distribution_is_one_line(machine: HostMachine, text: str, name: str) -> None:
+def test_an_unknown_distribution_is_refused_in_one_line(machine: HostMachine, text: str, name: str) -> None:
     machine.write("etc/os-release", text)
     with pytest.raises(UserError, match="not known to prepare_host") as caught:
         run(machine, yes=True)
@@ -78,7 +78,9 @@ def test_an_unknown_distribution_is_one_line(machine: HostMachine, text: str, na
     assert machine.calls() == []
 
 
-def test_a_machine_on_which_it_helps_nothing(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_that_cannot_start_snp_guests_is_named(
+    machine: HostMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, words in (("intel", "not AMD's"), ("virtual-machine", "in a virtual machine"), ("good-genoa", "")):
         machine.write(CPUINFO, host(name).texts[CPUINFO])
         run(machine, dry_run=True)
@@ -114,7 +116,7 @@ def test_without_consent_nothing_is_changed(machine: HostMachine, answer: str) -
     assert machine.content() != before
 
 
-def test_without_a_terminal_only_yes_agrees(machine: HostMachine) -> None:
+def test_without_a_terminal_changes_need_the_option_yes(machine: HostMachine) -> None:
     before = machine.content()
     with pytest.raises(UserError, match="no terminal to ask on"):
         run(machine)
@@ -125,7 +127,7 @@ def test_without_a_terminal_only_yes_agrees(machine: HostMachine) -> None:
     assert (machine.root / GRUB_FILE).exists()
 
 
-def test_what_is_done(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_planned_changes_are_made(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
     run(machine, yes=True)
     apt_get = "apt-get -o DPkg::Lock::Timeout=300"
     options = "install --yes --no-install-recommends --target-release bookworm-backports linux-image-amd64"
@@ -140,8 +142,8 @@ def test_what_is_done(machine: HostMachine, capsys: pytest.CaptureFixture[str]) 
     assert "kvm:x:104:somebody\n" in (machine.root / "etc/group").read_text()
 
 
-def test_the_parameters_come_after_all_others(machine: HostMachine) -> None:
-    """The kernel takes the last word: iommu=pt of the user's own file is overruled."""
+def test_the_kernel_parameters_come_after_all_others(machine: HostMachine) -> None:
+    """The kernel uses the last word: it overrides iommu=pt in the user's own file."""
     run(machine, yes=True)
     assert (machine.root / "boot-cmdline").read_text().split() == ["console=ttyS0", "quiet", "iommu=pt", *PARAMETERS]
 
@@ -195,10 +197,10 @@ def test_the_running_kernel_stays(machine: HostMachine, capsys: pytest.CaptureFi
     assert machine.content() == before
 
 
-def test_a_package_that_was_there_gets_its_version_back(
+def test_undo_restores_the_version_of_an_installed_package(
     machine: HostMachine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Debian 12 has the metapackage already. It must not be lost: it brings the old kernel's updates."""
+    """Debian 12 already has the metapackage. It must stay installed: it brings the updates of the old kernel."""
     machine.apt(new=f"linux-image-{NEW} linux-image-amd64 linux-base")
     machine.write("dpkg/linux-image-amd64", "6.1.140-1\n")
     machine.write("dpkg/linux-base", "4.9\n")
@@ -215,7 +217,7 @@ def test_a_package_that_was_there_gets_its_version_back(
     assert machine.calls()[-1].endswith(f"linux-image-amd64=6.1.140-1 linux-image-{NEW}-")
 
 
-def test_a_file_that_was_changed_since_stays(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undo_keeps_a_file_that_was_changed_later(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
     run(machine, yes=True)
     (machine.root / GRUB_FILE).write_text("# the user's own\n")
     run(machine, undo=True, yes=True)
@@ -223,7 +225,7 @@ def test_a_file_that_was_changed_since_stays(machine: HostMachine, capsys: pytes
     assert (machine.root / GRUB_FILE).read_text() == "# the user's own\n" and not (machine.root / UDEV_FILE).exists()
 
 
-def test_a_member_of_the_group_stays_one(machine: HostMachine) -> None:
+def test_undo_keeps_an_earlier_member_of_the_group(machine: HostMachine) -> None:
     machine.write("etc/group", "kvm:x:104:somebody\n")
     run(machine, yes=True)
     run(machine, undo=True, yes=True)
@@ -270,7 +272,7 @@ Conf linux-base (4.12.1~deb12u1 Debian:12.15/oldstable [all])
 """
 
 
-def test_apt_s_own_words(machine: HostMachine) -> None:
+def test_the_simulation_of_apt_is_parsed(machine: HostMachine) -> None:
     machine.add("apt-get", f"#!/bin/sh\nwhile read -r line; do echo \"$line\"; done <<'END'\n{SIMULATION}END\n")
     found = simulate(KERNELS["debian", "12"], machine.root)
     assert found.new == ("linux-image-6.12.43+deb12-amd64",)
@@ -284,7 +286,9 @@ def test_a_suite_that_apt_does_not_know(machine: HostMachine) -> None:
     assert "bookworm-backports" in caught.value.hint
 
 
-def test_without_lists_anew_it_goes_on(machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_update_of_the_package_lists_is_not_fatal(
+    machine: HostMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.apt(update=100)
     run(machine, yes=True)
     assert "going on with the present ones" in capsys.readouterr().out and (machine.root / GRUB_FILE).exists()
@@ -335,8 +339,8 @@ def test_a_damaged_record(machine: HostMachine, text: str) -> None:
     assert machine.calls() == []
 
 
-def test_a_record_names_only_what_is_recorded(machine: HostMachine) -> None:
-    """A file that the record names with another content is not removed, whatever it is."""
+def test_undo_removes_only_files_with_the_recorded_content(machine: HostMachine) -> None:
+    """A file that the record names with another content is not removed, whatever file it is."""
     document = {"format": 1, "files": {"etc/default/grub": "0" * 64}, "packages": [], "upgraded": {}, "users": []}
     machine.write(RECORD, json.dumps(document))
     run(machine, undo=True, yes=True)

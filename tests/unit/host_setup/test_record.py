@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording a host and reading it back; recordings that are none, and hostile ones."""
+"""Recording a host and reading the record: incomplete, malformed and hostile records."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def test_what_is_recorded_is_judged_as_the_host(machine: Machine) -> None:
+def test_a_record_gives_the_same_verdict_as_its_host(machine: Machine) -> None:
     found, good = machine.record(), host(GOOD)
     # An ordinary file stands for /dev/sev: it has no answer, and that is recorded, too.
     assert set(found.unreadable) == {recorded.STATUS} and "SNP_PLATFORM_STATUS" in found.unknown(recorded.STATUS)
@@ -71,7 +71,7 @@ def test_the_status_is_recorded(machine: Machine, monkeypatch: pytest.MonkeyPatc
     assert found.text(recorded.STATUS) == answer and found.unreadable == {}
 
 
-def test_only_what_concerns_it_is_recorded(machine: Machine) -> None:
+def test_unrelated_lines_of_the_kernel_log_and_processors_are_not_recorded(machine: Machine) -> None:
     with machine.log.open("a") as log:
         log.write("[    9.000000] usb 1-1: SerialNumber: 4711\n[   10.0] EXT4-fs (sda1): mounted\n")
     (machine.root / recorded.CPUINFO).write_text(host(GOOD).texts[recorded.CPUINFO] + "\nprocessor\t: 1\n")
@@ -83,7 +83,7 @@ def test_only_what_concerns_it_is_recorded(machine: Machine) -> None:
     assert len(features) == 1 and names - features <= {*recorded.PARTS, RECORD}
 
 
-def test_what_is_not_there(machine: Machine) -> None:
+def test_missing_files_are_recorded_as_absent(machine: Machine) -> None:
     shutil.rmtree(machine.root / "sys")
     shutil.rmtree(machine.root / "dev")
     machine.qemu.unlink()
@@ -93,7 +93,7 @@ def test_what_is_not_there(machine: Machine) -> None:
     assert not_ok(judge(found), "failed") == {"kvm_amd", "/dev/kvm", "/dev/sev"}
 
 
-def test_what_may_not_be_read(machine: Machine) -> None:
+def test_unreadable_files_are_recorded_with_the_reason(machine: Machine) -> None:
     machine.add("dmesg", "echo 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1\n")
     (machine.root / recorded.PARAMETERS["sev"]).unlink()
     (machine.root / recorded.PARAMETERS["sev"]).mkdir()  # cannot be read as a file, for root neither
@@ -110,7 +110,7 @@ def test_devices_without_rights(machine: Machine, monkeypatch: pytest.MonkeyPatc
     assert machine.record().devices == {"/dev/kvm": "usable", "/dev/sev": "no rights"}
 
 
-def test_the_journal_has_what_the_kernel_s_buffer_lost(machine: Machine) -> None:
+def test_lines_that_the_kernel_buffer_lost_are_read_from_the_journal(machine: Machine) -> None:
     lines = machine.log.read_text().splitlines(keepends=True)
     late = machine.log.with_name("late")
     late.write_text("".join(line for line in lines if "Linux version" not in line and "RMP" not in line))
@@ -128,7 +128,7 @@ def test_a_recording_replaces_an_earlier_one(machine: Machine) -> None:
     assert [path.name for path in machine.into.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_another_directory_is_left_as_it_is(machine: Machine) -> None:
+def test_a_directory_that_is_not_a_record_is_left_unchanged(machine: Machine) -> None:
     machine.into.mkdir()
     (machine.into / "mine").touch()
     with pytest.raises(UserError, match="not a recorded host, so it is left as it is"):
@@ -164,7 +164,7 @@ def copy(tmp_path: Path) -> Path:
         ('{"format": 1, "devices": {"/dev/kvm": []}}', "devices"),
     ],
 )
-def test_a_record_that_is_none(copy: Path, text: str, words: str) -> None:
+def test_a_malformed_record_is_refused(copy: Path, text: str, words: str) -> None:
     read_host(copy)  # control
     (copy / RECORD).write_text(text)
     with pytest.raises(UserError, match=words) as caught:
@@ -172,18 +172,18 @@ def test_a_record_that_is_none(copy: Path, text: str, words: str) -> None:
     assert str(copy / RECORD) in caught.value.message
 
 
-def test_a_record_that_says_the_least(copy: Path) -> None:
+def test_a_minimal_record_is_read_and_does_not_pass(copy: Path) -> None:
     (copy / RECORD).write_text(json.dumps({"format": 1}))
     assert read_host(copy).devices == {} and not judge(read_host(copy)).good
 
 
-def test_no_recording(tmp_path: Path) -> None:
+def test_a_directory_without_a_record_is_refused(tmp_path: Path) -> None:
     for tree, words in ((tmp_path, "expected the record of a host"), (tmp_path / "none", "no such directory")):
         with pytest.raises(UserError, match=words):
             read_host(tree)
 
 
-def test_links_do_not_lead_out(copy: Path, tmp_path: Path) -> None:
+def test_links_that_lead_out_of_a_record_are_refused(copy: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("6.12.0 secret\n")
     (copy / recorded.RELEASE).unlink()
@@ -195,7 +195,7 @@ def test_links_do_not_lead_out(copy: Path, tmp_path: Path) -> None:
         read_host(copy)
 
 
-def test_other_files_than_text(copy: Path) -> None:
+def test_parts_of_a_record_that_are_not_plain_text_are_handled(copy: Path) -> None:
     (copy / recorded.CMDLINE).write_bytes(b"\xff\xfe\0quiet")
     assert judge(read_host(copy)).good
     (copy / recorded.CMDLINE).write_bytes(b"x" * ((1 << 20) + 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a foreign root filesystem is changed by: each change is said, and what need not change stays as it is."""
+"""The changes that adoption makes to a foreign root filesystem: each is named, and everything else stays unchanged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def changed(tree: Tree) -> list[str]:
     return list(adopt(tree, KEY, NO_SHELL, read_switched_off(GUEST_VM / "switched-off.yaml"), MARKS))
 
 
-def test_what_takes_orders_from_the_host_is_off_and_the_rest_is_not() -> None:
+def test_services_that_obey_the_host_are_switched_off_and_others_are_not() -> None:
     tree = image()
     before = dict(tree.entries)
     said = "\n".join(changed(tree))
@@ -105,14 +105,14 @@ def test_what_takes_orders_from_the_host_is_off_and_the_rest_is_not() -> None:
     }
 
 
-def test_what_is_off_already_is_not_said_again() -> None:
+def test_a_second_adoption_names_no_change() -> None:
     tree = image()
     assert changed(tree) != []
     assert changed(tree) == []
 
 
 def test_the_owner_s_account() -> None:
-    """Made where there is none; the accounts that are there keep what they have."""
+    """It is made if it is missing; the other accounts keep what they have."""
     tree = image()
     said = "\n".join(changed(tree))
     assert "account user (uid 1001)" in said and "public key" in said and "becomes root" in said
@@ -130,7 +130,7 @@ def test_the_owner_s_account() -> None:
         assert kept.text("home/user/.ssh/authorized_keys") == f"{KEY}\n"
 
 
-def test_an_account_of_that_name_gets_the_key_and_no_rights() -> None:
+def test_an_existing_account_gets_the_key_and_no_further_rights() -> None:
     tree = image()
     tree.write("etc/passwd", "root:x:0:0::/root:/bin/bash\nuser:x:500:500::/srv/me:/bin/sh\n")
     tree.write("srv/me/.ssh/authorized_keys", "ssh-ed25519 AAAAother", 0o600, 500, 500)
@@ -139,7 +139,7 @@ def test_an_account_of_that_name_gets_the_key_and_no_rights() -> None:
     assert "account" not in said and not tree.has("etc/sudoers.d/user") and "/srv/me/.ssh/authorized_keys" in said
 
 
-def test_a_group_of_that_name_is_joined() -> None:
+def test_an_existing_group_of_that_name_is_used() -> None:
     tree = image()
     tree.write("etc/group", "root:x:0:\nuser:x:1001:\n")
     changed(tree)
@@ -147,7 +147,7 @@ def test_a_group_of_that_name_is_joined() -> None:
     assert tree.text("etc/group") == "root:x:0:\nuser:x:1001:\n"
 
 
-def test_an_ssh_server_that_nothing_starts() -> None:
+def test_an_ssh_server_that_no_unit_starts_is_switched_on() -> None:
     tree = image()
     tree.remove(f"{ETC}/multi-user.target.wants/ssh.service")
     assert "switched on: ssh.service" in changed(tree)
@@ -157,8 +157,8 @@ def test_an_ssh_server_that_nothing_starts() -> None:
     assert "warning: no SSH server in the image: nobody can log in" in changed(tree)
 
 
-def test_the_network() -> None:
-    """DHCP for a card that nothing claims; NetworkManager does that by itself."""
+def test_a_network_card_without_configuration_gets_dhcp() -> None:
+    """DHCP for a card without configuration; NetworkManager does that itself."""
     tree = image()
     said = "\n".join(changed(tree))
     assert "switched on: systemd-networkd.service" in said and "99-ethernet.network" in said
@@ -166,7 +166,7 @@ def test_the_network() -> None:
     assert "networkd" not in "\n".join(changed(tree))
 
 
-def test_another_init_s_console_logins() -> None:
+def test_console_logins_of_another_init_are_switched_off() -> None:
     tree = image(text_entry("etc/inittab", "::sysinit:/sbin/openrc sysinit\nttyS0::respawn:/sbin/getty -L 0 ttyS0\n"))
     assert any("/etc/inittab" in line for line in changed(tree))
     assert tree.text("etc/inittab").splitlines() == [
@@ -199,7 +199,7 @@ def test_paths_are_followed_as_the_guest_does() -> None:
     assert not tree.has("usr/lib/modules/1")
 
 
-def test_a_hard_link_s_other_name_keeps_its_content() -> None:
+def test_the_other_name_of_a_changed_hard_link_keeps_its_content() -> None:
     one = text_entry("etc/fstab", "UUID=1 / ext4\n")
     tree = image(one, replace(one, name="root/fstab.backup"))
     changed(tree)
@@ -217,7 +217,7 @@ def test_a_hard_link_s_other_name_keeps_its_content() -> None:
         ("a reason: a.service", "found 'a.service', expected a list"),
     ],
 )
-def test_a_list_of_units_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_malformed_list_of_units_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "off.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as refused:

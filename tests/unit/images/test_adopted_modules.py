@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules of an adopted image are those of a list; what only a host could speak through is not among them."""
+"""The kernel modules of an adopted image come from a list that contains no module for channels to the host."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def kernel(directory: Path) -> Path:
     return directory / "version"
 
 
-def test_what_the_image_names_and_does_not_get_is_said(tmp_path: Path) -> None:
+def test_modules_that_the_image_names_and_does_not_get_are_named(tmp_path: Path) -> None:
     names = [Path(name).name.partition(".")[0] for name in (*HOST, *NEAR)]
     tree = Tree([text_entry("etc/modules-load.d/all.conf", "".join(f"{name}\n" for name in (*names, "nonsuch")))])
     said = "\n".join(withheld(tree, MODULES, kernel(tmp_path)))
@@ -47,7 +47,7 @@ def test_what_the_image_names_and_does_not_get_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_a_module_to_load_is_one_that_the_image_gets(tmp_path: Path) -> None:
+def test_a_module_to_load_must_be_among_the_included_files(tmp_path: Path) -> None:
     lists = tmp_path / "modules.yaml"
     for name, passes in (("veth", True), ("9pnet_virtio", False)):
         lists.write_text(f"adopted:\n  - {name}\nadopted_files:\n  - drivers/net/veth.*\n")

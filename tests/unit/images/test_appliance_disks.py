@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the appliance reads without a kernel: partition tables, superblocks of arrays, messages, places to mount on."""
+"""What the appliance reads without a kernel: partition tables, superblocks of arrays, kernel messages, mount points."""
 
 import struct
 import sys
@@ -43,8 +43,10 @@ def read(appliance: Any, disk: Path) -> Any:
 
 
 @pytest.mark.parametrize("sector", [512, SECTOR_4K])
-def test_a_table_in_either_sector_size_and_without_the_first(appliance: Any, tmp_path: Path, sector: int) -> None:
-    """As sfdisk and QEMU have it; a disk that lost its first table is still one for us."""
+def test_a_gpt_is_read_in_both_sector_sizes_and_from_its_second_copy(
+    appliance: Any, tmp_path: Path, sector: int
+) -> None:
+    """As sfdisk and QEMU read it; a disk without its first table is still accepted."""
     content = tmp_path / "content"
     content.write_bytes(b"x" * MIB)
     kind, identity = str(uuid.uuid4()), str(uuid.uuid4())
@@ -66,7 +68,7 @@ def test_a_table_in_either_sector_size_and_without_the_first(appliance: Any, tmp
     assert read(appliance, disk) is None and not is_disk_image(disk)
 
 
-def test_the_table_that_we_write(appliance: Any, tmp_path: Path) -> None:
+def test_our_own_table_is_read(appliance: Any, tmp_path: Path) -> None:
     content = tmp_path / "content"
     content.write_bytes(bytes(MIB))
     names = [str(uuid.uuid4()) for _ in range(3)]
@@ -86,7 +88,7 @@ def test_the_table_that_we_write(appliance: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_table_that_is_not_valid_is_not_read(appliance: Any, tmp_path: Path, place: int, data: bytes) -> None:
-    """With a right checksum of the header, so that each is refused for itself; control: unchanged it is read."""
+    """The header has a right checksum, so each fault is refused by itself. Control: the unchanged table is read."""
     content = tmp_path / "content"
     content.write_bytes(bytes(MIB))
     disk = gpt_disk(tmp_path / "disk", [(str(uuid.uuid4()), str(uuid.uuid4()), "", content, 0)], 512)
@@ -112,7 +114,7 @@ def test_a_member_of_an_array(appliance: Any, tmp_path: Path, version: str) -> N
     assert found.name == ("7" if version == "0.90" else "host:7")
 
 
-def test_the_reasons_of_kernel_and_lvm(appliance: Any) -> None:
+def test_error_messages_of_the_kernel_and_of_lvm_are_extracted(appliance: Any) -> None:
     warning = appliance.kernel_log.warning
     assert warning("3,100,5,-;EXT4-fs (vda): bad block size 65536\n SUBSYSTEM=block\n") == (
         "EXT4-fs (vda): bad block size 65536"
@@ -127,8 +129,8 @@ def test_the_reasons_of_kernel_and_lvm(appliance: Any) -> None:
     assert appliance.lvm.reason("\n") == "it failed and gave no reason"
 
 
-def test_real_places(appliance: Any, tmp_path: Path) -> None:
-    """Links are followed in the root and in what is mounted in it; a file in the way is an error."""
+def test_mount_points_are_resolved_inside_the_root(appliance: Any, tmp_path: Path) -> None:
+    """Links are followed in the root and in the filesystems mounted in it; a file in the path is an error."""
     root, other = tmp_path / "root", tmp_path / "other"
     (root / "srv").mkdir(parents=True)
     (root / "data").symlink_to("/srv/data")
@@ -148,7 +150,7 @@ def test_real_places(appliance: Any, tmp_path: Path) -> None:
             appliance.fstab.real_place(str(root), mounts, place)
 
 
-def test_places_that_the_root_lacks_are_made(appliance: Any, tmp_path: Path) -> None:
+def test_missing_mount_points_are_made(appliance: Any, tmp_path: Path) -> None:
     root, one, two = (tmp_path / name for name in ("root", "one", "two"))
     for path in (root / "etc", one / "inner", two):
         path.mkdir(parents=True)
@@ -169,8 +171,8 @@ def test_places_that_the_root_lacks_are_made(appliance: Any, tmp_path: Path) -> 
         assert (made.mode, made.uid, made.gid, made.isdir()) == (0o755, 0, 0, True)
 
 
-def test_a_place_in_what_is_left_out_is_an_error(appliance: Any, tmp_path: Path) -> None:
-    """Its files would be lost without a word."""
+def test_a_mount_point_in_an_excluded_directory_is_an_error(appliance: Any, tmp_path: Path) -> None:
+    """Otherwise its files would be lost without a message."""
     (tmp_path / "root" / "out").mkdir(parents=True)
     with (tmp_path / "out.tar").open("wb") as stream:
         tar = appliance.tree_tar.TreeTar(stream.fileno(), lambda _: None)
@@ -183,8 +185,8 @@ def test_a_place_in_what_is_left_out_is_an_error(appliance: Any, tmp_path: Path)
             )
 
 
-def test_zeros_that_a_file_system_compresses_are_holes(appliance: Any, tmp_path: Path) -> None:
-    """Control: what begins within a piece, or ends the file, is in a range."""
+def test_zeros_that_the_filesystem_compressed_become_holes(appliance: Any, tmp_path: Path) -> None:
+    """Control: data that begins within a piece, or ends the file, is in a range."""
     content = bytearray(7 * MIB + 5)
     content[:1], content[3 * MIB - 1 : 3 * MIB + 1], content[-1:] = b"a", b"bc", b"d"
     (tmp_path / "file").write_bytes(content)
@@ -196,7 +198,7 @@ def test_zeros_that_a_file_system_compresses_are_holes(appliance: Any, tmp_path:
         assert appliance.tree_tar._written(stream.fileno(), 2 * MIB) == []
 
 
-def test_what_tells_roots_apart(appliance: Any, tmp_path: Path) -> None:
+def test_a_root_is_described_by_system_host_name_and_date(appliance: Any, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "os-release").write_text('ID=x\nPRETTY_NAME="Some System 1"\n')
     (tmp_path / "etc" / "hostname").write_text("web1\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the appliance is started: formats are said, no other file is opened, and nothing of it reaches a network."""
+"""How the appliance VM is started: disk formats are explicit, no other file is opened, and there is no network."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *disks: ApplianceDisk) -> list[st
     return vm._arguments(appliance, disks, 7, Path("/t/console"), 1 << 30)
 
 
-def test_it_has_no_network_and_no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_appliance_has_no_network_and_no_default_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     words = arguments(monkeypatch)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
     assert not any("net" in word.split(",")[0] for word in words)
@@ -31,7 +31,7 @@ def test_it_has_no_network_and_no_defaults(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vmdk", "vhdx", "vpc"])
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_disk_is_opened_as_what_it_is_said_to_be(
+def test_a_disk_is_opened_in_its_given_format(
     monkeypatch: pytest.MonkeyPatch, kind: vm.Format, read_only: bool
 ) -> None:
     # That an image names no other file is another test's.
@@ -47,8 +47,8 @@ def test_a_disk_is_opened_as_what_it_is_said_to_be(
 
 
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx", "vpc"])
-def test_no_option_is_made_for_an_image_that_is_none(tmp_path: Path, kind: vm.Format) -> None:
-    """Control: a raw disk may begin with anything."""
+def test_an_image_that_is_not_in_its_given_format_is_refused(tmp_path: Path, kind: vm.Format) -> None:
+    """Control: a raw disk may begin with any bytes."""
     image = tmp_path / "image"
     image.write_bytes(bytes(MIB))
     with pytest.raises(UserError, match="expected"):
@@ -65,13 +65,13 @@ def test_an_image_has_room_for_tags_and_journal_and_hardly_more(data: int) -> No
     assert least < size <= least + min(data // 126, 64 * MIB) + 3 * MIB
 
 
-def test_a_root_has_its_journal_beside_the_room_that_is_asked_for() -> None:
+def test_a_root_has_its_journal_in_addition_to_the_requested_size() -> None:
     small, large = root_size([], 20 * MIB), root_size([], 20 << 30)
     assert 20 * MIB + 4 * MIB <= small <= 20 * MIB + 16 * MIB
     assert (20 << 30) + (1 << 30) <= large < 22 << 30
 
 
-def test_a_key_that_was_made_needs_no_slow_derivation_and_a_given_one_has_a_bounded_one() -> None:
+def test_a_generated_key_gets_pbkdf2_and_a_given_key_a_bounded_argon2id() -> None:
     identity = "0f2a6c1e-5b1f-4f0c-9d3c-6a7b8c9d0e1f"
     made, given = format_options(identity, "made"), format_options(identity, "given")
     assert {f"--uuid={identity}", "--integrity=hmac-sha256", "--cipher=aes-xts-random"} <= set(made) & set(given)
@@ -88,15 +88,15 @@ def test_a_key_that_was_made_needs_no_slow_derivation_and_a_given_one_has_a_boun
     ],
     ids=lambda line: repr(line[:20]),
 )  # fmt: skip
-def test_an_answer_that_makes_no_sense_is_none(line: bytes) -> None:
+def test_a_malformed_answer_is_an_error(line: bytes) -> None:
     with pytest.raises(vm._ApplianceFailed):
         vm._parse(line)
 
 
 @pytest.mark.parametrize("said", [{"result": {"a": 1}}, {"error": "x"}, {"done": 1, "total": 2, "step": "s"}, {}])
-def test_one_that_does_is_taken(said: dict[str, object]) -> None:
+def test_a_well_formed_answer_is_read(said: dict[str, object]) -> None:
     assert vm._parse(json.dumps(said).encode()) == said
 
 
-def test_what_it_says_moves_no_cursor() -> None:
+def test_control_characters_of_the_appliance_are_replaced() -> None:
     assert printable("a\x1b[2Jb\r\nü\x9b", keep="\n") == "a?[2Jb?\nü?"

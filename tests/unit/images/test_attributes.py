@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended attributes from a tar to ext4 and erofs: what is kept, what is dropped, and how it is said."""
+"""Extended attributes from a tar to ext4 and erofs: which are kept, which are dropped, and the message about those."""
 
 import struct
 import subprocess
@@ -49,7 +49,7 @@ def tree() -> list[Entry]:
     ]
 
 
-def test_what_no_target_can_keep_is_dropped_by_name() -> None:
+def test_attributes_that_no_target_can_keep_are_dropped_by_name() -> None:
     clean = AttributeFilter()
     entries = [
         with_values(text_entry("a", ""), ("btrfs.compression", b"zstd"), ("security.evm", b"1"), ("user.kept", b"1")),
@@ -73,8 +73,10 @@ def test_what_no_target_can_keep_is_dropped_by_name() -> None:
 
 
 @pytest.mark.parametrize("kind", ImageKind)
-def test_an_image_that_was_booted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: ImageKind) -> None:
-    """systemd marks its seed with an attribute; the file is denied, so the attribute is no question."""
+def test_attributes_of_removed_files_are_not_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: ImageKind
+) -> None:
+    """In an image that was booted once, systemd's seed has an attribute; the deny-list removes that file."""
     seed = with_values(text_entry("var/lib/systemd/random-seed", "x"), ("user.random-seed-creditable", b"1"))
     layer = with_values(directory_entry("var/lib/docker/overlay2/a/diff/app"), VALUES[2])
     write_tar([text_entry("sbin/init", "", 0o755), seed, layer], tmp_path / "a.tar", epoch=EPOCH)
@@ -96,7 +98,7 @@ def shown(tools: Path, image: Path, entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def test_ext4_and_erofs_keep_them_and_are_the_same_twice(tools: Path, tmp_path: Path) -> None:
+def test_ext4_and_erofs_keep_attributes_and_are_reproducible(tools: Path, tmp_path: Path) -> None:
     entries = [*tree(), link_entry("s", "one")]
     tar = tmp_path / "a.tar"
     write_tar(entries, tar, epoch=EPOCH)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cloud-init is told, as YAML; and a cloud image that is fetched by its digest, from a real server."""
+"""The configuration for cloud-init, as YAML; and a cloud image that is downloaded by its digest, from a real server."""
 
 import hashlib
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=60))
-def test_any_key_comes_back_as_it_is(comment: str) -> None:
-    """A comment is the user's own: quotes, colons and # in it must not become YAML."""
+def test_any_key_is_written_and_read_back_unchanged(comment: str) -> None:
+    """The user chooses the comment: quotes, colons and # in it must not become YAML."""
     text = cloud_config(TEMPLATE, f"ssh-ed25519 AAAA {comment}")
     assert text.startswith("#cloud-config\n")
     document = yaml.safe_load(text)
@@ -78,7 +78,7 @@ def test_an_image_is_fetched_once_and_checked(mirror: Mirror, tmp_path: Path) ->
     assert len(mirror.requests) > asked
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(mirror: Mirror, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_continued(mirror: Mirror, tmp_path: Path) -> None:
     mirror.breaks = [len(DATA), 1_000_000]
     assert fetch_by_digest("CLOUD_IMAGE", f"{mirror.uri}/cloud.qcow2", DIGEST, cache_dir=tmp_path).read_bytes() == DATA
     assert any("1000000" in str(request) for request in mirror.requests)
@@ -98,7 +98,7 @@ def test_a_broken_transfer_goes_on_where_it_broke(mirror: Mirror, tmp_path: Path
         ("http://user:canary@127.0.0.1:1/x", DIGEST, "CLOUD_IMAGE=http://…@127.0.0.1:1/x: cannot be fetched"),
     ],
 )
-def test_what_cannot_be_had_is_named(mirror: Mirror, tmp_path: Path, uri: str, sha256: str, words: str) -> None:
+def test_a_failed_download_is_named(mirror: Mirror, tmp_path: Path, uri: str, sha256: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as refused:
         fetch_cloud_image(uri=uri.format(mirror.uri), sha256=sha256, cache_dir=str(tmp_path), output=tmp_path / "image")
     assert "canary" not in str(refused.value) and not (tmp_path / "image").exists()

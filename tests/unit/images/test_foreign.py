@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which disk image a file is, told by its content alone; and none that would make QEMU read another file."""
+"""The format of a disk image, recognised by its content; images that would make QEMU read another file are refused."""
 
 import importlib
 import struct
@@ -62,7 +62,7 @@ def refusal(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize(("form", "options", "expected"), FORMATS)
 def test_formats(tools: Path, raw: Path, form: str, options: tuple[str, ...], expected: DiskFormat) -> None:
-    """By content: the name says nothing."""
+    """By the content: the file name does not count."""
     assert disk_format(convert(tools, raw, form, *options)) is expected
 
 
@@ -87,7 +87,7 @@ def test_other_formats_are_refused_by_name(tools: Path, raw: Path, form: str) ->
     ],
 )
 def test_raw_disks(tmp_path: Path, place: int, magic: bytes) -> None:
-    """A file system or a volume from the first sector on is a raw disk. Control: without its magic it is none."""
+    """A filesystem or a volume from the first sector on is a raw disk. Control: without its magic bytes it is not."""
     path = tmp_path / "disk"
     path.write_bytes(bytes(place) + magic + bytes(MIB))
     assert disk_format(path) is DiskFormat.RAW
@@ -95,7 +95,7 @@ def test_raw_disks(tmp_path: Path, place: int, magic: bytes) -> None:
     assert not is_disk_image(path)
 
 
-def test_archives_are_no_disks(tmp_path: Path) -> None:
+def test_archives_are_not_recognised_as_disks(tmp_path: Path) -> None:
     tar = tmp_path / "root.tar"
     make_rootfs([Layer("x", [text_entry("file", "\x55\xaa" * 40000)])], tar)
     assert not is_disk_image(tar)
@@ -108,7 +108,7 @@ def test_archives_are_no_disks(tmp_path: Path) -> None:
 
 
 def test_a_backing_file_is_refused(tools: Path, tmp_path: Path) -> None:
-    """Control: QEMU, left to itself, reads the other file, and its content is in the disk."""
+    """Control: QEMU by itself reads the other file, and its content is in the disk."""
     secret, image = tmp_path / "secret", tmp_path / "disk.qcow2"
     secret.write_bytes(b"of the host".ljust(MIB, b"."))
     run([tools / "qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", image])
@@ -118,7 +118,7 @@ def test_a_backing_file_is_refused(tools: Path, tmp_path: Path) -> None:
 
 
 def test_a_data_file_is_refused(tools: Path, tmp_path: Path) -> None:
-    """Control: what QEMU takes for the disk is the other file."""
+    """Control: QEMU by itself uses the other file as the disk."""
     data, image = tmp_path / "data", tmp_path / "disk.qcow2"
     run([tools / "qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", image, "1M"])
     data.write_bytes(b"of the host".ljust(MIB, b"."))
@@ -127,7 +127,7 @@ def test_a_data_file_is_refused(tools: Path, tmp_path: Path) -> None:
     refusal(image, "another file")
 
 
-def test_vmdk_that_leads_elsewhere(tools: Path, raw: Path, tmp_path: Path) -> None:
+def test_a_vmdk_with_data_in_another_file_is_refused(tools: Path, raw: Path, tmp_path: Path) -> None:
     flat = convert(tools, raw, "vmdk", "-o", "subformat=monolithicFlat")
     refusal(flat, "descriptor")
     whole = convert(tools, raw, "vmdk")
@@ -147,7 +147,7 @@ def edited(path: Path, place: int, data: bytes) -> Path:
     return path
 
 
-def test_headers_that_are_half_of_something(tools: Path, raw: Path) -> None:
+def test_unsupported_variants_of_formats_are_refused(tools: Path, raw: Path) -> None:
     qcow2: Callable[[], Path] = lambda: convert(tools, raw, "qcow2")  # noqa: E731
     refusal(edited(qcow2(), 4, struct.pack(">I", 1)), "version 1")
     refusal(edited(qcow2(), 32, struct.pack(">I", 2)), "encrypted")
@@ -183,7 +183,7 @@ def test_fstab() -> None:
 
 
 def test_links_stay_inside_the_image(tmp_path: Path) -> None:
-    """An absolute link in an image means the image. Control: followed by the system, it leads out of it."""
+    """An absolute link is relative to the image. Control: followed by the system, it leads out of the image."""
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
     (root / "usr").mkdir()
@@ -209,7 +209,7 @@ def volumes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_names_of_volumes(volumes: Any) -> None:
-    """As an fstab or a user has them; the disk's own name does not matter, a logical volume's dashes do."""
+    """As an fstab or a user names them; the disk's own name and the dashes of a logical volume do not matter."""
     one = volumes.Volume("/dev/vda1", "/dev/vdb1", "FAT", uuid="ABCD-1234", number=1, partuuid="aa-01")
     two = volumes.Volume("/dev/vda2", "/dev/vdb2", "ext4", uuid="0a0b-1", label="my root", number=2, partlabel="root")
     lvm = volumes.Volume(
@@ -245,8 +245,8 @@ def test_names_of_volumes(volumes: Any) -> None:
         assert volumes.find(spec, [one, two, lvm, array]) is expected, spec
 
 
-def test_what_a_volume_holds(volumes: Any, tools: Path, tmp_path: Path) -> None:
-    """By real tools where there are any here; the name and the label are read from the right places."""
+def test_the_filesystem_of_a_volume_is_recognised(volumes: Any, tools: Path, tmp_path: Path) -> None:
+    """Made by real tools if they are installed; the name and the label are read from the right places."""
     image = tmp_path / "image"
     image.write_bytes(bytes(8 * MIB))
     identity = str(uuid.uuid4())
@@ -265,7 +265,7 @@ def test_what_a_volume_holds(volumes: Any, tools: Path, tmp_path: Path) -> None:
 
 
 def test_mount_units(tmp_path: Path) -> None:
-    """Those of a device that a target wants are lines of fstab. Near misses: not wanted, masked, a template, memory."""
+    """Units of a device that a target wants are read. These are not: not wanted, masked, a template, memory."""
     units, wants = tmp_path / "etc/systemd/system", tmp_path / "etc/systemd/system/local-fs.target.wants"
     wants.mkdir(parents=True)
     written = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FROM_INITRD: what of a distribution's initrd stays, and that nothing of it is in the place of ours."""
+"""FROM_INITRD: which files of a distribution's initrd are kept, and that none of them replaces ours."""
 
 import stat
 from pathlib import Path
@@ -60,7 +60,7 @@ def files(path: Path) -> set[str]:
     return {name for name, member in members(path).items() if not stat.S_ISDIR(member.mode)}
 
 
-def test_our_init_runs_and_theirs_is_gone(tmp_path: Path) -> None:
+def test_our_init_replaces_that_of_the_initrd(tmp_path: Path) -> None:
     made = layer(tmp_path, *THEIRS)
     assert files(made) == {
         f"usr/lib/modules/{RELEASE}/kernel/x.ko", "usr/lib/firmware/card.bin", "usr/bin/tool",
@@ -93,14 +93,16 @@ def test_our_init_runs_and_theirs_is_gone(tmp_path: Path) -> None:
         "lib64/ld-linux-x86-64.so.2",
     ],
 )
-def test_what_would_act_is_left_out(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Control: a file beside them stays."""
+def test_files_that_would_change_the_boot_are_left_out(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control: a tool beside them is kept."""
     assert files(layer(tmp_path, text_entry(name, "theirs"), text_entry("usr/bin/tool", ""))) == {"usr/bin/tool"}
     assert "1 entries taken; left out: 1 " in capsys.readouterr().out
 
 
-def test_both_layouts_of_directories_come_to_ours(tmp_path: Path) -> None:
-    """Arch's links and a /lib that is no link; a file of a link's name must not lead elsewhere."""
+def test_both_directory_layouts_are_converted_to_ours(tmp_path: Path) -> None:
+    """Arch's links, and a /lib that is a directory; a file with the name of a link must not be written elsewhere."""
     made = layer(
         tmp_path,
         link_entry("bin", "usr/bin"),
@@ -133,7 +135,7 @@ def test_another_kernel_s_initrd_is_refused_by_name(tmp_path: Path, place: str, 
         ((text_entry("usr/bin/busybox/x", ""), directory_entry("usr/bin/busybox")), "in our initramfs"),
     ],
 )
-def test_shapes_that_the_kernel_would_unpack_elsewhere_are_refused(
+def test_entries_that_the_kernel_would_unpack_elsewhere_are_refused(
     tmp_path: Path, theirs: tuple[Entry, ...], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):

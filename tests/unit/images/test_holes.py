@@ -10,7 +10,7 @@ from sevsnp.images.filesystem import make_ext4
 MIB = 1 << 20
 
 
-def test_a_file_larger_than_its_file_system(tools: Path, tmp_path: Path) -> None:
+def test_a_sparse_file_may_be_larger_than_its_filesystem(tools: Path, tmp_path: Path) -> None:
     root, tar, image = tmp_path / "root", tmp_path / "a.tar", tmp_path / "a.ext4"
     root.mkdir()
     with (root / "holes").open("wb") as stream:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes orders from the host is found in every init system; what only looks like it stays."""
+"""Services that obey the host are found in every init system; services that only look similar stay."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ switched off, since it talks to the host over vsock: vm.socket
 switched off in /etc/crontab, since it asks the metadata service of the host's network: 2 * * * * root /usr/bin/keys"""
 
 
-def test_agents_are_found_by_what_they_do_and_the_rest_stays() -> None:
+def test_agents_are_found_by_their_behaviour_and_other_services_stay() -> None:
     root = tree(*BAD, *GOOD)
     said = list(switch_off_agents(root, MARKS))
     assert sorted(said) == sorted(GOLDEN.splitlines())
@@ -114,12 +114,12 @@ def test_agents_are_found_by_what_they_do_and_the_rest_stays() -> None:
 
 
 @pytest.mark.parametrize("entry", GOOD, ids=lambda entry: entry.name)
-def test_a_near_miss_alone_stays(entry: Entry) -> None:
+def test_a_service_that_only_looks_like_an_agent_stays(entry: Entry) -> None:
     assert list(switch_off_agents(tree(entry), MARKS)) == []
 
 
-def test_a_text_between_two_pieces_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A large program is read in pieces of 1 MiB. Control: the text that ends one byte early is none."""
+def test_a_text_across_two_pieces_of_a_program_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A large program is read in pieces of 1 MiB. Control: a text that ends one byte early does not match."""
     monkeypatch.setattr(host_channels, "_LONGEST_SCRIPT", 10)
     text = "/dev/virtio-ports"
     for shown, found in ((text, True), (text[:-1] + "\0", False)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One canary for each class of the deny-list: in the source tar, not in the raw bytes of the image."""
+"""One canary for each class of the deny-list: it is in the source tar and not in the raw bytes of the image."""
 
 from pathlib import Path
 from textwrap import indent
@@ -160,7 +160,7 @@ def test_every_class_has_a_canary() -> None:
     assert DENIED.reasons <= {removal.reason for removal in clean.removed}
 
 
-def test_cloud_init_is_switched_off_where_there_is_one() -> None:
+def test_cloud_init_is_switched_off_if_it_is_installed() -> None:
     clean = IdentityFilter(ImageKind.LUKS, DENIED)
     names = [entry.name for entry in clean([text_entry("etc/cloud/cloud.cfg", "x")])]
     assert names == ["etc/cloud/cloud-init.disabled", "etc/cloud/cloud.cfg"]
@@ -168,7 +168,7 @@ def test_cloud_init_is_switched_off_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["app/server.pem", "data/id", "usr/local/etc/ssl/server.pem"])
-def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
+def test_a_private_key_is_found_in_any_directory(name: str) -> None:
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"
     assert DENIED.reason(text_entry(name, key)) == "private key"
     assert DENIED.reason(text_entry(name, "no key\n")) == ""
@@ -176,7 +176,7 @@ def test_a_private_key_is_found_wherever_it_lies(name: str) -> None:
     assert DENIED.reason(text_entry(f"usr/share/doc/{name}", key)) == ""
 
 
-def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
+def test_a_pattern_with_a_tilde_matches_every_home_directory(tmp_path: Path) -> None:
     (tmp_path / "denied.yaml").write_text('traces: {history: [~/.history, "*/.log", "var/x/**"]}\n')
     found = DenyList(tmp_path / "denied.yaml")
     for name, reason in {
@@ -210,7 +210,7 @@ def test_the_homes_are_root_s_and_each_below_home(tmp_path: Path) -> None:
         ("log: [*]", "line 2"),
     ],
 )
-def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_malformed_deny_list_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "denied.yaml"
     file.write_text("traces:\n" + indent(text, "  "))
     with pytest.raises(UserError) as refused:
@@ -223,7 +223,7 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -
         DenyList(file)
 
 
-def test_of_a_cached_file_only_the_name_goes_and_of_a_secret_every_link() -> None:
+def test_all_hard_links_of_a_secret_are_removed_but_not_those_of_a_cached_file() -> None:
     def linked(*names: str) -> list[Entry]:
         content = Content.literal(names[0], b"bytes")
         return [Entry(name, Kind.FILE, 0o644, content=content) for name in names]
@@ -239,7 +239,7 @@ def test_of_a_cached_file_only_the_name_goes_and_of_a_secret_every_link() -> Non
 
 
 @pytest.mark.parametrize(("kind", "note"), [(ImageKind.VERITY, ", which the host can read"), (ImageKind.LUKS, "")])
-def test_the_user_s_patterns_change_the_list_and_are_named(kind: ImageKind, note: str) -> None:
+def test_patterns_of_the_user_change_the_deny_list_and_are_named(kind: ImageKind, note: str) -> None:
     change = Change.parse("/etc/ssh/ssh_host_rsa_key, var/log/app/,srv/none", "srv/scratch")
     clean = IdentityFilter(kind, DenyList(LIST, kind, change))
     entries = [

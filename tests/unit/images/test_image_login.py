@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps a guest of a foreign image from running or its owner from logging in, refused before it boots."""
+"""Faults of a foreign image that would stop its guest or its owner's login: refused before the guest boots."""
 
 import struct
 from pathlib import Path
@@ -61,7 +61,7 @@ def image(config: str, *more: Entry) -> Tree:
         ("PermitRootLogin no # AllowUsers admin\n", ""),
     ],
 )
-def test_what_the_image_s_sshd_would_refuse(config: str, said: str) -> None:
+def test_an_account_that_the_sshd_of_the_image_would_refuse_is_named(config: str, said: str) -> None:
     tree = image(config, text_entry("etc/ssh/sshd_config.d/1.conf", "AllowUsers other\n"))
     if not said:
         assert f"added: your public key in /home/user/.ssh/authorized_keys" in list(add_login_account(tree, KEY))  # noqa: F541
@@ -89,7 +89,7 @@ def openrc(*more: Entry) -> Tree:
     return Tree([passwd, text_entry("usr/sbin/sshd", ""), text_entry("etc/inittab", "::sysinit:/sbin/openrc\n"), *more])
 
 
-def test_a_service_manager_that_the_image_lacks() -> None:
+def test_a_missing_service_manager_is_refused() -> None:
     manager, service = text_entry("sbin/openrc", ""), text_entry("etc/init.d/sshd", "")
     for tree, words in ((openrc(), "/sbin/openrc"), (openrc(manager), "no OpenRC service")):
         with pytest.raises(UserError, match=words):
@@ -106,8 +106,8 @@ def elf(machine: int, order: str = "<") -> bytes:
 
 
 @pytest.mark.parametrize("name", ["usr/sbin/init", "usr/sbin/sshd", "bin/sh"])
-def test_another_machine(name: str) -> None:
-    """The init, a script's interpreter, the SSH server. Control: the same for this machine."""
+def test_programs_for_another_architecture_are_refused(name: str) -> None:
+    """The init, the interpreter of a script, the SSH server. Control: the same programs for this architecture."""
     base = [text_entry("usr/sbin/init", "#! /bin/sh -e\n" + "x" * 40), link_entry("bin/sh", "dash")]
     place = "bin/dash" if name == "bin/sh" else name
 
@@ -120,7 +120,7 @@ def test_another_machine(name: str) -> None:
     check_architecture(tree(elf(62)), "image")
 
 
-def test_too_little_memory_for_what_is_copied(tmp_path: Path) -> None:
+def test_a_tmpfs_that_is_too_small_for_the_copied_files_is_refused(tmp_path: Path) -> None:
     entries = [text_entry("var/a", b"x" * 5000), text_entry("var/b", b"x"), text_entry("usr/c", b"x" * 9000)]
     write_copied_sizes(entries, tmp_path / "sizes")
     room = dict.fromkeys(("etc", "home", "tmp"), 0)
@@ -142,5 +142,5 @@ def test_too_little_memory_for_what_is_copied(tmp_path: Path) -> None:
         ("a log with init: FATAL: in a line\n", ""),
     ],
 )
-def test_a_failed_boot_is_known_by_its_console(console: str, line: str) -> None:
+def test_a_failed_boot_is_recognised_on_the_console(console: str, line: str) -> None:
     assert boot_failure(console) == line

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of images that need no kernel to be read: each with its right answer, compared file by file."""
+"""The table of images that can be read without a kernel: each with its expected result, compared file by file."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ GUEST_VM = Path(__file__).resolve().parents[3] / "guest-vm"
 TABLE = read_table("light.yaml")
 
 
-def test_each_row_has_a_maker() -> None:
+def test_each_row_has_a_function_that_makes_the_image() -> None:
     assert list(TABLE) == sorted(LIGHT)
 
 
@@ -69,7 +69,9 @@ def _adopted(text: str, place: Path, tar: Path) -> None:
 
 
 @pytest.mark.parametrize("case", TABLE)
-def test_an_image(case: str, tools: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_gives_its_expected_result(
+    case: str, tools: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     row = TABLE[case]
     place, names = tmp_path / "in", {tmp_path / "in": "HERE", tmp_path: "THERE"}
     place.mkdir()

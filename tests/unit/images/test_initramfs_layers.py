@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of an initramfs, from stand-in packages and files: what is in each, and that joined ones are read on."""
+"""The layers of an initramfs, from stand-in packages and files: their contents, and how joined ones are unpacked."""
 
 import os
 import stat
@@ -72,7 +72,7 @@ def test_base_packages_land_on_the_merged_layout(tmp_path: Path) -> None:
     assert {m.mtime for m in found.values()} == {0}
 
 
-def test_what_files_yaml_excludes_is_left_out(tmp_path: Path) -> None:
+def test_files_that_files_yaml_excludes_are_left_out(tmp_path: Path) -> None:
     manifest = package(tmp_path, "one", {"usr/share/doc/one": "d", "usr/bin/one": "1"})
     assert "usr/share/doc/one" in base_layer(tmp_path, manifest)
     found = base_layer(tmp_path, manifest, "exclude: ['usr/share/*']\n")
@@ -95,8 +95,8 @@ def kernel(tmp_path: Path) -> Path:
     return tmp_path / "version"
 
 
-def test_a_kernel_without_what_the_guest_needs_is_refused(tmp_path: Path) -> None:
-    """By the option, and by the version that brought it. Control: with it the layer is made."""
+def test_a_kernel_without_options_that_the_guest_needs_is_refused(tmp_path: Path) -> None:
+    """By the option, and by the version that introduced it. Control: with the option the layer is made."""
     version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
     lists.write_text("base: [a]\n")
     config = version.with_name("config")
@@ -116,7 +116,7 @@ def test_a_kernel_without_what_the_guest_needs_is_refused(tmp_path: Path) -> Non
     make_modules_layer(version=version, modules=lists, lists=["base"], output=tmp_path / "o")
 
 
-def test_modules_layers_share_nothing_and_say_the_order(tmp_path: Path) -> None:
+def test_modules_layers_share_no_file_and_have_the_load_order(tmp_path: Path) -> None:
     version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
     lists.write_text("base: [a]\nemulated: [console]\n")
     made = {}
@@ -130,7 +130,7 @@ def test_modules_layers_share_nothing_and_say_the_order(tmp_path: Path) -> None:
     assert images["emulated"] == {f"{PLACE}/ring.ko", f"{PLACE}/console.ko"}
 
 
-def test_one_layer_may_have_several_lists_each_loaded_by_itself(tmp_path: Path) -> None:
+def test_one_layer_may_have_several_module_lists(tmp_path: Path) -> None:
     version, lists = kernel(tmp_path), tmp_path / "modules.yaml"
     lists.write_text("base: [a]\nluks: [ring, shared]\nappliance: [console]\n")
     make_modules_layer(version=version, modules=lists, lists=["base", "luks"], output=tmp_path / "measured")
@@ -152,7 +152,7 @@ def files_yaml(tmp_path: Path, text: str) -> Path:
     return tmp_path / "initramfs/files.yaml"
 
 
-def test_our_own_files_have_their_mode_and_place(tmp_path: Path) -> None:
+def test_our_own_files_have_their_mode_and_path(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("e")
     files = files_yaml(
         tmp_path,
@@ -220,7 +220,7 @@ def test_bad_lists_of_modules_are_refused_by_name(tmp_path: Path, text: str, wor
     assert not (tmp_path / "o").exists()
 
 
-def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml"):
         read_list(tmp_path / "none.yaml", "a")
     with pytest.raises(UserError, match=r"none\.yaml"):

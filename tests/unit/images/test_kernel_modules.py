@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel modules by name: what they depend on, in which order they load, and what is no module."""
+"""Kernel modules by name: their dependencies, their load order, and files that are not kernel modules."""
 
 import lzma
 import struct
@@ -62,7 +62,7 @@ def test_modinfo() -> None:
     ],
     ids=["empty", "short", "32 bit", "no section", "truncated", "names index"],
 )
-def test_what_is_no_module_is_refused_by_name(image: bytes) -> None:
+def test_a_file_that_is_not_a_kernel_module_is_refused_by_name(image: bytes) -> None:
     with pytest.raises(UserError, match=r"broken\.ko: not a kernel module"):
         modinfo(image, Path("broken.ko"))
 
@@ -82,7 +82,7 @@ def test_dashes_and_underscores_are_one_name(tmp_path: Path) -> None:
     assert list(modules.closure(["dm_verity", "dm-verity"], "list")) == ["dm_bufio", "dm_verity"]
 
 
-def test_what_the_kernel_has_built_in_needs_nothing(tmp_path: Path) -> None:
+def test_built_in_modules_are_not_loaded(tmp_path: Path) -> None:
     modules = tree(tmp_path, {"ext4": "crc_lib"})
     assert list(modules.closure(["ext4", "crc-lib"], "list")) == ["ext4"]
 

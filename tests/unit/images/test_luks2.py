@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LUKS2 headers: parsed, refused where damaged, and opened by the right key only; made here by the specification."""
+"""LUKS2 headers: parsed, refused if damaged, and opened by the right key only; made here from the specification."""
 
 import base64
 import hashlib
@@ -95,7 +95,7 @@ def header(
 
 
 @pytest.mark.parametrize("kdf", [PBKDF2, ARGON2], ids=lambda kdf: kdf["type"])
-def test_the_key_opens_it_and_no_other_does(kdf: dict[str, Any]) -> None:
+def test_only_the_right_key_opens_the_header(kdf: dict[str, Any]) -> None:
     data = header(KEY, kdf)
     assert Luks2.parse(data).uuid == UUID
     assert opens(data, KEY)
@@ -103,14 +103,14 @@ def test_the_key_opens_it_and_no_other_does(kdf: dict[str, Any]) -> None:
         assert not opens(data, other)
 
 
-def test_every_stripe_counts() -> None:
+def test_a_change_in_any_stripe_of_the_keyslot_is_detected() -> None:
     data = bytearray(header(KEY, stripes=64))
     assert opens(bytes(data), KEY)
     data[OFFSET + 17] ^= 1
     assert not opens(bytes(data), KEY)
 
 
-def test_it_is_read_from_an_image(tmp_path: Path) -> None:
+def test_the_header_is_read_from_an_image(tmp_path: Path) -> None:
     image = tmp_path / "luks.img"
     image.write_bytes(header(KEY) + b"data")
     assert len(Luks2.read(image).data) == HEADER_SIZE
@@ -118,7 +118,7 @@ def test_it_is_read_from_an_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 6, 13, 80, 170, 300, 4096 + 20, METADATA - 1])
-def test_a_damaged_one_is_refused(at: int) -> None:
+def test_a_damaged_header_is_refused(at: int) -> None:
     data = bytearray(header(KEY))
     Luks2.parse(bytes(data))
     data[at] ^= 1
@@ -126,7 +126,7 @@ def test_a_damaged_one_is_refused(at: int) -> None:
         Luks2.parse(bytes(data))
 
 
-def test_metadata_nested_without_end_is_refused() -> None:
+def test_deeply_nested_metadata_is_refused() -> None:
     """A host may write any JSON there, with a right checksum."""
     data = bytearray(header(KEY))
     data[4096:METADATA] = b"[" * (METADATA - 4096)
@@ -136,7 +136,7 @@ def test_metadata_nested_without_end_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"LUKS\xba\xbe", bytes(HEADER_SIZE), header(KEY)[:8192]], ids=len)
-def test_a_part_of_one_is_none(data: bytes) -> None:
+def test_a_truncated_header_is_refused(data: bytes) -> None:
     with pytest.raises(UserError, match="not a LUKS2 header"):
         opens(data, KEY)
 
@@ -155,6 +155,6 @@ def test_a_part_of_one_is_none(data: bytes) -> None:
     ],
     ids=["memory", "scrypt", "no kdf", "splitter", "cut off", "null cipher", "text", "huge"],
 )
-def test_one_of_another_kind_is_refused_and_costs_nothing(changes: dict[str, Any]) -> None:
+def test_a_header_of_another_kind_is_refused_before_key_derivation(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="not made by this project"):
         opens(header(KEY, changes=changes), KEY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When setup_luks makes a new volume: where the old one's key is not to be had, is another, or is known to a host."""
+"""When setup_luks makes a new volume: if the old volume's key is missing, differs, or is known to a host."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def current(tmp_path: Path, header: Path, key_file: str | None = "", platform: s
     return is_current(header, tmp_path / "config", key_file, platform=platform, **known)
 
 
-def test_one_that_an_emulated_guest_had_is_none_for_snp(tmp_path: Path, header: Path) -> None:
+def test_a_volume_that_an_emulated_guest_opened_is_not_used_for_snp(tmp_path: Path, header: Path) -> None:
     keep(tmp_path / "config", Record("made"))
     assert all(current(tmp_path, header, platform=name) for name in ("auto", "snp", "emulated"))
     keep(tmp_path / "config", Record("made", exposed=True))
@@ -50,7 +50,7 @@ def test_one_that_an_emulated_guest_had_is_none_for_snp(tmp_path: Path, header: 
     assert not current(tmp_path, header, platform="snp")
 
 
-def test_auto_is_snp_where_that_is_known(tmp_path: Path) -> None:
+def test_platform_auto_means_snp_if_the_probe_found_snp(tmp_path: Path) -> None:
     qemu, probe_cache = tmp_path / "qemu", tmp_path / "platform.json"
     qemu.touch()
     assert not is_for_snp("auto", qemu, probe_cache)
@@ -63,7 +63,7 @@ def test_auto_is_snp_where_that_is_known(tmp_path: Path) -> None:
     assert not is_for_snp("auto", qemu, probe_cache)
 
 
-def test_without_its_key_or_its_record_nobody_could_open_it(tmp_path: Path, header: Path, key_file: Path) -> None:
+def test_a_volume_without_its_key_or_its_record_is_made_anew(tmp_path: Path, header: Path, key_file: Path) -> None:
     assert not current(tmp_path, header)
     keep(tmp_path / "config", Record("made"))
     assert current(tmp_path, header)
@@ -75,7 +75,7 @@ def test_without_its_key_or_its_record_nobody_could_open_it(tmp_path: Path, head
     assert current(tmp_path, tmp_path / "none"), "there is no volume: the task knows that itself"
 
 
-def test_another_key_that_is_given_makes_another_volume(tmp_path: Path, header: Path, key_file: Path) -> None:
+def test_a_different_given_key_makes_a_new_volume(tmp_path: Path, header: Path, key_file: Path) -> None:
     keep(tmp_path / "config", Record("given"))
     assert current(tmp_path, header, str(key_file))
     key_file.write_bytes(b"another key")
@@ -85,7 +85,7 @@ def test_another_key_that_is_given_makes_another_volume(tmp_path: Path, header: 
     assert current(tmp_path, header, None), "end to end asks for none"
 
 
-def test_a_key_that_an_emulated_guest_had_stays_exposed_in_a_new_volume(tmp_path: Path, header: Path) -> None:
+def test_a_key_that_an_emulated_guest_got_stays_exposed_in_a_new_volume(tmp_path: Path, header: Path) -> None:
     own, other = luks_key.Key(KEY, "LUKS_KEY"), luks_key.Key(b"another key", "LUKS_KEY")
     config_dir = tmp_path / "config"
     assert not _was_exposed(own, config_dir, [header]), "nothing is known of it"

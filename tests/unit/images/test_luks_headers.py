@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another header than the measured one: whatever was changed in it, the guest stops before anything reads it.
+"""Headers that differ from the measured one: for each change, the guest stops before it reads the header's content.
 
-The control arm is the guest's own code without its comparison: the same headers pass. That they are obeyed then is
+The control is the guest's own code without its comparison: the same headers pass. That they are obeyed then is
 shown with cryptsetup itself in tests/pipeline/test_luks_obeyed.py, and here where :func:`opens` can tell.
 """
 
@@ -64,15 +64,15 @@ def disk(directory: Path, header: bytes) -> str:
     return str(path)
 
 
-def test_the_volume_s_own_header_is_copied(volume: Volume, wanted: str, tmp_path: Path) -> None:
-    """Control for all refusals: as it was made, and with the key that opens it."""
+def test_the_measured_header_is_copied(volume: Volume, wanted: str, tmp_path: Path) -> None:
+    """Control for all refusals: the unchanged header, with the key that opens it."""
     target = tmp_path / "header"
     assert luks_root.copy_header(disk(tmp_path, volume.header), SIZE, wanted, str(target)).hex() == wanted
     assert target.read_bytes() == volume.header and target.stat().st_mode & 0o777 == 0o600
     assert opens(volume.header, volume.key) and not opens(volume.header, HOST_KEY)
 
 
-def test_there_are_enough_of_them_and_no_two_alike(volume: Volume) -> None:
+def test_there_are_at_least_60_different_mutations(volume: Volume) -> None:
     made = [change(volume) for change in MUTATIONS.values()]
     assert len(set(made)) == len(made) >= 60
     assert all(len(header) == SIZE and header != volume.header for header in made)
@@ -120,16 +120,16 @@ OPENED = (
 
 
 @pytest.mark.parametrize("name", OPENED)
-def test_the_owner_s_key_still_opens_what_was_mutated(volume: Volume, name: str) -> None:
+def test_the_key_of_the_owner_still_opens_some_mutated_headers(volume: Volume, name: str) -> None:
     assert opens(MUTATIONS[name](volume), volume.key)
 
 
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - {"null keyslot cipher, any key opens"}))
-def test_the_host_s_key_opens_what_the_host_made(volume: Volume, name: str) -> None:
+def test_the_key_of_the_host_opens_the_headers_that_the_host_made(volume: Volume, name: str) -> None:
     assert opens(MUTATIONS[name](volume), HOST_KEY)
 
 
-def test_the_newer_copy_says_what_the_first_does_not(volume: Volume) -> None:
+def test_the_two_copies_of_a_mutated_header_differ(volume: Volume) -> None:
     mutated = MUTATIONS["second copy newer"](volume)
     assert metadata_of(mutated)["segments"]["0"]["encryption"] == "aes-xts-random"
     assert metadata_of(mutated, COPY)["segments"]["0"]["encryption"] == "cipher_null-ecb"
@@ -149,8 +149,8 @@ print(opens(Path(sys.argv[1]).read_bytes(), sys.argv[2].encode()))
 
 
 @pytest.mark.parametrize("name", [HUGE[0], *(pytest.param(name, marks=pytest.mark.full) for name in HUGE[1:])])
-def test_a_huge_cost_would_be_paid(volume: Volume, tmp_path: Path, name: str) -> None:
-    """Control for these: who takes the header at its word does not come back; the guest's refusal costs one digest."""
+def test_control_a_header_with_a_huge_cost_exceeds_the_time_limit(volume: Volume, tmp_path: Path, name: str) -> None:
+    """Control: a program that obeys this header does not finish in time; the guest refuses it after one digest."""
 
     def end(header: bytes) -> tuple[int, str]:
         (tmp_path / "header").write_bytes(header)
@@ -162,7 +162,7 @@ def test_a_huge_cost_would_be_paid(volume: Volume, tmp_path: Path, name: str) ->
     assert end(MUTATIONS[name](volume)) == (-signal.SIGXCPU, "")
 
 
-def test_a_derivation_without_bounds_in_memory_is_refused_by_the_owner_s_tools(volume: Volume) -> None:
+def test_the_tools_of_the_owner_refuse_a_derivation_that_needs_4_gib(volume: Volume) -> None:
     with pytest.raises(UserError, match="not made by this project"):
         opens(MUTATIONS["derivation of 4 GiB"](volume), volume.key)
 
@@ -200,8 +200,8 @@ def test_a_disk_that_ends_in_its_header_is_refused(volume: Volume, wanted: str, 
 
 
 @pytest.mark.parametrize("size", [4096, COPY, SIZE - 4096, SIZE + 4096])
-def test_another_length_is_another_header(volume: Volume, wanted: str, tmp_path: Path, size: int) -> None:
-    """The length is measured with the digest; a host that could set one alone would gain nothing."""
+def test_a_header_of_another_length_is_refused(volume: Volume, wanted: str, tmp_path: Path, size: int) -> None:
+    """The length is measured together with the digest, so a host cannot change one of them alone."""
     with pytest.raises(linux.Stop):
         luks_root.copy_header(disk(tmp_path, volume.header), size, wanted, str(tmp_path / "header"))
 
@@ -223,8 +223,8 @@ def device(path: Path, *answers: bytes) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-def test_what_was_compared_is_what_is_used(volume: Volume, wanted: str, tmp_path: Path) -> None:
-    """A disk that answers differently when it is read again is not read again."""
+def test_the_header_that_was_compared_is_the_one_that_is_used(volume: Volume, wanted: str, tmp_path: Path) -> None:
+    """The disk here answers differently at the second read; the guest reads it once only."""
     mutated, target = MUTATIONS["null data cipher"](volume), tmp_path / "header"
     with device(tmp_path / "device", volume.header, mutated) as path:
         luks_root.copy_header(path, SIZE, wanted, str(target))
@@ -234,7 +234,7 @@ def test_what_was_compared_is_what_is_used(volume: Volume, wanted: str, tmp_path
         assert [stream.read(SIZE), stream.read(SIZE)] == [volume.header, mutated]
 
 
-def test_a_header_that_is_there_already_is_not_written_over(volume: Volume, wanted: str, tmp_path: Path) -> None:
+def test_an_existing_header_file_is_not_overwritten(volume: Volume, wanted: str, tmp_path: Path) -> None:
     target = tmp_path / "header"
     target.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
@@ -262,10 +262,10 @@ def adopts(header: bytes, key: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", [*OBEYED, "older, before the key was changed", "copy's offset"])
-def test_no_header_that_protects_the_data_in_another_way_is_adopted(name: str, volume: Volume) -> None:
+def test_only_headers_with_the_same_protection_of_the_data_are_adopted(name: str, volume: Volume) -> None:
     changed = MUTATIONS[name](volume)
     assert changed != volume.header and adopts(changed, volume.key) == (name in HARMLESS)
 
 
-def test_control_its_own_header_is_adopted(volume: Volume) -> None:
+def test_control_the_own_header_of_the_volume_is_adopted(volume: Volume) -> None:
     assert adopts(volume.header, volume.key) and not adopts(volume.header, b"another key")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of roots of every kind: what is added so that any card gets an address, and what is said about others."""
+"""The network of root filesystems of every kind: the files added so that any card gets an address, and the remarks."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def said(root: Tree) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["etc/NetworkManager/conf.d", "usr/lib/NetworkManager/conf.d", "etc/NetworkManager"])
-def test_networkmanager_that_leaves_unknown_cards_alone_gets_a_connection(place: str) -> None:
+def test_networkmanager_that_ignores_unknown_cards_gets_a_connection(place: str) -> None:
     """Control: without that setting it uses DHCP by itself, and nothing is added."""
     root = tree(MANAGER, NETWORKD)
     assert list(adopt_network(root)) == []
@@ -38,7 +38,7 @@ def test_networkmanager_that_leaves_unknown_cards_alone_gets_a_connection(place:
     assert not root.has(FALLBACK) and list(adopt_network(root)) == []
 
 
-def test_networkd_is_switched_on_where_nothing_else_is() -> None:
+def test_networkd_is_switched_on_if_no_other_manager_is() -> None:
     root = tree(NETWORKD, text_entry("etc/network/interfaces", "iface enp9s0 inet dhcp\n"))
     assert list(adopt_network(root)) == [
         "switched on: systemd-networkd.service",
@@ -57,8 +57,8 @@ MADE = (
 
 
 @pytest.mark.parametrize(("name", "text"), MADE)
-def test_what_cloud_init_made_for_another_card_goes(name: str, text: str) -> None:
-    """Control: a file of the image's own, beside it, stays."""
+def test_files_of_cloud_init_for_another_card_are_removed(name: str, text: str) -> None:
+    """Control: a file of the image itself, beside it, stays."""
     own = name.replace("cloud-init", "own").replace("eth0", "eth1")
     root = tree(text_entry(name, text), text_entry(own, text.replace("cloud-init", "hand")))
     (line,) = adopt_network(root)
@@ -82,7 +82,7 @@ def test_which_manager_a_root_starts(entry: Entry, manager: str) -> None:
     assert line.startswith("nothing in it configures the network: none of systemd-networkd, NetworkManager")
 
 
-def test_a_masked_manager_starts_nothing() -> None:
+def test_a_masked_manager_does_not_count() -> None:
     masked = link_entry("etc/systemd/system/NetworkManager.service", "/dev/null")
     assert managers(tree(MANAGER, masked)) == []
 
@@ -107,12 +107,12 @@ ANY = (
 
 
 @pytest.mark.parametrize(("name", "text", "fixed"), [(*one, True) for one in FIXED] + [(*one, False) for one in ANY])
-def test_a_fixed_address_is_said(name: str, text: str, fixed: bool) -> None:
+def test_a_fixed_address_is_named(name: str, text: str, fixed: bool) -> None:
     lines = said(tree(MANAGER, text_entry(name, text)))
     assert [line.startswith(f"/{name}: a fixed address") for line in lines] == [True] * fixed
 
 
-def test_disks_that_a_root_wants_or_takes() -> None:
+def test_missing_disks_and_multipath_are_named() -> None:
     fstab = "UUID=1 / ext4 defaults 0 1\n# LABEL=x /x ext4\nLABEL=data /data ext4 defaults\n"
     fstab += "tmpfs /tmp tmpfs\nUUID=2 none swap sw\n"
     multipath = link_entry("etc/systemd/system/sysinit.target.wants/multipathd.service", "/x")
@@ -122,8 +122,8 @@ def test_disks_that_a_root_wants_or_takes() -> None:
     assert said(tree(MANAGER, multipath, masked)) == []
 
 
-def test_modules_that_a_root_names_and_lacks() -> None:
-    """Control: with modules in it, and for a list of remarks only, nothing is said."""
+def test_missing_kernel_modules_that_a_root_names_are_named() -> None:
+    """Control: no remark if the root has modules, or if the list has comments only."""
     named = text_entry("etc/modules-load.d/own.conf", "# for the network\nbridge\n; more\n\n")
     (line,) = said(tree(MANAGER, named))
     assert line.startswith("modules-load.d names bridge, and the root has no kernel modules")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disk images that were cut short, and what is no file at all: refused by name. Control: the same, whole."""
+"""Truncated disk images, and paths that are no regular file: refused by name. Control: the same image, whole."""
 
 import os
 import struct
@@ -33,7 +33,7 @@ def test_a_gpt_disk_that_ends_before_its_partition_does(tmp_path: Path) -> None:
         check_not_cut(disk, disk_format(disk))
 
 
-def test_a_dos_disk_and_a_boot_sector_with_code(tmp_path: Path) -> None:
+def test_a_truncated_dos_disk_is_refused_and_a_boot_sector_with_code_is_not(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     row = struct.pack("<B3xB3xII", 0x80, 0x83, 2048, 2048)
     disk.write_bytes(bytes(446) + row + bytes(48) + b"\x55\xaa" + bytes(2 * MIB - 512))
@@ -48,7 +48,7 @@ def test_a_dos_disk_and_a_boot_sector_with_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [(), ("-c",), ("-o", "compat=0.10"), ("-o", "extended_l2=on"), ("-o", "preallocation=metadata")]
 )
-def test_half_a_qcow2(tools: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_truncated_qcow2_is_refused(tools: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
     raw.write_bytes(bytes(510) + b"\x55\xaa" + os.urandom(4 * MIB) + bytes(8 * MIB - 512))
     run([tools / "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, image])
@@ -71,7 +71,9 @@ LAST = [
 
 
 @pytest.mark.parametrize(("form", "options", "less"), LAST)
-def test_the_last_data_are_missing(tools: Path, tmp_path: Path, form: str, options: tuple[str, ...], less: int) -> None:
+def test_an_image_without_its_last_data_is_refused(
+    tools: Path, tmp_path: Path, form: str, options: tuple[str, ...], less: int
+) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk"
     content = b"".join(os.urandom(32 << 10) + bytes([65]) * (32 << 10) for _ in range(128))
     raw.write_bytes(bytes(510) + b"\x55\xaa" + content[512:])
@@ -91,8 +93,8 @@ def test_the_last_data_are_missing(tools: Path, tmp_path: Path, form: str, optio
         ("vhdx", ("-o", "subformat=fixed")),
     ],
 )
-def test_odd_sizes_are_whole(tools: Path, tmp_path: Path, form: str, options: tuple[str, ...]) -> None:
-    """A disk that fills no last block, nearly empty: nothing of it is missing."""
+def test_images_of_odd_sizes_are_whole(tools: Path, tmp_path: Path, form: str, options: tuple[str, ...]) -> None:
+    """A nearly empty disk that does not fill its last block: no part of it is missing."""
     raw, image = tmp_path / "disk.raw", tmp_path / "disk"
     with raw.open("wb") as stream:
         stream.truncate(9 * MIB + 77 * 512)
@@ -117,7 +119,7 @@ def test_a_footer_that_is_missing(tools: Path, tmp_path: Path) -> None:
         check_not_cut(image, DiskFormat.VMDK)
 
 
-def test_half_a_vhd(tools: Path, tmp_path: Path) -> None:
+def test_a_truncated_vhd_is_refused(tools: Path, tmp_path: Path) -> None:
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.vhd"
     raw.write_bytes(os.urandom(MIB))
     run([tools / "qemu-img", "convert", "-f", "raw", "-O", "vpc", raw, image])
@@ -127,7 +129,7 @@ def test_half_a_vhd(tools: Path, tmp_path: Path) -> None:
         disk_format(image)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_or_device_instead_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path, found in ((fifo, "a FIFO"), (Path("/dev/null"), "a character device")):

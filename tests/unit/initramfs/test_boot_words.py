@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's reading of its command line: what the owner's tools write is read, anything else ends the machine."""
+"""How the guest reads its command line: it reads what the owner's tools write, and stops at anything else."""
 
 import base64
 from pathlib import Path
@@ -37,7 +37,9 @@ def built(**changes: Any) -> str:
 @pytest.mark.parametrize("writable", ["overlay", "copy"])
 @pytest.mark.parametrize("acpi", [True, False])
 @pytest.mark.parametrize("emulated", [True, False])
-def test_what_the_builder_writes_is_what_init_reads(rootfs: str, writable: str, acpi: bool, emulated: bool) -> None:
+def test_init_reads_the_command_line_that_the_builder_writes(
+    rootfs: str, writable: str, acpi: bool, emulated: bool
+) -> None:
     line = built(rootfs=rootfs, writable=writable, acpi=acpi, emulated=emulated)
     for shown in (line, f"{line} initrd=initrd\n"):  # with what the firmware adds, as /proc/cmdline ends
         found = words(shown)
@@ -47,7 +49,7 @@ def test_what_the_builder_writes_is_what_init_reads(rootfs: str, writable: str, 
         assert (found.verity["root"], found.verity["salt"], found.verity["blocks"]) == (ROOT, SALT, "60672")
 
 
-def test_the_table_is_the_kernel_s_line_with_both_panics() -> None:
+def test_the_verity_table_has_both_panic_options() -> None:
     assert boot_words.verity_table(words(LINE).verity, "/dev/vda", "/dev/vdb") == (
         f"0 {60672 * 8} verity 1 /dev/vda /dev/vdb 4096 4096 60672 0 sha256 {ROOT} {SALT} "
         "2 panic_on_corruption panic_on_error"
@@ -55,7 +57,7 @@ def test_the_table_is_the_kernel_s_line_with_both_panics() -> None:
 
 
 def test_the_line_of_these_tests_is_accepted() -> None:
-    """Control for everything below, which changes this line."""
+    """Control for the tests below, which change this line."""
     assert words(LINE).mode == "verity"
 
 
@@ -68,7 +70,7 @@ def test_a_missing_word_is_refused_by_name(missing: str) -> None:
 
 @pytest.mark.parametrize("doubled", [*OWN, "sevsnp.emulated=1"])
 @pytest.mark.parametrize("other", [None, ""])
-def test_a_doubled_word_is_refused_whatever_it_says(doubled: str, other: "str | None") -> None:
+def test_a_doubled_word_is_refused_whatever_its_value(doubled: str, other: "str | None") -> None:
     name = doubled.partition("=")[0]
     line = LINE if doubled in LINE else f"{LINE} {doubled}"
     for one in (f"{line} {doubled if other is None else name + '='}", f"{name}= {line}"):
@@ -164,7 +166,7 @@ def test_any_text_is_read_as_written_or_refused(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from([*OWN, "sevsnp.emulated=1", "sevsnp.x=1", "quiet", "--", VERITY.replace("0", "1")])))
-def test_words_in_any_order_need_each_once(chosen: list[str]) -> None:
+def test_words_may_have_any_order_and_each_occurs_once(chosen: list[str]) -> None:
     names = [word.partition("=")[0] for word in chosen if word.startswith("sevsnp.")]
     wanted = {word.partition("=")[0] for word in OWN}
     good = (
@@ -186,7 +188,7 @@ LUKS_LINE = " ".join(["console=ttyS0", "acpi=off", *LUKS_OWN])
 
 
 def test_the_encrypted_root_s_line_is_accepted() -> None:
-    """Control for everything below, which changes this line."""
+    """Control for the tests below, which change this line."""
     found = words(LUKS_LINE)
     assert (found.mode, found.rootfs, found.emulated, found.acpi) == ("luks", "ext4", False, False)
     assert found.luks == {"header_bytes": "1048576", "header": DIGEST, "tables": TABLES}
@@ -196,14 +198,14 @@ def test_the_encrypted_root_s_line_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("reports", ["closed", "open"])
-def test_whether_the_encrypted_guest_keeps_the_report_interface(reports: str) -> None:
+def test_the_word_for_an_open_report_interface_is_read(reports: str) -> None:
     made = luks_words(
         header=f"1048576:{DIGEST}", tables=TABLES, owner=OWNER, acpi=False, emulated=False, reports=reports
     )
     assert words(build_cmdline(word.text for word in made)).reports == (reports == "open")
 
 
-def test_reports_are_closed_or_open_and_the_verified_guest_has_no_choice() -> None:
+def test_the_verified_guest_refuses_the_word_for_the_report_interface() -> None:
     assert words(LINE).reports and not words(LUKS_LINE).reports
     for line in (f"{LINE} sevsnp.reports=open", f"{LUKS_LINE} sevsnp.reports=closed", f"{LUKS_LINE} sevsnp.reports"):
         with pytest.raises(boot_words.BadCommandLine, match="reports"):
@@ -232,7 +234,7 @@ def test_the_builder_writes_dns_servers_for_both_roots() -> None:
     ["", ",", "dhcp", "192.0.2.1,", "192.0.2.01", "192.0.2.256", "192.0.2", "2001:DB8::1", "2001:db8:0::1", "fe80::1%e",
      "::1,::1", "::1,::2,::3,::4", "192.0.2.1;x", "192.0.2.1\\n", "a.example", "1"],
 )  # fmt: skip
-def test_other_dns_servers_are_refused(servers: str) -> None:
+def test_malformed_dns_servers_are_refused(servers: str) -> None:
     for line in (LINE, LUKS_LINE):
         with pytest.raises(boot_words.BadCommandLine):
             words(f"{line} sevsnp.dns={servers}")
@@ -240,7 +242,7 @@ def test_other_dns_servers_are_refused(servers: str) -> None:
 
 @pytest.mark.parametrize("acpi", [True, False])
 @pytest.mark.parametrize("emulated", [True, False])
-def test_what_the_builder_writes_for_it_is_what_init_reads(acpi: bool, emulated: bool) -> None:
+def test_init_reads_the_encrypted_command_line_that_the_builder_writes(acpi: bool, emulated: bool) -> None:
     header = f"1048576:{DIGEST}"
     made = luks_words(header=header, tables=TABLES, owner=OWNER, acpi=acpi, emulated=emulated)
     line = build_cmdline(word.text for word in made)
@@ -276,7 +278,7 @@ DATA = f"sevsnp.data=1:1048576:{'1' * 64}:{'2' * 64}:/var/lib/docker"
 
 
 @pytest.mark.parametrize("path", ["/srv", "/var/lib/docker", "/opt/a-b/c.d/e_f"])
-def test_the_data_disk_that_the_builder_writes_is_what_init_reads(path: str) -> None:
+def test_init_reads_the_data_disk_that_the_builder_writes(path: str) -> None:
     assert data_path(path) == path
     found = words(built(data=f"1048576:{'1' * 64}:{'2' * 64}:{path}", owner=OWNER))
     assert found.data == {"header_bytes": "1048576", "header": "1" * 64, "tables": "2" * 64, "path": path}
@@ -284,14 +286,14 @@ def test_the_data_disk_that_the_builder_writes_is_what_init_reads(path: str) -> 
     assert words(built()).data == {} and words(built()).owner == b""  # control: without the disk
 
 
-def test_the_data_disk_changes_nothing_else_of_the_command_line() -> None:
+def test_the_data_disk_changes_no_other_word_of_the_command_line() -> None:
     more = f" sevsnp.data=1:x sevsnp.owner={OWNER}"
     line = built(data="x", owner=OWNER)
     assert line.replace(more, "") == built() and line.count(more) == 1
 
 
 @pytest.mark.parametrize("missing", ["data", "owner"])
-def test_a_data_disk_and_its_owner_go_together(missing: str) -> None:
+def test_a_data_disk_without_its_owner_is_refused_and_the_reverse(missing: str) -> None:
     both = {"data": DATA, "owner": f"sevsnp.owner={OWNER}"}
     assert words(f"{LINE} {' '.join(both.values())}").data  # control
     del both[missing]
@@ -302,14 +304,14 @@ def test_a_data_disk_and_its_owner_go_together(missing: str) -> None:
 @pytest.mark.parametrize(
     "path", ["", "srv", "/", "/srv/", "//srv", "/srv/..", "/../srv", "/.srv", "/a:b", "/a,b", "/é", "/a\\b"]
 )
-def test_no_other_mount_point_is_taken(path: str) -> None:
+def test_other_mount_points_are_refused(path: str) -> None:
     with pytest.raises(boot_words.BadCommandLine):
         words(f"{LINE} {DATA.replace('/var/lib/docker', path)} sevsnp.owner={OWNER}")
     with pytest.raises(ValueError):
         data_path(path)
 
 
-def test_no_data_disk_beside_an_encrypted_root() -> None:
+def test_a_data_disk_with_an_encrypted_root_is_refused() -> None:
     with pytest.raises(boot_words.BadCommandLine, match=r"sevsnp\.data is no word of sevsnp\.mode=luks"):
         words(f"{LUKS_LINE} {DATA}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices lose their drivers, and which modules a root names, on trees like the kernel's."""
+"""The devices that lose their drivers, and the modules that a root names, on directory trees like the kernel's."""
 
 from pathlib import Path
 
@@ -48,18 +48,18 @@ def sysfs(tmp_path: Path) -> Path:
         ("never-heard-of", "driver", "device"),
     ],
 )
-def test_what_a_host_speaks_through_is_not_wanted(sysfs: Path, one: tuple[str, str, str]) -> None:
+def test_a_device_that_is_a_channel_to_the_host_is_unwanted(sysfs: Path, one: tuple[str, str, str]) -> None:
     kept = device_lock._KEPT | {device_lock.EMULATED}
     assert device_lock._unwanted(str(sysfs), kept) == []
     device(sysfs, *one)
     assert device_lock._unwanted(str(sysfs), kept) == [one]
 
 
-def test_the_ports_go_where_nothing_needs_them(sysfs: Path) -> None:
+def test_the_virtio_console_is_unwanted_without_the_emulation(sysfs: Path) -> None:
     assert device_lock._unwanted(str(sysfs), device_lock._KEPT) == [VERIFIED[2]]
 
 
-def test_every_bus_is_closed_or_init_stops(tmp_path: Path) -> None:
+def test_every_bus_stops_probing_or_init_stops(tmp_path: Path) -> None:
     for name in ("pci", "usb"):
         (tmp_path / "bus" / name).mkdir(parents=True)
         (tmp_path / "bus" / name / "drivers_autoprobe").write_text("1\n")
@@ -72,7 +72,7 @@ def test_every_bus_is_closed_or_init_stops(tmp_path: Path) -> None:
         device_lock.close_buses(str(tmp_path))
 
 
-def test_the_modules_that_a_root_names(tmp_path: Path) -> None:
+def test_the_kernel_modules_that_a_root_names_are_read(tmp_path: Path) -> None:
     files = {
         "etc/modules": "# a comment\nnamed option=1\n\n",
         "etc/modules-load.d/a.conf": "first\n; comment\n",
@@ -89,7 +89,7 @@ def test_the_modules_that_a_root_names(tmp_path: Path) -> None:
     assert device_lock.root_modules(str(tmp_path / "nowhere")) == []
 
 
-def test_what_a_module_needs_comes_before_it(tmp_path: Path) -> None:
+def test_dependencies_of_a_module_come_before_it(tmp_path: Path) -> None:
     lines = "kernel/net/tls-x.ko.xz: kernel/b.ko.xz kernel/a.ko.xz\nkernel/a.ko.xz:\n"
     (tmp_path / "modules.dep").write_text(lines)
     place = f"{tmp_path}/kernel"
@@ -100,7 +100,7 @@ def test_what_a_module_needs_comes_before_it(tmp_path: Path) -> None:
     assert device_lock.module_files(str(tmp_path / "nowhere")) == {}
 
 
-def test_systemd_ignores_the_host_s_keys(tmp_path: Path) -> None:
+def test_key_combinations_of_the_host_are_ignored(tmp_path: Path) -> None:
     device_lock.ignore_host_keys(str(tmp_path))
     assert (tmp_path / "sysctl.d/zz-host-input.conf").read_text() == "kernel.sysrq = 0\n"
     assert (tmp_path / "systemd/system/ctrl-alt-del.target").readlink() == Path("/dev/null")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of device-mapper tables: the same whatever the devices' numbers, another for any other word."""
+"""The digest of device-mapper tables: independent of device numbers, different for any other change."""
 
 import hashlib
 import importlib.util
@@ -25,7 +25,7 @@ def dm_tables() -> ModuleType:
     return module
 
 
-def test_the_digest_is_of_both_lines_without_the_devices(dm_tables: ModuleType) -> None:
+def test_the_digest_covers_both_tables_without_the_device_numbers(dm_tables: ModuleType) -> None:
     text = CRYPT.replace("253:0", "dev") + INTEGRITY.replace("254:16", "dev")
     assert dm_tables.tables_digest(CRYPT, INTEGRITY) == hashlib.sha256(text.encode()).hexdigest()
     other = dm_tables.tables_digest(CRYPT.replace("253:0", "252:7"), INTEGRITY.replace("254:16", "8:1"))
@@ -40,7 +40,7 @@ def test_the_digest_is_of_both_lines_without_the_devices(dm_tables: ModuleType) 
         ("253:0 0 2", "253:0 8 2"), (" 0 253:0", " 1 253:0"), ("000 0 253", "001 0 253"),
     ],
 )  # fmt: skip
-def test_any_other_word_is_another_digest(dm_tables: ModuleType, old: str, new: str) -> None:
+def test_any_changed_word_changes_the_digest(dm_tables: ModuleType, old: str, new: str) -> None:
     assert old in CRYPT
     assert dm_tables.tables_digest(CRYPT.replace(old, new, 1), INTEGRITY) != dm_tables.tables_digest(CRYPT, INTEGRITY)
 
@@ -51,11 +51,11 @@ def test_the_integrity_mapping_counts_too(dm_tables: ModuleType, old: str, new: 
     assert dm_tables.tables_digest(CRYPT, INTEGRITY.replace(old, new)) != dm_tables.tables_digest(CRYPT, INTEGRITY)
 
 
-def test_a_number_within_a_word_is_no_device(dm_tables: ModuleType) -> None:
+def test_a_number_within_a_word_is_not_a_device_number(dm_tables: ModuleType) -> None:
     assert dm_tables.canonical("0 8 crypt a:1:2 1:2x x1:2 8:1\n") == "0 8 crypt a:1:2 1:2x x1:2 dev\n"
 
 
 @pytest.mark.parametrize("table", ["", "\n", CRYPT + CRYPT, f"\n{CRYPT}"])
-def test_none_and_several_targets_are_refused(dm_tables: ModuleType, table: str) -> None:
+def test_a_table_with_no_target_or_several_is_refused(dm_tables: ModuleType, table: str) -> None:
     with pytest.raises(ValueError, match="expected one target"):
         dm_tables.canonical(table)

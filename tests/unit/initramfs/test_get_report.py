@@ -297,7 +297,7 @@ def test_both_sides_compute_the_same_report_data(module: ModuleType) -> None:
         assert module.ssh_report_data(b"n" * 32, keys) == ssh_report_data(b"n" * 32, keys)
 
 
-def test_runs_anywhere_and_fails_in_one_line() -> None:
+def test_the_script_fails_in_one_line_without_a_report_device() -> None:
     if Path("/dev/sev-guest").exists() or Path("/sys/kernel/config/tsm/report").exists():
         pytest.skip("this is a confidential guest")
     done = subprocess.run(
@@ -315,7 +315,7 @@ GUEST_FILES = (
 
 
 @pytest.mark.parametrize("path", GUEST_FILES)
-def test_guest_files_are_python_3_8_and_standard_library_only(path: str) -> None:
+def test_files_of_the_guest_need_python_3_8_and_its_standard_library_only(path: str) -> None:
     tree = ast.parse((ROOT / path).read_text(), feature_version=(3, 8))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

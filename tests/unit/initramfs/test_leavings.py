@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share in TMPDIR ends with them, whichever process made it."""
+"""Files that the tests share in TMPDIR are removed when the tests end, in whichever process they were made."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[3]
 # It makes a software secure processor, as all tests of evidence do.
-ONE = "tests/unit/measurement/test_id_block_launch.py::test_reports_say_who_signed"
+ONE = "tests/unit/measurement/test_id_block_launch.py::test_reports_name_the_keys_that_signed_the_id_block"
 CONTROL = """
 import tempfile
 from tests.support import evidence
@@ -51,7 +51,7 @@ def test_shared_evidence_leaves_nothing(tmp_path: Path, processes: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_left_is_seen(tmp_path: Path) -> None:
-    """Control arm of the one before."""
+def test_control_a_file_that_is_left_is_detected(tmp_path: Path) -> None:
+    """Control for the test above."""
     (tmp_path / "test_leaving.py").write_text(CONTROL)
     assert len(left(tmp_path, "-n0", f"--rootdir={PROJECT}", str(tmp_path / "test_leaving.py"))) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guest does with an encrypted disk before and after it is open: its header, its generation, its host key."""
+"""The guest's handling of an encrypted disk before and after opening it: its header, its generation, its host key."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def copied(disk: Path, target: Path, wanted: str = hashlib.sha256(HEADER).hexdig
     return found
 
 
-def test_the_header_is_copied_and_its_digest_told(tmp_path: Path) -> None:
+def test_the_header_is_copied_and_its_digest_printed(tmp_path: Path) -> None:
     disk, target = tmp_path / "disk", tmp_path / "header"
     disk.write_bytes(HEADER + b"the rest of the disk")
     assert copied(disk, target) == hashlib.sha256(HEADER).digest()
@@ -49,7 +49,7 @@ def test_a_disk_that_ends_within_the_header_is_refused(tmp_path: Path, size: int
 
 
 def test_the_disk_is_read_once(tmp_path: Path) -> None:
-    """A pipe gives its bytes once: what is hashed is what is kept, whatever a second read would have given."""
+    """A pipe gives its bytes once: the hashed bytes are the stored bytes, whatever a second read would give."""
     pipe, target = tmp_path / "pipe", tmp_path / "header"
     os.mkfifo(pipe)
     with subprocess.Popen(["sh", "-c", f"cat > {pipe}"], stdin=subprocess.PIPE) as writer:
@@ -71,7 +71,7 @@ def test_boots_are_counted(tmp_path: Path) -> None:
     assert os.listdir(generation(tmp_path).parent) == ["generation"]
 
 
-def test_an_older_disk_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_an_older_disk_is_refused_and_not_changed(tmp_path: Path) -> None:
     luks_root.count_boot(str(tmp_path), 0)
     with pytest.raises(linux.Stop, match="its generation is 1, the owner's record says 2"):
         luks_root.count_boot(str(tmp_path), 2)
@@ -81,7 +81,7 @@ def test_an_older_disk_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert luks_root.count_boot(str(tmp_path), 1) == 2  # control
 
 
-def test_what_a_killed_boot_left_is_overwritten(tmp_path: Path) -> None:
+def test_the_file_of_an_interrupted_boot_is_overwritten(tmp_path: Path) -> None:
     luks_root.count_boot(str(tmp_path), 0)
     generation(tmp_path).with_name("generation.new").write_text("17, and more than will be written")
     assert luks_root.count_boot(str(tmp_path), 1) == 2
@@ -89,7 +89,7 @@ def test_what_a_killed_boot_left_is_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1\n", "one", "0x1", "1" * 70, str(1 << 63)])
-def test_a_generation_that_is_no_number_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_generation_that_is_not_a_number_is_refused(tmp_path: Path, text: str) -> None:
     luks_root.count_boot(str(tmp_path), 0)
     generation(tmp_path).write_text(text)
     with pytest.raises(linux.Stop, match="generation is"):
@@ -97,7 +97,7 @@ def test_a_generation_that_is_no_number_is_refused(tmp_path: Path, text: str) ->
 
 
 @pytest.mark.parametrize("link", ["var", "var/lib", PLACE])
-def test_no_link_is_followed_on_the_way(tmp_path: Path, link: str) -> None:
+def test_a_link_in_the_path_of_the_generation_is_refused(tmp_path: Path, link: str) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (root / link).parent.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_the_host_key_is_made_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_link_in_the_host_key_s_place_is_replaced(tmp_path: Path) -> None:
-    """And what it leads to is neither used nor touched."""
+    """The file that the link names is neither used nor changed."""
     known = tmp_path / "known"
     known_key = host_key(known)
     root = tmp_path / "root"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's DNS servers from its measured command line: what init leaves in the new root, with real mounts.
+"""The guest's DNS servers from its measured command line: the files that init leaves in the new root; real mounts.
 
-The mounts are made in a namespace of the test's own, where it is root.
+The mounts are made in a mount namespace of the test, in which the test is root.
 """
 
 import os
@@ -48,7 +48,7 @@ def in_namespace(place: Path, then: str) -> str:
 
 
 @pytest.mark.parametrize("before", ["nameserver 10.0.2.3\n", None])
-def test_a_file_of_the_root_is_covered_and_cannot_be_replaced(tmp_path: Path, before: "str | None") -> None:
+def test_a_file_resolv_conf_is_covered_by_a_mount_and_cannot_be_replaced(tmp_path: Path, before: "str | None") -> None:
     place = root(tmp_path)
     if before is not None:
         (place / "etc/resolv.conf").write_text(before)
@@ -71,8 +71,8 @@ def test_a_file_of_the_root_is_covered_and_cannot_be_replaced(tmp_path: Path, be
     assert (place / "etc/resolv.conf").read_text() == (before or "")
 
 
-def test_a_link_stays_and_its_manager_is_told(tmp_path: Path) -> None:
-    """Control: the test above, where the file is no link."""
+def test_a_link_resolv_conf_stays_and_its_manager_is_configured(tmp_path: Path) -> None:
+    """Control: the test above, in which resolv.conf is not a link."""
     place = root(tmp_path)
     (place / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
     in_namespace(place, "assert not os.path.exists(target)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys: made once, readable by their owner alone, never overwritten."""
+"""Keys: made once, readable by their owner only, never overwritten."""
 
 import socket
 import ssl
@@ -15,7 +15,7 @@ from sevsnp.keys.pairs import certificate_der, ensure_keys
 from tests.support.waiting import NET
 
 
-def test_made_once_and_private(tmp_path: Path) -> None:
+def test_keys_are_made_once_and_are_private(tmp_path: Path) -> None:
     config = tmp_path / "deep" / "config"
     keys = ensure_keys(config)
     files = [keys.user_private, keys.user_public, keys.owner_private, keys.owner_certificate]
@@ -27,7 +27,7 @@ def test_made_once_and_private(tmp_path: Path) -> None:
     assert ensure_keys(tmp_path / "other").owner_private.read_bytes() != keys.owner_private.read_bytes()
 
 
-def test_public_halves_come_back(tmp_path: Path) -> None:
+def test_missing_public_keys_are_made_again_from_the_private_ones(tmp_path: Path) -> None:
     keys = ensure_keys(tmp_path / "c")
     certificate, public = keys.owner_certificate.read_bytes(), keys.user_public.read_bytes()
     keys.owner_certificate.unlink()
@@ -43,14 +43,14 @@ def test_the_certificate_fits_the_command_line(tmp_path: Path) -> None:
     assert len(text) == 268 and "=" not in text
 
 
-def test_many_at_once_agree(tmp_path: Path) -> None:
+def test_concurrent_processes_get_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         seen = list(pool.map(lambda _: ensure_keys(tmp_path / "c").owner_certificate.read_bytes(), range(16)))
     assert len(set(seen)) == 1
 
 
 @pytest.mark.parametrize("name", ["user_private", "owner_private"])
-def test_refusals(tmp_path: Path, name: str) -> None:
+def test_a_key_that_others_may_read_or_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
     keys = ensure_keys(tmp_path / "c")
     key: Path = getattr(keys, name)
     key.chmod(0o640)
@@ -72,7 +72,7 @@ def test_refusals(tmp_path: Path, name: str) -> None:
         ensure_keys(tmp_path / "c")
 
 
-def test_an_open_directory_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c").chmod(0o755)
     with pytest.raises(UserError, match="mode 0755, expected 0700"):
@@ -117,6 +117,6 @@ def connect(server_trusts: Path, client: Path) -> bool:
     return bool(accepted)
 
 
-def test_the_owner_and_nobody_else_authenticates(tmp_path: Path) -> None:
+def test_only_the_owner_authenticates(tmp_path: Path) -> None:
     assert connect(tmp_path / "owner", tmp_path / "owner")
     assert not connect(tmp_path / "owner", tmp_path / "other")

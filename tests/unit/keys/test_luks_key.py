@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disk keys: where one comes from, what is refused, and that made ones and records are kept whole and private."""
+"""Disk keys: their sources, keys that are refused, and the storage of keys and records, which is private."""
 
 import os
 import pty
@@ -43,7 +43,7 @@ def key_file(tmp_path: Path, data: bytes = CANARY, mode: int = 0o600) -> Path:
     return path
 
 
-def test_the_one_handed_over_goes_before_a_file_and_is_read_once(
+def test_a_key_in_the_descriptor_goes_before_a_file_and_is_read_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not luks_key.was_given()
@@ -60,7 +60,7 @@ def test_the_one_handed_over_goes_before_a_file_and_is_read_once(
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "987654", "3.0"])
-def test_a_wrong_descriptor_is_said(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_wrong_descriptor_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(luks_key.DESCRIPTOR_VARIABLE, value)
     if not value:
         assert luks_key.given("") is None
@@ -91,7 +91,7 @@ def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> Non
         luks_key.read_key_file(key_file(tmp_path, mode=mode))
 
 
-def test_a_link_a_directory_a_pipe_and_nothing_are_refused(tmp_path: Path) -> None:
+def test_a_link_a_directory_a_pipe_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(key_file(tmp_path))
     os.mkfifo(tmp_path / "pipe", 0o600)
@@ -105,14 +105,14 @@ def test_a_link_a_directory_a_pipe_and_nothing_are_refused(tmp_path: Path) -> No
             luks_key.read_key_file(path)
 
 
-def test_somebody_else_s_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = key_file(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     with pytest.raises(UserError, match="belongs to"):
         luks_key.read_key_file(path)
 
 
-def test_without_a_terminal_nobody_is_asked() -> None:
+def test_without_a_terminal_the_question_for_a_key_is_an_error() -> None:
     script = "from sevsnp.keys import luks_key; luks_key.given('-')"
     done = subprocess.run(
         [sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
@@ -167,7 +167,7 @@ def test_a_typed_key(typed: list[str], calls: str, expected: str) -> None:
     assert shown.count(b"sesame") == (process.returncode == 0)
 
 
-def test_a_made_key_is_private_whole_and_never_overwritten(tmp_path: Path) -> None:
+def test_a_generated_key_is_private_whole_and_never_overwritten(tmp_path: Path) -> None:
     made = luks_key.make_key(tmp_path, UUID)
     path = luks_key.key_path(tmp_path, UUID)
     assert len(made.data) == luks_key.MADE_BYTES and path.read_bytes() == made.data
@@ -198,7 +198,7 @@ def test_the_missing_key_of_a_volume_is_named(tmp_path: Path) -> None:
         luks_key.read_made_key(tmp_path, UUID)
 
 
-def test_a_record_is_kept_and_changed(tmp_path: Path) -> None:
+def test_a_record_is_stored_and_updated(tmp_path: Path) -> None:
     luks_key.write_record(tmp_path, UUID, Record("made"))
     assert luks_key.read_record(tmp_path, UUID) == Record("made", 0, False)
     assert luks_key.update_record(tmp_path, UUID, generation=7, exposed=True) == Record("made", 7, True)
@@ -233,7 +233,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
         luks_key.read_record(tmp_path, UUID)
 
 
-def test_an_unknown_volume_and_no_uuid_are_refused(tmp_path: Path) -> None:
+def test_an_unknown_volume_and_a_malformed_uuid_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not made here"):
         luks_key.read_record(tmp_path, UUID)
     for name in ("../../etc/passwd", UUID.upper().replace("0", "A"), "", UUID + "\n"):
@@ -241,7 +241,7 @@ def test_an_unknown_volume_and_no_uuid_are_refused(tmp_path: Path) -> None:
             luks_key.key_path(tmp_path, name)
 
 
-def test_a_directory_that_others_may_look_into_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "volumes").mkdir(mode=0o755)
     with pytest.raises(UserError, match="chmod 700"):
         luks_key.make_key(tmp_path, UUID)

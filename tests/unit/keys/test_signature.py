@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest's signature: what stock tools make of it, which keys are taken, and how a key is asked for."""
+"""The manifest's signature: checked by standard tools; accepted keys; and the question for a passphrase."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def public_half(key: Path, password: str = "x") -> Path:
 
 
 @every_kind
-def test_stock_tools_check_it(tmp_path: Path, kind: str) -> None:
+def test_standard_tools_check_the_signature(tmp_path: Path, kind: str) -> None:
     key = make_key(tmp_path, kind)
     public, data, signature = public_half(key), tmp_path / "data", tmp_path / "data.sig"
     data.write_bytes(DATA)
@@ -66,7 +66,7 @@ def test_stock_tools_check_it(tmp_path: Path, kind: str) -> None:
 
 
 @every_kind
-def test_it_holds_for_one_key_and_one_text(tmp_path: Path, kind: str) -> None:
+def test_a_signature_is_valid_for_one_key_and_one_text(tmp_path: Path, kind: str) -> None:
     key = load_signing_key(make_key(tmp_path, kind))
     public = load_public_key(public_half(tmp_path / f"{kind}.pem"))
     signature = sign(key, DATA)
@@ -81,7 +81,7 @@ def test_it_holds_for_one_key_and_one_text(tmp_path: Path, kind: str) -> None:
         assert not is_signed(stranger, signature, DATA)
 
 
-def test_the_fingerprint_is_what_openssl_says(tmp_path: Path) -> None:
+def test_the_fingerprint_equals_that_of_openssl(tmp_path: Path) -> None:
     public = public_half(make_key(tmp_path))
     der = openssl("pkey -pubin -in {public} -outform DER", public=public).stdout
     wanted = subprocess.run(["openssl", "sha256", "-r"], input=der, capture_output=True, check=True).stdout.split()[0]
@@ -104,7 +104,7 @@ def test_keys_of_other_kinds_are_refused_by_name(tmp_path: Path, command: str, f
             load(path)
 
 
-def test_what_is_no_key_is_refused_and_not_shown(tmp_path: Path) -> None:
+def test_a_damaged_key_is_refused_and_not_shown(tmp_path: Path) -> None:
     key = make_key(tmp_path)
     secret = key.read_text().splitlines()[1]
     key.write_text(key.read_text().replace(secret, secret[:-3]))
@@ -183,7 +183,9 @@ def test_an_encrypted_key_without_a_terminal_is_refused(tmp_path: Path, form: st
 
 @pytest.mark.parametrize(("password", "status"), [("correct", 0), ("wrong", 1)])
 @pytest.mark.parametrize("form", ENCRYPTED)
-def test_an_encrypted_key_asks_on_the_terminal(tmp_path: Path, form: str, password: str, status: int) -> None:
+def test_the_passphrase_of_an_encrypted_key_is_asked_on_the_terminal(
+    tmp_path: Path, form: str, password: str, status: int
+) -> None:
     key = encrypted_key(tmp_path, form)
     ended, output = typed_password([sys.executable, "-c", LOAD, str(key)], password)
     assert ended == status, output

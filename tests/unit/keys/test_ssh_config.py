@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ssh configuration of a guest, as ssh itself reads it: which host keys it takes with evidence, and without."""
+"""The ssh configuration of a guest, as ssh itself reads it: the host keys that it accepts with and without evidence."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def as_ssh_reads_it(tmp_path: Path, *, vouched: bool) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("vouched", "first_key"), [(True, "true"), (False, "accept-new")])
-def test_which_host_keys_ssh_takes(tmp_path: Path, vouched: bool, first_key: str) -> None:
+def test_with_evidence_ssh_accepts_only_known_host_keys(tmp_path: Path, vouched: bool, first_key: str) -> None:
     found = as_ssh_reads_it(tmp_path, vouched=vouched)
     assert (found["stricthostkeychecking"], found["hostname"], found["port"]) == (first_key, "127.0.0.1", "2222")
     assert found["userknownhostsfile"].endswith("known hosts") and found["globalknownhostsfile"] == "/dev/null"
@@ -40,7 +40,7 @@ def test_which_host_keys_ssh_takes(tmp_path: Path, vouched: bool, first_key: str
 
 
 def test_the_login_of_a_plain_guest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """With a disk of the user's own there is no account to log in to; with ours, the words say what is not known."""
+    """A disk of the user's own has no account known to us; for our disk the message names what is not verified."""
     with held(tmp_path / "guest", Run("plain", "emulated", "", 1, 2), ""):
         with pytest.raises(UserError, match="a disk image of yours") as refused:
             login(runs=tmp_path, name="guest")

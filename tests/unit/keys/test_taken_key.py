@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk key in the environment of a doit that is called directly: out of /proc before anything is started."""
+"""A disk key in the environment of a doit that is called directly: removed from /proc before any process is started."""
 
 import json
 import os
@@ -63,33 +63,33 @@ KEYS = {"plain": b"canary", "shell": b"canary \t\n$x'\"\\", "bytes": b"\xff\xfec
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
-def test_the_key_is_in_a_pipe_and_nowhere_else(tmp_path: Path, key: bytes) -> None:
+def test_the_key_is_only_in_a_pipe(tmp_path: Path, key: bytes) -> None:
     assert shown(tmp_path, "A=b c", LUKS_KEY=key) == {
         "environ": False, "cmdline": False, "child": "False", "key": key.decode("latin-1"), "end": "",
         "argv": ["show", "A=b c"],
     }  # fmt: skip
 
 
-def test_left_alone_it_would_be_seen(tmp_path: Path) -> None:
-    """Control arm."""
+def test_control_without_the_removal_the_key_is_in_proc(tmp_path: Path) -> None:
+    """Control: the environment of the process still has the key."""
     assert shown(tmp_path, LUKS_KEY="canary", TAKES="0")["environ"] is True
 
 
-def test_without_a_key_nothing_happens(tmp_path: Path) -> None:
+def test_without_a_key_the_environment_is_unchanged(tmp_path: Path) -> None:
     assert shown(tmp_path)["key"] is None
     # The number of a pipe that is somebody else's, further up, is forgotten.
     assert shown(tmp_path, SEVSNP_LUKS_KEY_FD="77")["key"] is None
 
 
 @pytest.mark.parametrize("key", [b"", b"k" * 4097])
-def test_a_key_of_no_possible_length(tmp_path: Path, key: bytes) -> None:
+def test_a_key_of_an_impossible_length_is_refused(tmp_path: Path, key: bytes) -> None:
     done = doit(tmp_path, LUKS_KEY=key)
     assert done.returncode != 0
     assert f"LUKS_KEY: found {len(key)} bytes, expected 1 to 4096".encode() in done.stderr
     assert b"kkkk" not in done.stdout + done.stderr and b"Traceback" not in done.stderr
 
 
-def test_the_pipeline_takes_it_over_before_it_loads_anything_else() -> None:
+def test_dodo_py_takes_the_key_over_before_it_imports_other_modules() -> None:
     lines = (ROOT / "dodo.py").read_text().splitlines()
     statements = [line for line in lines if line and not line.startswith(("#", '"', " "))]
     assert statements[:3] == ["import os", "from sevsnp.keys.taken_key import take_over", "take_over()"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest of an export is that of the VM config: checked as for a launch, with the digest of its own files."""
+"""The guest of an export equals that of its VM config: checked as for a launch, with the digest of its own files."""
 
 import dataclasses
 import shutil
@@ -23,7 +23,7 @@ from tests.support.exports import VOLUME_HEADER, guest_of, make_config, make_vol
 from tests.unit.measurement.test_id_block import AUTHOR_KEY, ID_KEY
 
 
-def test_it_has_the_digest_of_its_files(tmp_path: Path) -> None:
+def test_the_exported_guest_has_the_digest_of_its_files(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     guest = guest_of(config)
     assert guest.digest == config.require_reference().launch_digest
@@ -80,7 +80,7 @@ BAD: dict[str, tuple[Callable[[VmConfig], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_no_launcher_may_get(tmp_path: Path, case: str) -> None:
+def test_guests_that_must_not_be_exported_are_refused(tmp_path: Path, case: str) -> None:
     spoil, message = BAD[case]
     config = make_config(tmp_path)
     guest_of(config)  # control
@@ -171,7 +171,7 @@ def test_no_launcher_gets_an_emulated_guest(tmp_path: Path, launcher: str) -> No
 
 
 @pytest.mark.parametrize("char", ["\0", "\n", "\x7f", "\x85", "\ud800", "\ufffe", "\uffff"])
-def test_characters_that_no_document_holds(char: str) -> None:
+def test_characters_that_a_document_cannot_hold_are_refused(char: str) -> None:
     check_text("XML", ["a", "é€😀 <&>'\""])  # control
     with pytest.raises(UserError, match=f"found the character {ord(char):#x}"):
         check_text("XML", ["a", f"a{char}b"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VirtualMachine of a VM config, read back field by field, and what a cluster would launch otherwise."""
+"""The VirtualMachine of a VM config, read back field by field, and guests that a cluster would launch differently."""
 
 import base64
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def expected(config: VmConfig) -> dict[str, object]:
     }
 
 
-def test_it_says_what_the_vm_config_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_document_has_the_fields_of_the_vm_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(tmp_path / "made")
     document = exported(config, tmp_path / "out")
     assert values(document) == expected(config)
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_cluster_would_launch_otherwise(tmp_path: Path, case: str) -> None:
+def test_guests_that_a_cluster_would_launch_differently_are_refused(tmp_path: Path, case: str) -> None:
     changes, message = REFUSED[case]
     config = make_config(tmp_path / "made")
     exported(config, tmp_path / "control")

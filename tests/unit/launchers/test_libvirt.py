@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The domain XML of a VM config, read back field by field; and the same for every value that is changed."""
+"""The domain XML of a VM config, read back field by field, and again after each field is changed."""
 
 import base64
 import dataclasses
@@ -70,7 +70,7 @@ def expected(config: VmConfig) -> dict[str, object]:
     }
 
 
-def test_it_says_what_the_vm_config_says(tmp_path: Path) -> None:
+def test_the_domain_has_the_fields_of_the_vm_config(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     domain = domain_of(config, memory=3 << 30)
     assert values(domain) == expected(config)
@@ -115,7 +115,7 @@ def test_an_id_block(tmp_path: Path, author: bool) -> None:
     assert values(domain) == {**expected(config), **signed}
 
 
-def test_names_that_xml_would_read(tmp_path: Path) -> None:
+def test_xml_characters_in_names_are_escaped(tmp_path: Path) -> None:
     place = tmp_path / "a,b & <c> \"d\" 'e' ]]> $(f) é"
     place.mkdir()
     config = make_config(place, cmdline=write_file(place / "words", b"x=<&>,;]]> y=$(z)"))
@@ -129,7 +129,7 @@ TEXT = strategies.text(strategies.characters(exclude_categories=["Cs"]), min_siz
 
 @settings(max_examples=60, deadline=None)
 @given(path=TEXT, cmdline=TEXT, network=TEXT)
-def test_any_text_comes_back_or_is_refused(path: str, cmdline: str, network: str) -> None:
+def test_any_text_is_read_back_unchanged_or_refused(path: str, cmdline: str, network: str) -> None:
     launch = dataclasses.replace(any_guest().launch, kernel=File(Path("/") / path, "0" * 64))
     guest = dataclasses.replace(any_guest(), launch=launch, cmdline=cmdline)
     try:
@@ -148,7 +148,7 @@ def any_guest() -> Guest:
         return guest_of(make_config(Path(place)))
 
 
-def test_the_network_is_a_name(tmp_path: Path) -> None:
+def test_xml_characters_in_the_network_name_are_escaped(tmp_path: Path) -> None:
     name = "a' b\"/><x>"
     domain = domain_of(make_config(tmp_path), network=name)
     assert domain.findall("devices/interface/source")[0].attrib == {"network": name}
@@ -168,7 +168,7 @@ def test_more_disks_than_letters(tmp_path: Path) -> None:
         domain_of(make_config(tmp_path, disks=disks))
 
 
-def test_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_is_written_and_stays_after_a_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(tmp_path / "made")
     arguments: dict[str, Any] = {
         "vm_config": config.source,

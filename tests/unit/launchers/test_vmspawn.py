@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd-vmspawn would launch otherwise: every such field of a VM config is named, and no other."""
+"""Fields of a VM config that systemd-vmspawn would launch differently: each is named, and no other."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def least(place: Path, **changes: Any) -> VmConfig:
     return make_config(place, **{**values, **changes})
 
 
-def test_the_cpu_model_always(tmp_path: Path) -> None:
+def test_the_cpu_model_is_always_named(tmp_path: Path) -> None:
     assert refused_fields(guest_of(least(tmp_path))).keys() == {ALWAYS}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ID block: its bytes, its keys, and what the secure processor refuses."""
+"""The ID block: its bytes, its keys, and the blocks that the secure processor refuses."""
 
 import base64
 import dataclasses
@@ -85,7 +85,7 @@ def test_layout() -> None:
     assert not any(any(auth[start:end]) for start, end in zeros)
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_written_id_block_is_read_back(tmp_path: Path) -> None:
     assert IdBlock.decode(SIGNED.block.encode()) == SIGNED.block and IdAuth.decode(SIGNED.auth.encode()) == SIGNED.auth
     paths = tmp_path / "block", tmp_path / "auth"
     write_identity(SIGNED, *paths)
@@ -135,7 +135,7 @@ def test_lengths_and_reserved_bytes() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"AAAA", b"%" * 128, b"A" * 200, b"\xff" * 128])
-def test_files_that_are_no_id_block(tmp_path: Path, text: bytes) -> None:
+def test_files_that_are_not_an_id_block_are_refused(tmp_path: Path, text: bytes) -> None:
     paths = tmp_path / "block", tmp_path / "auth"
     write_identity(SIGNED, *paths)
     read_identity(*paths)  # control
@@ -186,7 +186,7 @@ TRAILING = SIGNED.auth.id_key[:-1] + b"\1"
         (changed_auth(block_signature=SIGNED.auth.block_signature[:-1] + b"\1"), "ID block is not signed"),
     ],
 )
-def test_keys_and_signatures_that_do_not_belong_together(identity: Identity, words: str) -> None:
+def test_keys_and_signatures_that_do_not_match_are_refused(identity: Identity, words: str) -> None:
     check_identity(Identity(BLOCK, SIGNED.auth), MEASUREMENT, POLICY)  # control
     with pytest.raises(UserError, match=rf"BAD_SIGNATURE \(0xa\): the {words}"):
         check_identity(identity, MEASUREMENT, POLICY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ID block on its way from the VM config to a launch and a report, and the commands that sign it."""
+"""An ID block from the VM config to a launch and a report, and the commands that sign it."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> VmConfig:
     return made
 
 
-def test_the_block_is_the_vm_configs(config: VmConfig) -> None:
+def test_the_id_block_has_the_values_of_the_vm_config(config: VmConfig) -> None:
     assert block_of(config) == BLOCK
     with pytest.raises(UserError, match=r"no \[reference\]"):
         block_of(dataclasses.replace(config, reference=None))
@@ -64,7 +64,7 @@ def test_a_vm_config_with_an_id_block(config: VmConfig, tmp_path: Path) -> None:
         read_vm_config(signed.source)
 
 
-def test_qemu_gets_both_or_neither(config: VmConfig, tmp_path: Path) -> None:
+def test_qemu_gets_the_id_block_with_its_authentication_or_neither(config: VmConfig, tmp_path: Path) -> None:
     assert "id-block" not in " ".join(snp_arguments(config.launch, 1 << 30, 51, 1))
     for identity, enabled in ((SIGNED, "on"), (make_identity(BLOCK, ID_KEY, None), "off")):
         launch = with_identity(config, identity, tmp_path).launch
@@ -85,7 +85,7 @@ def test_a_launch_with_another_guests_id_block_is_refused(config: VmConfig, tmp_
         psp().finish_launch(dataclasses.replace(launch, guest_policy=0x20000), MEASUREMENT)
 
 
-def test_reports_say_who_signed(config: VmConfig) -> None:
+def test_reports_name_the_keys_that_signed_the_id_block(config: VmConfig) -> None:
     def report(identity: Identity | None) -> tuple[object, ...]:
         raw = psp().report(REPORT_DATA, launch=config.launch, measurement=MEASUREMENT, identity=identity)
         one = parse_report(raw, "Genoa")
@@ -97,7 +97,7 @@ def test_reports_say_who_signed(config: VmConfig) -> None:
     assert report(None) == (bytes(48), bytes(48), False, bytes(16), bytes(16), 0)
 
 
-def test_the_service_hands_it_on(config: VmConfig, tmp_path: Path) -> None:
+def test_the_emulation_service_puts_the_id_block_into_reports(config: VmConfig, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "psp"))
         listener.listen()
@@ -188,7 +188,9 @@ def test_the_command(
     assert not read_identity(output / "id-block.base64", output / "auth-block.base64").auth.has_author
 
 
-def test_an_encrypted_key_asks_on_the_terminal(config: VmConfig, keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_passphrase_of_an_encrypted_key_is_asked_on_the_terminal(
+    config: VmConfig, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
     secret = write_key(tmp_path / "secret.pem", openssl("ec -aes256 -passout pass:correct", keys[0].read_bytes()))
     words = ["--vm-definition", str(config.source), "--output", str(tmp_path), "--auth-key-path", str(keys[1])]
     argv = [sys.executable, "-m", "sevsnp.commands.idblock_generator", *words, "--id-key-path", str(secret)]

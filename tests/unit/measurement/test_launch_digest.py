@@ -155,7 +155,7 @@ def test_monitors_equal_to_the_other_implementation(tmp_path: Path, vmm: Vmm, wi
             assert one == guest.snp_calc_launch_digest(vcpus, signature, str(path), *named, 0x1, "", theirs)
 
 
-def test_monitors_measure_differently(tmp_path: Path) -> None:
+def test_qemu_ec2_and_gce_give_different_digests(tmp_path: Path) -> None:
     path = tmp_path / "firmware"
     path.write_bytes(firmware())
     found = {vmm: measure_firmware(path, HASHES, [1], Machine("EPYC-v4", 1, vmm=vmm))[0][1] for vmm in Vmm}
@@ -212,7 +212,7 @@ def test_svsm_equal_to_the_other_implementation(tmp_path: Path) -> None:
         (svsm()[:-1], "multiple of 4096"),
     ],
 )
-def test_what_is_no_svsm_is_refused_by_name(tmp_path: Path, image: bytes, words: str) -> None:
+def test_a_file_that_is_not_an_svsm_is_refused_by_name(tmp_path: Path, image: bytes, words: str) -> None:
     below, above = tmp_path / "svsm", tmp_path / "firmware"
     above.write_bytes(firmware())
     below.write_bytes(svsm())
@@ -223,7 +223,7 @@ def test_what_is_no_svsm_is_refused_by_name(tmp_path: Path, image: bytes, words:
     assert str(below) in caught.value.message
 
 
-def test_many_vcpu_counts_at_once_are_as_one_by_one(tmp_path: Path) -> None:
+def test_several_vcpu_counts_at_once_give_the_same_digests_as_single_ones(tmp_path: Path) -> None:
     launch = make_launch(tmp_path)
     counts = (64, 1, 2, 4, 2)
     together = launch_digests_of(launch, counts)
@@ -259,7 +259,7 @@ def test_table_layout() -> None:
     assert table[36:68] == b"c" * 32 and table[86:118] == b"i" * 32 and table[136:168] == b"k" * 32
 
 
-def test_memory_read_back_measures_as_the_files_do(tmp_path: Path) -> None:
+def test_guest_memory_and_files_give_the_same_digest(tmp_path: Path) -> None:
     launch = make_launch(tmp_path)
     page = KernelHashes.of(launch).page(0xC00)
     options: dict[str, Any] = {"vcpus": 1, "vcpu_model": "EPYC-v4", "guest_features": 1}
@@ -317,7 +317,7 @@ def test_files_are_compared_with_the_config(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("cmdline", [b"a\n", b"a\0", b"\xc3\xa4", b"x" * 2034])
-def test_cmdlines_that_the_kernel_would_see_differently(tmp_path: Path, cmdline: bytes) -> None:
+def test_command_lines_that_the_kernel_would_read_differently_are_refused(tmp_path: Path, cmdline: bytes) -> None:
     launch = make_launch(tmp_path)
     launch_digest_of(launch)  # control
     longest = dataclasses.replace(launch, cmdline=write_file(tmp_path / "cmdline", b"x" * 2033))

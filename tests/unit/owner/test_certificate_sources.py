@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of certificates for attest_*: a mirror, a directory of one's own, or neither and no network."""
+"""The sources of certificates for attest_*: a mirror, a local directory, or neither and no network."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of a guest as anyone on the way could send them: what is malformed, too long or too slow is refused."""
+"""Answers of a guest as an attacker on the network could send them: malformed, too long or slow ones are refused."""
 
 import base64
 import contextlib
@@ -97,7 +97,7 @@ def test_malformed_documents(name: str) -> None:
     [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 50_000, b"1" * 10_000, b"{} {}", b"\0" * 64],
     ids=["empty", "cut", "no UTF-8", "deep lists", "deep objects", "long number", "two", "zeros"],
 )
-def test_what_is_no_json(data: bytes) -> None:
+def test_an_answer_that_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(UserError, match=f"there:1: found {len(data)} bytes that are not JSON"):
         parse_answer(data, "there:1")
 
@@ -109,7 +109,7 @@ _values = st.recursive(
 
 
 @given(st.binary(max_size=200) | _values.map(lambda value: json.dumps(value).encode()))
-def test_no_answer_fails_otherwise(data: bytes) -> None:
+def test_any_bytes_are_read_or_refused_with_a_user_error(data: bytes) -> None:
     with pytest.raises(UserError):
         parse_answer(data, "there:1")
 
@@ -130,7 +130,7 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     thread.join(NET)
 
 
-def test_what_is_sent_and_received() -> None:
+def test_the_request_is_sent_and_the_answer_received() -> None:
     seen = bytearray()
 
     def answer(connection: socket.socket) -> None:
@@ -143,7 +143,7 @@ def test_what_is_sent_and_received() -> None:
     assert bytes(seen) == REQUEST + NONCE
 
 
-def test_a_silent_guest_is_left() -> None:
+def test_the_client_disconnects_from_a_silent_guest() -> None:
     ends: queue.Queue[bytes] = queue.Queue()
 
     def silent(connection: socket.socket) -> None:
@@ -162,7 +162,7 @@ LIMIT = 40.0
 
 @pytest.mark.parametrize("pace", [6.0, 9.0])
 def test_the_whole_answer_has_one_time_limit(monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
-    """Five pieces, each in time for a limit on the single wait; of 40 seconds 30 are enough, and 45 too many."""
+    """Five pieces, each within a limit for a single wait; a limit of 40 seconds allows 30 in all and refuses 45."""
     clock = Clock()
     monkeypatch.setattr(client, "time", clock)
     document = json.dumps(GOOD).encode()
@@ -198,7 +198,7 @@ def test_an_answer_has_a_largest_size(surplus: int) -> None:
             assert ask("127.0.0.1", port, NONCE).report == b"report"
 
 
-def test_nobody_there() -> None:
+def test_a_closed_port_is_an_error_with_a_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UserError, match=rf"^127\.0\.0\.1:{port}: no answer: ") as caught:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attestation keeps: replaced by what is accepted, apart from what is refused, and the same when read again."""
+"""The files that an attestation keeps: an accepted result replaces them, a refusal does not; read back unchanged."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def kept(directory: Path) -> dict[str, Path]:
     return keep(directory, talk(), appraisal, appraisal.to_json(), config())
 
 
-def test_it_is_the_same_when_read_again(tmp_path: Path) -> None:
+def test_kept_evidence_is_the_same_when_read_again(tmp_path: Path) -> None:
     where = kept(tmp_path)
     again = read(tmp_path, emulated=True)
     assert again == replace(talk(), at=talk().at.replace(microsecond=0))
@@ -43,14 +43,14 @@ def test_it_is_the_same_when_read_again(tmp_path: Path) -> None:
     assert all("emulated" in path.name for what, path in where.items() if what != "host_keys")
 
 
-def test_what_another_trust_domain_left_goes(tmp_path: Path) -> None:
+def test_the_files_of_another_trust_domain_are_removed(tmp_path: Path) -> None:
     for path in places(tmp_path, emulated=False).values():
         path.write_text("of hardware")
     where = kept(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(where.values())
 
 
-def test_a_refusal_knows_what_it_came_out_of(tmp_path: Path) -> None:
+def test_a_refusal_keeps_its_evidence_and_appraisal(tmp_path: Path) -> None:
     found = evidence()
     with pytest.raises(Refused) as refused:
         verify_emulated(found, expected(report_data=b"x" * 64), now(), root())

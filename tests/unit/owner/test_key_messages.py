@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of the key protocol: every bit of what the owner sends, and all that a guest of the host's may say."""
+"""The messages of the key protocol: every bit of the owner's messages, and all messages of a hostile guest."""
 
 import base64
 import contextlib
@@ -80,8 +80,8 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_flipped_bit_of_every_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What would come of it were it not for TLS. A nonce or a key is any bytes: another report, another key."""
+def test_messages_with_any_flipped_bit_have_the_expected_effect(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The effect without TLS. A nonce or a key may be any bytes: a changed one gives another report or another key."""
     assert served(WHOLE) == ([(KEY, 3)], [luks_report_data(NONCE, bytes(32), HEADER)], None)
     start, end = FIELDS[name]
     for bit in range(8 * start, 8 * end):
@@ -183,8 +183,10 @@ REPORT_FIELDS = (
 )  # fmt: skip
 
 
-def test_a_flipped_bit_in_any_field_of_the_report(keys: Keys, owner: ssl.SSLContext, tmp_path: Path) -> None:
-    """The host's own guest has the owner's connection and alters genuine evidence for it, field by field."""
+def test_a_report_with_a_flipped_bit_in_any_field_gets_no_key(
+    keys: Keys, owner: ssl.SSLContext, tmp_path: Path
+) -> None:
+    """A guest of the host has the owner's connection and alters genuine evidence for it, field by field."""
     for place in (None, *REPORT_FIELDS):
         got: list[bytes] = []
 
@@ -239,7 +241,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_guest_gets_a_clear_refusal(keys: Keys, owner: ssl.SSLContext, tmp_path: Path, name: str) -> None:
-    """Whatever it says, the owner's program ends with an error of its own, and has sent no key."""
+    """Whatever the guest sends, the owner's program ends with its own error and has sent no key."""
     got: list[bytes] = []
 
     def talk(connection: ssl.SSLSocket, nonce: bytes, key: bytes) -> None:
@@ -256,10 +258,10 @@ def test_a_hostile_guest_gets_a_clear_refusal(keys: Keys, owner: ssl.SSLContext,
     assert "\x1b" not in str(error.value)
 
 
-def test_a_guest_that_trickles_without_end_is_left(
+def test_the_owner_disconnects_from_a_guest_that_sends_byte_by_byte(
     keys: Keys, owner: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each byte comes in time, the whole does not: the owner goes while the guest still holds the line."""
+    """Each byte is within a time limit, the whole answer is not: the owner disconnects while the guest still sends."""
     clock = Clock()
     monkeypatch.setattr(key_release, "time", clock)
     ends: queue.Queue[bytes] = queue.Queue()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key protocol under attack, with the guest in a process of its own: what is replayed, altered or doubled on the
-way, and what the guest's clock says.
+"""The key protocol under attack, with the guest in a process of its own: replayed, altered and doubled messages.
 
-test_key_release.py has who gets the key and who does not, test_key_messages.py what the messages may be.
+test_key_release.py tests who gets the key, test_key_messages.py the contents of the messages.
 """
 
 import contextlib
@@ -44,13 +43,13 @@ def owner(keys: Keys) -> ssl.SSLContext:
     return owner_context(keys.owner_certificate, keys.owner_private)
 
 
-def test_the_guest_s_end_needs_nothing_but_its_own_modules(guest: GuestProcess, owner: ssl.SSLContext) -> None:
-    """Control for all that follows."""
+def test_the_guest_side_needs_only_its_own_modules(guest: GuestProcess, owner: ssl.SSLContext) -> None:
+    """Control for all tests below."""
     assert release(guest.port, owner) == Opened(4, (HOST_KEY,))
     assert guest.taken == [(KEY, 3)] and guest.end() == ""
 
 
-def test_of_many_owners_at_once_one_is_served(guest: GuestProcess, owner: ssl.SSLContext) -> None:
+def test_only_one_of_many_concurrent_owners_is_served(guest: GuestProcess, owner: ssl.SSLContext) -> None:
     gate = threading.Barrier(8)
     ends: list[object] = []
 
@@ -90,7 +89,7 @@ def lengths(guest: GuestProcess, owner: ssl.SSLContext) -> tuple[int, int]:
 def test_a_flipped_bit_on_the_wire_never_gives_another_key(
     keys: Keys, owner: ssl.SSLContext, tmp_path: Path, steps: int
 ) -> None:
-    """Wherever in either direction: what the guest gets is the owner's very message, or nothing."""
+    """In either direction and at any place: the guest gets exactly the owner's message, or none."""
     with guest_process(der(keys.owner_certificate), tmp_path / "whole") as guest:
         totals = lengths(guest, owner)  # and the control: through the same relay, it works
     nothing = 0
@@ -106,8 +105,8 @@ def test_a_flipped_bit_on_the_wire_never_gives_another_key(
     assert nothing > steps
 
 
-def test_a_recorded_conversation_played_again(keys: Keys, owner: ssl.SSLContext, tmp_path: Path) -> None:
-    """All that the owner once sent, to the next boot of the same guest."""
+def test_a_replayed_conversation_gives_no_key(keys: Keys, owner: ssl.SSLContext, tmp_path: Path) -> None:
+    """All messages of the owner, sent again at the next boot of the same guest."""
     said = bytearray()
 
     def record(at: int, data: bytes) -> bytes:
@@ -130,8 +129,8 @@ def test_a_recorded_conversation_played_again(keys: Keys, owner: ssl.SSLContext,
         assert guest.taken == [(KEY, 3)]
 
 
-def test_every_record_sent_twice(guest: GuestProcess, owner: ssl.SSLContext) -> None:
-    """The owner's messages, each repeated by the network: the key is taken once at most."""
+def test_a_doubled_record_gives_the_key_at_most_once(guest: GuestProcess, owner: ssl.SSLContext) -> None:
+    """Each message of the owner is repeated by the network: the guest accepts the key once at most."""
     twice = wire(guest.port, lambda at, data: data + data if data[:1] == b"\x17" else data)
     with twice as port, contextlib.suppress(UserError, Refused):
         release(port, owner)
@@ -159,8 +158,10 @@ def clock(year: int) -> int:
 
 
 @pytest.mark.parametrize("year", [1970, 2000, 2099, 9999])
-def test_any_clock_of_the_guest_will_do(keys: Keys, owner: ssl.SSLContext, tmp_path: Path, year: int) -> None:
-    """OpenSSL's own check of the owner's certificate, at that time."""
+def test_the_key_arrives_whatever_the_clock_of_the_guest(
+    keys: Keys, owner: ssl.SSLContext, tmp_path: Path, year: int
+) -> None:
+    """OpenSSL checks the owner's certificate at that time."""
     with guest_process(der(keys.owner_certificate), tmp_path, clock=clock(year)) as guest:
         assert release(guest.port, owner).generation == 4
         assert guest.taken == [(KEY, 3)]
@@ -168,8 +169,8 @@ def test_any_clock_of_the_guest_will_do(keys: Keys, owner: ssl.SSLContext, tmp_p
         assert guest.dumpable == [1, 0]
 
 
-def test_a_certificate_of_today_depends_on_the_clock(tmp_path: Path) -> None:
-    """Control: the clock of the one before is the one that decides."""
+def test_control_a_certificate_with_a_short_validity_depends_on_the_clock(tmp_path: Path) -> None:
+    """Control: the clock of the test above decides the check."""
     today = passing_owner(tmp_path / "owner")
     context = owner_context(today.owner_certificate, today.owner_private)
     for year in (2000, 2099):

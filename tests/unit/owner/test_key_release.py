@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release of a disk key, both ends for real: who gets it, who does not, and what the guest makes of strangers."""
+"""The release of a disk key between real programs: who gets it, who does not, and how the guest treats strangers."""
 
 import contextlib
 import hashlib
@@ -82,8 +82,8 @@ def release(port: int, keys: Keys, header: bytes = HEADER, generation: int = 3, 
         )[2]
 
 
-def test_the_owner_s_key_arrives_as_it_is(guest: KeyGuest, keys: Keys) -> None:
-    """Control for all that follows."""
+def test_the_key_of_the_owner_arrives_unchanged(guest: KeyGuest, keys: Keys) -> None:
+    """Control for all tests below."""
     assert release(guest.port, keys) == Opened(4, (HOST_KEY,))
     assert guest.received == [(KEY, 3)]
     assert guest.end() is None
@@ -98,7 +98,7 @@ def test_the_longest_key_and_one_byte(keys: Keys, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [b"", bytes(4097)])
-def test_a_key_of_no_possible_length_is_not_sent(guest: KeyGuest, keys: Keys, key: bytes) -> None:
+def test_a_key_of_an_impossible_length_is_not_sent(guest: KeyGuest, keys: Keys, key: bytes) -> None:
     with connected(guest.port, keys) as connection:
         key_release.request_evidence(connection, HEADER, "there")
         with pytest.raises(UserError, match="expected 1 to 4096"):
@@ -146,14 +146,14 @@ def signed(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return certificate, key
 
 
-def test_strangers_change_nothing(guest: KeyGuest, keys: Keys, stranger: Keys, signed: tuple[Path, Path]) -> None:
+def test_the_guest_ignores_strangers(guest: KeyGuest, keys: Keys, stranger: Keys, signed: tuple[Path, Path]) -> None:
     strangers_leave(guest.port, stranger, signed)
     assert is_waiting("127.0.0.1", guest.port, NET) and guest.waiting
     assert release(guest.port, keys).generation == 4
 
 
-def test_what_tls_takes_is_still_not_the_owner(keys: Keys, stranger: Keys, tmp_path: Path) -> None:
-    """The comparison alone, behind a wrong anchor; then the control arm, where it compares with the wrong one, too."""
+def test_a_certificate_accepted_by_tls_is_compared_with_the_owner(keys: Keys, stranger: Keys, tmp_path: Path) -> None:
+    """The comparison alone, behind a wrong trust anchor. Control: it compares with the wrong certificate, too."""
     certificate, key = agent.make_certificate(str(tmp_path))
     context = agent.server_context(certificate, key, der(stranger.owner_certificate))
     for whole, gets_in in ((der(keys.owner_certificate), False), (der(stranger.owner_certificate), True)):
@@ -172,7 +172,7 @@ def test_what_tls_takes_is_still_not_the_owner(keys: Keys, stranger: Keys, tmp_p
 
 
 def test_silent_clients_do_not_keep_the_owner_out(guest: KeyGuest, keys: Keys) -> None:
-    """All but one of the places are held, some by clients that trickle; the owner comes all the same."""
+    """All places but one are used, some by clients that send byte by byte; the owner is served nevertheless."""
     with contextlib.ExitStack() as stack:
         held = [
             stack.enter_context(socket.create_connection(("127.0.0.1", guest.port), NET))
@@ -205,7 +205,7 @@ def test_a_silent_client_is_dropped_in_time(guest: KeyGuest, keys: Keys, monkeyp
         assert sum(map(hung_up, held[1:])) >= len(held) - agent.MAX_CLIENTS
 
 
-def test_one_owner_only(guest: KeyGuest, keys: Keys) -> None:
+def test_one_owner_is_served_at_a_time(guest: KeyGuest, keys: Keys) -> None:
     with connected(guest.port, keys) as first:
         key_release.request_evidence(first, HEADER, "there")
         with pytest.raises(UserError, match=r"closed the connection|no answer"), contextlib.ExitStack() as stack:
@@ -223,8 +223,8 @@ def test_another_volume_s_guest_gets_nothing(guest: KeyGuest, keys: Keys) -> Non
     assert "the owner closed the connection" in str(guest.end())
 
 
-def test_without_the_header_in_the_evidence_it_would_get_it(keys: Keys, tmp_path: Path) -> None:
-    """Control arm of the one before: the header digest is what makes the difference, and the guest's own comparison."""
+def test_control_without_the_header_in_the_evidence_it_would_get_the_key(keys: Keys, tmp_path: Path) -> None:
+    """Control for the test above: the header digest, and the guest's comparison of it, make the difference."""
     with key_guest(keys, tmp_path, HEADER) as guest, pytest.raises(UserError, match="the owner's key is for another"):
         release(guest.port, keys, header=OTHER_HEADER, appraise=lambda talk: talk)
     assert guest.received == []
@@ -271,10 +271,10 @@ def test_a_relay_of_genuine_evidence_is_refused(guest: KeyGuest, keys: Keys, tmp
     assert seen in ([], [b""])
 
 
-def test_without_the_connection_in_the_evidence_the_relay_has_the_key(
+def test_control_without_the_connection_in_the_evidence_the_relay_has_the_key(
     guest: KeyGuest, keys: Keys, tmp_path: Path
 ) -> None:
-    """Control arm of the one before."""
+    """Control for the test above."""
     with man_in_the_middle(guest.port, keys, tmp_path) as (port, seen), pytest.raises(UserError):
         release(port, keys, appraise=lambda talk: talk)
     assert KEY in seen[0]
@@ -308,7 +308,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_what_goes_wrong_with_the_owner_ends_the_guest(guest: KeyGuest, keys: Keys, name: str) -> None:
+def test_a_wrong_message_of_the_owner_ends_the_guest(guest: KeyGuest, keys: Keys, name: str) -> None:
     with connected(guest.port, keys) as connection:
         for message in MESSAGES[name]:
             connection.sendall(message)
@@ -319,7 +319,7 @@ def test_what_goes_wrong_with_the_owner_ends_the_guest(guest: KeyGuest, keys: Ke
     assert guest.received == []
 
 
-def test_a_control_for_the_messages(guest: KeyGuest, keys: Keys) -> None:
+def test_control_the_right_messages_are_accepted(guest: KeyGuest, keys: Keys) -> None:
     with connected(guest.port, keys) as connection:
         connection.sendall(REQUEST + bytes(32))
         connection.sendall(struct.pack(">I", 41) + HEADER + bytes(8) + b"k")
@@ -328,7 +328,7 @@ def test_a_control_for_the_messages(guest: KeyGuest, keys: Keys) -> None:
     assert guest.end() is None
 
 
-def test_what_the_guest_says_went_wrong_reaches_the_owner(keys: Keys, tmp_path: Path) -> None:
+def test_an_error_in_the_guest_reaches_the_owner(keys: Keys, tmp_path: Path) -> None:
     linux = guest_module("linux")
 
     def unlock(key: bytes, generation: int) -> dict[str, Any]:
@@ -373,7 +373,7 @@ def test_answers_are_checked(keys: Keys, tmp_path: Path, name: str) -> None:
 
 
 def test_a_replayed_report_is_refused(keys: Keys, tmp_path: Path) -> None:
-    """The genuine guest's evidence for an earlier nonce of the same owner, from the very same guest."""
+    """Evidence of the genuine guest for an earlier nonce of the same owner."""
     kept: list[dict[str, object]] = []
 
     def first_forever(report_data: bytes) -> dict[str, object]:
@@ -387,7 +387,7 @@ def test_a_replayed_report_is_refused(keys: Keys, tmp_path: Path) -> None:
     assert refused.value.reason == "report-data" and guest.received == []
 
 
-def test_nobody_there(keys: Keys) -> None:
+def test_a_closed_port_is_an_error(keys: Keys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert not is_waiting("127.0.0.1", port)

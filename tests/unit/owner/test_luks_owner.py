@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key goes to whom: the rules, what is on record before a key leaves, and the whole of attest_luks."""
+"""Which key goes to which guest: the rules, the record written before a key is sent, and the whole of attest_luks."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def emulated_verdict() -> Any:
     return verify_emulated(evidence(), expected(), now(), root())
 
 
-def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
+def test_only_the_type_of_a_verdict_decides() -> None:
     verdict = emulated_verdict()
     assert trust_domain(verdict) == "emulated"
     # No hardware here: what the production verifier would make, from the inside.
@@ -81,7 +81,7 @@ def test_a_verdict_s_type_decides_and_nothing_it_says() -> None:
             trust_domain(liar)
 
 
-def test_an_emulated_guest_is_on_record_before_it_has_the_key(config_dir: Path, header: Path) -> None:
+def test_an_emulated_guest_is_recorded_before_it_gets_the_key(config_dir: Path, header: Path) -> None:
     keep(config_dir, Record("made", generation=5))
     volume = Volume(header, config_dir, "")
     assert not read_record(config_dir, UUID).exposed
@@ -92,7 +92,7 @@ def test_an_emulated_guest_is_on_record_before_it_has_the_key(config_dir: Path, 
     assert repr(secret).count("key") == 0 and KEY.decode() not in repr(secret)
 
 
-def test_without_a_record_of_it_nothing_is_released(
+def test_no_key_is_released_if_the_record_cannot_be_written(
     config_dir: Path, header: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(config_dir, Record("made"))
@@ -110,7 +110,7 @@ def test_without_a_record_of_it_nothing_is_released(
         volume.secret_for(emulated_verdict(), emulated_asked=False)
 
 
-def test_a_record_that_changes_meanwhile_counts(config_dir: Path, header: Path) -> None:
+def test_a_record_that_changes_during_the_attestation_counts(config_dir: Path, header: Path) -> None:
     keep(config_dir, Record("made"))
     volume = Volume(header, config_dir, "")
     write_record(config_dir, UUID, Record("given"))
@@ -118,8 +118,8 @@ def test_a_record_that_changes_meanwhile_counts(config_dir: Path, header: Path) 
         volume.secret_for(emulated_verdict(), emulated_asked=False)
 
 
-def test_a_confidential_guest_is_on_record_before_it_has_the_key(config_dir: Path, header: Path) -> None:
-    """Without that, a guest whose answer is lost would have data that nobody knows of."""
+def test_a_confidential_guest_is_recorded_before_it_gets_the_key(config_dir: Path, header: Path) -> None:
+    """Otherwise a guest whose answer is lost would have data without a record of them."""
     from sevsnp.attestation import verifier
 
     keep(config_dir, Record("made"))
@@ -130,10 +130,10 @@ def test_a_confidential_guest_is_on_record_before_it_has_the_key(config_dir: Pat
     assert read_record(config_dir, UUID) == Record("made", sent=True) and read_record(config_dir, UUID).opened
 
 
-def test_a_key_that_is_elsewhere_than_the_owner_s(
+def test_a_key_in_another_directory_is_used(
     config_dir: Path, keys: Keys, header: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As end to end has it: with a volume of its own, and whatever key the user has given."""
+    """As in the end-to-end run: with a volume of its own, whatever key the user has given."""
     monkeypatch.setattr(luks_key, "given", lambda *_, **__: luks_key.Key(b"the user's own", "LUKS_KEY"))
     own = tmp_path / "own"
     keep(own, Record("made"))
@@ -145,14 +145,14 @@ def test_a_key_that_is_elsewhere_than_the_owner_s(
     assert read_record(own, UUID) == Record("made", generation=1, exposed=True)
 
 
-def test_an_exposed_key_s_remedies_in_the_order_of_their_likelihood(config_dir: Path, header: Path) -> None:
+def test_the_remedies_for_an_exposed_key_begin_with_the_most_likely_one(config_dir: Path, header: Path) -> None:
     with pytest.raises(UserError) as refused:
         check_release("amd", Record("made", exposed=True), emulated_asked=False)
     hint = refused.value.hint
     assert 0 < hint.index("./doitw attest_luks PLATFORM=emulated") < hint.index("./doitw setup_luks PLATFORM=snp")
 
 
-def test_a_key_that_does_not_open_the_header_is_said_at_once(config_dir: Path, header: Path) -> None:
+def test_a_key_that_does_not_open_the_header_is_reported_at_once(config_dir: Path, header: Path) -> None:
     keep(config_dir, Record("made"), b"another key")
     with pytest.raises(UserError, match="this key does not open"):
         Volume(header, config_dir, "")
@@ -177,7 +177,7 @@ def test_attest_luks(config_dir: Path, keys: Keys, header: Path, tmp_path: Path)
 
 
 def test_the_key_of_a_data_disk(config_dir: Path, keys: Keys, tmp_path: Path) -> None:
-    """By the same rules; ssh trusts nothing yet, for the guest gives evidence for its host key later."""
+    """By the same rules. ssh does not trust the guest yet, because the guest gives evidence for its host key later."""
     (tmp_path / "made").mkdir()
     made = data_launch(tmp_path / "made")
     disk_header = tmp_path / "made" / "data" / "header.bin"
@@ -212,7 +212,7 @@ def test_a_guest_with_another_data_disk_gets_no_key(config_dir: Path, keys: Keys
                 assert guest.received == [(KEY, 0)]
 
 
-def test_a_refusal_replaces_nothing_that_was_accepted(
+def test_a_refusal_does_not_replace_accepted_evidence(
     config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:
     keep(config_dir, Record("made"))
@@ -244,7 +244,7 @@ def test_a_production_config_sends_nothing_to_an_emulated_guest(
 
 
 @pytest.mark.parametrize("record", ["given", "exposed"])
-def test_what_is_refused_in_any_case_is_said_before_the_guest_is_spoken_to(
+def test_a_certain_refusal_comes_before_the_connection_to_the_guest(
     record: str, config_dir: Path, keys: Keys, header: Path, tmp_path: Path
 ) -> None:
     keep(config_dir, FIELDS[record])
@@ -271,7 +271,7 @@ def test_another_workflow_s_config(config_dir: Path, keys: Keys, header: Path, t
 
 
 def test_the_key_is_in_no_argv_and_no_environment(config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:
-    """Of this process and what it starts, while the key is on its way."""
+    """Of this process and of the processes that it starts, while the key is sent."""
     keep(config_dir, Record("made"))
     seen: list[bytes] = []
 

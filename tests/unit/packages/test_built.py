@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was built from source takes its place in build/snp-release, and the manifest says so."""
+"""Packages that were built from source: put into build/snp-release and named in the manifest."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_everything_that_was_built_is_in_the_tree(tree: Path, built: Path) -> No
     check_release(tree, "it")  # complete, and sealed
 
 
-def test_one_stage_replaces_only_its_own(tree: Path, built: Path) -> None:
+def test_one_stage_replaces_only_its_own_files(tree: Path, built: Path) -> None:
     for stage in ("ovmf", "guest-kernel", "host-kernel"):
         shutil.rmtree(built / stage)
     record(built)
@@ -102,7 +102,7 @@ def test_one_stage_replaces_only_its_own(tree: Path, built: Path) -> None:
         (lambda built: (built / "more").write_text(""), "found more, expected files of the stages qemu, "),
     ],
 )
-def test_what_is_not_as_it_was_fetched_is_refused(damage: Callable[[Path], object], said: str, built: Path) -> None:
+def test_a_fetched_tree_that_was_changed_is_refused(damage: Callable[[Path], object], said: str, built: Path) -> None:
     read_built(built)  # control
     damage(built)
     with pytest.raises(UserError, match=said) as found:

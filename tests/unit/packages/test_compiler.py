@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FIRMWARE=source is built from: the compiler's packages and edk2's source, each pinned by its digest."""
+"""The inputs of FIRMWARE=source: the compiler's packages and edk2's source, each pinned by its digest."""
 
 import hashlib
 import shutil
@@ -64,15 +64,15 @@ def fetched(mirror: Path, snapshot: str = "off") -> tuple[Path, Path]:
     return debs, sources
 
 
-def test_both_are_fetched(mirror: Path) -> None:
+def test_the_compiler_and_the_source_are_fetched(mirror: Path) -> None:
     debs, sources = fetched(mirror)
     assert {file.name for file in debs.iterdir()} == {"gcc_1-1_all.deb", "Packages", "packages.json"}
     assert {file.read_bytes() for file in sources.glob("*.tar.xz")} == {*ARCHIVES.values()}
     assert (sources / "packages.json").exists()
 
 
-def test_a_mirror_without_the_source_says_so(mirror: Path) -> None:
-    """The remedy is not the one for packages: no task pins the source anew. Nothing is made."""
+def test_a_mirror_without_the_source_is_an_error(mirror: Path) -> None:
+    """The remedy is not that for packages, since no task pins the source again. No file is written."""
     (mirror / "edk2_1.orig.tar.xz").unlink()
     with pytest.raises(UserError) as refused:
         fetched(mirror)
@@ -81,7 +81,7 @@ def test_a_mirror_without_the_source_says_so(mirror: Path) -> None:
     assert not (mirror.parent / "out").exists()
 
 
-def test_another_source_is_refused(mirror: Path) -> None:
+def test_a_source_with_another_digest_is_refused(mirror: Path) -> None:
     (mirror / "edk2_1.debian.tar.xz").write_bytes(b"THE PATCHES")
     with pytest.raises(UserError, match="does not match the lock and was removed") as refused:
         fetched(mirror)
@@ -96,7 +96,7 @@ def test_a_damaged_lock_is_restored(mirror: Path, text: str) -> None:
     assert refused.value.hint == f"restore it: git checkout {mirror.parent / 'sources.lock'}"
 
 
-def test_the_project_s_own_locks_have_both() -> None:
+def test_the_locks_of_the_project_have_the_compiler_and_the_source() -> None:
     names = {package.name for package in read_lock(PROJECT / "packages.lock").packages(COMPILER)}
     (asked,) = (one for one in read_sets(PROJECT / "tasks/packages.yaml") if one.name == COMPILER)
     assert {*asked.packages} <= names and not asked.exclude

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Package lists and the lock file: what is taken, and what is refused by name."""
+"""Package lists and the lock file: the accepted formats, and the faults that are refused by name."""
 
 import re
 from dataclasses import replace
@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_list_with_everything(tmp_path: Path) -> None:
+def test_a_list_with_every_key_is_read(tmp_path: Path) -> None:
     text = "suite: trixie\npackages: [bash, g++]\nexclude: [tar, dpkg]\nessential: true\ndependencies: false\n"
     file = write(tmp_path / "p.yaml", text)
     read = read_set(file, "guest")
@@ -83,7 +83,7 @@ def test_the_projects_own_lists_are_good() -> None:
     assert read_set(project / "guest-vm/packages.yaml", "guest").packages
 
 
-def test_a_lock_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_written_lock_is_read_back(tmp_path: Path) -> None:
     kernel = locked(requested=("linux-image-amd64",), resolved={"linux-image-amd64": KERNEL.name}, packages=(KERNEL,))
     sets = {"tools": locked(), "kernel": kernel}
     lock = read_lock(write(tmp_path / "packages.lock", dump_lock(sets)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where packages come from: apt's two kinds of source lists, mirrors in lists, proxies, and mmdebstrap's defaults."""
+"""The sources of packages: apt's two kinds of source lists, mirrors in lists, proxies, and mmdebstrap's defaults."""
 
 from pathlib import Path
 
@@ -121,7 +121,9 @@ def test_mmdebstraps_defaults_without_any_debian_source(tmp_path: Path, monkeypa
     assert found.security.endswith("/debian-security")
 
 
-def test_mmdebstrap_that_names_no_mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_question_to_mmdebstrap_is_an_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "mmdebstrap").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "mmdebstrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -130,7 +132,7 @@ def test_mmdebstrap_that_names_no_mirror(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "MIRROR" in caught.value.hint
 
 
-def test_uris_in_one_spelling() -> None:
+def test_uris_are_normalised() -> None:
     assert clean_uri("file:///srv/debian/", "x") == clean_uri("copy:/srv/debian", "x") == "file:/srv/debian"
     assert beside("http://x.invalid/debian") == "http://x.invalid/debian-security"
     assert beside("http://x.invalid/archive/debian/2025Z") == "http://x.invalid/archive/debian-security/2025Z"

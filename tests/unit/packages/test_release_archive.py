@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives of build/snp-release: packed to the same bytes, unpacked to the same tree, and never outside of it."""
+"""Archives of build/snp-release: packed to reproducible bytes, unpacked to the same tree, and never outside of it."""
 
 import gzip
 import json
@@ -64,7 +64,7 @@ def test_a_packed_tree_is_unpacked_to_the_same_tree(
     assert pack(again, tmp_path / "again.tar.gz")[1] == digest
 
 
-def test_the_archive_is_the_same_bytes_in_any_surroundings(
+def test_the_bytes_of_an_archive_do_not_depend_on_the_environment(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, digest = pack(tree, tmp_path / "a.tar.gz")
@@ -149,7 +149,7 @@ HOSTILE: dict[str, tuple[list[Member], str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_entry_is_refused(case: str, tree: Path, tmp_path: Path) -> None:
-    """Each behind a complete release, which alone is taken: the control is the test of GNU tar's archive."""
+    """Each comes after a complete release, which alone is accepted: the control is the test of GNU tar's archive."""
     more, message = HOSTILE[case]
     before = sorted(os.listdir(tmp_path.parent))
     found = refused(written(tmp_path / "hostile.tar.gz", archive_of([*members_of(tree), *more])))
@@ -157,8 +157,8 @@ def test_a_hostile_entry_is_refused(case: str, tree: Path, tmp_path: Path) -> No
     assert sorted(os.listdir(tmp_path.parent)) == before
 
 
-def test_headers_without_end_are_one_line(tree: Path, tmp_path: Path) -> None:
-    """Each header says something about the next one. The control is one of them, before a file."""
+def test_an_endless_chain_of_headers_is_refused_in_one_line(tree: Path, tmp_path: Path) -> None:
+    """Each header describes the next one. Control: a single such header, before a file."""
     record = b"11 a=bcdef\n"
     headers = [member("x", record, type=tarfile.XHDTYPE)]
     archive = written(tmp_path / "one.tar.gz", archive_of([*members_of(tree), *headers, member("snp-release/x")]))
@@ -189,13 +189,15 @@ def wrong_checksum(data: bytes) -> bytes:
     "change", [cut, wrong_checksum, lambda _: b"", lambda _: b"no archive", lambda data: data[:1000] + bytes(200)]
 )
 def test_a_damaged_archive_is_refused(change: Callable[[bytes], bytes], tree: Path, tmp_path: Path) -> None:
-    """The digest fits here: an archive that was damaged before its digest was taken."""
+    """The digest matches here: the archive was damaged before its digest was computed."""
     assert "damaged" in refused(written(tmp_path / "a.tar.gz", archive_of(members_of(tree)), change))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_changed_bytes_end_in_one_line_and_leave_nothing(data: st.DataObject, tree: Path, tmp_path: Path) -> None:
+def test_changed_bytes_are_refused_in_one_line_and_leave_no_file(
+    data: st.DataObject, tree: Path, tmp_path: Path
+) -> None:
     """Bytes of the tar inside the archive, most of them in headers; its digest is that of the changed archive."""
     plain = bytearray(gzip.decompress(archive_of(members_of(tree))))
     blocks = len(plain) // 512
@@ -225,7 +227,7 @@ def test_an_archive_that_changes_after_its_check_is_refused(tree: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_a_tree_that_lacks_something_is_not_a_release(name: str, tree: Path, tmp_path: Path) -> None:
+def test_an_incomplete_tree_is_refused(name: str, tree: Path, tmp_path: Path) -> None:
     left = [one for one in members_of(tree) if one[0].name != f"snp-release/{name}"]
     found = refused(written(tmp_path / "a.tar.gz", archive_of(left)))
     assert found.endswith(f"not a release of this project: it lacks {name}")
@@ -250,7 +252,7 @@ def test_a_release_has_one_kernel_and_a_manifest(tree: Path, tmp_path: Path) -> 
             check_release(copy, "it")
 
 
-def test_the_digest_of_a_tree_is_of_all_that_counts(tree: Path, tmp_path: Path) -> None:
+def test_the_digest_of_a_tree_covers_names_contents_and_modes(tree: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tree"
     shutil.copytree(tree, copy, symlinks=True)
     before = tree_digest(copy, MANIFEST)
@@ -303,12 +305,12 @@ def test_an_earlier_tree_stays_when_an_archive_is_refused(tree: Path, tmp_path: 
     assert os.listdir(output.parent) == ["tree"] and listing(output) == listing(tree)
 
 
-def test_what_a_release_must_have_is_what_the_tasks_use() -> None:
+def test_the_required_files_of_a_release_are_those_that_the_tasks_use() -> None:
     assert RELEASE / FIRMWARE == STOCK_FIRMWARE
     assert {f"bin/{name}" for name in PROGRAMS} < set(REQUIRED)
 
 
-def test_every_source_of_the_tools_has_its_function() -> None:
+def test_every_value_of_packages_source_has_its_function() -> None:
     from sevsnp.settings.table import SETTINGS
 
     (setting,) = [one for one in SETTINGS if one.name == "PACKAGES_SOURCE"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts of `./doitw completion`: what they complete, in the shells that are here."""
+"""The scripts of `./doitw completion`: the words that they complete, in the shells that are installed here."""
 
 import os
 import pty

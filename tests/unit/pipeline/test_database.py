@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit's database when it is damaged or cannot be written: a real doit, with and without our hand on it."""
+"""A damaged or unwritable database of doit: a real doit, with and without this project's changes to it."""
 
 import os
 import sqlite3
@@ -116,7 +116,7 @@ def artefacts(project: Path) -> Path:
     return project
 
 
-def test_a_failed_run_leaves_the_record_of_what_is_still_there(artefacts: Path) -> None:
+def test_a_failed_run_keeps_the_record_of_outputs_that_still_exist(artefacts: Path) -> None:
     assert making(artefacts, "bad", fails=True)
     assert making(artefacts, "bad", fails=True)
     assert (artefacts / "build" / "first").read_text() == "good"
@@ -127,7 +127,7 @@ def test_a_failed_run_leaves_the_record_of_what_is_still_there(artefacts: Path) 
     assert making(artefacts, "good") and not making(artefacts, "good")
 
 
-def test_control_doit_alone_forgets_it(artefacts: Path) -> None:
+def test_control_doit_alone_forgets_the_record(artefacts: Path) -> None:
     assert making(artefacts, "bad", fails=True, CONTROL="1")
     assert making(artefacts, "good", CONTROL="1")
 
@@ -166,7 +166,7 @@ def test_a_damaged_database_is_replaced(project: Path, damage: Callable[[Path], 
 
 
 @pytest.mark.parametrize("damage", [garbage, no_json])
-def test_doit_alone_fails_on_it(project: Path, damage: Callable[[Path], None]) -> None:
+def test_control_doit_alone_fails_on_a_damaged_database(project: Path, damage: Callable[[Path], None]) -> None:
     assert made(doit(project, CONTROL)) == 3
     damage(project / ".doit.db")
     assert doit(project, CONTROL).returncode != 0
@@ -184,7 +184,7 @@ def test_a_full_disk_is_a_warning(project: Path) -> None:
     assert made(full) == 0
 
 
-def test_one_that_becomes_full_in_the_end_is_a_warning(project: Path) -> None:
+def test_a_disk_that_becomes_full_at_the_end_gives_a_warning(project: Path) -> None:
     assert made(doit(project, OURS)) == 3
     (project / "input").write_text("other")
     done = doit(project, OURS, LIMIT="100")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit clean, forget, info and list, as this project has them; beside what doit's own say."""
+"""This project's versions of doit clean, forget, info and list, compared with doit's own."""
 
 import os
 import re
@@ -115,14 +115,14 @@ def test_clean_removes_what_was_built(project: Path) -> None:
     assert doit(project, "clean").splitlines() == ["nothing to remove", "left in build: log"]
 
 
-def test_clean_of_a_group_removes_what_it_puts_together(project: Path) -> None:
+def test_clean_of_a_group_removes_the_outputs_of_its_own_task(project: Path) -> None:
     doit(project, "both")
     assert doit(project, "clean", "both").splitlines() == ["removing build/second"]
     assert made(project) == {"first"}
     assert doit(project, "clean", "-c", "both").splitlines() == ["removing build/first"]
 
 
-def test_doit_s_own_clean_does_neither(project: Path) -> None:
+def test_control_the_clean_command_of_doit_removes_nothing(project: Path) -> None:
     (project / "adopts").unlink()
     doit(project, "both")
     assert doit(project, "clean") == "" == doit(project, "clean", "both")
@@ -139,7 +139,7 @@ def test_forget(project: Path) -> None:
     assert statuses(project)["first"] == "R"
 
 
-def test_the_status_is_that_of_all_that_is_before(project: Path) -> None:
+def test_the_status_includes_all_earlier_tasks(project: Path) -> None:
     assert statuses(project) == {"first": "R", "_second": "R", "both": "R", "go": "-", "_welcome": "-"}
     doit(project, "both")
     assert statuses(project) == {"first": "U", "_second": "U", "both": "U", "go": "-", "_welcome": "-"}
@@ -149,14 +149,14 @@ def test_the_status_is_that_of_all_that_is_before(project: Path) -> None:
     assert (statuses(project)["first"], statuses(project)["both"]) == ("E", "E")
 
 
-def test_doit_s_own_status_is_of_the_task_alone(project: Path) -> None:
+def test_control_the_status_of_doit_is_of_the_task_alone(project: Path) -> None:
     (project / "adopts").unlink()
     doit(project, "both")
     (project / "source").write_text("two")
     assert statuses(project)["both"] == "U"
 
 
-def test_info_says_why(project: Path) -> None:
+def test_info_names_the_reason_for_a_status(project: Path) -> None:
     doit(project, "both")
     assert "\nstatus: up to date\n" in doit(project, "info", "both")
     (project / "source").write_text("two")
@@ -173,7 +173,7 @@ def test_info_says_why(project: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["first", "both"]])
-def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
+def test_info_of_an_unknown_task_is_an_error(project: Path, words: list[str]) -> None:
     said = doit(project, "info", *words)
     assert "expected the name of one task" in said and "./doitw list" in said
 
@@ -188,19 +188,19 @@ def test_info_of_what_is_no_task(project: Path, words: list[str]) -> None:
         )
     ],
 )  # fmt: skip
-def test_a_misspelt_task_gets_the_nearest(project: Path, words: list[str]) -> None:
+def test_a_misspelt_task_is_answered_with_the_nearest_name(project: Path, words: list[str]) -> None:
     said = doit(project, *words)
     assert said.strip() == "ERROR: Frist: no such task\n  did you mean ./doitw first? all tasks: ./doitw list"
 
 
-def test_a_misspelt_command_gets_the_nearest(project: Path) -> None:
+def test_a_misspelt_command_is_answered_with_the_nearest_name(project: Path) -> None:
     assert "did you mean ./doitw list?" in doit(project, "lits")
     assert doit(project, "zebra").strip() == "ERROR: zebra: no such task\n  all tasks: ./doitw list"
     (project / "adopts").unlink()
     assert "did you mean" not in doit(project, "lits")  # control: doit's own
 
 
-def test_a_misspelt_option_of_a_task_gets_the_nearest(project: Path) -> None:
+def test_a_misspelt_option_of_a_task_is_answered_with_the_nearest_name(project: Path) -> None:
     assert doit(project, "go", "--fsat") == "ERROR: --fsat: no such option\n  did you mean --fast?\n"
     assert doit(project, "go", "--zebra") == "ERROR: --zebra: no such option\n"
     assert "ERROR" not in doit(project, "go", "--fast")
@@ -245,7 +245,7 @@ def full(project: Path, *words: str, where: str = "/dev/full") -> tuple[int, str
     "words",
     [["list"], ["info", "first"], ["help", "first"], ["first"], ["-n", "2", "-P", "thread", "first"], ["clean"]],
 )
-def test_a_full_standard_output_is_one_line(project: Path, words: list[str]) -> None:
+def test_a_full_standard_output_gives_one_line(project: Path, words: list[str]) -> None:
     if words == ["clean"]:
         doit(project, "first")
     said = "standard output: cannot be written: No space left on device\n"
@@ -253,12 +253,12 @@ def test_a_full_standard_output_is_one_line(project: Path, words: list[str]) -> 
     assert full(project, *words, where="/dev/null")[1] == ""  # control
 
 
-def test_doit_s_own_words_for_it(project: Path) -> None:
+def test_control_doit_alone_prints_several_lines_for_a_full_output(project: Path) -> None:
     (project / "adopts").unlink()
     assert full(project, "list")[1].count("\n") > 1
 
 
-def test_nobody_who_reads_it_is_no_error(project: Path) -> None:
+def test_a_closed_standard_output_is_not_an_error(project: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -304,7 +304,7 @@ def test_a_list_in_groups(guided: Path) -> None:
     assert [line[0] for line in shown[-2:]] == ["R", "-"]
 
 
-def test_a_list_for_programs_is_flat_and_in_order(guided: Path) -> None:
+def test_the_list_for_programs_is_flat_and_in_order(guided: Path) -> None:
     assert doit(guided, "list", "--quiet").split() == ["go", "both", "first"]
     assert doit(guided, "list", "--template", "{name}.").split() == ["go.", "both.", "first."]
     assert doit(guided, "list", "--deps", "--quiet", "first").splitlines() == ["first   ", " -  source", ""]
@@ -331,7 +331,7 @@ def test_help_is_as_wide_as_the_terminal(guided: Path, monkeypatch: pytest.Monke
         assert max(found) <= columns and (columns < 80) == (max(found) < 80), words
 
 
-def test_help_of_a_group_has_its_helpers_settings_and_names_the_other_tasks(guided: Path) -> None:
+def test_the_help_of_a_group_has_the_settings_of_its_helpers(guided: Path) -> None:
     text = doit(guided, "help", "both")
     own, _, others = text.partition("Settings of the tasks that run before it:")
     assert "  MEMORY=2G " in own and "  PLATFORM=auto " in own and "  CPUS=1 " in own and "POLICY" not in own
@@ -353,7 +353,7 @@ def test_help_of_settings_and_of_all(guided: Path) -> None:
     assert doit(guided, "settings") == doit(guided, "help", "settings")
 
 
-def test_clean_says_what_it_leaves_elsewhere(project: Path) -> None:
+def test_clean_names_the_files_that_it_keeps(project: Path) -> None:
     dodo = project / "dodo.py"
     dodo.write_text(dodo.read_text().replace("adopt()", "adopt(left=lambda: ['a disk: boot it: COMMAND'])"))
     doit(project, "go")

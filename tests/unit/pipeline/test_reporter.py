@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a doit run says: on a terminal, in a log, with several tasks at once, and when it is interrupted."""
+"""The output of a doit run: on a terminal, in a log, with several tasks at once, and after an interrupt."""
 
 import contextlib
 import os
@@ -219,7 +219,7 @@ def untimed(text: str) -> str:
     return re.sub(r"\(\d+\.\d s", "(T s", text)
 
 
-def test_the_test_s_own_terminal() -> None:
+def test_control_the_simulated_terminal_interprets_control_sequences() -> None:
     assert screen_after("a\r\nbusy\r\x1b[2Kdone\r\nx\r\ny\r\x1b[2K\x1b[1A\x1b[2Kz\r\n") == ["a", "done", "z"]
     # It sees what is left over.
     assert screen_after("done\r\nbusy") == ["done", "busy"]
@@ -237,20 +237,20 @@ IN_TURN = [
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_a_log_has_the_lines_and_nothing_else(project: Path, term: str) -> None:
+def test_a_log_has_only_the_lines_of_the_tasks(project: Path, term: str) -> None:
     done = in_log(project, "both", term=term)
     assert done.returncode == 0, done.stdout
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     assert untimed(done.stdout).splitlines() == IN_TURN
 
 
-def test_a_dumb_terminal_is_a_log(project: Path) -> None:
+def test_a_dumb_terminal_gets_the_output_of_a_log(project: Path) -> None:
     code, written = on_terminal(project, ["both"], term="dumb")
     assert code == 0 and "\x1b" not in written
     assert untimed(written).replace("\r\n", "\n").splitlines() == IN_TURN
 
 
-def test_a_terminal_has_a_live_area_that_leaves_nothing(project: Path) -> None:
+def test_the_live_area_of_a_terminal_is_removed_at_the_end(project: Path) -> None:
     code, written = on_terminal(
         project, ["both"], seen={"image": "image: writing.* of 1.0 kB", "tools": "tools: unpacking 120 packages"}
     )
@@ -263,7 +263,7 @@ def test_a_terminal_has_a_live_area_that_leaves_nothing(project: Path) -> None:
     assert "\x1b[?25l" not in written  # a cursor that was never hidden needs nobody to show it
 
 
-def test_the_marks_have_colours_unless_the_user_wants_none(project: Path) -> None:
+def test_the_marks_have_colours_unless_no_color_is_set(project: Path) -> None:
     _, written = on_terminal(project, ["tools", "fails"])
     assert "\x1b[32m✓\x1b[0m tools" in written and "\x1b[31m✗\x1b[0m fails: it broke" in written
     assert "\x1b[32m✓\x1b[0m tools" in on_terminal(project, ["tools"], more={"NO_COLOR": ""})[1]  # empty: not set
@@ -272,7 +272,7 @@ def test_the_marks_have_colours_unless_the_user_wants_none(project: Path) -> Non
     assert re.findall(r"\x1b\[[0-9;]*m", written.replace("\x1b[0m", "")) == []
 
 
-def test_several_at_once_name_their_task(project: Path) -> None:
+def test_lines_of_parallel_tasks_name_their_task(project: Path) -> None:
     below = r"image: writing[^\n]*\r?\n[^\n]*tools: unpacking 120 packages"
     code, written = on_terminal(project, ["-n", "2", "both"], seen={"image": below, "tools": below})
     assert code == 0, written
@@ -285,7 +285,7 @@ def test_several_at_once_name_their_task(project: Path) -> None:
     assert in_log(project, "-n", "2", "both").stdout.count("\n") == len(lines)
 
 
-def test_a_failure_is_named_and_whole(project: Path) -> None:
+def test_a_failure_is_named_and_shown_completely(project: Path) -> None:
     for run in (in_log(project, "-n", "2", "fails", "tools"), in_log(project, "fails")):
         assert run.returncode == 1
         assert "✗ fails: it broke\n  mend it\n" in run.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/log and VERBOSE=1: what a run leaves behind and shows, and that it never stands in a run's way."""
+"""build/log and VERBOSE=1: the record and the output of a run; a fault of the log never stops a run."""
 
 import json
 import os
@@ -61,13 +61,13 @@ def verbose() -> Iterator[None]:
     run_log.configure(verbose=False)
 
 
-def test_there_is_no_file_before_there_is_a_line(run: Run, tmp_path: Path) -> None:
+def test_the_log_file_is_made_with_its_first_line(run: Run, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     run.log.task("first", "up to date", (0.0, 0.0))
     assert [line["event"] for line in entries()] == ["run", "task"]
 
 
-def test_a_command_is_a_line(run: Run, tmp_path: Path) -> None:
+def test_each_command_is_one_line_of_the_log(run: Run, tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     with progress.task("first"):
         command.run(["sh", "-c", "exit 0", "a b"], cwd=Path("inner"))
@@ -83,7 +83,7 @@ def test_a_command_is_a_line(run: Run, tmp_path: Path) -> None:
     assert run.shown == []
 
 
-def test_what_a_failed_command_said_is_kept_whole(run: Run) -> None:
+def test_the_output_of_a_failed_command_is_kept_completely(run: Run) -> None:
     script = "seq 1 5000; echo it broke >&2; exit 3"
     with pytest.raises(CommandFailed) as failed:
         command.run(["sh", "-c", script])
@@ -107,7 +107,7 @@ def test_a_command_that_cannot_be_started_has_no_exit_code(run: Run, tmp_path: P
 
 @pytest.mark.usefixtures("verbose")
 def test_qemu_is_a_command(run: Run, tmp_path: Path) -> None:
-    """What it says of itself is kept where it failed, and not where it was ended."""
+    """Its messages are kept if it failed, and not if this program ended it."""
     shell, messages = command.find("sh"), tmp_path / "messages"
     assert shell
     for script in ("echo wrong >&2; exit 3", "echo fine >&2; exec sleep 60"):
@@ -124,7 +124,7 @@ def test_qemu_is_a_command(run: Run, tmp_path: Path) -> None:
     assert (pasted.returncode, pasted.stderr) == (3, b"wrong\n")
 
 
-def test_the_task_of_a_thread_that_has_none_is_the_one_that_runs(run: Run) -> None:
+def test_a_command_of_a_thread_without_a_task_belongs_to_the_only_running_task(run: Run) -> None:
     run.running.add("only")
     command.run(["true"])
     run.running.add("another")
@@ -153,7 +153,9 @@ ODD = [
 @pytest.mark.usefixtures("verbose")
 @pytest.mark.parametrize("cwd", [None, "inner 'place"])
 @pytest.mark.parametrize("env", [None, {"EXTRA": "x 'y'"}])
-def test_what_is_printed_can_be_pasted(run: Run, tmp_path: Path, cwd: str | None, env: dict[str, str] | None) -> None:
+def test_a_printed_command_can_be_pasted_into_a_shell(
+    run: Run, tmp_path: Path, cwd: str | None, env: dict[str, str] | None
+) -> None:
     if cwd:
         (tmp_path / cwd).mkdir()
     printed = command.run([sys.executable, "-c", SEEN, *ODD], cwd=Path(cwd) if cwd else None, env=env)
@@ -167,7 +169,9 @@ def test_what_is_printed_can_be_pasted(run: Run, tmp_path: Path, cwd: str | None
 
 
 @pytest.mark.usefixtures("verbose")
-def test_a_variable_that_we_have_ourselves_is_not_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_with_the_same_value_in_our_environment_is_not_printed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EXTRA", "1")
     command.run(["true"], env=dict(os.environ))
     command.run(["true"], env={"EXTRA": "2"})
@@ -238,7 +242,7 @@ def test_a_full_disk_ends_the_log_and_nothing_else(run: Run) -> None:
 
 
 @pytest.mark.parametrize("place", ["build", "build/log"])
-def test_where_it_cannot_be_there_is_no_log(run: Run, place: str) -> None:
+def test_without_a_writable_directory_there_is_no_log(run: Run, place: str) -> None:
     Path(place).parent.mkdir(exist_ok=True)
     Path(place).write_text("a file")
     with pytest.raises(CommandFailed) as failed:
@@ -266,7 +270,7 @@ def test_threads_write_whole_lines(run: Run) -> None:
 
 
 def test_the_output_of_a_program_is_cleaned_in_linear_time() -> None:
-    """A program may print what a hostile file tells it to."""
+    """A program may print text that comes from a hostile file."""
     line = "oci://" * 20000
     with cpu_limit(2.0):
         assert run_log.redacted(line) == line

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/log and VERBOSE=1 of whole runs, with the reporter and the settings that runs have."""
+"""build/log and VERBOSE=1 of whole runs, with the project's reporter and settings."""
 
 import os
 import re
@@ -121,7 +121,7 @@ def outcomes(project: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("threads", [(), ("-n", "2")], ids=["one", "threads"])
-def test_a_run_leaves_its_tasks_and_commands(project: Path, threads: tuple[str, ...]) -> None:
+def test_a_run_logs_its_tasks_and_commands(project: Path, threads: tuple[str, ...]) -> None:
     said = doit(project, *threads, "--continue", "kept", "group", "breaks", "wrong")
     assert outcomes(project) == {"kept": "done", "works": "done", "breaks": "failed", "wrong": "failed"}
     tasks = {line["task"]: line for line in entries("task", project / DIRECTORY)}
@@ -152,7 +152,7 @@ def test_verbose_shows_commands_and_tracebacks(project: Path) -> None:
     assert "Traceback" in said and said.index("work.py") < said.index("✗ breaks: sh: it broke")
 
 
-def test_an_interrupted_run_says_so(project: Path) -> None:
+def test_an_interrupted_run_is_logged_as_interrupted(project: Path) -> None:
     run = start(project, "sleeps")
     wait_until((project / "ready").exists)
     run.terminate()
@@ -162,7 +162,7 @@ def test_an_interrupted_run_says_so(project: Path) -> None:
     assert line["code"] == -signal.SIGTERM
 
 
-def test_what_runs_nothing_writes_nothing(project: Path) -> None:
+def test_a_command_that_runs_no_task_writes_no_log(project: Path) -> None:
     for words in (["list"], ["help", "works"], ["clean"], ["_helper"]):
         doit(project, *words)
         assert not (project / "build").exists(), words

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`./doitw settings`: the present values, and what a change of one rebuilds."""
+"""`./doitw settings`: the present values, and the outputs that a change of a setting rebuilds."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def doit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedPro
     )
 
 
-def test_all_of_them_with_where_they_come_from(tmp_path: Path) -> None:
+def test_all_settings_are_shown_with_the_source_of_their_value(tmp_path: Path) -> None:
     done = doit(tmp_path, "settings", "CPUS=3", "MIRROR=http://me:canary@mirror.example/debian", MEMORY="512M")
     assert (done.returncode, done.stderr) == (0, "")
     for setting in SETTINGS:
@@ -49,7 +49,7 @@ def test_all_of_them_with_where_they_come_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["CPUS", "cpus", "Cpus"])
-def test_one_of_them(tmp_path: Path, word: str) -> None:
+def test_one_setting_is_shown_with_its_details(tmp_path: Path, word: str) -> None:
     done = doit(tmp_path, "settings", word, CPUS="2")
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr, lines[0]) == (0, "", "CPUS=2")
@@ -66,7 +66,7 @@ def test_one_of_them(tmp_path: Path, word: str) -> None:
     assert "a change of it rebuilds nothing" in doit(tmp_path, "settings", "MEMORY").stdout
 
 
-def test_a_misspelt_one_gets_the_nearest(tmp_path: Path) -> None:
+def test_a_misspelt_setting_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     done = doit(tmp_path, "settings", "CUPS")
     hint = "did you mean ./doitw settings CPUS? all settings: ./doitw settings"
     assert (done.returncode, done.stdout, done.stderr) == (3, "", f"ERROR: CUPS: no such setting\n  {hint}\n")
@@ -98,7 +98,7 @@ print(json.dumps(sorted(tasks.made_after({"_verity_root"}))))
 """
 
 
-def test_what_a_change_rebuilds_is_what_the_matrix_of_edits_has(tmp_path: Path) -> None:
+def test_the_rebuilt_outputs_equal_those_of_the_matrix_of_edits(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in MATRIX}
     done = subprocess.run(
         [sys.executable, "-c", DECIDED],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes for continuous integration: what they may do, and that the tasks they name exist."""
+"""The recipes for continuous integration: their permissions, and the tasks and settings that they name."""
 
 import copy
 import re
@@ -213,12 +213,12 @@ def flat(value: Any) -> Iterator[str]:
             yield from flat(item)
 
 
-def test_they_name_no_host() -> None:
+def test_the_recipes_name_no_host() -> None:
     for path in (GITHUB, PREPARE, GITLAB, PROJECT / "docs" / "ci.md"):
         assert re.findall(r"\b[a-z0-9-]+\.(?:io|com|org|net|dev)\b", path.read_text()) == []
 
 
-def test_the_settings_they_use_exist() -> None:
+def test_the_settings_that_recipes_use_exist() -> None:
     from sevsnp.settings.table import SETTINGS
 
     used = {"SEVSNP_CACHE", "CACHE", "CACHE_MODE", "CACHE_DIR"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the house: linters, types, who may import whom, and what no file may say."""
+"""The rules of the project: linters, types, allowed imports, and texts that no file may contain."""
 
 import ast
 import contextlib
@@ -79,7 +79,7 @@ def yaml_readers(source: str) -> set[str]:
 
 
 def test_yaml_is_read_by_one_loader() -> None:
-    """Any other would keep the last of two equal keys and say nothing."""
+    """Any other loader would keep the last of two equal keys without an error."""
     assert yaml_readers("import yaml\nyaml.safe_load(text)\nyaml.load(text, x)") == {"safe_load", "load"}  # control
     readers = {relative(path) for path in python_files("sevsnp", "tasks") if yaml_readers(path.read_text())}
     assert readers == {"sevsnp/system/yaml_loader.py"}
@@ -135,7 +135,7 @@ def names_module(text: str, module: str) -> bool:
         ("import sevsnp.emulations", False),
     ],
 )
-def test_the_wall_s_own_detector(source: str, found: bool) -> None:
+def test_control_imports_of_the_emulation_are_detected(source: str, found: bool) -> None:
     assert reaches_emulation(ast.parse(source), "sevsnp.host") is found
 
 
@@ -164,7 +164,7 @@ def test_the_rooms_import_only_downward() -> None:
     assert "0 broken" in linter("lint-imports")
 
 
-def test_production_does_not_know_of_the_emulation() -> None:
+def test_production_does_not_import_the_emulation() -> None:
     reaching = {
         relative(path)
         for path in python_files(*PRODUCTION)
@@ -198,7 +198,7 @@ def guest_files() -> list[Path]:
     return sorted(files)
 
 
-def test_what_runs_in_the_guest_needs_nothing_but_python() -> None:
+def test_the_programs_of_the_guest_need_only_python() -> None:
     files = guest_files()
     assert PROJECT / "initramfs/agent.py" in files
     siblings = {path.stem for path in files} | {"appliance"}
@@ -267,7 +267,7 @@ def test_no_file_names_a_path_of_this_machine() -> None:
 
 
 def test_no_symbolic_link_is_tracked() -> None:
-    """One that leads out of the repository names a path of some machine, and is followed by whoever clones it."""
+    """A link that leads out of the repository names a path of one machine, and every clone would follow it."""
     tracked = output("git", "-c", "safe.directory=*", "ls-files", "--stage").splitlines()
     assert [line for line in tracked if line.startswith("120000")] == []
 
@@ -310,8 +310,8 @@ def test_the_locks_cover_pyproject_and_agree() -> None:
     assert not {"pytest", "mypy", "ruff", "hypothesis", "sev-snp-measure"} & needed.keys()
 
 
-def test_what_users_run_needs_no_package_of_the_tests() -> None:
-    """Loading all of it with nothing but what requirements.lock has; bench, which doitw knows, may need more."""
+def test_programs_of_users_need_no_package_of_the_tests() -> None:
+    """All modules are loaded with only the packages of requirements.lock; bench may need more, which doitw knows."""
     extra = {
         name.replace("-", "_") for name in pins("requirements-test.lock").keys() - pins("requirements.lock").keys()
     }

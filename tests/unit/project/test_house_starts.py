@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes are started in one place: sevsnp.system.command, whose guardian ends them when a run is killed."""
+"""Processes are started in sevsnp.system.command only; its guardian ends them when a run is killed."""
 
 import pytest
 
@@ -38,13 +38,13 @@ MAY_START = {
         ("from sevsnp.system.command import run\nrun(['x'])", set()),
     ],
 )
-def test_the_detector(source: str, found: set[str]) -> None:
-    """The control: what it must flag, and what it must not."""
+def test_control_process_starts_are_detected(source: str, found: set[str]) -> None:
+    """Control: sources that must be flagged, and sources that must not."""
     assert process_starts(source) == found
 
 
 def test_processes_are_started_in_one_place() -> None:
-    """What is started elsewhere lives on when a run is killed: use spawned, run or run_attached."""
+    """A process that is started elsewhere lives on when a run is killed: use spawned, run or run_attached."""
     # Another world, without doit: the guest. The tests' own processes are tests/support/processes.py's.
     files = [path for path in python_files() if not relative(path).startswith(("tests/", "initramfs/"))]
     starting = {relative(path): starts for path in files if (starts := process_starts(path.read_text()))}

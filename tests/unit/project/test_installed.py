@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pip installs: every module and template, and commands that work far from any checkout."""
+"""The files that pip installs: every module and template, and commands that work outside of any checkout."""
 
 import dataclasses
 import importlib.util

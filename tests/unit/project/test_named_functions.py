@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that are named by a string, "module:function": each of them is there."""
+"""Functions that are named by a string, "module:function": each of them exists."""
 
 import importlib
 import re
@@ -47,7 +47,7 @@ def is_there(name: str) -> bool:
         ("sevsnp.system.command:DEFAULT_TIMEOUT", False),
     ],
 )
-def test_the_detector(name: str, there: bool) -> None:
+def test_control_missing_functions_are_detected(name: str, there: bool) -> None:
     assert NAME.findall(f'artefact("{name}", x=1)') == [tuple(name.split(":"))]
     assert is_there(name) == there
 

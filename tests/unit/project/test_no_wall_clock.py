@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """No test asserts how long something took, and no time-out of a test is short: see tests/support/waiting.py.
 
-What a test means by "fast" it can say otherwise: what came first, by a clock that it sets itself, in processes or
-requests, or in processor time beside a control's.
+A test can express "fast" in other ways: by the order of events, by a clock that it sets itself, by the number of
+processes or requests, or by processor time compared with a control.
 """
 
 import ast
@@ -152,7 +152,7 @@ def short_nets(source: str) -> list[int]:
         ("assert made.time == 5 and report.now() > 3", []),
     ],
 )
-def test_the_detector(source: str, found: list[int]) -> None:
+def test_control_asserted_times_are_detected(source: str, found: list[int]) -> None:
     assert asserted_times(source) == found
 
 
@@ -164,7 +164,7 @@ def test_the_detector(source: str, found: list[int]) -> None:
         ("process.wait(120)\nstop.wait(0.1)\nask(timeout=NET)\n','.join(words)\nrun(timeout=None)", []),
     ],
 )
-def test_the_detector_of_short_nets(source: str, found: list[int]) -> None:
+def test_control_short_time_outs_are_detected(source: str, found: list[int]) -> None:
     assert short_nets(source) == found
 
 
@@ -177,7 +177,7 @@ def test_no_test_asserts_seconds() -> None:
     assert found == [], "say it in order of events, a clock of the test's, counts or processor time"
 
 
-def test_no_time_out_is_one_that_a_busy_machine_misses() -> None:
+def test_no_time_out_is_too_short_for_a_busy_machine() -> None:
     found = [f"{relative(path)}:{line}" for path in files_of_tests() for line in short_nets(path.read_text())]
     assert found == [], (
         f"at least {GENEROUS} s (tests/support/waiting.py: NET), or at most {ABOUT_IT} where the test is about it"

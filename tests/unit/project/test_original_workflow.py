@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/original-workflow.md: every name in its column for this project is a task, a setting, a file or a command."""
+"""docs/original-workflow.md: every name in this project's column is a task, a setting, a file or a command."""
 
 import importlib
 import re
@@ -69,7 +69,7 @@ def test_every_name_in_the_tables_is_there() -> None:
 @pytest.mark.parametrize(
     "name", ["setup_verify", "MEMROY", "PLATFORM=none", "initramfs/nothing.yaml", "NONE=1", "build/no"]
 )
-def test_a_name_that_is_not_there_is_found(name: str) -> None:
+def test_control_a_name_that_does_not_exist_is_detected(name: str) -> None:
     assert unknown(f"| `x` | `IMAGE`, `{name}` | |\n") == [name]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this project uses of libraries beside their public interface, and the versions in which it is there.
+"""The private parts of libraries that this project uses, and the versions in which they exist.
 
-A new version of one of them may change these without a word: raise its bound in pyproject.toml only after this passes.
+A new version may change them without notice: raise its bound in pyproject.toml only after this test passes.
 """
 
 import importlib
@@ -28,7 +28,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize(("library", "module", "name"), PARTS)
-def test_they_are_there(library: str, module: str, name: str) -> None:
+def test_the_private_parts_of_libraries_exist(library: str, module: str, name: str) -> None:
     found = getattr(importlib.import_module(module), name)
     assert [part for part in PARTS[library, module, name] if not callable(getattr(found, part, None))] == []
 
@@ -41,8 +41,8 @@ def test_the_library_has_an_upper_bound(library: str) -> None:
     assert re.fullmatch(rf"{library}>=[0-9.]+,<[0-9.]+", requirement)
 
 
-def test_every_private_part_of_doit_that_is_named_is_in_the_table() -> None:
-    """By text: a base class's own method is called with super(), or is read of the class."""
+def test_every_used_private_part_of_doit_is_in_the_table() -> None:
+    """By text: a method of a base class is called with super(), or is read from the class."""
     known = set().union(*(parts for (library, _, _), parts in PARTS.items() if library == "doit"))
     pattern = re.compile(r"(?:super\(\)|SqliteDB|Dependency|cmd_\w+\.\w+)\.(_[a-z]\w*)")
     named = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test run that is killed leaves none of its own long-running processes."""
+"""A killed test run leaves none of its own long-running processes."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("how", "ends"), [("with", True), ("without", False)])
-def test_it_ends_with_its_parent(how: str, ends: bool) -> None:
-    """The second is the control."""
+def test_a_process_of_a_test_ends_with_the_test_run(how: str, ends: bool) -> None:
+    """The second case is the control."""
     with subprocess.Popen([sys.executable, "-c", RUN, how], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
         started = int(run.stdout.readline())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A relying party's day: the wheel in an empty environment, and a genuine public report verified there."""
+"""The work of a relying party: the wheel in an empty environment, and a genuine public report verified there."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def words(tmp_path: Path) -> tuple[list[str], list[Path], dict[str, str]]:
     return stated, [tmp_path / "report", *chain], {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}
 
 
-def test_little_else_is_installed(empty: Path) -> None:
+def test_only_few_other_packages_are_installed(empty: Path) -> None:
     found = json.loads(run(empty / "python", "-m", "pip", "list", "--format=json").stdout)
     assert {one["name"].lower() for one in found} <= ALONE
     assert run(empty / "python", "-c", "import doit").returncode != 0  # control
@@ -93,7 +93,7 @@ def test_three_lines_of_python(empty: Path, tmp_path: Path) -> None:
     assert other.returncode != 0 and f"Refused: found {stated[0]}" in other.stderr
 
 
-def test_they_are_typed(empty: Path, tmp_path: Path) -> None:
+def test_the_types_of_the_library_are_checked_by_mypy(empty: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     checked = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--python-executable={empty / 'python'}"]
     for lines, words_found in ((THREE_LINES, "Success"), (THREE_LINES.replace("at=AT", "at='now'"), 'argument "at"')):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which platform is chosen: what is probed, how long for, what is remembered, and which QEMU is old."""
+"""The choice of the platform: the probes, their time limit, their remembered results, and old versions of QEMU."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path)
 
 
-def test_no_kvm_starts_no_qemu(host: Host, launch: Launch, tmp_path: Path) -> None:
+def test_without_kvm_no_qemu_is_started(host: Host, launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "kvm").unlink()
     for requested in ("auto", "emulated"):
         assert host.choose(requested, launch) == ("emulated", "tcg")
@@ -93,8 +93,8 @@ def test_a_kvm_that_boots_speeds_up_the_emulation(host: Host, launch: Launch) ->
     assert len(host.started()) == 1 and "-accel kvm" in host.started()[0]
 
 
-def test_of_a_stage_the_kernel_in_it_is_tried(host: Host, launch: Launch, tmp_path: Path) -> None:
-    """The probe has QEMU's own firmware, which does not start the stage."""
+def test_the_probe_boots_the_kernel_inside_a_stage(host: Host, launch: Launch, tmp_path: Path) -> None:
+    """The probe uses QEMU's own firmware, which does not start a stage."""
     launch.kernel.path.write_bytes(stage_image(b"code", all_tables(1), linux()))
     # Words of QEMU's command line: the one behind -kernel is the file, whose content is kept.
     host.set(f'for word; do [ "$last" = -kernel ] && cp "$word" "{tmp_path}/tried"; last=$word; done')
@@ -103,7 +103,7 @@ def test_of_a_stage_the_kernel_in_it_is_tried(host: Host, launch: Launch, tmp_pa
 
 
 @pytest.mark.parametrize("script", ["exit 1", "kill -9 $$"])
-def test_a_kvm_that_fails_is_none(host: Host, launch: Launch, script: str) -> None:
+def test_a_kvm_that_fails_is_not_used(host: Host, launch: Launch, script: str) -> None:
     host.set(script)
     assert host.choose("auto", launch) == ("emulated", "tcg")
 
@@ -126,7 +126,7 @@ def test_a_kvm_that_hangs_is_given_up(host: Host, launch: Launch, monkeypatch: p
     assert choose("auto", launch, host.qemu, host.probe_cache).reason.endswith("in 0 s")
 
 
-def test_answers_are_remembered(host: Host, launch: Launch) -> None:
+def test_results_of_probes_are_remembered(host: Host, launch: Launch) -> None:
     for _ in range(3):
         host.choose("auto", launch)
     assert len(host.started()) == 1
@@ -135,7 +135,7 @@ def test_answers_are_remembered(host: Host, launch: Launch) -> None:
     assert len(host.started()) == 1
 
 
-def test_another_qemu_is_asked_again(host: Host, launch: Launch) -> None:
+def test_another_qemu_is_probed_again(host: Host, launch: Launch) -> None:
     assert host.choose("auto", launch) == ("emulated", "tcg")
     host.set("exit 0")
     os.utime(host.qemu, ns=(0, host.qemu.stat().st_mtime_ns + 1))
@@ -143,7 +143,7 @@ def test_another_qemu_is_asked_again(host: Host, launch: Launch) -> None:
     assert len(host.started()) == 2
 
 
-def test_another_boot_of_the_machine_is_asked_again(
+def test_after_a_reboot_of_the_machine_it_is_probed_again(
     host: Host, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.choose("auto", launch)
@@ -154,7 +154,7 @@ def test_another_boot_of_the_machine_is_asked_again(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[]", b"7", b'"text"'])
-def test_damaged_answers_are_made_anew(host: Host, launch: Launch, data: bytes) -> None:
+def test_damaged_results_of_probes_are_replaced(host: Host, launch: Launch, data: bytes) -> None:
     host.probe_cache.parent.mkdir()
     host.probe_cache.write_bytes(data)
     assert host.choose("auto", launch) == ("emulated", "tcg")
@@ -162,7 +162,7 @@ def test_damaged_answers_are_made_anew(host: Host, launch: Launch, data: bytes) 
 
 
 @pytest.mark.parametrize(("said", "name"), [("Y\n", "snp"), ("1\n", "snp"), ("N\n", "emulated"), ("0\n", "emulated")])
-def test_snp_is_chosen_where_a_guest_boots_with_it(
+def test_snp_is_chosen_if_a_guest_boots_with_it(
     host: Host, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, name: str
 ) -> None:
     (tmp_path / "sev_snp").write_text(said)
@@ -174,7 +174,7 @@ def test_snp_is_chosen_where_a_guest_boots_with_it(
     assert host.choose("emulated", launch) == ("emulated", "kvm")
 
 
-def test_a_kernel_parameter_alone_is_no_snp(
+def test_a_kernel_parameter_alone_does_not_mean_snp(
     host: Host, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sev_snp").write_text("Y\n")
@@ -220,7 +220,7 @@ def test_no_qemu_at_all(tmp_path: Path, host: Host, launch: Launch) -> None:
         check_version(tmp_path / "qemu", "snp")
 
 
-def test_every_text_says_the_same_versions_of_qemu() -> None:
+def test_all_texts_name_the_same_versions_of_qemu() -> None:
     texts = [*(PROJECT / "docs").glob("*.md"), PROJECT / "README.md", PROJECT / "templates" / "bundle-run"]
     found = {path.name: set(re.findall(r"QEMU (\d+(?:\.\d+)?) or newer", path.read_text())) for path in texts}
     both = {"9.1", "10"}
@@ -231,7 +231,7 @@ def test_every_text_says_the_same_versions_of_qemu() -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [((), "no /dev/kvm"), (("--platform", "emulated"), "asked for")])
-def test_a_bundle_says_why_it_emulates(
+def test_a_bundle_names_the_reason_for_the_emulation(
     host: Host,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -239,7 +239,7 @@ def test_a_bundle_says_why_it_emulates(
     words: tuple[str, ...],
     said: str,
 ) -> None:
-    """And not that it was asked for where nobody asked."""
+    """And does not claim that the user asked for the emulation."""
     monkeypatch.setattr(platforms, "_KVM", tmp_path / "none")
     bundle = tmp_path / "bundle"
     bundle.mkdir()

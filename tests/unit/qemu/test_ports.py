@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FORWARD and the other ports: what QEMU is told, for every kind of guest alike, and what is refused before."""
+"""FORWARD and the other ports: QEMU's options for every kind of guest, and the values that are refused."""
 
 import socket
 from collections.abc import Iterator
@@ -53,7 +53,9 @@ def test_a_forward_in_use(tmp_path: Path, busy: int) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"), [("SSH_PORT", {"ssh_port": 4321}), ("ATTEST_PORT", {"attest_port": 4321})]
 )
-def test_a_forward_that_is_another_setting(tmp_path: Path, name: str, changes: dict[str, int]) -> None:
+def test_a_forward_of_the_port_of_another_setting_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, int]
+) -> None:
     # Also where that port may move: nobody can tell which of the two is meant.
     options = options_in(tmp_path, forwards=((4321, 443),), movable=(name,), **changes)
     with pytest.raises(UserError, match=f"^FORWARD=4321:443: 4321 is the {name}, expected another port\n") as refused:
@@ -61,7 +63,7 @@ def test_a_forward_that_is_another_setting(tmp_path: Path, name: str, changes: d
     check_ports(options_in(tmp_path, forwards=parse_forwards(refused.value.hint.partition("FORWARD=")[2]), **changes))
 
 
-def test_a_port_that_moves_takes_no_forward(tmp_path: Path, busy: int) -> None:
+def test_a_port_that_moves_does_not_use_a_forwarded_port(tmp_path: Path, busy: int) -> None:
     options = options_in(tmp_path, ssh_port=busy, movable=("SSH_PORT",), forwards=((busy + 1, 443),))
     moved = check_ports(options)
     assert moved.ssh_port > busy + 1 and moved.forwards == options.forwards

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of a confidential guest: each value of a launch is in it, and values that QEMU takes are refused."""
+"""The command line of a confidential guest has every value of the launch; values unchecked by QEMU are refused."""
 
 import base64
 import dataclasses
@@ -96,13 +96,13 @@ def test_every_value_of_the_launch_is_in_it(tmp_path: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize("memory", [512 << 20, (300 << 20) + 1, (300 << 20) + 4096])
-def test_both_sizes_of_the_memory_are_equal(tmp_path: Path, memory: int) -> None:
+def test_the_memory_of_guest_and_backend_is_equal(tmp_path: Path, memory: int) -> None:
     arguments = snp_arguments(launch_in(tmp_path), memory, 51, 1)
     (backend,) = (word for word in arguments if word.startswith("memory-backend-memfd,"))
     assert f"size={int(value_of(arguments, '-m').removesuffix('M')) << 20}," in backend
 
 
-def test_commas_in_paths_end_no_value(tmp_path: Path) -> None:
+def test_commas_in_paths_are_escaped(tmp_path: Path) -> None:
     place = tmp_path / "a,b='c' \"d\"&<>"
     place.mkdir()
     launch, options = launch_in(place), options_in(place)
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_qemu_does_not_check(tmp_path: Path, case: str) -> None:
+def test_values_that_qemu_does_not_check_are_refused(tmp_path: Path, case: str) -> None:
     changes, message = REFUSED[case]
     check_snp(launch_in(tmp_path))  # control
     with pytest.raises(UserError, match=message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources in a host bundle: as they are here, byte by byte, or no bundle."""
+"""The sources in a host bundle: byte for byte as in the checkout, or no bundle is made."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from sevsnp.release.bundle import _copy_code
 
 
-def test_a_source_that_is_no_python_is_in_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_is_not_valid_python_makes_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = Path("sevsnp/host/one.py")
     source.parent.mkdir(parents=True)

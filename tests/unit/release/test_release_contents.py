@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files by the names that a document gives them: nothing outside the project is read, whatever it says."""
+"""Files that a document names: no file outside of the project is read, whatever its name."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Path:
     ["/etc/passwd", "../outside/file", "build/../../outside/file", "build/..", ".", "..", "", "build//file", "build/",
      "./build/file", "build/./file", "build\n/file", "build/\x1b[2Jfile", "build/\0file", "build/\ud800"],
 )  # fmt: skip
-def test_a_path_that_climbs_or_confuses_is_refused(name: str) -> None:
+def test_a_path_that_leads_out_or_is_ambiguous_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="expected one below the project"):
         check_name(name, "artefacts")
 
@@ -52,7 +52,7 @@ def test_a_link_on_the_way_is_not_followed(project: Path) -> None:
         Contents(project).below("build/link")
 
 
-def test_a_link_in_place_of_a_file_is_a_link(project: Path) -> None:
+def test_a_link_in_place_of_a_file_is_described_as_a_link(project: Path) -> None:
     target = project.parent / "outside" / "file"
     (project / "build" / "link").symlink_to(target)
     assert sha256_file(project / "build/link") == sha256_file(target)
@@ -66,7 +66,7 @@ def test_the_project_itself_may_be_reached_by_a_link(project: Path) -> None:
     assert Contents(project.parent / "short").describe("build/file")["size"] == 6
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(project: Path) -> None:
+def test_a_pipe_a_directory_and_a_missing_file_are_refused_at_once(project: Path) -> None:
     os.mkfifo(project / "build" / "pipe")
     for name in ("build/pipe", "build/tree"):
         with pytest.raises(ContentsError, match="expected a file"):
@@ -84,7 +84,7 @@ def test_a_file_of_another_size_is_not_read(project: Path) -> None:
     assert Contents(project).describe("build/huge", 5) == {"size": 1 << 42}
 
 
-def test_reading_is_limited_and_compared(project: Path) -> None:
+def test_the_size_of_a_file_is_limited_and_its_digest_compared(project: Path) -> None:
     digest = sha256_file(project / "build/file")
     with pytest.raises(ContentsError, match="more than 5 bytes"):
         Contents(project).read("build/file", digest, 5)
@@ -93,7 +93,7 @@ def test_reading_is_limited_and_compared(project: Path) -> None:
         Contents(project).read("build/file", digest, 6)
 
 
-def test_all_below_a_directory(project: Path) -> None:
+def test_all_files_below_a_directory_are_listed(project: Path) -> None:
     tree = project / "build" / "tree"
     (tree / "to-directory").symlink_to(project.parent / "outside")
     (tree / "to-nothing").symlink_to("nowhere")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest as a document: what is refused before any file is looked at, and the command lines it measures."""
+"""The manifest as a document: faults that are refused before any file is read, and the command lines in it."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_it_reads_what_it_writes() -> None:
+def test_a_written_manifest_is_read_back() -> None:
     assert parse_manifest(render_manifest(document()), SOURCE) == document()
     assert render_manifest(dict(reversed(document().items()))) == render_manifest(document())
 
@@ -98,7 +98,7 @@ def set_at(*place: Any) -> Callable[[dict[str, Any]], None]:
         lambda it: it.pop("packages"),
     ],
 )  # fmt: skip
-def test_another_shape_is_refused(edit: Callable[[dict[str, Any]], None]) -> None:
+def test_a_manifest_of_another_structure_is_refused(edit: Callable[[dict[str, Any]], None]) -> None:
     changed = document()
     edit(changed)
     with pytest.raises(UserError, match=r"not a release manifest|expected one below the project"):
@@ -131,13 +131,13 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
         render_manifest(document()).replace(TYPE.encode(), b"something else that this key has signed"),
     ],
 )
-def test_what_does_not_begin_with_its_type_is_refused(data: bytes) -> None:
+def test_a_document_that_does_not_begin_with_its_type_is_refused(data: bytes) -> None:
     with pytest.raises(UserError, match="not a release manifest that this version knows"):
         parse_manifest(data, SOURCE)
 
 
 @pytest.mark.parametrize("tail", [b"", b"\xff}", b'"created": ' + b"[" * 200_000, b'"created": ' + b"9" * 5000 + b"}"])
-def test_what_breaks_off_or_breaks_the_reader_is_refused(tail: bytes) -> None:
+def test_truncated_or_malformed_json_is_refused(tail: bytes) -> None:
     opening = render_manifest(document()).partition(b'  "artefacts"')[0]
     with pytest.raises(UserError, match="release manifest"):
         parse_manifest(opening + tail, SOURCE)
@@ -153,7 +153,7 @@ def test_a_huge_manifest_and_a_missing_one_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("platform", ["snp", "emulated"])
-def test_the_other_command_line_is_what_the_setup_would_make(tmp_path: Path, platform: str) -> None:
+def test_the_second_command_line_equals_that_of_the_setup(tmp_path: Path, platform: str) -> None:
     (tmp_path / "image").write_bytes(bytes(3 * BLOCK_SIZE))
     (tmp_path / "roothash").write_text("1" * 64)
     lines = {}
@@ -169,12 +169,12 @@ def test_the_other_command_line_is_what_the_setup_would_make(tmp_path: Path, pla
         assert {acpi: with_acpi(start, acpi) for acpi in (True, False)} == lines
 
 
-def test_a_command_line_that_is_not_ours_is_refused() -> None:
+def test_a_foreign_command_line_is_refused() -> None:
     with pytest.raises(UserError, match="does not begin with the words"):
         with_acpi("console=ttyS0 acpi=off init=/bin/sh", True)
 
 
-def test_acpi_is_as_the_settings_have_it() -> None:
+def test_acpi_follows_from_the_settings() -> None:
     from sevsnp.settings.resolved import resolve
 
     for setting in ("auto", "on", "off", "own"):
@@ -190,7 +190,9 @@ def test_acpi_is_as_the_settings_have_it() -> None:
 @pytest.mark.parametrize(
     ("name", "said"), [("tree/pipe", "expected a file"), ("tree/none", "missing"), ("link/file", "not a symbolic link")]
 )
-def test_what_cannot_be_listed_is_refused_and_nothing_written(tmp_path: Path, name: str, said: str) -> None:
+def test_files_that_cannot_be_listed_are_refused_and_no_manifest_is_written(
+    tmp_path: Path, name: str, said: str
+) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").touch()
     (tmp_path / "link").symlink_to("tree")

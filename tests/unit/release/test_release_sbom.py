@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SBOM: valid CycloneDX, the same bytes every time, every package with its digest and set."""
+"""The SBOM: valid CycloneDX, reproducible, with every package, its digest and its set."""
 
 import datetime
 import json
@@ -44,7 +44,7 @@ def schema_errors(document: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("created", [None, NOON])
-def test_it_is_valid(created: datetime.datetime | None) -> None:
+def test_the_sbom_is_valid(created: datetime.datetime | None) -> None:
     assert schema_errors(json.loads(sbom(created=created))) == []
 
 
@@ -52,7 +52,7 @@ def test_it_is_valid(created: datetime.datetime | None) -> None:
     ("place", "value"),
     [(("specVersion",), 1.6), (("components", 0, "type"), "thing"), (("components", 0, "hashes", 0, "content"), "00")],
 )
-def test_the_validator_sees_what_is_wrong(place: tuple[Any, ...], value: Any) -> None:
+def test_control_the_validator_detects_faults(place: tuple[Any, ...], value: Any) -> None:
     document = json.loads(sbom())
     inner = document
     for key in place[:-1]:
@@ -61,7 +61,7 @@ def test_the_validator_sees_what_is_wrong(place: tuple[Any, ...], value: Any) ->
     assert schema_errors(document) != []
 
 
-def test_every_package_is_in_it_with_its_digest_and_sets() -> None:
+def test_every_package_is_listed_with_its_digest_and_sets() -> None:
     document = json.loads(sbom())
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     found = {}
@@ -113,6 +113,6 @@ def test_the_serial_number_is_of_the_content() -> None:
     assert len(serials) == 4
 
 
-def test_no_time_but_the_one_it_is_given() -> None:
+def test_the_only_time_in_it_is_the_given_one() -> None:
     assert "timestamp" not in json.loads(sbom())["metadata"]
     assert json.loads(sbom(created=NOON))["metadata"]["timestamp"] == "2020-01-02T12:00:00Z"

@@ -87,13 +87,13 @@ def test_openssl_verifies_the_envelope(kind: str, tmp_path: Path, monkeypatch: p
     assert statement["predicate"]["runDetails"]["metadata"]["finishedOn"].startswith("2026-")
 
 
-def test_without_a_key_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_no_statement_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.intoto.json").write_text("an old one")
     assert not make(tmp_path, None, monkeypatch).exists()
     assert (tmp_path / "manifest.json").exists()
 
 
-def test_links_are_no_subjects_and_unknown_sources_no_dependencies() -> None:
+def test_links_are_not_subjects_and_unknown_sources_are_not_dependencies() -> None:
     document = {
         "artefacts": {"a": {"sha256": DIGEST, "size": 1}, "link": {"link": "a"}}, "created": None, "launch": {},
         "packages": {}, "product": {}, "python": {}, "sbom": {"path": "s", "sha256": DIGEST},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings: where a value comes from, and how a bad one is refused."""
+"""Settings: the source of a value, and the refusal of a wrong one."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_the_stronger_source_wins(setting: Setting, tmp_path: Path) -> None:
 
 
 @every_setting
-def test_an_override_leaves_the_others_alone(setting: Setting, tmp_path: Path) -> None:
+def test_a_value_for_one_setting_does_not_change_the_others(setting: Setting, tmp_path: Path) -> None:
     settings = resolve({setting.name: OTHERS[setting.name][0]}, {}, tmp_path / "none.yaml")
     others = {other.name: other.parse(other.default) for other in SETTINGS if other is not setting}
     assert {name: value for name, value in settings.values.items() if name != setting.name} == others
@@ -69,11 +69,11 @@ def test_a_bad_value_in_the_file_names_the_file(tmp_path: Path) -> None:
         resolve({}, {}, file)
 
 
-def test_a_bad_value_that_a_stronger_source_covers_does_not_matter(tmp_path: Path) -> None:
+def test_a_bad_value_is_ignored_if_a_source_with_higher_priority_has_one(tmp_path: Path) -> None:
     assert resolve({"CPUS": "2"}, {"CPUS": "many"}, write(tmp_path, "cpus: none\n"))["CPUS"] == 2
 
 
-def test_a_key_as_a_word_is_refused_and_not_repeated(tmp_path: Path) -> None:
+def test_a_disk_key_on_the_command_line_is_refused_and_not_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="LUKS_KEY=… on the command line") as refused:
         resolve({"LUKS_KEY": "canary"}, {}, tmp_path / "none.yaml")
     assert "canary" not in str(refused.value)
@@ -111,7 +111,7 @@ def test_a_bad_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
     assert str(file) in refused.value.message
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"host: \xff\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_config(tmp_path / "config.yaml")
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_values_are_the_text_that_stands_in_the_file(tmp_path: Path) -> None:
+def test_values_are_read_as_the_text_in_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, 'acpi: on\npolicy: 0x30000\ncpu_model: "010"\nimage:\nhost: 1:30\nmirror: ~\n')
     assert read_config(file) == {
         "ACPI": "on",
@@ -141,13 +141,13 @@ def test_the_project_s_config_yaml_lists_every_setting_with_its_default() -> Non
     assert read_config(PROJECT / "config.yaml") == {setting.name: setting.default for setting in SETTINGS}
 
 
-def test_the_project_s_config_yaml_is_the_table() -> None:
+def test_the_project_s_config_yaml_equals_the_table() -> None:
     assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings.table >config.yaml"
     assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
     assert all(title.endswith(".") for title, _ in GROUPS)
 
 
-def test_the_reference_is_the_table() -> None:
+def test_the_reference_page_equals_the_table() -> None:
     page = (PROJECT / "docs" / "settings.md").read_text()
     assert page == render_reference(), "run: python -m sevsnp.settings.reference >docs/settings.md"
     assert [setting.name for setting in SETTINGS if f"| `{setting.name}` |" not in page] == []
@@ -162,7 +162,7 @@ def test_the_reference_is_the_table() -> None:
         ("ZZZ", "1", ""),
     ],
 )
-def test_a_misspelt_name_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+def test_a_misspelt_name_is_answered_with_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         resolve({name: text}, {}, tmp_path / "none.yaml")
     assert refused.value.message == f"unknown setting {name}={text}"
@@ -179,13 +179,13 @@ def test_a_misspelt_name_gets_the_nearest(name: str, text: str, meant: str, tmp_
         ("CPUS", "many", ""),
     ],
 )
-def test_a_misspelt_value_gets_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
+def test_a_misspelt_value_is_answered_with_the_nearest(name: str, text: str, meant: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected") as refused:
         resolve({name: text}, {}, tmp_path / "none.yaml")
     assert refused.value.hint == meant
 
 
-def test_a_task_that_reads_no_setting_says_which(tmp_path: Path) -> None:
+def test_a_task_that_reads_an_unknown_setting_names_it(tmp_path: Path) -> None:
     settings = resolve({}, {}, tmp_path / "none.yaml")
     for read in (settings.text, settings.number, settings.__getitem__, lambda name: settings.path(name, Path())):
         with pytest.raises(UserError, match="there is no setting CPU") as refused:
@@ -210,7 +210,7 @@ def test_sizes_are_binary(number: int, unit: str, suffix: str, lower: bool) -> N
 
 
 @given(st.text())
-def test_any_other_size_is_a_value_error(text: str) -> None:
+def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     try:
         size = parse_size(text)
     except ValueError:
@@ -222,14 +222,14 @@ def test_any_other_size_is_a_value_error(text: str) -> None:
 
 @every_setting
 @given(text=st.text())
-def test_no_text_makes_a_parser_fail_otherwise(setting: Setting, text: str) -> None:
+def test_any_text_is_parsed_or_a_value_error(setting: Setting, text: str) -> None:
     try:
         setting.parse(text)
     except ValueError:
         return
 
 
-def test_words_are_taken_as_doit_takes_them() -> None:
+def test_words_of_the_command_line_are_read_as_by_doit() -> None:
     from doit.doit_cmd import DoitMain, get_var
 
     argv = ["run", "-n2", "--opt=x", "test", "CPUS=2", "IMAGE=a=b", "CPUS=3", "-k", "x=y", "MIRROR=", "=z"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AML: every form against bytes from the specification (ACPI 6.5, chapter 20 and section 6.4)."""
+"""AML: every encoding compared with bytes from the specification (ACPI 6.5, chapter 20 and section 6.4)."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from sevsnp.stage import aml
         (0xFFFFD, "c1000001"),
     ],
 )
-def test_a_package_s_length_counts_its_own_bytes(size: int, encoded: str) -> None:
+def test_the_length_of_a_package_includes_its_own_bytes(size: int, encoded: str) -> None:
     assert aml.package_length(size).hex() == encoded
 
 
@@ -56,7 +56,7 @@ def test_an_eisa_identifier() -> None:
 
 
 @pytest.mark.parametrize("text", ["PNP0A0", "pnp0A08", "PNP0a08", "PN10A08", "PNP0A08x"])
-def test_what_is_no_eisa_identifier(text: str) -> None:
+def test_a_malformed_eisa_identifier_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no EISA identifier"):
         aml.eisa_id(text)
 
@@ -67,12 +67,12 @@ def test_names_have_four_letters(path: str, encoded: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "\\", "PCI01", "pci0", "1PCI", "_SB.PCI0", "^PCI"])
-def test_what_is_no_name(path: str) -> None:
+def test_a_malformed_name_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="no name"):
         aml.name_path(path)
 
 
-def test_terms_hold_what_they_are_given() -> None:
+def test_terms_contain_their_arguments() -> None:
     assert aml.name("_UID", aml.integer(0)) == b"\x08_UID\x00"
     assert aml.package(b"\x00", b"\x01") == b"\x12\x04\x02\x00\x01"
     assert aml.buffer(b"abc") == b"\x11\x06\x0a\x03abc"

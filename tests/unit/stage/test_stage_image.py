@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stage's file: an EFI image with the right parts at the right places, which QEMU takes for a kernel."""
+"""The file of the stage: an EFI image with the right parts at the right offsets, which QEMU accepts as a kernel."""
 
 import re
 import struct
@@ -39,7 +39,7 @@ def parts(stage: bytes) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def test_the_parts_are_where_the_code_looks_for_them() -> None:
+def test_the_parts_are_at_the_offsets_that_the_code_uses() -> None:
     kernel, content = linux(), all_tables(2)
     found = parts(stage_image(CODE, content, kernel))
     script = (PROJECT / "initramfs/stage/stage.ld").read_text()
@@ -51,7 +51,7 @@ def test_the_parts_are_where_the_code_looks_for_them() -> None:
     assert found[".carried"] == (places["carried"], struct.pack("<QQQ", ADDRESS, len(content), len(kernel)))
 
 
-def test_the_headers_say_what_the_firmware_reads() -> None:
+def test_the_headers_have_the_values_that_the_firmware_reads() -> None:
     stage = stage_image(CODE, all_tables(2), linux())
     pe = int.from_bytes(stage[0x3C:0x40], "little")
     entry, alignment, block = (struct.unpack_from("<I", stage, pe + 24 + place)[0] for place in (16, 32, 36))
@@ -62,7 +62,7 @@ def test_the_headers_say_what_the_firmware_reads() -> None:
     assert places[0] == headers and pe + 24 + 240 + 4 * 40 <= headers and all(place % block == 0 for place in places)
 
 
-def test_qemu_sees_the_kernel_s_setup_header_and_nothing_else_of_it() -> None:
+def test_qemu_reads_only_the_setup_header_of_the_kernel() -> None:
     kernel = linux()
     stage = stage_image(CODE, all_tables(2), kernel)
     assert stage[0x1F1] == 1  # sectors of the setup part
@@ -92,7 +92,7 @@ def patched(place: int, content: bytes) -> bytes:
         (patched(0x201, b"\xff"), "ends at 0x301"),
     ],
 )
-def test_what_is_no_kernel_is_refused(kernel: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_kernel_is_refused(kernel: bytes, said: str, tmp_path: Path) -> None:
     for name, content in {"code": CODE, "tables": all_tables(1), "kernel": kernel}.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
@@ -112,26 +112,26 @@ def made(tmp_path: Path) -> dict[str, Path]:
     return {**files, "stage": tmp_path / "stage"}
 
 
-def test_a_stage_is_made_of_its_parts(made: dict[str, Path]) -> None:
+def test_a_stage_with_its_own_parts_passes_the_check(made: dict[str, Path]) -> None:
     check_stage(vcpus=2, **made)
     assert linux_of(made["stage"].read_bytes()) == linux()
 
 
 @pytest.mark.parametrize("name", ["stage", "code", "kernel"])
-def test_another_part_is_refused(made: dict[str, Path], name: str) -> None:
+def test_a_stage_with_a_changed_part_is_refused(made: dict[str, Path], name: str) -> None:
     content = made[name].read_bytes()
     made[name].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="not made of"):
         check_stage(vcpus=2, **made)
 
 
-def test_tables_for_another_number_are_refused(made: dict[str, Path]) -> None:
+def test_tables_for_another_number_of_vcpus_are_refused(made: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="not the ACPI tables for 3 vCPUs"):
         check_stage(vcpus=3, **made)
 
 
 @pytest.mark.parametrize("content", [b"", b"MZ", linux(), linux(0x900)])
-def test_a_file_that_is_no_stage_is_its_own_kernel(content: bytes) -> None:
+def test_a_file_that_is_not_a_stage_is_used_as_the_kernel(content: bytes) -> None:
     assert linux_of(content) == content
 
 

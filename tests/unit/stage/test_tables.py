@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ACPI tables of the stage, read back as the specification says (ACPI 6.5, chapter 5)."""
+"""The ACPI tables of the stage, read back according to the specification (ACPI 6.5, chapter 5)."""
 
 import hashlib
 import struct
@@ -48,7 +48,7 @@ def processors(madt: bytes) -> list[int]:
 
 @pytest.mark.parametrize("vcpus", COUNTS)
 @pytest.mark.parametrize("base", [ADDRESS, 0x1000])
-def test_every_table_is_reached_and_whole(vcpus: int, base: int) -> None:
+def test_every_table_is_referenced_and_complete(vcpus: int, base: int) -> None:
     content = all_tables(vcpus, base)
     assert content[:8] == b"RSD PTR " and content[15] == 2
     assert sum(content[:20]) % 256 == sum(content[:36]) % 256 == 0
@@ -65,7 +65,7 @@ def test_the_madt_has_each_vcpu_once(vcpus: int) -> None:
     assert processors(found(all_tables(vcpus))[b"APIC"]) == list(range(vcpus))
 
 
-def test_only_the_madt_depends_on_the_number() -> None:
+def test_only_the_madt_depends_on_the_number_of_vcpus() -> None:
     one, many = found(all_tables(1)), found(all_tables(MAX_VCPUS))
     assert {name for name in one if one[name] != many[name]} == {b"APIC"}
 
@@ -91,8 +91,8 @@ def test_the_fadt_has_the_size_and_the_hardware_of_its_revision() -> None:
         assert (space, width, address) == (1, 8 * size, port)
 
 
-def test_the_dsdt_is_what_the_reference_compiler_makes() -> None:
-    """Of the source in tests/pipeline/test_stage.py, which has constants only."""
+def test_the_dsdt_equals_that_of_the_reference_compiler() -> None:
+    """Compiled from the source in tests/pipeline/test_stage.py, which contains constants only."""
     assert hashlib.sha256(tables.dsdt()[36:]).hexdigest() == (
         "10bb0f1ef1c8db836e9f744b57c6913784a24c439e344da1f92a778f6c7afc5b"
     )
@@ -107,6 +107,6 @@ def test_other_numbers_of_vcpus_are_refused(vcpus: int, tmp_path: Path) -> None:
     assert not (tmp_path / "tables").exists()
 
 
-def test_the_file_is_these_tables(tmp_path: Path) -> None:
+def test_the_file_contains_these_tables(tmp_path: Path) -> None:
     make_tables(vcpus=2, output=tmp_path / "tables")
     assert (tmp_path / "tables").read_bytes() == all_tables(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artefact: when it is made again, when it comes from the cache, and how it heals."""
+"""An artefact: when it is made again, when it comes from the cache, and how a changed output is restored."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_was_made_before_is_copied() -> None:
+def test_an_artefact_that_was_made_before_is_copied_from_the_cache() -> None:
     with run():
         assert Seen(artefact()).built
     shutil.rmtree("build")
@@ -70,7 +70,7 @@ EDITS: dict[str, tuple[Callable[[], None], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_what_decides(name: str) -> None:
+def test_each_input_decides_whether_an_artefact_is_made_again(name: str) -> None:
     edit, changes, reason = EDITS[name]
     with run():
         first = Seen(artefact())
@@ -133,7 +133,7 @@ DIRECTORY: dict[str, tuple[Callable[[Path], object], bool]] = {
 
 
 @pytest.mark.parametrize("name", DIRECTORY)
-def test_what_decides_in_a_directory_of_sources(name: str) -> None:
+def test_changes_in_a_directory_of_sources_decide(name: str) -> None:
     edit, decides = DIRECTORY[name]
     root = Path("sources")
     (root / "folder").mkdir(parents=True)
@@ -186,7 +186,7 @@ HURT: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("name", HURT)
-def test_an_output_that_is_not_as_it_was_made_heals(name: str, cached: bool) -> None:
+def test_a_changed_output_is_restored(name: str, cached: bool) -> None:
     function, change = HURT[name]
     with run(shared="" if cached else "off"):
         first = Seen(artefact(function))
@@ -205,8 +205,8 @@ def test_an_output_that_is_not_as_it_was_made_heals(name: str, cached: bool) -> 
         assert {found.name for found in path.parent.iterdir()} <= {"output", "moved"}, "nothing is left behind"
 
 
-def test_what_is_right_already_stays_in_its_place() -> None:
-    """Its dependents are not read again: what is the same keeps its identity."""
+def test_an_unchanged_output_is_not_replaced() -> None:
+    """Its file keeps its identity, so later tasks do not read it again."""
     with run():
         Seen(artefact())
         before = Path("build/output").stat()
@@ -220,7 +220,7 @@ def test_what_is_right_already_stays_in_its_place() -> None:
         assert not os.path.samestat(Path("build/output").stat(), before), "the control"
 
 
-def test_what_is_ignored_in_a_tree_outlives_it() -> None:
+def test_ignored_files_in_a_tree_are_kept() -> None:
     with run():
         first = Seen(artefact("grow", ignored=("state",)))
         state = Path("build/output/state")
@@ -238,7 +238,7 @@ def two_outputs() -> Artefact:
     return dataclasses.replace(made, outputs={**made.outputs, "echo": Path("build/echo")})
 
 
-def test_an_output_that_is_finished_early_is_kept_while_the_rest_is_made() -> None:
+def test_a_finished_output_is_cached_while_the_rest_is_made() -> None:
     Path("later").touch()
     with run():
         assert Seen(two_outputs()).built
@@ -249,7 +249,7 @@ def test_an_output_that_is_finished_early_is_kept_while_the_rest_is_made() -> No
     assert Path("build/output").read_bytes() == b"TEXT" and Path("build/echo").read_bytes() == b"text"
 
 
-def test_an_early_output_of_a_failure_is_no_artefact() -> None:
+def test_a_finished_output_of_a_failed_function_is_not_an_artefact() -> None:
     Path("broken").touch()
     with run(), pytest.raises(RuntimeError, match="half-way"):
         Seen(two_outputs())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong while an artefact is made, and what is never kept: damage, changes meanwhile, secrets, full disks."""
+"""Faults while an artefact is made, and artefacts that are never kept: damage, changes, secrets, full disks."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def entries() -> list[Path]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_damaged_blob_is_not_restored_but_made_again(known: bool) -> None:
+def test_an_artefact_with_a_damaged_blob_is_made_again(known: bool) -> None:
     with run():
         Seen(artefact())
         [blob] = blobs()
@@ -71,7 +71,7 @@ def test_a_function_that_fails_leaves_nothing() -> None:
         assert len(entries()) == 1
 
 
-def test_an_input_that_changes_meanwhile_is_an_error_and_nothing_is_kept() -> None:
+def test_an_input_that_changes_during_the_work_is_an_error() -> None:
     with run():
         meanwhile.append(Path("source"))
         with pytest.raises(UserError, match="its inputs changed while it was made"):
@@ -100,7 +100,7 @@ def test_a_secret_is_never_kept(function: str) -> None:
     assert holds(Path("cache"), CANARY), "the control"
 
 
-def test_a_cache_with_odd_things_in_its_way_is_a_warning() -> None:
+def test_a_cache_with_files_in_place_of_directories_gives_a_warning() -> None:
     Path("cache").mkdir(mode=0o755)
     for name in ("locks", "entries", "blobs"):
         shutil.rmtree("cache")
@@ -231,7 +231,7 @@ else:
 
 @pytest.mark.parametrize("edit", ["nothing", "unused.py", "maker.py", "helper.py"])
 def test_a_source_that_changes_after_the_start_is_an_error(here: Path, edit: str) -> None:
-    """What was loaded may be the old one and its digest the new one's: nobody could say what made it."""
+    """The loaded code may be the old one and the digest that of the new one: then the digest would be wrong."""
     shutil.copytree(PROJECT / "sevsnp", here / "sevsnp", ignore=shutil.ignore_patterns("__pycache__"))
     (here / "sevsnp" / "unused.py").write_text("")
     (here / "sevsnp" / "helper.py").write_text("")
@@ -251,8 +251,8 @@ def test_a_source_that_changes_after_the_start_is_an_error(here: Path, edit: str
         assert entries() == []
 
 
-def test_one_makes_it_and_the_other_waits_and_copies() -> None:
-    """Two processes on one cache, each with a directory of its own."""
+def test_of_two_processes_one_makes_the_artefact_and_the_other_copies_it() -> None:
+    """Two processes use one cache, each with a directory of its own."""
     with run():
         key = _key(artefact())
         with held_elsewhere(Path("cache/locks") / key) as holder:
@@ -277,7 +277,7 @@ def _key(made: Artefact) -> str:
     return entry.name
 
 
-def test_a_limit_is_kept() -> None:
+def test_the_size_limit_of_the_cache_is_respected() -> None:
     with run(limit=1 << 20):
         for _ in range(6):
             Path("source").write_bytes(os.urandom(1 << 18))

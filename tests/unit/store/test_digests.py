@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest index: whatever is done to a file's times, its digest is that of its content."""
+"""The digest index: whatever happens to the times of a file, its digest is that of its content."""
 
 import hashlib
 import os
@@ -49,9 +49,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return read
 
 
-def test_what_is_known_is_not_read_again_in_this_run_or_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_a_known_digest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = settled(tmp_path / "a", b"one")
     read = counted(monkeypatch)
     index = Index(tmp_path / "index.db")
@@ -64,7 +62,7 @@ def test_what_is_known_is_not_read_again_in_this_run_or_the_next(
     assert read == [file, file]
 
 
-def test_an_edit_that_keeps_size_and_mtime_is_seen_and_doit_s_own_checker_misses_it(tmp_path: Path) -> None:
+def test_an_edit_with_equal_size_and_mtime_is_detected_but_not_by_doit_alone(tmp_path: Path) -> None:
     file = settled(tmp_path / "a", b"one")
     with new_run(Options(tmp_path / "cache")):
         ours, theirs = Sha256Checker(), MD5Checker()
@@ -78,7 +76,7 @@ def test_an_edit_that_keeps_size_and_mtime_is_seen_and_doit_s_own_checker_misses
         assert not ours.check_modified(str(file), file.stat(), known), "a revert is no change"
 
 
-def test_a_file_put_in_the_place_of_another_is_seen(tmp_path: Path) -> None:
+def test_a_file_that_replaces_another_is_detected(tmp_path: Path) -> None:
     file, other = settled(tmp_path / "a", b"one"), settled(tmp_path / "b", b"two")
     os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     index = Index(None)
@@ -88,10 +86,10 @@ def test_a_file_put_in_the_place_of_another_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3, CHUNK + 1])
-def test_a_file_written_twice_within_a_tick_is_not_remembered_wrongly(
+def test_a_file_written_twice_within_a_clock_tick_gets_the_right_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """On a kernel whose clock ticks every 15 ms; newer ones tell the two apart by themselves."""
+    """On a kernel whose clock ticks every 15 ms; newer kernels distinguish the two writes themselves."""
     coarse(monkeypatch)
     file = tmp_path / "a"
     assert remembered(file, size) == {sha256(b"two".ljust(size))}
@@ -101,10 +99,10 @@ def test_a_file_written_twice_within_a_tick_is_not_remembered_wrongly(
 
 
 @pytest.mark.parametrize("tree", [False, True])
-def test_nor_is_one_that_is_written_while_it_is_read(
+def test_a_file_written_while_it_is_read_gets_the_right_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: bool
 ) -> None:
-    """Read, then written within the tick of the first write, then stopped for longer than a tick."""
+    """Read, then written within the tick of the first write; then the reader waits for longer than a tick."""
     monkeypatch.setattr(digests, "identity", lambda status: f"{status.st_ino}:{status.st_size}")
     file = tmp_path / "folder" / "a"
     file.parent.mkdir()
@@ -150,7 +148,7 @@ def remembered(file: Path, size: int) -> set[str]:
     return found
 
 
-def test_what_is_no_regular_file_has_no_digest(tmp_path: Path) -> None:
+def test_a_directory_and_a_missing_file_have_no_digest(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         Index(None).file(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -185,7 +183,7 @@ TREE_EDITS = {
 
 
 @pytest.mark.parametrize("name", TREE_EDITS)
-def test_the_digest_of_a_tree_sees(tmp_path: Path, name: str) -> None:
+def test_the_digest_of_a_tree_depends_on_names_contents_and_modes(tmp_path: Path, name: str) -> None:
     root = make_tree(tmp_path / "tree")
     time.sleep(TICK)
     index = Index(None)
@@ -195,7 +193,7 @@ def test_the_digest_of_a_tree_sees(tmp_path: Path, name: str) -> None:
     assert index.tree(root, ["state"]) != before
 
 
-def test_the_digest_of_a_tree_does_not_see_times_places_and_what_is_ignored(tmp_path: Path) -> None:
+def test_the_digest_of_a_tree_ignores_times_its_path_and_ignored_files(tmp_path: Path) -> None:
     one, two = make_tree(tmp_path / "one"), make_tree(tmp_path / "two")
     os.utime(two / "file", (1, 1))
     (two / "state" / "log").write_bytes(b"noise")
@@ -204,7 +202,7 @@ def test_the_digest_of_a_tree_does_not_see_times_places_and_what_is_ignored(tmp_
     assert index.tree(one) != index.tree(two)
 
 
-def test_odd_files_are_refused(tmp_path: Path) -> None:
+def test_special_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe: found a special file"):
         Index(None).tree(tmp_path)
@@ -230,7 +228,7 @@ def a_directory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbage, cut_short, a_directory])
-def test_a_damaged_database_costs_time_only(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_database_does_not_change_digests(tmp_path: Path, damage: object) -> None:
     assert callable(damage)
     database = tmp_path / "index.db"
     files = [settled(tmp_path / "a", b"one")]
@@ -248,7 +246,7 @@ def test_a_damaged_database_costs_time_only(tmp_path: Path, damage: object) -> N
     found.close()
 
 
-def test_a_database_that_is_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_database_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = settled(tmp_path / "a", b"one")
     garbage(tmp_path / "index.db")
     index = Index(tmp_path / "index.db")
@@ -259,7 +257,7 @@ def test_a_database_that_is_none_is_replaced(tmp_path: Path, monkeypatch: pytest
     assert read == []
 
 
-def test_what_is_remembered_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_values_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "_ROWS", 10)
     index = Index(tmp_path / "index.db")
     for number in range(20):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents of cache entries: one way to write each, and no way out of the directory they are restored to."""
+"""The documents of cache entries: one encoding for each, and no path out of the directory where they are restored."""
 
 import hashlib
 import json
@@ -87,17 +87,17 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_well_formed_is_read(name: str) -> None:
+def test_well_formed_entries_are_read(name: str) -> None:
     assert parse(GOOD[name]).to_bytes() == canonical(GOOD[name])
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_is_refused(name: str) -> None:
+def test_malformed_entries_are_refused(name: str) -> None:
     with pytest.raises(EntryError):
         parse(BAD[name])
 
 
-def test_one_way_to_write_it() -> None:
+def test_each_entry_has_exactly_one_encoding() -> None:
     good = canonical(document())
     assert Entry.from_bytes(good)
     doubled = good.replace(b'"schema":1', b'"schema":1,"schema":1')
@@ -170,8 +170,8 @@ def test_every_entry_comes_back_as_it_was(entry: Entry) -> None:
 
 
 @given(entries, st.data())
-def test_another_byte_is_another_entry_or_none(entry: Entry, data: st.DataObject) -> None:
-    """No byte can be changed without it being noticed: nothing is read that is not said, nothing said goes unread."""
+def test_an_entry_with_a_changed_byte_is_a_different_entry_or_refused(entry: Entry, data: st.DataObject) -> None:
+    """Every change of a byte is noticed: no byte of the document is without effect."""
     good = bytearray(entry.to_bytes())
     place = data.draw(st.integers(0, len(good) - 1))
     value = data.draw(st.integers(0, 255).filter(lambda byte: byte != good[place]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The remembered index of a tar: it is that of the archive which is there, and nothing is lost on the way."""
+"""The remembered index of a tar: it is that of the present archive, and it is complete."""
 
 import os
 import shutil
@@ -70,7 +70,7 @@ def same(path: Path) -> None:
             assert b"".join(entry.content.pieces()) == b"".join(other.pieces())
 
 
-def test_what_is_remembered_is_what_is_read(tmp_path: Path, reads: list[Path]) -> None:
+def test_the_remembered_index_equals_the_read_one(tmp_path: Path, reads: list[Path]) -> None:
     path = archive(tmp_path / "a.tar")
     for _ in range(3):
         same(path)
@@ -134,7 +134,7 @@ def test_an_archive_that_changes_while_it_is_read_is_not_remembered(
     assert reads == [path, path]
 
 
-def test_what_is_no_archive_is_refused_as_by_the_plain_reader(tmp_path: Path, reads: list[Path]) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_as_by_the_plain_reader(tmp_path: Path, reads: list[Path]) -> None:
     (tmp_path / "text").write_text("no archive" * 100)
     for path in (tmp_path / "text", tmp_path / "missing", tmp_path):
         with pytest.raises(UserError) as plain:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact cache on one machine: what goes in comes out the same, or not at all."""
+"""The artefact cache on one machine: content is restored unchanged, or not at all."""
 
 import hashlib
 import os
@@ -90,7 +90,7 @@ def grow(root: Path, folder: dict[str, tuple[str, ...]], mode: int) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(folders, folder_modes)
-def test_any_tree_comes_back_as_it_was(
+def test_any_tree_is_restored_unchanged(
     tmp_path_factory: pytest.TempPathFactory, folder: dict[str, tuple[str, ...]], mode: int
 ) -> None:
     base = tmp_path_factory.mktemp("tree")
@@ -104,7 +104,7 @@ def test_any_tree_comes_back_as_it_was(
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o755, 0o444, 0o666])
-def test_a_file_comes_back_with_its_mode(store: LocalStore, tmp_path: Path, mode: int) -> None:
+def test_a_file_is_restored_with_its_mode(store: LocalStore, tmp_path: Path, mode: int) -> None:
     (tmp_path / "made").write_bytes(b"content")
     (tmp_path / "made").chmod(mode)
     keep(store, 1, tmp_path / "made")
@@ -119,7 +119,7 @@ def test_a_file_comes_back_with_its_mode(store: LocalStore, tmp_path: Path, mode
     assert later(store).has(entry.blobs()[0])
 
 
-def test_holes_stay_holes_on_both_ways(store: LocalStore, tmp_path: Path) -> None:
+def test_holes_are_kept_when_storing_and_restoring(store: LocalStore, tmp_path: Path) -> None:
     made = tmp_path / "made"
     with made.open("wb") as stream:
         stream.write(b"data")
@@ -143,7 +143,9 @@ def holds(directory: Path, data: bytes) -> bool:
 
 @pytest.mark.parametrize("where", ["file", "tree", "locked tree"])
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o604])
-def test_what_not_everybody_may_read_is_never_kept(store: LocalStore, tmp_path: Path, where: str, mode: int) -> None:
+def test_a_file_that_not_every_user_may_read_is_never_cached(
+    store: LocalStore, tmp_path: Path, where: str, mode: int
+) -> None:
     made = tmp_path / "made"
     if where == "file":
         secret = made
@@ -220,7 +222,7 @@ def test_a_damaged_blob_is_never_restored(
     assert listing(tmp_path / "again") == listing(made)
 
 
-def test_blobs_that_change_places_are_both_refused(store: LocalStore) -> None:
+def test_two_exchanged_blobs_are_both_refused(store: LocalStore) -> None:
     one, two = keep_bytes(store, 1, b"one"), keep_bytes(store, 2, b"two")
     first, second = blob_of(store, one), blob_of(store, two)
     first.rename(store.directory / "x")
@@ -230,7 +232,7 @@ def test_blobs_that_change_places_are_both_refused(store: LocalStore) -> None:
         assert not store.has(entry.blobs()[0])
 
 
-def test_a_blob_that_is_not_what_it_should_be_takes_no_place(store: LocalStore) -> None:
+def test_a_new_blob_with_a_wrong_digest_is_not_stored(store: LocalStore) -> None:
     blob = Blob(hashlib.sha256(b"good").hexdigest(), 4)
     with pytest.raises(DamagedError), store.new_blob(blob) as new:
         new.write_bytes(b"evil")
@@ -250,7 +252,7 @@ def truncate_entry(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("damage", [swap_entries, truncate_entry])
-def test_a_damaged_entry_is_none(store: LocalStore, damage: Callable[[LocalStore], None]) -> None:
+def test_a_damaged_entry_is_ignored(store: LocalStore, damage: Callable[[LocalStore], None]) -> None:
     keep_bytes(store, 1, b"one")
     keep_bytes(store, 2, b"two")
     damage(store)
@@ -260,7 +262,7 @@ def test_a_damaged_entry_is_none(store: LocalStore, damage: Callable[[LocalStore
 
 
 @pytest.mark.parametrize("damage", [swap_entries, truncate_entry, *DAMAGE, Path.unlink])
-def test_verify_finds_it_and_the_next_finds_nothing(store: LocalStore, damage: Callable[..., None]) -> None:
+def test_verify_finds_and_removes_damage(store: LocalStore, damage: Callable[..., None]) -> None:
     kept, hurt = keep_bytes(store, 1, b"one"), keep_bytes(store, 2, b"two")
     assert store.verify() == [], "the control"
     blob = damage not in (swap_entries, truncate_entry)
@@ -275,7 +277,7 @@ def test_verify_finds_it_and_the_next_finds_nothing(store: LocalStore, damage: C
 
 
 def test_verify_trusts_no_index(store: LocalStore) -> None:
-    """A disk that forgets bits changes no time: only reading finds it."""
+    """A disk that loses bits changes no time of a file: only reading detects it."""
     entry = keep_bytes(store, 1, b"one")
     path = blob_of(store, entry)
     path.chmod(0o644)

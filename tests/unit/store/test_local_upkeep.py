@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact cache on one machine: kept small, tidied while nobody uses it, and nobody else's."""
+"""The artefact cache on one machine: its size is limited, it is cleaned while unused, and it belongs to one user."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_the_oldest_go_first_until_the_rest_fits(store: LocalStore) -> None:
     assert store.usage() == Usage(0, 0, 0)
 
 
-def test_what_a_kept_entry_needs_stays(store: LocalStore) -> None:
+def test_blobs_of_a_kept_entry_are_kept(store: LocalStore) -> None:
     shared = os.urandom(MIB)
     old, new = keep_bytes(store, 1, shared), keep_bytes(store, 2, shared)
     other = keep_bytes(store, 3, os.urandom(MIB))
@@ -65,7 +65,7 @@ def test_what_a_kept_entry_needs_stays(store: LocalStore) -> None:
     st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True), min_size=1, max_size=6),
     st.integers(0, 8),
 )
-def test_pruned_it_is_within_the_limit_and_whole(
+def test_a_pruned_cache_is_within_its_limit_and_complete(
     tmp_path_factory: pytest.TempPathFactory, wanted: list[list[int]], limit: int
 ) -> None:
     base = tmp_path_factory.mktemp("prune")
@@ -98,7 +98,7 @@ def test_nothing_is_removed_while_another_process_uses_it(store: LocalStore) -> 
     assert kept(store) == set()
 
 
-def test_a_key_is_made_by_one_and_its_lock_is_tidied_away(store: LocalStore) -> None:
+def test_one_process_makes_a_key_and_its_lock_file_is_removed_later(store: LocalStore) -> None:
     said: list[str] = []
     with held_elsewhere(store.directory / "locks" / key(1)) as holder:
         store.prune(0)
@@ -111,7 +111,7 @@ def test_a_key_is_made_by_one_and_its_lock_is_tidied_away(store: LocalStore) -> 
     assert [path.name for path in (store.directory / "locks").iterdir()] == ["all"]
 
 
-def test_what_killed_runs_left_goes_with_the_next_tidying(store: LocalStore) -> None:
+def test_files_of_killed_runs_are_removed_at_the_next_cleaning(store: LocalStore) -> None:
     entry = keep_bytes(store, 1, b"one")
     blob = blob_of(store, entry)
     left = [blob.with_name(f".{blob.name}.abcdefgh"), store.directory / "entries" / f".{key(1)}.abcdefgh"]
@@ -149,13 +149,13 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
         LocalStore(theirs, Index(None))
 
 
-def test_one_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+def test_a_cache_directory_that_cannot_be_made_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="SEVSNP_CACHE"):
         LocalStore(tmp_path / "file" / "cache", Index(None))
 
 
-def test_times_of_last_use_are_whole(store: LocalStore) -> None:
+def test_times_of_last_use_are_whole_seconds(store: LocalStore) -> None:
     keep_bytes(store, 1, b"one")
     used_at(store, 1, 1000)
     (store.directory.parent / "now").write_bytes(b"")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of an artefact: the sources that its digest covers, and the edits that change it."""
+"""The recipe of an artefact: the sources that its digest covers, and the edits that change the digest."""
 
 import hashlib
 import re
@@ -63,18 +63,18 @@ def reached(package: Path, module: str) -> set[str]:
     return set(ask(package, f"*reached_sources({module!r})").split())
 
 
-def test_nested_named_and_packages_own_imports_are_reached(package: Path) -> None:
+def test_nested_imports_named_functions_and_package_imports_are_followed(package: Path) -> None:
     assert reached(package, "sevsnp.a.top") == {
         "sevsnp", "sevsnp.a", "sevsnp.a.top", "sevsnp.a.middle", "sevsnp.b", "sevsnp.b.deep", "sevsnp.c", "sevsnp.d",
         "sevsnp.named",
     }  # fmt: skip
 
 
-def test_modules_that_import_each_other_end(package: Path) -> None:
+def test_circular_imports_are_followed_once(package: Path) -> None:
     assert reached(package, "sevsnp.circle") == {"sevsnp", "sevsnp.circle", "sevsnp.e"}
 
 
-def test_the_digest_changes_with_what_is_reached_and_with_nothing_else(package: Path) -> None:
+def test_only_followed_modules_change_the_digest(package: Path) -> None:
     digest = "recipe_digest('sevsnp.a.top')"
     before = ask(package, digest)
     assert ask(package, digest) == before
@@ -175,7 +175,7 @@ def edited(old: str, new: str) -> str:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_comments_docstrings_and_layout_are_no_code(name: str) -> None:
+def test_comments_docstrings_and_layout_do_not_change_the_digest(name: str) -> None:
     text = edited(*SAME[name])
     compile(text, "text", "exec")
     assert text != SOURCE
@@ -183,15 +183,15 @@ def test_comments_docstrings_and_layout_are_no_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_all_else_is(name: str) -> None:
+def test_every_other_edit_changes_the_digest(name: str) -> None:
     assert code_of(edited(*OTHER[name])) != code_of(SOURCE)
 
 
-def test_every_version_of_python_finds_the_same_code() -> None:
+def test_every_version_of_python_gives_the_same_digest() -> None:
     assert hashlib.sha256("\0".join(code_of(SOURCE)).encode()).hexdigest() == DIGEST
 
 
-def test_of_what_is_no_python_every_byte_counts(package: Path) -> None:
+def test_every_byte_of_an_invalid_source_changes_the_digest(package: Path) -> None:
     path, digest = package / "sevsnp" / "d.py", "recipe_digest('sevsnp.a.top')"
     found = set()
     for text in ("def", "def # a remark", "x = (", "\0", "x = 1\n# \0", "# \xff"):
@@ -200,7 +200,7 @@ def test_of_what_is_no_python_every_byte_counts(package: Path) -> None:
     assert len(found) == 6
 
 
-def test_nothing_of_the_library_looks_at_what_does_not_count() -> None:
+def test_no_module_of_the_library_reads_docstrings_or_line_numbers() -> None:
     looks = re.compile(r"\b(__doc__|getsource|getdoc|getcomments|lineno|currentframe)\b")
     found = [path for path in (PROJECT / "sevsnp").rglob("*.py") if looks.search(path.read_text())]
     assert found == []

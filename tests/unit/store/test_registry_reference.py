@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a shared cache may be, and what is said about it."""
+"""The address of a shared cache, and the messages about it."""
 
 import pytest
 
@@ -43,24 +43,24 @@ def test_references(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_no_reference(text: str) -> None:
+def test_malformed_references_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected oci://") as refused:
         parse_reference(text)
     assert "secret" not in str(refused.value)
 
 
-def test_loopback_is_this_machine_alone() -> None:
+def test_only_loopback_addresses_count_as_this_machine() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.255.255.255", "::1", "[::1]")))
     others = ("", "0.0.0.0", "128.0.0.1", "127.1", "2130706433", "::", "::2", "::ffff:127.0.0.1", "localhost.", "local")
     assert not any(map(is_loopback, others))
 
 
-def test_foreign_words_are_one_printable_line() -> None:
+def test_text_of_a_registry_becomes_one_printable_line() -> None:
     assert clean("a\r\n\x1b[31mb\u202e\0c ") == "a [31mb c"
     assert clean("x" * 1000) == "x" * 199 + "…"
 
 
-def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+def test_the_registry_client_is_not_imported_before_it_is_needed() -> None:
     import subprocess
     import sys
 

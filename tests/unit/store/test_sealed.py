@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed entries of the shared cache: only those of the key that was asked for are taken."""
+"""Signed entries of the shared cache: only entries that are signed by the given key are accepted."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_sealed_entry_opens_with_its_key_and_without_one(tmp_path: Path) -> No
         Entry.from_bytes(sealed)
 
 
-def test_an_entry_that_is_not_signed_or_by_another_is_refused(tmp_path: Path) -> None:
+def test_an_entry_without_a_signature_or_of_another_key_is_refused(tmp_path: Path) -> None:
     private, public = pair(tmp_path, "mine")
     other, _ = pair(tmp_path, "other")
     with pytest.raises(EntryError, match="is not signed, and CACHE_PUBLIC_KEY"):
@@ -68,13 +68,13 @@ def test_every_changed_byte_is_refused_with_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"1", b'{"signature":1}', b'{"signature":"%"}', b'{ "a":1}'])
-def test_what_is_no_entry_is_refused(tmp_path: Path, document: bytes) -> None:
+def test_a_document_that_is_not_an_entry_is_refused(tmp_path: Path, document: bytes) -> None:
     _, public = pair(tmp_path, "mine")
     with pytest.raises(EntryError):
         unseal(document, public)
 
 
-def test_a_key_that_is_none_is_the_user_s_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_key_is_a_user_error(tmp_path: Path) -> None:
     private, public = pair(tmp_path, "mine")
     with pytest.raises(UserError, match="not a public key"):
         unseal(seal(ENTRY, private), private)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of huge inputs: of the content, whatever the holes; and never taken for a SHA-256, nor the other way."""
+"""The digest of huge inputs: it depends on the content and not on the holes, and differs from any SHA-256."""
 
 import os
 from pathlib import Path
@@ -24,8 +24,8 @@ def huge(path: Path, size: int, *parts: tuple[int, bytes]) -> Path:
     return path
 
 
-def test_two_tib_of_hole(tmp_path: Path) -> None:
-    """Read as a whole, it would take half an hour."""
+def test_a_sparse_file_of_two_tib_is_digested(tmp_path: Path) -> None:
+    """Reading all of it would take half an hour."""
     index = Index(tmp_path / "db")
     disk = huge(tmp_path / "disk", 2 * TIB, (0, b"start"), (TIB + 12345, b"data"), (2 * TIB - 3, b"end"))
     found = index.input(disk)
@@ -40,7 +40,7 @@ def test_two_tib_of_hole(tmp_path: Path) -> None:
 
 
 def test_holes_do_not_count(tmp_path: Path) -> None:
-    """Written zeros, holes that begin anywhere, and an end that is none of a whole piece."""
+    """Written zeros, holes that begin anywhere, and a last piece that is not whole."""
     content = bytearray(5 * MIB + 77)
     content[MIB + 5 : MIB + 9] = b"here"
     content[-2:] = b"zz"
@@ -51,7 +51,7 @@ def test_holes_do_not_count(tmp_path: Path) -> None:
     assert sparse_digest(dense) == sparse_digest(sparse)
 
 
-def test_what_counts(tmp_path: Path) -> None:
+def test_content_and_size_change_the_digest(tmp_path: Path) -> None:
     made = [
         huge(tmp_path / "a", 4 * MIB, (0, b"x")),
         huge(tmp_path / "b", 4 * MIB, (MIB, b"x")),
@@ -63,8 +63,8 @@ def test_what_counts(tmp_path: Path) -> None:
     assert len({sparse_digest(path) for path in made}) == len(made)
 
 
-def test_the_size_alone_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a record of before, a SHA-256, never counts for a huge file: the file is read anew, once."""
+def test_only_the_size_decides_between_the_two_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an earlier record with a SHA-256 is never used for a huge file: the file is read once more."""
     disk = huge(tmp_path / "disk", 2 * MIB, (5, b"x"))
     old = os.stat(disk).st_ctime_ns
     index = Index(tmp_path / "db")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""External commands: their environment, their end, and what is said when they fail."""
+"""External commands: their environment, their end, and the messages when they fail."""
 
 import os
 import re
@@ -42,12 +42,12 @@ def test_input_that_is_written_while_the_command_runs() -> None:
     assert command.run(["cat"], feed=feed) == 8 * piece
 
 
-def test_a_command_that_reads_no_further_says_why_itself() -> None:
+def test_a_command_that_stops_reading_fails_with_its_own_error() -> None:
     with pytest.raises(UserError, match="exit code 3"):
         command.run(["sh", "-c", "exit 3"], feed=lambda stream: [stream.write(bytes(1 << 20)) for _ in range(8)])
 
 
-def test_what_goes_wrong_while_input_is_made_is_raised() -> None:
+def test_an_error_while_the_input_is_made_is_raised() -> None:
     def feed(stream: IO[bytes]) -> None:
         raise UserError("the archive ends early")
 
@@ -85,7 +85,7 @@ def test_sbin_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.environment()["PATH"] == once == "/sbin:/bin:/usr/local/sbin:/usr/sbin"
 
 
-def test_programs_are_found_on_the_path_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_found_on_the_current_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "some-tool"
     tool.write_text("#!/bin/sh\necho found\n")
     tool.chmod(0o755)
@@ -110,7 +110,7 @@ def test_a_missing_program_names_the_task_that_brings_it() -> None:
     assert refused.value.hint == "run: ./doitw install_dependencies"
 
 
-def test_what_cannot_be_started_is_a_clear_line(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_started_gives_a_clear_error(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("not a program\n")
     with pytest.raises(UserError, match="text: not executable"):
@@ -122,7 +122,7 @@ def test_what_cannot_be_started_is_a_clear_line(tmp_path: Path) -> None:
         command.run(["true"], cwd=tmp_path / "none")
 
 
-def test_a_failure_shows_its_last_words_first_and_the_command_to_paste_last() -> None:
+def test_a_failure_shows_the_last_output_first_and_the_command_last() -> None:
     argv = ["sh", "-c", "echo first >&2; echo 'it broke' >&2; exit 3", "a b", "$HOME", "it's"]
     with pytest.raises(CommandFailed) as failed:
         command.run(argv, hint="mend it")
@@ -135,7 +135,7 @@ def test_a_failure_shows_its_last_words_first_and_the_command_to_paste_last() ->
     assert pasted.returncode == 3
 
 
-def test_a_tool_that_says_its_own_name_is_not_named_twice(tmp_path: Path) -> None:
+def test_a_tool_that_prints_its_own_name_is_not_named_twice(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed) as failed:
         command.run(["ls", tmp_path / "none"])
     first = failed.value.message.splitlines()[0]
@@ -165,7 +165,7 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     record.tell(None)
 
 
-def test_a_long_command_is_shortened_in_the_middle_where_all_of_it_is_kept(tmp_path: Path) -> None:
+def test_a_long_command_is_shortened_if_it_is_kept_elsewhere(tmp_path: Path) -> None:
     argv = ["sh", "-c", "echo 'it broke' >&2; exit 3", *(f"word-{number}" for number in range(200))]
     with pytest.raises(CommandFailed) as failed:
         command.run(argv)
@@ -184,7 +184,7 @@ def test_a_long_command_is_shortened_in_the_middle_where_all_of_it_is_kept(tmp_p
     assert kept == f"whole output: {shelf.file}"
 
 
-def test_what_is_said_on_standard_output_alone_is_shown(shelf: Shelf) -> None:
+def test_an_error_on_standard_output_alone_is_shown(shelf: Shelf) -> None:
     with pytest.raises(CommandFailed) as failed:
         command.run(["sh", "-c", "echo 1; printf 'block 7\\033[31m is bad\\n'; exit 4"])
     assert failed.value.message.splitlines()[:3] == ["sh: block 7?[31m is bad", "before that:", "  1"]
@@ -212,13 +212,13 @@ def test_a_secret_that_a_failed_command_printed_is_neither_shown_nor_kept(shelf:
     assert b"secret" in shelf.file.read_bytes()
 
 
-def test_what_was_said_before_a_time_out_is_kept(shelf: Shelf) -> None:
+def test_the_output_before_a_time_out_is_kept(shelf: Shelf) -> None:
     with pytest.raises(UserError, match=f"no end after 1 s: sh -c .*\nwhole output: {shelf.file}"):
         command.run(["sh", "-c", "echo out; echo err >&2; sleep 60; :"], timeout=1)
     assert shelf.file.read_bytes() == b"err\n|out\n"
 
 
-def test_only_the_end_of_a_long_complaint_is_shown() -> None:
+def test_only_the_end_of_a_long_error_output_is_shown() -> None:
     with pytest.raises(UserError) as failed:
         command.run([sys.executable, "-c", "import sys; sys.exit('x' * 100_000 + 'the reason')"])
     assert len(failed.value.message) < 2300
@@ -237,7 +237,7 @@ def test_a_time_out_ends_the_whole_group(trap: str, tmp_path: Path, monkeypatch:
     wait_until(lambda: all(gone(pid) for pid in found))
 
 
-def test_an_obedient_command_may_clean_up(tmp_path: Path) -> None:
+def test_a_command_that_handles_sigterm_may_clean_up(tmp_path: Path) -> None:
     mark = tmp_path / "cleaned"
     with pytest.raises(UserError):
         command.run(["sh", "-c", f"trap 'touch {mark}; exit 1' TERM; sleep 60 & wait"], timeout=0.5)
@@ -259,7 +259,7 @@ def test_an_interrupt_ends_the_command(tmp_path: Path) -> None:
     wait_until(lambda: gone(int(pid_file.read_text())))
 
 
-def test_end_all_ends_what_other_threads_wait_until() -> None:
+def test_end_all_ends_the_commands_of_other_threads() -> None:
     failures: list[UserError] = []
 
     def work() -> None:

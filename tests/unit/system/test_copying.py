@@ -65,7 +65,7 @@ def test_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, 
     assert (tmp_path / "b").read_bytes() == data
 
 
-def test_nothing_but_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_one_hole_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_clone(monkeypatch)
     (tmp_path / "a").touch()
     os.truncate(tmp_path / "a", 8 * MIB)
@@ -86,7 +86,7 @@ def test_another_file_system(tmp_path: Path) -> None:
         target.unlink(missing_ok=True)
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "victim").write_bytes(b"old")
     (tmp_path / "b").symlink_to("victim")

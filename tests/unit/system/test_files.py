@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scratch directories: what killed processes leave is removed by the next, what a living one uses is not."""
+"""Scratch directories: those of killed processes are removed by the next process, those of living processes stay."""
 
 import errno
 import fcntl
@@ -76,7 +76,7 @@ def test_a_directory_ends_with_its_block(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
-def test_what_a_killed_process_left_is_removed_at_once(tmp_path: Path) -> None:
+def test_a_scratch_directory_of_a_killed_process_is_removed_at_once(tmp_path: Path) -> None:
     near = tmp_path / "output"
     with holder(near) as (process, left):
         process.kill()
@@ -89,7 +89,7 @@ def test_what_a_killed_process_left_is_removed_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_living_process_uses_stays(tmp_path: Path) -> None:
+def test_a_scratch_directory_of_a_living_process_stays(tmp_path: Path) -> None:
     near = tmp_path / "output"
     with holder(near) as (process, used):
         with scratch_directory(near) as ours:
@@ -99,7 +99,7 @@ def test_what_a_living_process_uses_stays(tmp_path: Path) -> None:
         assert process.returncode == 0 and not used.exists()
 
 
-def test_what_another_thread_uses_stays(tmp_path: Path) -> None:
+def test_a_scratch_directory_of_another_thread_stays(tmp_path: Path) -> None:
     near, entered, leave = tmp_path / "output", threading.Event(), threading.Event()
     used: list[Path] = []
 
@@ -119,8 +119,8 @@ def test_what_another_thread_uses_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_the_same_form_stay(tmp_path: Path) -> None:
-    """Somebody's own file, which only looks like one of ours."""
+def test_files_with_similar_names_stay(tmp_path: Path) -> None:
+    """A file of the user whose name only looks like one of ours."""
     (tmp_path / ".output.settings").write_text("mine")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".output.linkdirs").symlink_to("elsewhere")
@@ -130,10 +130,10 @@ def test_files_of_the_same_form_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
-def test_one_that_is_taken_for_a_dead_one_is_made_anew(
+def test_a_scratch_directory_that_another_process_removes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Another process sweeps in the instant between the making and the lock."""
+    """Another process removes unused directories between the making of this one and its lock."""
     swept: list[Path] = []
 
     def sweep() -> None:
@@ -165,7 +165,7 @@ def test_one_that_is_taken_for_a_dead_one_is_made_anew(
         assert scratch.is_dir() and scratch != swept[0]
 
 
-def test_a_crowd(tmp_path: Path) -> None:
+def test_many_processes_make_scratch_directories_at_once(tmp_path: Path) -> None:
     crowd = [
         subprocess.Popen(
             [sys.executable, "-c", CROWD, str(tmp_path / "output")], cwd=PROJECT, stderr=subprocess.PIPE, text=True
@@ -224,8 +224,8 @@ def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
-    """tests/pipeline/test_full_disk.py has those that are."""
+def test_a_disk_with_free_space_is_not_reported_as_full(tmp_path: Path) -> None:
+    """tests/pipeline/test_full_disk.py tests full disks."""
     assert files.disks([]) == {}
     odd: list[str | Path] = ["--option", "x" * 10_000, "a/" * 3000, "nul\0", tmp_path / "no" / "such", "/proc/1/fd/0"]
     found = files.disks(odd)
@@ -233,7 +233,7 @@ def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
 
 
 def test_a_socket_in_a_directory_with_a_long_name(tmp_path: Path) -> None:
-    """Another process makes it, as QEMU does. Control: by its own name the directory can have none."""
+    """Another process makes it, as QEMU does. Control: a socket cannot be made with the long name itself."""
     directory = tmp_path / ("long" * 40)
     directory.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="too long"):
@@ -267,7 +267,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
-def test_what_a_run_as_root_left_says_whose_it_is_and_the_remedy_works(tmp_path: Path) -> None:
+def test_files_of_a_run_as_root_are_named_with_their_owner_and_the_remedy_works(tmp_path: Path) -> None:
     def write() -> list[str]:
         words = [*AS_NOBODY, sys.executable, "-B", "-c", WRITES, str(PROJECT)]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
@@ -284,7 +284,7 @@ def test_what_a_run_as_root_left_says_whose_it_is_and_the_remedy_works(tmp_path:
     assert write() == ["written"]
 
 
-def test_a_full_disk_is_still_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_full(tmp_path: Path) -> None:
     said = files.cannot_write(tmp_path / "file", OSError(errno.ENOSPC, "No space left on device"))
     assert (said.message, said.hint) == (
         f"{tmp_path}/file: cannot be written: No space left on device", f"see: df -h {tmp_path}"

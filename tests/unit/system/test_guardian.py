@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guardian: what a killed run has started and made in TMPDIR does not outlive it."""
+"""The guardian: processes that a killed run started, and its files in TMPDIR, do not outlive the run."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ Begin = Callable[..., Run]
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
 def test_a_killed_run_leaves_nothing(begin: Begin, whole_group: bool) -> None:
-    """Not even what does not listen to SIGTERM: the child, the grandchild and the temporary directory."""
+    """Not even processes that ignore SIGTERM: the child, the grandchild and the temporary directory are gone."""
     run = begin(STUBBORN, grace=GRACE)
     assert all(map(alive, (run.guardian, *run.started))) and (run.temporary / "file").exists()
     (os.killpg if whole_group else os.kill)(run.process.pid, signal.SIGKILL)
@@ -105,8 +105,8 @@ def test_a_killed_run_leaves_nothing(begin: Begin, whole_group: bool) -> None:
     assert list(run.temporary.parent.iterdir()) == []
 
 
-def test_without_a_guardian_they_live_on(begin: Begin) -> None:
-    """The control: what the tests above see is the guardian's doing."""
+def test_control_without_a_guardian_the_processes_live_on(begin: Begin) -> None:
+    """Control: the guardian is what ends the processes in the tests above."""
     run = begin(STUBBORN, "unguarded", GRACE)
     run.process.kill()
     run.process.wait(NET)
@@ -114,7 +114,7 @@ def test_without_a_guardian_they_live_on(begin: Begin) -> None:
     assert all(map(alive, run.started)) and (run.temporary / "file").exists()
 
 
-def test_what_obeys_may_tidy_up_first(begin: Begin, tmp_path: Path) -> None:
+def test_processes_that_handle_sigterm_may_clean_up_first(begin: Begin, tmp_path: Path) -> None:
     run = begin(OBEDIENT)
     run.process.kill()
     run.process.wait(NET)
@@ -122,8 +122,8 @@ def test_what_obeys_may_tidy_up_first(begin: Begin, tmp_path: Path) -> None:
     assert (tmp_path / "mark").exists() and not run.temporary.exists()
 
 
-def test_signals_do_not_end_it(begin: Begin) -> None:
-    """A terminal's Ctrl-C, and a session that ends, must not take it away before the others."""
+def test_signals_do_not_end_the_guardian(begin: Begin) -> None:
+    """A terminal's Ctrl-C, and the end of a session, must not end it before the other processes."""
     run = begin(OBEDIENT)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     wait_until(lambda: all(ignores(run.guardian, number) for number in numbers))
@@ -136,7 +136,7 @@ def test_signals_do_not_end_it(begin: Begin) -> None:
     wait_until(lambda: not any(map(alive, (run.guardian, *run.started))))
 
 
-def test_it_ends_with_a_run_that_ends_by_itself(tmp_path: Path) -> None:
+def test_the_guardian_ends_with_a_run_that_ends_normally(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", RUN, "true", "guarded", str(2 * NET)],
         cwd=PROJECT,
@@ -150,7 +150,7 @@ def test_it_ends_with_a_run_that_ends_by_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_was_killed_is_replaced(tmp_path: Path) -> None:
+def test_a_killed_guardian_is_replaced(tmp_path: Path) -> None:
     command.run(["true"])
     first = command._guardian[0]
     first.kill()
@@ -168,8 +168,8 @@ def guard(lines: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_what_was_taken_off_the_list_is_left_alone(tmp_path: Path) -> None:
-    """The number of a process that has ended may be another's by then, and so may a name in TMPDIR."""
+def test_processes_and_files_that_were_taken_off_the_list_stay(tmp_path: Path) -> None:
+    """The number of an ended process may belong to another process by then; likewise a name in TMPDIR."""
     directory = tmp_path / "made again"
     directory.mkdir()
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
@@ -181,7 +181,7 @@ def test_what_was_taken_off_the_list_is_left_alone(tmp_path: Path) -> None:
         assert again.wait(NET) == 0 and not directory.exists()
 
 
-def test_what_is_already_gone_does_no_harm(tmp_path: Path) -> None:
+def test_processes_and_files_that_no_longer_exist_do_no_harm(tmp_path: Path) -> None:
     with subprocess.Popen(["true"], start_new_session=True) as ended:
         ended.wait(NET)
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as other:
@@ -190,7 +190,7 @@ def test_what_is_already_gone_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_commands_have_a_tmpdir_of_the_runs_own(tmp_path: Path) -> None:
-    """What a tool leaves there when it is ended (dpkg-deb does) goes with the run."""
+    """Files that a tool leaves there when it is ended (as dpkg-deb does) are removed with the run."""
     script = "from sevsnp.system.command import run; run(['mktemp']); print(run(['mktemp', '-d']).decode(), end='')"
     done = subprocess.run(
         [sys.executable, "-c", script],

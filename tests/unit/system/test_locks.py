@@ -49,7 +49,7 @@ def free(path: Path) -> bool:
         return alone
 
 
-def test_one_holds_it_and_others_do_not(tmp_path: Path) -> None:
+def test_only_one_process_holds_an_exclusive_lock(tmp_path: Path) -> None:
     lock = tmp_path / "locks" / "a"
     assert free(lock)
     with held_elsewhere(lock):
@@ -58,7 +58,7 @@ def test_one_holds_it_and_others_do_not(tmp_path: Path) -> None:
     assert free(lock)
 
 
-def test_several_share_it(tmp_path: Path) -> None:
+def test_several_processes_hold_a_shared_lock(tmp_path: Path) -> None:
     lock = tmp_path / "a"
     with held_elsewhere(lock, "shared"):
         with locked(lock, shared=True, waiting=lambda: pytest.fail("waits for who shares")):
@@ -67,7 +67,7 @@ def test_several_share_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["ends", "is killed"])
-def test_who_waits_gets_it_when_the_holder(tmp_path: Path, end: str) -> None:
+def test_a_waiting_process_gets_the_lock_when_its_holder_ends(tmp_path: Path, end: str) -> None:
     lock = tmp_path / "a"
     said: list[str] = []
     with held_elsewhere(lock) as holder:
@@ -87,8 +87,8 @@ def test_who_waits_gets_it_when_the_holder(tmp_path: Path, end: str) -> None:
         timer.join()
 
 
-def test_a_lock_file_that_is_removed_meanwhile_locks_out_nobody_and_lets_in_no_two(tmp_path: Path) -> None:
-    """Who tidies up removes a lock file that others already wait at: they must meet at the new one."""
+def test_a_removed_lock_file_still_admits_exactly_one_process_at_a_time(tmp_path: Path) -> None:
+    """A cleaning process removes a lock file that others already wait for: they must all use the new file."""
     lock = tmp_path / "a"
     inside: list[int] = []
     most: list[int] = []
@@ -117,7 +117,7 @@ def test_a_lock_file_that_is_removed_meanwhile_locks_out_nobody_and_lets_in_no_t
     assert lock.exists()
 
 
-def test_an_error_inside_lets_go(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), locked(tmp_path / "a"):
         raise RuntimeError
     assert free(tmp_path / "a")
@@ -146,7 +146,7 @@ def test_the_checkout_s_lock_is_kept_while_anything_is_made(tmp_path: Path) -> N
     checkout.release()
 
 
-def test_who_holds_it_is_noted_until_it_lets_go(tmp_path: Path) -> None:
+def test_the_holder_is_recorded_until_it_releases_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with held(lock, UserError, 0o644) as note:
         note("the first")
@@ -162,7 +162,7 @@ def test_who_holds_it_is_noted_until_it_lets_go(tmp_path: Path) -> None:
     assert lock.read_text() == ""
 
 
-def test_who_only_looks_whether_it_is_held_is_no_holder(tmp_path: Path) -> None:
+def test_a_process_that_only_tests_the_lock_does_not_count_as_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.touch()
     with held_elsewhere(lock, "shared") as holder, held_soon(holder), held(lock, UserError):
@@ -172,7 +172,7 @@ def test_who_only_looks_whether_it_is_held_is_no_holder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_link_is_no_lock(tmp_path: Path) -> None:
+def test_a_link_is_refused_as_a_lock(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "other")
     with pytest.raises(OSError, match="lock"), held(tmp_path / "lock", UserError):
         pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins in addresses: what of them is shown, and to which server they are sent."""
+"""Logins in addresses: the part that is shown, and the server that gets them."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
         ("me@host", "me@host", "me@host"),
     ],
 )
-def test_what_is_shown(address: str, shown: str, in_text: str) -> None:
+def test_the_login_of_an_address_is_not_shown(address: str, shown: str, in_text: str) -> None:
     assert (without_login(address), without_logins(address)) == (shown, in_text)
     assert (
         without_logins(f"curl {address} -o x\nand {address}") == f"curl {in_text} -o x\nand {in_text}" or "oci" in shown
@@ -98,7 +98,7 @@ def test_a_login_is_sent_to_its_server(redirect: str, tmp_path: Path) -> None:
             fetch(f"http://{host}/there", tmp_path / "control")
 
 
-def test_no_other_server_is_sent_it(tmp_path: Path) -> None:
+def test_a_login_is_sent_to_no_other_server(tmp_path: Path) -> None:
     with server() as (other, seen), server(f"http://you:too@{other}/here") as (host, first):
         with pytest.raises(UserError, match="HTTP status 401"):
             fetch(f"http://{LOGIN}@{host}/there", tmp_path)
@@ -106,7 +106,7 @@ def test_no_other_server_is_sent_it(tmp_path: Path) -> None:
         assert fetch(f"http://{LOGIN}@{other}/here", tmp_path) == CONTENT  # control: there it would have been right
 
 
-def test_no_message_has_one(tmp_path: Path) -> None:
+def test_no_message_contains_a_login(tmp_path: Path) -> None:
     messages = []
     with server() as (host, _):
         for uri, digest in ((f"http://me:wrong@{host}/x", DIGEST), (f"http://{LOGIN}@{host}/x", "0" * 64),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of a name within a time limit, and that each of them is tried."""
+"""The addresses of a name, found within a time limit; each of them is tried."""
 
 import socket
 import threading

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions by name: what is not there is said in one line, with what was probably meant."""
+"""Functions by name: a name that does not exist gives one line with the nearest name."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from sevsnp.system.nearest import did_you_mean, nearest
 from tasks.graph import call
 
 
-def test_it_is_loaded() -> None:
+def test_a_name_is_loaded() -> None:
     assert load_named("sevsnp.system.named:load_named") is load_named
 
 
@@ -30,13 +30,17 @@ def test_it_is_loaded() -> None:
         (("nonsuch.tools", "make"), "there is no module nonsuch", "in tasks/"),
     ],
 )
-def test_what_is_not_there(name: tuple[str, str], message: str, hint: str) -> None:
+def test_a_name_that_does_not_exist_is_an_error_with_the_nearest_name(
+    name: tuple[str, str], message: str, hint: str
+) -> None:
     with pytest.raises(UserError) as refused:
         load_named(":".join(name))
     assert refused.value.message == f"{':'.join(name)}: {message}" and hint in refused.value.hint
 
 
-def test_a_module_that_lacks_a_library_is_no_misspelt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_of_a_module_is_not_reported_as_a_misspelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lacking_one.py").write_text("import nonsuch_library\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="nonsuch_library"):
@@ -44,7 +48,7 @@ def test_a_module_that_lacks_a_library_is_no_misspelt_one(tmp_path: Path, monkey
     sys.modules.pop("lacking_one", None)
 
 
-def test_a_source_that_is_no_python_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_source_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_one.py").write_text("\nmade = )\n")
     (tmp_path / "importing_one.py").write_text("def make():\n    import broken_one\n\ndef other(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -55,7 +59,7 @@ def test_a_source_that_is_no_python_is_said_with_its_line(tmp_path: Path, monkey
     sys.modules.pop("importing_one", None)
 
 
-def test_the_nearest() -> None:
+def test_the_nearest_name_is_found() -> None:
     known = ("setup_verity", "setup_luks", "PLATFORM")
     assert [nearest(word, known) for word in ("Setup_verity", "setup_lucks", "platform", "zebra")] == [
         "setup_verity", "setup_luks", "PLATFORM", "",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What library code says of its progress, and what the live area makes of it; without doit."""
+"""The progress that library code reports, and the live area that shows it; without doit."""
 
 import contextlib
 import hashlib
@@ -53,7 +53,7 @@ def board() -> Iterator[Seen]:
     progress.show_on(None)
 
 
-def test_nobody_looks(tmp_path: Path) -> None:
+def test_without_a_board_progress_costs_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     progress.step("something")
     with progress.amount("fetching", 10) as add, progress.growing(tmp_path / "image", 10), progress.paused():
@@ -80,7 +80,7 @@ def test_a_call_is_cheap() -> None:
     assert add.done == 7 * 50
 
 
-def test_said_of_the_task_of_the_thread(board: Seen) -> None:
+def test_a_step_belongs_to_the_task_of_its_thread(board: Seen) -> None:
     def work(name: str) -> None:
         with progress.task(name):
             together.wait(NET)
@@ -96,7 +96,7 @@ def test_said_of_the_task_of_the_thread(board: Seen) -> None:
     assert progress.current() == ""
 
 
-def test_an_amount_is_its_task_s_whichever_thread_adds(board: Seen) -> None:
+def test_an_amount_belongs_to_its_task_whichever_thread_adds(board: Seen) -> None:
     with progress.task("packages"), progress.amount("fetching", 800) as add:
 
         def work() -> None:
@@ -119,7 +119,7 @@ def test_an_amount_ends_with_an_error(board: Seen) -> None:
     assert board.open == []
 
 
-def test_a_growing_file_counts_what_is_really_there(board: Seen, tmp_path: Path) -> None:
+def test_a_growing_file_counts_its_allocated_blocks(board: Seen, tmp_path: Path) -> None:
     image = tmp_path / "image"
     with progress.growing(image, 1 << 30):
         ((_, amount),) = board.open
@@ -153,7 +153,7 @@ def test_pauses_reach_the_board(board: Seen) -> None:
     assert board.said == [("", "paused"), ("", "inside"), ("", "on")]
 
 
-def test_a_remark_is_taken_once() -> None:
+def test_a_remark_is_shown_once() -> None:
     with progress.task("initramfs"):
         progress.remark("from the cache")
     assert progress.take_remark("packages") == ""
@@ -167,7 +167,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("term", "draws"), [("xterm", True), ("dumb", False), ("", False)])
-def test_where_it_draws(monkeypatch: pytest.MonkeyPatch, term: str, draws: bool) -> None:
+def test_the_live_area_is_drawn_on_capable_terminals_only(
+    monkeypatch: pytest.MonkeyPatch, term: str, draws: bool
+) -> None:
     monkeypatch.setenv("TERM", term)
     assert can_draw(Terminal()) is draws
     assert not can_draw(io.StringIO())
@@ -205,7 +207,7 @@ def test_the_live_area(screen: Screen) -> None:
     assert "\x1b[?25" not in stream.getvalue()  # the cursor is left alone
 
 
-def test_things_are_not_bytes(screen: Screen) -> None:
+def test_numbers_of_things_are_shown_without_bytes(screen: Screen) -> None:
     stream = screen.stream
     assert isinstance(stream, Terminal)
     screen.begin("_packages", "packages", drawn=True)
@@ -215,7 +217,7 @@ def test_things_are_not_bytes(screen: Screen) -> None:
     assert drawn(stream, "0 bytes of 2.0 kB")
 
 
-def test_a_command_has_the_terminal_until_it_says_what_it_does(screen: Screen) -> None:
+def test_a_command_has_the_terminal_until_its_first_step(screen: Screen) -> None:
     screen.begin("_image", "image", drawn=True)
     assert screen.drawing()
     screen.begin("run_guest", "run_guest", drawn=False)
@@ -249,7 +251,7 @@ def test_boot_stages_follow_the_console() -> None:
     ]  # fmt: skip
 
 
-def test_names_and_words_are_not_markup(screen: Screen) -> None:
+def test_names_and_steps_are_not_read_as_markup(screen: Screen) -> None:
     stream = screen.stream
     assert isinstance(stream, Terminal)
     screen.begin("x", "x", drawn=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML is read strictly: nothing that stands in a file is dropped without a word."""
+"""YAML is read strictly: no part of a file is ignored without an error."""
 
 from pathlib import Path
 
@@ -33,6 +33,6 @@ def test_plain_types(tmp_path: Path) -> None:
         ("a: [1\n", 2, ""),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, line: int, problem: str) -> None:
+def test_ambiguous_yaml_is_refused(tmp_path: Path, text: str, line: int, problem: str) -> None:
     with pytest.raises(UserError, match=rf"file\.yaml: (not YAML: )?line {line}: .*{problem}"):
         load(written(tmp_path, text))

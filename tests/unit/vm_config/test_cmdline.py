@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one function that makes command lines: what would be cut off, doubled, quoted or dangerous never gets out."""
+"""The one function that makes command lines: words that would be cut off, doubled, quoted or dangerous are refused."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_longest_line_the_kernel_takes_whole() -> None:
     ("words", "name"),
     [(["a", "a"], "a"), (["a=1", "b", "a=2"], "a"), (["acpi=off", "acpi"], "acpi"), (["x.y=1", "x.y=1"], "x.y")],
 )
-def test_a_doubled_name_is_refused_by_name(words: list[str], name: str) -> None:
+def test_a_duplicate_word_is_refused_by_name(words: list[str], name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: given twice"):
         build_cmdline(words)
 
@@ -74,13 +74,13 @@ def test_a_word_that_would_undo_the_measured_boot_is_refused(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["initrd=x", "noresume", "acpi=off", "dsx=1", "rdx", "systemd.swap=0", "breakx"])
-def test_a_word_that_only_looks_like_one_is_taken(word: str) -> None:
+def test_control_a_word_that_only_looks_like_a_denied_one_is_accepted(word: str) -> None:
     """Control for the denied words."""
     assert build_cmdline(["quiet", word]) == f"quiet {word}"
 
 
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=20), max_size=8))
-def test_a_line_that_is_made_splits_into_its_words(words: list[str]) -> None:
+def test_a_made_line_is_split_into_its_words_again(words: list[str]) -> None:
     try:
         line = build_cmdline(words)
     except UserError:
@@ -93,7 +93,7 @@ def test_a_line_that_is_made_splits_into_its_words(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("acpi", [True, False])
-def test_the_hardening_words_have_reasons_and_are_buildable(acpi: bool) -> None:
+def test_the_hardening_words_have_reasons_and_make_a_valid_line(acpi: bool) -> None:
     words = hardening_words(acpi=acpi)
     line = build_cmdline(word.text for word in words)
     assert all(word.reason for word in words)
@@ -120,7 +120,7 @@ def test_only_the_emulated_line_names_the_emulation() -> None:
 
 
 @pytest.mark.parametrize("acpi", [True, False])
-def test_the_line_of_an_encrypted_root_fits_and_says_whose_and_which_it_is(acpi: bool) -> None:
+def test_the_line_of_an_encrypted_root_fits_and_names_its_owner_and_volume(acpi: bool) -> None:
     def line(emulated: bool) -> str:
         words = luks_words(header=header, tables="b" * 64, owner=owner, acpi=acpi, emulated=emulated)
         assert all(word.reason for word in words)
@@ -141,7 +141,7 @@ def test_the_line_of_an_encrypted_root_fits_and_says_whose_and_which_it_is(acpi:
         ("sysctl.kernel.sysrq=0", "sysctl.kernel/sysrq=1"),
     ],
 )
-def test_another_spelling_of_a_name_is_that_name(one: str, other: str) -> None:
+def test_another_spelling_of_a_word_is_the_same_word(one: str, other: str) -> None:
     assert build_cmdline([one]) == one and build_cmdline([other]) == other
     with pytest.raises(UserError, match="given twice"):
         build_cmdline([one, other])

@@ -75,7 +75,7 @@ def test_repeating_is_fine(config: VmConfig) -> None:
     check_fixed(config, {"MEMORY": 1 << 30, "SSH_PORT": 1, "ACPI": "auto"})
 
 
-def test_a_guest_with_a_stage_was_made_for_it(config: VmConfig) -> None:
+def test_acpi_own_is_fixed_for_a_guest_with_a_stage(config: VmConfig) -> None:
     config.launch.cmdline.path.write_text(LINE.replace("acpi=off ", ""))
     staged = replace(config, reference=replace(config.require_reference(), stage=Stage(*["0" * 64] * 3)))
     for given, other in ((staged, config), (config, staged)):
@@ -104,13 +104,13 @@ def test_the_data_disk(config: VmConfig) -> None:
             check_fixed(config, asked)
 
 
-def test_a_host_s_launch_file_fixes_what_it_has(config: VmConfig) -> None:
+def test_the_launch_file_of_a_host_fixes_the_values_that_it_contains(config: VmConfig) -> None:
     check_fixed(replace(config, reference=None), {"MIN_TCB": "snp:9"})
     with pytest.raises(UserError, match="CPUS=2"):
         check_fixed(replace(config, reference=None), {"CPUS": 2})
 
 
-def test_any_tcb_version_and_none_stated_are_two_things(config: VmConfig) -> None:
+def test_any_tcb_version_and_no_tcb_version_are_different_values(config: VmConfig) -> None:
     cases: tuple[tuple[Any, str, tuple[str, str]], ...] = (("any", "any", ("", "snp:9")), (None, "", ("any", "snp:9")))
     for made, same, others in cases:
         reference = replace(config.require_reference(), minimum_tcb=made)
@@ -121,7 +121,7 @@ def test_any_tcb_version_and_none_stated_are_two_things(config: VmConfig) -> Non
                 check_fixed(other, {"MIN_TCB": asked})
 
 
-def test_an_encrypted_root_fixes_nothing_of_the_verified_one(config: VmConfig) -> None:
+def test_an_encrypted_root_fixes_no_setting_of_the_verified_one(config: VmConfig) -> None:
     config.launch.cmdline.path.write_text("console=ttyS0 acpi=off sevsnp.mode=luks")
     encrypted = replace(config, launch=replace(config.launch, workflow="luks"))
     check_fixed(encrypted, {"WRITABLE": "copy", "VERITY_FILESYSTEM": "erofs", "TMPFS_VAR": 9, "ACPI": "off", "CPUS": 1})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MIN_TCB for single processors: the setting, the VM config, and what the verifier makes of it."""
+"""MIN_TCB for single processors: the setting, the VM config, and its effect in the verifier."""
 
 import dataclasses
 import tomllib
@@ -41,7 +41,7 @@ def test_the_setting() -> None:
      "snp:1,cpuid:0x19/0x11/1,snp:1", f"{TEXT},cpuid:0x19/0x11/2,snp:0", "cpuid:0x19/0x11/1,cpuid:0x19/0xa0/2,snp:1",
      "cpuid:0x19/0x11/1,any", f"{TEXT},"],
 )  # fmt: skip
-def test_what_is_no_setting(text: str) -> None:
+def test_malformed_values_of_the_setting_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
         minimum_tcb(text)
 
@@ -55,7 +55,7 @@ def test_what_is_no_setting(text: str) -> None:
         ("cpuid:0x19/0x11/1,snp:1,fmc:1", "which is a Genoa"),
     ],
 )
-def test_what_no_vm_config_is_made_with(text: str, words: str) -> None:
+def test_values_that_do_not_fit_the_product_are_refused(text: str, words: str) -> None:
     assert minimum_tcb(text)
     with pytest.raises(UserError, match=words) as refused:
         _minimum_tcb(text, "Genoa")

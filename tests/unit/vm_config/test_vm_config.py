@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM config: written, read back the same, and refused by name where it is wrong."""
+"""The VM config: written, read back the same, and refused by name if it is wrong."""
 
 import dataclasses
 import tomllib
@@ -64,7 +64,7 @@ def plain(file: File) -> File:
 
 @pytest.mark.parametrize("product", ["Milan", "Genoa", "Turin"])
 @pytest.mark.parametrize("folder", [".", "a b", "..", 'quo"te \\ back', "<it's> & so on", "ünïcode 📀", "{{ x }} {% y"])
-def test_what_is_written_reads_back_the_same(product: Product, folder: str, tmp_path: Path) -> None:
+def test_a_written_vm_config_is_read_back_the_same(product: Product, folder: str, tmp_path: Path) -> None:
     source = tmp_path.resolve() / "build" / "vm-config-verity.toml"
     source.parent.mkdir()
     config = make(source, product, folder)
@@ -124,7 +124,7 @@ def test_a_path_that_has_no_place_in_toml_is_refused_on_writing(name: str, tmp_p
         render_vm_config(config)
 
 
-def test_what_could_not_be_read_back_is_refused_on_writing(tmp_path: Path) -> None:
+def test_values_that_could_not_be_read_back_are_refused_on_writing(tmp_path: Path) -> None:
     config = make(tmp_path / "vm-config.toml")
     for launch, name in (
         (dataclasses.replace(config.launch, vcpus=0), "launch.vcpus"),
@@ -237,7 +237,7 @@ WRONG: list[tuple[Callable[[Document], None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG, ids=[words.partition(", expected")[0] for _, words in WRONG])
-def test_anything_else_is_refused_by_name(change: Callable[[Document], None], words: str, tmp_path: Path) -> None:
+def test_any_other_document_is_refused_by_name(change: Callable[[Document], None], words: str, tmp_path: Path) -> None:
     source = tmp_path / "vm-config.toml"
     document = tomllib.loads(render_vm_config(make(source)))
     parse_vm_config(document, source)  # the control: unchanged, it is accepted
@@ -249,7 +249,7 @@ def test_anything_else_is_refused_by_name(change: Callable[[Document], None], wo
 
 @pytest.mark.parametrize("product", ["Genoa", "Turin"])
 @pytest.mark.parametrize("said", [None, "any", Tcb(0, 0, 1, 0)])
-def test_a_minimum_tcb_a_word_for_any_or_nothing(said: Any, product: Product, tmp_path: Path) -> None:
+def test_a_minimum_tcb_the_word_any_or_no_minimum_is_read_back(said: Any, product: Product, tmp_path: Path) -> None:
     source = tmp_path / "vm-config.toml"
     if isinstance(said, Tcb) and product == "Turin":
         said = dataclasses.replace(said, fmc=0)
@@ -261,7 +261,7 @@ def test_a_minimum_tcb_a_word_for_any_or_nothing(said: Any, product: Product, tm
     assert read.policy == config.policy  # it stands behind it in the file
 
 
-def test_a_minimum_of_zeros_states_nothing(tmp_path: Path) -> None:
+def test_a_minimum_of_zeros_counts_as_no_minimum(tmp_path: Path) -> None:
     document = tomllib.loads(render_vm_config(make(tmp_path / "vm-config.toml")))
     document["reference"]["minimum_tcb"] = {"bootloader": 0, "tee": 0, "snp": 0, "microcode": 0}
     assert parse_vm_config(document, tmp_path / "vm-config.toml").require_reference().minimum_tcb is None

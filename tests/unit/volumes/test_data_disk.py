@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data disk of a verified guest: one directory for each, which stays; never another disk, and never two guests."""
+"""The data disk of a verified guest: a directory for each disk, which stays; never another disk, never two guests."""
 
 import dataclasses
 import shutil
@@ -42,7 +42,7 @@ def written(launch: Launch, data_dir: Path, text: bytes) -> Path:
     return disk.path
 
 
-def test_what_a_guest_writes_stays_in_the_disk_s_own_directory(launch: Launch, tmp_path: Path) -> None:
+def test_data_of_a_guest_stay_in_the_directory_of_the_disk(launch: Launch, tmp_path: Path) -> None:
     made = launch.written
     assert made is not None
     place = tmp_path / "data" / "volumes" / uuid_of(1)
@@ -67,7 +67,7 @@ def test_the_root_is_read_only_and_the_data_disk_is_not(launch: Launch) -> None:
     }  # fmt: skip
 
 
-def test_the_root_is_compared_although_the_disk_was_written(launch: Launch, tmp_path: Path) -> None:
+def test_the_root_is_compared_after_the_data_disk_was_written(launch: Launch, tmp_path: Path) -> None:
     written(launch, tmp_path / "data", b"kept")  # control: with the root as it was made
     (tmp_path / "made" / "verity-data").write_bytes(b"verity-dat4")
     with pytest.raises(UserError, match=r"found SHA-256 .* \(verity-data\)"):
@@ -91,7 +91,7 @@ def test_two_guests_never_have_one_disk(launch: Launch, tmp_path: Path) -> None:
     written(launch, tmp_path / "data", b"")  # control
 
 
-def test_another_disk_in_its_place_is_neither_used_nor_overwritten(launch: Launch, tmp_path: Path) -> None:
+def test_another_disk_in_place_of_the_data_disk_is_neither_used_nor_overwritten(launch: Launch, tmp_path: Path) -> None:
     disk = written(launch, tmp_path / "data", b"kept")
     (tmp_path / "two").mkdir()
     other = written(data_launch(tmp_path / "two", 2), tmp_path / "data", b"of another")
@@ -150,7 +150,7 @@ def take(tmp_path: Path, volume: str) -> None:
     )  # fmt: skip
 
 
-def test_a_disk_that_was_written_is_taken_again(launch: Launch, tmp_path: Path) -> None:
+def test_a_written_data_disk_is_used_again(launch: Launch, tmp_path: Path) -> None:
     disk = written(launch, tmp_path / "data", b"kept")
     with pytest.raises(UserError, match=rf"VOLUME=ffff: 0 data disks begin so, expected one; known: {uuid_of(1)}"):
         take(tmp_path, "ffff")
@@ -165,7 +165,7 @@ def test_a_disk_that_was_written_is_taken_again(launch: Launch, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "build").iterdir()] == ["data"]
 
 
-def test_its_key_belongs_to_it_and_it_is_no_encrypted_root(launch: Launch, tmp_path: Path) -> None:
+def test_the_key_belongs_to_the_data_disk_which_is_not_listed_as_a_volume(launch: Launch, tmp_path: Path) -> None:
     disk = written(launch, tmp_path / "data", b"kept")
     config_dir = known(tmp_path, Record("made", sent=True))["config_dir"]
     (key,) = volume_keys(config_dir, [], tmp_path / "data")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""adopt_luks and update_luks before anything is started: what they refuse. What they do is in tests/pipeline."""
+"""adopt_luks and update_luks before a process is started: the inputs they refuse. tests/pipeline tests their work."""
 
 import fcntl
 import os
@@ -35,7 +35,7 @@ def adopt(tmp_path: Path, image: Path | None) -> None:
     )
 
 
-def test_what_is_no_disk_of_ours(tmp_path: Path, source: Source, disk: Path) -> None:
+def test_disks_that_are_not_made_by_this_project_are_refused(tmp_path: Path, source: Source, disk: Path) -> None:
     with pytest.raises(UserError, match="IMAGE: not set"):
         adopt(tmp_path, None)
     with pytest.raises(UserError, match="no such file"):
@@ -49,7 +49,9 @@ def test_what_is_no_disk_of_ours(tmp_path: Path, source: Source, disk: Path) -> 
         adopt(tmp_path, disk)
 
 
-def test_whose_key_opens_it(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_key_must_open_the_disk_and_is_recorded(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     luks, config_dir, key_file = Luks2.read(disk), tmp_path / "config", tmp_path / "key"
     key_file.write_bytes(b"another key")
     key_file.chmod(0o600)
@@ -91,7 +93,7 @@ INTEGRITY = (
 )
 
 
-def test_the_tables_of_ours(disk: Path) -> None:
+def test_our_own_device_mapper_tables_are_accepted(disk: Path) -> None:
     check_tables(disk, CRYPT, INTEGRITY)
 
 
@@ -120,7 +122,7 @@ def test_other_tables(disk: Path, old: str, new: str) -> None:
         check_tables(disk, CRYPT.replace(old, new), INTEGRITY.replace(old, new))
 
 
-def test_there_is_nothing_to_update_before_a_guest_ran(tmp_path: Path, source: Source) -> None:
+def test_update_luks_is_refused_before_a_guest_has_run(tmp_path: Path, source: Source) -> None:
     with pytest.raises(UserError, match="no guest has run on it") as refused:
         update_volume(
             directory=source.directory, configs=source.configs, data_dir=tmp_path / "data", volume="", boot={}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which keys are kept: as long as a disk or a guest may need one, and no longer."""
+"""Which keys are kept: those that a disk or a guest may still need."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def there(config_dir: Path) -> set[str]:
     return set(luks_key.known_volumes(config_dir))
 
 
-def test_the_key_of_what_was_replaced_goes_and_no_other(config_dir: Path, image: Path, tmp_path: Path) -> None:
+def test_only_the_key_of_a_replaced_volume_is_removed(config_dir: Path, image: Path, tmp_path: Path) -> None:
     place, data = str(image), tmp_path / "data"
     make_source(image.parent, 1)
     current = keep(config_dir, 1, Record("made", place=place))
@@ -60,7 +60,7 @@ def test_the_key_of_what_was_replaced_goes_and_no_other(config_dir: Path, image:
     assert not luks_key.key_path(config_dir, uuid_of(2)).exists()
 
 
-def test_those_of_an_earlier_release_may_have_been_sent(config_dir: Path) -> None:
+def test_keys_of_an_earlier_release_count_as_sent(config_dir: Path) -> None:
     uuid = keep(config_dir, 1, Record("made"))
     path = luks_key.key_path(config_dir, uuid).with_suffix(".json")
     path.write_text('{"format": 1, "key": "made", "generation": 0, "exposed": false}\n')
@@ -108,7 +108,7 @@ def test_the_list(config_dir: Path, image: Path, tmp_path: Path, capsys: pytest.
     assert "user key: " in said and "owner certificate: " in said and KEY.decode() not in said
 
 
-def test_what_is_forgotten_is_gone(config_dir: Path) -> None:
+def test_a_forgotten_key_is_removed(config_dir: Path) -> None:
     uuid = keep(config_dir, 1, Record("made"))
     luks_key.forget(config_dir, uuid)
     luks_key.forget(config_dir, uuid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of a volume that a guest has written: whole or not there, up to date, never two guests', never lost."""
+"""The directory of a volume that a guest has written: complete or absent, up to date, used by one guest, never lost."""
 
 import errno
 import multiprocessing
@@ -43,7 +43,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_it_boots_and_is_attested_without_what_it_was_made_from(volume: Volume, source: Source) -> None:
+def test_a_volume_needs_no_file_that_it_was_made_from(volume: Volume, source: Source) -> None:
     made = {name: read_vm_config(source.configs / name) for name in CONFIGS}
     shutil.rmtree(source.directory)
     for name in CONFIGS:
@@ -58,14 +58,14 @@ def test_it_boots_and_is_attested_without_what_it_was_made_from(volume: Volume, 
     assert (volume.path / "tables.sha256").read_text() == "0" * 64 + "\n"
 
 
-def test_nobody_else_may_read_it(volume: Volume) -> None:
+def test_other_users_may_not_read_a_volume(volume: Volume) -> None:
     for path in (volume.path, volume.path.parent, volume.path / "boot"):
         assert path.stat().st_mode & 0o777 == 0o700
     assert volume.image.stat().st_mode & 0o777 == 0o600
 
 
-def test_all_of_its_blocks_are_there(data: Path, tmp_path: Path) -> None:
-    """Else a guest could meet a full disk in the middle of its own."""
+def test_all_blocks_of_a_volume_are_allocated(data: Path, tmp_path: Path) -> None:
+    """Otherwise a guest could meet a full disk of the host while its own disk has free space."""
     source = make_source(tmp_path / "sparse")
     with (source.directory / "luks.img").open("r+b") as stream:
         stream.truncate(16 << 20)
@@ -87,7 +87,7 @@ def make_configs_fit(source: Source) -> None:
         path.write_text(text.replace(disk.sha256, sha256_file(image)))
 
 
-def test_one_that_exists_is_never_made_again(volume: Volume, source: Source) -> None:
+def test_an_existing_volume_is_never_made_again(volume: Volume, source: Source) -> None:
     volume.image.write_bytes(b"what the guest wrote")
     before = content(volume.path)
     with pytest.raises(UserError, match="has a directory, and nothing in it was changed") as refused:
@@ -137,7 +137,7 @@ def _die(data: Path, directory: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 6, 14, 17])
-def test_killed_while_it_is_made(data: Path, source: Source, number: int) -> None:
+def test_a_process_killed_while_making_a_volume_leaves_all_or_nothing(data: Path, source: Source, number: int) -> None:
     process = multiprocessing.get_context("fork").Process(target=_die, args=(data, source.directory, number))
     process.start()
     process.join(60)
@@ -151,7 +151,7 @@ def test_killed_while_it_is_made(data: Path, source: Source, number: int) -> Non
         assert [path.name for path in (data / "volumes").iterdir()] == [made.uuid], "and what it left is gone"
 
 
-def test_what_changed_is_taken_over_and_the_disk_stays(volume: Volume, source: Source) -> None:
+def test_changed_files_are_updated_and_the_disk_stays(volume: Volume, source: Source) -> None:
     volume.image.write_bytes(b"what the guest wrote")
     boot = set((volume.path / "boot").iterdir())
     assert not volume.refresh(source, taken=source.digest()), "nothing has changed"
@@ -180,7 +180,9 @@ def rewritten(source: Source, name: str) -> None:
         path.write_text(path.read_text().replace(old, sha256_file(source.directory / name)))
 
 
-def test_killed_between_the_two_vm_configs(volume: Volume, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_interrupted_between_the_two_vm_configs_is_completed(
+    volume: Volume, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (source.directory / "kernel").write_bytes(b"a newer kernel")
     rewritten(source, "kernel")
     write = files.write_durable
@@ -232,7 +234,7 @@ def test_the_lock_ends_with_its_process(volume: Volume) -> None:
         pass
 
 
-def test_which_one_is_meant(data: Path, tmp_path: Path) -> None:
+def test_the_volume_of_a_command_is_chosen(data: Path, tmp_path: Path) -> None:
     nothing = Source(tmp_path / "none", tmp_path / "none")
     with pytest.raises(UserError, match="no volume, neither in") as refused:
         choose(data, nothing, "", TASK)
@@ -260,7 +262,7 @@ def test_the_beginning_of_a_uuid_is_enough(data: Path, source: Source, volume: V
     assert choose(data, source, volume.uuid[:4], TASK) == volume
 
 
-def test_where_the_vm_config_that_the_user_names_lies_is_the_volume(source: Source, tmp_path: Path) -> None:
+def test_the_given_vm_config_decides_the_volume(source: Source, tmp_path: Path) -> None:
     other = make_source(tmp_path / "other", 2)
     assert source_of(source.directory, source.configs, None) == source
     assert source_of(source.directory, source.configs, other.configs / CONFIGS[0]) == other
@@ -270,13 +272,13 @@ def test_where_the_vm_config_that_the_user_names_lies_is_the_volume(source: Sour
     assert source_of(source.directory, source.configs, tmp_path / CONFIGS[0]) == source
 
 
-def test_what_is_left_is_said_with_its_command(data: Path, volume: Volume) -> None:
+def test_remaining_volumes_are_named_with_their_command(data: Path, volume: Volume) -> None:
     (line,) = left(data)
     assert str(volume.path) in line and line.endswith(f"./doitw run_sev_snp_luks VOLUME={volume.uuid}")
     assert left(data / "none") == []
 
 
-def test_a_name_that_is_no_uuid_is_no_volume(data: Path) -> None:
+def test_a_name_that_is_not_a_uuid_is_refused(data: Path) -> None:
     for name in ("../..", "x" * 36, ""):
         with pytest.raises(UserError, match="expected a UUID"):
             Volume.of(data, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a QEMU can do that somebody got hold of: open what it was given. Each control is a QEMU without that wall."""
+"""A QEMU under an attacker's control opens only what it was given. Each control is a QEMU without that limit."""
 
 import contextlib
 import os
@@ -35,8 +35,8 @@ def node(path: Path, read_only: bool = True) -> list[str]:
 
 
 @needs_landlock
-def test_it_opens_no_other_file(built: Built, canary: Path) -> None:
-    """Whatever its options say."""
+def test_qemu_opens_only_the_files_that_it_was_given(built: Built, canary: Path) -> None:
+    """The options of QEMU name another file."""
     files, said = opened_by(built.qemu, node(canary), Access())
     assert files == [] and "Permission denied" in said, said
     for access in (EVERYTHING, Access(read=(str(canary),))):
@@ -45,7 +45,7 @@ def test_it_opens_no_other_file(built: Built, canary: Path) -> None:
 
 
 @needs_landlock
-def test_it_does_not_write_to_what_it_may_read(built: Built, canary: Path) -> None:
+def test_qemu_does_not_write_to_a_file_that_it_may_only_read(built: Built, canary: Path) -> None:
     files, said = opened_by(built.qemu, node(canary, read_only=False), Access(read=(str(canary),)))
     assert files == [] and "Permission denied" in said, said
     files, said = opened_by(built.qemu, node(canary, read_only=False), Access(write=(str(canary),)))
@@ -56,8 +56,8 @@ def test_it_does_not_write_to_what_it_may_read(built: Built, canary: Path) -> No
 @pytest.mark.parametrize(
     "name", ["/proc/{parent}/fd/{descriptor}", "/proc/{parent}/root{path}", "/proc/self/root{path}"]
 )
-def test_there_is_no_way_round_over_proc(built: Built, canary: Path, name: str) -> None:
-    """The process that starts it may have the file open, and is the same user's."""
+def test_qemu_opens_no_file_through_proc(built: Built, canary: Path, name: str) -> None:
+    """The process that starts QEMU has the file open, and belongs to the same user."""
     descriptor = os.open(canary, os.O_RDONLY)
     try:
         path = Path("/proc", name.format(parent=os.getpid(), descriptor=descriptor, path=canary))
@@ -80,7 +80,7 @@ def connected(port: int) -> list[str]:
 
 
 @needs_ports
-def test_a_guest_s_qemu_reaches_nobody_where_it_is_restricted(built: Built) -> None:
+def test_the_qemu_of_a_restricted_guest_connects_to_no_server(built: Built) -> None:
     with listening() as port:
         _, said = opened_by(built.qemu, connected(port), Access(listen=(1,)))
         assert "Permission denied" in said
@@ -89,7 +89,7 @@ def test_a_guest_s_qemu_reaches_nobody_where_it_is_restricted(built: Built) -> N
 
 
 @needs_ports
-def test_it_listens_at_its_own_ports_only(built: Built) -> None:
+def test_qemu_listens_at_its_own_ports_only(built: Built) -> None:
     with listening() as port:
         pass
     words = ["-chardev", f"socket,id=x,host=127.0.0.1,port={port},server=on,wait=off"]
@@ -99,8 +99,8 @@ def test_it_listens_at_its_own_ports_only(built: Built) -> None:
     assert files and not said, said
 
 
-def test_without_ports_it_has_no_network_at_all(built: Built) -> None:
-    """The appliance's, with UDP and all else that Landlock does not know."""
+def test_a_qemu_without_ports_has_no_network(built: Built) -> None:
+    """This is the appliance's case; it includes UDP and all other protocols that Landlock does not cover."""
     with up(built.qemu, [], Access()) as (process, said):
         assert process, said
         inside = os.readlink(f"/proc/{process.pid}/ns/net")
@@ -146,8 +146,10 @@ print(*sorted(name for name, road in roads.items() if answer(road) == "refused")
     ],
     ids=["restricted", "open", "control"],
 )
-def test_what_landlock_does_not_know(tmp_path: Path, access: Access | None, refused: set[str]) -> None:
-    """Other sockets of the user's, other protocols, and the user's terminal."""
+def test_sockets_and_terminals_outside_landlock_are_refused(
+    tmp_path: Path, access: Access | None, refused: set[str]
+) -> None:
+    """Sockets of the user's other programs, other protocols, and the user's terminal."""
     (tmp_path / "scratch").mkdir()
     argv = ["/usr/bin/python3", "-I", "-S", "-c", _ROADS, str(tmp_path / "of-the-user"), str(tmp_path / "scratch")]
     words = wrapped(argv, access._replace(scratch=(str(tmp_path / "scratch"),))) if access else argv
@@ -206,8 +208,8 @@ time.sleep(300)
 
 
 @pytest.mark.parametrize("how", ["ours", "bare"])
-def test_it_dies_with_its_parent(built: Built, tmp_path: Path, how: str) -> None:
-    """By SIGKILL, of which the parent cannot tell anyone."""
+def test_qemu_is_killed_with_its_parent_process(built: Built, tmp_path: Path, how: str) -> None:
+    """The parent gets SIGKILL, so it cannot stop QEMU itself."""
     log = tmp_path / "log"
     parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(built.qemu), str(log), how], cwd=PROJECT)
     try:
@@ -226,8 +228,8 @@ def test_it_dies_with_its_parent(built: Built, tmp_path: Path, how: str) -> None
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_parent_that_is_gone_before_starts_nothing(tmp_path: Path) -> None:
-    """Between its start and the wish to die with its parent. Control: with the parent there, the program runs."""
+def test_no_program_starts_if_the_parent_process_has_ended(tmp_path: Path) -> None:
+    """The parent ended before the child could ask to be killed with it. Control: with a living parent it starts."""
     words = wrapped(["/bin/touch", str(tmp_path / "there")], Access(scratch=(str(tmp_path),)))
     assert words[5] == str(os.getpid())
     words[5] = "1"
@@ -258,7 +260,7 @@ for _ in range(2):
 """
 
 
-def test_a_kernel_without_landlock_is_said_once(built: Built, canary: Path) -> None:
+def test_a_kernel_without_landlock_is_reported_once(built: Built, canary: Path) -> None:
     """QEMU runs all the same. Control: the tests above, on the same kernel without the filter."""
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT, str(built.qemu), str(canary)],

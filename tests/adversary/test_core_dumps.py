@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk key is in no core dump of a process that has it, however it came there; without the protection it is found."""
+"""No core dump has the disk key, however the process got it. Control: without the protection the dump has it."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_no_dump_has_the_key(tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_control_without_the_protection_it_is_there(tmp_path: Path, how: str) -> None:
+def test_control_without_the_protection_a_core_dump_has_the_key(tmp_path: Path, how: str) -> None:
     crash = crashed(tmp_path, how, "unprotected")
     assert crash.said == {"dumpable": 1, "limit": _MOST, "limit of a child": _MOST}
     if DUMPS:
@@ -110,7 +110,7 @@ TRACER = "import ctypes, sys; sys.exit(ctypes.CDLL(None).ptrace(16, int(sys.argv
 
 @pytest.mark.parametrize(("arm", "code"), [("protected", 1), ("unprotected", 0)])
 def test_another_process_of_the_user_cannot_read_its_memory(arm: str, code: int) -> None:
-    """By ptrace(2), as gcore does; the second is the control."""
+    """With ptrace(2), as gcore does. Control: the unprotected process."""
     someone: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     words = ["/usr/bin/python3", "-I", "-S", "-c"]
     source = (PROJECT / "sevsnp" / "keys" / "taken_key.py").read_text()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of the host's: whatever it plugs in, and whenever, no driver of a guest takes it.
+"""Devices of the host: no driver of a guest uses any device that the host plugs in, at any time.
 
 The hardest case is a guest made of an image with udev and all modules of its kernel, which without the lock takes
-everything (the control arm). The words on the command line that would help are taken out in both arms. For our own
+every device (the control). Both guests lack the words of the command line that would also help. For our own
 guest see test_hostile_host.py as well.
 """
 
@@ -92,7 +92,7 @@ def plug_and_look(running: Running, guest: Attested, seconds: float) -> dict[str
 
 
 @pytest.mark.full
-def test_an_adopted_guest_takes_no_device_of_the_host(built: Built, adopted: Adopted, tmp_path: Path) -> None:
+def test_an_adopted_guest_uses_no_device_of_the_host(built: Built, adopted: Adopted, tmp_path: Path) -> None:
     with started(built, adopted.locked, tmp_path / "state", arguments(tmp_path)) as running:
         guest = attested(running)
         assert guest.ssh("systemctl is-system-running --wait || systemctl --failed").strip() == "running"
@@ -122,8 +122,10 @@ def test_an_adopted_guest_takes_no_device_of_the_host(built: Built, adopted: Ado
 
 
 @pytest.mark.full
-def test_without_the_lock_it_takes_them_all(built: Built, adopted: Adopted, tmp_path: Path) -> None:
-    """Control: the same image, devices and keys."""
+def test_control_without_the_lock_an_adopted_guest_uses_all_devices(
+    built: Built, adopted: Adopted, tmp_path: Path
+) -> None:
+    """The same image, devices and keys."""
     with started(built, adopted.unlocked, tmp_path / "state", arguments(tmp_path)) as running:
         guest = attested(running)
         guest.ssh("systemctl is-system-running --wait || true")
@@ -166,7 +168,7 @@ def ask_for_report(built: Built, guest: Attested) -> str:
 
 
 def test_the_encrypted_guest_keeps_no_report_interface(luks_guest: Unlocked, guest: Attested, built: Built) -> None:
-    """Control: the verified guest, whose agent has to ask, and whose root can."""
+    """Control: the verified guest, whose agent needs the interface, so its root can use it too."""
     assert interfaces(luks_guest) == []
     assert ask_for_report(built, luks_guest) == "OSError: no virtio-serial port org.openend2e.psp"
     assert {"/sys/module/tsm", "/sys/kernel/config/tsm"} < set(interfaces(guest))
@@ -214,7 +216,7 @@ sync
 
 @pytest.mark.full
 def test_nothing_of_the_encrypted_root_runs_before_the_lock(built: Built, tmp_path: Path) -> None:
-    """Somebody who was root in it once left a modprobe and a module of any name.
+    """An attacker who had root rights in it earlier left a modprobe and a module of any name.
 
     Control: a module that is not forbidden is loaded in this way.
     """

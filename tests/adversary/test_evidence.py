@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence that is not what it should be, each kind refused for its own reason. Control: the same guest's own."""
+"""Wrong evidence: each kind is refused for its own reason. Control: genuine evidence of the same guest."""
 
 import os
 import socket
@@ -103,7 +103,7 @@ def test_emulated_evidence_is_refused_by_the_production_verifier(guest: Attested
 
 
 def test_a_debug_policy_is_refused(guest: Attested, tmp_path: Path) -> None:
-    """Signed by the secure processor, for a guest launched so that its host may look into it."""
+    """The secure processor signs it for a guest whose memory the host may read."""
     config = guest.running.config
     psp, nonce = EmulatedPsp.create(tmp_path), os.urandom(NONCE_SIZE)
     data = ssh_report_data(nonce, [b"a host key"])
@@ -131,8 +131,8 @@ def test_a_debug_policy_is_refused_even_when_the_vm_config_asks_for_it(guest: At
     assert refused.value.reason == "debug-policy"
 
 
-def test_a_guest_without_evidence_says_so(impostor: Running) -> None:
-    """The production VM config, emulated: it runs, and offers none. Control: the emulated one, above."""
+def test_a_guest_without_evidence_answers_with_the_reason(impostor: Running) -> None:
+    """The guest of the production VM config runs emulated, and has no evidence. Control: the emulated VM config."""
     message = refusal(lambda: ask("127.0.0.1", impostor.port, os.urandom(NONCE_SIZE)), "the guest gave no evidence")
     assert "this is not an SNP guest" in message
     refusal(lambda: attest_at(impostor, impostor.port, root=Path("/nonexistent")), "the guest gave no evidence")
@@ -188,7 +188,7 @@ def test_an_answer_without_end_is_cut_off(guest: Attested) -> None:
         refusal(lambda: attest_at(guest.running, port), "more than")
 
 
-def test_an_answer_that_trickles_is_given_up(guest: Attested) -> None:
+def test_an_answer_that_is_too_slow_is_given_up(guest: Attested) -> None:
     def trickle(client: socket.socket) -> None:
         while not stop.wait(0.2):
             client.sendall(b" ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of the guest's agent that do not behave: others get their evidence all the same."""
+"""Clients of the guest's agent that misbehave: other clients still get their evidence."""
 
 import contextlib
 import os
@@ -79,7 +79,7 @@ def test_garbage_gets_no_answer(guest: Attested, request_: bytes) -> None:
 
 
 def test_a_request_has_an_answer(guest: Attested) -> None:
-    """Control for garbage: the same way of asking."""
+    """Control for the test above: a correct request, sent in the same way."""
     assert b'"report"' in send(guest.running, REQUEST + os.urandom(NONCE_SIZE))
 
 
@@ -99,7 +99,7 @@ def crowd(running: Running, data: bytes, size: int = CROWD) -> Iterator[list[soc
         yield clients
 
 
-def test_clients_that_trickle_do_not_keep_others_out(guest: Attested) -> None:
+def test_slow_clients_do_not_block_other_clients(guest: Attested) -> None:
     with crowd(guest.running, REQUEST[:1]) as clients, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(accepted, guest.running)
         # At this pace they go on for longer than the one that asks has patience: it is served before they are through.
@@ -115,6 +115,6 @@ def test_clients_that_trickle_do_not_keep_others_out(guest: Attested) -> None:
         asked.result()
 
 
-def test_clients_that_do_not_read_do_not_keep_others_out(guest: Attested) -> None:
+def test_clients_that_do_not_read_do_not_block_other_clients(guest: Attested) -> None:
     with crowd(guest.running, REQUEST + os.urandom(NONCE_SIZE)):
         accepted(guest.running)

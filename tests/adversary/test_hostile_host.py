@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host that offers the guest everything at once that a guest could be fool enough to take.
+"""A host that offers the guest, all at once, everything that a careless guest would use.
 
 One boot of the genuine measured guest with all of it attached, in which nothing of it has any effect; one boot of a
 control guest without the defences (control_guest.py) and with the same devices, in which each leaves its mark.
@@ -227,7 +227,9 @@ def _unattested(built: Built, guest: Guest, output: Path) -> Path:
 
 @pytest.mark.boot
 @pytest.mark.full  # the longest boot of all: this guest runs everything that the host offers
-def test_without_the_defences_everything_leaves_its_mark(built: Built, host: HostileHost, tmp_path: Path) -> None:
+def test_control_without_the_defences_every_offer_leaves_its_mark(
+    built: Built, host: HostileHost, tmp_path: Path
+) -> None:
     launch = control_launch(built)
     with boot(launch, built.qemu, tmp_path / "state", extra=host.arguments) as guest:
         for mark in (SMBIOS_MARK, FW_CFG_MARK, SEED_MARK):

@@ -91,7 +91,7 @@ def refused_import(place: Place) -> str:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_it_is_refused_by_name(name: str, place: Place, server: Server) -> None:
+def test_an_image_that_names_another_file_is_refused_by_name(name: str, place: Place, server: Server) -> None:
     hostile = IMAGES[name]
     hostile.make(place)
     place.put_canary()
@@ -115,8 +115,8 @@ def careless(place: Place, form: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", _STARTED)
-def test_a_confined_qemu_cannot_open_it_either(name: str, built: Built, place: Place) -> None:
-    """The second line: where the first had overlooked a name, QEMU would be told nothing of it."""
+def test_a_confined_qemu_cannot_open_the_canary_either(name: str, built: Built, place: Place) -> None:
+    """The second line of defence, for a name that the first one would overlook: QEMU has no right to open it."""
     if not landlock_version():
         pytest.skip("this kernel has no Landlock")
     hostile = IMAGES[name]
@@ -139,8 +139,8 @@ def vhdx_with_parent(place: Place) -> Path:
     return edited(image, metadata + offset + 4, b"\2\0\0\0")
 
 
-def test_vhdx_with_a_parent(place: Place) -> None:
-    """QEMU does not read such a one at all. Control: without the mark both take it."""
+def test_a_vhdx_with_a_parent_is_refused(place: Place) -> None:
+    """QEMU does not read such an image at all. Control: without the mark of a parent both accept it."""
     place.create("vhdx")
     assert disk_format(place.image) is DiskFormat.VHDX
     assert read_carelessly(place, "vhdx").returncode == 0
@@ -149,16 +149,16 @@ def test_vhdx_with_a_parent(place: Place) -> None:
     assert read_carelessly(place, "vhdx").returncode != 0
 
 
-def test_vhd_with_a_parent_is_read_where_qemu_reads_it(place: Place) -> None:
-    """The footer's copy at the start counts. Control: with the honest copy the image is taken."""
+def test_a_vhd_with_a_parent_is_refused_by_the_footer_that_qemu_reads(place: Place) -> None:
+    """QEMU reads the footer's copy at the start. Control: with an unchanged copy the image is accepted."""
     image = place.create("vpc")
     assert disk_format(image) is DiskFormat.VHD
     edited(image, 60, b"\0\0\0\4")
     assert "VHD with a parent" in refused_import(place)
 
 
-def test_a_name_in_a_qcow2_that_has_its_own_data(place: Place) -> None:
-    """The header extension alone, without the mark that makes QEMU follow it."""
+def test_a_qcow2_that_only_names_a_data_file_is_refused(place: Place) -> None:
+    """It has the header extension, without the mark that makes QEMU open that file."""
     image = with_data_file("on")(place)
     edited(image, 72, bytes(8))
     with pytest.raises(UserError, match="names a file for its data"):
@@ -185,8 +185,8 @@ def guest_writes_qcow2(place: Place) -> None:
         stream.write(header.read_bytes())
 
 
-def test_a_raw_disk_stays_one(built: Built, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its format is kept from its first use. Control: a QEMU that looks at the content opens the canary to write."""
+def test_a_raw_disk_keeps_its_recorded_format(built: Built, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its format is kept from its first use. Control: a QEMU that detects the format opens the canary for writing."""
     record = place.directory / "disk-formats.json"
     image = raw_disk(place)
     assert format_of(image, record) is DiskFormat.RAW
@@ -203,8 +203,8 @@ def test_a_raw_disk_stays_one(built: Built, place: Place, capsys: pytest.Capture
     assert str(place.canary) in files, said
 
 
-def test_without_a_record_it_is_refused(place: Place) -> None:
-    """A copy of such a disk is another file, of which nothing is known."""
+def test_a_copied_disk_without_a_record_is_refused(place: Place) -> None:
+    """A copy of such a disk is another file, for which there is no record."""
     record = place.directory / "disk-formats.json"
     raw_disk(place)
     guest_writes_qcow2(place)
@@ -213,8 +213,8 @@ def test_without_a_record_it_is_refused(place: Place) -> None:
     assert not record.exists()
 
 
-def test_an_image_that_is_another_one_now(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    """The refusal's remedy works as it is printed. Control: as long as nothing has changed, nothing is said."""
+def test_a_replaced_image_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The refusal's remedy works as it is printed. Control: an unchanged image gives no message."""
     record = place.directory / "disk formats.json"
     image = place.create("qcow2")
     for _ in range(2):
@@ -241,8 +241,8 @@ def opened_image(image: Path, process: "subprocess.Popen[bytes]", said: Path) ->
 
 
 @pytest.mark.boot
-def test_run_guest_opens_a_raw_disk_as_one_and_dies_with_doit(built: Built, place: Place) -> None:
-    """From the first run to the second, over the header that the guest wrote; each run ends by SIGKILL of doit."""
+def test_run_guest_opens_a_raw_disk_as_raw_and_is_killed_with_doit(built: Built, place: Place) -> None:
+    """Also in the second run, after the guest wrote a header; each run ends by SIGKILL of doit."""
     image = raw_disk(place)
     words = ["MEMORY=256M", "GUEST_NETWORK=restricted", f"CONFIG_DIR={built.config_dir}", f"IMAGE={image}"]
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another machine in the place of the guest: its sshd never sees the user, its agent never gets into known_hosts.
+"""Another machine in the place of the guest: the user never logs in there, its key never gets into known_hosts.
 
 The attacker has a guest of his own with a real sshd, which even lets the user's key in: whoever gets as far as
 logging in there is caught.
@@ -46,8 +46,10 @@ def host_key(running: Running) -> str:
     return " ".join(scanned.stdout.split()[1:3])
 
 
-def test_an_attacker_s_sshd_behind_genuine_evidence(guest: Attested, impostor: Running, tmp_path: Path) -> None:
-    """Attestation goes on to the genuine guest, the login to the attacker's."""
+def test_an_attacker_s_sshd_with_genuine_evidence_is_refused(
+    guest: Attested, impostor: Running, tmp_path: Path
+) -> None:
+    """The attestation is forwarded to the genuine guest, the login to the attacker's guest."""
     record = bytearray()
     with (
         listening(forward(guest.running.port)) as attest_port,
@@ -77,8 +79,10 @@ def test_an_attacker_s_sshd_behind_genuine_evidence(guest: Attested, impostor: R
         assert ssh(tmp_path / "ssh_config", "cat /etc/machine-id").stdout == guest.ssh("cat /etc/machine-id")
 
 
-def test_an_attacker_s_agent_with_its_own_host_key(guest: Attested, impostor: Running, tmp_path: Path) -> None:
-    """A genuine report for the owner's own nonce, and the attacker's host key beside it."""
+def test_an_attacker_s_agent_with_its_own_host_key_is_refused(
+    guest: Attested, impostor: Running, tmp_path: Path
+) -> None:
+    """The answer has a genuine report for the owner's own nonce, together with the attacker's host key."""
     key = host_key(impostor)
     assert key != host_key(guest.running)
 

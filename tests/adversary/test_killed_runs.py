@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A doit that is killed, however that is done, takes with it the host's ./run, its QEMU, and what they left in TMPDIR.
+"""If doit is killed, in any way, the host's ./run and its QEMU end too, and their files in TMPDIR are removed.
 
-The control arm starts the same ./run past sevsnp.system.command, and finds it alive.
+The control starts the same ./run without sevsnp.system.command: it lives on.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_doit_that_is_ended_by_a_signal(ground: Ground, bundle: Path, number: signal.Signals) -> None:
+def test_run_and_qemu_end_with_a_doit_that_gets_a_signal(ground: Ground, bundle: Path, number: signal.Signals) -> None:
     ground.write("as_e2e", bundle)
     process = ground.start()
     ground.await_process("sleep 307")
@@ -141,7 +141,7 @@ def test_a_doit_that_is_ended_by_a_signal(ground: Ground, bundle: Path, number: 
     assert code == (-number if number is signal.SIGKILL else 128 + number)
 
 
-def test_the_whole_group_is_killed(ground: Ground, bundle: Path) -> None:
+def test_run_and_qemu_end_with_a_killed_process_group(ground: Ground, bundle: Path) -> None:
     ground.write("as_e2e", bundle)
     process = ground.start()
     ground.await_process("sleep 307")
@@ -150,7 +150,7 @@ def test_the_whole_group_is_killed(ground: Ground, bundle: Path) -> None:
     assert ground.nothing_left(), ground.living()
 
 
-def test_its_terminal_is_closed(ground: Ground, bundle: Path) -> None:
+def test_run_and_qemu_end_with_a_closed_terminal(ground: Ground, bundle: Path) -> None:
     ground.write("as_e2e", bundle)
     pid, terminal = ground.start_at_terminal()
     ground.await_process("sleep 307")
@@ -159,7 +159,7 @@ def test_its_terminal_is_closed(ground: Ground, bundle: Path) -> None:
     assert ground.nothing_left(), ground.living()
 
 
-def test_control_what_is_started_elsewhere_lives_on(ground: Ground, bundle: Path) -> None:
+def test_control_a_run_that_is_started_in_another_way_lives_on(ground: Ground, bundle: Path) -> None:
     ground.write("as_before", bundle)
     process = ground.start()
     ground.await_process("sleep 307")
@@ -169,7 +169,7 @@ def test_control_what_is_started_elsewhere_lives_on(ground: Ground, bundle: Path
     assert any("sleep 307" in line for line in ground.living().values())
 
 
-def test_a_real_guest(built: Built, ground: Ground) -> None:
+def test_a_real_guest_ends_with_a_killed_doit(built: Built, ground: Ground) -> None:
     """A real bundle, whose guest is killed while its firmware runs."""
     state = str(ground.directory / "state")
     arguments = ["--platform", "emulated", "--restricted", "--memory", "512M", "--state", state]

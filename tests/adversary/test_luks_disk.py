@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host changes on the disk of the encrypted root: the end of the guest, never other data, never a new volume.
+"""A host changes the disk of the encrypted root: the guest ends, reads no other data, and makes no new volume.
 
 Single bits and blocks are in test_luks_flips. That the same flips do give other data where there are no tags, and what
 becomes of changed superblocks, is in test_luks_sweep.
@@ -77,7 +77,7 @@ def read_blocks(guest: Unlocked, file: str, number: int, count: int) -> str:
 
 @pytest.mark.full
 def test_known_limit_an_old_sector_is_read_as_if_it_were_new(luks_guest: Unlocked) -> None:
-    """dm-integrity has no memory: a block put back with its tag, both as they once were, is a good block."""
+    """dm-integrity keeps no history: an old block is valid, if it is put back together with its old tag."""
     disk, places, file = luks_guest.disk, Places.of(luks_guest.disk), "/var/tmp/replayed"
 
     def write(text: str) -> int:
@@ -135,12 +135,12 @@ def a_bit_of_the_file_system(image: Path) -> tuple[int, bytes]:
 @pytest.mark.parametrize(
     "change", [no_superblock, shorter_journal, recalculating, dirty_bitmap, a_bit_of_the_file_system]
 )
-def test_a_changed_disk_before_the_boot(
+def test_a_disk_that_is_changed_before_the_boot_ends_the_guest(
     built: Built, tmp_path: Path, change: Callable[[Path], tuple[int, bytes]]
 ) -> None:
-    """It ends, and nothing is made anew: with superblock and journal put back the same disk opens.
+    """The guest makes nothing anew: with superblock and journal put back, the same disk opens.
 
-    All of both, because the kernel writes to a superblock what follows from it, when it opens a disk.
+    Both are put back as a whole, because the kernel changes the superblock when it opens a disk.
     """
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
     with image_copy(genuine, tmp_path) as disk:
@@ -160,9 +160,9 @@ def test_a_changed_disk_before_the_boot(
 
 
 @pytest.mark.full
-def test_a_bitmap_that_says_there_is_nothing_to_do(built: Built, tmp_path: Path) -> None:
-    """The kernel throws the journal away. After an orderly end nothing is in it, else the last writes: the host could
-    as well have put the sectors before them back. Control: the dirty one above, which ends the guest."""
+def test_a_bitmap_without_dirty_regions_does_not_end_the_guest(built: Built, tmp_path: Path) -> None:
+    """The kernel drops the journal. After a clean shutdown it is empty, else it has the last writes: the host could
+    as well have put back the sectors before them. Control: the dirty bitmap above, which ends the guest."""
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
     with image_copy(genuine, tmp_path) as disk:
         put(disk, *bitmap(disk, 0))
@@ -174,7 +174,7 @@ def test_a_bitmap_that_says_there_is_nothing_to_do(built: Built, tmp_path: Path)
 
 
 @pytest.mark.full
-def test_a_truncated_disk(built: Built, tmp_path: Path) -> None:
+def test_a_truncated_disk_ends_the_guest(built: Built, tmp_path: Path) -> None:
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
     with image_copy(genuine, tmp_path) as disk:
         os.truncate(disk, disk.stat().st_size // 2)
@@ -185,8 +185,8 @@ def test_a_truncated_disk(built: Built, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_changed_bit_in_the_program_that_is_started_first(luks_guest: Unlocked, tmp_path: Path) -> None:
-    """The root opens, and what is to run cannot be read. Control: the shared guest, which started from that block."""
+def test_a_changed_bit_in_the_first_program_ends_the_guest(luks_guest: Unlocked, tmp_path: Path) -> None:
+    """The root opens, and the program cannot be read. Control: the shared guest, which started from that block."""
     built = luks_guest.running.built
     (block,) = block_numbers(luks_guest, "/usr/lib/systemd/systemd", 0)
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path

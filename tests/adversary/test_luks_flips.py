@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A changed bit of the encrypted disk ends the machine before any program can go on without what it could not read.
+"""A changed bit of the encrypted disk ends the machine before any program goes on without the unreadable data.
 
 The layout of a new volume follows from its file system, so a host finds the block of any file without the key; here the
 shared guest is asked. Control: the guest whose init lacks the devices of root_guard.py boots without those files.
@@ -77,8 +77,10 @@ def boot_with(built: Built, config: VmConfig, disk: Path, place: Path) -> str:
 @pytest.mark.parametrize(
     "files", [HARDENING, *(pytest.param((file,), marks=pytest.mark.full, id=file) for file in HARDENING)]
 )
-def test_a_flipped_bit_in_a_file_that_hardens(luks_guest: Unlocked, tmp_path: Path, files: tuple[str, ...]) -> None:
-    """It ends when that file is read, and no service has started that would have obeyed it."""
+def test_a_flipped_bit_in_a_hardening_file_ends_the_guest(
+    luks_guest: Unlocked, tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    """It ends when that file is read, before any service starts that would use it."""
     built = luks_guest.running.built
     with image_copy(luks_config(built).launch.disks[0].path, tmp_path) as disk:
         flip_files(luks_guest, disk, *files)
@@ -90,7 +92,7 @@ def test_a_flipped_bit_in_a_file_that_hardens(luks_guest: Unlocked, tmp_path: Pa
 
 @pytest.mark.full
 def test_control_the_same_bits_without_the_guard(luks_guest: Unlocked, tmp_path: Path) -> None:
-    """The guest is attested, and takes the files for missing: passwords may be tried."""
+    """The guest is attested, and treats the files as missing: its sshd accepts passwords."""
     built = luks_guest.running.built
     look = "sudo sshd -T | grep -i '^passwordauthentication '"
     assert luks_guest.ssh(look) == "passwordauthentication no\n"
@@ -138,8 +140,8 @@ def change(disk: Path, kind: str, one: int, two: int) -> list[tuple[int, bytes]]
         "a block of zeros",
     ],
 )
-def test_a_change_while_the_guest_runs(luks_guest: Unlocked, tmp_path: Path, kind: str) -> None:
-    """What was read once and is no longer in memory ends the machine too; the same read goes well before."""
+def test_a_change_while_the_guest_runs_ends_it(luks_guest: Unlocked, tmp_path: Path, kind: str) -> None:
+    """Also for data that was read before and is no longer in memory. Control: the same read before the change."""
     built = luks_guest.running.built
     one, two = block_numbers(luks_guest, VICTIM, 100, 101)
     owner = make_owner(built, tmp_path)

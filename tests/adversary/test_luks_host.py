@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host with its own disk, its own key, or another header before the guest that waits for its owner's key.
+"""A host gives its own disk, its own key, or another header to the guest that waits for its owner's key.
 
 What the host hopes for: that the genuine guest, with its genuine launch digest, runs the host's root, takes the host's
 key, or writes plaintext for the owner's. The control of every refusal is a guest whose init lacks the check, in which
@@ -77,7 +77,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def test_a_host_s_own_disk_is_refused(built: Built, tmp_path: Path, host_disk: HostDisk) -> None:
-    """Before anything else: the guest never comes to wait for a key."""
+    """The guest ends before it waits for a key."""
     with booted(built, luks_config(built), host_disk.path, tmp_path) as running:
         log = running.guest.wait_end()
     assert f"{FATAL}: the disk's LUKS header has the SHA-256 {sha256(host_disk.header).hex()}, expected" in log
@@ -100,8 +100,8 @@ def test_control_a_host_s_own_disk_and_key(built: Built, tmp_path: Path, host_di
     assert MARK in log
 
 
-def test_nobody_else_s_key_is_taken(luks_guest: Unlocked) -> None:
-    """With the volume's own key in hand: no client certificate, and another owner's. Control: the owner was let in."""
+def test_a_key_is_accepted_from_the_owner_alone(luks_guest: Unlocked) -> None:
+    """Even the right key is refused without the owner's client certificate. Control: the owner's login works."""
     assert sorted(luks_guest.strangers) == ["another", "none"]
     for became in luks_guest.strangers.values():
         assert "the guest closed the connection" in became
@@ -111,8 +111,8 @@ def test_nobody_else_s_key_is_taken(luks_guest: Unlocked) -> None:
     assert luks_guest.ssh("echo here").strip() == "here"
 
 
-def test_a_header_that_is_switched_after_it_was_read(luks_guest: Unlocked) -> None:
-    """The owner's key came when another header lay on the disk; the guest used what it had compared."""
+def test_a_header_that_is_switched_after_it_was_read_is_not_used(luks_guest: Unlocked) -> None:
+    """The disk had another header when the owner's key came; the guest used the header that it had compared."""
     genuine = luks_guest.owner.header.read_bytes()
     assert sha256(luks_guest.header_at_release) != sha256(genuine)
     said = luks_guest.ssh("cat /sys/block/dm-*/dm/uuid; findmnt -no SOURCE /")
@@ -130,8 +130,8 @@ def seen_by_host(guest: Unlocked, secret: bytes) -> dict[str, list[str]]:
     return {path.name: found for path in files if (found := search_file(path, secret))}
 
 
-def test_the_key_is_nowhere_that_the_host_sees(luks_guest: Unlocked) -> None:
-    """Nor in what the guest has in its logs and its processes' arguments and environments."""
+def test_the_key_is_in_no_file_that_the_host_sees(luks_guest: Unlocked) -> None:
+    """Nor in the guest's logs, nor in the arguments and environments of its processes."""
     assert search_file(key_path(luks_guest.owner.config_dir, luks_guest.owner.uuid), luks_guest.owner.key) == ["raw"]
     assert {"serial.log", "qemu.log"} <= {path.name for path in luks_guest.running.guest.options.state.iterdir()}
     assert seen_by_host(luks_guest, luks_guest.owner.key) == {}
@@ -143,8 +143,8 @@ def test_the_key_is_nowhere_that_the_host_sees(luks_guest: Unlocked) -> None:
     assert search(told, luks_guest.owner.key) == []
 
 
-def test_control_a_canary_where_the_host_would_see_the_key(luks_guest: Unlocked) -> None:
-    """In the same files: what the guest itself says on its console, and each form on its disk behind the keyslots."""
+def test_control_a_canary_in_the_same_files_is_found(luks_guest: Unlocked) -> None:
+    """The guest prints it on its console, and its disk has each form of it behind the keyslots."""
     canary = hashlib.sha256(b"a canary in the place of a disk key").digest()
     texts = {name: form for name, form in forms(canary).items() if name != "raw"}
     for form in texts.values():
@@ -179,10 +179,10 @@ def another_volume(built: Built, owner: Owner, directory: Path) -> tuple[Owner, 
 
 
 @pytest.mark.full
-def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: Owner, image: Path) -> None:
-    """The owner of two volumes is led to the guest of the other one: the launch digest and REPORT_DATA both say so.
+def test_evidence_for_volume_a_is_refused_for_volume_b(built: Built, tmp_path: Path, owner: Owner, image: Path) -> None:
+    """The owner of two volumes reaches the guest of the other one: launch digest and REPORT_DATA both show it.
 
-    Control: without the verifier's word the very same guest is handed the key, which it has no use for.
+    Control: without the verifier the same guest is sent the key, which does not open its volume.
     """
     other, config = another_volume(built, owner, tmp_path)
     with booted(built, luks_config(built), image, tmp_path) as running:
@@ -225,10 +225,10 @@ def test_evidence_of_volume_a_for_volume_b(built: Built, tmp_path: Path, owner: 
         "a bit after the keyslots",
     ],
 )
-def test_another_header_before_the_genuine_data(
+def test_a_changed_header_before_the_genuine_data_is_refused(
     built: Built, tmp_path: Path, owner: Owner, image: Path, mutation: str
 ) -> None:
-    """Control: the shared guest, and the arms below."""
+    """Controls: the shared guest, and the tests below."""
     put(image, 0, mutated(owner.header.read_bytes(), owner.key, mutation))
     with booted(built, luks_config(built), image, tmp_path) as running:
         log = running.guest.wait_end()
@@ -299,10 +299,10 @@ def test_control_a_header_that_is_read_twice(
 
 
 @pytest.mark.full
-def test_a_disk_that_is_switched_after_its_header_was_read(
+def test_a_disk_that_is_switched_after_its_header_was_read_is_refused(
     built: Built, tmp_path: Path, owner: Owner, image: Path, host_disk: HostDisk
 ) -> None:
-    """The same switch, and the genuine guest: what it opens with the header in memory is no data of the owner's."""
+    """The same switch with the genuine guest: with its header in memory it finds no valid data on that disk."""
     second = mutated(owner.header.read_bytes(), owner.key, NULL_CIPHER) + host_disk.path.read_bytes()[1 << 20 :]
     log = attest_and_watch(built, luks_config(built), image, owner, tmp_path, second)
     assert FATAL in log
@@ -312,7 +312,7 @@ def test_a_disk_that_is_switched_after_its_header_was_read(
 
 @pytest.mark.full
 def test_control_a_stranger_s_key(built: Built, tmp_path: Path, image: Path) -> None:
-    """Without the comparison of the owner a stranger is heard, and the machine ends for what he says."""
+    """Without the comparison of the owner the guest tries a stranger's key, and ends because that opens nothing."""
     config = without(built, tmp_path, Check.OWNER)
     with booted(built, config, image, tmp_path) as running:
         wait_for_key(running)

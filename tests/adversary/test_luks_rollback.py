@@ -39,8 +39,8 @@ def unbooted(built: Built, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.full
-def test_a_disk_from_before_the_last_recorded_boot(built: Built, tmp_path: Path, unbooted: Path) -> None:
-    """The owner has seen one boot, the disk none. Control: with none recorded the same disk boots (luks_guest)."""
+def test_a_disk_from_before_the_last_recorded_boot_is_refused(built: Built, tmp_path: Path, unbooted: Path) -> None:
+    """The owner's record has one boot, the disk none. Control: with none recorded the disk boots (luks_guest)."""
     owner = make_owner(built, tmp_path, generation=1)
     with booted(built, luks_config(built), unbooted, tmp_path) as running:
         wait_for_key(running)
@@ -57,8 +57,10 @@ def test_a_disk_from_before_the_last_recorded_boot(built: Built, tmp_path: Path,
 
 
 @pytest.mark.full
-def test_control_a_guest_that_does_not_compare(built: Built, tmp_path: Path, unbooted: Path) -> None:
-    """It boots the old disk; only the owner's own comparison of the answer is left, when the key is gone already."""
+def test_control_a_guest_without_the_comparison_boots_the_old_disk(
+    built: Built, tmp_path: Path, unbooted: Path
+) -> None:
+    """Only the owner's own comparison of the answer is left, and by then the key has been sent."""
     owner = make_owner(built, tmp_path, generation=1)
     with booted(built, without(built, tmp_path, Check.GENERATION), unbooted, tmp_path) as running:
         wait_for_key(running)
@@ -68,7 +70,7 @@ def test_control_a_guest_that_does_not_compare(built: Built, tmp_path: Path, unb
 
 @pytest.mark.full
 def test_known_limit_a_disk_as_of_the_last_recorded_boot(luks_guest: Unlocked, tmp_path: Path) -> None:
-    """What was written after the copy is gone and nobody notices; the copy that lasts is told from older ones again."""
+    """Data written after the copy is lost without an error. This boot is recorded, so older copies are refused."""
     built, hands = luks_guest.running.built, luks_guest.running.hands
     assert luks_guest.owner.record.generation == 1
     luks_guest.ssh("sync")

@@ -95,7 +95,7 @@ def shortened(offset: int, data: bytes) -> tuple[int, str, int]:
 
 
 def test_no_change_gives_other_data(built: Built, tmp_path: Path) -> None:
-    """Nothing that is read is other than it was. Control: a volume without tags gives other data for one bit."""
+    """All data that can be read is unchanged. Control: a volume without tags gives other data for one bit."""
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
     with image_copy(genuine, tmp_path) as image:
         on_data, on_superblock = data_changes(image), superblock_changes(image)
@@ -143,7 +143,7 @@ def random_flips(image: Path, count: int) -> list[tuple[int, str, list[int]]]:
 
 
 def test_random_flips_end_the_machine(built: Built, tmp_path: Path) -> None:
-    """200 of them: the read of their block reaches the trap. Control: without the guard it is an error that goes on."""
+    """For each of 200, reading the block reaches the trap. Control: without the guard it is an ordinary read error."""
     owner, genuine = make_owner(built, tmp_path), luks_config(built).launch.disks[0].path
     with image_copy(genuine, tmp_path) as image:
         cases = random_flips(image, 200)

@@ -84,7 +84,7 @@ def refused(result: tuple[int, dict[str, Any]]) -> str:
     return str(document["message"])
 
 
-def test_an_emulated_launch_digest_as_the_expected_one(
+def test_an_emulated_launch_digest_is_refused_as_the_expected_one(
     released: Released, emulated_digest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     production = released.built.config("snp")
@@ -100,7 +100,7 @@ def test_an_emulated_launch_digest_as_the_expected_one(
     assert document["refused"]["firmware"] == REFUSED
 
 
-def test_an_emulated_launch_digest_in_a_policy(
+def test_an_emulated_launch_digest_is_refused_in_a_policy(
     released: Released, emulated_digest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     production = released.built.config("snp")
@@ -123,8 +123,10 @@ def test_an_emulated_launch_digest_in_a_policy(
     assert check["outcome"] == "passed"
 
 
-def test_a_firmware_on_the_list(released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A release lists more than this verifier knows by itself; its owner's reason does not help."""
+def test_a_firmware_on_the_list_is_refused(
+    released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A release lists more firmware than this verifier knows by itself; the owner's reason does not help."""
     listed = "5" * 64
     production = released.built.config("snp")
     launch = dataclasses.replace(
@@ -142,7 +144,7 @@ def test_a_firmware_on_the_list(released: Released, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.full
-def test_a_release_cannot_list_what_it_ships(released: Released) -> None:
+def test_a_release_cannot_list_its_own_artefacts(released: Released) -> None:
     with released.kept(released.manifest, released.signature):
         for kind, digest, said in (
             ("launch_digests", released.built.config("snp").require_reference().launch_digest.hex(), "launch digest"),
@@ -156,7 +158,7 @@ def test_a_release_cannot_list_what_it_ships(released: Released) -> None:
     assert released.refusal(released.public) == ""
 
 
-def test_a_list_counts_by_its_signature(
+def test_a_list_is_used_only_with_a_valid_signature(
     released: Released, emulated_digest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Verifier(released.built.config("snp"), emulated_digest, tmp_path, capsys)
@@ -186,7 +188,9 @@ def test_a_list_counts_by_its_signature(
         never_accepted(released.manifest, stranger)
 
 
-def test_the_emulated_verifier_takes_what_it_is_for(released: Released, emulated_digest: bytes, tmp_path: Path) -> None:
+def test_control_the_emulated_verifier_accepts_an_emulated_guest(
+    released: Released, emulated_digest: bytes, tmp_path: Path
+) -> None:
     config = released.built.config("emulated")
     report = psp().report(REPORT_DATA, launch=config.launch, measurement=emulated_digest)
     (tmp_path / "report").write_bytes(report)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured boot: what was changed after the VM config was made never starts, or is measured for what it is."""
+"""Measured boot: a file changed after the VM config was made never starts, or gives another launch digest."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,7 @@ def changed_cmdline(launch: Launch, directory: Path) -> Launch:
     "change",
     [changed_initrd, *(pytest.param(each, marks=pytest.mark.full) for each in (changed_kernel, changed_cmdline))],
 )
-def test_one_changed_byte_is_never_started(
+def test_a_file_with_one_changed_byte_is_never_started(
     built: Built, tmp_path: Path, change: Callable[[Launch, Path], Launch]
 ) -> None:
     """With the hashes of the VM config the firmware turns in a dead loop. Control: the next test, all three at once."""
@@ -93,10 +93,10 @@ def test_without_a_hash_table_nothing_starts(built: Built, tmp_path: Path) -> No
         assert not [text for text in STARTED if text in guest.log()]
 
 
-def test_another_command_line_with_its_own_hashes_boots_and_is_refused(
+def test_another_command_line_with_honest_hashes_boots_and_is_refused(
     built: Built, guest: Attested, copied: Attested
 ) -> None:
-    """The other way round: an honest table lets the firmware start it, and so it measures differently.
+    """An honest table lets the firmware start it, and therefore the launch digest is another one.
 
     Controls: against its own VM config it is accepted, and the untouched guest against the first.
     """

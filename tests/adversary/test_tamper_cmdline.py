@@ -43,7 +43,7 @@ def test_init_refuses_the_command_line(built: Built, tmp_path: Path, old: str, n
 
 @pytest.mark.full
 def test_the_longest_command_line_arrives_whole(built: Built, tmp_path: Path) -> None:
-    """What is measured is what is used, to the last word. Control: the shared guest, whose line is short."""
+    """The guest uses every word that is measured. Control: the shared guest, whose line is short."""
     launch = built.config("emulated").launch
     words = launch.cmdline.path.read_text()
     path = tmp_path / "cmdline"

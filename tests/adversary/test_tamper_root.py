@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verified root: whatever a host does to its disks ends the machine, and nobody gets a prompt.
+"""The verified root: every change of its disks ends the machine, and no console gives a prompt.
 
 The control arm of every test here is the shared guest: the same files, untouched, boot to a login by ssh
 (test_untouched_disks_boot); what the host types on the console is the same there.
@@ -193,7 +193,7 @@ def test_a_missing_disk(lonely: tuple[Guest, Hands]) -> None:
 
 
 def test_untouched_disks_boot(guest: Attested) -> None:
-    """Control for all of the above, and nobody answers there either: not to keys, and not to a SysRq on the line."""
+    """Control for all tests above. This console does not answer either, neither to keys nor to a SysRq on the line."""
     running = guest.running
     assert guest.ssh("echo here").strip() == "here"
     before = guest.ssh("cat /proc/sys/kernel/random/boot_id")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A chip of any age: without a minimum TCB version nothing is accepted of it, by either workflow, and no key is sent.
+"""Without a minimum TCB version both workflows refuse the evidence of every chip, old or new, and no key is sent.
 
 In the place of AMD's keys stands a hierarchy of the tests' own, so that the production verifier runs.
 """

@@ -30,7 +30,7 @@ def once(built: Built, config: VmConfig, state: Path) -> dict[str, float]:
 
 
 @pytest.mark.full
-def test_a_boot_in_numbers(built: Built, tmp_path: Path) -> None:
+def test_the_times_and_sizes_of_one_boot_are_plausible(built: Built, tmp_path: Path) -> None:
     found = once(built, built.config("emulated"), tmp_path / "state")
     assert 0 < found["init"] < found["root"] < found["ssh"] < 600
     assert 0 < found["used"] == found["total"] - found["available"] < found["total"] <= 1024 * MIB
@@ -39,7 +39,7 @@ def test_a_boot_in_numbers(built: Built, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_what_is_written_to_var_is_counted(guest: Attested, copied: Attested) -> None:
+def test_bytes_written_to_var_are_counted(guest: Attested, copied: Attested) -> None:
     for one in (guest, copied):
         before = look_inside(one.ssh_config, one.running.config)
         one.ssh("sudo sh -c 'head -c 16M /dev/urandom > /var/lib/.bench'")
@@ -53,8 +53,8 @@ def test_what_is_written_to_var_is_counted(guest: Attested, copied: Attested) ->
 
 
 @pytest.mark.full
-def test_a_guest_that_does_not_come_up_is_an_error_with_its_last_words(built: Built, tmp_path: Path) -> None:
-    """The control is the boot above."""
+def test_a_guest_that_does_not_boot_is_an_error_with_its_last_messages(built: Built, tmp_path: Path) -> None:
+    """Control: the first test of this file boots."""
     config = variant(built, tmp_path, words={" sevsnp.rootfs=ext4": ""})
     with pytest.raises(UserError, match=r"the guest ended before 'init: mode '[^$]*sevsnp.rootfs is missing"):
         once(built, config, tmp_path / "state")

@@ -30,8 +30,8 @@ def base_packages(debs: Path) -> list[Path]:
     return [found[name].path for name in sorted(wanted)]
 
 
-def test_a_compressed_tar_is_the_root_that_is_in_it(built: Built, tmp_path: Path) -> None:
-    """The same root hash as of the tar itself."""
+def test_a_compressed_tar_gives_the_same_root_hash_as_the_plain_tar(built: Built, tmp_path: Path) -> None:
+    """IMAGE names the plain tar first, then the same tar packed by zstd."""
     built.doit("_guest_rootfs")
     tar = built.build / "guest" / "rootfs.tar"
     (tmp_path / "packed").write_bytes(PACKERS["zstd"](tar.read_bytes()))

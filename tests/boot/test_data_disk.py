@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verified guest with an encrypted data disk: what it writes stays, and no other disk takes the place of its own."""
+"""A verified guest with an encrypted data disk: written data is kept, and the guest accepts no other disk."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,7 @@ def send_key(running: Running, written: Written, output: Path) -> None:
     )  # fmt: skip
 
 
-def test_what_was_written_is_there_after_a_reboot_and_an_update(written: Written) -> None:
+def test_written_data_is_kept_over_a_reboot_and_an_update(written: Written) -> None:
     assert written.generation == 2
 
 

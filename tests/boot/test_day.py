@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's day with guests that run here: two at once, mistakes, a closed terminal, a kill; nothing is lost."""
+"""A user works with local guests for a day: two at once, mistakes, a closed terminal, a kill; no data is lost."""
 
 import base64
 import contextlib
@@ -53,8 +53,8 @@ def day(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buil
         shutil.rmtree(directory)
 
 
-def test_a_guest_without_a_terminal(day: Built) -> None:
-    """Started with DETACH=yes, attested, looked at, and killed; a wrong attempt and a second guest change nothing."""
+def test_a_detached_guest_is_attested_used_and_killed(day: Built) -> None:
+    """The guest is started with DETACH=yes; a wrong attempt and the start of a second guest do not change it."""
     state = day.build / "run" / "verity"
     port = free_port()
     begun = said(day, "run_sev_snp_verity", "DETACH=yes", f"FORWARD={port}:9443", *SMALL, *ports())
@@ -106,8 +106,8 @@ def test_a_guest_without_a_terminal(day: Built) -> None:
 
 
 @pytest.mark.full
-def test_a_whole_day(day: Built, tmp_path: Path) -> None:
-    """Both workflows in two terminals, mistakes, a closed terminal, a clean checkout, and the file is still there."""
+def test_both_workflows_run_in_two_terminals_for_a_whole_day(day: Built, tmp_path: Path) -> None:
+    """After mistakes, a closed terminal and ./doitw clean, the file that was written in the guest is still there."""
     data = f"DATA_DIR={tmp_path / 'data'}"
     verity, luks = (day.build / "run" / name for name in ("verity", "luks"))
     with (

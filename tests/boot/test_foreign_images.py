@@ -143,12 +143,12 @@ def look_inside(guest: Attested) -> None:
 
 
 @pytest.mark.full
-def test_an_installed_system_on_lvm_encrypted(lvm: Path, built: Built, tmp_path: Path) -> None:
+def test_an_installed_system_on_lvm_boots_as_an_encrypted_guest(lvm: Path, built: Built, tmp_path: Path) -> None:
     boots_to_ssh_encrypted(built, lvm, tmp_path)
 
 
 @pytest.mark.full
-def test_btrfs_subvolumes_encrypted(btrfs: Path, built: Built, tmp_path: Path) -> None:
+def test_btrfs_subvolumes_boot_as_an_encrypted_guest(btrfs: Path, built: Built, tmp_path: Path) -> None:
     boots_to_ssh_encrypted(built, btrfs, tmp_path)
 
 
@@ -167,8 +167,10 @@ def check_lvm(said: str, found: dict[str, Entry]) -> None:
 
 
 @pytest.mark.full
-def test_a_root_on_lvm(built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """GPT, LVM2, ext4, an xfs /home: everything is there."""
+def test_a_root_on_lvm_is_imported_completely(
+    built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk has a GPT, LVM2, a root of ext4 and a /home of xfs."""
     tar, output = tmp_path / "small.tar", tmp_path / "out.tar"
     make_rootfs([Layer("test", small_root())], tar)
     found = imported(maker, built, installed_on_lvm(maker, tar, tmp_path, special()), output)
@@ -178,8 +180,10 @@ def test_a_root_on_lvm(built: Built, maker: Maker, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.full
-def test_an_installed_system_on_lvm(lvm: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
-    """The same with all that a guest needs: it boots verified."""
+def test_an_installed_system_on_lvm_boots_as_a_verified_guest(
+    lvm: Path, built: Built, maker: Maker, tmp_path: Path
+) -> None:
+    """The same kind of disk, with all programs that a guest needs."""
     said = boots_to_ssh(built, lvm, tmp_path)
     assert "emptied: /etc/fstab" in said
     archive = tmp_path / "project" / "build" / "guest" / "image-imported.tar"
@@ -189,7 +193,7 @@ def test_an_installed_system_on_lvm(lvm: Path, built: Built, maker: Maker, tmp_p
 
 
 @pytest.mark.full
-def test_btrfs_subvolumes(btrfs: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
+def test_btrfs_subvolumes_boot_as_a_verified_guest(btrfs: Path, built: Built, maker: Maker, tmp_path: Path) -> None:
     """The root is the subvolume that its own fstab names, not its snapshot; @home and nested ones are folded in."""
     said = boots_to_ssh(built, btrfs, tmp_path)
     assert "root file system: /dev/vda2:@ (btrfs)" in said and "folded in: /home from LABEL=disk" in said, said
@@ -209,8 +213,8 @@ def ext4(maker: Maker, path: Path, entries: list[Entry], journal: bool = False) 
 
 
 @pytest.mark.full
-def test_several_roots_and_none(built: Built, maker: Maker, tmp_path: Path) -> None:
-    """Two roots on an MBR disk are listed, and ROOT_DEVICE says which. Control: with one of them nothing is asked."""
+def test_root_device_chooses_one_of_several_roots(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """Two roots on an MBR disk are listed, no root is an error. Control: a single root needs no ROOT_DEVICE."""
     roots = [ext4(maker, tmp_path / f"{mark}.img", small_root(mark)) for mark in ("one", "two")]
     data = ext4(maker, tmp_path / "data.img", [text_entry("file", "data")])
     output = tmp_path / "out.tar"
@@ -245,8 +249,8 @@ def test_an_encrypted_root_is_refused(built: Built, maker: Maker, tmp_path: Path
 
 
 @pytest.mark.full
-def test_attributes_survive(built: Built, maker: Maker, tmp_path: Path) -> None:
-    """ACLs and user attributes come out of the appliance with their values."""
+def test_acls_and_user_attributes_are_kept(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """The archive that the appliance writes has them with their values."""
     disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("etc/kept", ""), text_entry("srv/file", "x")])
     maker.script(
         f"""
@@ -265,8 +269,8 @@ def test_attributes_survive(built: Built, maker: Maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_disk_that_was_not_shut_down(built: Built, maker: Maker, tmp_path: Path) -> None:
-    """The journal has the last file. Control: without it, as noload would have it, the file is not there."""
+def test_the_journal_of_a_disk_that_was_not_unmounted_is_replayed(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """Only the journal has the last file: an import with the mount option noload would lack it."""
     disk = ext4(maker, tmp_path / "disk.raw", small_root(), journal=True)
     maker.script(
         """
@@ -286,8 +290,8 @@ def test_a_disk_that_was_not_shut_down(built: Built, maker: Maker, tmp_path: Pat
 
 
 @pytest.mark.full
-def test_what_fstab_wants_and_the_image_lacks(built: Built, maker: Maker, tmp_path: Path) -> None:
-    """A /var that is elsewhere: refused. Control: with nofail the guest does without, and that is said."""
+def test_a_file_system_of_fstab_that_the_image_lacks_is_refused(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """Here /var is on another disk. Control: with nofail in fstab the image is imported without it."""
     missing = "UUID=00000000-1111-2222-3333-444444444444"
     for options, passes in (("defaults", False), ("defaults,nofail", True)):
         entries = [*small_root(), text_entry("etc/fstab", f"{missing} /var ext4 {options} 0 2\n")]
@@ -299,7 +303,7 @@ def test_what_fstab_wants_and_the_image_lacks(built: Built, maker: Maker, tmp_pa
 
 
 @pytest.mark.full
-def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker, tmp_path: Path) -> None:
+def test_our_own_disk_image_is_imported_unchanged(built: Built, maker: Maker, tmp_path: Path) -> None:
     found = imported(maker, built, built.build / "guest" / "sevsnptest.qcow2", tmp_path / "out.tar")
     original = read_tar(built.build / "guest" / "rootfs.tar")
     assert found.keys() == original.keys()
@@ -308,7 +312,7 @@ def test_our_own_disk_image_comes_back_as_it_was_made(built: Built, maker: Maker
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["erofs", "squashfs"])
-def test_read_only_file_systems(built: Built, maker: Maker, tmp_path: Path, kind: str) -> None:
+def test_a_compressed_read_only_file_system_is_imported(built: Built, maker: Maker, tmp_path: Path, kind: str) -> None:
     """The whole disk is one compressed file system, as live and appliance images have it."""
     tar, disk = tmp_path / "root.tar", tmp_path / "disk.raw"
     entries = [*small_root(), *special()]
@@ -325,8 +329,8 @@ def test_read_only_file_systems(built: Built, maker: Maker, tmp_path: Path, kind
 
 
 @pytest.mark.full
-def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -> None:
-    """The same bytes from the same image, whoever looks: what was made of it can be reproduced."""
+def test_adopting_an_image_twice_gives_the_same_bytes(built: Built, maker: Maker, tmp_path: Path) -> None:
+    """So another person can make the same guest from the same image, and compare."""
     disk = ext4(maker, tmp_path / "disk.raw", [*small_root(), text_entry("usr/sbin/modprobe", "", 0o755)])
     digests = set()
     for number in range(2):
@@ -354,7 +358,7 @@ def test_adopted_twice_is_the_same(built: Built, maker: Maker, tmp_path: Path) -
 def test_a_mount_unit_of_the_image_is_folded_in(
     built: Built, maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Control: a unit for a disk that the image does not have is left out, and that is said."""
+    """Control: a unit for a disk that the image does not have is left out, with a message."""
     text = "[Mount]\nWhat={}\nWhere=/{}\nType=ext4\n"
     devices = {"apps": "/dev/vda2", "gone": "/dev/disk/by-label/gone"}
     wants = "etc/systemd/system/local-fs.target.wants"

@@ -39,7 +39,7 @@ def initrd_of(built: Built, directory: Path, maker: str = "initramfs-tools") -> 
 
 @pytest.mark.boot
 @pytest.mark.full
-def test_a_guest_on_debian_s_own_initrd(built: Built, tmp_path: Path) -> None:
+def test_a_guest_boots_with_an_initrd_of_initramfs_tools(built: Built, tmp_path: Path) -> None:
     initrd = initrd_of(built, tmp_path)
     copy = copy_built(built, tmp_path / "project")
     said = copy.doit("setup_verity", f"FROM_INITRD={initrd}", "GUEST_DNS=192.0.2.1,2001:db8::1").stdout
@@ -56,8 +56,8 @@ def test_a_guest_on_debian_s_own_initrd(built: Built, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_dracut_s_initrd_is_taken(built: Built, tmp_path: Path) -> None:
-    """Its content, not its boot: the guest above boots with the same init."""
+def test_an_initrd_of_dracut_is_accepted(built: Built, tmp_path: Path) -> None:
+    """This test checks its content only; the guest of the test above boots with the same init."""
     layers = [built.build / "layers" / f"{name}.cpio.zst" for name in ("base", "modules", "init")]
     make_initrd_layer(
         initrd=initrd_of(built, tmp_path, "dracut"),

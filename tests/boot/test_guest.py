@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest that owners get: fresh identity, evidence for as long as it runs, directories to write to, an end."""
+"""The guest that owners get: a fresh identity, evidence while it runs, writable directories, a clean power-off."""
 
 import contextlib
 import socket
@@ -92,8 +92,8 @@ def answer(port: int) -> bytes:
     return b""
 
 
-def test_a_forward_leads_to_the_port_in_the_guest(guest: Attested) -> None:
-    """Although the guest's own network is restricted."""
+def test_a_forwarded_port_reaches_the_guest(guest: Attested) -> None:
+    """This works although the guest's own network is restricted."""
     options = guest.running.guest.options
     ((here, inside),) = options.forwards
     assert options.restricted and inside == FORWARDED
@@ -109,8 +109,8 @@ def test_nothing_in_the_guest_failed_to_start(guest: Attested) -> None:
     assert guest.ssh("systemctl is-system-running --wait || systemctl --failed").strip() == "running"
 
 
-def test_the_agent_outlives_what_the_root_does(guest: Attested) -> None:
-    """It is no process that systemd knows, and none of its files are the root's."""
+def test_the_agent_survives_restarts_of_systemd_and_its_services(guest: Attested) -> None:
+    """systemd does not know the agent's process, and the agent uses no file of the root."""
     assert accepted(guest.running)
     guest.ssh("sudo systemctl daemon-reexec")
     guest.ssh("sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'")
@@ -146,7 +146,7 @@ def small(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[At
 
 
 @pytest.mark.full
-def test_the_agent_needs_nothing_from_the_root(small: Attested, guest: Attested) -> None:
+def test_the_agent_needs_no_program_of_the_root(small: Attested, guest: Attested) -> None:
     look = "command -v python3 ip ss scp || echo none"
     assert small.ssh(look).strip() == "none"
     assert "none" not in guest.ssh(look)  # control: an ordinary root has them
@@ -160,7 +160,7 @@ def test_an_erofs_root_boots(small: Attested) -> None:
 
 
 def test_poweroff_ends_qemu_without_acpi(small: Attested) -> None:
-    """The last test of this guest."""
+    """This is the last test that uses the guest ``small``."""
     assert "acpi=off" in small.ssh("cat /proc/cmdline").split()
     check_poweroff(small)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doors of a running guest: ports, modules, drivers, tables, words and settings are those that are written down."""
+"""The contract of a running guest: its ports, modules, drivers, tables, words and settings are those of a list."""
 
 from pathlib import Path
 
@@ -21,21 +21,21 @@ def test_an_emulated_guest_keeps_the_contract(guest: Attested) -> None:
 
 
 def test_a_production_guest_keeps_the_contract(impostor: Running, built: Built) -> None:
-    """It differs from the emulated guest: the control for the lists, which would notice one module or driver more."""
+    """Control for the lists: this guest does not match the emulated guest's, so one more driver would be noticed."""
     found = found_contract(lambda command: ssh_unchecked(built, impostor.ssh_port, command).stdout)
     check_contract("production", found)
     with pytest.raises(AssertionError, match="virtio_console"):
         check_contract("emulated", found)
 
 
-def test_no_door_into_the_kernel_is_open(guest: Attested) -> None:
+def test_no_interface_to_the_kernel_is_open(guest: Attested) -> None:
     words = guest.ssh("cat /proc/cmdline").split()
     assert {word.text for word in hardening_words(acpi=False)} <= set(words)
     assert found_doors(guest.ssh) == set()
 
 
 @pytest.mark.full
-def test_without_their_words_the_doors_are_open(built: Built, tmp_path: Path) -> None:
+def test_control_without_the_hardening_words_kernel_interfaces_are_open(built: Built, tmp_path: Path) -> None:
     """Control: the same guest, measured with a command line that lacks the words."""
     config = variant(built, tmp_path, words=dict.fromkeys(CLOSING, ""))
     with started(built, config, tmp_path / "state") as running:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest with an ID block: it starts as what was signed, says so in its report, and as nothing else."""
+"""A guest with an ID block: only the signed guest starts with it, and its report names the signing keys."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ def signed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.mark.full
-def test_its_report_says_who_signed_it(built: Built, signed: Signed, tmp_path: Path) -> None:
+def test_the_report_has_the_digests_of_the_signing_keys(built: Built, signed: Signed, tmp_path: Path) -> None:
     config, identity = signed
     with boot(config.launch, built.qemu, tmp_path / "state") as guest:
         wait_for_evidence(guest.process, guest.options.attest_port, BOOT_SECONDS)
@@ -48,7 +48,7 @@ def test_its_report_says_who_signed_it(built: Built, signed: Signed, tmp_path: P
     assert report.author_key
 
 
-def test_another_guest_does_not_start_with_it(built: Built, signed: Signed, tmp_path: Path) -> None:
+def test_another_guest_does_not_start_with_the_id_block(built: Built, signed: Signed, tmp_path: Path) -> None:
     launch = signed[0].launch
     hashes = dataclasses.replace(KernelHashes.of(launch), cmdline=hash_cmdline(b"init=/bin/sh"))
     with pytest.raises(UserError, match="BAD_MEASUREMENT"), boot(launch, built.qemu, tmp_path / "one", hashes=hashes):

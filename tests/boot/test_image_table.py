@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of disk images that the appliance reads: each with its right answer, compared file by file."""
+"""The table of disk images that the appliance reads: each has its expected result, compared file by file."""
 
 import shutil
 from collections.abc import Iterator
@@ -47,7 +47,9 @@ def taken(built: Built, ground: Ground, image: str, root_device: str, output: Pa
 
 
 @pytest.mark.parametrize("case", TABLE)
-def test_an_image(case: str, built: Built, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_appliance_reads_an_image_as_its_row_says(
+    case: str, built: Built, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     row, own = TABLE[case], Ground(ground.maker, tmp_path, ground.made)
     made = HEAVY[case](own)
     names = {tmp_path: "HERE", ground.place: "HERE"}

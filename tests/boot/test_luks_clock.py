@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted guest at the time that its host tells it: nobody vouches for the clock that QEMU gives a guest.
+"""The encrypted guest with any date and time: the host can set the clock that QEMU gives to a guest as it likes.
 
-The clock has two digits of the year, and a register for the century that only ACPI names (FADT). The firmware takes 99
-for 1999 whatever QEMU was told, and says so in that register; a guest without ACPI, as one vCPU has it, does not look
-there, and knows 1970 to 2069. So for 2099 the guest has ACPI, and the host changes the century behind the firmware.
+The clock has two digits of the year, and a register for the century that only ACPI names (FADT). The firmware reads 99
+as 1999, and writes that century into the register, whatever QEMU was told. A guest without ACPI (with one vCPU) does
+not read the register, and knows 1970 to 2069. So for 2099 the guest has ACPI, and the host changes the century after
+the firmware has written it.
 """
 
 import base64
@@ -76,10 +77,10 @@ def changed(config: VmConfig, directory: Path, words: Mapping[str, str]) -> VmCo
     ("said", "acpi", "believed"),
     [(2000, False, 2000), (2099, False, 1999), (2099, True, 2099)],
 )
-def test_any_clock_of_the_host_s_will_do(
+def test_the_guest_is_unlocked_at_any_time_that_the_host_sets(
     built: Built, image: Path, tmp_path: Path, said: int, acpi: bool, believed: int
 ) -> None:
-    """It waits, is attested, gets its key, opens its root and lets its owner in. Control: the test below."""
+    """It waits, is attested, gets its key, opens its root and accepts the owner's login. Control: the test below."""
     owner = make_owner(built, tmp_path)
     config = changed(luks_config(built), tmp_path / "acpi", {}) if acpi else luks_config(built)
     with booted(built, config, image, tmp_path, clock(said)) as running:
@@ -108,8 +109,10 @@ def owner_of_today(directory: Path) -> Keys:
 
 
 @pytest.mark.full
-def test_control_an_owner_s_certificate_of_today(built: Built, image: Path, tmp_path: Path) -> None:
-    """With the time limits that most certificates have, the host's clock decides who the owner is.
+def test_control_a_certificate_with_time_limits_depends_on_the_host_s_clock(
+    built: Built, image: Path, tmp_path: Path
+) -> None:
+    """Most certificates have time limits: then the host's clock decides if the owner's certificate is accepted.
 
     test_key_protocol.py has the same for more clocks, without a boot.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encrypted guest for real, under emulation: it waits, opens for its owner alone, and keeps what it is given."""
+"""The encrypted guest, booted under emulation: it waits for a key, accepts only its owner, and keeps its data."""
 
 import contextlib
 import hashlib
@@ -131,7 +131,7 @@ def ended(guest: Guest) -> str:
 
 
 @pytest.mark.full
-def test_the_disk_keeps_what_is_written_and_an_old_copy_is_refused(luks: Luks, tmp_path: Path) -> None:
+def test_written_data_is_kept_and_an_old_copy_of_the_disk_is_refused(luks: Luks, tmp_path: Path) -> None:
     state, old = tmp_path / "state", tmp_path / "old.img"
     with luks.waiting(state) as guest:
         log = guest.log()
@@ -174,7 +174,7 @@ def owner(luks: Luks) -> tuple[Path, Path]:
     return luks.built.keys.owner_certificate, luks.built.keys.owner_private
 
 
-def test_strangers_are_dropped_and_a_wrong_key_ends_the_guest(luks: Luks, tmp_path: Path) -> None:
+def test_strangers_are_disconnected_and_a_wrong_key_ends_the_guest(luks: Luks, tmp_path: Path) -> None:
     stranger = ensure_keys(tmp_path / "stranger")
     with luks.waiting(tmp_path / "state") as guest:
         port = guest.options.attest_port
@@ -196,7 +196,7 @@ def test_strangers_are_dropped_and_a_wrong_key_ends_the_guest(luks: Luks, tmp_pa
 
 
 @pytest.mark.full
-def test_another_header_ends_the_guest_before_it_waits(luks: Luks, tmp_path: Path) -> None:
+def test_a_changed_header_ends_the_guest_before_it_waits_for_the_key(luks: Luks, tmp_path: Path) -> None:
     """One bit of the header's JSON area on the disk; the control is every boot above."""
     state = tmp_path / "state"
     state.mkdir()
@@ -215,8 +215,8 @@ def test_another_header_ends_the_guest_before_it_waits(luks: Luks, tmp_path: Pat
 
 
 @pytest.mark.full
-def test_other_tables_are_not_mounted(luks: Luks, tmp_path: Path) -> None:
-    """The right disk and the right key, and a mapping that is not the measured one: the digest here is another's."""
+def test_a_mapping_with_other_dm_tables_is_not_mounted(luks: Luks, tmp_path: Path) -> None:
+    """Disk and key are right; the measured command line has the digest of other dm tables."""
     line = luks.config.launch.cmdline.path.read_text()
     tables = line.partition("sevsnp.luks=")[2].split()[0].rpartition(":")[2]
     cmdline = other_words(luks.config, tmp_path, {tables: hashlib.sha256(b"other tables").hexdigest()})

@@ -26,7 +26,9 @@ SECONDS = 600
     ],
 )
 @pytest.mark.full
-def test_it_boots_lets_its_owner_in_and_powers_off(built: Built, task: str, banner: bool, tmp_path: Path) -> None:
+def test_the_plain_guest_boots_accepts_its_owner_and_powers_off(
+    built: Built, task: str, banner: bool, tmp_path: Path
+) -> None:
     image = built.build / "guest" / "sevsnptest.qcow2"
     before = image.stat().st_mtime_ns
     port = free_port()

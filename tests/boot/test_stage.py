@@ -56,7 +56,7 @@ def end(guest: Attested, command: str) -> str:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
-def test_a_guest_boots_with_our_tables_alone(stages: Stages, tmp_path: Path, vcpus: int) -> None:
+def test_a_guest_boots_with_the_acpi_tables_of_the_stage_alone(stages: Stages, tmp_path: Path, vcpus: int) -> None:
     config = stages.setup(vcpus)
     assert config.launch.kernel.path.name == f"stage-{vcpus}.efi"
     with started(stages.copy, config, tmp_path / "state") as running:
@@ -84,7 +84,7 @@ def test_a_guest_boots_with_our_tables_alone(stages: Stages, tmp_path: Path, vcp
 
 
 def test_control_without_the_stage_the_verdict_says_that_aml_runs(built: Built, tmp_path: Path) -> None:
-    """And the kernel shows tables that are not ours."""
+    """And the kernel then uses the ACPI tables of QEMU."""
     config = variant(built, tmp_path / "config", words={" acpi=off": ""}, vcpus=2)
     reference = replace(config.require_reference(), acpi=True)
     with started(built, replace(config, reference=reference), tmp_path / "state") as running:
@@ -119,8 +119,8 @@ def test_a_reboot_ends_qemu(stages: Stages, tmp_path: Path) -> None:
         assert "reboot: Restarting system" in end(attested(running), "reboot")
 
 
-def test_a_host_with_more_vcpus_gains_none(stages: Stages, tmp_path: Path) -> None:
-    """The tables have two, this host starts four: the guest has two, and its evidence is refused."""
+def test_a_host_that_starts_more_vcpus_adds_none_to_the_guest(stages: Stages, tmp_path: Path) -> None:
+    """The tables list two vCPUs and this host starts four: the guest uses two, and its evidence is refused."""
     config = stages.setup(2)
     with started(stages.copy, config, tmp_path / "state", ("-smp", "4")) as running:
         wait_for_sshd(running)
@@ -130,8 +130,8 @@ def test_a_host_with_more_vcpus_gains_none(stages: Stages, tmp_path: Path) -> No
             attest(config, "127.0.0.1", running.port, running.guest.root)
 
 
-def test_a_stage_for_another_number_is_never_started(stages: Stages, tmp_path: Path) -> None:
-    """Control: with its own hashes it starts, in the test of all numbers above."""
+def test_a_stage_for_another_number_of_vcpus_is_never_started(stages: Stages, tmp_path: Path) -> None:
+    """Control: with its own hashes it starts, in the first test of this file."""
     other = stages.setup(4).launch.kernel.path
     launch = stages.setup(2).launch
     table = KernelHashes.of(launch)

@@ -23,8 +23,8 @@ def run(*argv: "str | Path") -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_get_report_in_an_emulated_guest_says_in_one_line_why_not(guest: Attested, built: Built) -> None:
-    """get_report knows real secure processors only; get_report_emulated is another program. Control: --help."""
+def test_get_report_fails_in_an_emulated_guest_with_one_line(guest: Attested, built: Built) -> None:
+    """get_report works with real secure processors only; get_report_emulated is another program. Control: --help."""
     sent = run("scp", "-q", "-F", guest.ssh_config, built.build / "bin" / "get_report", "guest:get_report")
     assert sent.returncode == 0, sent.stderr
     asked = run("ssh", "-F", guest.ssh_config, "guest", "sudo ./get_report --nonce " + "ab" * 32)
@@ -35,8 +35,8 @@ def test_get_report_in_an_emulated_guest_says_in_one_line_why_not(guest: Atteste
     assert "--nonce HEX64" in ssh(guest.ssh_config, "./get_report --help")
 
 
-def test_get_report_emulated(guest: Attested, built: Built, tmp_path: Path) -> None:
-    """What a user tries in the guest by hand: get_report there, verify_report here. Production refuses it."""
+def test_the_output_of_get_report_emulated_is_verified(guest: Attested, built: Built, tmp_path: Path) -> None:
+    """A user runs it by hand in the guest, and verify_report here. The production verifier refuses the output."""
     sent = run("scp", "-q", "-F", guest.ssh_config, built.build / "bin" / "get_report_emulated", "guest:")
     assert sent.returncode == 0, sent.stderr
     nonce = os.urandom(NONCE_SIZE)
@@ -57,8 +57,10 @@ def test_get_report_emulated(guest: Attested, built: Built, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("tool", "code"), [("verify_report_emulated", 10), ("verify_report", 2)])
-def test_the_verifiers_on_files(guest: Attested, built: Built, tmp_path: Path, tool: str, code: int) -> None:
-    """The same files, once for each verifier: accepted as emulated, and refused for the root alone."""
+def test_both_verifiers_judge_the_same_files(
+    guest: Attested, built: Built, tmp_path: Path, tool: str, code: int
+) -> None:
+    """The emulated verifier accepts them; the production verifier refuses only their root certificate."""
     nonce = os.urandom(NONCE_SIZE)
     answer = ask("127.0.0.1", guest.running.port, nonce)
     report, table, keys = tmp_path / "report.bin", tmp_path / "certificates.bin", tmp_path / "host_keys.pub"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest wrote is there at its next boot, whatever became of build/: by the commands that are printed."""
+"""Data that a guest wrote is there at its next boot, also after changes in build/: with the printed commands."""
 
 import contextlib
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The appliance: a job goes in and a result comes out, and whatever goes wrong in it ends it and is said."""
+"""The appliance: it takes a job and returns a result; every failure ends it and gives an error message."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def appliance(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Applian
     return appliance_with_probe(built, tmp_path_factory.mktemp("appliance"))
 
 
-def test_a_job_and_a_secret_go_in_and_a_result_comes_out(appliance: Appliance) -> None:
+def test_the_appliance_takes_a_job_with_a_secret_and_returns_a_result(appliance: Appliance) -> None:
     arguments = {"what": "echo", "text": "ü" * 5000, "number": 1 << 40}
     answer = run_job(appliance, "probe", arguments, disks=[], secret=CANARY, seconds=200)
     assert answer["job"] == {name: value for name, value in arguments.items() if name != "what"}
@@ -39,25 +39,25 @@ def test_a_job_and_a_secret_go_in_and_a_result_comes_out(appliance: Appliance) -
 
 
 @pytest.mark.full
-def test_what_a_job_says_is_what_the_user_sees(appliance: Appliance) -> None:
+def test_the_user_sees_the_error_message_of_a_failed_job(appliance: Appliance) -> None:
     with pytest.raises(UserError, match="job probe: no room for a unicorn"):
         run_job(appliance, "probe", {"what": "fail", "words": "no room for a unicorn"}, disks=[], seconds=200)
 
 
 @pytest.mark.full
-def test_one_that_ends_without_a_word_is_told_by_its_console(appliance: Appliance) -> None:
+def test_the_error_shows_the_console_of_a_job_that_ends_without_a_result(appliance: Appliance) -> None:
     with pytest.raises(UserError, match=r"ended in its job probe\n[\s\S]*a last word"):
         run_job(appliance, "probe", {"what": "end"}, disks=[], seconds=200)
 
 
-def test_one_that_does_not_start_is_told_by_its_console(appliance: Appliance, tmp_path: Path) -> None:
+def test_the_error_shows_the_console_of_an_appliance_that_does_not_boot(appliance: Appliance, tmp_path: Path) -> None:
     broken = tmp_path / "initrd"
     broken.write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"ended in its job probe\n[\s\S]*Kernel panic"):
         run_job(replace(appliance, initrd=broken), "probe", {}, disks=[], seconds=200)
 
 
-def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: Path) -> None:
+def test_the_error_messages_of_qemu_are_shown(built: Built, appliance: Appliance, tmp_path: Path) -> None:
     image = tmp_path / "disk"
     subprocess.run([built.tools / "qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
     content = bytearray(image.read_bytes())
@@ -70,10 +70,10 @@ def test_what_qemu_says_is_shown(built: Built, appliance: Appliance, tmp_path: P
 
 
 @pytest.mark.full
-def test_it_is_started_again_if_qemu_aborts_before_the_job_begins(
+def test_the_appliance_is_started_again_if_qemu_aborts_before_the_job_begins(
     appliance: Appliance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """QEMU does this by itself now and then. A job that has begun is not done twice."""
+    """QEMU sometimes aborts without a cause. A job that has begun is not started again."""
     started: list[subprocess.Popen[bytes]] = []
 
     def aborted_at_first(*words: Any, **options: Any) -> "subprocess.Popen[bytes]":
@@ -132,7 +132,7 @@ def qemus(initrd: Path) -> list[int]:
     return found
 
 
-def test_one_that_takes_too_long_is_ended(appliance: Appliance, tmp_path: Path) -> None:
+def test_a_job_over_its_time_limit_is_killed(appliance: Appliance, tmp_path: Path) -> None:
     process = asleep(appliance, 5, tmp_path)
     _, said = process.communicate(timeout=NET)
     assert process.returncode != 0 and b"no end after 5 s" in said
@@ -140,7 +140,7 @@ def test_one_that_takes_too_long_is_ended(appliance: Appliance, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -> None:
+def test_the_appliance_is_killed_with_its_parent_process(appliance: Appliance, tmp_path: Path) -> None:
     process = asleep(appliance, 300, tmp_path)
     wait_until(lambda: qemus(appliance.initrd), what=lambda: "no QEMU")
     assert [oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_dir()] == ["0o700"]
@@ -153,10 +153,10 @@ def test_it_dies_with_whoever_started_it(appliance: Appliance, tmp_path: Path) -
 
 
 @pytest.mark.full
-def test_a_backing_file_is_not_followed(
+def test_a_backing_file_is_not_opened(
     built: Built, appliance: Appliance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused by name and, were it not, QEMU is told that there is none, and may not open it."""
+    """A disk that names one is refused. Without this check QEMU is told that there is none, and may not open it."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"S" * (1 << 20))
     image = tmp_path / "image.qcow2"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks that build from source, as a user calls them; with --full the real stages, as far as configure."""
+"""The tasks that build from source, as a user calls them; with --full the real stages, up to configure."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(target)
 
 
-def test_nothing_was_started(clone: Path) -> None:
+def test_status_and_fetch_say_that_no_build_was_started(clone: Path) -> None:
     status = doit("packages_status", cwd=clone)
     assert status.returncode == 0 and "nothing was started; run: ./doitw packages_build" in status.stdout
     fetched = doit("packages_fetch", cwd=clone)
@@ -44,7 +44,7 @@ def test_nothing_was_started(clone: Path) -> None:
         (("PACKAGES_SOURCE=local", "COMPILER_CLUSTER=distcc"), "found no DISTCC_HOSTS"),
     ],
 )
-def test_what_is_refused_before_anything_is_fetched(clone: Path, words: tuple[str, ...], message: str) -> None:
+def test_bad_settings_are_refused_before_anything_is_fetched(clone: Path, words: tuple[str, ...], message: str) -> None:
     done = doit("packages_build", *words, cwd=clone)
     assert done.returncode == 1 and message in done.stdout and "Traceback" not in done.stdout
     assert not (clone / "build" / "from-source").exists()
@@ -52,7 +52,7 @@ def test_what_is_refused_before_anything_is_fetched(clone: Path, words: tuple[st
 
 @pytest.mark.full  # makes the image; unpacks the sources of QEMU and of the kernel, and compiles what configures them
 @pytest.mark.parametrize("road", ["container", "local"])
-def test_as_far_as_configure(clone: Path, road: str) -> None:
+def test_packages_are_built_up_to_configure(clone: Path, road: str) -> None:
     words = [f"PACKAGES_SOURCE={road}", "--only", "qemu,guest-kernel,host-kernel", "--configure"]
     argv = [sys.executable, "-m", "doit", "packages_build", *words]
     started = subprocess.run(argv, cwd=clone, capture_output=True, text=True, timeout=CONFIGURE, check=False)

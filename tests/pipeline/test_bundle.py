@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host bundle: what is in it and what is not, and that ./run needs nothing but QEMU and leaves nothing behind."""
+"""The host bundle: what it contains and what not; ./run needs only QEMU, and leaves no process behind."""
 
 import contextlib
 import os
@@ -137,7 +137,7 @@ def test_no_secret_and_no_policy(built: Built, bundle: Path) -> None:
     assert built.config("snp").reference is not None  # the control arm
 
 
-def test_the_search_for_secrets_would_find_them(built: Built, tmp_path: Path) -> None:
+def test_the_search_for_secrets_finds_a_planted_secret(built: Built, tmp_path: Path) -> None:
     owner = built.keys.owner_private.read_bytes()
     assert b"PRIVATE KEY" in owner and b"[reference" in (built.build / "verity/vm-config-verity.toml").read_bytes()
     for secret in (owner, b"[reference]"):
@@ -146,7 +146,7 @@ def test_the_search_for_secrets_would_find_them(built: Built, tmp_path: Path) ->
             test_no_secret_and_no_policy(built, tmp_path)
 
 
-def test_what_is_in_it(built: Built, bundle: Path) -> None:
+def test_the_bundle_has_exactly_the_expected_files(built: Built, bundle: Path) -> None:
     assert {entry.name for entry in bundle.iterdir()} - {"state"} == {
         "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.fd", "vmlinuz",
         "initramfs.cpio.zst", "initramfs.emulated.cpio.zst", "cmdline", "cmdline.emulated", "verity.img",
@@ -197,7 +197,7 @@ def test_a_bundle_for_the_hardware_alone_has_no_emulator(
     assert names(copy.build / place) == both
 
 
-def test_its_paths_do_not_leave_it(bundle: Path) -> None:
+def test_all_paths_in_the_bundle_stay_inside_it(bundle: Path) -> None:
     for name in ("launch.toml", "launch.emulated.toml"):
         launch = read_vm_config(bundle / name).launch
         files = [file.path for file in (launch.firmware, launch.kernel, launch.initrd, launch.cmdline)]
@@ -206,14 +206,14 @@ def test_its_paths_do_not_leave_it(bundle: Path) -> None:
     assert links == []
 
 
-def test_help_needs_nothing(bundle: Path, tmp_path: Path) -> None:
+def test_help_needs_no_program(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with running(bundle, tmp_path / "empty", "--help", ports=False) as process:
         output, _ = process.communicate(timeout=NET)
     assert process.returncode == 0 and "--attest-port" in output
 
 
-def test_through_a_link(bundle: Path, tmp_path: Path) -> None:
+def test_run_works_through_a_symbolic_link(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle / "run")
     done = subprocess.run([tmp_path / "link", "--help"], env={}, capture_output=True, text=True, check=True)
     assert "Start the guest of this bundle" in done.stdout
@@ -241,7 +241,7 @@ def test_an_old_qemu(bundle: Path, tmp_path: Path, version: str, words: str) -> 
 
 
 @pytest.mark.full  # half a minute is waited for a control socket that never comes
-def test_a_qemu_that_fails_is_said_with_its_words(bundle: Path, tmp_path: Path) -> None:
+def test_the_error_messages_of_a_failing_qemu_are_shown(bundle: Path, tmp_path: Path) -> None:
     script = 'case "$*" in --version) echo QEMU emulator version 10.0.2;; *) echo it broke >&2; exit 3;; esac'
     path = qemu_in(tmp_path / "path", script)
     with running(bundle, path) as process:
@@ -272,7 +272,7 @@ def test_bad_arguments(bundle: Path, path: Path, option: str) -> None:
         assert f"argument {option}: " in refused(bundle, path, f"{option}={value}")
 
 
-def test_more_memory_than_there_is(bundle: Path, path: Path) -> None:
+def test_more_memory_than_the_machine_has_is_refused(bundle: Path, path: Path) -> None:
     assert "--memory 4096000M: this machine has" in refused(bundle, path, "--memory", "4000G")
 
 
@@ -306,7 +306,7 @@ def test_a_signal_leaves_no_qemu(bundle: Path, path: Path, number: signal.Signal
 
 
 @pytest.mark.boot
-def test_it_boots_with_nothing_but_qemu(bundle: Path, path: Path) -> None:
+def test_the_bundle_boots_with_only_qemu_on_the_host(bundle: Path, path: Path) -> None:
     log = bundle / "state" / "serial.log"
     with running(bundle, path, "--memory", "1G") as process:
         qemu_of(process)

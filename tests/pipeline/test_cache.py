@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact cache as its user sees it: status, pruning, damage, switched off, elsewhere, and a fresh checkout."""
+"""The artefact cache for its user: status, pruning, damage, CACHE=off, another directory, and a fresh checkout."""
 
 import os
 import shutil
@@ -76,14 +76,14 @@ def test_a_fresh_checkout_builds_nothing_that_the_cache_has(built: Built, copy: 
 
 
 @pytest.mark.full
-def test_elsewhere_it_begins_empty(copy: Built, small: str) -> None:
+def test_a_cache_in_another_directory_begins_empty(copy: Built, small: str) -> None:
     assert made(build(copy, cache=small)) == {"init layer", "base layer"}
     assert made(build(copy, cache=small)) == set()
     assert len(list(Path(small, "entries").iterdir())) == len(blobs(small)) == 2
 
 
 @pytest.mark.full
-def test_switched_off_it_neither_gives_nor_takes(copy: Built, small: str) -> None:
+def test_a_cache_that_is_switched_off_is_neither_read_nor_written(copy: Built, small: str) -> None:
     assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "base layer"}
     assert not Path(small, "entries").exists()
     build(copy, cache=small)
@@ -109,7 +109,7 @@ def test_status(copy: Built, small: str) -> None:
 
 
 @pytest.mark.full
-def test_prune_keeps_to_the_limit_and_what_was_used_last(copy: Built, small: str) -> None:
+def test_prune_removes_the_entries_used_longest_ago_above_the_limit(copy: Built, small: str) -> None:
     build(copy, "_base_layer", cache=small)
     build(copy, "_init_layer", cache=small)
     assert sum(path.stat().st_size for path in blobs(small)) > 1 << 20
@@ -122,7 +122,7 @@ def test_prune_keeps_to_the_limit_and_what_was_used_last(copy: Built, small: str
 
 
 @pytest.mark.full
-def test_prune_waits_for_nobody(copy: Built, small: str) -> None:
+def test_prune_fails_at_once_while_another_run_uses_the_cache(copy: Built, small: str) -> None:
     build(copy, cache=small)
     with held_elsewhere(Path(small, "locks", "all"), "shared"):
         refused = copy.doit("cache_prune", "CACHE_SIZE=1M", check=False, SEVSNP_CACHE=small)
@@ -138,7 +138,7 @@ def test_a_build_keeps_to_the_limit(copy: Built, small: str) -> None:
 
 
 @pytest.mark.parametrize("said_before", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_damage_is_said_once_and_heals(copy: Built, small: str, said_before: bool) -> None:
+def test_a_damaged_blob_is_reported_once_and_made_again(copy: Built, small: str, said_before: bool) -> None:
     build(copy, cache=small)
     good = digests(copy.build / "layers")
     whole = copy.doit("cache_verify", SEVSNP_CACHE=small)
@@ -161,7 +161,7 @@ def test_damage_is_said_once_and_heals(copy: Built, small: str, said_before: boo
     assert made(build(copy, cache=small)) == set()
 
 
-def test_one_that_others_can_write_to_is_refused(copy: Built, small: str) -> None:
+def test_a_cache_that_others_can_write_to_is_refused(copy: Built, small: str) -> None:
     build(copy, cache=small)
     Path(small).chmod(0o777)
     (copy.project / INIT).unlink()

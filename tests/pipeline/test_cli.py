@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit as a user meets it: what it lists, what it loads, what it does unasked, and how it is interrupted."""
+"""doit for its user: its list and help, the modules that it loads, a run without a task, and interrupted runs."""
 
 import json
 import os
@@ -80,7 +80,7 @@ print(json.dumps([GROUPS, makers]))
 """
 
 
-def test_every_listed_task_says_what_it_does_and_what_is_next(clone: Path) -> None:
+def test_every_listed_task_has_a_description_and_a_next_step(clone: Path) -> None:
     done = subprocess.run([sys.executable, "-c", NAMED], cwd=clone, capture_output=True, text=True, check=True)
     groups, makers = json.loads(done.stdout)
     listed = [name for names in groups.values() for name in names]
@@ -91,13 +91,13 @@ def test_every_listed_task_says_what_it_does_and_what_is_next(clone: Path) -> No
         assert set(re.findall(r"\./doitw (\w+)", makers[name])) <= set(makers), name
 
 
-def test_a_list_makes_nothing(clone: Path) -> None:
+def test_list_and_help_create_no_files(clone: Path) -> None:
     for words in (("list",), ("help", "setup_verity"), ("list", "--all", "--private", "--deps")):
         assert doit(*words, cwd=clone).returncode == 0
     assert not (clone / "build").exists()
 
 
-def test_loading_the_tasks_loads_nothing_heavy(clone: Path) -> None:
+def test_loading_the_tasks_imports_no_slow_module(clone: Path) -> None:
     script = f"""
 import sys
 import dodo
@@ -111,7 +111,7 @@ print(*sorted(name for name in {HEAVY!r} if name in sys.modules))
     assert done.stdout.split() == []
 
 
-def test_a_list_costs_little_more_than_doit_itself(clone: Path, tmp_path: Path) -> None:
+def test_list_takes_little_more_time_than_doit_itself(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "dodo.py").write_text("def task_nothing():\n    return {'actions': None}\n")
     argv = [sys.executable, "-m", "doit", "list"]
     # Processor time, the best of some, in turns: what else the machine does must not decide.
@@ -120,7 +120,7 @@ def test_a_list_costs_little_more_than_doit_itself(clone: Path, tmp_path: Path) 
     assert ours < 4 * empty, f"doit list: {ours:.3f} s, with an empty dodo.py {empty:.3f} s"
 
 
-def test_a_bare_doit_is_harmless_and_helpful(clone: Path) -> None:
+def test_doit_without_a_task_prints_help_and_builds_nothing(clone: Path) -> None:
     done = doit(cwd=clone)
     assert done.returncode == 0
     for words in ("./doitw list", "./doitw e2e", "./doitw help TASK", "NAME=value"):
@@ -181,7 +181,7 @@ def test_a_run_that_has_nothing_to_do_says_so(clone: Path, tmp_path: Path) -> No
         (["setup_verity", "--nonsuch"], "--nonsuch"),
     ],
 )
-def test_what_is_not_there_is_refused_by_name(clone: Path, words: list[str], said: str) -> None:
+def test_unknown_tasks_and_settings_are_refused_by_name(clone: Path, words: list[str], said: str) -> None:
     done = doit(*words, cwd=clone)
     assert done.returncode == 3
     assert said in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
@@ -189,8 +189,8 @@ def test_what_is_not_there_is_refused_by_name(clone: Path, words: list[str], sai
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root leaves what another user may not remove")
-def test_what_root_left_is_one_line_to_others(clone: Path, tmp_path: Path) -> None:
-    """In a build and in a clean; and the command that is printed mends both."""
+def test_files_that_root_left_give_other_users_an_error_of_one_line(clone: Path, tmp_path: Path) -> None:
+    """In a build and in a clean; the printed command repairs both."""
     copy = tmp_path / "project"
     shutil.copytree(clone, copy)
     words = {"SEVSNP_CACHE": str(copy / ".cache" / "a"), "CONFIG_DIR": str(copy / ".cache" / "b"), "HOME": str(copy)}
@@ -328,7 +328,7 @@ def test_an_interrupted_build(tmp_path: Path, number: signal.Signals, words: lis
 
 @pytest.mark.full
 def test_an_interrupted_download_and_unpacking(built: Built, tmp_path: Path) -> None:
-    """The real thing, from the cache: whenever it is ended, the next run completes."""
+    """With the real packages, from the cache: the next run completes, whenever the run before it was interrupted."""
     copy = copy_built(built, tmp_path / "project")
     for seconds in (1.0, 2.5, 5.0):
         (copy.build / "snp-release" / "packages.json").unlink(missing_ok=True)

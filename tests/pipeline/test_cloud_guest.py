@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain guest from a cloud image: its disk and its seed, as the tools that read them see them."""
+"""The plain guest from a cloud image: the content of its disk and of its seed, read by other tools."""
 
 import hashlib
 import json
@@ -48,8 +48,8 @@ def test_the_disk_has_the_image_and_grows(tmp_path: Path, tools: Path, capsys: p
         assert ("the disk keeps its size" in capsys.readouterr().out) == (found > size)
 
 
-def test_another_image_than_its_maker_s_is_refused(tmp_path: Path, tools: Path) -> None:
-    """Control: the test above gives the right digest in its second round."""
+def test_an_image_with_another_digest_is_refused(tmp_path: Path, tools: Path) -> None:
+    """Control: the test above gives the right digest for its second disk."""
     with pytest.raises(UserError, match=r"image\.raw: found SHA-256 .*, expected 1{64}"):
         make(tmp_path, tools, sha256="1" * 64)
     assert not (tmp_path / "disk.qcow2").exists()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several doits at once, in one checkout and on one artefact cache: one builds, the others wait and take what is there.
+"""Several runs of doit at once, in one checkout and on one artefact cache: one builds, the others wait for its output.
 
-Most tests have stand-ins for the real tasks, which take a known time and note in a log that they were made.
+Most tests have stand-ins for the real tasks, which take a known time and write a line to a log when they run.
 """
 
 import os
@@ -176,7 +176,7 @@ def results(project: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("words", [[], pytest.param(["-n", "2"], marks=pytest.mark.full)], ids=["one", "threads"])
-def test_two_in_one_checkout(bench: Bench, words: list[str]) -> None:
+def test_a_second_run_in_one_checkout_waits_and_builds_nothing(bench: Bench, words: list[str]) -> None:
     project = bench.checkout("project")
     one = bench.start(project, "run", *words, "last", STANDIN_GATE=str(bench.gate))
     wait_until(lambda: bench.made().total() > 0)
@@ -194,7 +194,7 @@ def test_two_in_one_checkout(bench: Bench, words: list[str]) -> None:
 
 
 @pytest.mark.full
-def test_several_at_the_same_instant_in_one_checkout(bench: Bench) -> None:
+def test_runs_started_together_in_one_checkout_build_each_artefact_once(bench: Bench) -> None:
     project = bench.checkout("project")
     goals = ["last", "right", "last", "left"]
     for run in [bench.start(project, goal) for goal in goals]:
@@ -206,8 +206,8 @@ def test_several_at_the_same_instant_in_one_checkout(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "shared", [True, pytest.param(False, marks=pytest.mark.full)], ids=["one cache", "a cache each"]
 )
-def test_several_checkouts(bench: Bench, shared: bool) -> None:
-    """On one cache each artefact is made once. With a cache each (the control) every checkout makes its own."""
+def test_checkouts_with_one_cache_build_each_artefact_once(bench: Bench, shared: bool) -> None:
+    """Control: if each checkout has a cache of its own, each builds every artefact."""
     projects = [bench.checkout(f"project{number}") for number in range(3)]
     caches = [str(bench.base / ("cache" if shared else f"cache{number}")) for number in range(3)]
     runs = []
@@ -224,7 +224,7 @@ def test_several_checkouts(bench: Bench, shared: bool) -> None:
     assert [results(project) for project in projects] == [results(projects[0])] * 3
 
 
-def test_a_guest_that_runs_lets_others_build(bench: Bench) -> None:
+def test_a_running_guest_does_not_block_builds(bench: Bench) -> None:
     project = bench.checkout("project")
     guest = bench.start(project, "guest")
     wait_until(lambda: bench.made()["guest"] == 1)
@@ -232,7 +232,7 @@ def test_a_guest_that_runs_lets_others_build(bench: Bench) -> None:
     assert guest.poll() is None
 
 
-def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
+def test_a_running_build_does_not_block_commands_that_only_read(bench: Bench) -> None:
     project = bench.checkout("project")
     builder = bench.start(project, "last", STANDIN_SECONDS="600")
     wait_until(lambda: bench.made()["first"] == 1)
@@ -253,7 +253,7 @@ def test_a_run_that_builds_stops_no_question(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("one_checkout", [True, pytest.param(False, marks=pytest.mark.full)], ids=["checkout", "cache"])
-def test_a_killed_holder_lets_the_next_go_on(bench: Bench, one_checkout: bool) -> None:
+def test_a_waiting_run_goes_on_when_the_run_that_builds_is_killed(bench: Bench, one_checkout: bool) -> None:
     project = bench.checkout("project")
     holder = bench.start(project, "last", STANDIN_SECONDS="600")
     wait_until(lambda: bench.made()["first"] == 1)
@@ -269,8 +269,8 @@ def test_a_killed_holder_lets_the_next_go_on(bench: Bench, one_checkout: bool) -
 
 
 @pytest.mark.full
-def test_pruning_while_others_restore(bench: Bench) -> None:
-    """All of it does not fit into the limit, so that each time something goes; nobody misses it while he copies."""
+def test_pruning_does_not_disturb_a_run_that_restores_from_the_cache(bench: Bench) -> None:
+    """The entries together exceed the limit, so each pruning removes some; the run that copies them still succeeds."""
     project = bench.checkout("project")
     ended(bench.start(project, "last"))
     expected = results(project)
@@ -309,7 +309,7 @@ def consistent(copy: Built) -> None:
 
 
 @pytest.mark.full
-def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
+def test_two_runs_of_the_real_tasks_at_once_build_each_artefact_once(built: Built, bench: Bench) -> None:
     copy = copy_built(built, bench.base / "project")
     expected = {path: sha256_file(path) for path in sorted((copy.build / "verity").iterdir())}
     lose(copy)
@@ -325,7 +325,7 @@ def test_the_real_graph_twice_at_once(built: Built, bench: Bench) -> None:
 
 
 @pytest.mark.full
-def test_different_settings_at_once(built: Built, bench: Bench) -> None:
+def test_two_runs_with_different_settings_at_once_leave_consistent_files(built: Built, bench: Bench) -> None:
     copy = copy_built(built, bench.base / "project")
     variables = {"CONFIG_DIR": str(copy.config_dir)}
     for path in (copy.build / "verity").glob("vm-config*"):

@@ -60,7 +60,7 @@ __all__ = ["no_login"]
 Pull = Callable[[str], str]
 
 
-def test_a_tag_is_pinned_and_its_move_is_named(
+def test_a_tag_is_pinned_and_a_moved_tag_is_reported(
     registry: Registry, pull: Pull, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = f"docker://{registry.host}/moving/name"
@@ -101,14 +101,14 @@ def test_without_a_network_the_pinned_image_comes_from_the_cache(
     assert "check the name, the tag" in caught.value.hint
 
 
-def test_what_is_kept_is_bounded(
+def test_the_cache_of_images_has_a_limit(
     own_registry: Registry,
     pull: Pull,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The image that was not used for longest goes; each pull works, also of one that is larger than the limit."""
+    """The image used longest ago is removed; each pull works, also of an image larger than the limit."""
     place, kept = f"docker://{own_registry.host}/name", tmp_path / "cache" / "images"
     for number in (1, 2, 3):
         push(own_registry.host, "name", str(number), image(f"{number}" * 200_000, pack=""))
@@ -146,7 +146,7 @@ def test_the_image_for_amd64_is_chosen_from_an_index(registry: Registry, pull: P
 
 
 def test_bytes_that_differ_from_their_digest_are_refused(own_registry: Registry, pull: Pull, tmp_path: Path) -> None:
-    """The registry's own files are changed: it sends others than it was given, under the same digests."""
+    """The files of the registry are changed, so that it sends other bytes under the same digests."""
     made = image("it", pack="")
     found = push(own_registry.host, "name", "1", made)
     reference = f"docker://{own_registry.host}/name@{found}"
@@ -192,8 +192,8 @@ def test_references() -> None:
         ("docker://index.docker.io/user/name:1", "docker://docker.io/user/name:1"),
     ],
 )
-def test_short_names_are_docker_s(text: str, whole: str) -> None:
-    """Near misses: a host has a dot, a colon, or is localhost."""
+def test_short_names_are_expanded_as_docker_does(text: str, whole: str) -> None:
+    """Control: a name with a dot or a colon, or localhost, is the name of a host."""
     found = image_reference(text)
     assert str(found) == whole and found.place.host == "registry-1.docker.io" and found.place.scheme == "https"
     assert found.place.logins == ("https://index.docker.io/v1/", "registry-1.docker.io")
@@ -202,7 +202,7 @@ def test_short_names_are_docker_s(text: str, whole: str) -> None:
         assert (other.host, other.repository, other.logins) == (host, "debian", (host,))
 
 
-def test_a_file_of_pins_that_is_none(tmp_path: Path) -> None:
+def test_a_malformed_file_of_pins_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pins").write_text('{"a": "latest"}')
     with pytest.raises(UserError, match="a: expected sha256: and 64"):
         read_pins(tmp_path / "pins")

@@ -321,20 +321,20 @@ def kill_often(ground: Ground, times: int, stages: list[str], seed: int, *, ever
 
 
 @pytest.mark.full
-def test_three_kills(ground: Ground) -> None:
+def test_a_build_recovers_from_three_kills(ground: Ground) -> None:
     kill_often(ground, 3, ["unpack_kernel", "verity root"], seed=3)
 
 
 @pytest.mark.full
-def test_thirty_kills(ground: Ground) -> None:
+def test_a_build_recovers_from_thirty_kills(ground: Ground) -> None:
     hit = kill_often(ground, 33, list(STAGES), seed=int(os.environ.get("CRASH_SEED", "33")), everything_lost=0.1)
     # It was not always the same that was hit.
     assert len({name for names in hit for name in names.split(", ")} & STAGES.keys()) >= 7, hit
 
 
 @pytest.mark.full
-def test_the_detectors_detect(ground: Ground) -> None:
-    """The control: an orphan, a target that is half-written, a tree that lacks a file, a damaged blob, a leaving."""
+def test_control_each_kind_of_damage_is_detected(ground: Ground) -> None:
+    """An orphan process, a half-written target, a tree without one of its files, a damaged blob, temporary files."""
     reference = ground.digests()
     orphan = subprocess.Popen(["sleep", "300"], env={"TMPDIR": str(ground.temporary)}, start_new_session=True)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""install_dependencies: who may install, who is asked, and what is said where nobody can.
+"""install_dependencies: which users may install, which are asked, and the message for those who cannot install.
 
 apt-get and sudo are stand-ins on PATH: the real ones would change the machine that runs the tests.
 """
@@ -97,7 +97,7 @@ def test_every_package_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
-def test_nothing_is_missing_and_no_rights_are_needed(
+def test_no_rights_are_needed_if_nothing_is_missing(
     machine: Machine, uid: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in PROGRAMS:
@@ -114,7 +114,7 @@ def test_only_an_ordinary_user_needs_uidmap(machine: Machine) -> None:
     assert [dependency.package for dependency in missing()] == ["mmdebstrap", "uidmap", "openssh-client"]
 
 
-def test_a_program_counts_wherever_it_came_from(machine: Machine) -> None:
+def test_any_executable_file_on_path_is_accepted_as_the_program(machine: Machine) -> None:
     machine.add("mmdebstrap")
     (machine.folder / "mmdebstrap").chmod(stat.S_IRUSR)
     assert "mmdebstrap" in [dependency.package for dependency in missing()]
@@ -134,7 +134,7 @@ def test_root_without_a_terminal_installs_at_once(machine: Machine, capfd: pytes
     assert len(machine.calls()) == 2
 
 
-def test_an_old_package_list_will_do_where_there_is_no_newer(
+def test_the_present_package_lists_are_used_if_the_update_fails(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAKE_UPDATE", "100")
@@ -153,7 +153,7 @@ def test_on_a_terminal_it_asks(machine: Machine, answer: str, capfd: pytest.Capt
 
 
 @pytest.mark.parametrize("answer", ["n\n", "no\n", "what?\n", ""])
-def test_a_no_is_a_no(machine: Machine, answer: str) -> None:
+def test_any_answer_but_yes_installs_nothing(machine: Machine, answer: str) -> None:
     machine.answer(answer)
     with pytest.raises(UserError, match="not installed: mmdebstrap, openssh-client") as refused:
         install_dependencies()
@@ -174,7 +174,7 @@ def test_an_ordinary_user_without_sudo_gets_the_command(machine: Machine, answer
     assert machine.calls() == []
 
 
-def test_sudo_that_wants_a_password_nobody_can_type(machine: Machine) -> None:
+def test_sudo_with_a_password_and_no_terminal_gives_the_command(machine: Machine) -> None:
     machine.user(1000)
     machine.add("sudo", SUDO)
     with pytest.raises(UserError, match="sudo needs a password, and there is no terminal") as refused:
@@ -183,7 +183,7 @@ def test_sudo_that_wants_a_password_nobody_can_type(machine: Machine) -> None:
     assert machine.calls() == []
 
 
-def test_sudo_without_a_password_proceeds_by_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_without_a_password_installs_without_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.user(1000)
     machine.add("sudo", SUDO)
     monkeypatch.setenv("FAKE_NO_PASSWORD", "1")
@@ -200,13 +200,13 @@ def test_sudo_on_a_terminal_asks_for_its_password_itself(machine: Machine, capfd
     assert "Install with: sudo apt-get install" in capfd.readouterr().out
 
 
-def test_a_failed_installation_is_a_failure(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_apt_get_is_an_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_INSTALL", "100")
     with pytest.raises(UserError, match=r"apt-get could not install mmdebstrap, openssh-client \(exit code 100\)"):
         install_dependencies()
 
 
-def test_an_installation_that_brings_nothing_is_a_failure(machine: Machine) -> None:
+def test_a_program_that_is_missing_after_the_installation_is_an_error(machine: Machine) -> None:
     machine.add("apt-get", "#!/bin/sh\nexit 0\n")
     with pytest.raises(UserError, match="still not found: mmdebstrap, openssh-client"):
         install_dependencies()
@@ -220,7 +220,7 @@ def test_a_machine_without_apt(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_subordinate_ids_are_looked_for_before_anything_is_fetched(
+def test_missing_subordinate_ids_are_reported_before_anything_is_fetched(
     machine: Machine, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     machine.user(1000)

@@ -72,7 +72,7 @@ def inputs(tmp_path: Path) -> dict[str, Any]:
     return files
 
 
-def test_the_boot_partition_reads_back(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_mtools_reads_the_files_of_the_boot_partition(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
     esp = tmp_path / "esp"
     files = {name: inputs[name] for name in ("loader", "kernel", "initramfs")}
     make_esp(esp, **files, cmdline="console=ttyS0 quiet", tools=tools)
@@ -87,7 +87,9 @@ def test_the_boot_partition_reads_back(tools: Path, tmp_path: Path, inputs: dict
     assert esp.read_bytes()[82:90] == b"FAT32   "
 
 
-def test_identical_from_another_directory_umask_and_zone(tools: Path, tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_directory_umask_and_time_zone_do_not_change_the_disk(
+    tools: Path, tmp_path: Path, inputs: dict[str, Any]
+) -> None:
     images = []
     for folder, umask, zone in (("one", 0o022, "UTC"), ("another one", 0o077, "Asia/Tokyo")):
         output = tmp_path / folder / "disk.qcow2"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doitw: makes .venv once, trusts only a whole one, and stays out of the way."""
+"""doitw: it makes .venv once, uses only a complete one, and passes its arguments on to doit."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hello NAME=--help", "hello NAME=--help"),
     ],
 )
-def test_help_however_it_is_asked_for(program: Path, words: str, becomes: str) -> None:
+def test_every_form_of_a_call_for_help_becomes_doit_help(program: Path, words: str, becomes: str) -> None:
     doit = program.parent / ".venv" / "bin" / "doit"
     kept = doit.read_text()
     doit.write_text('#!/bin/sh\necho "$@"\n')
@@ -57,18 +57,18 @@ def test_help_however_it_is_asked_for(program: Path, words: str, becomes: str) -
         doit.write_text(kept)
 
 
-def test_it_is_silent_once_all_is_there(program: Path) -> None:
+def test_doitw_prints_nothing_if_the_venv_is_complete(program: Path) -> None:
     assert not made_venv(program)
 
 
-def test_words_and_exit_codes_go_through(program: Path) -> None:
+def test_arguments_and_exit_codes_are_passed_on(program: Path) -> None:
     assert greeting(doitw("hello", "NAME=a  b", program=program).stdout) == "hello a b"
     assert "Say hello." in doitw("list", program=program).stdout
     assert doitw("fail", program=program).returncode == 1
     assert doitw("no-such-task", program=program).returncode == 3
 
 
-def test_it_runs_in_the_project_s_directory_from_anywhere(program: Path, tmp_path: Path) -> None:
+def test_doitw_runs_in_the_project_directory_from_anywhere(program: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(program)
     for way in (program, link):
@@ -81,7 +81,7 @@ def test_it_runs_in_the_project_s_directory_from_anywhere(program: Path, tmp_pat
 
 
 def test_it_adds_little_time(program: Path, tmp_path: Path) -> None:
-    """Once all is there: five small programs before doit, and little processor time beside doit's own."""
+    """With a complete .venv: five small programs before doit, and little more processor time than doit's own."""
     tools, log = Tools(tmp_path / "tools"), tmp_path / "log"
     for name in [*(path.name for path in tools.folder.iterdir()), "python3", "sleep"]:
         tools.add(name, f'echo {name} >>{log}\nPATH={os.defpath} exec {name} "$@"')
@@ -102,7 +102,7 @@ def test_the_project_is_importable_from_anywhere(program: Path, tmp_path: Path) 
 
 
 @pytest.mark.full
-def test_a_killed_bootstrap_is_not_trusted(program: Path) -> None:
+def test_a_venv_of_a_killed_run_is_made_anew(program: Path) -> None:
     folder = program.parent
     stamp = folder / ".venv/.doitw-stamp"
     with (folder / "requirements.lock").open("a") as lock:
@@ -202,7 +202,7 @@ def bare(tmp_path: Path) -> Iterator[tuple[Path, Tools]]:
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["too old", "none"])
-def test_without_a_recent_python_it_says_so(bare: tuple[Path, Tools], old: bool) -> None:
+def test_an_old_or_missing_python_is_reported(bare: tuple[Path, Tools], old: bool) -> None:
     program, tools = bare
     if old:
         tools.add("python3", 'case "$1" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac')
@@ -218,7 +218,7 @@ def test_without_a_recent_python_it_says_so(bare: tuple[Path, Tools], old: bool)
 INSTALL = "apt-get install --yes --no-install-recommends python3-venv"
 
 
-def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
+def test_doitw_installs_python3_venv_for_root(bare: tuple[Path, Tools]) -> None:
     program, tools = bare
     tools.add("id", "echo 0")
     tools.add("apt-get", f"echo apt-get $* >> {tools.folder}/log; exit 1")
@@ -235,7 +235,7 @@ def test_root_gets_python3_venv_installed(bare: tuple[Path, Tools]) -> None:
     assert (tools.folder / "log").read_text().splitlines() == ["apt-get update -qq", f"{INSTALL} -qq"]
 
 
-def test_an_ordinary_user_gets_it_through_sudo_that_asks_nothing(bare: tuple[Path, Tools]) -> None:
+def test_doitw_installs_python3_venv_with_sudo_that_needs_no_password(bare: tuple[Path, Tools]) -> None:
     program, tools = bare
     tools.add("id", "echo 1000")
     tools.add("sudo", f'echo sudo $* >> {tools.folder}/log; [ "$1" = -n ]')
@@ -250,7 +250,7 @@ def test_an_ordinary_user_gets_it_through_sudo_that_asks_nothing(bare: tuple[Pat
 
 
 @pytest.mark.parametrize("sudo", [None, "exit 1"], ids=["no sudo", "sudo wants a password"])
-def test_where_nobody_can_install_it_prints_the_command(bare: tuple[Path, Tools], sudo: str | None) -> None:
+def test_doitw_prints_the_command_if_only_root_can_install(bare: tuple[Path, Tools], sudo: str | None) -> None:
     program, tools = bare
     tools.add("id", "echo 1000")
     tools.add("apt-get", "exit 1")
@@ -267,9 +267,9 @@ KEY = "canary-7c1 \t'\"$(id)`id`\\ \xe9\nand a second line\n"
 
 @pytest.mark.parametrize("shell", [(), ("dash",), ("bash",), ("bash", "--posix")], ids=" ".join)
 def test_a_disk_key_in_the_environment_goes_through_a_pipe(program: Path, shell: tuple[str, ...]) -> None:
-    """As it is, to its last byte; while doit runs, no process has it in its environment or its arguments.
+    """All its bytes arrive; while doit runs, no process has the key in its environment or its arguments.
 
-    Whatever crashes leaves no core dump.
+    A process that crashes leaves no core dump.
     """
     if shell and not shutil.which(shell[0]):
         pytest.skip(f"no {shell[0]}")
@@ -288,15 +288,15 @@ def test_a_disk_key_in_the_environment_goes_through_a_pipe(program: Path, shell:
     assert b"canary-7c1" not in done.stderr
 
 
-def test_the_canary_is_found_where_a_key_is_left(program: Path) -> None:
-    """Control arm of the one before."""
+def test_control_a_canary_in_environment_and_arguments_is_found(program: Path) -> None:
+    """Control for the test before."""
     found = json.loads(greeting(doitw("key", "X=canary-7c1", program=program, env={"ANOTHER": "canary-7c1"}).stdout))
     assert found["key"] is None and found["environ"] and found["cmdline"]
     assert found["dumps"] == MOST
 
 
-def test_nothing_that_doitw_executes_has_the_key(bare: tuple[Path, Tools]) -> None:
-    """Neither its variable nor its pipe: all that is executed on the way to a refusal writes down what it has."""
+def test_no_program_that_doitw_executes_has_the_key(bare: tuple[Path, Tools]) -> None:
+    """Each program on the way to a refusal writes down its environment and file descriptors: none has the key."""
     program, tools = bare
     log = tools.folder / "log"
     look = f"{{ cat /proc/self/environ; ls /proc/$$/fd; }} >>{log} 2>&1"
@@ -318,13 +318,13 @@ def test_nothing_that_doitw_executes_has_the_key(bare: tuple[Path, Tools]) -> No
     ("key", "words"),
     [("", "LUKS_KEY is empty, expected a key"), ("k" * 4097, "LUKS_KEY: found 4097 bytes, expected at most 4096")],
 )
-def test_a_disk_key_of_no_possible_length(program: Path, key: str, words: str) -> None:
+def test_an_empty_or_too_long_disk_key_is_refused(program: Path, key: str, words: str) -> None:
     done = doitw("key", program=program, env={"LUKS_KEY": key})
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"doitw: {words}\n")
 
 
-def test_a_shell_that_keeps_here_documents_in_files_is_not_used(program: Path, tmp_path: Path) -> None:
-    """Its pipe's place taken by a file: what such a shell would do."""
+def test_a_shell_that_keeps_here_documents_in_files_is_refused(program: Path, tmp_path: Path) -> None:
+    """A file takes the place of the pipe, as in such a shell."""
     text = program.read_text()
     assert text.count("exec 8<<PIPE\n\nPIPE\n") == 1
     (tmp_path / "here").write_text("\n")

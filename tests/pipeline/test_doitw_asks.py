@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What doitw asks before it sets up, and which of the two locked groups of packages it installs for what."""
+"""The question of doitw before it sets up, and which tasks need which of the two locked groups of packages."""
 
 import contextlib
 import os
@@ -45,7 +45,7 @@ def test_a_question_is_asked_before_the_first_set_up(tmp_path: Path, answer: str
 
 
 @pytest.mark.full
-def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> None:
+def test_yes_starts_the_set_up_and_a_setup_task_asks_nothing(tmp_path: Path) -> None:
     program = make_project(tmp_path / "asks")
     code, seen = on_a_terminal(program, "list", answer="\n")
     assert code == 0 and "go on? [Y/n]" in seen and "Say hello." in seen
@@ -54,7 +54,7 @@ def test_a_yes_sets_up_and_a_task_that_sets_up_asks_nothing(tmp_path: Path) -> N
     assert code == 0 and "making .venv" in seen and "go on?" not in seen and "hello set up" in seen
 
 
-def test_what_changes_the_machine_is_asked_for_whatever_the_task(tmp_path: Path) -> None:
+def test_doitw_asks_before_it_changes_the_machine_for_any_task(tmp_path: Path) -> None:
     tools = Tools(tmp_path / "tools")
     tools.add("python3", 'case "$*" in *ensurepip*) exit 1 ;; --version) echo Python 3.11.2 ;; esac')
     tools.add("id", "echo 0")
@@ -69,7 +69,7 @@ def test_what_changes_the_machine_is_asked_for_whatever_the_task(tmp_path: Path)
 
 
 @pytest.mark.full
-def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
+def test_packages_for_tests_are_installed_for_tests_alone(tmp_path: Path) -> None:
     program = make_project(tmp_path / "project")
     made_venv(program)
     for words in (("list",), ("help", "test"), ("info", "test"), ("hello", "NAME=test")):
@@ -95,7 +95,7 @@ def test_what_tests_need_is_installed_for_them_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
-def test_another_user_s_checkout_is_one_line(tmp_path: Path) -> None:
+def test_a_checkout_of_another_user_is_an_error_of_one_line(tmp_path: Path) -> None:
     program = make_project(tmp_path / "project")
     (program.parent / ".venv").mkdir()
     os.chown(program.parent, 65534, 65534)

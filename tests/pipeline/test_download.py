@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads against a real server: kept-alive connections, resumed files, and every way in which that can go wrong."""
+"""Downloads from a real server: connections that are kept open, resumed files, and their failures."""
 
 import base64
 import hashlib
@@ -77,7 +77,7 @@ def files_in(cache: Path) -> list[str]:
     return [path.name for path in cache.rglob("*") if path.is_file()]
 
 
-def test_connections_are_kept(mirror: Mirror, tmp_path: Path) -> None:
+def test_connections_are_used_again(mirror: Mirror, tmp_path: Path) -> None:
     packages = []
     for number in range(30):
         data = content(number, 5000 + number)
@@ -90,7 +90,7 @@ def test_connections_are_kept(mirror: Mirror, tmp_path: Path) -> None:
 
 
 def test_a_connection_that_the_server_closed_is_opened_again(mirror: Mirror, tmp_path: Path) -> None:
-    """Control for the above: where each answer ends the connection, as many are made."""
+    """Control for the test above: the server closes the connection after each answer, so each file needs a new one."""
     packages = [pinned(content(number, 5000), f"tool{number}") for number in range(6)]
     mirror.files |= {f"/{package.filename}": content(number, 5000) for number, package in enumerate(packages)}
     mirror.breaks = [5000] * 6
@@ -99,7 +99,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(mirror: Mirror, tmp
     assert mirror.connections == 6
 
 
-def test_a_dropped_file_costs_no_connection(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+def test_a_missing_file_does_not_close_the_connection(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     """The page of a 404 is read, and the next request goes over the same connection."""
     gone = pinned(content(1), "gone")
     connections = Connections({}, 1)
@@ -124,7 +124,7 @@ def test_a_broken_download_is_resumed(mirror: Mirror, package: Package, tmp_path
     assert files_in(tmp_path) == [package.deb]
 
 
-def test_attempts_end_and_the_next_run_goes_on(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+def test_the_next_run_goes_on_where_the_last_attempt_ended(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     mirror.breaks = [1000] * downloading.ATTEMPTS
     with pytest.raises(UserError, match="cannot be fetched from"):
         get(package, mirror, tmp_path)
@@ -135,14 +135,14 @@ def test_attempts_end_and_the_next_run_goes_on(mirror: Mirror, package: Package,
     assert files_in(tmp_path) == [package.deb]
 
 
-def test_a_server_without_ranges_sends_all_again(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     mirror.breaks, mirror.ranges = [BROKEN], False
     assert get(package, mirror, tmp_path) == content()
     assert mirror.ranged == ["", f"bytes={BROKEN}-"]
 
 
-def test_a_file_that_changed_meanwhile_is_not_joined(mirror: Mirror, package: Package, tmp_path: Path) -> None:
-    """The first part is of another file: If-Range has the whole of the new one sent."""
+def test_parts_of_two_versions_of_a_file_are_not_joined(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+    """The first part is of an older file; because of If-Range the server sends the whole new one."""
     mirror.breaks = [BROKEN]
     path = f"/{package.filename}"
     mirror.files[path] = content(7)
@@ -158,8 +158,8 @@ def test_a_file_that_changed_meanwhile_is_not_joined(mirror: Mirror, package: Pa
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_a_wrong_beginning_is_thrown_away(mirror: Mirror, package: Package, tmp_path: Path, tags: bool) -> None:
-    """What another run left belongs to no version that the server knows of: only the digest can tell."""
+def test_a_wrong_partial_file_is_fetched_again(mirror: Mirror, package: Package, tmp_path: Path, tags: bool) -> None:
+    """The partial file belongs to no version on the server; only the digest shows that."""
     mirror.tags = tags
     begin(package, tmp_path, content(7)[:BROKEN])
     assert get(package, mirror, tmp_path) == content()
@@ -176,7 +176,7 @@ def test_a_wrong_beginning_is_thrown_away(mirror: Mirror, package: Package, tmp_
         (b"", [""]),
     ],
 )
-def test_what_a_killed_run_left(
+def test_the_partial_file_of_a_killed_run_is_completed(
     mirror: Mirror, package: Package, tmp_path: Path, left: bytes, asked: list[str]
 ) -> None:
     begin(package, tmp_path, left)
@@ -184,8 +184,8 @@ def test_what_a_killed_run_left(
     assert mirror.ranged == asked and files_in(tmp_path) == [package.deb]
 
 
-def test_a_shorter_file_than_what_is_there(mirror: Mirror, package: Package, tmp_path: Path) -> None:
-    """416: the server has less than the beginning; and what it has does not match."""
+def test_a_file_shorter_than_the_partial_file_is_refused(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+    """The server answers 416, because its file is shorter than the part; its whole file does not match the lock."""
     mirror.files[f"/{package.filename}"] = content()[: BROKEN // 2]
     begin(package, tmp_path, content()[:BROKEN])
     with pytest.raises(UserError, match="does not match the lock and was removed"):
@@ -193,7 +193,7 @@ def test_a_shorter_file_than_what_is_there(mirror: Mirror, package: Package, tmp
     assert mirror.ranged[:2] == [f"bytes={BROKEN}-", ""] and files_in(tmp_path) == []
 
 
-def test_the_rest_of_a_file_of_another_size(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+def test_a_file_longer_than_the_pinned_one_is_refused(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     """A range of a file that is not as long as the pinned one is not even read."""
     mirror.files[f"/{package.filename}"] = content() + bytes(50_000_000)
     begin(package, tmp_path, content()[:BROKEN])
@@ -244,7 +244,7 @@ def test_proxies(mirror: Mirror, package: Package, tmp_path: Path, monkeypatch: 
     assert through({}, package, tmp_path / "past", mirror.uri) == content()
 
 
-def test_the_system_s_certificates_decide(
+def test_the_system_s_certificate_store_is_used(
     mirror: Mirror, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL's own variable stands for the system's store here."""
@@ -274,7 +274,7 @@ def run_fetch(package: Package, mirror: Mirror, cache: Path) -> "subprocess.Pope
     return subprocess.Popen(ends_with_us(*words), cwd=Path(__file__).parents[2], start_new_session=True)
 
 
-def test_a_killed_process(mirror: Mirror, package: Package, tmp_path: Path) -> None:
+def test_a_download_is_resumed_after_its_process_was_killed(mirror: Mirror, package: Package, tmp_path: Path) -> None:
     mirror.pauses_at = BROKEN
     process = run_fetch(package, mirror, tmp_path)
     assert mirror.paused.wait(NET)

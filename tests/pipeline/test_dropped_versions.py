@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions that the mirror has dropped: snapshots that are found by themselves, the shared cache, and sources.tar."""
+"""Versions that the mirror has dropped: they come from a snapshot mirror, the shared cache, or sources.tar."""
 
 import datetime
 import hashlib
@@ -93,7 +93,7 @@ def asked(snapshot: Mirror) -> list[str]:
     return [path.split("/")[3] for path, _ in snapshot.requests]
 
 
-def test_the_setting_with_the_lock_s_times(package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path) -> None:
+def test_a_snapshot_of_a_time_in_the_lock(package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path) -> None:
     template = f"{snapshot.uri}/archive/debian/@SNAPSHOTID@/"
     assert get(package, empty, tmp_path / "one", template) == content()
     assert asked(snapshot) == [DAY_LATER]
@@ -116,7 +116,7 @@ def get_from_cache(package: Package, cache: Path) -> bytes:
     ].read_bytes()
 
 
-def test_the_setting_with_one_time(package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path) -> None:
+def test_a_snapshot_mirror_with_a_fixed_time(package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path) -> None:
     assert get(package, empty, tmp_path / "one", f"{snapshot.uri}/archive/debian/{DAY_LATER}") == content()
     with pytest.raises(UserError, match="no longer have it") as caught:
         get(package, empty, tmp_path / "two", f"{snapshot.uri}/archive/debian/{THEN}")
@@ -124,7 +124,7 @@ def test_the_setting_with_one_time(package: Package, empty: Mirror, snapshot: Mi
     assert caught.value.hint == "run: ./doitw packages_lock"
 
 
-def test_security_updates_are_beside(empty: Mirror, snapshot: Mirror, tmp_path: Path, package: Package) -> None:
+def test_snapshots_of_security_updates(empty: Mirror, snapshot: Mirror, tmp_path: Path, package: Package) -> None:
     update = Package(**{**vars(package), "archive": "debian-security"})
     snapshot.files = {f"/archive/debian-security/{DAY_LATER}{POOL}": content()}
     assert get(update, empty, tmp_path, f"{snapshot.uri}/archive/debian/@SNAPSHOTID@") == content()
@@ -143,7 +143,7 @@ def commented(snapshot: Mirror) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("known", [configured, commented])
-def test_what_this_machine_s_apt_knows(
+def test_the_snapshot_mirror_of_this_machine_s_apt_is_used(
     known: Callable[[Mirror], dict[str, str]],
     package: Package,
     empty: Mirror,
@@ -164,7 +164,7 @@ def test_what_this_machine_s_apt_knows(
     assert caught.value.hint == "run: ./doitw packages_lock" and len(snapshot.requests) == 1
 
 
-def test_the_security_archive_s_own_snapshots(
+def test_the_security_archive_may_have_its_own_snapshot_mirror(
     empty: Mirror, snapshot: Mirror, tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = Package(**{**vars(package), "archive": "debian-security"})
@@ -174,7 +174,7 @@ def test_the_security_archive_s_own_snapshots(
     assert get(update, empty, tmp_path / "cache") == content()
 
 
-def test_what_debian_s_current_apt_has_built_in(
+def test_the_snapshot_mirror_built_into_debian_s_apt_is_used(
     package: Package, empty: Mirror, snapshot: Mirror, tmp_path: Path
 ) -> None:
     repository = Repository(tmp_path / "debian")
@@ -190,7 +190,7 @@ def test_what_debian_s_current_apt_has_built_in(
         get(package, empty, tmp_path / "two", keyring=Repository(tmp_path / "other").keyring)
 
 
-def test_a_local_mirror_is_all_there_is(
+def test_with_a_local_mirror_no_snapshot_mirror_is_asked(
     package: Package, snapshot: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_apt(monkeypatch, tmp_path, **configured(snapshot))
@@ -209,13 +209,13 @@ def test_a_snapshot_is_checked_like_a_mirror(package: Package, empty: Mirror, sn
     assert files_in(tmp_path / "debs") == []
 
 
-def test_a_snapshot_mirror_that_is_away(package: Package, empty: Mirror, tmp_path: Path) -> None:
+def test_an_unreachable_snapshot_mirror_is_reported(package: Package, empty: Mirror, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dropped .* failed: .*Connection refused") as caught:
         get(package, empty, tmp_path, "http://127.0.0.1:9/debian/@SNAPSHOTID@")
     assert "packages_lock" in caught.value.hint
 
 
-def test_a_setting_that_is_none(package: Package) -> None:
+def test_a_malformed_snapshot_mirror_is_refused(package: Package) -> None:
     with pytest.raises(UserError, match="SNAPSHOT_MIRROR: found 'rubbish'"):
         Snapshots("rubbish", lock_of(package))
 
@@ -246,7 +246,7 @@ def open_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         index.close()
 
 
-def test_the_artefact_cache_has_what_the_mirror_dropped(
+def test_a_dropped_version_is_taken_from_the_artefact_cache(
     package: Package, empty: Mirror, tmp_path: Path, open_cache: Callable[[str], caching.Cache]
 ) -> None:
     said: list[str] = []
@@ -274,7 +274,7 @@ def test_the_artefact_cache_has_what_the_mirror_dropped(
     assert files_in(tmp_path / "three") == [] and said == []
 
 
-def test_another_machine_takes_it_from_the_shared_cache(
+def test_a_dropped_version_is_taken_from_the_shared_cache(
     package: Package, empty: Mirror, registry: Registry, tmp_path: Path, open_cache: Callable[..., caching.Cache]
 ) -> None:
     said: list[str] = []
@@ -374,7 +374,7 @@ def test_other_files_are_no_archive(tmp_path: Path) -> None:
         find_sources(str(tmp_path / "absent.tar"))
 
 
-def test_an_archive_has_no_newer_versions(two: dict[Package, Path], tmp_path: Path) -> None:
+def test_a_lock_is_not_refreshed_from_an_archive(two: dict[Package, Path], tmp_path: Path) -> None:
     archive = tmp_path / "sources.tar"
     write_archive(two, archive, lambda size: None)
     asked_for = [PackageSet("test", Path("list.yaml"), "trixie", ("tool",))]
@@ -383,7 +383,7 @@ def test_an_archive_has_no_newer_versions(two: dict[Package, Path], tmp_path: Pa
 
 
 def test_pack_sources(two: dict[Package, Path], tmp_path: Path) -> None:
-    """The whole step, from a lock and a cache; sha256sum has the last word."""
+    """The whole step, from a lock and a cache; sha256sum checks its output."""
     from sevsnp.packages.lock import dump_lock
 
     lock, cache = tmp_path / "packages.lock", tmp_path / "cache"

@@ -62,7 +62,7 @@ def test_vmspawn(copy: Built) -> None:
     assert {"launch.vcpu_model:", "launch.host_data:", "files.cmdline:"} <= set(fields)
 
 
-def test_no_emulated_guest(copy: Built) -> None:
+def test_an_emulated_guest_is_not_exported(copy: Built) -> None:
     emulated = CONFIG.replace(".toml", ".emulated.toml")
     output = said(copy.doit("export_libvirt", f"VM_CONFIG={emulated}", check=False), 1)
     assert "would run this guest unprotected" in output

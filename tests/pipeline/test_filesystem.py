@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File system images: the same bytes every time, nothing lost, and one line for what cannot be."""
+"""File system images: the same bytes every time, complete content, and errors of one line."""
 
 import os
 import subprocess
@@ -40,7 +40,9 @@ def debugfs(tools: Path, image: Path, request: str) -> str:
 
 
 @pytest.mark.parametrize("make", [make_ext4, make_erofs])
-def test_identical_from_another_directory_umask_and_zone(tools: Path, tmp_path: Path, tar: Path, make: object) -> None:
+def test_directory_umask_and_time_zone_do_not_change_the_image(
+    tools: Path, tmp_path: Path, tar: Path, make: object
+) -> None:
     assert make in (make_ext4, make_erofs)
     results = []
     for folder, umask, zone in (("one", 0o022, "UTC"), ("another one", 0o077, "Asia/Tokyo")):
@@ -78,7 +80,7 @@ def test_ext4_keeps_what_the_tar_has(tools: Path, tmp_path: Path, tar: Path) -> 
     assert fixed_uuid("ext4:root") in statistics and "has_journal" not in statistics
 
 
-def test_with_a_journal_for_a_root_that_is_written_to(tools: Path, tmp_path: Path, tar: Path) -> None:
+def test_an_ext4_image_for_a_writable_root_has_a_journal(tools: Path, tmp_path: Path, tar: Path) -> None:
     make_ext4(tar, tmp_path / "image", tools=tools, journal=True, size=256 << 20)
     assert "has_journal" in debugfs(tools, tmp_path / "image", "show_super_stats -h")
 

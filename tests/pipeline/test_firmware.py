@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The firmware that was built, and every place that takes one: only one that starts the hashed files alone is taken."""
+"""The built firmware, and every place that accepts one: each accepts only one that starts the hashed files alone."""
 
 import contextlib
 import dataclasses
@@ -57,13 +57,13 @@ def unknown(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_lists_are_those_of_the_files(stock: Path, ours: Path) -> None:
+def test_the_listed_digests_are_those_of_the_files(stock: Path, ours: Path) -> None:
     assert (sha256_file(stock), sha256_file(ours)) == (STOCK, OURS)
     assert problem(OURS, ours) == "" and "unchanged" in problem(STOCK, stock)
 
 
-def test_what_is_found_in_each(stock: Path, ours: Path, unknown: Path) -> None:
-    """Whatever the lists say: every road in the unchanged build, none in ours."""
+def test_an_image_is_judged_by_its_content(stock: Path, ours: Path, unknown: Path) -> None:
+    """Independent of the lists of digests: ``find_roads`` finds some in the unchanged build, and none in ours."""
     for path in (stock, unknown):
         found = find_roads(path.read_bytes())
         for sign in ("(a name in", "(a signature in", "(a file name in"):
@@ -110,14 +110,14 @@ def test_each_road_alone_is_found(stock: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 4096, 1 << 21])
-def test_a_part_of_ours_cannot_be_judged(ours: Path, tmp_path: Path, cut: int) -> None:
+def test_a_truncated_firmware_cannot_be_judged(ours: Path, tmp_path: Path, cut: int) -> None:
     part = tmp_path / "part.fd"
     for data in (ours.read_bytes()[:-cut], ours.read_bytes()[cut:]):
         part.write_bytes(data)
         assert "cannot be judged" in problem(sha256_file(part), part)
 
 
-def test_only_the_pinned_bytes_come_out(built: Built, stock: Path, ours: Path, tmp_path: Path) -> None:
+def test_the_build_gives_only_the_pinned_bytes(built: Built, stock: Path, ours: Path, tmp_path: Path) -> None:
     """Made again they are the same; another compressor, another input and another place are refused."""
     made = tmp_path / "made.fd"
     make_firmware(stock=stock, python=built.tools / "python3", output=made)
@@ -145,7 +145,7 @@ def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bui
     shutil.rmtree(directory)
 
 
-def test_setup_takes_none_but_such_a_firmware(copy: Built, stock: Path, unknown: Path, tmp_path: Path) -> None:
+def test_setup_refuses_any_other_firmware(copy: Built, stock: Path, unknown: Path, tmp_path: Path) -> None:
     for words, expected in (
         ([f"FIRMWARE={stock}"], "unchanged AmdSev OVMF"),
         ([f"FIRMWARE={stock}", f"FIRMWARE_REASON={REASON}"], "unchanged AmdSev OVMF"),
@@ -156,7 +156,7 @@ def test_setup_takes_none_but_such_a_firmware(copy: Built, stock: Path, unknown:
         assert done.returncode != 0 and expected in one_line(done.stdout), done.stdout
 
 
-def test_a_reason_is_recorded_and_the_rest_is_as_ever(copy: Built, unknown: Path) -> None:
+def test_a_firmware_reason_is_recorded_in_the_vm_config(copy: Built, unknown: Path) -> None:
     before = copy.config("snp").launch
     copy.doit("setup_verity", f"FIRMWARE={unknown}", f"FIRMWARE_REASON={REASON}")
     after = copy.config("snp").launch
@@ -181,7 +181,7 @@ def naming(config: Path, firmware: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["stock", "unknown"])
-def test_run_and_attest_and_measure_refuse_it(copy: Built, name: str, request: pytest.FixtureRequest) -> None:
+def test_run_attest_and_measure_refuse_another_firmware(copy: Built, name: str, request: pytest.FixtureRequest) -> None:
     firmware = request.getfixturevalue(name)
     config = copy.build / "verity/vm-config-verity.emulated.toml"
     with naming(config, firmware):
@@ -216,8 +216,8 @@ def test_measure_names_the_reason(stock: Path, ours: Path, unknown: Path) -> Non
     assert reasoned.returncode == 0 and reasoned.stderr.startswith("open: ") and REASON in reasoned.stderr
 
 
-def test_a_bundle_refuses_it_with_what_it_has(built: Built, unknown: Path, tmp_path: Path) -> None:
-    """Its own Python looks into the image, and nothing but that and a QEMU is on the host."""
+def test_a_bundle_refuses_another_firmware_without_other_tools(built: Built, unknown: Path, tmp_path: Path) -> None:
+    """The Python of the bundle examines the image; the host has only that and a QEMU."""
     bundle = tmp_path / "bundle"
     subprocess.run(["cp", "-a", "--", built.build / "host-bundle", bundle], check=True)
     firmware = bundle / "OVMF.fd"
@@ -246,8 +246,8 @@ print([name for name in ("lzma", "sevsnp.firmware.volumes") if name in sys.modul
 """
 
 
-def test_a_known_firmware_costs_nothing(ours: Path, tmp_path: Path) -> None:
-    """What looks into images is not even loaded for our own, and its file need not be there."""
+def test_our_own_firmware_is_not_examined(ours: Path, tmp_path: Path) -> None:
+    """The modules that examine images are not loaded for it, and its file need not exist."""
 
     def loaded(digest: str, path: Path) -> str:
         words = [sys.executable, "-c", LOADED, digest, str(path)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full disk, under build/, the artefact cache, doit's database or TMPDIR, at one moment or another.
+"""A full disk, under build/, the artefact cache, doit's database or TMPDIR, at several moments of a build.
 
 The disk is a small tmpfs in a mount namespace of its own, which root has and often any user.
 """
@@ -200,7 +200,9 @@ def sweep(sizes: Sequence[object], more: Sequence[object]) -> list[object]:
 
 
 @pytest.mark.parametrize("size", sweep(SIZES, MORE_SIZES))
-def test_under_build(project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, size: int) -> None:
+def test_a_full_disk_under_build(
+    project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, size: int
+) -> None:
     build = namespace.mount(project / "build", f"size={size}k")
     cache = tmp_path / "cache"
     done = namespace.doit(project, "third", SEVSNP_CACHE=str(cache))
@@ -217,7 +219,7 @@ def test_under_build(project: Path, namespace: Namespace, expected: dict[str, st
 
 @pytest.mark.parametrize("size", sweep([3000], [100, *MORE_SIZES]))
 def test_restoring_to_a_full_disk(project: Path, namespace: Namespace, reference: Reference, size: int) -> None:
-    """What the cache has is copied; that takes as much room."""
+    """An artefact from the cache is a copy, and needs as much room as a new one."""
     expected = reference.digests
     build = namespace.mount(project / "build", f"size={size}k")
     done = namespace.doit(project, "third", SEVSNP_CACHE=str(reference.cache))
@@ -238,10 +240,10 @@ def test_restoring_to_a_full_disk(project: Path, namespace: Namespace, reference
         [100, *(size for size in MORE_SIZES if size != 2000), "nr_inodes=1", "nr_inodes=4", "nr_inodes=14"],
     ),
 )
-def test_under_the_cache(
+def test_a_full_disk_under_the_artefact_cache(
     project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, options: int | str
 ) -> None:
-    """The cache only saves time: without room it costs a warning."""
+    """The cache only saves time: without room for it the build gives a warning and succeeds."""
     place = tmp_path / "cache"
     cache = namespace.mount(place, options if isinstance(options, str) else f"size={options}k")
     done = namespace.doit(project, "third", SEVSNP_CACHE=str(place))
@@ -263,10 +265,10 @@ def test_under_the_cache(
 
 
 @pytest.mark.parametrize("options", sweep(["size=24k"], ["nr_inodes=1", "size=4k", "size=12k", "size=64k"]))
-def test_under_the_database(
+def test_a_full_disk_under_the_database_of_doit(
     project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path, options: str
 ) -> None:
-    """doit's database only saves time, too."""
+    """The database of doit only saves time, too."""
     namespace.mount(tmp_path / "disk", options)
     (project / ".doit.db").symlink_to(tmp_path / "disk" / "database")
     done = namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "cache"))
@@ -280,10 +282,10 @@ def test_under_the_database(
     assert "▸" not in namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "cache")).stdout
 
 
-def test_under_the_lock_of_the_checkout(
+def test_a_full_disk_under_the_lock_of_the_checkout(
     project: Path, namespace: Namespace, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """Without it two runs could build in each other's way: the build does not start, and says why."""
+    """Without this lock two runs could write the same files: the build does not start, and prints the reason."""
     namespace.mount(project / ".cache", "nr_inodes=1")
     done = namespace.doit(project, "third", SEVSNP_CACHE=str(tmp_path / "cache"))
     assert done.returncode != 0 and "Traceback" not in done.stdout, done.stdout
@@ -327,7 +329,7 @@ def root(built: Built, namespace: Namespace, tmp_path: Path) -> Root:
 
 @pytest.mark.full
 @pytest.mark.parametrize("share", [0.75, 0.05, 0.2, 0.4, 0.6, 0.85, 0.95])
-def test_the_verified_roots_image(root: Root, share: float) -> None:
+def test_a_full_disk_under_the_image_of_the_verified_root(root: Root, share: float) -> None:
     failed = root.run("_verity_root", int(root.sizes["verity.img"] * share))
     assert failed.returncode != 0, failed.stdout
     refused(failed.stdout, "build/verity")
@@ -337,7 +339,7 @@ def test_the_verified_roots_image(root: Root, share: float) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.9])
-def test_the_verified_roots_hash_tree(root: Root, share: float) -> None:
+def test_a_full_disk_under_the_hash_tree_of_the_verified_root(root: Root, share: float) -> None:
     assert root.run("_verity_root", sum(root.sizes.values()) * 4).returncode == 0
     seen = Path(f"/proc/{root.namespace.process.pid}/root{root.place}")
     room = os.statvfs(seen)
@@ -353,7 +355,7 @@ def test_the_verified_roots_hash_tree(root: Root, share: float) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("megabytes", [1, 40, 200])
-def test_in_the_temporary_directory(built: Built, namespace: Namespace, tmp_path: Path, megabytes: int) -> None:
+def test_a_full_temporary_directory(built: Built, namespace: Namespace, tmp_path: Path, megabytes: int) -> None:
     """Packages are installed in TMPDIR."""
     copy = copy_built(built, tmp_path / "project")
     packages = copy.build / "guest" / "packages.tar"
@@ -372,8 +374,10 @@ def test_in_the_temporary_directory(built: Built, namespace: Namespace, tmp_path
 
 @pytest.mark.full
 @pytest.mark.parametrize("megabytes", [1, 100, 300])
-def test_the_firmware_from_source(built: Built, namespace: Namespace, tmp_path: Path, megabytes: int) -> None:
-    """It is built in TMPDIR: too little for its source, for the archive of that, and for its compiler."""
+def test_a_full_temporary_directory_for_the_firmware_from_source(
+    built: Built, namespace: Namespace, tmp_path: Path, megabytes: int
+) -> None:
+    """It is built in TMPDIR: there is too little room for its source, for the source archive, or for its compiler."""
     copy = copy_built(built, tmp_path / "project")
     made = copy.build / "firmware" / "source" / "OVMF.fd"
     made.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/pipeline.svg: current, the same for everybody, and drawn from the very tasks that doit runs."""
+"""docs/pipeline.svg: it is current, the same for every user, and drawn from the tasks that doit runs."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def test_the_picture_is_current(clone: Path) -> None:
     assert drawn_digest(PICTURE) == digest(described(clone)), "run: ./doitw graph"
 
 
-def test_a_task_more_makes_it_outdated(clone: Path, tmp_path: Path) -> None:
+def test_one_more_task_makes_the_picture_outdated(clone: Path, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     shutil.copytree(clone, copy)
     tools = copy / "tasks" / "tools.py"
@@ -57,7 +57,9 @@ def test_a_task_more_makes_it_outdated(clone: Path, tmp_path: Path) -> None:
     assert digest(text) != digest(described(clone))
 
 
-def test_it_is_the_same_for_everybody(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_does_not_depend_on_the_user(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = described(clone)
     assert text == described(PROJECT, HOME=str(tmp_path))
     # A setting of the user's is another graph, which the picture in the documentation is not.
@@ -69,7 +71,7 @@ def test_it_is_the_same_for_everybody(clone: Path, tmp_path: Path, monkeypatch: 
         assert place not in text
 
 
-def test_it_has_what_a_reader_looks_for(clone: Path) -> None:
+def test_the_description_has_the_main_tasks_and_their_edges(clone: Path) -> None:
     text = described(clone)
     nodes = dict(re.findall(r'^ +"(\S+)" \[label="([^"]+)"', text, re.MULTILINE))
     assert {"packages", "initramfs", "create_new_vm", "setup_verity", "host_bundle", "e2e"} <= set(nodes)
@@ -89,7 +91,7 @@ def task(name: str, makes: str = "", needs: tuple[str, ...] = (), after: tuple[s
     return dict_to_task({**made, "actions": ["true"]}), "stage"
 
 
-def test_files_and_tasks_make_edges_and_implied_ones_go() -> None:
+def test_files_and_tasks_make_edges_and_implied_edges_are_left_out() -> None:
     graph = read_graph(
         [
             task("first", "build/a", ("src/one", "src/two")),
@@ -111,7 +113,7 @@ def test_files_and_tasks_make_edges_and_implied_ones_go() -> None:
     assert graph.nodes["run"].command and not graph.nodes["third"].command
 
 
-def test_the_picture_can_be_read_on_any_ground() -> None:
+def test_the_picture_is_readable_on_light_and_dark_backgrounds() -> None:
     root = ElementTree.parse(PICTURE).getroot()
     assert root.tag.endswith("svg") and "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", PICTURE.read_text())
     # No ground of its own, and no ink that one of the two swallows outside of a filled shape.
@@ -136,6 +138,6 @@ def test_without_dot_it_says_what_to_install(clone: Path, tmp_path: Path, monkey
         draw(tmp_path / "pipeline.svg")
 
 
-def test_the_description_is_in_order() -> None:
+def test_the_description_does_not_depend_on_the_order_of_the_tasks() -> None:
     tasks = [task("a", "x"), task("b", "y", ("x",)), task("c", "z", ("x",))]
     assert describe(read_graph(tasks)) == describe(read_graph(tasks[::-1]))

@@ -95,7 +95,7 @@ def test_sshd_takes_keys_only() -> None:
         assert words[name] == "no", name
 
 
-def test_a_file_more_is_one_file(tmp_path: Path, packages: Path, public: Path) -> None:
+def test_a_file_below_guest_vm_files_is_added_to_the_root(tmp_path: Path, packages: Path, public: Path) -> None:
     files = tmp_path / "files"
     shutil.copytree(FILES, files)
     (files / "etc/motd").write_text("hello\n")
@@ -104,7 +104,7 @@ def test_a_file_more_is_one_file(tmp_path: Path, packages: Path, public: Path) -
     assert set(after) - set(before) == {"etc/motd"}
 
 
-def test_same_bytes_for_another_umask_and_directory(tmp_path: Path, packages: Path, public: Path) -> None:
+def test_umask_and_directory_do_not_change_the_root(tmp_path: Path, packages: Path, public: Path) -> None:
     results = []
     for folder, umask in (("one", 0o022), ("other one", 0o077)):
         where = tmp_path / folder
@@ -180,7 +180,7 @@ def test_bad_package_sets(tmp_path: Path) -> None:
         read_packages([tmp_path / "broken.deb"])
 
 
-def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_user_namespaces_are_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(UserError, match="newuidmap: command not found") as caught:
@@ -203,7 +203,9 @@ def test_no_user_namespaces_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("mode", ["root", "unshare"])
-def test_no_mmdebstrap_is_said_in_one_line(mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_mmdebstrap_is_an_error_of_one_line(
+    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^mmdebstrap: command not found") as caught:
         guest_packages._install([], tmp_path, tmp_path / "root.tar", mode, 0)
@@ -213,7 +215,7 @@ def test_no_mmdebstrap_is_said_in_one_line(mode: str, monkeypatch: pytest.Monkey
 @pytest.mark.full
 @pytest.mark.skipif(not list(DEBS.glob("*.deb")), reason="build/debs/guest has no packages: run `doit packages`")
 @pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="no mmdebstrap: run `doit install_dependencies`")
-def test_packages_install_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installing_the_packages_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "one.tar", tmp_path / "two.tar"
     make_packages_layer(DEBS, first)
     old = os.umask(0o077)

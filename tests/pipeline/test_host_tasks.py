@@ -44,20 +44,20 @@ def test_a_good_and_a_bad_host(project: Path) -> None:
     assert not (project / "build/host_record").exists()
 
 
-def test_this_machine(project: Path) -> None:
+def test_check_host_records_this_machine(project: Path) -> None:
     done = doit(project, "check_host")
     assert done.returncode == (0 if verdict(project)["can_start_snp_guests"] else 1)
     assert (project / "build/host_record" / RECORD).is_file()
     assert read_host(project / "build/host_record").texts
 
 
-def test_a_directory_that_is_no_recording(project: Path) -> None:
+def test_a_directory_without_a_recorded_host_is_refused(project: Path) -> None:
     done = doit(project, "check_host", "--from", "docs")
     assert done.returncode == 1 and "record.json" in done.stdout and "Traceback" not in done.stdout
 
 
 def test_prepare_host_changes_nothing_without_consent(project: Path) -> None:
-    """There is no terminal here. On a machine that it does not know, or where all is done, it has nothing to ask."""
+    """There is no terminal here. On an unknown machine, or one that is ready, it has no question."""
     plain = doit(project, "prepare_host")
     said = plain.stdout + plain.stderr
     assert any(words in said for words in ("no terminal to ask on", "not known to prepare_host", "nothing to change"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry that lies, stalls or leads astray costs a line and seconds, and never a wrong byte or a password."""
+"""A registry that lies, stalls or redirects costs one line and seconds: no wrong byte is used, no password sent."""
 
 import hashlib
 import random
@@ -69,7 +69,7 @@ def refused(
     return message
 
 
-def test_the_control_arm_behaves(tmp_path: Path) -> None:
+def test_control_an_honest_registry_works(tmp_path: Path) -> None:
     with Hostile() as server:
         assert pull(server, tmp_path / "back") == DOCUMENT
         assert (tmp_path / "back").read_bytes() == CONTENT
@@ -131,8 +131,8 @@ def test_hostile_answers(name: str, docker: Path, tmp_path: Path) -> None:
         refused(pull, server, tmp_path / "back", error, words)
 
 
-def test_a_time_out_alone_does_not_end_a_trickle() -> None:
-    """The control arm of the slow ones: requests' own time-out is not reached."""
+def test_control_the_time_out_of_requests_does_not_end_a_slow_answer() -> None:
+    """Control for the slow answers: the time-out that requests itself has is not reached."""
     with Hostile({"manifest": hostile.SLOW_BODY}) as server:
         response = requests.get(f"http://{server.host}/v2/cache/manifests/{KEY}", timeout=TIMEOUT, stream=True)
         for _ in range(int(2 * TIMEOUT / 0.05)):  # a byte each 0.05 s, at the most
@@ -170,7 +170,7 @@ def zstd(content: bytes, **parameters: int) -> bytes:
     return packed.compress(content) + packed.flush()
 
 
-def test_a_bomb_is_stopped_at_the_first_byte_too_many(tmp_path: Path) -> None:
+def test_decompression_stops_at_the_first_byte_too_many(tmp_path: Path) -> None:
     bomb = zstd(bytes(1 << 30))
     assert len(bomb) < 1 << 17
     # The control arm: it is a gigabyte for whoever asks.
@@ -197,7 +197,7 @@ LAYERS: dict[str, tuple[Callable[[bytes], bytes], bool, str]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_that_are_not_the_blob(name: str, tmp_path: Path) -> None:
+def test_layers_with_other_content_are_refused(name: str, tmp_path: Path) -> None:
     change, agreed, words = LAYERS[name]
     with Hostile() as server:
         server.stored = change(server.stored)
@@ -206,8 +206,8 @@ def test_layers_that_are_not_the_blob(name: str, tmp_path: Path) -> None:
         refused(pull, server, tmp_path / "back", Tampered, words)
 
 
-def test_the_layer_is_checked_too(tmp_path: Path) -> None:
-    """The right content, in a frame that asks for another window: not the bytes that the manifest names."""
+def test_the_compressed_bytes_of_a_layer_are_checked_too(tmp_path: Path) -> None:
+    """The content is right, but its frame has another window size: its bytes do not have the manifest's digest."""
     with Hostile(stored=zstd(CONTENT)) as server:
         pull(server, tmp_path / "back")
         (tmp_path / "back").unlink()
@@ -216,17 +216,17 @@ def test_the_layer_is_checked_too(tmp_path: Path) -> None:
         refused(pull, server, tmp_path / "back", Tampered, "layer sha256:.*: found SHA-256")
 
 
-def test_a_layer_larger_than_its_content_could_be(tmp_path: Path) -> None:
+def test_a_layer_of_an_impossible_size_is_refused(tmp_path: Path) -> None:
     with Hostile() as server:
         assert server.layer is not None
         server.layer = replace(server.layer, size=len(CONTENT) * 2)
         refused(pull, server, tmp_path / "back", Tampered, "not the")
 
 
-def test_content_from_elsewhere_comes_without_the_login(
+def test_the_login_is_not_sent_to_the_target_of_a_redirect(
     docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Registries lead to where their blobs are; what the password is for stays with the registry."""
+    """Registries redirect to the server that has their blobs; the password is for the registry alone."""
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
     netrc.chmod(0o600)
@@ -254,14 +254,14 @@ def test_content_from_elsewhere_comes_without_the_login(
         assert [login for _, _, login in other.seen[3:]] == [f"Basic {SECRET}"] * 2
 
 
-def test_a_body_of_a_redirect_is_not_read(tmp_path: Path) -> None:
+def test_the_body_of_a_redirect_is_not_read(tmp_path: Path) -> None:
     endless = hostile.drips(b"HTTP/1.1 307 x\r\nLocation: /v2/cache/blobs/x\r\n\r\n", bytes(1 << 16), 0)
     with Hostile({"manifest": endless}) as server:
         # What is at the other end is no manifest, and that is found out while the body still comes.
         refused(pull, server, tmp_path / "back", Tampered, "not the")
 
 
-def test_an_endless_token_is_not_read(docker: Path, tmp_path: Path) -> None:
+def test_an_endless_or_malformed_token_is_refused(docker: Path, tmp_path: Path) -> None:
     with Hostile({"token": hostile.FAST_BODY}) as server:
         realm = f'Bearer realm="http://{server.host}/token",service="s",scope="repository:cache:pull"'
         server.misbehave["manifest"] = says(401, Www_Authenticate=realm)
@@ -273,7 +273,7 @@ def test_an_endless_token_is_not_read(docker: Path, tmp_path: Path) -> None:
             refused(pull, server, tmp_path / "back", Unavailable, "refuses the login")
 
 
-def test_no_proxy_for_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_used_for_a_registry_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Hostile() as server, Hostile(dict.fromkeys(("manifest", "document", "blob"), says(502))) as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://{proxy.host}")
@@ -284,7 +284,7 @@ def test_no_proxy_for_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytes
         assert requests.get(f"http://{server.host}/v2/cache/manifests/{KEY}", timeout=NET).status_code == 502
 
 
-def test_a_moment_without_the_registry_is_forgiven(tmp_path: Path) -> None:
+def test_a_request_is_repeated_after_one_failure(tmp_path: Path) -> None:
     with Hostile() as server:
 
         def once(it: hostile.Handler) -> None:
@@ -295,8 +295,8 @@ def test_a_moment_without_the_registry_is_forgiven(tmp_path: Path) -> None:
         assert pull(server, tmp_path / "back") == DOCUMENT
 
 
-def test_an_uneven_transfer_is_no_trickle(tmp_path: Path) -> None:
-    """Pauses shorter than the time-out are forgiven where enough comes between them."""
+def test_a_transfer_with_short_pauses_is_not_ended(tmp_path: Path) -> None:
+    """Pauses shorter than the time-out are allowed if enough bytes come between them."""
     timeout = 2 * TIMEOUT
     with Hostile(content=random.Random(6).randbytes(1 << 20)) as server:
 
@@ -314,7 +314,7 @@ def test_an_uneven_transfer_is_no_trickle(tmp_path: Path) -> None:
         assert (tmp_path / "back").read_bytes() == server.content
 
 
-def test_a_login_that_ends_in_the_middle_of_a_push(docker: Path, tmp_path: Path) -> None:
+def test_a_login_that_expires_during_a_push_is_renewed(docker: Path, tmp_path: Path) -> None:
     """The body was sent already: it is sent again, from its beginning."""
     bodies: list[bytes] = []
 

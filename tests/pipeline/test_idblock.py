@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doit idblock: what it makes and when again, and that a bundle and QEMU take it."""
+"""doit idblock: its outputs, when it makes them again, and that a bundle and QEMU accept them."""
 
 import base64
 import dataclasses
@@ -65,13 +65,13 @@ def qemu_takes(qemu: Path, properties: str) -> "subprocess.CompletedProcess[byte
     return subprocess.run(argv, input=b"quit\n", capture_output=True, timeout=60, check=False)
 
 
-def test_without_keys_it_says_how_to_make_one(copy: Built) -> None:
+def test_without_a_key_idblock_prints_how_to_make_one(copy: Built) -> None:
     done = copy.doit("idblock:verity", check=False)
     assert done.returncode and "ID_KEY: not set" in done.stdout and "openssl genpkey" in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_it_signs_both_configs_once(copy: Built, keys: dict[str, str]) -> None:
+def test_idblock_signs_both_vm_configs_once(copy: Built, keys: dict[str, str]) -> None:
     copy.doit("setup_verity")
     assert "idblock:verity" in ran(doit(copy, keys, "idblock:verity").stdout)
     for name in CONFIGS:
@@ -88,7 +88,7 @@ def test_it_signs_both_configs_once(copy: Built, keys: dict[str, str]) -> None:
     assert read_identity(launch.id_block.path, launch.id_auth.path).block.guest_svn == 3
 
 
-def test_a_bundle_has_it_where_there_is_a_key(copy: Built, keys: dict[str, str]) -> None:
+def test_a_bundle_has_the_id_block_if_a_key_is_set(copy: Built, keys: dict[str, str]) -> None:
     copy.doit("host_bundle")
     bundle = copy.build / "host-bundle"
     assert not list(bundle.glob("*.base64"))  # control
@@ -101,7 +101,7 @@ def test_a_bundle_has_it_where_there_is_a_key(copy: Built, keys: dict[str, str])
     assert "key_digest" not in (bundle / "launch.toml").read_text()
 
 
-def test_qemu_takes_the_properties(copy: Built, keys: dict[str, str]) -> None:
+def test_qemu_accepts_the_properties_of_an_id_block(copy: Built, keys: dict[str, str]) -> None:
     doit(copy, keys, "idblock:verity")
     launch = signed(copy, CONFIGS[0])
     properties = snp_arguments(launch, 1 << 30, 51, 1)[-1]

@@ -26,8 +26,8 @@ def test_layers(built: Built) -> None:
     assert counts == {"initramfs": 3, "initramfs.emulated": 5, "initramfs.plain": 3, "initramfs.appliance": 5}
 
 
-def test_the_appliance_has_nothing_of_the_guest_s(built: Built) -> None:
-    """Neither is the other's: a job that writes volumes has no place in a guest, an agent none in the appliance."""
+def test_guest_and_appliance_have_no_programs_of_each_other(built: Built) -> None:
+    """A guest needs no job that writes volumes, and the appliance needs no agent."""
     guest, appliance = (unpacked(built.build / f"{name}.cpio.zst") for name in ("initramfs", "initramfs.appliance"))
     assert not [name for name in guest if "appliance" in name or name.endswith("/lvm")]
     assert "usr/sbin/lvm" in appliance
@@ -35,7 +35,7 @@ def test_the_appliance_has_nothing_of_the_guest_s(built: Built) -> None:
     assert appliance["init"].data == (built.project / "initramfs" / "appliance" / "init").read_bytes()
 
 
-def test_the_emulated_attester_is_in_the_emulated_one_only(built: Built) -> None:
+def test_only_the_emulated_initramfs_has_the_emulated_attester(built: Built) -> None:
     production, emulated = (unpacked(built.build / f"{name}.cpio.zst") for name in ("initramfs", "initramfs.emulated"))
     assert not [name for name in production if "emulated" in name]
     added = {name for name in set(emulated) - set(production) if stat.S_ISREG(emulated[name].mode)}
@@ -54,8 +54,8 @@ def test_the_emulated_attester_is_in_the_emulated_one_only(built: Built) -> None
         ("initramfs.appliance", "appliance"),
     ],
 )
-def test_every_module_comes_after_what_it_depends_on(built: Built, initramfs: str, further: str) -> None:
-    """In the list of the base and in one further, which are loaded one after the other."""
+def test_every_module_comes_after_its_dependencies(built: Built, initramfs: str, further: str) -> None:
+    """In the list ``base`` and one further list, which are loaded one after the other."""
     files = unpacked(built.build / f"{initramfs}.cpio.zst")
     release = (built.build / "kernel" / "version").read_text().strip()
     tree = ModuleTree(built.build / "kernel" / "lib" / "modules" / release)
@@ -74,7 +74,7 @@ def test_every_module_comes_after_what_it_depends_on(built: Built, initramfs: st
     assert wanted.get(further, set()) <= loaded | tree.builtin
 
 
-def test_who_owns_what(built: Built) -> None:
+def test_files_have_the_expected_owner_time_and_mode(built: Built) -> None:
     for member in unpacked(built.build / "initramfs.emulated.cpio.zst").values():
         assert (member.uid, member.mtime) == (0, 0), member.name
         assert not member.mode & stat.S_IWOTH or member.mode & (stat.S_ISVTX | stat.S_IFLNK), member.name

@@ -58,7 +58,7 @@ def domain(config: VmConfig, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_schema(libvirt: Libvirt, tmp_path: Path, case: str) -> None:
+def test_an_exported_domain_is_valid_by_the_schema(libvirt: Libvirt, tmp_path: Path, case: str) -> None:
     assert libvirt.refusal(domain(a_guest(tmp_path / "guest", case), tmp_path)) == ""
 
 
@@ -72,7 +72,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_the_schema_refuses(libvirt: Libvirt, tmp_path: Path, case: str) -> None:
+def test_the_schema_refuses_a_changed_domain(libvirt: Libvirt, tmp_path: Path, case: str) -> None:
     path = domain(make_config(tmp_path / "guest"), tmp_path)
     old, new = SPOILT[case]
     assert libvirt.refusal(path) == ""  # control
@@ -136,7 +136,9 @@ def disks(arguments: list[str]) -> list[tuple[str, bool, str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_libvirt_renders_what_we_start(libvirt: Libvirt, release: Path, tmp_path: Path, case: str) -> None:
+def test_libvirt_renders_the_qemu_options_of_our_own_launch(
+    libvirt: Libvirt, release: Path, tmp_path: Path, case: str
+) -> None:
     skip_without_kvm()
     config = a_guest(tmp_path / "guest", case)
     ours = snp_command(guest_of(config).launch, options_in(tmp_path), tmp_path / "qmp", 51, 1)
@@ -166,10 +168,10 @@ def without_monitor(arguments: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("old", "new"), [("0x00030000", "0x00020000"), ("<hostData>AAEC", "<hostData>AAED"), ('kernelHashes="yes"', "")]
 )
-def test_another_domain_is_rendered_otherwise(
+def test_control_a_changed_domain_gives_other_qemu_options(
     libvirt: Libvirt, release: Path, tmp_path: Path, old: str, new: str
 ) -> None:
-    """The control: what is compared above differs if the domain does."""
+    """Control for the comparison in the test above."""
     skip_without_kvm()
     config = make_config(tmp_path / "guest")
     ours = snp_command(guest_of(config).launch, options_in(tmp_path), tmp_path / "qmp", 51, 1)

@@ -83,7 +83,7 @@ def made_key(made: Built) -> bytes:
     return luks_key.read_made_key(made.config_dir, Luks2.read(luks(made, "luks.img")).uuid).data
 
 
-def test_what_names_it_is_of_this_image(made: Built) -> None:
+def test_header_digests_and_command_lines_belong_to_this_image(made: Built) -> None:
     header = luks(made, "header.bin").read_bytes()
     with luks(made, "luks.img").open("rb") as image:
         assert image.read(HEADER_SIZE) == header
@@ -108,8 +108,8 @@ def test_what_names_it_is_of_this_image(made: Built) -> None:
         assert config.launch.cmdline.sha256 == hashlib.sha256(luks(made, f"cmdline{platform}").read_bytes()).hexdigest()
 
 
-def test_its_header_is_the_one_that_was_asked_for(made: Built) -> None:
-    """Every field that decides what protects the data, so that no other version of cryptsetup changes one unseen."""
+def test_the_header_has_the_requested_parameters(made: Built) -> None:
+    """Every field that decides how data is protected, so that no new version of cryptsetup changes one unnoticed."""
     metadata = Luks2.read(luks(made, "luks.img")).metadata
     (slot,), (segment,), (digest,) = (metadata[name].values() for name in ("keyslots", "segments", "digests"))
     assert (slot["key_size"], slot["af"]["stripes"], slot["kdf"]["type"]) == (96, 4000, "pbkdf2")
@@ -125,7 +125,7 @@ def test_its_header_is_the_one_that_was_asked_for(made: Built) -> None:
     assert digest["keyslots"] == ["0"] and digest["segments"] == ["0"]
 
 
-def test_a_made_key_is_private_and_opens_it(made: Built) -> None:
+def test_a_generated_key_is_private_and_opens_the_image(made: Built) -> None:
     header = luks(made, "header.bin").read_bytes()
     volume = Luks2.parse(header).uuid
     key = made_key(made)
@@ -135,7 +135,7 @@ def test_a_made_key_is_private_and_opens_it(made: Built) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_nothing_of_the_root_can_be_read_from_it(made: Built) -> None:
+def test_nothing_of_the_root_is_readable_in_the_image(made: Built) -> None:
     needles = [b"/bin/bash", b"systemd", b"root:x:0:0", b"\x7fELF\x02\x01\x01"]
     plain, image = made.build / "verity" / "verity.img", luks(made, "luks.img")
     found = {}
@@ -148,7 +148,7 @@ def test_nothing_of_the_root_can_be_read_from_it(made: Built) -> None:
 
 
 @pytest.mark.full
-def test_the_guest_s_kernel_reads_all_of_it_with_the_room_that_was_asked_for(
+def test_the_guest_s_kernel_reads_the_image_with_the_requested_free_space(
     made: Built, appliance: Appliance, tmp_path: Path
 ) -> None:
     copy = tmp_path / "luks.img"
@@ -185,7 +185,7 @@ def test_an_altered_sector_is_an_error(small: Built, appliance: Appliance, tmp_p
 
 
 @pytest.mark.full
-def test_the_size_that_is_computed_is_enough_and_hardly_more(appliance: Appliance, tmp_path: Path) -> None:
+def test_the_computed_size_is_large_enough_and_little_more(appliance: Appliance, tmp_path: Path) -> None:
     sizes = {"small": 8 * MIB, "area": 16 * MIB, "odd": 777 * MIB + 4096, "large": 65 * 1024 * MIB}
     disks = []
     for role, size in sizes.items():
@@ -200,7 +200,7 @@ def test_the_size_that_is_computed_is_enough_and_hardly_more(appliance: Applianc
 
 
 @pytest.mark.full
-def test_it_is_made_again_when_the_key_of_the_run_does_not_open_it_and_only_then(small: Built, tmp_path: Path) -> None:
+def test_the_image_is_made_again_only_if_the_given_key_does_not_open_it(small: Built, tmp_path: Path) -> None:
     assert ran(setup(small)) == set()
     key = tmp_path / "key"
     key.write_bytes(b"\0a key of\nthe user's own\xff")
@@ -218,9 +218,7 @@ def test_it_is_made_again_when_the_key_of_the_run_does_not_open_it_and_only_then
     assert ran(setup(small)) == set()
 
 
-def test_a_key_file_that_others_may_read_and_none_are_refused_before_anything_is_made(
-    made: Built, tmp_path: Path
-) -> None:
+def test_a_bad_or_missing_key_file_is_refused_before_anything_is_made(made: Built, tmp_path: Path) -> None:
     image = luks(made, "luks.img").stat()
     key = tmp_path / "key"
     key.write_bytes(b"key")
@@ -231,13 +229,13 @@ def test_a_key_file_that_others_may_read_and_none_are_refused_before_anything_is
     assert luks(made, "luks.img").stat() == image
 
 
-def test_the_key_as_a_word_of_the_command_line_is_refused_and_not_repeated(made: Built) -> None:
+def test_a_key_on_the_command_line_is_refused_and_not_printed(made: Built) -> None:
     done = made.doit("setup_luks", "LUKS_KEY=canary", check=False)
     assert done.returncode != 0 and "command line" in done.stdout
     assert "canary" not in done.stdout
 
 
-def test_no_cache_has_it(made: Built, artefact_cache: Path) -> None:
+def test_the_artefact_cache_does_not_have_the_image(made: Built, artefact_cache: Path) -> None:
     volume = Luks2.read(luks(made, "luks.img")).uuid
     image = hashlib.sha256(luks(made, "luks.img").read_bytes()).hexdigest()
     found = [path for path in artefact_cache.rglob("*") if image in path.name or volume in path.name]
@@ -256,8 +254,8 @@ def written_at(path: Path) -> tuple[int, int, int]:
 
 
 @pytest.mark.full
-def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(small: Built, tmp_path: Path) -> None:
-    """Disk, key and record stay; those of a volume that is replaced and that no guest ever had go."""
+def test_a_new_volume_keeps_the_volume_that_a_guest_has_written_to(small: Built, tmp_path: Path) -> None:
+    """Its disk, key and record stay; those of a replaced volume that no guest ever used are removed."""
     setup(small)
     data = str(tmp_path / "data")
     source = Source(small.build / "luks", small.build / "luks")
@@ -276,8 +274,8 @@ def test_a_new_volume_leaves_one_that_a_guest_has_written_alone(small: Built, tm
 
 
 @pytest.mark.full
-def test_the_way_out_for_a_key_that_an_emulated_guest_had(small: Built) -> None:
-    """Each command as it is printed, to its end: no guest runs here, so that is where it is not answered."""
+def test_a_key_that_an_emulated_guest_had_is_replaced_by_the_printed_command(small: Built) -> None:
+    """Each printed command is run as it is. No guest runs here, so ./doitw attest_luks ends without an answer."""
     setup(small)
     header = luks(small, "header.bin")
     first = Luks2.read(header).uuid
@@ -295,8 +293,8 @@ def test_the_way_out_for_a_key_that_an_emulated_guest_had(small: Built) -> None:
 
 
 @pytest.mark.full
-def test_a_disk_from_elsewhere_is_taken_without_what_it_was_made_with(small: Built, tmp_path: Path) -> None:
-    """adopt_luks finds out by itself what setup_luks knew; the disk stays as it is. One that was changed is refused."""
+def test_adopt_luks_accepts_a_disk_without_the_files_of_setup_luks(small: Built, tmp_path: Path) -> None:
+    """It finds out by itself what setup_luks knew, and does not change the disk. A changed disk is refused."""
     setup(small)
     data, config = str(tmp_path / "data"), small.config_dir
     disk, tables = tmp_path / "luks.img", luks(small, "tables.sha256").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutated headers that nothing has compared, and what the guest's own cryptsetup and kernel make of them.
+"""Mutated headers without a check of their digest, and what the guest's own cryptsetup and kernel do with them.
 
 The control arm of tests/unit/images/test_luks_headers.py: there the guest refuses every one of them; here, in the
 appliance (the same packages, the same kernel), no digest stands in the way.
@@ -92,7 +92,9 @@ def outcome(made: Made, name: str) -> str:
 
 @pytest.mark.full
 @pytest.mark.parametrize("names", [pytest.param(TELLING, id="telling"), pytest.param(tuple(MUTATIONS), id="all")])
-def test_headers_that_nothing_compares_are_obeyed(built: Built, tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_control_headers_without_a_check_of_their_digest_are_obeyed(
+    built: Built, tmp_path: Path, names: tuple[str, ...]
+) -> None:
     made = obey(built, tmp_path, names)
     crypt, integrity = made[""]["tables"]
     assert " crypt capi:authenc(hmac(sha256),xts(aes))-random " in crypt and " J " in integrity
@@ -111,7 +113,7 @@ def test_headers_that_nothing_compares_are_obeyed(built: Built, tmp_path: Path, 
 
 
 def test_the_guest_has_no_null_cipher_to_load(built: Built) -> None:
-    """A second line of defence, and no more than that: it is why the test above brings the module along."""
+    """A second line of defence, and no more than that: the test above must load the module for this reason."""
     archives = read_joined((built.build / "initramfs.cpio.zst").read_bytes())
     names = [member.name for archive in archives for member in archive]
     assert any(name.endswith("/dm_crypt.ko") for name in names)

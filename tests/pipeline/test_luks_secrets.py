@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk key on the owner's machine, searched for wherever it should not be while it is used and afterwards.
+"""A search for a disk key on the owner's machine: in all places where it must not be, during its use and later.
 
 Processes' arguments and environments are sampled all the time, every execve is traced, and what the runs wrote is read
 byte by byte. The same search finds a canary that is planted in each of those places.
@@ -175,7 +175,7 @@ def volume(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Volume:
 
 
 @pytest.mark.full
-def test_setting_up_leaves_the_key_nowhere(volume: Volume) -> None:
+def test_setup_luks_leaves_the_key_in_no_process_and_no_file(volume: Volume) -> None:
     header = Luks2.read(volume.ground.luks / "luks.img")
     assert opens(header.data, CANARY)  # that key, and no other, was used
     clean(volume.run)
@@ -185,7 +185,7 @@ def test_setting_up_leaves_the_key_nowhere(volume: Volume) -> None:
 
 
 @pytest.mark.full
-def test_every_program_that_was_executed(volume: Volume) -> None:
+def test_no_executed_program_but_doitw_has_the_key(volume: Volume) -> None:
     """By strace: arguments and environment of each. The first is doitw, as the user starts it."""
     if not volume.run.traced:
         pytest.skip("no strace here")
@@ -215,7 +215,7 @@ def attest_words(port: int, config: VmConfig) -> list[str]:
 
 
 @pytest.mark.full
-def test_attesting_leaves_the_key_nowhere_but_in_the_guest(volume: Volume, tmp_path: Path) -> None:
+def test_attest_luks_leaves_the_key_only_in_the_guest(volume: Volume, tmp_path: Path) -> None:
     ground = volume.ground
     config = read_vm_config(ground.luks / "vm-config-luks.emulated.toml")
     digest = bytes.fromhex((ground.luks / "header.sha256").read_text())
@@ -232,7 +232,9 @@ def test_attesting_leaves_the_key_nowhere_but_in_the_guest(volume: Volume, tmp_p
 
 
 @pytest.mark.full
-def test_a_wrong_key_is_refused_before_the_guest_is_spoken_to_and_not_repeated(volume: Volume, tmp_path: Path) -> None:
+def test_a_wrong_key_is_refused_before_any_contact_with_the_guest_and_not_printed(
+    volume: Volume, tmp_path: Path
+) -> None:
     ground, wrong = volume.ground, b"canary-8d61 of another disk altogether"
     config = read_vm_config(ground.luks / "vm-config-luks.emulated.toml")
     start = time.time() - 1
@@ -246,8 +248,8 @@ def test_a_wrong_key_is_refused_before_the_guest_is_spoken_to_and_not_repeated(v
 
 
 @pytest.mark.parametrize("task", ["setup_luks", "attest_luks"])
-def test_a_key_on_the_command_line_is_refused_and_kept_nowhere(ground: Ground, task: str) -> None:
-    """It cannot be taken back from the arguments; it goes no further than that."""
+def test_a_key_on_the_command_line_is_refused_and_stored_nowhere(ground: Ground, task: str) -> None:
+    """The arguments of the process have the key; it is found nowhere else."""
     start = time.time() - 1
     done = ground.doitw(task, f"LUKS_KEY={CANARY.decode()}")
     assert done.returncode != 0 and "command line" in done.stdout and "Traceback" not in done.stdout
@@ -256,7 +258,7 @@ def test_a_key_on_the_command_line_is_refused_and_kept_nowhere(ground: Ground, t
 
 
 @pytest.mark.full
-def test_a_made_key_is_in_its_file_and_nowhere_else(ground: Ground) -> None:
+def test_a_generated_key_is_only_in_its_file(ground: Ground) -> None:
     start = time.time() - 1
     done = ground.doitw(*ground.words, "LUKS_FREE=17M")
     assert done.returncode == 0, done.stdout
@@ -270,8 +272,8 @@ def test_a_made_key_is_in_its_file_and_nowhere_else(ground: Ground) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("form", sorted(forms(CANARY)))
-def test_the_search_finds_what_is_planted(volume: Volume, form: str) -> None:
-    """The control: in each place that is searched, in each form."""
+def test_control_the_search_finds_a_planted_canary(volume: Volume, form: str) -> None:
+    """In each place that is searched, in each form."""
     ground, planted = volume.ground, forms(CANARY)[form]
     start = time.time() - 1
     places = {

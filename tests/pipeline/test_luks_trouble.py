@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume whose making is cut short: nothing half-made passes for a whole one, nothing lives on, the rerun works."""
+"""An interrupted build of a volume: no half-made volume passes for a whole one, no process stays, the rerun works."""
 
 import contextlib
 import hashlib
@@ -127,8 +127,8 @@ def made_anew(ground: Ground) -> None:
 
 
 @pytest.mark.full
-def test_a_build_that_is_killed_and_a_machine_that_is(ground: Ground, tmp_path: Path) -> None:
-    """SIGKILL of doit while the appliance writes, then of the appliance's QEMU; then the rerun, and one more kill."""
+def test_a_killed_build_and_a_killed_appliance_leave_no_volume(ground: Ground, tmp_path: Path) -> None:
+    """SIGKILL of doit while the appliance writes, then of the appliance's QEMU; then a complete run."""
     process = start(ground, tmp_path / "output")
     image = wait_until_it_writes(ground, process)
     assert machine(ground) != process.pid
@@ -158,7 +158,7 @@ def test_a_build_that_is_killed_and_a_machine_that_is(ground: Ground, tmp_path: 
 @pytest.mark.full
 @pytest.mark.parametrize("more", [0.0, 0.5, 2.0, 5.0])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_rebuild_that_is_killed_leaves_the_volume_before_it(
+def test_a_killed_rebuild_keeps_the_volume_before_it(
     ground: Ground, tmp_path: Path, number: signal.Signals, more: float
 ) -> None:
     made_anew(ground)
@@ -179,7 +179,7 @@ def test_a_rebuild_that_is_killed_leaves_the_volume_before_it(
 # In MiB: the file system's blocks take about 2, the image 28. Every byte of that is asked for before the appliance
 # starts, so that it never meets a full disk.
 @pytest.mark.parametrize("room", [1, pytest.param(20, marks=pytest.mark.full)])
-def test_the_owner_s_disk_is_full(ground: Ground, namespace: Namespace, room: int) -> None:
+def test_a_full_disk_leaves_no_file_of_a_volume(ground: Ground, namespace: Namespace, room: int) -> None:
     seen = namespace.mount(ground.luks, f"size={room}m")
     done = on_that_disk(ground, namespace)
     assert done.returncode != 0, done.stdout
@@ -188,7 +188,7 @@ def test_the_owner_s_disk_is_full(ground: Ground, namespace: Namespace, room: in
 
 
 @pytest.mark.full
-def test_with_room_again_it_works(ground: Ground, namespace: Namespace) -> None:
+def test_the_next_run_with_enough_room_makes_the_volume(ground: Ground, namespace: Namespace) -> None:
     namespace.mount(ground.luks, "size=20m")
     assert on_that_disk(ground, namespace).returncode != 0
     seen = namespace.mount(ground.luks, "size=400m")
@@ -199,8 +199,8 @@ def test_with_room_again_it_works(ground: Ground, namespace: Namespace) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("options", ["nr_inodes=1", "nr_inodes=2", "size=4k"])
-def test_tmpdir_is_full(ground: Ground, namespace: Namespace, options: str) -> None:
-    """Where the appliance's console and its socket go."""
+def test_a_full_tmpdir_leaves_no_half_made_volume(ground: Ground, namespace: Namespace, options: str) -> None:
+    """The appliance's console and its socket are there."""
     temporary = namespace.mount(ground.temporary, options)
     done = on_that_disk(ground, namespace)
     if done.returncode:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`doit manifest` on a real build: what is listed, what it measures as, and how it is signed."""
+"""`doit manifest` on a real build: its list of files, its launch digests, and its signature."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,7 @@ def released(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Released
     return release(built, tmp_path_factory.mktemp("released"))
 
 
-def test_it_lists_what_was_built(released: Released) -> None:
+def test_the_manifest_lists_every_built_file(released: Released) -> None:
     document = released.document()
     artefacts = document["artefacts"]
     bundle = {
@@ -68,7 +68,7 @@ def test_it_lists_what_was_built(released: Released) -> None:
             assert facts == {"size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def test_it_names_no_place_and_no_secret(released: Released) -> None:
+def test_the_manifest_has_no_path_of_this_machine_and_no_secret(released: Released) -> None:
     body = released.key.read_text().splitlines()[1].encode()
     assert body in released.key.read_bytes()
     left = [released.manifest, released.signature, released.project / "build/sbom.cdx.json"]
@@ -80,7 +80,7 @@ def test_it_names_no_place_and_no_secret(released: Released) -> None:
     assert body.decode() not in shown and "signed" in shown
 
 
-def test_packages_versions_and_settings_are_in_it(released: Released) -> None:
+def test_the_manifest_has_packages_versions_and_settings(released: Released) -> None:
     document = released.document()
     lock = tomllib.loads((released.project / "packages.lock").read_text())["sets"]
     assert document["packages"] == {
@@ -104,7 +104,7 @@ def test_packages_versions_and_settings_are_in_it(released: Released) -> None:
     assert document["source"] == {"commit": None, "clean": None}  # the copy is no checkout
 
 
-def test_it_knows_commit_and_cleanliness(released: Released) -> None:
+def test_the_manifest_has_the_commit_and_whether_the_checkout_is_clean(released: Released) -> None:
     if shutil.which("git") is None:
         pytest.skip("no git here")
     repository = released.project / ".git"
@@ -167,9 +167,7 @@ def cmdline(config: VmConfig, acpi: bool, output: Path) -> str:
 
 
 @pytest.mark.parametrize("platform", CONFIG)
-def test_launch_digests_are_those_of_the_other_implementation(
-    released: Released, tmp_path: Path, platform: str
-) -> None:
+def test_launch_digests_are_those_of_sev_snp_measure(released: Released, tmp_path: Path, platform: str) -> None:
     guest = pytest.importorskip("sevsnpmeasure.guest", reason="sev-snp-measure is not installed")
     from sevsnpmeasure.vcpu_types import CPU_SIGS
 
@@ -195,7 +193,9 @@ def test_launch_digests_are_those_of_the_other_implementation(
 
 
 @pytest.mark.full
-def test_they_are_those_that_a_setup_with_more_vcpus_makes(built: Built, released: Released, tmp_path: Path) -> None:
+def test_launch_digests_for_more_vcpus_are_those_of_a_setup_with_them(
+    built: Built, released: Released, tmp_path: Path
+) -> None:
     other = dataclasses.replace(released, built=copy_built(built, tmp_path / "project"))
     usual = {name: entry["digests"] for name, entry in released.document()["launch"].items()}
     other.built.doit("setup_verity", "CPUS=4")
@@ -233,7 +233,7 @@ def test_stock_tools_check_the_signature(released: Released, tmp_path: Path, kin
         assert openssl(CHECK[kind], False, **paths).returncode != 0
 
 
-def test_an_old_signature_does_not_stay(released: Released) -> None:
+def test_an_old_signature_is_removed(released: Released) -> None:
     with released.kept(released.manifest, released.signature):
         assert released.signature.exists()
         released.built.doit("manifest")

@@ -47,7 +47,7 @@ def ask(copy: Built, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_table_has_every_task_and_all_that_it_is_made_from(built: Built) -> None:
+def test_the_table_has_every_task_and_all_its_inputs_and_outputs(built: Built) -> None:
     def portable(paths: list[str]) -> set[str]:
         return {path.replace(f"{built.config_dir}/", "~/") for path in paths}
 
@@ -107,7 +107,7 @@ def expected(names: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 @pytest.mark.full
-def test_settings(copy: Built, tmp_path: Path) -> None:
+def test_each_setting_makes_outdated_the_tasks_of_the_table(copy: Built, tmp_path: Path) -> None:
     names = [name for name, (_, tasks) in SETTINGS.items() if tasks]
     assert len(names) > 20
     assert with_settings(copy, tmp_path, names) == expected(names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts of one's own as root: also in a chroot whose / is no mount point, and without a trace outside."""
+"""Private mounts made by root: they work in a chroot whose / is no mount point, and are invisible outside."""
 
 import os
 import subprocess
@@ -53,21 +53,21 @@ def in_a_chroot(base: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_mount_in_a_chroot_is_nobody_else_s(tmp_path: Path) -> None:
+def test_a_mount_in_a_chroot_is_invisible_outside(tmp_path: Path) -> None:
     done = in_a_chroot(tmp_path / "base", *OURS, "sh", "-c", INSIDE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n0\n", "")
     assert list((tmp_path / "base").iterdir()) == []
 
 
-def test_unshare_s_own_words_fail_there_or_leak(tmp_path: Path) -> None:
-    """Control arms: what the pipeline said before, and what would only look like a remedy."""
+def test_control_options_of_unshare_fail_in_a_chroot_or_leak_the_mount(tmp_path: Path) -> None:
+    """Controls: an earlier command of the pipeline, and one that would only look like a remedy."""
     old = in_a_chroot(tmp_path / "old", "unshare", "--mount", "sh", "-c", INSIDE)
     assert old.returncode and "cannot change root filesystem propagation" in old.stderr
     leaking = in_a_chroot(tmp_path / "new", "unshare", "--mount", "--propagation", "unchanged", "sh", "-c", INSIDE)
     assert (leaking.returncode, leaking.stdout) == (0, "1\n1\n")
 
 
-def test_where_slash_is_a_mount_point_it_is_the_same(tmp_path: Path) -> None:
+def test_a_mount_is_invisible_outside_also_where_the_root_is_a_mount_point(tmp_path: Path) -> None:
     script = f"mount -t tmpfs inner {tmp_path} && grep -c ' {tmp_path} ' /proc/self/mountinfo && pwd"
     done = subprocess.run(
         [sys.executable, "-I", "-S", own_mounts.__file__, "sh", "-c", script],
@@ -77,7 +77,7 @@ def test_where_slash_is_a_mount_point_it_is_the_same(tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_without_the_right_to_make_one_it_is_one_line() -> None:
+def test_a_user_who_may_not_mount_gets_an_error_of_one_line() -> None:
     argv = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-I", "-S", own_mounts.__file__, "true"]
     done = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1

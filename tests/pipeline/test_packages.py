@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages end to end against an archive made here: resolved, fetched, refused, healed, unpacked."""
+"""Packages end to end against an archive made here: resolved, fetched, refused, fetched again, unpacked."""
 
 import dataclasses
 import hashlib
@@ -113,7 +113,9 @@ def test_lock_keeps_the_old_file_when_a_name_is_wrong(archive: tuple[Repository,
     assert os.listdir(tmp_path) == ["packages.lock"]
 
 
-def test_lock_refuses_an_archive_signed_by_another(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
+def test_lock_refuses_an_archive_signed_with_another_key(
+    archive: tuple[Repository, Repository], tmp_path: Path
+) -> None:
     other = Repository(tmp_path / "other")
     sources = Sources(archive[0].uri, "", "test")
     with pytest.raises(UserError, match="cannot read suite trixie"):
@@ -146,7 +148,7 @@ def files_in(path: Path) -> list[str]:
     return [file.name for file in path.rglob("*") if file.is_file()]
 
 
-def test_a_download_comes_whole_and_the_cache_needs_no_network(served: tuple[Server, Package, Path]) -> None:
+def test_a_download_is_complete_and_the_cache_needs_no_network(served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
     seen: list[tuple[int, ...]] = []
     fetched = fetch(
@@ -181,7 +183,7 @@ def test_a_corrupted_download_is_refused_and_removed(served: tuple[Server, Packa
     assert fetch([package], cache_dir=cache, sources=from_server(server))
 
 
-def test_a_damaged_cache_entry_heals(served: tuple[Server, Package, Path]) -> None:
+def test_a_damaged_cache_entry_is_fetched_again(served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
     (path,) = fetch([package], cache_dir=cache, sources=from_server(server)).values()
     good = path.read_bytes()
@@ -194,7 +196,7 @@ def test_a_damaged_cache_entry_heals(served: tuple[Server, Package, Path]) -> No
     assert files_in(cache) == []  # a damaged file is not left there to be used by another
 
 
-def test_a_mirror_in_trouble_is_not_a_dropped_version(served: tuple[Server, Package, Path]) -> None:
+def test_a_failing_mirror_is_not_reported_as_a_dropped_version(served: tuple[Server, Package, Path]) -> None:
     server, package, cache = served
     for code in (403, 500):
         server.answers[package.deb.replace("+", "%2B")] = code
@@ -202,7 +204,7 @@ def test_a_mirror_in_trouble_is_not_a_dropped_version(served: tuple[Server, Pack
             fetch([package], cache_dir=cache, sources=from_server(server))
 
 
-def test_a_passing_trouble_is_tried_again(
+def test_a_temporary_failure_is_tried_again(
     served: tuple[Server, Package, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, package, cache = served
@@ -233,7 +235,7 @@ def test_apts_proxy_is_used(served: tuple[Server, Package, Path]) -> None:
     assert server.requests == [f"http://mirror.invalid/debian/{package.deb.replace('+', '%2B')}"]
 
 
-def test_everything_from_a_lock_to_build(
+def test_packages_are_unpacked_from_a_lock_into_the_build_directory(
     archive: tuple[Repository, Repository], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = (

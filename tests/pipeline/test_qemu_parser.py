@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of a confidential guest before QEMU's own parser: what it takes, refuses, and leaves to us.
+"""The command line of a confidential guest in QEMU's own parser: what it accepts, refuses, and leaves to us.
 
 No guest starts: this machine's KVM has no SEV-SNP, or QEMU's own emulation cannot have it. QEMU says so only after it
 has taken every option before.
@@ -60,7 +60,7 @@ def test_good_options(qemu: Path, tmp_path: Path, case: str) -> None:
 
 
 def test_good_options_with_kvm(qemu: Path, tmp_path: Path) -> None:
-    """As they are, they end where this machine lacks what SEV-SNP needs; the guest's files are never read."""
+    """Unchanged, they fail at the SEV-SNP support that this machine lacks; the guest's files are never read."""
     arguments = snp_command(launch_in(tmp_path), options_in(tmp_path), tmp_path / "qmp", 51, 1)
     said = ends_with(qemu, arguments)
     assert "vm-type SEV-SNP not supported by KVM" in said or "failed to initialize kvm" in said, said
@@ -97,7 +97,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_options_end_at_their_own_error(qemu: Path, tmp_path: Path, case: str) -> None:
+def test_each_bad_option_gives_its_own_error(qemu: Path, tmp_path: Path, case: str) -> None:
     old, new, words = REFUSED[case]
     good = without_kvm(snp_command(launch_in(tmp_path), options_in(tmp_path), tmp_path / "qmp", 51, 1))
     assert ends_with(qemu, good).endswith(TAKEN)  # control
@@ -113,7 +113,7 @@ OURS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", OURS)
-def test_what_qemu_takes_and_we_refuse(qemu: Path, tmp_path: Path, case: str) -> None:
+def test_options_that_qemu_accepts_and_we_refuse(qemu: Path, tmp_path: Path, case: str) -> None:
     old, new, changes = OURS[case]
     good = without_kvm(snp_command(launch_in(tmp_path), options_in(tmp_path), tmp_path / "qmp", 51, 1))
     assert ends_with(qemu, other(good, old, new)).endswith(TAKEN)
@@ -121,7 +121,7 @@ def test_what_qemu_takes_and_we_refuse(qemu: Path, tmp_path: Path, case: str) ->
         check_snp(launch_in(tmp_path, **changes))
 
 
-def test_an_id_block_that_qemu_takes_and_we_refuse(qemu: Path, tmp_path: Path) -> None:
+def test_an_id_block_that_qemu_accepts_and_we_refuse(qemu: Path, tmp_path: Path) -> None:
     launch = with_files(launch_in(tmp_path), SIGNED, tmp_path)
     assert launch.id_block and launch.id_auth
     plain = dataclasses.replace(launch, id_block=None, id_auth=None)

@@ -201,7 +201,7 @@ def test_a_second_run_does_nothing(settled: Built) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_sources(settled: Built, name: str) -> None:
+def test_an_edit_of_a_source_rebuilds_the_tasks_of_the_table(settled: Built, name: str) -> None:
     edit, expected = SOURCES[name]
     edit(settled.project)
     assert ran(settled.doit(*GOALS).stdout) == expected
@@ -209,14 +209,14 @@ def test_sources(settled: Built, name: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", SLOW)
-def test_more_sources(settled: Built, name: str) -> None:
+def test_an_edit_of_a_further_source_rebuilds_the_tasks_of_the_table(settled: Built, name: str) -> None:
     edit, expected = SLOW[name]
     edit(settled.project)
     assert ran(settled.doit(*GOALS).stdout) == expected
     assert ran(settled.doit(*GOALS).stdout) == set()
 
 
-def test_library(settled: Built) -> None:
+def test_an_edit_of_the_library_rebuilds_the_tasks_of_the_table(settled: Built) -> None:
     found = {}
     for name in LIBRARY:
         append(name, "\nMORE = 0\n")(settled.project)
@@ -224,7 +224,7 @@ def test_library(settled: Built) -> None:
     assert found == LIBRARY
 
 
-def test_remarks_in_the_library(settled: Built) -> None:
+def test_a_comment_in_the_library_rebuilds_the_tasks_of_the_table(settled: Built) -> None:
     found = {}
     for name in REMARKS:
         append(name)(settled.project)
@@ -235,7 +235,7 @@ def test_remarks_in_the_library(settled: Built) -> None:
 @pytest.mark.parametrize(
     "how", [pytest.param(how, marks=[pytest.mark.full] * (how != "edited, size and time kept")) for how in HURT]
 )
-def test_outputs_heal(settled: Built, how: str) -> None:
+def test_damaged_outputs_are_made_again(settled: Built, how: str) -> None:
     good = built_files(settled)
     for edit in HURT[how].values():
         before = built_files(settled, digests=False)
@@ -260,7 +260,7 @@ def built_files(copy: Built, *, digests: bool = True) -> dict[str, tuple[int, in
     return found
 
 
-def test_a_revert_comes_from_the_cache(settled: Built) -> None:
+def test_a_reverted_edit_is_restored_from_the_cache(settled: Built) -> None:
     name = settled.project / "initramfs/init"
     before = name.read_bytes()
     append("initramfs/init", f"\n# {uuid.uuid4()}\n")(settled.project)
@@ -272,22 +272,22 @@ def test_a_revert_comes_from_the_cache(settled: Built) -> None:
     assert restored(back) == ran(back) == expected
 
 
-def test_so_does_what_a_setting_was_before(settled: Built) -> None:
+def test_an_earlier_value_of_a_setting_is_restored_from_the_cache(settled: Built) -> None:
     settled.doit(*GOALS, "MIN_TCB=snp:7")
     for words in ((), ("MIN_TCB=snp:7",)):
         out = settled.doit(*GOALS, *words).stdout
         assert restored(out) == ran(out) == MEASURED
 
 
-def test_other_bytes_that_make_the_same_end_there(settled: Built) -> None:
-    """Early cut-off: the remark is new every time, so its layers are made, and nothing else is even looked at."""
+def test_an_edit_that_does_not_change_an_output_runs_no_later_task(settled: Built) -> None:
+    """Early cut-off: the comment is new, so the layers are made again; with the same bytes, so no other task runs."""
     append("initramfs/modules.yaml", f"\n# {uuid.uuid4()}\n")(settled.project)
     out = settled.doit(*GOALS).stdout
     assert made(out) == ran(out) == MODULES
 
 
 def test_modes_of_the_checkout_are_in_no_artefact(settled: Built) -> None:
-    """What a umask decides: nothing runs for it, and what is made anew has the same bytes."""
+    """A umask decides these modes: no task runs because of them, and an output made again has the same bytes."""
     tasks = {"init layer", "emulated layer", "plain layer", "guest rootfs", "host_bundle"} | CONFIGS
     called = sorted(f"_{name.replace(' ', '_')}" if " " in name else name for name in tasks)
     before = built_files(settled)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shared cache against a real registry: what is pushed comes back, and what was tampered with does not."""
+"""The shared cache with a real registry: pushed entries can be fetched, and tampered ones are refused."""
 
 import concurrent.futures
 import hashlib
@@ -61,7 +61,7 @@ CONTENTS = {
 }
 
 
-def test_what_is_pushed_comes_back(registry: Server, tmp_path: Path) -> None:
+def test_a_pushed_entry_can_be_fetched(registry: Server, tmp_path: Path) -> None:
     files = [stored(tmp_path / "made", name, content) for name, content in CONTENTS.items()]
     entry = entry_of(*(blob for blob, _ in files))
     assert client(registry).entry(entry.key) is None
@@ -77,7 +77,7 @@ def test_what_is_pushed_comes_back(registry: Server, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "made").iterdir()} == set(CONTENTS)
 
 
-def test_zeros_come_back_as_holes(registry: Server, tmp_path: Path) -> None:
+def test_zeros_are_fetched_as_holes(registry: Server, tmp_path: Path) -> None:
     content = b"first" + bytes(40 * MIB) + random.Random(2).randbytes(8192) + bytes(20 * MIB + 1)
     blob, path = stored(tmp_path, "image", content)
     there = client(registry)
@@ -89,7 +89,7 @@ def test_zeros_come_back_as_holes(registry: Server, tmp_path: Path) -> None:
         assert (tmp_path / "back").stat().st_blocks * 512 < MIB
 
 
-def test_what_the_registry_has_is_not_sent_again(own_registry: Server, tmp_path: Path) -> None:
+def test_a_blob_that_the_registry_has_is_not_sent_again(own_registry: Server, tmp_path: Path) -> None:
     both, own = stored(tmp_path, "both", b"s" * MIB), stored(tmp_path, "own", b"o" * MIB)
     first, second = entry_of(both[0]), entry_of(both[0], own[0])
     client(own_registry).push(first.key, first.to_bytes(), [both])
@@ -101,7 +101,7 @@ def test_what_the_registry_has_is_not_sent_again(own_registry: Server, tmp_path:
     assert own_registry.log.count('"PUT /v2/cache/manifests/') == 2
 
 
-def test_a_push_is_the_same_manifest_for_everybody(own_registry: Server, tmp_path: Path) -> None:
+def test_every_machine_pushes_the_same_manifest(own_registry: Server, tmp_path: Path) -> None:
     digests = []
     for number, repository in enumerate(("one", "other/place")):
         if number:
@@ -114,7 +114,7 @@ def test_a_push_is_the_same_manifest_for_everybody(own_registry: Server, tmp_pat
     assert digests[0] == digests[1]
 
 
-def test_other_clients_and_garbage_collection_work_on_it(own_registry: Server, tmp_path: Path) -> None:
+def test_other_clients_and_garbage_collection_work_with_the_entries(own_registry: Server, tmp_path: Path) -> None:
     import oras.client
     import zstandard
 
@@ -196,7 +196,7 @@ def test_a_blob_of_no_entry_is_not_fetched(registry: Server, tmp_path: Path) -> 
         client(registry).fetch(Blob("0" * 64, 1), tmp_path / "back")
 
 
-def test_a_full_disk_is_told_as_it_is(registry: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_an_error_of_the_disk(registry: Server, tmp_path: Path) -> None:
     blob, path = stored(tmp_path, "file", random.Random(4).randbytes(4 * MIB))
     there = client(registry)
     there.push(entry_of(blob).key, b"{}", [(blob, path)])
@@ -230,7 +230,9 @@ def test_a_read_only_registry(own_registry: Server, tmp_path: Path) -> None:
     there.push(entry_of(other[0]).key, b"{}", [other])  # over a connection that the restart has closed
 
 
-def test_a_registry_that_is_not_there(own_registry: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_registry_is_an_error_after_one_more_try(
+    own_registry: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = client(own_registry)
     assert there.entry("0" * 64) is None
     own_registry.stop()
@@ -316,7 +318,7 @@ def test_memory_stays_small(own_registry: Server, large: tuple[Blob, Path], tmp_
     assert max(taken["push"], taken["fetch"]) < MEMORY_KIB, taken
 
 
-def test_a_killed_push_leaves_nothing(own_registry: Server, large: tuple[Blob, Path]) -> None:
+def test_a_killed_push_leaves_no_entry_and_no_file(own_registry: Server, large: tuple[Blob, Path]) -> None:
     blob, path = large
     with transfer(own_registry, "push", blob, path) as process:
         parts = own_registry.root

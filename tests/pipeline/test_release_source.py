@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PACKAGES_SOURCE: the archive of a release is found, resumed and checked; what was built is put into the tree."""
+"""PACKAGES_SOURCE: the archive of a release is found, resumed and checked; built packages are put into the tree."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def said(place: str, sha256: str, cache: Path) -> str:
     return found.value.message
 
 
-def test_a_file_is_taken_if_its_digest_is_the_one_asked_for(packed: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_file_is_accepted_only_with_the_expected_digest(packed: tuple[Path, str], tmp_path: Path) -> None:
     path, digest = packed
     assert find_release(str(path), digest, tmp_path / "cache") == path
     assert not (tmp_path / "cache").exists()
@@ -61,7 +61,7 @@ def test_a_file_is_taken_if_its_digest_is_the_one_asked_for(packed: tuple[Path, 
     assert "expected a path, or a URL that begins with http" in said("ftp://host/a.tar.gz", digest, tmp_path)
 
 
-def test_a_download_is_kept_and_needs_no_second(server: Mirror, packed: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_download_is_kept_and_not_repeated(server: Mirror, packed: tuple[Path, str], tmp_path: Path) -> None:
     path, digest = packed
     found = find_release(f"{server.uri}{NAME}", digest, tmp_path)
     assert found.read_bytes() == path.read_bytes()
@@ -73,7 +73,7 @@ def test_a_download_is_kept_and_needs_no_second(server: Mirror, packed: tuple[Pa
     assert os.listdir(found.parent) == []
 
 
-def test_a_download_that_broke_off_is_resumed(server: Mirror, packed: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: Mirror, packed: tuple[Path, str], tmp_path: Path) -> None:
     data, digest = packed[0].read_bytes(), packed[1]
     part = tmp_path / "files" / digest / "content.part"
     part.parent.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_a_download_that_broke_off_is_resumed(server: Mirror, packed: tuple[Path
     assert os.listdir(part.parent) == ["content"]
 
 
-def test_network_trouble_keeps_what_came_for_the_next_run(
+def test_a_network_failure_keeps_the_partial_file_for_the_next_run(
     server: Mirror, packed: tuple[Path, str], tmp_path: Path
 ) -> None:
     data, digest = packed[0].read_bytes(), packed[1]
@@ -97,7 +97,7 @@ def test_network_trouble_keeps_what_came_for_the_next_run(
     assert server.ranged[-1] == "bytes=700-"
 
 
-def test_other_bytes_are_refused_and_removed(
+def test_a_file_with_another_digest_is_refused_and_removed(
     server: Mirror, packed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = "0" * 64
@@ -112,7 +112,7 @@ def test_other_bytes_are_refused_and_removed(
 def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
     archive: tuple[Repository, Repository], packed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """The lock's digests for the tools are those of no file: nothing of that set is fetched."""
+    """No file has the digests that this lock gives for the tools, so a fetch of that set would fail."""
     texts = {
         "tools": {"tools": {"suite": "trixie", "packages": ["tool"]}},
         "initramfs": {"suite": "trixie", "packages": ["scripts"]},
@@ -146,7 +146,9 @@ def test_the_tree_comes_from_the_archive_and_the_rest_from_the_lock(
     assert sorted(path.name for path in (build / "debs").iterdir()) == ["appliance", "guest", "initramfs"]
 
 
-def test_what_was_built_is_in_the_tree_of_the_lock(archive: tuple[Repository, Repository], tmp_path: Path) -> None:
+def test_built_packages_are_put_into_the_tree_of_the_lock(
+    archive: tuple[Repository, Repository], tmp_path: Path
+) -> None:
     lists = {name: tmp_path / f"{name}.yaml" for name in ("tools", "initramfs", "guest", "appliance")}
     alone = {"suite": "trixie", "dependencies": False}
     tools = {
@@ -186,7 +188,7 @@ def test_what_was_built_is_in_the_tree_of_the_lock(archive: tuple[Repository, Re
 
 
 @pytest.mark.full  # packs 300 MB
-def test_the_built_tree_is_packed_and_unpacked_to_itself(built: Built, tmp_path: Path) -> None:
+def test_packing_and_unpacking_gives_the_same_tree(built: Built, tmp_path: Path) -> None:
     release, archive = built.build / "snp-release", tmp_path / "snp-release.tar.gz"
     pack_release(release=release, python=release / "bin/python3", output=archive)
     digest = archive.with_name(f"{archive.name}.sha256").read_text().split()[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/snp-release: the same tree whoever builds it, wherever it stands, and never half of it."""
+"""build/snp-release: the same tree for every user, in every directory, and never half of it."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_the_tree_is_the_same_under_any_umask(tmp_path: Path) -> None:
     assert [package["name"] for package in manifest["tools"]] == ["libx", "tools"]
 
 
-def test_wrappers_find_their_tree_wherever_it_stands(tmp_path: Path) -> None:
+def test_wrappers_find_their_tree_in_any_directory(tmp_path: Path) -> None:
     debs = loader_set(tmp_path)
     make_release(tools=debs, firmware={}, kernels={}, output=tmp_path / "a")
     (tmp_path / "else where").mkdir()

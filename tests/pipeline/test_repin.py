@@ -84,7 +84,7 @@ def locked(archives: tuple[Repository, Repository], tmp_path: Path) -> Locked:
     return Locked(archives, tmp_path)
 
 
-def test_one_package_and_nothing_else(locked: Locked) -> None:
+def test_only_the_named_package_is_updated(locked: Locked) -> None:
     assert locked.versions("tools") == dict.fromkeys(("lib", "other", "plug", "tool"), "1.0")
     locked.refresh(1, only="other")
     assert locked.versions("tools") == {**dict.fromkeys(("lib", "plug", "tool"), "1.0"), "other": "2.0"}
@@ -93,7 +93,7 @@ def test_one_package_and_nothing_else(locked: Locked) -> None:
     assert locked.notes == ["other 1.0 → 2.0 (guest, tools)", "1 changed, 0 added, 0 removed"]
 
 
-def test_what_it_needs_comes_with_it(locked: Locked) -> None:
+def test_dependencies_of_the_named_package_are_updated_too(locked: Locked) -> None:
     """tool 2.0 needs lib 2.0 and a new helper; plug 1.0 fits lib 1.0 only; what is excluded stays out."""
     locked.refresh(1, only="tool")
     expected = {"helper": "2.0", "lib": "2.0", "other": "1.0", "plug": "2.0", "tool": "2.0"}
@@ -102,7 +102,7 @@ def test_what_it_needs_comes_with_it(locked: Locked) -> None:
     assert locked.versions("guest")["other"] == "1.0"
 
 
-def test_the_kernel_behind_a_meta_package(locked: Locked) -> None:
+def test_a_kernel_is_updated_by_its_own_name_or_that_of_its_meta_package(locked: Locked) -> None:
     for name in ("linux-image-amd64", "linux-image-1.0-amd64"):
         locked.path.write_bytes(locked.before)
         locked.refresh(1, only=name)
@@ -114,7 +114,7 @@ def test_the_kernel_behind_a_meta_package(locked: Locked) -> None:
         ]
 
 
-def test_a_name_that_is_new_in_a_list(locked: Locked) -> None:
+def test_a_package_that_is_new_in_a_list_is_added(locked: Locked) -> None:
     more = (dataclasses.replace(TOOLS, packages=(*TOOLS.packages, "helper")), GUEST, KERNEL)
     locked.refresh(1, only="helper", sets=more)
     assert locked.versions("tools")["helper"] == "2.0" and locked.versions("tools")["other"] == "1.0"
@@ -127,7 +127,7 @@ def test_a_name_that_is_new_in_a_list(locked: Locked) -> None:
     assert locked.path.read_bytes() == locked.before
 
 
-def test_the_lock_remembers_both_dates(locked: Locked) -> None:
+def test_the_lock_has_the_dates_of_both_refreshes(locked: Locked) -> None:
     locked.refresh(1, only="other")
     lock = read_lock(locked.path)
     assert {name: locked_set.dates for name, locked_set in lock.sets.items()} == {
@@ -141,13 +141,13 @@ def test_the_lock_remembers_both_dates(locked: Locked) -> None:
     assert read_lock(locked.path).sets["tools"].dates == DATES[:1]
 
 
-def test_nothing_new_changes_nothing(locked: Locked) -> None:
+def test_an_unchanged_archive_changes_nothing(locked: Locked) -> None:
     locked.refresh(0, only="tool")
     assert locked.path.read_bytes() == locked.before
     assert locked.notes == ["0 changed, 0 added, 0 removed"]
 
 
-def test_a_name_that_no_set_has(locked: Locked) -> None:
+def test_a_name_that_no_set_has_is_refused(locked: Locked) -> None:
     for name in ("nonsense", "setup"):  # the latter is excluded
         with pytest.raises(UserError, match=f"--only {name}: no list asks for it"):
             locked.refresh(1, only=name)
@@ -170,7 +170,7 @@ def test_the_full_refresh_says_what_changed(locked: Locked) -> None:
     ]
 
 
-def test_a_file_that_changed_under_its_version() -> None:
+def test_a_changed_file_with_the_same_version_is_reported() -> None:
     one = Package("tool", "1.0", "amd64", "debian", "pool/tool.deb", 1, "a" * 64)
     made = LockedSet("trixie", ("2026-01-31T12:00:00Z",), ("tool",), True, False, (), True, {}, (one,))
     other = dataclasses.replace(made, packages=(dataclasses.replace(one, sha256="b" * 64),))

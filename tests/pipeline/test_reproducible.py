@@ -257,7 +257,7 @@ def test_no_artefact_names_the_directory_or_the_user(second: Built) -> None:
 
 
 def test_another_key_of_the_user_is_another_guest(built: Built, tmp_path: Path) -> None:
-    """The control arm: the comparison sees what a build takes from its inputs."""
+    """The comparison notices what a build takes from its inputs."""
     from sevsnp.images.guest import make_guest_rootfs
     from sevsnp.keys.pairs import ensure_keys
 
@@ -277,7 +277,7 @@ def test_another_key_of_the_user_is_another_guest(built: Built, tmp_path: Path) 
     assert difference(first, made["other"]).startswith("rootfs.tar: first differing byte at 0x")
 
 
-def test_differences_are_found_where_they_are(tmp_path: Path) -> None:
+def test_a_difference_is_reported_with_its_offset(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(bytes(3 * CHUNK))
     other.write_bytes(bytes(2 * CHUNK + 5) + b"\1" + bytes(CHUNK - 6))

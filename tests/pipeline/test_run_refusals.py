@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be launched, attested or built from is refused in one line that names it, and leaves nothing behind."""
+"""Bad inputs of a launch, an attestation or a build are refused in one line that names them; no file is left."""
 
 import contextlib
 import os
@@ -105,7 +105,7 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_launches(copy: Built, name: str) -> None:
+def test_bad_settings_of_a_launch(copy: Built, name: str) -> None:
     words, expected = LAUNCHES[name]
     said = refused(copy, "run_sev_snp_verity", "PLATFORM=emulated", *words)
     for text in expected:
@@ -159,8 +159,8 @@ def test_a_missing_file(copy: Built) -> None:
     assert f"{kernel}: no such file (kernel of the VM config)" in said
 
 
-def test_the_same_file_elsewhere_is_none_of_these(copy: Built, tmp_path: Path) -> None:
-    """The control arm: with the same content under another name, only what comes last is refused."""
+def test_control_the_same_files_under_other_names_are_accepted(copy: Built, tmp_path: Path) -> None:
+    """Only the size of the memory is refused, which is checked last."""
     for name in ("verity.img", "hash-tree.img"):
         (tmp_path / name).hardlink_to(copy.build / "verity" / name)
     words = [f"VERITY_IMAGE={tmp_path}/verity.img", f"VERITY_HASH_TREE={tmp_path}/hash-tree.img"]
@@ -248,7 +248,7 @@ ANSWERS: dict[str, tuple[Callable[[socket.socket], None], str]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_attestation_of_something_else(copy: Built, name: str) -> None:
+def test_attestation_of_a_server_that_is_no_guest(copy: Built, name: str) -> None:
     answer, expected = ANSWERS[name]
     state = copy.build / "run" / "verity"
     state.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def test_attestation_of_something_else(copy: Built, name: str) -> None:
 
 
 @pytest.mark.parametrize("where", [["PORT={}"], ["ATTEST_PORT={}"], ["HOST=nonsuch.invalid", "PORT={}"]])
-def test_attestation_of_nobody(copy: Built, where: list[str]) -> None:
+def test_attestation_where_no_server_answers(copy: Built, where: list[str]) -> None:
     words = [word.format(free_port()) for word in where]
     said = refused(copy, "attest_verity", "PLATFORM=emulated", *words, ports=False)
     assert ": no answer: " in said and "check that the guest runs" in said
@@ -327,7 +327,7 @@ INPUTS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("line", INPUTS)
-def test_inputs_of_a_build(copy: Built, line: str) -> None:
+def test_bad_inputs_of_a_build(copy: Built, line: str) -> None:
     expected, target = INPUTS[line]
     before = (copy.project / target).stat()
     assert expected in refused(copy, *line.split())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shared cache as doit's users have it: what one machine made, the next one copies; and nobody waits for it."""
+"""The shared cache for users of doit: the next machine copies what one machine made; a bad registry delays no build."""
 
 import contextlib
 import glob
@@ -99,7 +99,9 @@ def test_a_fresh_clone_builds_nothing(shared: tuple[Server, Machine], built: Bui
 
 
 @pytest.mark.full
-def test_the_control_arm_needs_the_mirror(shared: tuple[Server, Machine], built: Built, tmp_path: Path) -> None:
+def test_control_without_the_shared_cache_a_clone_needs_the_mirror(
+    shared: tuple[Server, Machine], built: Built, tmp_path: Path
+) -> None:
     fresh = clone(shared[1].project, tmp_path)
     failed = fresh.doit(
         *GOALS, check=False, CONFIG_DIR=str(built.config_dir), MIRROR=f"http://{nobody()}/debian", SNAPSHOT_MIRROR=""
@@ -108,7 +110,7 @@ def test_the_control_arm_needs_the_mirror(shared: tuple[Server, Machine], built:
 
 
 @pytest.mark.full
-def test_a_fresh_clone_beside_a_cold_build(
+def test_a_fresh_clone_needs_less_processor_time_than_a_cold_build(
     shared: tuple[Server, Machine], built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Processor time of both in one run; the cold build has its downloads already."""
@@ -131,7 +133,7 @@ def test_a_fresh_clone_beside_a_cold_build(
 # Reading and writing.
 
 
-def test_only_push_writes(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_only_the_mode_push_writes_to_the_registry(own_registry: Server, small: Path, tmp_path: Path) -> None:
     reader, writer, other = (clone(small, tmp_path / name) for name in ("reader", "writer", "other"))
     assert reader.doit(*SMALL, CACHE=own_registry.reference).built == set(SMALL)
     assert not any(method in own_registry.log for method in WRITES)
@@ -144,7 +146,7 @@ def test_only_push_writes(own_registry: Server, small: Path, tmp_path: Path) -> 
     assert contents(other.build) == contents(writer.build) == contents(reader.build)
 
 
-def test_a_registry_that_takes_nothing_still_gives(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_a_read_only_registry_is_still_read(own_registry: Server, small: Path, tmp_path: Path) -> None:
     first, second = (clone(small, tmp_path / name) for name in ("first", "second"))
     first.doit(*SMALL, CACHE=own_registry.reference, CACHE_MODE="push")
     set_read_only(own_registry)
@@ -197,8 +199,8 @@ sys.addaudithook(seen)
 
 
 @pytest.mark.parametrize("words", [[], pytest.param(["-n", "2"], marks=pytest.mark.full)], ids=["one", "threads"])
-def test_a_registry_that_is_of_no_use_costs_a_line(small: Path, tmp_path: Path, words: list[str]) -> None:
-    """All of them at once: nearly all of it is waiting. Each task would cost a time-out if it asked by itself."""
+def test_an_unusable_registry_costs_one_line(small: Path, tmp_path: Path, words: list[str]) -> None:
+    """All such registries at once, as this is mostly waiting. Each task would cost a time-out if it asked by itself."""
     tasks = [*words, *SMALL, "more"]
     calm = clone(small, tmp_path / "calm")
     calm.doit(*tasks)
@@ -237,7 +239,7 @@ def test_a_registry_that_is_of_no_use_costs_a_line(small: Path, tmp_path: Path, 
 
 
 def test_a_registry_that_fails_midway(small: Path, tmp_path: Path) -> None:
-    """The first failure could be that entry's own; after the second it is the registry's."""
+    """The first failure could concern one entry only; after the second the registry is not asked again."""
     seen: list[str] = []
 
     def fails(it: Handler) -> None:
@@ -280,7 +282,7 @@ def uploaded(root: Path) -> int:
     return max(lengths)
 
 
-def test_a_push_that_is_killed(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_a_killed_push_is_completed_by_the_next_run(own_registry: Server, small: Path, tmp_path: Path) -> None:
     first, second, third = (clone(small, tmp_path / name) for name in ("first", "second", "third"))
     cache = own_registry.reference
     with first.start("word", "big", CACHE=cache, CACHE_MODE="push") as process:
@@ -300,7 +302,7 @@ def test_a_push_that_is_killed(own_registry: Server, small: Path, tmp_path: Path
 # Secrets.
 
 
-def test_what_is_secret_is_never_sent(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_secret_outputs_are_never_sent(own_registry: Server, small: Path, tmp_path: Path) -> None:
     first, second = (clone(small, tmp_path / name) for name in ("first", "second"))
     tasks = ("secret", "secret_inside", "public")
     first.doit(*tasks, CACHE=own_registry.reference, CACHE_MODE="push")
@@ -341,7 +343,7 @@ def test_a_login_is_used_and_never_shown(locked_registry: Server, small: Path, t
 # Others' tools.
 
 
-def test_oras_takes_an_artefact(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_oras_can_pull_an_artefact(own_registry: Server, small: Path, tmp_path: Path) -> None:
     import oras.client
 
     machine = clone(small, tmp_path / "machine")
@@ -362,7 +364,7 @@ def test_oras_takes_an_artefact(own_registry: Server, small: Path, tmp_path: Pat
         }
 
 
-def test_garbage_collection_takes_what_no_tag_leads_to(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_garbage_collection_removes_what_no_tag_names(own_registry: Server, small: Path, tmp_path: Path) -> None:
     import requests
 
     first, second = (clone(small, tmp_path / name) for name in ("first", "second"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody changed in the registry is refused, built anew, and mended by whoever may write there."""
+"""An entry that was changed in the registry is refused, built again, and replaced by a run with write access."""
 
 import hashlib
 import json
@@ -141,7 +141,9 @@ MORE_TAMPERINGS: tuple[Tampering, ...] = (
     [*TAMPERINGS, *(pytest.param(each, marks=pytest.mark.full) for each in MORE_TAMPERINGS)],
     ids=lambda tamper: tamper.__name__.replace("_", " "),
 )
-def test_it_is_refused_and_mended(own_registry: Server, small: Path, tmp_path: Path, tamper: Tampering) -> None:
+def test_a_tampered_entry_is_refused_and_replaced(
+    own_registry: Server, small: Path, tmp_path: Path, tamper: Tampering
+) -> None:
     first, second, third = (clone(small, tmp_path / name) for name in ("first", "second", "third"))
     first.doit(*SMALL, CACHE=own_registry.reference, CACHE_MODE="push")
     stored, genuine = keys(own_registry), {}
@@ -169,7 +171,7 @@ def test_it_is_refused_and_mended(own_registry: Server, small: Path, tmp_path: P
     assert contents(third.build) == contents(first.build)
 
 
-def test_without_leave_to_write_nothing_is_mended(own_registry: Server, small: Path, tmp_path: Path) -> None:
+def test_without_write_access_nothing_is_replaced(own_registry: Server, small: Path, tmp_path: Path) -> None:
     first, *others = (clone(small, tmp_path / name) for name in ("first", "second", "third"))
     first.doit(*SMALL, CACHE=own_registry.reference, CACHE_MODE="push")
     large_blob(own_registry, tmp_path)
@@ -210,7 +212,7 @@ def lost_document(server: Server) -> tuple[str, str]:
     [torn_manifest, *(pytest.param(each, marks=pytest.mark.full) for each in (lost_layer, lost_document))],
     ids=lambda it: it.__name__,
 )
-def test_what_the_registry_lost_costs_one_artefact(
+def test_a_file_that_the_registry_lost_costs_one_artefact(
     own_registry: Server, small: Path, tmp_path: Path, damage: Callable[[Server], tuple[str, str]]
 ) -> None:
     first, second, third = (clone(small, tmp_path / name) for name in ("first", "second", "third"))

@@ -48,8 +48,8 @@ def graph(**settings: str) -> Any:
 
 
 @pytest.mark.slow
-def test_the_word_and_paths(tmp_path: Path) -> None:
-    """The word source makes another firmware, which every VM config then has. A path is a path, ./source too."""
+def test_the_value_source_selects_the_firmware_from_source(tmp_path: Path) -> None:
+    """Every VM config then has this firmware. A path is a path, ./source too."""
     plain, source = graph(FIRMWARE=""), graph(FIRMWARE="source")
     assert plain["_firmware"][1] == [FROM_BUILD] and not {"_compiler", "_edk2"} & {*plain}
     assert source["_firmware"][1] == [FROM_SOURCE]
@@ -85,8 +85,8 @@ def test_the_bytes_are_the_pinned_ones(copy: Built) -> None:
 
 
 @pytest.mark.full
-def test_it_is_much_smaller(copy: Built) -> None:
-    """Programs, and the bytes of their code, compared with Debian's build."""
+def test_the_firmware_from_source_is_much_smaller(copy: Built) -> None:
+    """The number of its programs, and the bytes of their code, compared with Debian's build."""
 
     def programs(path: str) -> list[int]:
         found = leaves((copy.project / path).read_bytes())
@@ -113,15 +113,15 @@ source_firmware.make_source_firmware(
 
 @pytest.mark.full
 def test_another_directory_gives_the_same_bytes(copy: Built) -> None:
-    """And other paths, another user without rights, umask, time zone, locale, and number of compilers at once."""
+    """The second build also has another user without rights, umask, time zone, locale, and number of compilers."""
     made = made_oddly(MAKE, copy.build / "edk2", copy.build / "debs/compiler", PROJECT / "templates")
     assert made == (copy.project / FROM_SOURCE).read_bytes()
 
 
 @pytest.mark.full
 @pytest.mark.boot
-def test_a_verified_guest_boots_with_it(copy: Built, tmp_path: Path) -> None:
-    """To its login; the verdict is about a launch digest with this firmware."""
+def test_a_verified_guest_boots_with_the_firmware_from_source(copy: Built, tmp_path: Path) -> None:
+    """It boots to its login; the verdict is about a launch digest with this firmware."""
     with started(copy, copy.config("emulated"), tmp_path / "state") as running:
         guest = attested(running)
         assert "openend2e-sevsnp" in guest.ssh("sudo dmesg | grep -i 'efi: EFI v'")

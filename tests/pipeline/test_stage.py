@@ -47,8 +47,8 @@ DefinitionBlock ("", "DSDT", 2, "SEVSNP", "MEASURED", 1)
 
 
 @pytest.mark.slow
-def test_the_word() -> None:
-    """The word own makes a stage, which every VM config then launches; without it there is none."""
+def test_the_value_own_adds_the_stage() -> None:
+    """Every VM config then launches the stage; without this value there is none."""
     plain, own = graph(ACPI="auto"), graph(ACPI="own", CPUS="2")
     assert not {"_stage", "_stage_code", "_acpi_tables", "_compiler"} & {*plain}
     assert own["_stage"][1] == ["build/boot/stage-2.efi"]
@@ -112,7 +112,7 @@ stage_code.make_stage_code(debs=debs, sources=sources, output=output)
 
 @pytest.mark.full
 def test_another_directory_gives_the_same_bytes(stages: Stages) -> None:
-    """And other paths, another user without rights, umask, time zone and locale."""
+    """The second build also has another user without rights, umask, time zone and locale."""
     made = made_oddly(MAKE, stages.copy.build / "debs/compiler", stages.copy.project / "initramfs/stage")
     assert made == (stages.copy.build / "boot/stage.bin").read_bytes()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`test` and `lint`: which tests run, and what is said where something is found."""
+"""`test` and `lint`: which tests and tools run, and how failures are reported."""
 
 import os
 import re
@@ -58,7 +58,7 @@ def test_the_tests_of_a_path(clone: Path) -> None:
         (("--full", "--fast"), "✗ test: test: found --full and --fast, expected one of them"),
     ],
 )
-def test_what_cannot_be_tested(clone: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_arguments_of_test_are_refused(clone: Path, words: tuple[str, ...], said: str) -> None:
     code, shown = doit(clone, "test", *words)
     assert code == 1 and said in shown and "passed" not in shown
 
@@ -82,7 +82,7 @@ def collected(*words: str) -> set[str]:
     return {line for line in done.stdout.splitlines() if "::" in line}
 
 
-def test_the_fast_ones_need_no_build_and_are_most_of_their_files() -> None:
+def test_fast_leaves_out_only_tests_that_need_a_build() -> None:
     files = [
         f"tests/unit/{name}.py" for name in ("images/test_foreign", "initramfs/test_leavings", "archives/test_cpio")
     ]
@@ -92,7 +92,7 @@ def test_the_fast_ones_need_no_build_and_are_most_of_their_files() -> None:
     assert any("test_foreign" in name for name in fast)
 
 
-def test_lint_runs_all_and_names_what_found_something(clone: Path) -> None:
+def test_lint_runs_all_its_tools_and_names_those_that_found_problems(clone: Path) -> None:
     code, said = doit(clone, "lint")
     assert code == 0, said
     wrong = clone / "sevsnp" / "wrong.py"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""build/bin: the verifiers believe nothing in the directory that they are called in."""
+"""build/bin: the verifiers trust no file in the directory in which they are called."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_code_from_beside_the_evidence(tmp_path: Path, name: str) -> None:
+def test_the_verifiers_load_no_code_from_the_current_directory(tmp_path: Path, name: str) -> None:
     outputs = {name: tmp_path / name for name in ("get_report", "get_report_emulated", *COMMANDS)}
     make_tools(
         get_report_source=PROJECT / "initramfs" / "get_report.py",

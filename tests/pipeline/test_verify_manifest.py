@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`doit verify_manifest` on a real build: what is noticed, all of it by name, and who may have said it."""
+"""`doit verify_manifest` on a real build: every difference is named, and the signature shows who made the manifest."""
 
 import re
 import shutil
@@ -58,7 +58,7 @@ def test_a_changed_artefact_is_named(released: Released, name: str) -> None:
     assert (f"{CONFIG['snp']}: its launch digests cannot be checked" in said) is measured
 
 
-def test_all_that_differs_is_named_and_not_the_first_alone(released: Released) -> None:
+def test_every_difference_is_named_and_not_only_the_first(released: Released) -> None:
     project = released.project
     changed, missing, shorter = (
         project / name for name in ("packages.lock", "requirements.lock", "build/bin/get_report")
@@ -95,7 +95,7 @@ def test_all_that_differs_is_named_and_not_the_first_alone(released: Released) -
         assert said in result.stdout, said
 
 
-def test_a_file_outside_is_never_taken_for_one_inside(released: Released, tmp_path: Path) -> None:
+def test_a_link_to_a_file_outside_the_build_is_refused(released: Released, tmp_path: Path) -> None:
     folder, path = released.project / "build/kernel", released.project / "build/kernel/vmlinuz"
     place = tmp_path / "outside"
     shutil.copytree(folder, place, symlinks=True)
@@ -167,7 +167,7 @@ def drop_emulated(document: dict[str, Any]) -> None:
         (drop_emulated, "refused: launch_digests."),
     ],
 )
-def test_what_the_manifest_says_is_compared_with_the_files(
+def test_the_values_of_the_manifest_are_compared_with_the_files(
     released: Released, edit: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     with released.kept(released.manifest, released.signature):
@@ -182,7 +182,7 @@ def test_what_the_manifest_says_is_compared_with_the_files(
 
 
 @pytest.mark.parametrize("old", ["launch_digest", "kernel", "cmdline"])
-def test_a_config_whose_files_do_not_bear_it_out_is_named(released: Released, tmp_path: Path, old: str) -> None:
+def test_a_vm_config_that_does_not_match_its_files_is_named(released: Released, tmp_path: Path, old: str) -> None:
     path = released.project / CONFIG["snp"]
     config = released.built.config("snp")
     shutil.copyfile(config.launch.kernel.path, tmp_path / "vmlinuz")
@@ -202,7 +202,7 @@ def test_a_config_whose_files_do_not_bear_it_out_is_named(released: Released, tm
         assert re.search(f"vm-config-verity.toml: {said}", released.refusal(released.public))
 
 
-def test_the_signature_is_what_tells_the_owner_from_an_attacker(released: Released, tmp_path: Path) -> None:
+def test_only_the_signature_shows_that_an_attacker_made_the_manifest(released: Released, tmp_path: Path) -> None:
     changed = released.project / "build/bin/get_report"
     (tmp_path / "keys").mkdir()
     stranger = make_key(tmp_path / "keys")

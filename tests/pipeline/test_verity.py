@@ -29,7 +29,7 @@ def tree(data: bytes, salt: bytes) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 128, 129, 20000])
-def test_equal_to_a_second_implementation(tools: Path, tmp_path: Path, blocks: int) -> None:
+def test_the_hash_tree_is_that_of_a_second_implementation(tools: Path, tmp_path: Path, blocks: int) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"".join(number.to_bytes(4, "big") * 1024 for number in range(blocks)))
     found = make_verity(image, tmp_path / "tree", tmp_path / "roothash.txt", salt=SALT, tools=tools)
@@ -53,7 +53,7 @@ def damaged_by(tools: Path, where: Path, place: int) -> Path:
 
 
 @pytest.mark.parametrize("place", [0, 31, 40, 4100, 3 * 4096 + 44 * 32 - 1, 4 * 4096 - 1, 4 * 4096])
-def test_what_veritysetup_gets_wrong_is_noticed(
+def test_a_wrong_hash_tree_of_veritysetup_is_noticed(
     tools: Path, tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "image").write_bytes(bytes(4096 * 300))
@@ -81,7 +81,7 @@ def test_a_wrong_root_hash_is_noticed(tools: Path, tmp_path: Path) -> None:
         make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=SALT, tools=other.parent)
 
 
-def test_the_second_tree_ends_with_the_first(tmp_path: Path) -> None:
+def test_a_failure_of_veritysetup_ends_the_second_computation(tmp_path: Path) -> None:
     with (tmp_path / "image").open("wb") as stream:
         stream.truncate(1 << 40)  # hours
     (tmp_path / "veritysetup").write_text("#!/bin/sh\necho broken >&2; exit 1\n")
@@ -104,7 +104,7 @@ def test_odd_salts_are_refused(tools: Path, tmp_path: Path, salt: str) -> None:
         make_verity(tmp_path / "image", tmp_path / "t", tmp_path / "r", salt=salt, tools=tools)
 
 
-def test_the_word_reads_back() -> None:
+def test_the_word_is_parsed_to_the_same_parameters() -> None:
     parameters = VerityParameters(data_blocks=7, root_hash=ROOT, salt=SALT, hash_start=0)
     assert VerityParameters.parse(parameters.word()) == parameters
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the hints share: a checkout in which everything is built, and what they were told."""
+"""What the tests of the hints share: a checkout in which everything is built, and the hints that they were given."""
 
 import os
 import shutil

@@ -47,7 +47,7 @@ def own() -> dict[str, Any]:
     "write true, false or { any = … }",
     "make the VM config again: {} MIN_TCB=PARTS",
 )
-def test_what_a_policy_lacks(told: Told) -> None:
+def test_fields_that_a_policy_lacks(told: Told) -> None:
     without, bits = own(), own()
     del without["report_id"]
     del bits["platform_info"]["smt_en"]
@@ -64,7 +64,7 @@ def test_what_a_policy_lacks(told: Told) -> None:
 
 
 @remedies("sevsnp.attestation.appraisal", "{} MIN_TCB={}")
-def test_the_minimum_that_a_report_meets(told: Told) -> None:
+def test_a_minimum_tcb_version_that_a_report_meets(told: Told) -> None:
     refused = outcome(by=GENOA, minimum_tcb=None)
     told.seen.add("{} MIN_TCB={}")
     command, _, floor = refused.remedy.rpartition(" MIN_TCB=")
@@ -73,7 +73,9 @@ def test_the_minimum_that_a_report_meets(told: Told) -> None:
 
 
 @remedies("sevsnp.attestation.appraisal", "--min-tcb {}")
-def test_the_minimum_that_a_report_meets_without_a_vm_config(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_minimum_tcb_version_that_a_report_meets_without_a_vm_config(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verifier, "_AMD", GENOA.root)
     one = GENOA.evidence()
 
@@ -90,7 +92,7 @@ def test_the_minimum_that_a_report_meets_without_a_vm_config(told: Told, monkeyp
     "sevsnp.commands.verify_report",
     "give its launch digest or its VM config: --measurement HEX, or --vm_definition FILE",
 )
-def test_which_guest_is_expected(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_launch_digest_and_no_vm_config(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report").write_bytes(GENOA.report())
     line = ["--input", f"{tmp_path}/report", "--offline", "--report-data", REPORT_DATA.hex()]
     assert cli.main(line) == 64
@@ -111,7 +113,7 @@ def test_no_report_data(told: Told, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @remedies("sevsnp.commands.measure", "say why this firmware is trusted: --firmware-reason TEXT")
-def test_a_firmware_to_measure(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_firmware_without_a_reason(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.fd").write_bytes(firmware())
     line = ["--mode", "firmware-hash", "--firmware", f"{tmp_path}/other.fd"]
     assert measure.main(line) == 64
@@ -122,7 +124,7 @@ def test_a_firmware_to_measure(told: Told, tmp_path: Path, capsys: pytest.Captur
 @remedies(
     "sevsnp.attestation.ear", "make one: (umask 077 && openssl ecparam -name secp384r1 -genkey -noout -out ear-key.pem)"
 )
-def test_the_key_of_an_ear(told: Told) -> None:
+def test_a_key_of_the_wrong_kind_for_an_ear(told: Told) -> None:
     (told.cwd / "rsa.pem").write_bytes(
         ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
@@ -135,7 +137,7 @@ def test_the_key_of_an_ear(told: Told) -> None:
 @remedies(
     "sevsnp.emulation.verify", "give the ark.pem that the software secure processor wrote when the guest was started"
 )
-def test_a_root_that_is_none(told: Told, tmp_path: Path) -> None:
+def test_a_root_file_without_a_certificate(told: Told, tmp_path: Path) -> None:
     (tmp_path / "ark.pem").write_text("no certificate")
     for path in (tmp_path / "ark.pem", tmp_path / "nonsuch"):
         told.instead(
@@ -161,7 +163,7 @@ def test_an_id_block_of_another_guest(told: Told) -> None:
 
 
 @remedies("sevsnp.measurement.ovmf", "give the firmware of OvmfPkg/AmdSev (Debian package ovmf-amdsev: OVMF.amdsev.fd)")
-def test_a_firmware_for_measuring(told: Told, checkout: Built) -> None:
+def test_a_firmware_of_a_wrong_size(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
     told.instead(lambda: check_size(17, "x.fd"), lambda: check_size(stock.stat().st_size, "OVMF.amdsev.fd"))
 
@@ -171,7 +173,7 @@ def test_a_firmware_for_measuring(told: Told, checkout: Built) -> None:
     "sevsnp.measurement.launch_digest",
     "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
 )
-def test_a_file_that_changed(told: Told, checkout: Built) -> None:
+def test_a_file_that_changed_after_the_vm_config_was_made(told: Told, checkout: Built) -> None:
     path = checkout.build / "verity" / "vm-config-verity.toml"
     cmdline = checkout.build / "verity" / "cmdline"
     cmdline.unlink()

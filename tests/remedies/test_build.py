@@ -24,7 +24,7 @@ from tests.support.table import Told, failure, remedies
 @pytest.mark.full
 @needs_openssl
 @remedies("sevsnp.release.verify", "make one with: ./doitw manifest", "sign with: ./doitw manifest MANIFEST_KEY=FILE")
-def test_a_manifest(told: Told, checkout: Built) -> None:
+def test_a_missing_or_unsigned_manifest(told: Told, checkout: Built) -> None:
     told.mends(lambda: told.doitw("verify_manifest"))
     keys = "(umask 077; openssl genpkey -algorithm ed25519 -out m.pem) && openssl pkey -in m.pem -pubout -out m.pub.pem"
     assert told.shell(keys).returncode == 0
@@ -33,7 +33,7 @@ def test_a_manifest(told: Told, checkout: Built) -> None:
 
 @pytest.mark.full  # makes an encrypted volume
 @remedies("sevsnp.release.manifest", "make it again: ./doitw {}manifest")
-def test_what_no_manifest_can_describe(told: Told, checkout: Built) -> None:
+def test_a_build_that_no_manifest_can_describe(told: Told, checkout: Built) -> None:
     replace(checkout.build / "luks" / "cmdline", b"another")
     told.mends(lambda: told.doitw("manifest"))
 
@@ -57,7 +57,7 @@ def test_a_guest_package_that_is_missing(told: Told, checkout: Built, tmp_path: 
 
 @pytest.mark.full
 @remedies("sevsnp.packages.kernel", "give a linux-image package for amd64, with its modules, as KERNEL_DEB=")
-def test_another_kernel(told: Told, checkout: Built, tmp_path: Path) -> None:
+def test_a_package_without_a_kernel(told: Told, checkout: Built, tmp_path: Path) -> None:
     [kernel] = (checkout.build / "snp-release" / "linux" / "guest").glob("linux-image-*.deb")
     other = build_deb(tmp_path, "other")
     told.instead(
@@ -72,7 +72,7 @@ def test_another_kernel(told: Told, checkout: Built, tmp_path: Path) -> None:
     "restore the ovmf-amdsev lines of packages.lock: git checkout packages.lock && ./doitw packages",
     "the pinned Python and its liblzma make the same again: ./doitw packages",
 )
-def test_the_firmware(told: Told, checkout: Built, tmp_path: Path) -> None:
+def test_changed_inputs_of_the_firmware(told: Told, checkout: Built, tmp_path: Path) -> None:
     stock, python = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd", checkout.tools / "python3"
     git = "git -c user.name=a -c user.email=a@b"
     assert told.shell(f"git init -q . && git add packages.lock && {git} commit -qm x").returncode == 0
@@ -116,7 +116,7 @@ def test_no_hardware(told: Told, checkout: Built, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.host_setup.platform_status", "run it as root")
-def test_the_secure_processor_s_device(told: Told, tmp_path: Path) -> None:
+def test_a_device_of_the_secure_processor_for_root_alone(told: Told, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can be root")
     device = tmp_path / "sev"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints about builds from source: engines and what they lack, sources, and builds that are somewhere in between.
+"""Hints about builds from source: container engines, sources, and builds that are running or not finished.
 
 Engines and apt-get are stand-ins on PATH that fail as the real ones do, until they have what the hint asks for.
 """
@@ -85,7 +85,7 @@ def test_no_engine_can_run(told: Told, tiny: Tiny, tmp_path: Path, monkeypatch: 
 
 @remedies("sevsnp.builds.image", "remove it: {}")
 @remedies("sevsnp.builds.start", "remove it: {}")
-def test_names_of_others(told: Told, bare: Path, tmp_path: Path) -> None:
+def test_names_that_other_images_and_containers_have(told: Told, bare: Path, tmp_path: Path) -> None:
     stand_in(bare, "docker", FOREIGN)
     told.mends(lambda: image.find_image(Engine("docker"), "0" * 64))
     (bare / "removed").unlink()
@@ -94,7 +94,7 @@ def test_names_of_others(told: Told, bare: Path, tmp_path: Path) -> None:
 
 @remedies("sevsnp.builds.image", "run as root: apt-get install {}")
 @remedies("sevsnp.builds.image", "build in a container: ./doitw packages_build PACKAGES_SOURCE=container")
-def test_what_this_machine_lacks(told: Told, bare: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_packages_that_this_machine_lacks(told: Told, bare: Path, tiny: Tiny, tmp_path: Path) -> None:
     stand_in(bare, "gcc", "echo gcc 1.0")
     tiny.environment = None
 
@@ -123,7 +123,7 @@ def test_an_image_s_lock_that_is_older_than_its_list(
 
 
 @remedies("sevsnp.builds.steps", "next: ./doitw packages_build PACKAGES_SOURCE=container")
-def test_an_image_that_is_made(
+def test_the_next_step_after_an_image_is_made(
     told: Told, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing, lock = PROJECT / image.LIST, PROJECT / image.LOCK
@@ -157,7 +157,7 @@ def test_a_source_that_the_mirror_dropped(told: Told, tiny: Tiny) -> None:
     "use the other cache: COMPILER_CACHE=ccache",
     "name them, as: DISTCC_HOSTS='build1/8 build2/8'",
 )
-def test_compilers_settings(told: Told, tiny: Tiny) -> None:
+def test_settings_of_compiler_caches_and_clusters(told: Told, tiny: Tiny) -> None:
     told.hint(lambda: tiny.build(cache="sccache", cluster="icecc"))
     tiny.build(cache="ccache", cluster="icecc")
     tiny.ended()

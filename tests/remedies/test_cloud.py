@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints about guests from cloud images; the whole road, from the image to a root that can be verified."""
+"""Hints about guests from cloud images; all steps from the image to a root that can be verified."""
 
 import shlex
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def test_users_in_the_cloud_config(told: Told, tmp_path: Path) -> None:
 @remedies(
     "sevsnp.images.cloud_guest", "choose one: CLOUD_IMAGE=…", "give the one that its maker says: CLOUD_IMAGE_SHA256=…"
 )
-def test_what_the_settings_must_name(told: Told, checkout: Built, tmp_path: Path) -> None:
+def test_missing_settings_for_a_cloud_image(told: Told, checkout: Built, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(510) + b"\x55\xaa" + bytes(1 << 20))
 
@@ -48,7 +48,7 @@ def test_what_the_settings_must_name(told: Told, checkout: Built, tmp_path: Path
 
 @remedies("sevsnp.host.plain", "boot it by its own boot loader: ./doitw run_sev_snp GUEST_FROM=cloud-image")
 def test_a_direct_boot_of_a_cloud_image(told: Told, clone: Path) -> None:
-    """What it advises goes as far as the disk, which nothing has made here; the control is another image."""
+    """The advised command gets as far as the disk, which is missing here. Control: another image."""
     words = told.hint(lambda: told.doitw("run_sev_snp_direct_boot", "GUEST_FROM=cloud-image")).rpartition(": ")[2]
     assert "build/guest/cloud-set-up.qcow2: no such file" in told.shell(words).stdout
     other = told.doitw("run_sev_snp_direct_boot", "GUEST_FROM=cloud-image", "IMAGE=none.raw")

@@ -113,7 +113,7 @@ def test_a_root_below_a_directory(told: Told, tmp_path: Path) -> None:
     "host and name are in lower case, without a user name",
     "check the name, the tag, and whether docker login is needed",
 )
-def test_a_reference_that_names_nothing(told: Told, tmp_path: Path, no_login: Path) -> None:
+def test_a_malformed_or_unknown_reference(told: Told, tmp_path: Path, no_login: Path) -> None:
     told.instead(lambda: image_reference("docker://h.example/Name"), lambda: image_reference("docker://h.example/name"))
     (tmp_path / "program").mkdir()
     server = next(servers := running(unpack_registry(tmp_path / "program"), tmp_path / "registry"))

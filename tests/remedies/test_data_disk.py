@@ -47,7 +47,7 @@ def test_a_disk_that_was_replaced(
     "sevsnp.volumes.directory",
     "{}: data disk, {} MiB, written {}; make a guest with it: ./doitw setup_verity DATA_SIZE=16M VOLUME={}",
 )
-def test_a_disk_that_was_written(told: Told, launch: Launch, tmp_path: Path) -> None:
+def test_a_disk_that_a_guest_has_written_to(told: Told, launch: Launch, tmp_path: Path) -> None:
     written(launch, tmp_path / "data", b"kept")
     line = told.read("\n".join(left(tmp_path / "data")))
     volume = line.rpartition("VOLUME=")[2]
@@ -58,7 +58,7 @@ def test_a_disk_that_was_written(told: Told, launch: Launch, tmp_path: Path) -> 
 
 
 @remedies("sevsnp.e2e.run", "run it for a guest without one: ./doitw e2e DATA_SIZE=0")
-def test_end_to_end(told: Told, launch: Launch, tmp_path: Path) -> None:
+def test_e2e_for_a_guest_with_a_data_disk(told: Told, launch: Launch, tmp_path: Path) -> None:
     plain = make_launch(tmp_path / "made", workflow="verity")
     told.instead(
         lambda: check_no_data(VmConfig(tmp_path / "vm-config.toml", launch, REFERENCE)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints about disks: a full one, one that was another, and runs that stand in each other's way."""
+"""Hints about disks: a full disk, a replaced disk image, and two measurements at once."""
 
 import inspect
 import subprocess
@@ -37,7 +37,7 @@ def test_a_full_disk(told: Told, namespace: Namespace, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.qemu.disk_record", "if it is another disk now, forget what it was: rm {}", "remove it: rm {}")
-def test_another_disk(told: Told, tmp_path: Path) -> None:
+def test_a_replaced_disk_image(told: Told, tmp_path: Path) -> None:
     image, record = tmp_path / "my disk", tmp_path / "the record.json"
     image.write_bytes(QCOW2)
     format_of(image, record)

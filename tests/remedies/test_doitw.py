@@ -48,8 +48,8 @@ def tools(told: Told, tmp_path: Path) -> Tools:
     "that failed; run as root: {}",
     "{} has no ensurepip, and there is no apt-get: install its venv package",
 )
-def test_what_python_lacks(told: Told, program: Path, tools: Tools) -> None:
-    """One after the other, as a bare machine says it; the last remedy makes it work."""
+def test_a_missing_python_and_its_missing_packages(told: Told, program: Path, tools: Tools) -> None:
+    """The hints come one after the other, as on a bare machine; after the last remedy doitw works."""
 
     def run() -> object:
         return told.doitw("list")
@@ -74,7 +74,7 @@ def test_what_python_lacks(told: Told, program: Path, tools: Tools) -> None:
 
 @pytest.mark.full
 @remedies("doitw", "pip could not install {} (its words are above); run ./doitw again to try again")
-def test_a_package_that_could_not_be_had(told: Told, program: Path) -> None:
+def test_a_python_package_that_could_not_be_installed(told: Told, program: Path) -> None:
     lock = program.with_name("requirements.lock")
     lock.write_text(small_lock().replace("sha256:", "sha256:0", 1).replace("sha256:", "sha256:0"))
     told.hint(lambda: told.doitw("list"))
@@ -113,7 +113,7 @@ def test_a_checkout_of_another_user(told: Told, program: Path, tools: Tools) -> 
 
 @remedies("doitw", "this sh has no pipe for LUKS_KEY; use LUKS_KEY_FILE=path")
 def test_a_shell_without_pipes(told: Told, program: Path) -> None:
-    """Its pipe's place taken by a file: what such a shell would do."""
+    """A file takes the place of the pipe, as in such a shell."""
     make_venv(program.parent)
     text = program.read_text()
     (program.parent / "here").write_text("\n")
@@ -125,7 +125,7 @@ def test_a_shell_without_pipes(told: Told, program: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that another user may not write")
 @remedies("sevsnp.system.files", "run as root: {}{}", "see: ls -ld {}")
-def test_what_a_run_as_root_left(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_a_run_as_root_left(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path("/var/tmp") / f"sevsnp-{os.getpid()} left"
     place.mkdir()
     try:

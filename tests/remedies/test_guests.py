@@ -60,7 +60,7 @@ def test_a_guest_that_does_not_end(told: Told, runs: Path, monkeypatch: pytest.M
 
 @remedies("sevsnp.guests.local", "look at it: ./doitw logs NAME={}", "see why: ./doitw logs NAME={}")
 @remedies("sevsnp.host.session", "see the whole log: {}")
-def test_where_to_look(told: Told, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_show_the_logs_of_a_guest(told: Told, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = runs / "looked-at"
     with held(state, RUN, ""):
         (state / "serial.log").write_text("its console\n")
@@ -86,7 +86,7 @@ def check_failed() -> None:
 
 
 @remedies("sevsnp.guests.detach", "see: ./doitw logs NAME={}")
-def test_a_guest_that_says_nothing(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detached_guest_that_prints_nothing(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(told.cwd)
     monkeypatch.setattr(detach, "_SECONDS", -1.0)
 

@@ -69,8 +69,8 @@ def test_a_check_that_fails(told: Told, tree: Path) -> None:
     "set {}=1 on the kernel command line, and reboot: ./doitw prepare_host",
     "get the rights, and log in again: ./doitw prepare_host",
 )
-def test_what_prepare_host_mends(told: Told, tree: Path, machine: HostMachine) -> None:
-    """Each of the three: the check names it, prepare_host mends it, and the host is as it should be."""
+def test_problems_that_prepare_host_repairs(told: Told, tree: Path, machine: HostMachine) -> None:
+    """The check names each of the three problems, prepare_host repairs it, and then the host passes the check."""
     parameter = recorded.PARAMETERS["sev_snp"]
     record = json.loads((tree / recorded.RECORD).read_text())
     files = {
@@ -103,7 +103,9 @@ def test_what_prepare_host_mends(told: Told, tree: Path, machine: HostMachine) -
     "run as root: ./doitw prepare_host --yes",
     "then check the host: ./doitw check_host",
 )
-def test_consent(told: Told, machine: HostMachine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_consent_to_the_changes_of_prepare_host(
+    told: Told, machine: HostMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
     def start() -> None:
         prepare_host(dry_run=False, undo=False, yes=False, root=machine.root)
 
@@ -207,7 +209,7 @@ def test_a_damaged_record_of_changes(told: Told, machine: HostMachine) -> None:
     "shorten it to the lines that concern SEV-SNP",
 )
 @remedies("sevsnp.host_setup.record", "move it out of the way: {}")
-def test_recordings(told: Told, tree: Path, tmp_path: Path) -> None:
+def test_missing_and_bad_recordings(told: Told, tree: Path, tmp_path: Path) -> None:
     record = tmp_path / "build" / "host_record"
     record.mkdir(parents=True)
     told.hint(lambda: read_host(record))

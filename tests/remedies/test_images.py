@@ -90,7 +90,7 @@ def test_too_little_memory_for_a_copy(told: Told, tmp_path: Path) -> None:
     "add its package to guest-vm/packages.yaml, or the unit to guest-vm/files/etc/systemd/system",
     "add base-passwd to guest-vm/packages.yaml",
 )
-def test_what_a_guest_needs(told: Told, tmp_path: Path) -> None:
+def test_units_and_accounts_that_a_guest_lacks(told: Told, tmp_path: Path) -> None:
     packages = {entry.name: entry for entry in ACCOUNTS}
     files = tmp_path / "files"
     unit = files / "etc/systemd/system/my.service"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints about keys: modes, places, kinds, and what makes the one from the other."""
+"""Hints about keys: modes, directories, kinds, and the commands that make one key from another."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ P384 = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384"
 
 
 @remedies("sevsnp.keys.pairs", "run: chmod 700 {}", "remove it for a new one, or keep it and run: chmod 600 {}")
-def test_modes(told: Told, tmp_path: Path) -> None:
+def test_modes_of_keys_and_of_their_directory(told: Told, tmp_path: Path) -> None:
     directory = tmp_path / "my keys"
     keys = ensure_keys(directory)
     directory.chmod(0o750)
@@ -54,7 +54,7 @@ def test_a_key_that_others_have_read_is_made_anew(told: Told, tmp_path: Path) ->
     "move it away, for a new one: mv {} {}",
     "remove it, and it is made again from the private key: rm {}",
 )
-def test_what_is_no_key(told: Told, tmp_path: Path) -> None:
+def test_files_that_are_no_keys(told: Told, tmp_path: Path) -> None:
     directory = tmp_path / "my keys"
     keys = ensure_keys(directory)
     keys.user_public.unlink()
@@ -70,7 +70,7 @@ def test_what_is_no_key(told: Told, tmp_path: Path) -> None:
     "set CONFIG_DIR to a directory of yours",
     "put the key itself there, or set CONFIG_DIR to a directory of yours",
 )
-def test_another_directory(told: Told, tmp_path: Path) -> None:
+def test_a_config_dir_that_cannot_be_used(told: Told, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     told.instead(lambda: ensure_keys(tmp_path / "file"), lambda: ensure_keys(tmp_path / "mine"))
     told.instead(lambda: ensure_keys(tmp_path / "file" / "below"), lambda: ensure_keys(tmp_path / "mine"))
@@ -97,7 +97,7 @@ def test_a_signing_key_that_others_may_read(told: Told, tmp_path: Path) -> None:
 
 @needs_openssl
 @remedies("sevsnp.keys.signature", "make it from the private key: openssl pkey -in PRIVATE_KEY -pubout -out {}")
-def test_what_is_no_public_key(told: Told, tmp_path: Path) -> None:
+def test_a_file_that_is_no_public_key(told: Told, tmp_path: Path) -> None:
     told.shell(f"{P384} -out key.pem")
     public = tmp_path / "my key.pub.pem"
     public.write_text("no key")

@@ -61,7 +61,7 @@ def test_a_bundle_s_launch_file(told: Told, checkout: Built) -> None:
 
 
 @remedies("sevsnp.vm_config.fixed", "make a new VM config: {} {}={}", "make the VM config again: ./doitw setup_{}")
-def test_what_a_vm_config_has_fixed(told: Told, checkout: Built) -> None:
+def test_settings_that_a_vm_config_has_fixed(told: Told, checkout: Built) -> None:
     path = checkout.project / CONFIG
     told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 3}))
     told.mends(lambda: check_fixed(read_vm_config(path), {"GUEST_SVN": 0}))
@@ -190,7 +190,7 @@ def as_nobody(action: Callable[[], object]) -> None:
     "sevsnp.qemu.process",
     "in a checkout the pinned one is made with: ./doitw packages; a host bundle takes: ./run --qemu FILE",
 )
-def test_qemu(told: Told, checkout: Built) -> None:
+def test_a_missing_qemu(told: Told, checkout: Built) -> None:
     hint = told.hint(lambda: check_version(checkout.qemu.with_name("nonsuch"), "emulated"))
     checkout.qemu.unlink()
     assert told.hint(lambda: check_version(checkout.qemu, "emulated")) == hint
@@ -317,7 +317,7 @@ def test_evidence_that_was_damaged(told: Told, tmp_path: Path) -> None:
     "run: ./doitw _firmware",
     "give another one: IMAGE=FILE",
 )
-def test_what_a_plain_guest_needs(told: Told, checkout: Built) -> None:
+def test_missing_files_of_a_plain_guest(told: Told, checkout: Built) -> None:
     image = checkout.build / "guest" / "sevsnptest.qcow2"
     kernel, firmware = checkout.build / "kernel" / "vmlinuz", checkout.build / "firmware" / "OVMF.fd"
 
@@ -357,7 +357,7 @@ def test_no_kernel_modules(told: Told, checkout: Built, tmp_path: Path) -> None:
     "use the project's own firmware: do not set FIRMWARE; or say why this one is trusted: FIRMWARE_REASON=TEXT",
     "use the project's own firmware: do not set FIRMWARE",
 )
-def test_a_firmware_of_one_s_own(told: Told, checkout: Built) -> None:
+def test_a_firmware_of_the_user_s_own(told: Told, checkout: Built) -> None:
     stock = checkout.build / "snp-release" / "usr/share/ovmf/OVMF.amdsev.fd"
     refused = ("setup_verity", f"FIRMWARE={stock}", "FIRMWARE_REASON=no reason makes up for it")
     told.instead(lambda: told.doitw(*refused), lambda: told.doitw("setup_verity"))

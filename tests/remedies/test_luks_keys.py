@@ -34,7 +34,7 @@ def test_key_files(told: Told, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.keys.luks_key", "set CONFIG_DIR to where it was: CONFIG_DIR=…")
-def test_the_record_of_a_volume(told: Told, tmp_path: Path) -> None:
+def test_a_missing_record_of_a_volume(told: Told, tmp_path: Path) -> None:
     uuid = str(uuid4())
     write_record(tmp_path / "where it was", uuid, Record("made"))
     told.instead(lambda: read_record(tmp_path, uuid), lambda: read_record(tmp_path / "where it was", uuid))
@@ -48,7 +48,7 @@ def test_a_key_that_was_made_elsewhere(told: Told, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.keys.luks_key", "run ./doitw", "run ./doitw, which sets the variable")
-def test_a_descriptor_that_is_none(told: Told) -> None:
+def test_an_invalid_file_descriptor_for_the_key(told: Told) -> None:
     script = "import sys\nfrom sevsnp.errors import UserError\nfrom sevsnp.keys.luks_key import given\n"
     script += "try:\n    given('')\nexcept UserError as error:\n    sys.exit(str(error))\n"
     (told.cwd / "give.py").write_text(script)
@@ -61,7 +61,7 @@ def test_a_descriptor_that_is_none(told: Told) -> None:
 
 
 @remedies("sevsnp.owner.luks", "allow it, if the host may have the key: PLATFORM=emulated")
-def test_a_key_of_one_s_own_for_an_emulated_guest(told: Told) -> None:
+def test_the_user_s_own_key_for_an_emulated_guest(told: Told) -> None:
     def release(asked: bool) -> None:
         check_release("emulated", Record("given"), emulated_asked=asked)
 

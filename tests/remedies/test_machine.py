@@ -94,7 +94,7 @@ def test_a_program_that_is_not_there(told: Told, bare: Path) -> None:
     "run as root: {}",
     "install with this system's own package manager what Debian calls: {}",
 )
-def test_what_is_to_be_installed(told: Told, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_to_install_by_hand(told: Told, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apt_get = (bare / "apt-get").read_text()
     (bare / "apt-get").unlink()
     names = told.hint(install_here).rpartition(": ")[2].split(", ")
@@ -116,7 +116,7 @@ def simulated(hint: str) -> str:
 
 
 @remedies("sevsnp.packages.sources", "run: apt-get install debian-archive-keyring")
-def test_packages_by_name(told: Told, tmp_path: Path) -> None:
+def test_a_missing_keyring(told: Told, tmp_path: Path) -> None:
     if shutil.which("apt-get") is None or not KEYRING.is_file():
         pytest.skip("no apt, or no keys of Debian's here")
     hint = told.hint(lambda: find_keyring(tmp_path / "absent.gpg"))
@@ -148,7 +148,7 @@ def test_no_subordinate_ids(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
 
 @remedies("sevsnp.packages.hostapt", "install apt: its configuration says where packages come from")
 @remedies("sevsnp.packages.sources", "run: apt-get install mmdebstrap, or set MIRROR")
-def test_where_packages_come_from(told: Told, bare: Path) -> None:
+def test_a_machine_without_package_sources(told: Told, bare: Path) -> None:
     def install() -> None:
         (bare / "apt-config").write_text("#!/bin/sh\necho 'Dir \"/\";'\n")
         (bare / "apt-config").chmod(0o755)

@@ -48,7 +48,7 @@ def test_a_lock_that_is_older_than_its_lists(told: Told, archive: Archive, tmp_p
     "name the package that provides it",
     "choose another MIRROR; for an expired archive or a missing key, see apt-secure(8)",
 )
-def test_lists_and_mirrors(told: Told, archive: Archive, tmp_path: Path) -> None:
+def test_wrong_names_in_lists_and_unusable_mirrors(told: Told, archive: Archive, tmp_path: Path) -> None:
     def lock(name: str) -> None:
         lock_sets(archive, tmp_path / "packages.lock", make_set("tools", name))
 
@@ -165,7 +165,7 @@ def test_a_release_that_cannot_be_fetched(told: Told, served: tuple[Server, Pack
     "take build/snp-release from packages.lock: ./doitw packages PACKAGES_SOURCE=debian",
 )
 def test_releases(told: Told, clone: Path, tmp_path: Path) -> None:
-    """A small release, whose firmware is none; at the end there is the tree of the lock again."""
+    """The release is a small one without a real firmware; at the end the tree of the lock is back."""
     tree = clone / "build/snp-release"
     archive, digest = written(tmp_path / "a.tar.gz", archive_of(members_of(small_release(tmp_path / "small"))))
     damaged, of_damaged = written(tmp_path / "b.tar.gz", archive.read_bytes(), lambda data: data[:-100])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints of attest_luks: a key and who may have it, against the guest's own agent on a port of this machine."""
+"""Hints of attest_luks: which guest may have a key; the guest's own agent listens at a port of this machine."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ def key_file(path: Path, key: bytes) -> str:
     "give the right key; no key was sent",
     "if the guest is emulated: {} PLATFORM=emulated — for SEV-SNP make a volume with another key: {} PLATFORM=snp",
 )
-def test_whose_key_it_is(told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:
+def test_missing_wrong_and_exposed_keys(told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path) -> None:
     keep(config_dir, Record("given"))
     with waiting(keys, tmp_path, header) as guest:
         try_it = partial(attest, config_dir, header, guest, tmp_path / "out")
@@ -109,7 +109,7 @@ def sshd() -> Iterator[int]:
     "the guest gives evidence only while it waits for its key: boot it again",
     "boot the guest again",
 )
-def test_a_guest_that_is_open(
+def test_a_guest_that_is_already_unlocked(
     told: Told, config_dir: Path, keys: Keys, header: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = tmp_path / "runs" / "luks"

@@ -53,7 +53,7 @@ def test_a_missing_compiler(told: Told, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.full  # builds the firmware twice
 @remedies("sevsnp.firmware.source", "restore them: git checkout packages.lock sources.lock templates")
-def test_another_result(told: Told, checkout: Built) -> None:
+def test_a_firmware_with_another_result(told: Told, checkout: Built) -> None:
     assert told.shell("git init -q . && git add -f packages.lock sources.lock templates").returncode == 0
     assert told.shell(f"{GIT} commit -qm x").returncode == 0
     vendor = checkout.project / "templates/firmware/StartKernelDxe/StartKernel.c"

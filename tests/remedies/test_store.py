@@ -38,7 +38,7 @@ def test_no_cache(told: Told, clone: Path) -> None:
 
 
 @remedies("sevsnp.store.upkeep", "try again when it has ended", "build again: that makes what was damaged")
-def test_upkeep(told: Told, clone: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_in_use_or_damaged(told: Told, clone: Path, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "cache", Index(None))
     with store.in_use():
         told.hint(lambda: told.doitw("cache_prune"))
@@ -56,7 +56,7 @@ def test_upkeep(told: Told, clone: Path, tmp_path: Path) -> None:
     "sevsnp.store.oci_reference",
     "lower case, without tag, digest or user name; logins are taken from ~/.docker/config.json",
 )
-def test_a_reference(told: Told) -> None:
+def test_a_malformed_reference(told: Told) -> None:
     for bad in ("oci://host.example/Cache", "oci://host.example/cache:1", "oci://me@host.example/cache"):
         told.instead(lambda bad=bad: parse_reference(bad), lambda: parse_reference("oci://host.example/cache"))  # type: ignore[misc]
 
@@ -90,7 +90,7 @@ def test_a_file_where_a_tree_belongs(told: Told, tmp_path: Path) -> None:
 @pytest.mark.full
 @remedies("sevsnp.pipeline.welcome", WELCOME)
 def test_the_welcome(told: Told, clone: Path) -> None:
-    """What a bare ./doitw says: each of its lines names a task that there is, or works itself."""
+    """The output of ./doitw without a task: each line names an existing task, or is a command that works."""
     said = told.doitw().stdout
     assert WELCOME in said
     told.seen.add(WELCOME)

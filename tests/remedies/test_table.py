@@ -45,7 +45,7 @@ def test_no_hint_has_two_rows() -> None:
     assert sum(map(len, groups)) == len(set().union(*groups))
 
 
-def test_what_can_be_run_has_a_test() -> None:
+def test_every_hint_with_a_command_has_a_test() -> None:
     assert RUNNABLE.search("run: chmod 700 x") and RUNNABLE.search("take less: MEMORY=2G")  # control
     assert [row for row in NO_ACTION if RUNNABLE.search(row[1])] == []
     assert all(reason.strip() for reason in {**NO_ACTION, **NO_MESSAGE}.values())
@@ -55,7 +55,7 @@ def test_most_hints_have_a_test() -> None:
     assert len(NO_ACTION) < len(cases()) / 2
 
 
-def test_a_command_is_named_as_it_works_from_the_checkout() -> None:
+def test_every_command_of_doit_in_a_hint_begins_with_doitw() -> None:
     """With no venv active there is no `doit`; ./doitw is in every checkout."""
     bare = re.compile(r"(?<![\w./`])(?<!commands of )doit [a-z_]")
     assert bare.search("run: doit list") and not bare.search("run: ./doitw list")  # control
@@ -124,15 +124,15 @@ def test_the_collector_of_shell_scripts() -> None:
 
 
 def test_the_collector_finds_all_user_errors_with_a_hint() -> None:
-    """Another way to find them: by their text. Each second argument that is a string is among the hints."""
+    """A second way finds them by their text: each second argument that is a string is among the hints."""
     hints = {hint.text for hint in all_hints()}
     plain = re.compile(r'UserError\(\s*f?"[^"]*",\s*"([^"\\{}]+)",?\s*\)')
     texts = {text for path in (PROJECT / "sevsnp").rglob("*.py") for text in plain.findall(path.read_text())}
     assert len(texts) > 30 and texts <= hints
 
 
-def test_what_is_told_is_told(tmp_path: Path) -> None:
-    """The table's own tool: it notices a hint that is not said, a command that fails, and one that does not help."""
+def test_the_tool_notices_a_missing_hint_and_a_useless_command(tmp_path: Path) -> None:
+    """The tool ``Told``: it notices a hint that is not shown, a command that fails, and one that does not help."""
     from sevsnp.errors import UserError
 
     flag = tmp_path / "flag"

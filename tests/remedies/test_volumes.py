@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints about volumes: which one is meant, its directory, its disk from elsewhere, and the keys of it.
+"""Hints about volumes: the choice of one, its directory, its disk from another machine, and its keys.
 
-The volumes are small ones with real headers; what setup_luks makes in earnest is made by make_source here.
+The volumes are small, with real headers; here make_source makes the outputs of setup_luks.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def test_no_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.volumes.directory", "run one of them: {}", "./doitw {} VOLUME={}")
-def test_which_volume(told: Told, ground: Ground, tmp_path: Path) -> None:
+def test_one_of_several_volumes(told: Told, ground: Ground, tmp_path: Path) -> None:
     for seed in (1, 2):
         source = make_source(tmp_path / str(seed), seed)
         Volume.of(ground.base / "data", source.uuid).make(source)
@@ -78,7 +78,9 @@ def test_a_volume_in_use(told: Told, ground: Ground, tmp_path: Path) -> None:
     "{}: {} MiB, written {}; boot it: ./doitw run_sev_snp_luks VOLUME={}",
     "  volume {} stays as it is; boot it: ./doitw run_sev_snp_luks VOLUME={}",
 )
-def test_how_to_boot_it(told: Told, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_that_boots_a_volume(
+    told: Told, ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_source(ground.build)
     volume = ground.run()
     hint = told.hint(lambda: volume.make(source))
@@ -143,7 +145,7 @@ def test_nothing_to_update(told: Told, tmp_path: Path) -> None:
 
 @remedies("sevsnp.host.volume", "./doitw setup_luks", "make it again with: ./doitw setup_luks")
 @remedies("sevsnp.images.luks2", "make the image again: ./doitw setup_luks")
-def test_what_setup_luks_makes(told: Told, tmp_path: Path) -> None:
+def test_missing_and_damaged_outputs_of_setup_luks(told: Told, tmp_path: Path) -> None:
     source = make_source(tmp_path / "luks")
 
     def again() -> None:
@@ -165,7 +167,7 @@ def test_what_setup_luks_makes(told: Told, tmp_path: Path) -> None:
 
 
 @remedies("sevsnp.host.volume", "move it away, or remove it with all that the guest wrote there: rm {}")
-def test_another_volume_s_copy(told: Told, tmp_path: Path) -> None:
+def test_a_copy_of_another_volume(told: Told, tmp_path: Path) -> None:
     state = tmp_path / "a state"
     state.mkdir()
     launch = launch_of(tmp_path / "made", b"this volume")
@@ -211,7 +213,7 @@ def test_a_disk_that_a_guest_runs_on(told: Told, clone: Path, tmp_path: Path) ->
 
 
 @remedies("sevsnp.volumes.keys", "./doitw keys_prune removes it", "{}; to remove it: rm {}")
-def test_keys_that_belong_to_nothing(told: Told, clone: Path, tmp_path: Path) -> None:
+def test_keys_without_a_volume(told: Told, clone: Path, tmp_path: Path) -> None:
     config_dir = Path(told.variables["CONFIG_DIR"])
     told.variables["DATA_DIR"] = str(tmp_path / "data")
     place = str(clone / "build" / "luks" / "luks.img")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hints for a misspelt word, and of the help."""
+"""Hints for misspelt words, and the hints in the help."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from tests.support.table import Told, remedies
 
 @remedies("sevsnp.system.named", "correct the name in the task, in tasks/")
 @remedies("sevsnp.system.nearest", "did you mean {}?")
-def test_the_name_of_a_function(told: Told) -> None:
+def test_a_misspelt_name_of_a_function(told: Told) -> None:
     told.instead(lambda: load_named("sevsnp.nonsuch:fetch"), lambda: load_named("sevsnp.packages.fetch:fetch"))
     hint = told.hint(lambda: load_named("sevsnp.keys.pairs:ensure_kyes"))
     meant = hint.removeprefix("did you mean ").removesuffix("?")
@@ -77,7 +77,7 @@ def test_the_help(told: Told, clone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.full
 @remedies("sevsnp.project.testing", "did you mean ./doitw test {}?", "as in: ./doitw test tests/unit/settings")
-def test_a_path_to_test(told: Told, clone: Path) -> None:
+def test_a_misspelt_path_of_a_test(told: Told, clone: Path) -> None:
     # Its .venv has all that this one has.
     digest = subprocess.run(
         ["sh", "-c", "sha256sum <requirements-test.lock"], cwd=clone, capture_output=True, check=True, timeout=60

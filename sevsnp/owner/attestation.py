@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused
+from sevsnp.attestation.appraisal import Evidence, Expected, NeverAccepted, Refused, Undecided
 from sevsnp.attestation.outcome import REMEDY
 from sevsnp.attestation.report_data import ssh_report_data
 from sevsnp.attestation.verifier import HardwareVerdict, verify_report
@@ -149,7 +149,12 @@ def never_accepted(manifest: Path | None, manifest_key: Path | None) -> NeverAcc
 
 
 def refusal(refused: Refused, config: VmConfig, where: str) -> UserError:
-    """An error for the user that describes the refusal and says what to do."""
+    """An error for the user that describes the refusal, or why there is no verdict, and says what to do."""
+    if isinstance(refused, Undecided):
+        return UserError(
+            f"{where}: UNDECIDED ({refused.reason}): {refused}",
+            "allow access to AMD's key distribution service; docs/troubleshooting.md names other ways",
+        )
     hint = f"{REMEDY}: {refused.remedy}" if refused.remedy else ""
     if config.launch.platform == "snp" and not hint:
         hint = "an emulated guest is attested with its own VM config: VM_CONFIG=….emulated.toml, or PLATFORM=emulated"

@@ -78,6 +78,10 @@ NO_ACTION: dict[Row, str] = {
     ): _QUESTION,
     (
         "sevsnp.owner.attestation",
+        "allow access to AMD's key distribution service; docs/troubleshooting.md names other ways",
+    ): _LOOK,
+    (
+        "sevsnp.owner.attestation",
         "{}: {}",
     ): "a remedy of the verifier's, which has a row of its own, and when it applies",
 }

@@ -12,7 +12,7 @@ from sevsnp.attestation.appraisal import Expected, Refused, Undecided
 from sevsnp.attestation.certificates import der
 from sevsnp.attestation.chain import pem
 from sevsnp.errors import UserError
-from sevsnp.owner.attestation import verifier
+from sevsnp.owner.attestation import refusal, verifier
 from sevsnp.owner.certificate_sources import CertificateSources
 from sevsnp.settings.values import web_address
 from tests.support.evidence import REPORT_DATA, config
@@ -44,6 +44,16 @@ def decision(sources: CertificateSources | None, **policy: object) -> str:
     except Refused as refused:
         return str(refused.reason)
     return "accepted"
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_error_for_missing_certificates_is_not_called_a_refusal() -> None:
+    wanted = config(platform="snp", platform_info_required=0, platform_info_forbidden=0)
+    for evidence, word in ((GENOA.evidence([]), "UNDECIDED"), (GENOA.evidence(vmpl=1), "REFUSED")):
+        with pytest.raises(Refused) as refused:
+            verifier(wanted, Path(), None)(evidence, Expected.of(wanted, REPORT_DATA), NOW)
+        error = refusal(refused.value, wanted, "127.0.0.1:1")
+        assert error.message.startswith(f"127.0.0.1:1: {word} (") and error.hint
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ from sevsnp.store.recipe import recipe_digest
 Say = Callable[[str], None]
 
 
+_SHOWN = 5  # names of what has changed
+
+
 @dataclass(frozen=True, eq=False)
 class Artefact:
     """One task's part in the graph: its function with all inputs and outputs.
@@ -50,6 +53,24 @@ class Artefact:
 
     def parts(self) -> dict[str, str]:
         """A digest for each kind of input that decides the result. Raises OSError if an input does not exist."""
+        return {kind: digest_of(document) for kind, document in self._documents().items()}
+
+    def details(self) -> dict[str, dict[str, str]]:
+        """A short digest for each single input, parameter and tool, by name: what has changed can so be named.
+
+        Raises OSError as :meth:`parts` does.
+        """
+        documents = self._documents()
+        files, sources = documents["inputs"]
+        params, places = documents["parameters"]
+        found = {
+            "inputs": {**{path: digest for each in files.values() for path, digest in each}, **sources},
+            "parameters": dict(_leaves({**params, "place": places})),
+            "tools": documents["tools"],
+        }
+        return {kind: {name: digest_of(value)[:16] for name, value in each.items()} for kind, each in found.items()}
+
+    def _documents(self) -> dict[str, Any]:
         from sevsnp.store.entries import SCHEMA
 
         index = session.index()
@@ -61,13 +82,12 @@ class Artefact:
         tools.update({f"python:{name}": _distribution(name) for name in self.distributions})
         places = {name: _portable(path) for name, path in self.outputs.items()}
         sources = {name: _listing(path) for name, path in sorted(self.directories.items())}
-        documents = {
+        return {
             "inputs": [files, sources],
             "parameters": [dict(self.params), places],
             "recipe": [SCHEMA, self.function, recipe_digest(self.function.partition(":")[0])],
             "tools": tools,
         }
-        return {name: digest_of(document) for name, document in documents.items()}
 
     # Whether the artefact is up to date: doit's question.
 
@@ -86,9 +106,19 @@ class Artefact:
         if not saved:
             self.reason.append("not made here yet")
         else:
-            self.reason.extend(f"other {name}" for name, digest in parts.items() if saved["parts"].get(name) != digest)
+            changed = [kind for kind, digest in parts.items() if saved["parts"].get(kind) != digest]
+            self.reason.extend(f"other {kind}{self._changed(kind, saved.get('details', {}))}" for kind in changed)
             self.reason.extend(f"{self.outputs[name]}: not as it was made" for name in self.lacking(saved["outputs"]))
         return not self.reason
+
+    def _changed(self, kind: str, saved: Mapping[str, Mapping[str, str]]) -> str:
+        """The names of the inputs, parameters or tools that differ from those of the last build, in brackets."""
+        before, now = saved.get(kind), self.details().get(kind)
+        if before is None or now is None:
+            return ""
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return f" ({', '.join(names[:_SHOWN])}{more})" if names else ""
 
     def _save(self) -> dict[str, Any]:
         return {"artefact": dict(self.made)}
@@ -122,6 +152,15 @@ class Artefact:
         from sevsnp.store.making import make
 
         make(self, say, remark)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings, each with its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def digest_of(document: Any) -> str:

@@ -112,7 +112,8 @@ def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache 
 
 
 def _note_made(artefact: Artefact, parts: Mapping[str, str], entry: Entry) -> None:
-    artefact.made.update(parts=dict(parts), outputs={name: _shown(made) for name, made in entry.outputs.items()})
+    outputs = {name: _shown(made) for name, made in entry.outputs.items()}
+    artefact.made.update(parts=dict(parts), outputs=outputs, details=artefact.details())
 
 
 def _check_sources(module: str) -> None:

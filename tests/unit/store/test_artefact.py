@@ -59,13 +59,13 @@ EDITS: dict[str, tuple[Callable[[], None], dict[str, Any], str]] = {
     "nothing": (lambda: None, {}, ""),
     "touched": (only_touched, {}, ""),
     "mode of an input": (other_mode, {}, ""),
-    "content": (edited, {}, "other inputs"),
-    "content, size and time kept": (edited_in_secret, {}, "other inputs"),
-    "parameter": (lambda: None, {"params": {"times": 2}}, "other parameters"),
+    "content": (edited, {}, "other inputs (source)"),
+    "content, size and time kept": (edited_in_secret, {}, "other inputs (source)"),
+    "parameter": (lambda: None, {"params": {"times": 2}}, "other parameters (times)"),
     "function": (lambda: None, {"function": "lock_away"}, "other recipe"),
-    "place": (lambda: None, {"output": "build/other"}, "other parameters"),
-    "program": (lambda: None, {"programs": ("sh",)}, "other tools"),
-    "distribution": (lambda: None, {"distributions": ("doit",)}, "other tools"),
+    "place": (lambda: None, {"output": "build/other"}, "other parameters (place.output)"),
+    "program": (lambda: None, {"programs": ("sh",)}, "other tools (sh)"),
+    "distribution": (lambda: None, {"distributions": ("doit",)}, "other tools (python:doit)"),
 }
 
 

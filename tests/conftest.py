@@ -116,7 +116,7 @@ def until_last_use(config: pytest.Config, guest: str) -> contextlib.ExitStack:
 
 
 def stopped_while_unused(config: pytest.Config, guest: str, stop: Callable[[bool], None]) -> None:
-    """Call ``stop(True)`` before each test that does not use the fixture ``guest``, ``stop(False)`` before the others."""
+    """Call ``stop(True)`` before tests that do not use the fixture ``guest``, and ``stop(False)`` before others."""
     config.stash[_STOPS][guest] = stop
 
 

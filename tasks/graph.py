@@ -24,6 +24,25 @@ Paths = Path | Iterable[Path]
 CHECKOUT = Checkout(Path(".cache") / "build.lock")
 
 
+class Check:
+    """A doit ``uptodate`` item: whether ``module:function`` is true of its arguments; if not, ``words`` say what that means.
+
+    :attr:`reason` is for `doit info` and the log of a run, as that of an artefact.
+    """
+
+    def __init__(self, function: str, words: str) -> None:
+        self._function, self._words = function, words
+        self.reason: list[str] = []
+
+    def __repr__(self) -> str:
+        return ", ".join(self.reason) or self._function
+
+    def __call__(self, task: Any, values: Any, *arguments: Any, **options: Any) -> bool:
+        current = bool(load_named(self._function)(*arguments, **options))
+        self.reason[:] = [] if current else [self._words]
+        return current
+
+
 def _flat(paths: Iterable[Paths]) -> list[str]:
     return sorted({str(path) for item in paths for path in _listed(item)})
 

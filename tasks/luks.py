@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.graph import Task, action, artefact, clean
+from tasks.graph import Check, Task, action, artefact, clean
 from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs, own_source
 from tasks.project import (
     APPLIANCE_INITRAMFS,
@@ -149,14 +149,9 @@ def _image(directory: Path, free: int, config_dir: Path, key_file: str | None, p
         cached=False,  # each image differs, and its content belongs to the key's owner
     )
 
-    made["uptodate"].append((_is_current, [header], known))
+    check = Check("sevsnp.images.luks_current:is_current", "the key of this run does not belong to the volume")
+    made["uptodate"].append((check, [header], known))
     return made
-
-
-def _is_current(task: Any, values: Any, header: Path, **known: Any) -> bool:
-    from sevsnp.images.luks_current import is_current
-
-    return is_current(header, **known)
 
 
 def _drop_replaced(directory: Path, config_dir: Path) -> Any:

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.graph import Task, artefact, command
+from tasks.graph import Check, Task, artefact, command
 from tasks.guest import FILES, deny_changes, deny_list, guest_inputs, own_rootfs, own_source
 from tasks.project import (
     APPLIANCE_INITRAMFS,
@@ -100,18 +100,16 @@ def task__data_disk() -> Task:
         **which,
         **known,
     )
+    check = Check(
+        "sevsnp.images.data_disk:is_current_disk",
+        "no disk, or one of another size, volume or key than the settings say",
+    )
     # No artefact: a change of code or kernel must not put another disk in the place of the guest's.
     return {
         **made,
         "targets": [str(path) for path in data_files()],
-        "uptodate": [(_is_current_disk, [], {**which, "known": known})],
+        "uptodate": [(check, [], {**which, "known": known})],
     }
-
-
-def _is_current_disk(task: Any, values: Any, **which: Any) -> bool:
-    from sevsnp.images.data_disk import is_current_disk
-
-    return is_current_disk(**which)
 
 
 def _data_identity() -> dict[str, Path]:

@@ -25,7 +25,7 @@ CHECKOUT = Checkout(Path(".cache") / "build.lock")
 
 
 class Check:
-    """A doit ``uptodate`` item: whether ``module:function`` is true of its arguments; if not, ``words`` say what that means.
+    """A doit ``uptodate`` item: whether ``module:function`` is true of its arguments. If it is not, ``words`` say so.
 
     :attr:`reason` is for `doit info` and the log of a run, as that of an artefact.
     """

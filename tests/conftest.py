@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,10 +103,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--firmware", metavar="WORD", default="", help="source: boot guests with the firmware from source")
 
 
-# For each shared guest, what must end with the last test that uses it, and what stops (True) its machine or lets it go
-# on; and the guests whose last use a test is.
+# For each shared guest, what must end with the last test that uses it; and the guests whose last use a test is.
 _GUESTS = pytest.StashKey[dict[str, contextlib.ExitStack]]()
-_STOPS = pytest.StashKey[dict[str, Callable[[bool], None]]]()
 _LAST_USES = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -115,15 +113,9 @@ def until_last_use(config: pytest.Config, guest: str) -> contextlib.ExitStack:
     return config.stash[_GUESTS].setdefault(guest, contextlib.ExitStack())
 
 
-def stopped_while_unused(config: pytest.Config, guest: str, stop: Callable[[bool], None]) -> None:
-    """Call ``stop(True)`` before tests that do not use the fixture ``guest``, and ``stop(False)`` before others."""
-    config.stash[_STOPS][guest] = stop
-
-
 def _end_guests(config: pytest.Config, names: Collection[str] = ()) -> None:
     stacks = config.stash[_GUESTS]
     for name in list(names or stacks):
-        config.stash[_STOPS].pop(name, None)
         if name in stacks:
             stacks.pop(name).close()
 
@@ -140,7 +132,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    config.stash[_GUESTS], config.stash[_STOPS] = {}, {}
+    config.stash[_GUESTS] = {}
     config.add_cleanup(lambda: _end_guests(config))
 
 
@@ -239,13 +231,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return _group(nodeid.partition("::")[0])
 
     return ByGuest(config, log)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Stop the shared guests that this test does not use: each would take 6 % of a core."""
-    for name, stop in item.config.stash[_STOPS].items():
-        stop(name not in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -87,10 +87,6 @@ class Hands:
         """Let a stopped machine continue."""
         self._qmp.command("cont")
 
-    def stop(self, stop: bool) -> None:
-        """Stop the machine, or let it continue."""
-        self._qmp.command("stop" if stop else "cont")
-
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Stop the machine, and with it its disks, while the context lasts."""

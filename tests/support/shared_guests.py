@@ -17,7 +17,7 @@ from sevsnp.guests.local import sshd_answers
 from sevsnp.owner.attestation import attest_guest
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, VmConfig
-from tests.conftest import Built, stopped_while_unused, until_last_use
+from tests.conftest import Built, until_last_use
 from tests.support.configs import honest, other_words
 from tests.support.hands import Hands, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest, boot
@@ -174,7 +174,6 @@ def shared(
         running[name] = until_last_use(request.config, name).enter_context(
             started(built, make(directory), directory / "state", (), accelerator)
         )
-        stopped_while_unused(request.config, name, running[name].hands.stop)
     return running[name]
 
 

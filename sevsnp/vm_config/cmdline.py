@@ -49,7 +49,7 @@ _NO_ACPI = ("acpi=off", "ACPI tables are the host's, unmeasured, and their AML c
 
 # These words would undo the measured boot or give the console control of the guest, so they are always refused.
 _DENIED = re.compile(
-    r"(init|initrd|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
+    r"(init|rdinit|break|single|emergency|rescue|kgdboc|earlyprintk|resume|ds|mem_encrypt|cloud-config-url)(=|$)"
     r"|lockdown(=(?!confidentiality$)|$)"
     r"|rd\.|systemd\.(debug|unit|set_credential|mask|wants|run|setenv)|module_blacklist=|initcall_blacklist="
     r"|mitigations=off|nokaslr|cc:|acpi_|--$"

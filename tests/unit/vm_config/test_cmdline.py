@@ -64,7 +64,7 @@ def test_a_word_that_the_kernel_would_read_differently_is_refused(word: str) -> 
         "systemd.set_credential=a:b", "systemd.set_credential_binary=a:b", "systemd.mask=ssh.service",
         "systemd.wants=debug-shell.service", "systemd.run=/bin/sh", "systemd.setenv=LD_PRELOAD=/x", "ds=nocloud",
         "cc:", "cloud-config-url=u", "module_blacklist=virtio", "initcall_blacklist=x", "mitigations=off", "nokaslr",
-        "kgdboc=ttyS0", "earlyprintk=serial", "resume=/dev/vdc", "acpi_rsdp=0x1000", "initrd=/x", "lockdown=none",
+        "kgdboc=ttyS0", "earlyprintk=serial", "resume=/dev/vdc", "acpi_rsdp=0x1000", "lockdown=none",
         "lockdown=integrity", "mem_encrypt=off", "--",
     ],
 )  # fmt: skip

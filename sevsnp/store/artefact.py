@@ -17,8 +17,6 @@ from sevsnp.store import session
 from sevsnp.store.recipe import recipe_digest
 
 Say = Callable[[str], None]
-
-
 _SHOWN = 5  # names of what has changed
 
 
@@ -53,24 +51,10 @@ class Artefact:
 
     def parts(self) -> dict[str, str]:
         """A digest for each kind of input that decides the result. Raises OSError if an input does not exist."""
-        return {kind: digest_of(document) for kind, document in self._documents().items()}
+        return parts_of(self.documents())
 
-    def details(self) -> dict[str, dict[str, str]]:
-        """A short digest for each single input, parameter and tool, by name: what has changed can so be named.
-
-        Raises OSError as :meth:`parts` does.
-        """
-        documents = self._documents()
-        files, sources = documents["inputs"]
-        params, places = documents["parameters"]
-        found = {
-            "inputs": {**{path: digest for each in files.values() for path, digest in each}, **sources},
-            "parameters": dict(_leaves({**params, "place": places})),
-            "tools": documents["tools"],
-        }
-        return {kind: {name: digest_of(value)[:16] for name, value in each.items()} for kind, each in found.items()}
-
-    def _documents(self) -> dict[str, Any]:
+    def documents(self) -> dict[str, Any]:
+        """Each kind of input that decides the result, with digests of files. Raises OSError as :meth:`parts` does."""
         from sevsnp.store.entries import SCHEMA
 
         index = session.index()
@@ -97,7 +81,7 @@ class Artefact:
         self.reason.clear()
         saved = values.get("artefact") or {}
         try:
-            parts = self.parts()
+            documents = self.documents()
         except FileNotFoundError:
             return None  # doit's own message is better: it names the file and the task
         except OSError as error:
@@ -106,19 +90,11 @@ class Artefact:
         if not saved:
             self.reason.append("not made here yet")
         else:
-            changed = [kind for kind, digest in parts.items() if saved["parts"].get(kind) != digest]
-            self.reason.extend(f"other {kind}{self._changed(kind, saved.get('details', {}))}" for kind in changed)
+            changed = [kind for kind, digest in parts_of(documents).items() if saved["parts"].get(kind) != digest]
+            before, now = saved.get("details", {}), details_of(documents) if changed else {}
+            self.reason.extend(f"other {kind}{_changed(before.get(kind), now.get(kind))}" for kind in changed)
             self.reason.extend(f"{self.outputs[name]}: not as it was made" for name in self.lacking(saved["outputs"]))
         return not self.reason
-
-    def _changed(self, kind: str, saved: Mapping[str, Mapping[str, str]]) -> str:
-        """The names of the inputs, parameters or tools that differ from those of the last build, in brackets."""
-        before, now = saved.get(kind), self.details().get(kind)
-        if before is None or now is None:
-            return ""
-        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return f" ({', '.join(names[:_SHOWN])}{more})" if names else ""
 
     def _save(self) -> dict[str, Any]:
         return {"artefact": dict(self.made)}
@@ -154,11 +130,37 @@ class Artefact:
         make(self, say, remark)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def parts_of(documents: Mapping[str, Any]) -> dict[str, str]:
+    """A digest for each kind of input, of :meth:`Artefact.documents`."""
+    return {kind: digest_of(document) for kind, document in documents.items()}
+
+
+def details_of(documents: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """A short digest for each single input, parameter and tool, by name, so that what has changed can be named."""
+    files, sources = documents["inputs"]
+    params, places = documents["parameters"]
+    found = {
+        "inputs": {**{path: digest for each in files.values() for path, digest in each}, **sources},
+        "parameters": dict(leaves({**params, "place": places})),
+        "tools": documents["tools"],
+    }
+    return {kind: {name: digest_of(value)[:16] for name, value in each.items()} for kind, each in found.items()}
+
+
+def _changed(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str:
+    """The names whose digests differ, in brackets."""
+    if before is None or now is None:
+        return ""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f" ({', '.join(names[:_SHOWN])}{more})" if names else ""
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values in nested mappings, each with its dotted name."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

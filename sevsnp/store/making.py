@@ -6,11 +6,11 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sevsnp.errors import UserError
 from sevsnp.store import session
-from sevsnp.store.artefact import Artefact, Say, digest_of
+from sevsnp.store.artefact import Artefact, Say, details_of, digest_of, parts_of
 from sevsnp.store.cache import Cache, cache
 from sevsnp.store.digests import read_tree
 from sevsnp.store.entries import MODES, Blob, Entry, File, Tree
@@ -32,10 +32,10 @@ def make(artefact: Artefact, say: Say, remark: Say) -> None:
     ``say`` takes warnings; ``remark`` takes what happened instead of making. Raises UserError and OSError.
     """
     store = cache() if artefact.cached else None
-    parts = artefact.parts()
-    key = digest_of(parts)
+    documents = artefact.documents()
+    key = digest_of(parts_of(documents))
     if store is None:
-        _build(artefact, key, parts, None, say)
+        _build(artefact, key, documents, None, say)
         return
     with ExitStack() as held:
         reading = ExitStack()
@@ -45,17 +45,17 @@ def make(artefact: Artefact, say: Say, remark: Say) -> None:
             reading.enter_context(store.local.in_use())
         except OSError as error:
             say(f"the artefact cache cannot be used: {error}")
-            _build(artefact, key, parts, None, say)
+            _build(artefact, key, documents, None, say)
             return
         with reading:
             entry = store.find(key, say)
             restored = entry is not None and _restore(artefact, entry, store, say)
         if entry and restored:
             remark("from the cache")
-            _note_made(artefact, parts, entry)
+            _note_made(artefact, documents, entry)
             store.push(entry, say)
         else:
-            _build(artefact, key, parts, store, say)
+            _build(artefact, key, documents, store, say)
     store.prune()
 
 
@@ -84,8 +84,8 @@ def _restore(artefact: Artefact, entry: Entry, store: Cache, say: Say) -> bool:
     return True
 
 
-def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache | None, say: Say) -> None:
-    module = artefact.function.partition(":")[0]
+def _build(artefact: Artefact, key: str, documents: Mapping[str, Any], store: Cache | None, say: Say) -> None:
+    parts, module = parts_of(documents), artefact.function.partition(":")[0]
     _check_sources(module)
     function = load_named(artefact.function)
     with _scratch(artefact) as scratch, _full_disk(next(iter(artefact.outputs.values()))):
@@ -108,12 +108,12 @@ def _build(artefact: Artefact, key: str, parts: Mapping[str, str], store: Cache 
         # If an output is identical to the old one, the old file stays, and its dependents do not read it again.
         lacking = list(artefact.lacking({name: _shown(made) for name, made in entry.outputs.items()}))
         _place(artefact, scratch, {name: entry.outputs[name] for name in lacking})
-    _note_made(artefact, parts, entry)
+    _note_made(artefact, documents, entry)
 
 
-def _note_made(artefact: Artefact, parts: Mapping[str, str], entry: Entry) -> None:
+def _note_made(artefact: Artefact, documents: Mapping[str, Any], entry: Entry) -> None:
     outputs = {name: _shown(made) for name, made in entry.outputs.items()}
-    artefact.made.update(parts=dict(parts), outputs=outputs, details=artefact.details())
+    artefact.made.update(parts=parts_of(documents), outputs=outputs, details=details_of(documents))
 
 
 def _check_sources(module: str) -> None:

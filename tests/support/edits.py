@@ -23,7 +23,7 @@ from doit.dependency import Dependency, SqliteDB
 from sevsnp.pipeline.checker import Sha256Checker
 from sevsnp.project.graph import load
 from sevsnp.store import digests, recipe
-from sevsnp.store.artefact import Artefact
+from sevsnp.store.artefact import Artefact, leaves
 from sevsnp.store.digests import Index
 from sevsnp.store.session import index
 from sevsnp.system.copying import copy_file
@@ -277,16 +277,8 @@ def described(made: Artefact) -> dict[str, Any]:
         "directories": sorted(map(str, made.directories.values())),
         "programs": list(made.programs),
         "distributions": list(made.distributions),
-        "parameters": sorted(leaves(made.params)),
+        "parameters": sorted(name for name, _ in leaves(made.params)),
     }
-
-
-def leaves(params: Any, prefix: str = "") -> Iterator[str]:
-    for name, value in params.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def with_setting(word: str, scratch: Path, trees: dict[tuple[Path, Collection[str]], str]) -> dict[str, str]:

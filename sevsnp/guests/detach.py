@@ -59,7 +59,8 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
         told.ended(process.poll())
     print(f"the guest {name} runs (process {found.pid}): ssh at 127.0.0.1:{found.ssh_port}", end="")
     print(f", evidence at 127.0.0.1:{found.attest_port}" if found.workflow != "plain" else "")
-    print(*found.forward_lines, sep="\n", end="\n" * bool(found.forwards))
+    for line in found.forward_lines:
+        print(line)
     print(f"./doitw logs, console, ssh or stop NAME={name}")
     if found.workflow != "plain":
         print(f"next: ./doitw attest_{found.workflow}{words_of(name, found.workflow, found.platform)}")

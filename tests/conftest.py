@@ -26,9 +26,9 @@ from tests.support.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
-# In this order, the tests that need no build run while one process builds and others would wait for it. The tests that
-# take longest do not begin last.
-PARTS = ("test_bench_boot.py", "unit", "boot", "adversary", "remedies", "pipeline")
+# After the tests with shared guests, whose process builds first, in this order: those that need no build run while the
+# others would wait for it. The tests that take longest do not begin last.
+PARTS = ("unit", "boot", "adversary", "remedies", "pipeline")
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
 # The results of these differ each time, so no cache has them.
 LUKS_GOALS = ("setup_luks", "host_bundle_luks")
@@ -149,18 +149,18 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the tests in the order of PARTS, by file name or by directory. With --fast, select only the fast ones."""
+    """Put tests with shared guests first, the others in the order of PARTS. With --fast, select only the fast ones."""
     if config.getoption("--fast"):
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    items.sort(key=lambda item: min(PARTS.index(part) for part in _place(item).parts if part in PARTS))
+    items.sort(key=lambda item: (not _with_guests(item), PARTS.index(_place(item).parts[0])))
     _sort_by_guest(items)
 
 
 def _sort_by_guest(items: list[pytest.Item]) -> None:
     """Put files that use rarely used guests first, so that these guests end early: an idle one uses 6 % of a core."""
-    places = [place for place, item in enumerate(items) if _group(item.nodeid.partition("::")[0]) == "guests"]
+    places = [place for place, item in enumerate(items) if _with_guests(item)]
     uses = collections.Counter(name for place in places for name in _guests_of(items[place]))
     of_file: dict[Path, set[str]] = collections.defaultdict(set)
     for place in places:
@@ -170,6 +170,10 @@ def _sort_by_guest(items: list[pytest.Item]) -> None:
     )
     for place, item in zip(places, ordered, strict=True):
         items[place] = item
+
+
+def _with_guests(item: pytest.Item) -> bool:
+    return _group(item.nodeid.partition("::")[0]) == "guests"
 
 
 def _guests_of(item: pytest.Item) -> set[str]:

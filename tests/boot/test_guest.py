@@ -52,10 +52,10 @@ def check_poweroff(guest: Attested) -> None:
     assert prompts(log) == []
 
 
-def test_every_boot_has_its_own_identity(guest: Attested, impostor: Running, built: Built) -> None:
-    """Two boots of one image, byte for byte the same."""
-    assert guest.running.config.launch.disks == impostor.config.launch.disks
-    shown = [guest.ssh(IDENTITY), ssh_unchecked(built, impostor.ssh_port, IDENTITY).stdout]
+def test_every_boot_has_its_own_identity(guest: Attested, copied: Attested, impostor: Running, built: Built) -> None:
+    """Three boots of one image, byte for byte the same."""
+    assert guest.running.config.launch.disks == copied.running.config.launch.disks == impostor.config.launch.disks
+    shown = [guest.ssh(IDENTITY), copied.ssh(IDENTITY), ssh_unchecked(built, impostor.ssh_port, IDENTITY).stdout]
     machine_ids, host_keys = zip(*(one.strip().split("\n") for one in shown), strict=True)
     assert all(len(one) == 32 for one in machine_ids)
     assert all(one.startswith("ssh-ed25519 ") for one in host_keys)
@@ -66,7 +66,6 @@ def test_the_overlay_is_writable(guest: Attested) -> None:
     check_writable(guest, "overlay")
 
 
-@pytest.mark.full
 def test_the_copy_is_writable(copied: Attested) -> None:
     check_writable(copied, "tmpfs")
     # What was there came along, with owners and modes; the overlay, where nothing is copied, is the control.

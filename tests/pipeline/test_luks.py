@@ -125,12 +125,13 @@ def test_the_header_has_the_requested_parameters(made: Built) -> None:
     assert digest["keyslots"] == ["0"] and digest["segments"] == ["0"]
 
 
-def test_a_generated_key_is_private_and_opens_the_image(made: Built) -> None:
+def test_a_generated_key_is_private_and_opens_the_image(built: Built, made: Built) -> None:
     header = luks(made, "header.bin").read_bytes()
     volume = Luks2.parse(header).uuid
     key = made_key(made)
     assert len(key) == 32 and opens(header, key) and not opens(header, bytes(32))
-    assert luks_key.read_record(made.config_dir, volume).key == "made"
+    place = str(luks(built, "luks.img"))  # it was made there, and copied with its key
+    assert luks_key.read_record(made.config_dir, volume) == luks_key.Record("made", 0, False, place=place)
     for path in (made.config_dir / "volumes").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

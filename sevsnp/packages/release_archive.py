@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
-from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree
+from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree, sealed
 from sevsnp.packages.tree_digest import tree_digest
 from sevsnp.packages.wrappers import LOADER, PROGRAMS
 from sevsnp.system import progress
@@ -210,7 +210,10 @@ def _read_manifest(path: Path) -> Any:
         data = stream.read(_LONGEST_MANIFEST + 1)
     if len(data) > _LONGEST_MANIFEST:
         raise ValueError(f"more than {_LONGEST_MANIFEST} bytes")
-    return json.loads(data, object_pairs_hook=each_key_once)
+    document = json.loads(data, object_pairs_hook=each_key_once)
+    if sealed({name: value for name, value in document.items() if name != "manifest"}).encode() != data:
+        raise ValueError("its text does not have its digest")
+    return document
 
 
 def _package(item: Mapping[str, Any]) -> Package:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """build/snp-release: tools, firmware and kernel packages, unpacked to run in place; and packages as plain files."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -52,16 +53,26 @@ def manifest_text(sets: Mapping[str, Sequence[Package]], more: Mapping[str, Any]
         name: [asdict(package) for package in sorted(sets[name], key=lambda package: package.name)]
         for name in sorted(sets)
     }
-    return json.dumps({"sets": listed, **(more or {})}, indent=2, sort_keys=True) + "\n"
+    return _as_json({"sets": listed, **(more or {})})
+
+
+def sealed(document: Mapping[str, Any]) -> str:
+    """The manifest of a release as text, with the SHA-256 of the text that it has without this digest."""
+    return _as_json({**document, "manifest": hashlib.sha256(_as_json(document).encode()).hexdigest()})
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def seal(tree: Path, sets: Mapping[str, Sequence[Package]], built: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest of a finished release tree: ``sets``, and the digest of everything else in ``tree``.
+    """Write the manifest of a finished release tree: ``sets``, the digest of everything else in ``tree``, and its own.
 
     ``built`` is the record of what was built from source.
     """
     more = {"built": dict(built)} if built else {}
-    write_atomic(tree / MANIFEST, manifest_text(sets, {**more, "tree": tree_digest(tree, MANIFEST)}))
+    document = json.loads(manifest_text(sets, {**more, "tree": tree_digest(tree, MANIFEST)}))
+    write_atomic(tree / MANIFEST, sealed(document))
 
 
 def replace_tree(new: Path, target: Path, scratch: Path) -> None:

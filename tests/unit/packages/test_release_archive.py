@@ -246,6 +246,7 @@ def test_a_release_has_one_kernel_and_a_manifest(tree: Path, tmp_path: Path) -> 
         "", "[]", '{"sets": {}}', '{"sets": {"tools": [{}]}, "tree": ""}', "[" * 100_000,
         json.dumps({**good, "sets": {"tools": [{**good["sets"]["tools"][0], "size": "1"}]}}),
         '{"sets": {}, "sets": {}, "tree": ""}',
+        json.dumps(good), (copy / MANIFEST).read_text().replace('"1.0"', '"1.1"'),
     ):  # fmt: skip
         (copy / MANIFEST).write_text(text)
         with pytest.raises(UserError, match=r"it: packages\.json is not that of a release"):

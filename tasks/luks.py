@@ -167,7 +167,7 @@ def _drop_replaced(directory: Path, config_dir: Path) -> Any:
 
 def _cmdline(directory: Path, platform: str) -> Task:
     return artefact(
-        "sevsnp.measurement.make_config:make_luks_cmdline",
+        "sevsnp.measurement.make_cmdline:make_luks_cmdline",
         inputs={
             "header": directory / "header.bin",
             "header_digest": directory / "header.sha256",

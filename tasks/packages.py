@@ -22,7 +22,6 @@ from tasks.project import (
     STOCK_FIRMWARE,
     TOOLS,
     from_source,
-    own_acpi,
     settings,
 )
 
@@ -157,8 +156,8 @@ def task_pack_sources() -> Task:
 
 
 def task__compiler() -> Task | None:
-    """The compiler's packages: for FIRMWARE=source, and for the stage of ACPI=own."""
-    if not (from_source() or own_acpi()):
+    """The compiler's packages, for FIRMWARE=source."""
+    if not from_source():
         return None
     return artefact(
         "sevsnp.packages.steps:make_compiler",

@@ -4,8 +4,7 @@
 from pathlib import Path
 
 from tasks.graph import Task, artefact
-from tasks.packages import COMPILER
-from tasks.project import checked, own_acpi, settings, stage, stage_parts
+from tasks.project import RELEASE_MANIFEST, TOOLS, checked, own_acpi, settings, stage, stage_parts
 
 SOURCES = Path("initramfs/stage")
 
@@ -18,8 +17,8 @@ def task__stage_code() -> Task | None:
         "sevsnp.images.stage_code:make_stage_code",
         directories={"sources": SOURCES},
         outputs={"output": stage_parts()["stage_code"]},
-        watch=[COMPILER / "packages.json"],
-        how={"debs": COMPILER},
+        watch=[RELEASE_MANIFEST],
+        how={"tools": TOOLS},
     )
 
 

@@ -218,7 +218,7 @@ def task_attest_verity() -> Task:
 def _cmdline(platform: str, output: Path) -> Task:
     values = settings()
     return artefact(
-        "sevsnp.measurement.make_config:make_verity_cmdline",
+        "sevsnp.measurement.make_cmdline:make_verity_cmdline",
         inputs={"image": IMAGE, "roothash": ROOTHASH, "copied": COPIED, **_data_identity()},
         outputs={"output": output},
         params={

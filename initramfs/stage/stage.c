@@ -10,9 +10,11 @@
  * measured firmware. Sections are those of the UEFI specification 2.10. sevsnp/stage/image.py puts the file together.
  */
 
-#include <stddef.h>
-#include <stdint.h>
-
+typedef __UINT8_TYPE__ uint8_t;
+typedef __UINT16_TYPE__ uint16_t;
+typedef __UINT32_TYPE__ uint32_t;
+typedef __UINT64_TYPE__ uint64_t;
+#define offsetof(type, member) __builtin_offsetof(type, member)
 #define EFIAPI __attribute__((ms_abi))
 #define UNUSED(count, name) void *name[count]
 

@@ -27,7 +27,7 @@ from sevsnp.errors import UserError
 from sevsnp.host.run import config_of
 from sevsnp.images.verity_root import make_verity_root
 from sevsnp.measurement.launch_digest import launch_digest_of
-from sevsnp.measurement.make_config import make_verity_cmdline
+from sevsnp.measurement.make_cmdline import make_verity_cmdline
 from sevsnp.qemu.platforms import Platform, choose
 from sevsnp.qemu.process import check_options
 from sevsnp.qemu.run_options import RunOptions

@@ -50,6 +50,9 @@ PROGRAMS: Mapping[str, Program] = {
     "fsck.erofs": Program("usr/bin/fsck.erofs"),
     "dump.erofs": Program("usr/bin/dump.erofs"),
     **{name: Program(f"usr/bin/{name}", variables=_MTOOLS) for name in ("mcopy", "mdir", "mformat", "mmd", "mtype")},
+    # The compiler of the stage's code, which includes no header.
+    "cc1": Program("usr/libexec/gcc/x86_64-linux-gnu/14/cc1"),
+    **{name: Program(f"usr/bin/{name}") for name in (f"x86_64-linux-gnu-{one}" for one in ("as", "ld", "objcopy"))},
     # No PYTHONHOME: it would reach every other python that this one starts. python3 finds the tree's lib beside the
     # wrapper's path. The legacy provider is not needed, and the host's would be loaded.
     "python3": Program("usr/bin/python3", ("-s", "-B"), {"CRYPTOGRAPHY_OPENSSL_NO_LEGACY": "1"}, self_name=True),

@@ -4,19 +4,23 @@
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
 from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest
 from sevsnp.release.contents import Contents, ContentsError
+from sevsnp.stage.image import check_kernel, stage_image
+from sevsnp.stage.tables import all_tables
 from sevsnp.system import toml_loader
 from sevsnp.vm_config.cmdline import MAX_LENGTH, hardening_words
-from sevsnp.vm_config.config import Launch, MinimumTcb, Tcb, VmConfig, parse_vm_config
+from sevsnp.vm_config.config import Launch, MinimumTcb, Stage, Tcb, VmConfig, parse_vm_config
 
 USUAL_VCPUS = (1, 2, 4, 8, 16, 32, 64)
 MAX_CONFIG = 1 << 20
 MAX_FIRMWARE = 64 << 20
+_MAX_STAGE_PART = 256 << 20
 
 Files = Mapping[str, Mapping[str, Any]]
 
@@ -25,7 +29,7 @@ def boots_with_acpi(vcpus: int, setting: str) -> bool | None:
     """Whether a guest with ``vcpus`` has ACPI for this value of the setting ACPI; None if the setup tasks refuse it."""
     if setting == "off":
         return False if vcpus == 1 else None
-    return setting in ("on", "own") or vcpus > 1
+    return True
 
 
 def with_acpi(cmdline: str, acpi: bool) -> str:
@@ -54,7 +58,10 @@ def describe_launch(contents: Contents, files: Files, config: str, acpi: str) ->
         names = _named_files(contents, files, launch)
         firmware = _read(contents, files, names["firmware"], MAX_FIRMWARE)
         line = _read(contents, files, names["cmdline"], MAX_LENGTH).decode("ascii")
-        digests = _digests(files, names, launch, firmware, line, acpi)
+        if reference.stage:
+            names |= _stage_files(files, reference.stage)
+        kernel_hash = _kernel_hash(contents, files, names, launch.vcpus)
+        digests = _digests(files, names, launch, firmware, line, acpi, kernel_hash)
     except UserError as error:
         raise ContentsError(error.message) from None
     except ValueError as error:  # not UTF-8, not TOML, not ASCII
@@ -105,18 +112,53 @@ def _read(contents: Contents, files: Files, name: str, limit: int) -> bytes:
         raise ContentsError(f"{name}: {error}") from None
 
 
+def _stage_files(files: Files, stage: Stage) -> dict[str, str]:
+    """The files that the stage is made of, by kind; the VM config has only their digests."""
+    names = {}
+    for part, sha256 in stage._asdict().items():
+        found = min((name for name, facts in files.items() if facts.get("sha256") == sha256), default=None)
+        if found is None:
+            raise ContentsError(f"the {part} of its stage, with SHA-256 {sha256}, is not an artefact of the manifest")
+        names[f"stage_{part}"] = found
+    return names
+
+
+def _kernel_hash(contents: Contents, files: Files, names: Mapping[str, str], vcpus: int) -> Callable[[int], bytes]:
+    """What returns, for a number of vCPUs, the SHA-256 of what the guest is started with as its kernel.
+
+    There is one stage for each number. All are made of the same code and kernel, so their digests are known, too.
+    """
+    own = bytes.fromhex(files[names["kernel"]]["sha256"])
+    if "stage_code" not in names:
+        return lambda _: own
+    code, kernel = (_read(contents, files, names[part], _MAX_STAGE_PART) for part in ("stage_code", "stage_kernel"))
+    check_kernel(Path(names["stage_kernel"]), kernel)
+
+    def made(count: int) -> bytes:
+        return hashlib.sha256(stage_image(code, all_tables(count), kernel)).digest()
+
+    if made(vcpus) != own:
+        raise ContentsError(f"its kernel, {names['kernel']}, is not the stage for {vcpus} vCPUs made of its parts")
+    return made
+
+
 def _digests(
-    files: Files, names: Mapping[str, str], launch: Launch, firmware: bytes, line: str, acpi: str
+    files: Files,
+    names: Mapping[str, str],
+    launch: Launch,
+    firmware: bytes,
+    line: str,
+    acpi: str,
+    kernel_hash: Callable[[int], bytes],
 ) -> list[dict[str, Any]]:
     found = []
-    # A stage is made for one number of vCPUs.
-    for vcpus in sorted({launch.vcpus} if acpi == "own" else {*USUAL_VCPUS, launch.vcpus}):
+    for vcpus in sorted({*USUAL_VCPUS, launch.vcpus}):
         present = boots_with_acpi(vcpus, acpi)
         if present is None:
             continue
         cmdline = with_acpi(line, present).encode()
         hashes = KernelHashes(
-            kernel=bytes.fromhex(files[names["kernel"]]["sha256"]),
+            kernel=kernel_hash(vcpus),
             initrd=bytes.fromhex(files[names["initrd"]]["sha256"]),
             cmdline=hash_cmdline(cmdline),
         )

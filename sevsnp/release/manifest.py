@@ -205,7 +205,7 @@ def _check(document: Mapping[str, Any]) -> None:
         if "sha256" not in document["artefacts"][name]:
             raise ValueError(f"{name!a}: expected a file")
     for name, entry in document["launch"].items():
-        if entry["acpi"] not in ("auto", "on", "off", "own"):
+        if entry["acpi"] not in ("own", "on", "off"):
             raise ValueError(f"{name!a}: acpi: found {entry['acpi']!a}")
     check_refused(document["refused"])
 

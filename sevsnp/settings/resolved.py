@@ -62,7 +62,7 @@ class Settings:
         """Whether the guest boots with ACPI. Raises UserError for ACPI=off with several vCPUs, which need ACPI."""
         if self.text("ACPI") == "off" and self.number("CPUS") > 1:
             raise UserError(f"ACPI=off: found CPUS={self.number('CPUS')}, expected 1: more cannot start without ACPI")
-        return self.text("ACPI") in ("on", "own") or self.number("CPUS") > 1
+        return self.text("ACPI") != "off"
 
     def config_dir(self) -> Path:
         """The directory of the user's own keys: CONFIG_DIR, else the XDG configuration directory."""

@@ -112,9 +112,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "source; empty: our firmware made from Debian's build"),
         Setting("FIRMWARE_REASON", text, "", "a sentence",
                 "why that firmware is trusted where it cannot be judged (docs/firmware.md); every verdict says it"),
-        Setting("ACPI", choice("auto", "on", "off", "own"), "auto", "auto, on, off or own",
-                "ACPI tables carry code of the host that the guest runs; auto: off with one vCPU, else on; own: tables "
-                "of our own, measured, for up to 64 vCPUs"),
+        Setting("ACPI", choice("own", "on", "off"), "own", "own, on or off",
+                "own: measured ACPI tables of this project, for 1 to 64 vCPUs; on: the host's, which are not measured "
+                "and contain code that the guest runs; off: none, for one vCPU"),
         Setting("WRITABLE", choice("overlay", "copy"), "overlay", "overlay or copy",
                 "/etc, /home and /var over a read-only root: an overlay, or a copy in memory"),
         Setting("TMPFS_ETC", _TMPFS, "1G", "a size, as 512M or 1G",

@@ -44,7 +44,7 @@ def _text(name: str, value: Value) -> str:
 def _equal(name: str, asked: Value, fixed: Value) -> bool:
     if name == "MIN_TCB" and not {asked, fixed} & {"", "any"}:
         return _floors(str(asked)) == _floors(str(fixed))
-    return asked == fixed or (name == "ACPI" and asked == "auto")
+    return asked == fixed
 
 
 def _floors(text: str) -> dict[str, dict[str, int]]:

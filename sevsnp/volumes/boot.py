@@ -16,7 +16,8 @@ from sevsnp.errors import UserError
 from sevsnp.images.luks2 import Luks2, check_ours, opens
 from sevsnp.keys import luks_key
 from sevsnp.keys.luks_key import Key, Record
-from sevsnp.measurement.make_config import make_luks_cmdline, make_vm_config
+from sevsnp.measurement.make_cmdline import make_luks_cmdline
+from sevsnp.measurement.make_config import make_vm_config
 from sevsnp.measurement.signed_config import sign_configs
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
 from sevsnp.system.command import temporary_directory

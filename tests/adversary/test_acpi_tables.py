@@ -75,7 +75,7 @@ def test_no_code_of_the_host_runs(stages: Stages, host: Host, tmp_path: Path, vc
 
 
 def test_control_without_the_stage_each_table_leaves_its_mark(built: Built, host: Host, tmp_path: Path) -> None:
-    config = variant(built, tmp_path / "config", words={" acpi=off": ""}, vcpus=2)
+    config = variant(built, tmp_path / "config", acpi="on", vcpus=2)
     with started(built, config, tmp_path / "state", host.arguments) as running:
         wait_for_sshd(running)
         shown = ssh_unchecked(built, running.ssh_port, LOOK).stdout

@@ -25,9 +25,11 @@ STARTED = ("EFI stub", "init:")
 
 
 def changed_kernel(launch: Launch, directory: Path) -> Launch:
-    # The setup header points (at 0x20e, less 0x200) to the version as text, which only file(1) reads.
+    # The kernel in the stage, from its setup header on, which points (at 0x20e, less 0x200) to the version as text.
+    # Only file(1) reads that.
     image = launch.kernel.path.read_bytes()
-    version = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+    kernel = image.rindex(b"HdrS") - 0x202
+    version = kernel + int.from_bytes(image[kernel + 0x20E : kernel + 0x210], "little") + 0x200
     assert image[version : version + 2] == b"6."
     path = flipped(launch.kernel, directory, version)
     return replace(launch, kernel=File(path, sha256_file(path)))

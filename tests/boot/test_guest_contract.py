@@ -28,9 +28,16 @@ def test_a_production_guest_keeps_the_contract(impostor: Running, built: Built) 
         check_contract("emulated", found)
 
 
+@pytest.mark.full
+def test_a_guest_without_acpi_keeps_its_contract(built: Built, tmp_path: Path) -> None:
+    config = variant(built, tmp_path, acpi="off")
+    with started(built, config, tmp_path / "state") as running:
+        check_contract("without_acpi", found_contract(attested(running).ssh))
+
+
 def test_no_interface_to_the_kernel_is_open(guest: Attested) -> None:
     words = guest.ssh("cat /proc/cmdline").split()
-    assert {word.text for word in hardening_words(acpi=False)} <= set(words)
+    assert {word.text for word in hardening_words(acpi=True)} <= set(words)
     assert found_doors(guest.ssh) == set()
 
 

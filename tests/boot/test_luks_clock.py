@@ -25,7 +25,7 @@ from sevsnp.keys.paths import Keys
 from sevsnp.owner.key_release import connect, owner_context
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
-from tests.support.configs import honest, other_words
+from tests.support.configs import other_words, without_stage
 from tests.support.harness import BOOT_SECONDS
 from tests.support.luks_guests import (
     anonymous,
@@ -68,8 +68,9 @@ def image(built: Built, tmp_path: Path) -> Iterator[Path]:
 
 
 def changed(config: VmConfig, directory: Path, words: Mapping[str, str]) -> VmConfig:
-    """A whole and honest VM config with other words on the command line, by old text; with ACPI."""
-    return honest(config, directory, cmdline=other_words(config, directory, {" acpi=off": "", **words}))
+    """A whole and honest VM config with other words on the command line, by old text; with the host's ACPI tables."""
+    build = config.launch.initrd.path.parent
+    return without_stage(build, config, directory, acpi=True, cmdline=other_words(config, directory, words))
 
 
 @pytest.mark.full

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ACPI=own: guests that boot through the stage, with one and with several vCPUs, under emulation.
+"""Guests that boot through the stage, with one and with several vCPUs, under emulation.
 
 What emulation does not show: that the other vCPUs start on SEV-SNP by the same tables, and that the digest of a real
 launch is the computed one (docs/hardware.md).
@@ -85,7 +85,7 @@ def test_a_guest_boots_with_the_acpi_tables_of_the_stage_alone(stages: Stages, t
 
 def test_control_without_the_stage_the_verdict_says_that_aml_runs(built: Built, tmp_path: Path) -> None:
     """And the kernel then uses the ACPI tables of QEMU."""
-    config = variant(built, tmp_path / "config", words={" acpi=off": ""}, vcpus=2)
+    config = variant(built, tmp_path / "config", acpi="on", vcpus=2)
     reference = replace(config.require_reference(), acpi=True)
     with started(built, replace(config, reference=reference), tmp_path / "state") as running:
         guest = attested(running)
@@ -106,7 +106,7 @@ def test_the_host_s_smbios_tables_are_removed(stages: Stages, tmp_path: Path) ->
 
 
 def test_control_without_the_stage_an_smbios_table_switches_acpi_off(built: Built, tmp_path: Path) -> None:
-    config = variant(built, tmp_path / "config", words={" acpi=off": ""}, vcpus=2)
+    config = variant(built, tmp_path / "config", acpi="on", vcpus=2)
     with started(built, config, tmp_path / "state", OLD_BOARD) as running:
         wait_for_sshd(running)
         assert ssh_unchecked(built, running.ssh_port, "nproc; ls /sys/firmware/dmi/tables").stdout.split() == [

@@ -121,7 +121,7 @@ def test_no_secret_and_no_policy(built: Built, bundle: Path) -> None:
     }
     # The guest's root and its kernel come from packages and the user's own tar, not from what packs the bundle; their
     # names say which they are.
-    opaque = {"verity.img", "hash-tree.img", "vmlinuz", "OVMF.fd"}
+    opaque = {"verity.img", "hash-tree.img", "stage-1.efi", "OVMF.fd"}
     # The sources of Python, of cryptography and of what reads VM configs have the words that they look for.
     words, code = ("private key", "home", "reference"), ("runtime", "lib")
     found = []
@@ -148,7 +148,7 @@ def test_the_search_for_secrets_finds_a_planted_secret(built: Built, tmp_path: P
 
 def test_the_bundle_has_exactly_the_expected_files(built: Built, bundle: Path) -> None:
     assert {entry.name for entry in bundle.iterdir()} - {"state"} == {
-        "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.fd", "vmlinuz",
+        "run", "launch.toml", "launch.emulated.toml", "lib", "runtime", "OVMF.fd", "stage-1.efi",
         "initramfs.cpio.zst", "initramfs.emulated.cpio.zst", "cmdline", "cmdline.emulated", "verity.img",
         "hash-tree.img",
     }  # fmt: skip
@@ -283,7 +283,7 @@ def test_no_hardware(bundle: Path, path: Path) -> None:
 
 
 def test_a_changed_file(bundle: Path, path: Path) -> None:
-    kernel = bundle / "vmlinuz"
+    kernel = bundle / "stage-1.efi"
     data = kernel.read_bytes()
     try:
         kernel.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from sevsnp.measurement.make_config import make_verity_cmdline
+from sevsnp.measurement.make_cmdline import make_verity_cmdline
 from sevsnp.release.launch import USUAL_VCPUS
+from sevsnp.stage.image import stage_image
+from sevsnp.stage.tables import all_tables
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import VmConfig
 from tests.conftest import Built
@@ -54,6 +56,7 @@ def test_the_manifest_lists_every_built_file(released: Released) -> None:
         "packages.lock", "requirements.lock", "build/snp-release/packages.json",
         "build/debs/initramfs/packages.json", "build/debs/guest/packages.json", "build/debs/appliance/packages.json",
         "build/firmware/OVMF.fd", "build/kernel/vmlinuz", "build/kernel/version",
+        "build/boot/stage.bin", "build/boot/acpi-1.bin", "build/boot/stage-1.efi",
         "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst", "build/initramfs.plain.cpio.zst",
         "build/initramfs.appliance.cpio.zst", *LUKS,
         "build/guest/packages.tar", "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2",
@@ -175,19 +178,23 @@ def test_launch_digests_are_those_of_sev_snp_measure(released: Released, tmp_pat
     launch = config.launch
     entries = released.document()["launch"][CONFIG[platform]]["digests"]
     assert tuple(entry["vcpus"] for entry in entries) == USUAL_VCPUS
-    lines = {acpi: cmdline(config, acpi, tmp_path / "cmdline") for acpi in (True, False)}
+    line = cmdline(config, True, tmp_path / "cmdline")
     for entry in entries:
-        acpi, vcpus = entry["vcpus"] > 1, entry["vcpus"]
-        assert entry["acpi"] is acpi
-        assert entry["cmdline_sha256"] == hashlib.sha256(lines[acpi].encode()).hexdigest()
-        digests = {
-            way: guest.snp_calc_launch_digest(
-                vcpus, CPU_SIGS[launch.vcpu_model], str(launch.firmware.path), str(launch.kernel.path),
+        vcpus = entry["vcpus"]
+        assert entry["acpi"] is True
+        assert entry["cmdline_sha256"] == hashlib.sha256(line.encode()).hexdigest()
+        stage = tmp_path / "stage"
+        code, kernel = (released.project / "build" / name for name in ("boot/stage.bin", "kernel/vmlinuz"))
+        stage.write_bytes(stage_image(code.read_bytes(), all_tables(vcpus), kernel.read_bytes()))
+        # Control: the digest depends on the tables that the stage has.
+        digests = [
+            guest.snp_calc_launch_digest(
+                vcpus, CPU_SIGS[launch.vcpu_model], str(launch.firmware.path), str(started),
                 str(launch.initrd.path), line, launch.guest_features, "",
             ).hex()
-            for way, line in lines.items()
-        }  # fmt: skip
-        assert entry["launch_digest"] == digests[acpi] != digests[not acpi]
+            for started in (stage, kernel)
+        ]  # fmt: skip
+        assert entry["launch_digest"] == digests[0] != digests[1]
     reference = config.require_reference()
     assert entries[0]["launch_digest"] == reference.launch_digest.hex()
 
@@ -207,16 +214,20 @@ def test_launch_digests_for_more_vcpus_are_those_of_a_setup_with_them(
         assert config.launch.cmdline.sha256 == entry["cmdline_sha256"]
     other.built.doit("manifest", "CPUS=4")
     assert {name: entry["digests"] for name, entry in other.document()["launch"].items()} == usual
+    other.built.doit("manifest", "CPUS=3")
+    own = {name: entry["digests"] for name, entry in other.document()["launch"].items()}
     other.built.doit("manifest", "CPUS=3", "ACPI=on")
     for name, entry in other.document()["launch"].items():
-        assert [item["vcpus"] for item in entry["digests"]] == [1, 2, 3, 4, 8, 16, 32, 64]
-        assert all(item["acpi"] for item in entry["digests"])
-        digests = {item["vcpus"]: item["launch_digest"] for item in entry["digests"]}
-        assert all((digests[item["vcpus"]] == item["launch_digest"]) is item["acpi"] for item in usual[name])
+        for digests in (own[name], entry["digests"]):
+            assert [item["vcpus"] for item in digests] == [1, 2, 3, 4, 8, 16, 32, 64]
+            assert all(item["acpi"] for item in digests)
+        assert [item for item in own[name] if item["vcpus"] != 3] == usual[name]
+        assert not {item["launch_digest"] for item in own[name]} & {item["launch_digest"] for item in entry["digests"]}
     assert other.refusal() == ""
     other.built.doit("manifest", "ACPI=off")
-    for name, entry in other.document()["launch"].items():
-        assert entry["digests"] == usual[name][:1]
+    for entry in other.document()["launch"].values():
+        assert [(item["vcpus"], item["acpi"]) for item in entry["digests"]] == [(1, False)]
+    assert other.refusal() == ""
 
 
 # The keys of p256 and p384 differ in their parameters alone.

@@ -135,7 +135,7 @@ CHANGES: dict[str, tuple[str, Callable[[bytearray], None], str]] = {
     "a shorter image": (IMAGE, truncate, "bytes, the VM config says"),
     "a byte of the tree": (TREE, flip, "(verity-hash)"),
     "a shorter tree": (TREE, truncate, "bytes, the VM config says"),
-    "kernel": ("build/kernel/vmlinuz", flip, "(kernel)"),
+    "kernel": ("build/boot/stage-1.efi", flip, "(kernel)"),
     "initramfs": ("build/initramfs.emulated.cpio.zst", flip, "(initrd)"),
     "command line": ("build/verity/cmdline.emulated", flip, "(cmdline)"),
 }
@@ -150,7 +150,7 @@ def test_changed_files(copy: Built, name: str) -> None:
 
 
 def test_a_missing_file(copy: Built) -> None:
-    kernel = copy.build / "kernel" / "vmlinuz"
+    kernel = copy.build / "boot" / "stage-1.efi"
     kernel.rename(kernel.with_suffix(".kept"))
     try:
         said = refused(copy, "run_sev_snp_verity", "PLATFORM=emulated")

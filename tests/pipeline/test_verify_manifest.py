@@ -38,13 +38,15 @@ def test_an_untouched_build_is_accepted(released: Released) -> None:
 
 
 TAMPERED = (
-    "packages.lock", "build/debs/guest/packages.json", "build/kernel/vmlinuz", "build/initramfs.cpio.zst",
-    "build/initramfs.emulated.cpio.zst", "build/firmware/OVMF.fd", "build/verity/cmdline",
+    "packages.lock", "build/debs/guest/packages.json", "build/kernel/vmlinuz", "build/boot/stage-1.efi",
+    "build/boot/stage.bin", "build/initramfs.cpio.zst", "build/initramfs.emulated.cpio.zst",
+    "build/firmware/OVMF.fd", "build/verity/cmdline",
     "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt", CONFIG["snp"],
     "build/guest/rootfs.tar", "build/guest/sevsnptest.qcow2", "build/host-bundle/run", "build/bin/get_report",
     "build/sbom.cdx.json",
 )  # fmt: skip
-MEASURED = {"vmlinuz", "initramfs.cpio.zst", "OVMF.fd", "cmdline", "verity.img", "hash-tree.img"}
+MEASURED = {"vmlinuz", "stage-1.efi", "stage.bin"}
+MEASURED |= {"initramfs.cpio.zst", "OVMF.fd", "cmdline", "verity.img", "hash-tree.img"}
 
 
 @pytest.mark.parametrize("name", TAMPERED)
@@ -188,7 +190,7 @@ def test_a_vm_config_that_does_not_match_its_files_is_named(released: Released, 
     shutil.copyfile(config.launch.kernel.path, tmp_path / "vmlinuz")
     edits = {
         "launch_digest": (config.require_reference().launch_digest.hex(), "00" * 48, "says launch digest 0000"),
-        "kernel": ("../kernel/vmlinuz", str(tmp_path / "vmlinuz"), "its kernel, .*, is not an artefact"),
+        "kernel": ("../boot/stage-1.efi", str(tmp_path / "vmlinuz"), "its kernel, .*, is not an artefact"),
         "cmdline": ('path = "cmdline"', 'path = "cmdline.emulated"', "its cmdline, .*, has SHA-256"),
     }
     before, after, said = edits[old]

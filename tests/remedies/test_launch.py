@@ -232,7 +232,7 @@ def test_a_bundle_to_make_again(told: Told, checkout: Built) -> None:
     assert "take less: --memory 2G" in failure(run)
     assert told.doitw("host_bundle", "PLATFORM=snp").returncode == 0
     told.obey(told.hint(run))
-    replace(bundle / "vmlinuz", b"damaged")
+    replace(bundle / "stage-1.efi", b"damaged")
     hint = told.hint(run)
     shutil.rmtree(bundle)
     told.obey(hint)

@@ -153,7 +153,11 @@ def control_launch(built: Built) -> Launch:
         return Disk(role, path, path.stat().st_size, sha256_file(path))
 
     disks = (disk("verity-data", "root.img"), disk("verity-hash", "tree.img"))
-    return replace(launch, initrd=file("initramfs"), cmdline=file("cmdline"), disks=disks)
+    # The kernel without the stage, so that it has the host's tables.
+    kernel = built.build / "kernel" / "vmlinuz"
+    return replace(
+        launch, kernel=File(kernel, sha256_file(kernel)), initrd=file("initramfs"), cmdline=file("cmdline"), disks=disks
+    )
 
 
 if __name__ == "__main__":

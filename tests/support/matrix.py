@@ -24,6 +24,7 @@ STOCK_FIRMWARE = "build/snp-release/usr/share/ovmf/OVMF.amdsev.fd"
 FIRMWARE = "build/firmware/OVMF.fd"
 RELEASE = "build/snp-release/packages.json"
 VMLINUZ = "build/kernel/vmlinuz"
+STAGE_CODE, ACPI_TABLES, STAGE = "build/boot/stage.bin", "build/boot/acpi-1.bin", "build/boot/stage-1.efi"
 IMAGE, TREE, ROOTHASH = "build/verity/verity.img", "build/verity/hash-tree.img", "build/verity/roothash.txt"
 COPIED = "build/verity/copied.json"
 GUEST = ("build/guest/packages.tar", "guest-vm/guest.yaml", "~/user_ed25519.pub")
@@ -70,7 +71,8 @@ def joined(*layers: str, to: str) -> Row:
 
 def config(workflow: str, initrd: str, suffix: str, *disks: str, place: str = "") -> Row:
     place = place or f"build/{workflow}"
-    inputs = (TEMPLATE, FIRMWARE, VMLINUZ, initrd, f"{place}/cmdline{suffix}", *disks)
+    kernel = (STAGE, STAGE_CODE, ACPI_TABLES, VMLINUZ)
+    inputs = (TEMPLATE, FIRMWARE, *kernel, initrd, f"{place}/cmdline{suffix}", *disks)
     return Row(
         (*inputs, "~/owner_certificate.pem"),
         (f"{place}/vm-config-{workflow}{suffix}.toml",),
@@ -119,6 +121,9 @@ ROWS: dict[str, Row] = {
     ),
     "_firmware": Row((STOCK_FIRMWARE, RELEASE), (FIRMWARE,)),
     "unpack_kernel": Row((RELEASE,), trees={"build/kernel": (VMLINUZ, "build/kernel/version", "build/kernel/config")}),
+    "_stage_code": Row((RELEASE,), (STAGE_CODE,), directories=("initramfs/stage",)),
+    "_acpi_tables": Row((), (ACPI_TABLES,)),
+    "_stage": Row((STAGE_CODE, ACPI_TABLES, VMLINUZ), (STAGE,)),
     "_base_layer": packages("initramfs", "base"),
     "_appliance_packages_layer": packages("appliance", "appliance-packages"),
     "_modules_layer": modules("modules"),
@@ -246,7 +251,11 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/qemu/appliance.py": LUKS,
     "sevsnp/images/luks2.py": LUKS,
     "sevsnp/keys/luks_key.py": LUKS,
-    "sevsnp/measurement/make_config.py": CMDLINES | CONFIGS | LUKS_CMDLINES | LUKS_CONFIGS,
+    "sevsnp/images/stage_code.py": frozenset({"_stage_code"}),
+    "sevsnp/stage/tables.py": frozenset({"_acpi_tables", "_stage"}) | CONFIGS | LUKS_CONFIGS,
+    "sevsnp/stage/image.py": frozenset({"_stage"}) | CONFIGS | LUKS_CONFIGS,
+    "sevsnp/measurement/make_cmdline.py": CMDLINES | LUKS_CMDLINES,
+    "sevsnp/measurement/make_config.py": CONFIGS | LUKS_CONFIGS,
     "sevsnp/release/bundle.py": BUNDLES,
     "sevsnp/commands/tools.py": frozenset({"build_tools"}),
     # It is also an input of a layer.

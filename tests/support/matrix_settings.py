@@ -20,9 +20,8 @@ SETTINGS: dict[str, tuple[str, frozenset[str]]] = {
     "VERITY_FILESYSTEM": ("erofs", CMDLINES | {"_verity_root"}),
     "WRITABLE": ("copy", CMDLINES),
     **{f"TMPFS_{name}": ("3G", CMDLINES) for name in ("ETC", "HOME", "VAR", "TMP")},
-    "ACPI": ("on", CMDLINES | LUKS_CMDLINES),
-    # More than one CPU needs ACPI.
-    "CPUS": ("2", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
+    "ACPI": ("off", CMDLINES | LUKS_CMDLINES | CONFIGS | LUKS_CONFIGS),
+    "CPUS": ("2", CONFIGS | LUKS_CONFIGS | {"_acpi_tables", "_stage"}),
     "GUEST_DNS": ("192.0.2.1", CMDLINES | LUKS_CMDLINES),
     "LUKS_FREE": ("17M", OWN_LUKS),
     # Other command lines, and VM configs with one disk more.
@@ -118,5 +117,5 @@ PARAMETERS: dict[str, str] = {
     )},
     "keep": "KEEP", "drop": "DROP", "free": "LUKS_FREE", "_e2e_image.free": "", "disks.luks": "", "lists": "",
     "label": "", "platform": "", "workflow": "", "disks.verity-data": "", "disks.verity-hash": "", "layer": "",
-    "place": "", "project": "", "python": "",
+    "vcpus": "CPUS", "place": "", "project": "", "python": "",
 }  # fmt: skip

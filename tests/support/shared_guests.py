@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from sevsnp.owner.attestation import attest_guest
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, VmConfig
 from tests.conftest import Built, until_last_use
-from tests.support.configs import honest, other_words
+from tests.support.configs import honest, other_words, without_stage
 from tests.support.hands import Hands, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest, boot
 
@@ -140,24 +141,28 @@ def variant(
     words: Mapping[str, str] | None = None,
     disks: Mapping[str, Path] | None = None,
     vcpus: int = 1,
+    acpi: str = "own",
 ) -> VmConfig:
     """The emulated VM config with other words on the command line (by old text), disks (by role) or vCPUs.
 
-    A complete and consistent config, with its own launch digest, in ``directory``.
+    A complete and consistent config, with its own launch digest, in ``directory``. ``acpi`` is the setting ACPI; the
+    stage is for one vCPU.
     """
+    assert vcpus == 1 or acpi == "on"
     config = built.config("emulated")
 
     def disk(old: Disk) -> Disk:
         path = (disks or {}).get(old.role, old.path)
         return old if path == old.path else Disk(old.role, path, path.stat().st_size, sha256_file(path))
 
-    return honest(
-        config,
-        directory,
-        cmdline=other_words(config, directory, words or {}),
-        disks=tuple(disk(old) for old in config.launch.disks),
-        vcpus=vcpus,
-    )
+    changes: dict[str, Any] = {
+        "cmdline": other_words(config, directory, words or {}),
+        "disks": tuple(disk(old) for old in config.launch.disks),
+        "vcpus": vcpus,
+    }
+    if acpi == "own":
+        return honest(config, directory, **changes)
+    return without_stage(built.build, config, directory, acpi=acpi == "on", **changes)
 
 
 _STARTED = pytest.StashKey[dict[str, Running]]()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sevsnp.errors import UserError
-from sevsnp.measurement.make_config import make_verity_cmdline
+from sevsnp.measurement.make_cmdline import make_verity_cmdline
 from sevsnp.release.launch import boots_with_acpi, with_acpi
 from sevsnp.release.manifest import TYPE, make_manifest, parse_manifest, render_manifest
 from sevsnp.release.verify import MAX_MANIFEST, verify_manifest
@@ -24,7 +24,7 @@ def document() -> dict[str, Any]:
     return {
         "artefacts": {"a/config": {"size": 1, "sha256": DIGEST}, "a/link": {"link": "config"}},
         "created": None,
-        "launch": {"a/config": {"acpi": "auto", "digests": [], "production": True}},
+        "launch": {"a/config": {"acpi": "own", "digests": [], "production": True}},
         "package_lists": ["a/config"],
         "packages": {},
         "product": {},
@@ -75,8 +75,8 @@ def set_at(*place: Any) -> Callable[[dict[str, Any]], None]:
         set_at("artefacts", []),
         set_at("artefacts", {}),
         set_at("launch", {}),
-        set_at("launch", {"a/other": {"acpi": "auto"}}),
-        set_at("launch", {"a/link": {"acpi": "auto"}}),
+        set_at("launch", {"a/other": {"acpi": "own"}}),
+        set_at("launch", {"a/link": {"acpi": "own"}}),
         set_at("launch", "a/config", "acpi", "maybe"),
         set_at("launch", "a/config", []),
         set_at("package_lists", ["a/other"]),
@@ -177,7 +177,7 @@ def test_a_foreign_command_line_is_refused() -> None:
 def test_acpi_follows_from_the_settings() -> None:
     from sevsnp.settings.resolved import resolve
 
-    for setting in ("auto", "on", "off", "own"):
+    for setting in ("own", "on", "off"):
         for vcpus in (1, 2, 64):
             chosen = resolve({"ACPI": setting, "CPUS": str(vcpus)}, {}, Path("none"))
             try:
@@ -200,6 +200,6 @@ def test_files_that_cannot_be_listed_are_refused_and_no_manifest_is_written(
     with pytest.raises(UserError, match=f"{name}: .*{said}"):
         make_manifest(
             project=tmp_path, artefacts=[Path("tree/file"), Path(name)], trees=[], configs=[], package_lists=[],
-            acpi="auto", created="", key=None, output=tmp_path / "manifest.json", sbom=tmp_path / "sbom",
+            acpi="own", created="", key=None, output=tmp_path / "manifest.json", sbom=tmp_path / "sbom",
         )  # fmt: skip
     assert not (tmp_path / "manifest.json").exists() and not (tmp_path / "sbom").exists()

@@ -32,7 +32,7 @@ def make(directory: Path, key: Path | None, monkeypatch: pytest.MonkeyPatch) -> 
     (directory / "packages.json").write_text(json.dumps({"sets": packages}))
     make_manifest(
         project=directory, artefacts=[Path("one"), Path("two"), Path("packages.json")], trees=[], configs=[],
-        package_lists=[Path("packages.json")], acpi="auto", created="1780000000", key=key,
+        package_lists=[Path("packages.json")], acpi="own", created="1780000000", key=key,
         output=Path("manifest.json"), sbom=Path("sbom.json"),
     )  # fmt: skip
     return directory / "manifest.intoto.json"

@@ -6,15 +6,27 @@ from pathlib import Path
 
 from tasks.graph import Task, command
 from tasks.guest import ROOTFS, deny_list
-from tasks.project import BUILD, QEMU, RUN, TOOLS, VERITY, keys, own_firmware, settings
+from tasks.project import (
+    APPLIANCE_INITRAMFS,
+    BUILD,
+    KERNEL,
+    QEMU,
+    RUN,
+    TOOLS,
+    VERITY,
+    keys,
+    own_firmware,
+    settings,
+    stage_parts,
+)
 
 RESULTS = BUILD / "bench"
 
 
 def task_bench() -> Iterator[Task]:
-    """Measure what it costs: bench:build, bench:boot, bench:attestation
+    """Measure what it costs: bench:build, bench:boot, bench:image, bench:attestation
 
-    Measures builds beside the bare tools, boots with small and large /var, and verifications. Each has a name of its
+    Measures builds beside the bare tools, boots, the import of disk images, and verifications. Each has a name of its
     own, as bench:build. The results are in build/bench. It takes a while, and wants a machine that does nothing else.
 
     Next: README.md says what the numbers mean.
@@ -32,7 +44,7 @@ def task_bench() -> Iterator[Task]:
     }
     yield {
         "name": "boot",
-        "doc": "Measure boots: overlay and copy, small and large /var",
+        "doc": "Measure boots: overlay and copy, small and large /var, with the stage and without, 1 to 4 vCPUs",
         **command(
             "sevsnp.bench.boot:bench_boot",
             launches=True,
@@ -52,6 +64,22 @@ def task_bench() -> Iterator[Task]:
             chart_template=Path("templates/bench-boot.svg.j2"),
             results=RESULTS / "boot.json",
             chart=RESULTS / "boot.svg",
+            stage_code=stage_parts().get("stage_code"),
+            stage_kernel=stage_parts().get("stage_kernel"),
+        ),
+    }
+    yield {
+        "name": "image",
+        "doc": "Measure the import of disk images (IMAGE=), beside tar and qemu-img",
+        **command(
+            "sevsnp.bench.image:bench_image",
+            needs=["packages", "unpack_kernel", "_appliance_initramfs"],
+            qemu=QEMU,
+            kernel=KERNEL / "vmlinuz",
+            initrd=APPLIANCE_INITRAMFS,
+            probe_cache=RUN / "platform.json",
+            tools=TOOLS,
+            results=RESULTS / "image.json",
         ),
     }
     yield {

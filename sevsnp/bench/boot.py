@@ -4,7 +4,8 @@
 There are four kinds of guests: with overlay or copy, and with a small or large /var. All guests get the same memory and
 differ in two things: the words for /var on the measured command line, and the root. There are two roots: the guest's
 own, and one with additional 1 MiB files of incompressible bytes below /var. Each is built once, by the functions that
-build every verified root.
+build every verified root. With ACPI=own, the guest with overlay and small /var also boots without the stage and ACPI,
+and with more vCPUs.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 
 from sevsnp.archives.rootfs import EPOCH, Layer, make_rootfs
 from sevsnp.archives.tar import Content, Entry, Kind
-from sevsnp.bench.chart import draw_boot, show_boot, summary
+from sevsnp.bench.chart import STARTS, WRITABLE, draw_boot, guest_name, show_boot, summary
 from sevsnp.bench.guest import Login, boot_once
 from sevsnp.e2e.guest import free_port
 from sevsnp.e2e.stages import Stages
@@ -31,9 +32,11 @@ from sevsnp.measurement.make_cmdline import make_verity_cmdline
 from sevsnp.qemu.platforms import Platform, choose
 from sevsnp.qemu.process import check_options
 from sevsnp.qemu.run_options import RunOptions
+from sevsnp.stage.image import make_stage
+from sevsnp.stage.tables import make_tables
 from sevsnp.system.files import sha256_file, write_atomic
 from sevsnp.system.locks import locked_if_free
-from sevsnp.vm_config.config import Disk, File, VmConfig, read_vm_config, render_vm_config
+from sevsnp.vm_config.config import Disk, File, Stage, VmConfig, read_vm_config, render_vm_config
 
 GIB = 1 << 30
 FILE_SIZE = 1 << 20
@@ -67,13 +70,16 @@ def bench_boot(
     chart_template: Path,
     results: Path,
     chart: Path,
+    stage_code: Path | None = None,
+    stage_kernel: Path | None = None,
     runs: int = 1,
     large: int = 2 * GIB,
     memory: int = 6 * GIB,
 ) -> None:
-    """Boot four kinds of guests ``runs`` times each; write the numbers to ``results`` (JSON), and a ``chart`` (SVG).
+    """Boot each kind of guest ``runs`` times; write the numbers to ``results`` (JSON), and a ``chart`` (SVG).
 
-    ``rootfs`` is a root filesystem tar; otherwise the guests are those of the VM config in ``directory``. The large
+    ``rootfs`` is a root filesystem tar; otherwise the guests are those of the VM config in ``directory``. What the
+    stage is made of, ``stage_code`` and ``stage_kernel``, is given if that VM config has one. The large
     /var has ``large`` more bytes (rounded down to 1 MiB). ``memory`` is each guest's memory in bytes. Several GB of
     temporary files are made beside ``results`` and removed. Raises UserError for too little disk or memory, and for a
     guest that ends or hangs before the measurement is complete.
@@ -102,13 +108,24 @@ def bench_boot(
             options = RunOptions(qemu, memory, free_port(), free_port(), work / "state", restricted=True)
             check_options(options)
             stages = Stages()
-            guests = {}
+            guests, roots = {}, {}
             for size, more in (("small", 0), ("large", large)):
                 with stages.stage(f"make the root with the {size} /var"):
-                    root = _make_root(rootfs, denied, more, filesystem, tools, work / size)
-                for writable in ("overlay", "copy"):
+                    roots[size] = _make_root(rootfs, denied, more, filesystem, tools, work / size)
+            for writable in WRITABLE:
+                for size, root in roots.items():
                     there = work / f"{writable}-{size}"
-                    guests[writable, size] = _make_config(base, root, writable, 2 * large, config_template, there)
+                    guests[guest_name(writable, size)] = _make_config(
+                        base, root, writable, 2 * large, config_template, there
+                    )
+            if stage_code and stage_kernel:
+                for name, vcpus in STARTS.items():
+                    there = work / f"start-{len(guests)}"
+                    there.mkdir()
+                    started = _other_start(base, vcpus, stage_code, stage_kernel, there)
+                    guests[name] = _make_config(
+                        started, roots["small"], "overlay", 2 * large, config_template, there / "config"
+                    )
             measured = _boot_all(stages, runs, chosen, guests, options, Login(identity, user, ssh_template))
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -132,18 +149,18 @@ def _boot_all(
     stages: Stages,
     runs: int,
     chosen: Platform,
-    guests: Mapping[tuple[str, str], VmConfig],
+    guests: Mapping[str, VmConfig],
     options: RunOptions,
     login: Login,
 ) -> list[dict[str, Any]]:
     """Boot every guest ``runs`` times, in turns, so that other work of the machine affects all guests alike."""
     measured = []
     for number in range(1, runs + 1):
-        for (writable, size), config in guests.items():
-            with stages.stage(f"boot: {writable}, {size} /var, {number} of {runs}"):
+        for name, config in guests.items():
+            with stages.stage(f"boot: {name}, {number} of {runs}"):
                 again = replace(options, ssh_port=free_port(), attest_port=free_port())
                 numbers = boot_once(chosen, config, again, login)
-            measured.append({"writable": writable, "size": size, "run": number, **numbers})
+            measured.append({"guest": name, "run": number, **numbers})
     return measured
 
 
@@ -200,6 +217,27 @@ def _make_root(rootfs: Path, denied: Path, more: int, filesystem: str, tools: Pa
         if more:
             tar.unlink()
     return root
+
+
+def _other_start(base: VmConfig, vcpus: int, code: Path, kernel: Path, work: Path) -> VmConfig:
+    """``base`` with another number of vCPUs and their stage; for 0, with one vCPU and neither stage nor ACPI.
+
+    The launch digest is not that of the result: :func:`_make_config` computes it.
+    """
+    reference = base.require_reference()
+    if not vcpus:
+        bare = File(kernel.resolve(), sha256_file(kernel))
+        return replace(
+            base, launch=replace(base.launch, vcpus=1, kernel=bare), reference=replace(reference, stage=None)
+        )
+    tables, stage = work / "acpi.bin", work / "stage.efi"
+    make_tables(vcpus=vcpus, output=tables)
+    make_stage(code=code, tables=tables, kernel=kernel, output=stage)
+    return replace(
+        base,
+        launch=replace(base.launch, vcpus=vcpus, kernel=File(stage.resolve(), sha256_file(stage))),
+        reference=replace(reference, stage=Stage(*map(sha256_file, (code, tables, kernel)))),
+    )
 
 
 def _make_config(base: VmConfig, root: Root, writable: str, var: int, template: Path, work: Path) -> VmConfig:

@@ -71,7 +71,7 @@ def commands() -> list[Command]:
             "--root build/run/verity/ark.pem",
         ),
         Command(_parser("inspect_report"), "--input report.json --offline"),
-        Command(_parser("measure"), "--vm-config build/verity/vm-config-verity.toml --vcpus 1,2,4"),
+        Command(_parser("measure"), "--vm-config build/verity/vm-config-verity.toml"),
         Command(
             _parser("idblock_generator"),
             "--vm-config build/verity/vm-config-verity.toml --id-key-path id.pem --auth-key-path author.pem",

@@ -15,7 +15,7 @@ import pytest
 from sevsnp.archives.rootfs import Layer, make_rootfs, text_entry
 from sevsnp.archives.tar import read_tar
 from sevsnp.bench.boot import FILE_SIZE, bench_boot, check_space, more_files, space_needed
-from sevsnp.bench.chart import MEMORY_WIDTH, TIME_WIDTH, boot_rows, draw_boot, summary
+from sevsnp.bench.chart import MEMORY_WIDTH, STARTS, TIME_WIDTH, boot_rows, draw_boot, summary
 from sevsnp.bench.guest import wait_for_line
 from sevsnp.errors import UserError
 from sevsnp.system.locks import locked
@@ -28,16 +28,17 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def runs(overlay_large: float = 25.0, times: int = 1) -> list[dict[str, Any]]:
     """What ``times`` runs of each guest would have measured; the large copy takes four times as long."""
-    seconds = {("overlay", "small"): 24.0, ("overlay", "large"): overlay_large}
-    seconds |= {("copy", "small"): 25.0, ("copy", "large"): 100.0}
+    seconds = {"overlay, small /var": 24.0, "overlay, large /var": overlay_large}
+    seconds |= {"copy, small /var": 25.0, "copy, large /var": 100.0}
+    seconds |= {name: 23.0 + number for number, name in enumerate(STARTS)}
     return [
         {
-            "writable": writable, "size": size, "run": number, "paused": 1.0,
+            "guest": guest, "run": number, "paused": 1.0,
             "init": 6.0 + number, "root": 9.0 + number, "ssh": ssh + number - 1,
             "total": 6 << 30, "available": 5 << 30, "used": 200 << 20, "var_tmpfs": 1 << 20, "var": 16 << 20,
         }
         for number in range(1, times + 1)
-        for (writable, size), ssh in seconds.items()
+        for guest, ssh in seconds.items()
     ]  # fmt: skip
 
 
@@ -139,12 +140,18 @@ def test_the_wait_ends_with_the_guest(tmp_path: Path) -> None:
 
 def test_medians_ratios_and_the_verdict() -> None:
     found = summary(runs(overlay_large=25.2, times=3))
-    assert found["medians"]["overlay small"]["ssh"] == 25.0  # of 24, 25 and 26
+    assert found["medians"]["overlay, small /var"]["ssh"] == 25.0  # of 24, 25 and 26
     assert found["ratios"] == {
         "overlay": {"time": pytest.approx(26.2 / 25, abs=1e-3), "memory": 1.0},
         "copy": {"time": pytest.approx(101 / 26, abs=1e-3), "memory": 1.0},
     }
     assert found["met"] is True
+    # 6 to init in all guests; 25 by 24 to ssh.
+    assert found["stage"] == {"init": 1.0, "ssh": pytest.approx(25 / 24, abs=1e-3)} and found["stage_met"] is True
+    four = [run for run in runs() if run["guest"] not in STARTS]
+    assert "stage" not in summary(four)
+    slower = [{**run, "ssh": run["ssh"] * (2 if run["guest"] == "overlay, small /var" else 1)} for run in runs()]
+    assert summary(slower)["stage_met"] is False
     assert summary(runs(overlay_large=27.0))["met"] is False
 
 
@@ -169,6 +176,7 @@ def test_the_chart_has_a_title_and_a_description_and_loads_nothing(tmp_path: Pat
     named = {element.get("id"): element.text or "" for element in root if element.get("id")}
     assert set((root.get("aria-labelledby") or "").split()) == set(named) == {"title", "desc"}
     assert "overlay, small /var: to init: 7.0 s" in named["desc"]
+    assert "With the stage by ACPI=off: time to init 1.00, to ssh 1.04." in named["desc"]
     assert "copy: time 4.00" in named["desc"]
     # No script, and nothing from elsewhere but the name of the format.
     assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describe a VM config for a manifest: its files, reference values, and launch digests for usual numbers of vCPUs."""
 
+import functools
 import hashlib
 import io
 import os
@@ -133,13 +134,15 @@ def _kernel_hash(contents: Contents, files: Files, names: Mapping[str, str], vcp
         return lambda _: own
     code, kernel = (_read(contents, files, names[part], _MAX_STAGE_PART) for part in ("stage_code", "stage_kernel"))
     check_kernel(Path(names["stage_kernel"]), kernel)
-
-    def made(count: int) -> bytes:
-        return hashlib.sha256(stage_image(code, all_tables(count), kernel)).digest()
-
-    if made(vcpus) != own:
+    if _stage_hash(code, kernel, vcpus) != own:
         raise ContentsError(f"its kernel, {names['kernel']}, is not the stage for {vcpus} vCPUs made of its parts")
-    return made
+    return functools.partial(_stage_hash, code, kernel)
+
+
+# All VM configs of a release have stages of the same parts.
+@functools.lru_cache(maxsize=2 * len(USUAL_VCPUS))
+def _stage_hash(code: bytes, kernel: bytes, vcpus: int) -> bytes:
+    return hashlib.sha256(stage_image(code, all_tables(vcpus), kernel)).digest()
 
 
 def _digests(

@@ -202,9 +202,10 @@ def _group(file: str) -> str:
     A shared guest takes half a minute to boot, and boots once in each process.
     """
     shared = _imported_guests(PROJECT / Path(file).with_name("conftest.py"))
-    functions = [
-        node for node in ast.walk(ast.parse((PROJECT / file).read_text())) if isinstance(node, ast.FunctionDef)
-    ]
+    text = (PROJECT / file).read_text()
+    if not any(name in text for name in shared):  # most files; parsing takes longer
+        return file
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     asking = [
         each for each in functions if each.name.startswith("test_") or "fixture" in map(_name, each.decorator_list)
     ]

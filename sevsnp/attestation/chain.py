@@ -256,11 +256,9 @@ def _extensions_problem(name: str, certificate: x509.Certificate, root: TrustRoo
         return f"unknown critical extension {', '.join(strange)}"
     if missing := sorted(root.required_extensions - critical):
         return f"without the critical extension {', '.join(missing)}"
-    try:
-        authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        signs = certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except x509.ExtensionNotFound:
-        authority = signs = False
+    values = [extension.value for extension in certificate.extensions]
+    authority = any(isinstance(value, x509.BasicConstraints) and value.ca for value in values)
+    signs = any(isinstance(value, x509.KeyUsage) and value.key_cert_sign for value in values)
     if name in ("ARK", "ASK") and not (authority and signs):
         return "not a certificate authority"
     if name not in ("ARK", "ASK") and authority:

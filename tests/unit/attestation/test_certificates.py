@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sevsnp.attestation import certificates as certs
@@ -31,8 +32,8 @@ Builder = x509.CertificateBuilder
 
 
 @functools.cache
-def rsa_key(name: str, size: int = 4096) -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, size)
+def rsa_key(name: str, size: int = 4096, exponent: int = 65537) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(exponent, size)
 
 
 @functools.cache
@@ -98,11 +99,16 @@ def pss(digest: hashes.SHA256 | hashes.SHA384, salt: int) -> Callable[[Builder],
 
 def test_wrong_chains() -> None:
     sign = soft._certify
-    small = rsa_key("small", 2048)
+    small, three = rsa_key("small", 2048), rsa_key("three", exponent=3)
     other = builder("VCEK", "ASK")
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
     not_signing = without(builder("ASK", "ARK"), "2.5.29.15").add_extension(usage, critical=True)
     not_authority = without(builder("ASK", "ARK"), "2.5.29.19")
+    signing = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+    authority = without(other, "2.5.29.19").add_extension(x509.BasicConstraints(True, None), critical=True)
+    backwards = builder("ASK", "ARK")
+    # The library's builder refuses such dates.
+    backwards._not_valid_before, backwards._not_valid_after = backwards._not_valid_after, backwards._not_valid_before
     table = {
         "VCEK: its signature": chain(vcek=sign(other, rsa_key("ARK"))),
         "ASK: its signature": chain(ask=sign(builder("ASK", "ARK"), rsa_key("ASK"))),
@@ -112,6 +118,10 @@ def test_wrong_chains() -> None:
         "VCEK: its issuer's name": chain(vcek=sign(builder("VCEK", "else"), rsa_key("ASK"))),
         "VCEK: expected a P-384": chain(vcek=sign(builder("VCEK", "ASK", key=ec_key("secp256r1")), rsa_key("ASK"))),
         "not RSA-4096": chain(ark=sign(builder("ARK", "ARK", key=small), small)),
+        "RSA-4096 with exponent 65537": chain(ark=sign(builder("ARK", "ARK", key=three), three)),
+        "VCEK: a certificate auth": chain(vcek=sign(authority, rsa_key("ASK"))),
+        "VCEK: a certificate authority": chain(vcek=sign(authority.add_extension(signing, True), rsa_key("ASK"))),
+        "ASK: its validity ends before": chain(ask=sign(backwards, rsa_key("ARK"))),
         "VCEK: not signed with RSA-PSS": chain(vcek=other.sign(rsa_key("ASK"), hashes.SHA384())),
         "VCEK: not signed with RSA-PSS and SHA-384": chain(vcek=pss(hashes.SHA256(), 32)(other)),
         "ASK: not a certificate authority": chain(ask=sign(not_authority, rsa_key("ARK"))),
@@ -121,6 +131,41 @@ def test_wrong_chains() -> None:
     for words, wrong in table.items():
         reason, message = refused(wrong)
         assert reason == "certificates" and words in message, (words, message)
+
+
+def test_keys_of_another_kind_sign_nothing() -> None:
+    """Also where the caller did not look at the chain before."""
+    data = b"signed"
+    for curve, expected in (("secp384r1", True), ("secp256r1", False)):
+        leaf = soft._certify(builder("VCEK", "ASK", key=ec_key(curve)), rsa_key("ASK"))
+        r, s = decode_dss_signature(ec_key(curve).sign(data, ec.ECDSA(hashes.SHA384())))
+        assert chains.verify_signature(leaf, r, s, data) is expected
+    assert chains.verify_signature(honest("ASK", "ARK"), 1, 1, data) is False
+    signed = honest("VCEK", "ASK")
+    parts = signed.signature, signed.tbs_certificate_bytes
+    assert chains.verify_pss(honest("ASK", "ARK"), *parts) is True
+    assert chains.verify_pss(signed, *parts) is chains.verify_pss(honest("ARK", "ARK"), *parts) is False
+    assert "not RSA-4096" in chains.issuing_problem(signed, signed)
+    assert chains.issuing_problem(signed, honest("ASK", "ARK")) == ""
+
+
+def test_authorities_of_a_service_are_those_of_the_product_and_valid_now() -> None:
+    """They are checked before they are cached; the verifier checks them again."""
+    one = chain()
+    pin = one.ark.fingerprint(hashes.SHA256())
+
+    def problem(product: Product, now: datetime = NOW, ask: x509.Certificate = one.ask) -> str:
+        root = TrustRoot("emulated", "emulated", ((pin, "Genoa"),), MARK)
+        return chains.authorities_problem(ask, one.ark, root, product, "VCEK", now)
+
+    assert problem("Genoa") == "" and problem("Milan") == "another product's"
+    late = soft._certify(builder("ASK", "ARK", start=NOW + timedelta(hours=1)), rsa_key("ARK"))
+    assert problem("Genoa", ask=late) == "ASK: not valid at 2026-06-01 00:00"
+    end = one.ark.not_valid_after_utc
+    assert problem("Genoa", end + timedelta(seconds=1)) == f"ARK: not valid at {end + timedelta(seconds=1):%F %H:%M}"
+    assert "its signature" in problem("Genoa", ask=soft._certify(builder("ASK", "ARK"), rsa_key("ASK")))
+    stranger = TrustRoot("emulated", "emulated", ((bytes(32), "Genoa"),), MARK)
+    assert "not a trusted root" in chains.authorities_problem(one.ask, one.ark, stranger, "Genoa", "VCEK", NOW)
 
 
 @pytest.mark.parametrize("name", ["ARK", "ASK", "VCEK"])
@@ -150,6 +195,11 @@ def test_validity() -> None:
     chains.verify_chain(one, root_of(one), NOW + timedelta(hours=22))
     late = chain(vcek=soft._certify(builder("VCEK", "ASK", start=NOW + timedelta(hours=1)), rsa_key("ASK")))
     assert refused(late)[0] == "validity"
+    # Both ends belong to the period.
+    second = timedelta(seconds=1)
+    first, last = one.leaf.not_valid_before_utc, one.leaf.not_valid_after_utc
+    assert [chains.is_valid_at(one.leaf, when) for when in (first, last)] == [True, True]
+    assert [chains.is_valid_at(one.leaf, when) for when in (first - second, last + second)] == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request to the service: after which answers it is repeated, how often, and after which waits."""
 
+import gzip
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,3 +72,25 @@ def test_how_long_the_service_asks_to_wait(asked: str, first: float, fake: FakeK
 
 def test_the_size_of_an_answer(fake: FakeKds) -> None:
     assert ask(fake, size=6)[0] == b"a list" and ask(fake, size=5)[0] == "more than 5 bytes"
+
+
+@pytest.mark.parametrize(("content", "found"), [(b"a list", b"a list"), (bytes(64 << 20), "more than 100 bytes")])
+def test_the_size_of_a_compressed_answer(content: bytes, found: bytes | str, fake: FakeKds) -> None:
+    """The limit is for what becomes of it."""
+
+    def answer(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.end_headers()
+        handler.wfile.write(gzip.compress(content))
+
+    fake.answers[PATH] = answer
+    assert ask(fake)[0] == found
+
+
+def test_a_service_that_is_not_there(fake: FakeKds) -> None:
+    """Nothing is said about certificates (test_company_network.py has those that are not trusted)."""
+    with socket.socket() as bound:  # nobody listens on it, and nobody else takes it
+        bound.bind(("127.0.0.1", 0))
+        fake.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        assert ask(fake)[0] == "ConnectionError"

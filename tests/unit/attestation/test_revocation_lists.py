@@ -240,6 +240,23 @@ def test_a_cached_list_is_used_while_the_service_is_down(fake: FakeKds, tmp_path
     for demanded in (False, True):
         one = service(fake, tmp_path, sleep=lambda _: None)
         assert reason(outcome(one, demanded=demanded)) == ACCEPTED
+        # Once after the failed request, and once while that is remembered.
+        for _ in range(2):
+            lists = one.revocation_lists("Genoa", "VCEK", GENOA.ark, NOW, demanded)
+            assert (len(lists.found), lists.problem) == (1, "")
+    del fake.answers[CRL]  # the service is not asked for certificates here
+    (tmp_path / "kds" / "vcek-Genoa.crl").unlink()
+    nothing = service(fake, tmp_path, sleep=lambda _: None).revocation_lists("Genoa", "VCEK", GENOA.ark, NOW, False)
+    assert nothing.found == () and nothing.problem
+
+
+def test_a_served_list_that_is_not_in_force_is_a_problem_and_is_remembered(fake: FakeKds, tmp_path: Path) -> None:
+    fake.answers[CRL] = crl("good", "old")
+    said = []
+    for _ in range(2):
+        lists = service(fake, tmp_path).revocation_lists("Genoa", "VCEK", GENOA.ark, NOW, False)
+        said.append((len(lists.found), "a revocation list: " in lists.problem, len(fake.asked)))
+    assert said == [(1, True, 1), (1, True, 1)]  # the second time the service is not asked
 
 
 def test_the_time_limit_of_a_command(fake: FakeKds, tmp_path: Path) -> None:

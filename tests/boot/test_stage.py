@@ -18,7 +18,7 @@ from sevsnp.owner.attestation import attest
 from tests.conftest import Built
 from tests.support.configs import file
 from tests.support.hands import hands_on, sockets, wait_dead_loop
-from tests.support.harness import boot
+from tests.support.harness import accelerator_here, boot
 from tests.support.shared_guests import Attested, attested, ssh_unchecked, started, variant, wait_for_sshd
 from tests.support.stages import Stages
 from tests.unit.stage.test_tables import found
@@ -112,6 +112,20 @@ def test_control_without_the_stage_an_smbios_table_switches_acpi_off(built: Buil
         assert ssh_unchecked(built, running.ssh_port, "nproc; ls /sys/firmware/dmi/tables").stdout.split() == [
             "1", "DMI", "smbios_entry_point",
         ]  # fmt: skip
+
+
+def test_the_guest_boots_on_a_kvm_host_with_a_split_interrupt_controller(stages: Stages, tmp_path: Path) -> None:
+    """What an ordinary KVM host can show of SEV-SNP: the local APICs are the host kernel's, the I/O APIC is QEMU's."""
+    config = stages.setup(2)
+    if accelerator_here(config.launch.kernel.path, stages.copy.qemu) != "kvm":
+        pytest.skip("KVM boots no guest on this machine")
+    with started(stages.copy, config, tmp_path / "state", ("-machine", "kernel-irqchip=split"), "kvm") as running:
+        guest = attested(running)
+        before = timer_interrupts(guest)
+        assert guest.ssh("nproc").strip() == "2" and len(before) == 2
+        assert "IO-APIC" in guest.ssh("cat /proc/interrupts")
+        assert all(later > earlier for earlier, later in zip(before, timer_interrupts(guest), strict=True))
+        end(guest, "poweroff")
 
 
 def test_a_reboot_ends_qemu(stages: Stages, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ FORWARDED = 9443
 
 
 @functools.cache
-def _accelerator(kernel: Path, qemu: Path) -> str:
+def accelerator_here(kernel: Path, qemu: Path) -> str:
+    """kvm if it boots this kernel on this machine, else tcg."""
     with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
         return platforms.accelerator(kernel, qemu, Path(name) / "probe_cache")
 
@@ -95,7 +96,7 @@ def boot(
         extra=extra,
         forwards=((free_port(), FORWARDED),),
     )
-    with running(launch, options, accelerator or _accelerator(launch.kernel.path, qemu), hashes) as process:
+    with running(launch, options, accelerator or accelerator_here(launch.kernel.path, qemu), hashes) as process:
         yield Guest(process, options)
 
 

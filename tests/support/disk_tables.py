@@ -16,7 +16,10 @@ Part = tuple[str, str, str, Path, int]
 
 
 def gpt_disk(disk: Path, parts: Sequence[Part], sector: int) -> Path:
-    """A raw disk with a GPT that counts in ``sector`` bytes: each part at a whole MiB, both tables, no boot record."""
+    """A raw disk with a GPT that counts in ``sector`` bytes: each part at a whole MiB, both tables, and the boot record.
+
+    Without that record, which protects the disk from programs that know no GPT, Linux does not look for the table.
+    """
     entries, place = b"", MIB
     with disk.open("wb") as stream:
         for kind, identity, name, content, flags in parts:
@@ -31,6 +34,11 @@ def gpt_disk(disk: Path, parts: Sequence[Part], sector: int) -> Path:
         room = -(-len(table) // sector)
         sectors = place // sector + MIB // sector
         stream.truncate(sectors * sector)
+        # UEFI 2.10, 5.2.3: one entry, of type EE, for the whole disk.
+        stream.seek(446)
+        stream.write(struct.pack("<BBBBBBBBII", 0, 0, 2, 0, 0xEE, 0xFF, 0xFF, 0xFF, 1, sectors - 1))
+        stream.seek(510)
+        stream.write(b"\x55\xaa")
         for own, other, at in ((1, sectors - 1, 2), (sectors - 1, 1, sectors - 1 - room)):
             header = bytearray(b"EFI PART" + struct.pack("<IIII", 0x10000, 92, 0, 0))
             header += struct.pack("<QQQQ", own, other, 2 + room, sectors - 2 - room) + bytes(16)
@@ -57,6 +65,11 @@ def member_superblock(device: Path, version: str, array: uuid.UUID, *, name: str
         struct.pack_into("<6I", block, 0, _MAGIC, 0, 90, 0, 0, parts[0])
         struct.pack_into("<7I", block, 24, 0, 1, place // 2, 2, 2, int(name.rpartition(":")[2]), 0)
         struct.pack_into("<3I", block, 52, *parts[1:])
+        struct.pack_into("<8I", block, 128, 0, 1, 2, 2, 0, 0, 0, 1)  # clean; both active and working; one event
+        for which, descriptor in ((0, 512), (1, 640), (number, 3968)):  # the members, and this one
+            struct.pack_into("<5I", block, descriptor, which, 0, 0, which, 6)  # active and in sync
+        total = sum(struct.unpack("<1024I", block))
+        struct.pack_into("<I", block, 152, (total & 0xFFFFFFFF) + (total >> 32) & 0xFFFFFFFF)
     else:
         start = 2048 if version in ("1.2", "1.1") else 0
         room = (size if start else place) - start

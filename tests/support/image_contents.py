@@ -17,7 +17,7 @@ CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_ne
 _ANY = 0xFFFFFFFF
 # POSIX.1e as the kernel has it: version 2, then tag, permissions and number of each entry.
 ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *each) for each in ((1, 6, _ANY), (2, 4, 1000), (4, 4, _ANY), (0x10, 4, _ANY), (0x20, 4, _ANY))
+    struct.pack("<HHI", *each) for each in ((1, 6, _ANY), (2, 4, 1000), (4, 4, _ANY), (0x10, 4, _ANY), (0x20, 0, _ANY))
 )
 HOLE = 24 * MIB
 

@@ -16,7 +16,7 @@ Part = tuple[str, str, str, Path, int]
 
 
 def gpt_disk(disk: Path, parts: Sequence[Part], sector: int) -> Path:
-    """A raw disk with a GPT that counts in ``sector`` bytes: each part at a whole MiB, both tables, and the boot record.
+    """A raw disk with a GPT that counts in ``sector`` bytes: each part at a whole MiB, both tables, boot record.
 
     Without that record, which protects the disk from programs that know no GPT, Linux does not look for the table.
     """

@@ -184,7 +184,12 @@ _MINE = [directory_entry(""), text_entry("file", "mine\n"), directory_entry("dee
 
 
 def _below(place: str) -> list[Entry]:
-    return [replace(entry, name=f"{place}/{entry.name}") for entry in _MINE if entry.name]
+    """Each with its own file: the same content would be one file with several names."""
+    return [
+        text_entry(f"{place}/file", "mine\n") if entry.content else replace(entry, name=f"{place}/{entry.name}")
+        for entry in _MINE
+        if entry.name
+    ]
 
 
 @heavy("a mount unit of the image's own")

@@ -19,6 +19,8 @@ _PIECE = 8 << 20
 _HOLES = 1 << 20
 # These belong to the file system or to the distribution's policy, not to the file; they are counted and left out.
 LEFT_OUT = ("security.selinux", "btrfs.")
+# XFS shows to root a second time, in its own form, what system.posix_acl_access and _default have.
+_ACLS_OF_XFS = ("trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT")
 
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
           stat.S_IFIFO: b"6"}  # fmt: skip
@@ -103,7 +105,7 @@ class TreeTar:
         for name in sorted(names):
             if name.startswith(LEFT_OUT):
                 self._leave_out(name)
-            else:
+            elif name not in _ACLS_OF_XFS:
                 found.append((name, os.getxattr(path, name, follow_symlinks=False)))
         return found
 

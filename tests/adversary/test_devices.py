@@ -113,7 +113,8 @@ def test_an_adopted_guest_uses_no_device_of_the_host(built: Built, adopted: Adop
         assert running.guest.process.returncode == 0
     check_locked(before)
     # The slots are for what is plugged in later. Of the four serial ports that a PC has, the host's card had one.
-    assert table(before["bound"]) == {**MACHINE, **VIRTIO, "pci pcieport": 3, "serial-base port": 3}
+    machine = {name: count for name, count in MACHINE.items() if name != "platform alarmtimer"}
+    assert table(before["bound"]) == {**machine, **VIRTIO, "pci pcieport": 3, "serial-base port": 3}
     assert table(before["blocks"]) == {"vd": 2}
     loaded = set(before["loaded"].split())
     assert {OWN_MODULE, "nf_tables", "loop", "tun"} <= loaded
@@ -141,10 +142,9 @@ def test_control_without_the_lock_an_adopted_guest_uses_all_devices(
     assert before["fw_cfg"] and before["sysrq"] == "1"
     # Later, since the kernel looks for USB devices beside the start of everything else.
     drivers = {words.split()[1] for words in table(after["bound"])}
-    # No "atkbd": the stage's tables say that there is no keyboard controller, so the kernel does not look for one.
-    assert {"virtio_balloon", "9pnet_virtio", "nvme", "xhci_hcd", "usbhid", "e1000e", "serial"} <= drivers
+    assert {"virtio_balloon", "9pnet_virtio", "nvme", "xhci_hcd", "usbhid", "atkbd", "e1000e", "serial"} <= drivers
     assert "nvme0n" in table(before["blocks"])
-    assert "QEMU USB Keyboard" in after["input"]
+    assert len(after["input"].splitlines()) >= 2
     # Two network cards and a source of randomness more.
     assert int(after["cards"]) == int(before["cards"]) + len(LATER)
     assert int(after["net"]) == int(before["net"]) + 2

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -150,19 +149,20 @@ def variant(
     """
     assert vcpus == 1 or acpi == "on"
     config = built.config("emulated")
+    if acpi != "own":
+        config = without_stage(built.build, config, directory / "acpi", acpi=acpi == "on")
 
     def disk(old: Disk) -> Disk:
         path = (disks or {}).get(old.role, old.path)
         return old if path == old.path else Disk(old.role, path, path.stat().st_size, sha256_file(path))
 
-    changes: dict[str, Any] = {
-        "cmdline": other_words(config, directory, words or {}),
-        "disks": tuple(disk(old) for old in config.launch.disks),
-        "vcpus": vcpus,
-    }
-    if acpi == "own":
-        return honest(config, directory, **changes)
-    return without_stage(built.build, config, directory, acpi=acpi == "on", **changes)
+    return honest(
+        config,
+        directory,
+        cmdline=other_words(config, directory, words or {}),
+        disks=tuple(disk(old) for old in config.launch.disks),
+        vcpus=vcpus,
+    )
 
 
 _STARTED = pytest.StashKey[dict[str, Running]]()

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """podman in a verified guest: its images, containers and volumes are on the data disk, and stay over a reboot."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sevsnp.e2e.guest import ssh
-from tests.boot.test_written_volume import Owner
+from tests.boot.test_written_volume import Owner, new_owner
 from tests.conftest import Built
-from tests.support.copies import copy_with_keys
 from tests.support.podman_guest import make_podman_root
 
 pytestmark = [pytest.mark.boot, pytest.mark.full]
@@ -34,9 +32,8 @@ RUN = f"{PODMAN} run --network=none --name=one --volume=kept:/kept small /bin/sh
 
 @pytest.fixture
 def owner(built: Built, tmp_path: Path) -> Iterator[Owner]:
-    yield Owner(copy_with_keys(built, tmp_path), tmp_path / "data")
-    for name in ("project", "data"):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    with new_owner(built, tmp_path) as one:
+        yield one
 
 
 def run(config: Path, script: str) -> str:

@@ -76,11 +76,18 @@ class Owner:
             process.wait(END_SECONDS)
 
 
+@contextlib.contextmanager
+def new_owner(built: Built, directory: Path) -> Iterator[Owner]:
+    """An owner in ``directory``; the checkout and the volumes are removed at the end."""
+    yield Owner(copy_with_keys(built, directory), directory / "data")
+    for name in ("project", "data"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
 @pytest.fixture
 def owner(built: Built, tmp_path: Path) -> Iterator[Owner]:
-    yield Owner(copy_with_keys(built, tmp_path), tmp_path / "data")
-    for name in ("project", "data"):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    with new_owner(built, tmp_path) as one:
+        yield one
 
 
 def printed(output: str, task: str) -> str:

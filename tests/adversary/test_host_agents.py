@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents in an adopted image that run what the host says: they never start. The control guest shows that they would.
+"""Agents and mount units in an adopted image that run what the host says: they never start. The control guest shows
+that they would.
 
-Both guests have the channel, and an initramfs without the lock of devices: only what adopt switched off protects.
+Both guests have the channel and the host's disk, and an initramfs without the lock of devices: only what adopt switched
+off protects.
 """
 
 import shutil
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.archives.rootfs import link_entry, text_entry
+from sevsnp.archives.rootfs import Layer, link_entry, make_rootfs, text_entry
+from sevsnp.images import adopt
+from sevsnp.images.filesystem import make_ext4
+from sevsnp.qemu.process import escaped
 from sevsnp.system.files import short_name
 from tests.conftest import Built
 from tests.support.hostile_devices import make_adopted
@@ -38,15 +43,36 @@ IMAGE = (
         0o755,
     ),
     link_entry(f"{ETC}/multi-user.target.wants/keys.service", "../keys.service"),
+    text_entry(
+        f"{ETC}/srv-host.mount",
+        "[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=/dev/disk/by-id/virtio-host\nWhere=/srv/host\n",
+    ),
+    text_entry(
+        f"{ETC}/from-disk.service",
+        "[Unit]\nRequires=srv-host.mount\nAfter=srv-host.mount\n[Service]\nExecStart=/bin/sh /srv/host/run\n",
+    ),
+    link_entry(f"{ETC}/multi-user.target.wants/from-disk.service", "../from-disk.service"),
 )
 
 
+def host_disk(built: Built, directory: Path) -> Path:
+    """A file system of the host's with a script that leaves a mark."""
+    tree, disk = directory / "disk.tar", directory / "disk.img"
+    make_rootfs([Layer("disk", [text_entry("run", "echo agent-mark disk >/dev/ttyS0\n", 0o755)])], tree)
+    make_ext4(tree, disk, tools=built.tools.resolve())
+    return disk
+
+
 @pytest.mark.parametrize("switched_off", [True, False], ids=["adopted", "control"])
-def test_an_agent_of_the_host_never_starts(built: Built, tmp_path: Path, switched_off: bool) -> None:
+def test_an_agent_of_the_host_never_starts(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switched_off: bool
+) -> None:
     nothing = tmp_path / "channels.yaml"
     nothing.write_text("nothing:\n  - no such text\n")
     made = tmp_path / "made"
     made.mkdir()
+    if not switched_off:
+        monkeypatch.setattr(adopt, "mask_mounts", lambda tree: ())
     adopted = make_adopted(built, made, mark="tls", more=IMAGE, channels=None if switched_off else nothing)
     with short_name(tmp_path) as short:
         channel = short / "socket"
@@ -54,6 +80,8 @@ def test_an_agent_of_the_host_never_starts(built: Built, tmp_path: Path, switche
             *("-device", "virtio-serial-pci,id=hostile,disable-legacy=on,iommu_platform=on"),
             *("-chardev", f"socket,id=agent,path={channel},server=on,wait=off"),
             *("-device", f"virtserialport,bus=hostile.0,chardev=agent,name={PORT}"),
+            *("-blockdev", f"driver=file,node-name=host,filename={escaped(host_disk(built, made))}"),
+            *("-device", "virtio-blk-pci,drive=host,serial=host,disable-legacy=on,iommu_platform=on"),
         )
         with (
             started(built, adopted.unlocked, tmp_path / "state", devices) as running,
@@ -66,10 +94,13 @@ def test_an_agent_of_the_host_never_starts(built: Built, tmp_path: Path, switche
             if not switched_off:
                 running.guest.wait_for("agent-mark port")
                 running.guest.wait_for("agent-mark address")
+                running.guest.wait_for("agent-mark disk")
             ports = guest.ssh("ls /dev/virtio-ports")
-            states = guest.ssh("systemctl is-enabled helper.service keys.service || true").split()
+            disks = guest.ssh("ls /dev/disk/by-id")
+            states = guest.ssh("systemctl is-enabled helper.service keys.service srv-host.mount || true").split()
             log = running.guest.log()
     assert PORT in ports, "the channel must be there"
+    assert "virtio-host" in disks, "the host's disk must be there"
     assert ("agent-mark" in log) is not switched_off
-    assert len(states) == 2 and (states == ["masked", "masked"]) is switched_off
+    assert len(states) == 3 and (states == ["masked"] * 3) is switched_off
     shutil.rmtree(made)  # gigabytes

@@ -44,12 +44,12 @@ IMAGE = (
     ),
     link_entry(f"{ETC}/multi-user.target.wants/keys.service", "../keys.service"),
     text_entry(
-        f"{ETC}/srv-host.mount",
-        "[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=/dev/disk/by-id/virtio-host\nWhere=/srv/host\n",
+        f"{ETC}/srv.mount",
+        "[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=/dev/disk/by-id/virtio-host\nWhere=/srv\n",
     ),
     text_entry(
         f"{ETC}/from-disk.service",
-        "[Unit]\nRequires=srv-host.mount\nAfter=srv-host.mount\n[Service]\nExecStart=/bin/sh /srv/host/run\n",
+        "[Unit]\nRequires=srv.mount\nAfter=srv.mount\n[Service]\nExecStart=/bin/sh /srv/run\n",
     ),
     link_entry(f"{ETC}/multi-user.target.wants/from-disk.service", "../from-disk.service"),
 )
@@ -97,7 +97,7 @@ def test_an_agent_of_the_host_never_starts(
                 running.guest.wait_for("agent-mark disk")
             ports = guest.ssh("ls /dev/virtio-ports")
             disks = guest.ssh("ls /dev/disk/by-id")
-            states = guest.ssh("systemctl is-enabled helper.service keys.service srv-host.mount || true").split()
+            states = guest.ssh("systemctl is-enabled helper.service keys.service srv.mount || true").split()
             log = running.guest.log()
     assert PORT in ports, "the channel must be there"
     assert "virtio-host" in disks, "the host's disk must be there"

@@ -201,7 +201,11 @@ def _work(
         left, honest = list(keys), rsa.generate_private_key
 
         def ready(public_exponent: int, key_size: int, *more: Any) -> rsa.RSAPrivateKey:
-            return left.pop() if (public_exponent, key_size) == (65537, 4096) and left else honest(public_exponent, key_size, *more)
+            return (
+                left.pop()
+                if (public_exponent, key_size) == (65537, 4096) and left
+                else honest(public_exponent, key_size, *more)
+            )
 
         setattr(rsa, "generate_private_key", ready)  # noqa: B010
         sys.meta_path.insert(0, _InPlace(f"{PACKAGE}.{module}", ROOT / "sevsnp/attestation" / f"{module}.py", tree))

@@ -3,7 +3,7 @@
 # Builds OVMF.fd from a source tree of edk2 that sevsnp/firmware/source.py has prepared (unpacked, patched, changed).
 #
 # SOURCES  the prepared tree; only read
-# WORK     a directory for everything that is built; kept, it makes the next build faster
+# WORK     a directory for everything that is built
 # OUT      the file to write
 # JOBS     how many compilers run at once; 1 if unset
 # CONFIGURE_ONLY  yes: stop once edk2's own tools are built
@@ -26,9 +26,17 @@ unset PYTHONPATH PYTHONHOME EDK_TOOLS_PATH
 export LC_ALL=C.UTF-8 TZ=UTC PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 SOURCE_DATE_EPOCH=1
 umask 022
 
-mkdir -p "$WORK/Conf"
+# A program's image has room for the name of the file from which it was made, although the name itself is left out. So
+# the length of the directory's name is part of the result: the build sees it under a name of always the same length.
+mkdir -p "$WORK" /tmp
+place=$(mktemp -d /tmp/XXXX)
+trap 'rm -rf "$place"' EXIT
+ln -s "$(cd "$WORK" && pwd -P)" "$place/w"
+WORK=$place/w
+rm -rf "$WORK/Conf" "$WORK/Build" "$WORK/BaseTools"
+mkdir "$WORK/Conf"
 tools=$WORK/BaseTools
-[ -d "$tools" ] || { cp -R "$SOURCES/BaseTools" "$tools.new" && mv "$tools.new" "$tools"; }
+cp -R "$SOURCES/BaseTools" "$tools"
 chmod +x "$tools"/BinWrappers/PosixLike/*
 # Only the tools that this platform needs. The others want a C++ compiler, or sources that Debian does not have.
 make -s -C "$tools/Source/C" -j "$jobs" HOST_ARCH=X64 EDK2_PATH="$SOURCES" \

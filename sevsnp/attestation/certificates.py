@@ -31,6 +31,11 @@ _MAX_CERTIFICATE = 32 << 10
 # What is larger is read anew each time, so that evidence of strangers cannot fill the memory of a long-lived verifier.
 REMEMBERED_BYTES = 32 << 10
 
+# The bytes of certificates that were read. cryptography gives them too, but first loads all that it has for keys and
+# SSH, which takes a tenth of the time of a verification as a command.
+_READ: dict[x509.Certificate, bytes] = {}
+_MAX_READ = 1024
+
 
 def load_certificates(data: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM bundle, or the single certificate of a DER file. Raises :class:`UserError`."""
@@ -61,7 +66,11 @@ def read_certificate(data: bytes) -> x509.Certificate:
     with warnings.catch_warnings():
         # Every VCEK has serial number 0. RFC 5280 forbids that, and cryptography warns that it will refuse it.
         warnings.filterwarnings("ignore", ".*serial number", CryptographyDeprecationWarning)
-        return x509.load_der_x509_certificate(data)
+        certificate = x509.load_der_x509_certificate(data)
+    if len(_READ) >= _MAX_READ:
+        _READ.clear()
+    _READ[certificate] = data
+    return certificate
 
 
 def first_line(error: Exception) -> str:
@@ -108,6 +117,9 @@ def crl_of_table(table: bytes) -> bytes | None:
 
 
 def der(certificate: x509.Certificate) -> bytes:
+    """A certificate's bytes. Equal certificates have equal bytes."""
+    if (data := _READ.get(certificate)) is not None:
+        return data
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return certificate.public_bytes(Encoding.DER)

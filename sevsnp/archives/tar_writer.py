@@ -16,6 +16,7 @@ from sevsnp.errors import UserError
 
 # Bytes. For larger content a separate system call costs less than copying.
 _LARGE = 1 << 16
+_MAX_OPEN = 64
 
 
 def _bytes(text: str) -> bytes:
@@ -85,11 +86,17 @@ class _Output:
         while size:
             size -= self._stream.write(bytes(min(size, _LARGE)))
 
+    def _source(self, path: Path) -> int:
+        """The descriptor of an archive or file; few stay open, because a directory's files are an archive each."""
+        if path not in self._sources:
+            if len(self._sources) == _MAX_OPEN:
+                os.close(self._sources.pop(next(iter(self._sources))))
+            self._sources[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._sources[path]
+
     def send_range(self, content: Content, path: Path, place: int, size: int) -> None:
         """Write ``size`` bytes of the archive ``path`` from ``place`` on."""
-        source = self._sources.get(path)
-        if source is None:
-            source = self._sources[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        source = self._source(path)
         self.size += size
         if size > _LARGE:
             self._stream.flush()

@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import resource
 import subprocess
 import tarfile
 import time
@@ -297,3 +298,19 @@ def test_holes_written_as_zeros_use_no_disk_space(tmp_path: Path) -> None:
         assert pipe.stdin
         stream_tar(entries, pipe.stdin, epoch=EPOCH, holes=False)
     assert (tmp_path / "piped").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+def test_more_sources_than_a_process_may_open(tmp_path: Path) -> None:
+    """Each file of a directory is a source of its own."""
+    tree, output = tmp_path / "tree", tmp_path / "tree.tar"
+    tree.mkdir()
+    for number in range(400):
+        (tree / f"{number}").write_text(f"content {number}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 100, limits[1]))
+    try:
+        write_tar(directory_entries(tree), output, epoch=EPOCH)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    contents = {name: entry.content.read() for name, entry in read_tar(output).items() if entry.content}
+    assert contents == {f"{number}": f"content {number}".encode() for number in range(400)}

@@ -19,10 +19,12 @@ from sevsnp.qemu.process import escaped
 from sevsnp.system.files import short_name
 from tests.conftest import Built
 from tests.support.hostile_devices import make_adopted
+from tests.support.openrc_guest import STARTED, SYSTEMD, openrc_entries, service
 from tests.support.shared_guests import attested, started
 
 pytestmark = [pytest.mark.boot, pytest.mark.full]
 
+# A port is found as udev's rules name it, or without udev by its name in sysfs.
 PORT = "org.example.helper"
 ORDER = b"echo agent-mark port >/dev/ttyS0\n"
 ETC = "etc/systemd/system"
@@ -55,6 +57,35 @@ IMAGE = (
 )
 
 
+OPENRC = (
+    *service("helper", "#!/usr/sbin/openrc-run\ncommand=/usr/lib/helper/agent\ncommand_background=true\n"
+                       "pidfile=/run/helper.pid\n"),
+    text_entry(
+        "usr/lib/helper/agent",
+        "#!/bin/sh\nwhile sleep 1; do for port in /sys/class/virtio-ports/*; do\n"
+        f'[ "$(cat "$port/name")" = {PORT} ] || continue\n'
+        'while read -r order; do eval "$order"; done <"/dev/${port##*/}"\ndone; done\n',
+        0o755,
+    ),
+)  # fmt: skip
+
+
+def channels(directory: Path, switched_off: bool) -> Path | None:
+    """No other list of what takes orders from the host, or one that finds nothing."""
+    nothing = directory / "channels.yaml"
+    nothing.write_text("nothing:\n  - no such text\n")
+    return None if switched_off else nothing
+
+
+def host_channel(place: Path) -> tuple[str, ...]:
+    """QEMU's options for a virtio-serial port of the host's, with a socket at ``place``."""
+    return (
+        *("-device", "virtio-serial-pci,id=hostile,disable-legacy=on,iommu_platform=on"),
+        *("-chardev", f"socket,id=agent,path={place},server=on,wait=off"),
+        *("-device", f"virtserialport,bus=hostile.0,chardev=agent,name={PORT}"),
+    )
+
+
 def host_disk(built: Built, directory: Path) -> Path:
     """A file system of the host's with a script that leaves a mark."""
     tree, disk = directory / "disk.tar", directory / "disk.img"
@@ -67,19 +98,15 @@ def host_disk(built: Built, directory: Path) -> Path:
 def test_an_agent_of_the_host_never_starts(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switched_off: bool
 ) -> None:
-    nothing = tmp_path / "channels.yaml"
-    nothing.write_text("nothing:\n  - no such text\n")
     made = tmp_path / "made"
     made.mkdir()
     if not switched_off:
         monkeypatch.setattr(adopt, "mask_mounts", lambda tree: ())
-    adopted = make_adopted(built, made, mark="tls", more=IMAGE, channels=None if switched_off else nothing)
+    adopted = make_adopted(built, made, mark="tls", more=IMAGE, channels=channels(tmp_path, switched_off))
     with short_name(tmp_path) as short:
         channel = short / "socket"
         devices = (
-            *("-device", "virtio-serial-pci,id=hostile,disable-legacy=on,iommu_platform=on"),
-            *("-chardev", f"socket,id=agent,path={channel},server=on,wait=off"),
-            *("-device", f"virtserialport,bus=hostile.0,chardev=agent,name={PORT}"),
+            *host_channel(channel),
             *("-blockdev", f"driver=file,node-name=host,filename={escaped(host_disk(built, made))}"),
             *("-device", "virtio-blk-pci,drive=host,serial=host,disable-legacy=on,iommu_platform=on"),
         )
@@ -103,4 +130,29 @@ def test_an_agent_of_the_host_never_starts(
     assert "virtio-host" in disks, "the host's disk must be there"
     assert ("agent-mark" in log) is not switched_off
     assert len(states) == 3 and (states == ["masked"] * 3) is switched_off
+    shutil.rmtree(made)  # gigabytes
+
+
+@pytest.mark.parametrize("switched_off", [True, False], ids=["adopted", "control"])
+def test_an_agent_of_openrc_never_starts(built: Built, tmp_path: Path, switched_off: bool) -> None:
+    """Its init finds the port by itself: there is no udev."""
+    made = tmp_path / "made"
+    made.mkdir()
+    more = (*openrc_entries(made), *OPENRC)
+    adopted = make_adopted(
+        built, made, mark="tls", more=more, without=SYSTEMD, channels=channels(tmp_path, switched_off)
+    )
+    with short_name(tmp_path) as short:
+        channel = short / "socket"
+        with (
+            started(built, adopted.unlocked, tmp_path / "state", host_channel(channel)) as running,
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.connect(str(channel))
+            client.sendall(ORDER)
+            running.guest.wait_for(STARTED)
+            if not switched_off:
+                running.guest.wait_for("agent-mark port")
+            log = running.guest.log()
+    assert ("agent-mark" in log) is not switched_off
     shutil.rmtree(made)  # gigabytes

@@ -90,11 +90,18 @@ class Adopted:
 
 
 def make_adopted(
-    built: Built, directory: Path, *, mark: str, more: Sequence[Entry] = (), channels: Path | None = None
+    built: Built,
+    directory: Path,
+    *,
+    mark: str,
+    more: Sequence[Entry] = (),
+    without: Sequence[str] = (),
+    channels: Path | None = None,
 ) -> Adopted:
     """The guest's own root as a foreign image: with modprobe and all modules, and with settings that switch SysRq on.
 
-    ``more`` is added to the image. ``channels`` takes the place of host-channels.yaml.
+    ``more`` is added to the image, and ``without`` are the parts of the guest's own root that it lacks. ``channels``
+    takes the place of host-channels.yaml.
     Both configs lack :data:`SECOND_LINE`; ``unlocked`` uses an initramfs without the lock.
     """
     tools = built.tools.resolve()
@@ -110,7 +117,7 @@ def make_adopted(
     listed = (built.project / "initramfs/modules.yaml").read_text()
     modules = directory / "modules.yaml"
     modules.write_text(listed[: listed.index("adopted_files:")] + 'adopted_files: ["*"]\n')
-    make_rootfs([Layer.from_tar(built.build / "guest" / "rootfs.tar"), Layer("image", extra)], image)
+    make_rootfs([Layer.from_tar(built.build / "guest" / "rootfs.tar"), Layer("image", extra, remove=without)], image)
     make_image_rootfs(
         imported=image,
         authorized_key=built.keys.user_public,

@@ -40,6 +40,8 @@ BAD = (
     program("usr/bin/keys", "#!/usr/bin/python3\nurlopen('http://169.254.169.254/keys')\n"),
     text_entry(f"{UNITS}/ports.service", "[Service]\nExecStart=/opt/ports\n"),
     program("opt/ports", f"{ELF}\0/dev/virtio-ports/org.example\0"),
+    text_entry(f"{UNITS}/finder.service", "[Service]\nExecStart=/usr/bin/finder\n"),
+    program("usr/bin/finder", '#!/bin/sh\nfor port in /sys/class/virtio-ports/*; do . "/dev/${port##*/}"; done\n'),
     text_entry(f"{UNITS}/outer.service", "[Service]\nExecStart=/usr/bin/outer\n"),
     program("usr/bin/outer", "#!/bin/sh\nexec /usr/bin/inner\n"),
     program("usr/bin/inner", f"{ELF}\0/sys/firmware/qemu_fw_cfg/by_name\0"),
@@ -83,7 +85,8 @@ switched off, since it asks the metadata service of the host's network: keys.ser
 mine.service, own.service, /etc/cron.daily/meta, /etc/dhcp/dhclient-exit-hooks.d/meta, /etc/local.d/meta.start
 switched off, since it mounts a directory of the host's: helper.service
 switched off, since it reads SMBIOS or fw_cfg: outer.service, model-generator
-switched off, since it uses a virtio-serial port of the host's: ports.service, 99-a.rules, /etc/init.d/agent
+switched off, since it uses a virtio-serial port of the host's: finder.service, ports.service, 99-a.rules, \
+/etc/init.d/agent
 switched off, since its program is not in the image: run-only.service
 switched off, since it talks to the host over vsock: vm.socket
 switched off in /etc/crontab, since it asks the metadata service of the host's network: 2 * * * * root /usr/bin/keys"""
@@ -96,7 +99,7 @@ def test_agents_are_found_by_their_behaviour_and_other_services_stay() -> None:
     for entry in GOOD:
         assert root.entries[entry.name] == entry, entry.name
     for name in (
-        *(f"{ETC}/{unit}.service" for unit in ("helper", "run-only", "keys", "ports", "outer")),
+        *(f"{ETC}/{unit}.service" for unit in ("helper", "run-only", "keys", "ports", "finder", "outer")),
         f"{ETC}/vm.socket",
         f"{ETC}/nginx.service.d/cloud.conf",
         "etc/systemd/user/mine.service",

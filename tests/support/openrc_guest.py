@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image that OpenRC starts: the guest's own root without systemd, with pinned packages and services of OpenRC."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from sevsnp.archives.rootfs import link_entry, text_entry
+from sevsnp.archives.tar import Entry, read_tar
+from sevsnp.packages.pipeline import refresh_lock
+from sevsnp.packages.sets import read_set
+from sevsnp.system.command import run
+from tests.support.pinned import pinned_packages
+
+LIST = Path(__file__).resolve().parents[1] / "data" / "openrc-packages.yaml"
+LOCK = LIST.with_suffix(".lock")
+SET = "openrc"
+# What the guest's own root has of systemd.
+SYSTEMD = ("usr/lib/systemd", "etc/systemd")
+STARTED = "the runlevel default is reached"
+# A service that says that everything else was started.
+LAST = f"""\
+#!/usr/sbin/openrc-run
+depend() {{ after '*'; }}
+start() {{ echo "{STARTED}" >/dev/ttyS0; }}
+"""
+
+
+def openrc_entries(directory: Path) -> list[Entry]:
+    """OpenRC as the init of a root, and the service that says that it is done; ``directory`` keeps the files."""
+    entries: dict[str, Entry] = {}
+    for deb in pinned_packages(LOCK, read_set(LIST, SET)):
+        tar = Path(tempfile.mkdtemp(dir=directory)) / f"{deb.name}.tar"
+        tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
+        entries |= read_tar(tar)
+    entries.pop("", None)
+    own = (link_entry("usr/sbin/init", "openrc-init"), *service("last", LAST))
+    return [*entries.values(), *own]
+
+
+def service(name: str, script: str) -> tuple[Entry, Entry]:
+    """A service of the runlevel default."""
+    return (
+        text_entry(f"etc/init.d/{name}", script, 0o755),
+        link_entry(f"etc/runlevels/default/{name}", f"/etc/init.d/{name}"),
+    )
+
+
+if __name__ == "__main__":
+    # python -m tests.support.openrc_guest [MIRROR]: pin the list anew.
+    refresh_lock(sets=[read_set(LIST, SET)], mirror="".join(sys.argv[1:2]), output=LOCK)

@@ -8,6 +8,7 @@ import pytest
 from sevsnp.archives.tar import read_tar
 from sevsnp.containers.dpkg import Installed, fulfils
 from sevsnp.images.guest_packages import make_packages_layer, read_packages
+from tests.boot.test_foreign_images import encrypted_guest
 from tests.conftest import Built
 from tests.support.container_images import PACKERS, MadeImage, layout_files, member, tar_bytes, write_layout
 from tests.support.copies import copy_built
@@ -43,9 +44,10 @@ def test_a_compressed_tar_gives_the_same_root_hash_as_the_plain_tar(built: Built
     assert hashes[0] == hashes[1]
 
 
-def test_a_debian_container_becomes_a_verified_guest(built: Built, tmp_path: Path) -> None:
+def debian_container(built: Built, directory: Path) -> str:
+    """A container image with an application on top of Debian, as IMAGE names it."""
     built.doit("_guest_packages")
-    base = tmp_path / "base.tar"
+    base = directory / "base.tar"
     make_packages_layer(base_packages(built.build / "debs" / "guest"), base)
     assert not {"usr/sbin/init", "usr/sbin/sshd", "usr/bin/sudo"} & read_tar(base).keys()
     application = [
@@ -55,9 +57,21 @@ def test_a_debian_container_becomes_a_verified_guest(built: Built, tmp_path: Pat
     ]
     runs = {"Entrypoint": ["/opt/app/run"], "Env": ["PATH=/usr/bin:/usr/sbin", "MODE=test"]}
     image = MadeImage([base.read_bytes(), tar_bytes(application)], pack="zstd", runs=runs)
-    layout = write_layout(tmp_path / "layout", layout_files(image, tags=["13"]))
+    layout = write_layout(directory / "layout", layout_files(image, tags=["13"]))
+    return f"oci:{layout}:13"
+
+
+def test_a_debian_container_becomes_an_encrypted_guest(built: Built, tmp_path: Path) -> None:
+    with encrypted_guest(built, debian_container(built, tmp_path), tmp_path) as guest:
+        assert guest.ssh("/opt/app/run").strip() == "from the container"
+        assert guest.ssh("systemctl is-system-running --wait || true").strip() == "running"
+        assert guest.ssh("sudo sh -c 'echo kept >/kept && cat /kept'").strip() == "kept"
+
+
+def test_a_debian_container_becomes_a_verified_guest(built: Built, tmp_path: Path) -> None:
+    image = debian_container(built, tmp_path)
     copy = copy_built(built, tmp_path / "project")
-    said = copy.doit("setup_verity", f"IMAGE=oci:{layout}:13").stdout
+    said = copy.doit("setup_verity", f"IMAGE={image}").stdout
     for line in (
         "container image, 2 layers",
         "added, from the pinned packages: ",

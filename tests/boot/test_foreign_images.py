@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Existing disk images as the root of a guest: made here by other tools, converted without root, booted to ssh."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,8 +115,9 @@ def boots_to_ssh(built: Built, image: Path, directory: Path, *words: str) -> str
     return said
 
 
-def boots_to_ssh_encrypted(built: Built, image: Path, directory: Path) -> None:
-    """The same for the encrypted workflow: converted, booted, its key released, logged in."""
+@contextlib.contextmanager
+def encrypted_guest(built: Built, image: str | Path, directory: Path) -> Iterator[Attested]:
+    """The same for the encrypted workflow: converted, booted, its key released, reachable by ssh."""
     shutil.copytree(built.config_dir, directory / "owner")
     copy = Built(copy_built(built, directory / "project").project, directory / "owner")
     copy.doit("setup_luks", f"IMAGE={image}")
@@ -127,7 +129,11 @@ def boots_to_ssh_encrypted(built: Built, image: Path, directory: Path) -> None:
         wait_for_key(running)
         unlock(running, owner, directory / "attested")
         wait_for_login(directory / "attested" / "ssh_config")
-        guest = Attested(running, directory / "attested")
+        yield Attested(running, directory / "attested")
+
+
+def boots_to_ssh_encrypted(built: Built, image: Path, directory: Path) -> None:
+    with encrypted_guest(built, image, directory) as guest:
         look_inside(guest)
         guest.ssh("sudo touch /kept")  # a root that is written to
 

@@ -74,8 +74,8 @@ def read_certificate(data: bytes) -> x509.Certificate:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    return (str(error).splitlines() or ["no reason"])[0][:200]
+    """The first line of an error's text, at most 200 characters and never empty: callers take "" for no problem."""
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason")[:200]
 
 
 def parse_certificate_table(table: bytes) -> dict[bytes, bytes]:

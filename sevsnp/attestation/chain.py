@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
-from sevsnp.attestation.certificates import der
+from sevsnp.attestation.certificates import der, first_line
 from sevsnp.attestation.extensions import PARSER_ERRORS, Signer
 from sevsnp.attestation.signed_algorithm import algorithm_problem
 from sevsnp.vm_config.config import PlatformName, Product
@@ -192,7 +192,7 @@ def issuing_problem(certificate: x509.Certificate, issuer: x509.Certificate) -> 
         if problem := algorithm_problem(der(certificate), certificate.tbs_certificate_bytes):
             return problem
     except PARSER_ERRORS as error:
-        return str(error)[:200]
+        return first_line(error)
     if not _named(issuer, certificate):
         return "its issuer's name is not that of the certificate above"
     if not verify_pss(issuer, certificate.signature, certificate.tbs_certificate_bytes):
@@ -227,7 +227,7 @@ def _link_problem(
         if root.vendor and not problem:
             problem = _name_problem(name, certificate, product, signer)
     except PARSER_ERRORS as error:
-        problem = str(error)[:200]
+        problem = first_line(error)
     return problem
 
 

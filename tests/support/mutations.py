@@ -48,7 +48,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{UNIT}/test_work_limits.py::test_pem_with_other_text_around_it_is_read",
         f"{UNIT}/test_work_limits.py::test_a_certificate_of_a_megabyte_is_not_read", f"{UNIT}/test_many_chips.py",
     ),
-    "chain": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py", f"{UNIT}/test_kds.py"),
+    "chain": (
+        f"{UNIT}/test_certificates.py", f"{UNIT}/test_signed_algorithm.py", f"{UNIT}/test_forged_reports.py",
+        f"{UNIT}/test_kds.py",
+    ),
     "extensions": (f"{UNIT}/test_certificates.py", f"{UNIT}/test_forged_reports.py"),
     "kds": (f"{UNIT}/test_kds.py", f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_certificate_files.py"),
     "kds_cache": (f"{UNIT}/test_revocation_lists.py", f"{UNIT}/test_kds.py"),

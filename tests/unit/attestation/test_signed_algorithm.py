@@ -5,6 +5,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sevsnp.attestation import chain
 from sevsnp.attestation.certificates import load_certificates
 from sevsnp.attestation.chain import issuing_problem, verify_pss
 from sevsnp.attestation.revocation import CrlError, read_crl
@@ -33,8 +34,25 @@ def test_another_salt_beside_the_signature_is_refused() -> None:
         assert issuing_problem(other, issuer) == "the algorithm beside its signature is not the signed one"
         # The signature itself cannot show it.
         assert verify_pss(issuer, other.signature, other.tbs_certificate_bytes)
-    chain = [changed(GENOA.certificate, 32), GENOA.ask, GENOA.ark]
-    assert failed(outcome(GENOA.evidence(chain), at=NOW)) == {"certificates"}
+    sent = [changed(GENOA.certificate, 32), GENOA.ask, GENOA.ark]
+    assert failed(outcome(GENOA.evidence(sent), at=NOW)) == {"certificates"}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "a reason"])
+def test_what_the_library_cannot_read_is_a_problem(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Also if its error has no text, because an empty text is what a certificate without a problem has."""
+
+    def fails(*_: object) -> str:
+        raise ValueError(text)
+
+    issuing, link = issuing_problem.__wrapped__, chain._link_problem
+    root = GENOA.root
+    for spoilt in (False, True):
+        if spoilt:
+            monkeypatch.setattr(chain, "algorithm_problem", fails)
+            monkeypatch.setattr(chain, "_extensions_problem", fails)
+        assert bool(issuing(GENOA.ask, GENOA.ark)) is spoilt
+        assert bool(link("ASK", GENOA.ask, GENOA.ark, root, "Genoa", "VCEK")) is spoilt
 
 
 def test_real_certificates_and_lists() -> None:

@@ -24,17 +24,23 @@ LAST = f"""\
 depend() {{ after '*'; }}
 start() {{ echo "{STARTED}" >/dev/ttyS0; }}
 """
+SSHD = """\
+#!/usr/sbin/openrc-run
+command=/usr/sbin/sshd
+pidfile=/run/sshd.pid
+start_pre() { checkpath --directory /run/sshd; }
+"""
 
 
 def openrc_entries(directory: Path) -> list[Entry]:
-    """OpenRC as the init of a root, and the service that says that it is done; ``directory`` keeps the files."""
+    """OpenRC as the init of a root, with sshd, and a service that says that it is done. ``directory`` keeps files."""
     entries: dict[str, Entry] = {}
     for deb in pinned_packages(LOCK, read_set(LIST, SET)):
         tar = Path(tempfile.mkdtemp(dir=directory)) / f"{deb.name}.tar"
         tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
         entries |= read_tar(tar)
     entries.pop("", None)
-    own = (link_entry("usr/sbin/init", "openrc-init"), *service("last", LAST))
+    own = (link_entry("usr/sbin/init", "openrc-init"), *service("sshd", SSHD), *service("last", LAST))
     return [*entries.values(), *own]
 
 

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.full]
 PORT = "org.example.helper"
 ORDER = b"echo agent-mark port >/dev/ttyS0\n"
 ETC = "etc/systemd/system"
+UNITS = ("helper.service", "keys.service", "share.service", "srv.mount")
 # The mark of the second is that it starts at all: no metadata service answers here.
 IMAGE = (
     text_entry(f"{ETC}/helper.service", "[Service]\nExecStart=/usr/lib/helper/agent\n"),
@@ -45,6 +46,11 @@ IMAGE = (
         0o755,
     ),
     link_entry(f"{ETC}/multi-user.target.wants/keys.service", "../keys.service"),
+    text_entry(
+        f"{ETC}/share.service",
+        "[Service]\nExecStart=/bin/sh -c 'mount -t 9p -o trans=virtio,version=9p2000.L host /mnt && sh /mnt/run'\n",
+    ),
+    link_entry(f"{ETC}/multi-user.target.wants/share.service", "../share.service"),
     text_entry(
         f"{ETC}/srv.mount",
         "[Unit]\nDefaultDependencies=no\n[Mount]\nWhat=/dev/disk/by-id/virtio-host\nWhere=/srv\n",
@@ -86,6 +92,17 @@ def host_channel(place: Path) -> tuple[str, ...]:
     )
 
 
+def host_share(directory: Path) -> tuple[str, ...]:
+    """QEMU's options for a directory of the host's with a script that leaves a mark."""
+    share = directory / "share"
+    share.mkdir()
+    (share / "run").write_text("echo agent-mark share >/dev/ttyS0\n")
+    return (
+        *("-fsdev", f"local,id=share,path={escaped(share)},security_model=none,readonly=on"),
+        *("-device", "virtio-9p-pci,fsdev=share,mount_tag=host,disable-legacy=on,iommu_platform=on"),
+    )
+
+
 def host_disk(built: Built, directory: Path) -> Path:
     """A file system of the host's with a script that leaves a mark."""
     tree, disk = directory / "disk.tar", directory / "disk.img"
@@ -107,6 +124,7 @@ def test_an_agent_of_the_host_never_starts(
         channel = short / "socket"
         devices = (
             *host_channel(channel),
+            *host_share(made),
             *("-blockdev", f"driver=file,node-name=host,filename={escaped(host_disk(built, made))}"),
             *("-device", "virtio-blk-pci,drive=host,serial=host,disable-legacy=on,iommu_platform=on"),
         )
@@ -119,17 +137,16 @@ def test_an_agent_of_the_host_never_starts(
             guest = attested(running)
             guest.ssh("systemctl is-system-running --wait || true")
             if not switched_off:
-                running.guest.wait_for("agent-mark port")
-                running.guest.wait_for("agent-mark address")
-                running.guest.wait_for("agent-mark disk")
+                for channel_name in ("port", "address", "share", "disk"):
+                    running.guest.wait_for(f"agent-mark {channel_name}")
             ports = guest.ssh("ls /dev/virtio-ports")
             disks = guest.ssh("ls /dev/disk/by-id")
-            states = guest.ssh("systemctl is-enabled helper.service keys.service srv.mount || true").split()
+            states = guest.ssh(f"systemctl is-enabled {' '.join(UNITS)} || true").split()
             log = running.guest.log()
     assert PORT in ports, "the channel must be there"
     assert "virtio-host" in disks, "the host's disk must be there"
     assert ("agent-mark" in log) is not switched_off
-    assert len(states) == 3 and (states == ["masked"] * 3) is switched_off
+    assert len(states) == len(UNITS) and (states == ["masked"] * len(UNITS)) is switched_off
     shutil.rmtree(made)  # gigabytes
 
 

@@ -45,9 +45,8 @@ def set_attributes(image: Path, entries: Iterable[Entry], *, tools: Path, env: M
                 f"{verb} -f {number}.{suffix} {_quoted(f'/{name}')} {_quoted(attribute)}\n"
                 for number, (name, attribute, _) in enumerate(wanted)
             ]
-            script = scratch / verb
-            script.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
-            run([tools.resolve() / "debugfs", *mode, "-f", script, image.absolute()], env=dict(env), cwd=scratch)
+            (scratch / verb).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+            run([tools.resolve() / "debugfs", *mode, "-f", verb, image.absolute()], env=dict(env), cwd=scratch)
         for number, (name, attribute, value) in enumerate(wanted):
             found = scratch / f"{number}.out"
             if not found.is_file() or _stored(attribute, found.read_bytes()) != _stored(attribute, value):

@@ -4,7 +4,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.conftest import Built
 from tests.support.copies import copy_built
 from tests.support.processes import ends_with_us
 from tests.support.shared_guests import ssh_unchecked
-from tests.support.waiting import NET
+from tests.support.waiting import NET, wait_until
 
 pytestmark = [pytest.mark.boot, pytest.mark.full]
 
@@ -44,16 +43,18 @@ def use_once(built: Built, image: Path, output: Path) -> str:
             stderr=subprocess.STDOUT,
         )
         try:
-            deadline = time.monotonic() + SECONDS
-            while (said := ssh_unchecked(built, port, USE)).returncode:
-                assert process.poll() is None and time.monotonic() < deadline, f"{output.read_text()}\n{said.stderr}"
-                time.sleep(1)
+
+            def used() -> str:
+                assert process.poll() is None, output.read_text()
+                return ssh_unchecked(built, port, USE).stdout.strip()
+
+            machine_id = wait_until(used, what=output.read_text, net=SECONDS)
             ssh_unchecked(built, port, "sudo systemctl poweroff")
             assert process.wait(timeout=NET) == 0, output.read_text()
         finally:
             process.terminate()
             process.wait(timeout=NET)
-    return said.stdout.strip()
+    return machine_id
 
 
 def test_an_image_that_was_booted_before_end_to_end(built: Built, tmp_path: Path) -> None:

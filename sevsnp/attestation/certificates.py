@@ -32,7 +32,7 @@ _MAX_CERTIFICATE = 32 << 10
 REMEMBERED_BYTES = 32 << 10
 
 # The bytes of certificates that were read. cryptography gives them too, but first loads all that it has for keys and
-# SSH, which takes a tenth of the time of a verification as a command.
+# SSH: milliseconds that a verification as a command can do without.
 _READ: dict[x509.Certificate, bytes] = {}
 _MAX_READ = 1024
 

@@ -74,9 +74,20 @@ def boot_with(built: Built, config: VmConfig, disk: Path, place: Path) -> str:
         return running.guest.wait_end()
 
 
-@pytest.mark.parametrize(
-    "files", [HARDENING, *(pytest.param((file,), marks=pytest.mark.full, id=file) for file in HARDENING)]
-)
+@pytest.mark.ends_guest
+def test_a_flipped_bit_under_the_running_guest_ends_it(luks_guest: Unlocked) -> None:
+    """Control: the same read before the change."""
+    (block,) = block_numbers(luks_guest, VICTIM, 100)
+    read = f"sudo sh -c '{FORGET}'; sha256sum {VICTIM}"
+    luks_guest.ssh(read)
+    put(luks_guest.disk, *flip(luks_guest.disk, Places.of(luks_guest.disk).data(block) + 1234))
+    with pytest.raises(UserError):
+        luks_guest.ssh(read)
+    assert_ended(luks_guest.running.guest.wait_end())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("files", [HARDENING, *(pytest.param((file,), id=file) for file in HARDENING)])
 def test_a_flipped_bit_in_a_hardening_file_ends_the_guest(
     luks_guest: Unlocked, tmp_path: Path, files: tuple[str, ...]
 ) -> None:

@@ -159,6 +159,7 @@ def test_an_erofs_root_boots(small: Attested) -> None:
     check_writable(small, "overlay")
 
 
+@pytest.mark.full
 def test_poweroff_ends_qemu_without_acpi(small: Attested) -> None:
     """This is the last test that uses the guest ``small``."""
     assert "acpi=off" in small.ssh("cat /proc/cmdline").split()

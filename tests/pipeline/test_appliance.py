@@ -50,6 +50,7 @@ def test_the_error_shows_the_console_of_a_job_that_ends_without_a_result(applian
         run_job(appliance, "probe", {"what": "end"}, disks=[], seconds=200)
 
 
+@pytest.mark.full
 def test_the_error_shows_the_console_of_an_appliance_that_does_not_boot(appliance: Appliance, tmp_path: Path) -> None:
     broken = tmp_path / "initrd"
     broken.write_bytes(b"no archive")

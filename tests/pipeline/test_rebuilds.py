@@ -7,8 +7,9 @@ What each edit makes outdated by itself, for every input of every task, is in te
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,16 @@ SETTINGS: dict[str, set[str]] = {
 }
 
 
+# The edits that every run of the tests tries; the matrix has the tasks of all of them.
+EDITS = {"init", "init, only touched", "remark in the list of modules", "one module more", "policy in config.yaml"}
+
+
+def every_run(table: Mapping[str, object], rows: set[str]) -> list[Any]:
+    """The names in a table, those that are not among ``rows`` only for `test --full`."""
+    assert rows < set(table)
+    return [pytest.param(name, marks=[] if name in rows else pytest.mark.full) for name in table]
+
+
 @pytest.fixture(scope="module")
 def copy(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     directory = tmp_path_factory.mktemp("rebuilds")
@@ -200,7 +211,7 @@ def test_a_second_run_does_nothing(settled: Built) -> None:
     assert ran(settled.doit(*GOALS).stdout) == set()
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", every_run(SOURCES, EDITS))
 def test_an_edit_of_a_source_rebuilds_the_tasks_of_the_table(settled: Built, name: str) -> None:
     edit, expected = SOURCES[name]
     edit(settled.project)
@@ -232,9 +243,7 @@ def test_a_comment_in_the_library_rebuilds_the_tasks_of_the_table(settled: Built
     assert found == REMARKS
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param(how, marks=[pytest.mark.full] * (how != "edited, size and time kept")) for how in HURT]
-)
+@pytest.mark.parametrize("how", every_run(HURT, {"edited, size and time kept"}))
 def test_damaged_outputs_are_made_again(settled: Built, how: str) -> None:
     good = built_files(settled)
     for edit in HURT[how].values():
@@ -302,7 +311,7 @@ def test_modes_of_the_checkout_are_in_no_artefact(settled: Built) -> None:
     assert ran(settled.doit(*GOALS).stdout) == set()
 
 
-@pytest.mark.parametrize("word", SETTINGS)
+@pytest.mark.parametrize("word", every_run(SETTINGS, {"POLICY=0x20000", "MEMORY=4G", "PLATFORM=emulated"}))
 def test_settings_on_the_command_line(settled: Built, word: str) -> None:
     # The policy is no longer the default if the edit of config.yaml came before.
     replaced = word == "POLICY=0x20000" and "policy: 0x20000" in (settled.project / "config.yaml").read_text()
@@ -353,7 +362,7 @@ BAD: dict[str, tuple[Edit, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", every_run(BAD, {"module", "key", "value"}))
 def test_bad_entries_are_refused_by_name_and_harm_nothing(settled: Built, name: str) -> None:
     edit, goal, words = BAD[name]
     kept = {

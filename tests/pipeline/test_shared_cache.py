@@ -198,7 +198,8 @@ sys.addaudithook(seen)
 """
 
 
-@pytest.mark.parametrize("words", [[], pytest.param(["-n", "2"], marks=pytest.mark.full)], ids=["one", "threads"])
+@pytest.mark.full
+@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["one", "threads"])
 def test_an_unusable_registry_costs_one_line(small: Path, tmp_path: Path, words: list[str]) -> None:
     """All such registries at once, as this is mostly waiting. Each task would cost a time-out if it asked by itself."""
     tasks = [*words, *SMALL, "more"]
@@ -282,6 +283,7 @@ def uploaded(root: Path) -> int:
     return max(lengths)
 
 
+@pytest.mark.full
 def test_a_killed_push_is_completed_by_the_next_run(own_registry: Server, small: Path, tmp_path: Path) -> None:
     first, second, third = (clone(small, tmp_path / name) for name in ("first", "second", "third"))
     cache = own_registry.reference

@@ -3,9 +3,9 @@
 
 import contextlib
 import functools
+import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,9 +65,8 @@ FORWARDED = 9443
 
 @functools.cache
 def accelerator_here(kernel: Path, qemu: Path) -> str:
-    """kvm if it boots this kernel on this machine, else tcg."""
-    with tempfile.TemporaryDirectory(prefix="sevsnp-") as name:
-        return platforms.accelerator(kernel, qemu, Path(name) / "probe_cache")
+    """kvm if it boots this kernel on this machine, else tcg; asked once for all test processes."""
+    return platforms.accelerator(kernel, qemu, Path(os.environ["SEVSNP_CACHE"]).with_name("platform.json"))
 
 
 @contextlib.contextmanager

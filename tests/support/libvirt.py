@@ -93,7 +93,7 @@ class Libvirt:
     def _virsh(self, *words: str) -> str:
         (self.work / "root" / "etc").mkdir(parents=True, exist_ok=True)
         share = self.tree / "usr" / "share"
-        # On one processor: its number is part of what libvirt remembers of the host's CPUID, and a difference drops all.
+        # On one processor: its number is part of the host's CPUID, and with another libvirt drops what it was given.
         one = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
         spaces: list[str | Path] = [*one, "unshare", "--user", "--map-root-user", "--mount", "--"]
         spaces += ["sh", "-ec", _NAMESPACES, "sh", share]

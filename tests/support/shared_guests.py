@@ -11,26 +11,45 @@ from pathlib import Path
 
 import pytest
 
-from sevsnp.e2e.guest import ssh, wait_for_evidence
+from sevsnp.e2e.guest import wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.guests.local import sshd_answers
 from sevsnp.owner.attestation import attest_guest
+from sevsnp.system.command import run, spawned
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import Disk, VmConfig
 from tests.conftest import Built, until_last_use
 from tests.support.configs import honest, other_words, without_stage
 from tests.support.hands import Hands, hands_on, sockets
 from tests.support.harness import BOOT_SECONDS, Guest, boot
+from tests.support.waiting import wait_until
+
+
+class Login:
+    """One ssh connection for all commands in a guest: on an emulated processor each login takes a second."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+        self._socket, self._stack = directory / "login", stack
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, config: Path, command: str) -> str:
+        """Run a command in the guest through an ssh configuration. If the connection has ended, ssh logs in again."""
+        if self._process is None:
+            words: list[str | Path] = ["ssh", "-F", config, "-M", "-N", "-S", self._socket, "guest"]
+            self._process = process = self._stack.enter_context(spawned(words))
+            wait_until(lambda: self._socket.exists() or process.poll() is not None, lambda: "no login", BOOT_SECONDS)
+        return run(["ssh", "-F", config, "-S", self._socket, "guest", command], timeout=60).decode()
 
 
 @dataclass(frozen=True)
 class Running:
-    """A running guest, the VM config from which it was started, and a host's access to it."""
+    """A running guest, the VM config from which it was started, a host's access to it, and its owner's."""
 
     built: Built
     config: VmConfig
     guest: Guest
     hands: Hands
+    login: Login
 
     @property
     def port(self) -> int:
@@ -68,7 +87,7 @@ class Attested:
         return self.directory / "ssh_config"
 
     def ssh(self, command: str) -> str:
-        return ssh(self.ssh_config, command)
+        return self.running.login.run(self.ssh_config, command)
 
 
 @contextlib.contextmanager
@@ -80,8 +99,9 @@ def started(
         sockets() as where,
         boot(config.launch, built.qemu, state, extra=(*where.arguments, *extra), accelerator=accelerator) as guest,
         hands_on(where) as hands,
+        contextlib.ExitStack() as stack,
     ):
-        yield Running(built, config, guest, hands)
+        yield Running(built, config, guest, hands, Login(where.directory, stack))
 
 
 def attested(running: Running) -> Attested:

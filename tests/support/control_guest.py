@@ -8,8 +8,7 @@ guest agent.
 """
 
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +21,6 @@ from sevsnp.images.guest import guest_layer, read_public_key
 from sevsnp.images.guest_config import read_guest
 from sevsnp.images.initramfs import join_layers, make_modules_layer
 from sevsnp.images.verity import make_verity
-from sevsnp.packages.pipeline import refresh_lock
-from sevsnp.packages.sets import read_set
-from sevsnp.system.command import run
 from sevsnp.system.files import sha256_file
 from sevsnp.system.yaml_loader import load
 from sevsnp.vm_config.cmdline import build_cmdline
@@ -33,12 +29,11 @@ from sevsnp.vm_config.verity_word import VerityParameters, fixed_salt
 from tests.conftest import Built
 from tests.support.hostile_devices import no_lock_layer
 from tests.support.hostile_disks import SWAP_UUID
-from tests.support.pinned import pinned_packages
+from tests.support.pinned import PinnedSet
 
 HERE = Path(__file__).resolve().parent
-LIST = HERE.parent / "data" / "control-packages.yaml"
-LOCK = LIST.with_suffix(".lock")
-SET = "control"
+# No maintainer script runs; _own_layers enables what the scripts would enable.
+PACKAGES = PinnedSet("control")
 
 # The genuine guest's kernel cannot read these, because its root has no modules: fw_cfg, the seed's file system,
 # devices.
@@ -57,17 +52,6 @@ _FSTAB = f"""\
 UUID={fixed_uuid(f"ext4:{GENUINE_LABEL}")} /{TWIN_PLACE} ext4 ro,nofail 0 0
 UUID={SWAP_UUID} none swap sw,nofail 0 0
 """
-
-
-def _unpacked(debs: Sequence[Path], scratch: Path) -> dict[str, Entry]:
-    """The packages' files. No maintainer script runs; :func:`_own_layers` enables what the scripts would enable."""
-    entries: dict[str, Entry] = {}
-    for deb in debs:
-        tar = scratch / f"{deb.name}.tar"
-        tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
-        entries |= read_tar(tar)
-    entries.pop("", None)
-    return entries
 
 
 def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
@@ -94,7 +78,7 @@ def _own_layers(built: Built, packages: Mapping[str, Entry]) -> list[Layer]:
 
 def _make_root(built: Built, scratch: Path, tools: Path) -> VerityParameters:
     base = read_tar(built.build / "guest" / "packages.tar")
-    extra = _unpacked(pinned_packages(LOCK, read_set(LIST, SET)), scratch)
+    extra = PACKAGES.entries(scratch / "packages")
     layers = [Layer("packages", list(base.values())), Layer("control packages", list(extra.values()))]
     tar, image = scratch / "root.tar", scratch / "root.img"
     make_rootfs([*layers, *_own_layers(built, {**base, **extra})], tar)
@@ -128,7 +112,8 @@ def control_launch(built: Built) -> Launch:
     recipe = "".join(
         sha256_file(path)
         for path in (
-            LIST, LOCK, Path(__file__), *sorted(HERE.glob("hostile_d*")), built.build / "guest" / "rootfs.tar",
+            PACKAGES.list_file, PACKAGES.lock_file, Path(__file__), *sorted(HERE.glob("hostile_d*")),
+            built.build / "guest" / "rootfs.tar",
             launch.initrd.path, launch.cmdline.path, launch.kernel.path, built.project / "guest-vm" / "guest.yaml",
         )
     )  # fmt: skip
@@ -140,8 +125,8 @@ def control_launch(built: Built) -> Launch:
         _make_initramfs(built, scratch)
         _make_cmdline(launch, parameters, scratch / "cmdline")
         (scratch / "recipe").write_text(recipe)
-        for leftover in scratch.glob("*.tar"):
-            leftover.unlink()
+        (scratch / "root.tar").unlink()
+        shutil.rmtree(scratch / "packages")
         shutil.rmtree(done, ignore_errors=True)
         scratch.rename(done)
 
@@ -158,8 +143,3 @@ def control_launch(built: Built) -> Launch:
     return replace(
         launch, kernel=File(kernel, sha256_file(kernel)), initrd=file("initramfs"), cmdline=file("cmdline"), disks=disks
     )
-
-
-if __name__ == "__main__":
-    # python -m tests.support.control_guest [MIRROR]: pin the list anew.
-    refresh_lock(sets=[read_set(LIST, SET)], mirror="".join(sys.argv[1:2]), output=LOCK)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Disk images as other programs make them. Made here without root: by scripts in the tests' own appliance."""
 
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,11 @@ from sevsnp.archives.tar import Entry
 from sevsnp.images.disk import EFI_SYSTEM, LINUX_DATA, Partition, write_disk
 from sevsnp.images.filesystem import make_ext4
 from sevsnp.images.initramfs import join_layers, make_packages_layer
-from sevsnp.packages.pipeline import checked_lock, locked_files
 from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
-from sevsnp.settings.resolved import resolve
 from sevsnp.system.command import run
 from sevsnp.system.files import scratch_directory
 from tests.conftest import PROJECT, Built
-from tests.support.registry_server import LOCK, SET, asked
+from tests.support.registry_server import PROGRAMS
 
 MIB = 1 << 20
 SCRIPT_SECONDS = 600.0
@@ -52,18 +49,9 @@ class Maker:
 
 def make_maker(built: Built, directory: Path) -> Maker:
     """Fetch the pinned packages, and add them and the job to the appliance's initramfs."""
-    settings = resolve({}, os.environ, PROJECT / "config.yaml")
-    lock = checked_lock(LOCK, [asked()])
-    files = locked_files(
-        lock,
-        [package for package in lock.packages(SET) if package.name != "docker-registry"],
-        cache_dir=settings.cache_dir(),
-        mirror=settings.text("MIRROR"),
-        snapshot=settings.text("SNAPSHOT_MIRROR"),
-    )
     debs = directory / "debs"
     debs.mkdir()
-    for path in files.values():
+    for path in PROGRAMS.packages(without=("docker-registry",)):
         (debs / path.name).symlink_to(path)
     packages, job, initrd = directory / "packages.cpio.zst", directory / "job.cpio", directory / "initramfs"
     make_packages_layer(manifest=debs / "packages.json", files=PROJECT / "initramfs/files.yaml", output=packages)

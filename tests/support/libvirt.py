@@ -3,28 +3,22 @@
 
 No daemon runs and nothing outside the given directory is written: the driver is loaded into virsh (qemu:///embed), in
 a user namespace, because as root it would look for a user of its own. This machine has no SEV-SNP, so the capabilities
-that libvirt remembers of QEMU are given SEV-SNP. `python -m tests.support.libvirt [MIRROR]` pins the list anew.
+that libvirt remembers of QEMU are given SEV-SNP.
 """
 
 import os
 import shlex
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sevsnp.packages.pipeline import refresh_lock
-from sevsnp.packages.sets import PackageSet, read_set
-from sevsnp.packages.unpack import unpack_deb
 from sevsnp.packages.wrappers import LIBRARIES, LOADER
-from tests.support.pinned import pinned_packages
+from tests.support.pinned import PinnedSet
 
-TESTS = Path(__file__).resolve().parents[1]
-LIST, LOCK, SET = TESTS / "data" / "libvirt-packages.yaml", TESTS / "data" / "libvirt-packages.lock", "libvirt"
 _SECONDS = 120
 _SEV = {"cbitpos": "51", "reducedPhysBits": "1", "pdh": "AAAA", "certChain": "AAAA", "cpu0Id": "AAAA", "maxGuests": "9",
         "maxESGuests": "9"}  # fmt: skip
@@ -32,10 +26,6 @@ _SEV = {"cbitpos": "51", "reducedPhysBits": "1", "pdh": "AAAA", "certChain": "AA
 _NAMESPACES = """\
 mount --bind "$1" /usr/share && shift && exec unshare --user --map-user=1000 --map-group=1000 -- "$@"
 """
-
-
-def asked() -> PackageSet:
-    return read_set(LIST, SET)
 
 
 @dataclass(frozen=True)
@@ -131,8 +121,7 @@ def unpack_libvirt(release: Path, directory: Path) -> Libvirt:
     tree, work = directory / "libvirt", directory / "work"
     tree.mkdir()
     work.mkdir()
-    for deb in pinned_packages(LOCK, asked()):
-        unpack_deb(deb, tree)
+    PinnedSet("libvirt").unpack(tree)
     return Libvirt(tree, release, work)
 
 
@@ -143,7 +132,3 @@ def skip_without_kvm() -> None:
             pytest.skip(f"no {command} command here")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no /dev/kvm for this user: libvirt renders no domain for KVM")
-
-
-if __name__ == "__main__":
-    refresh_lock(sets=[asked()], mirror="".join(sys.argv[1:2]), output=LOCK)

@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image that OpenRC starts: the guest's own root without systemd, with pinned packages and services of OpenRC."""
 
-import sys
-import tempfile
 from pathlib import Path
 
 from sevsnp.archives.rootfs import link_entry, text_entry
-from sevsnp.archives.tar import Entry, read_tar
-from sevsnp.packages.pipeline import refresh_lock
-from sevsnp.packages.sets import read_set
-from sevsnp.system.command import run
-from tests.support.pinned import pinned_packages
+from sevsnp.archives.tar import Entry
+from tests.support.pinned import PinnedSet
 
-LIST = Path(__file__).resolve().parents[1] / "data" / "openrc-packages.yaml"
-LOCK = LIST.with_suffix(".lock")
-SET = "openrc"
 # What the guest's own root has of systemd.
 SYSTEMD = ("usr/lib/systemd", "etc/systemd")
 STARTED = "the runlevel default is reached"
@@ -34,12 +26,7 @@ start_pre() { checkpath --directory /run/sshd; }
 
 def openrc_entries(directory: Path) -> list[Entry]:
     """OpenRC as the init of a root, with sshd, and a service that says that it is done. ``directory`` keeps files."""
-    entries: dict[str, Entry] = {}
-    for deb in pinned_packages(LOCK, read_set(LIST, SET)):
-        tar = Path(tempfile.mkdtemp(dir=directory)) / f"{deb.name}.tar"
-        tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
-        entries |= read_tar(tar)
-    entries.pop("", None)
+    entries = PinnedSet("openrc").entries(directory)
     own = (link_entry("usr/sbin/init", "openrc-init"), *service("sshd", SSHD), *service("last", LAST))
     return [*entries.values(), *own]
 
@@ -50,8 +37,3 @@ def service(name: str, script: str) -> tuple[Entry, Entry]:
         text_entry(f"etc/init.d/{name}", script, 0o755),
         link_entry(f"etc/runlevels/default/{name}", f"/etc/init.d/{name}"),
     )
-
-
-if __name__ == "__main__":
-    # python -m tests.support.openrc_guest [MIRROR]: pin the list anew.
-    refresh_lock(sets=[read_set(LIST, SET)], mirror="".join(sys.argv[1:2]), output=LOCK)

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +17,19 @@ from typing import Any
 import pytest
 import yaml
 
-from sevsnp.packages.pipeline import refresh_lock
-from sevsnp.packages.sets import PackageSet, read_set
-from sevsnp.packages.unpack import unpack_deb
-from tests.support.pinned import pinned_packages
+from tests.support.pinned import PinnedSet
 from tests.support.processes import ends_with_us
 from tests.support.waiting import NET, wait_until
 
-TESTS = Path(__file__).resolve().parents[1]
-LIST, LOCK, SET = TESTS / "data" / "packages.yaml", TESTS / "data" / "packages.lock", "test"
+PROGRAMS = PinnedSet("test")
 # For the variant with a password. The hash is bcrypt, the only one that the registry accepts.
 USER, PASSWORD = "builder", "correct horse"
 PASSWORD_HASH = "$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e"
 
 
-def asked() -> PackageSet:
-    return read_set(LIST, SET)
-
-
 def unpack_registry(root: Path) -> Path:
     """The registry's program, below ``root``: from the cache, or fetched into it. The host's libc is enough for it."""
-    for deb in pinned_packages(LOCK, asked()):
-        unpack_deb(deb, root)
+    PROGRAMS.unpack(root)
     return root / "usr" / "bin" / "docker-registry"
 
 
@@ -196,7 +186,3 @@ def set_read_only(server: Registry, on: bool = True) -> None:
         "maintenance": {"readonly": {"enabled": on}},
     }
     server.start()
-
-
-if __name__ == "__main__":
-    refresh_lock(sets=[asked()], mirror="".join(sys.argv[1:2]), output=LOCK)

@@ -159,7 +159,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sort_by_guest(items: list[pytest.Item]) -> None:
-    """Put files that use rarely used guests first, so that these guests end early: an idle one uses 6 % of a core.
+    """Put files that use rarely used guests first, so that these guests end early.
 
     A test marked ends_guest follows all others that use its guest.
     """

@@ -105,9 +105,17 @@ def test_control_both_are_started(built: Built, things: Path, tmp_path: Path, wa
     assert (CARD in log) == (guest_type == PLAIN or way == "no aperture")
 
 
-def hostile_program(built: Built, genuine: VmConfig, place: Path, after: str, line: str) -> Path:
+# Lines of the genuine init, and the line that an init of the host's has after each.
+SAYS = ("def boot() -> None:\n", f"    say({INIT!r})\n")
+SAYS_KEY = (
+    '        luks_root.open_mapping(device, words.luks["tables"], secret)\n',
+    f'        say(f"{INIT} with the key {{bytes(secret).hex()}}")\n',
+)
+
+
+def hostile_program(built: Built, genuine: VmConfig, place: Path, more: tuple[str, str]) -> Path:
     """A program that starts the genuine kernel with the genuine initramfs, whose init has one more line."""
-    text = (built.project / "initramfs" / "init").read_text()
+    text, (after, line) = (built.project / "initramfs" / "init").read_text(), more
     assert text.count(after) == 1, f"{after!r}: found {text.count(after)} times, expected once"
     layer, initrd, program = place / "layer.cpio", place / "initramfs", place / "program"
     with layer.open("wb") as stream:
@@ -118,14 +126,11 @@ def hostile_program(built: Built, genuine: VmConfig, place: Path, after: str, li
 
 
 def saying_init(built: Built, place: Path) -> Path:
-    line = f"    say({INIT!r})\n"
-    return hostile_program(built, built.config("emulated"), place, "def boot() -> None:\n", line)
+    return hostile_program(built, built.config("emulated"), place, SAYS)
 
 
 def key_saying_init(built: Built, place: Path) -> Path:
-    after = '    def unlock(secret: "bytearray", least: int) -> "dict[str, object]":\n'
-    line = f'        say(f"{INIT} with the key {{bytes(secret).hex()}}")\n'
-    return hostile_program(built, luks_config(built), place, after, line)
+    return hostile_program(built, luks_config(built), place, SAYS_KEY)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.graph import Task, command
-from tasks.guest import ROOTFS, deny_list
+from tasks.guest import ROOTFS, deny_list, own_rootfs
 from tasks.project import (
     APPLIANCE_INITRAMFS,
     BUILD,
@@ -31,7 +31,7 @@ def task_bench() -> Iterator[Task]:
 
     Next: README.md says what the numbers mean.
     """
-    values = settings()
+    values, own = settings(), own_rootfs()
     yield {
         "name": "build",
         "doc": "Measure what building costs, beside the bare tools",
@@ -48,8 +48,8 @@ def task_bench() -> Iterator[Task]:
         **command(
             "sevsnp.bench.boot:bench_boot",
             launches=True,
-            needs=["setup_verity", "_keys"],
-            rootfs=values.path("IMAGE", ROOTFS),
+            needs=["setup_verity", "_keys", *([] if own else ["_guest_rootfs"])],
+            rootfs=own or ROOTFS,
             denied=deny_list(),
             filesystem=values.text("VERITY_FILESYSTEM"),
             tools=TOOLS,
@@ -66,6 +66,7 @@ def task_bench() -> Iterator[Task]:
             chart=RESULTS / "boot.svg",
             stage_code=stage_parts().get("stage_code"),
             stage_kernel=stage_parts().get("stage_kernel"),
+            runs=3,
         ),
     }
     yield {

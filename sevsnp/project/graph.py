@@ -79,7 +79,7 @@ def read_graph(tasks: Iterable[tuple[Any, str]]) -> Graph:
         edges |= {(maker.get(path) or _source(path), task.name) for path in map(os.path.normpath, task.file_dep)}
         if not nodes[task.name].command:
             continue
-        for argument, path in {pair for action in task.actions for pair in _paths("", vars(action))}:
+        for argument, path in arguments(task):
             if argument == "output":
                 # The output is not the command's target: otherwise each task that needs the file would run the command.
                 edges |= {(task.name, _source(path))} if path in needed - maker.keys() else set()
@@ -101,6 +101,11 @@ def _source(path: str) -> str:
     """How a file of the checkout is shown: as the file or directory at its top; empty for code and files elsewhere."""
     top, _, below = path.partition(os.sep)
     return "" if top in ("", "sevsnp", "tasks") else f"{top}/" if below else top
+
+
+def arguments(task: Any) -> set[tuple[str, str]]:
+    """The relative paths among the arguments of a task's actions, each with the name of the argument."""
+    return {pair for action in task.actions for pair in _paths("", vars(action))}
 
 
 def _paths(argument: str, value: Any) -> Iterator[tuple[str, str]]:

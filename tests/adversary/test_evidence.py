@@ -19,6 +19,7 @@ from sevsnp.owner.attestation import attest
 from sevsnp.owner.client import NONCE_SIZE, REQUEST, GuestAnswer, ask, parse_answer
 from sevsnp.vm_config.config import Reference, VmConfig
 from tests.support.relay import listening, replay, rewrite
+from tests.support.replacing import replaced_once
 from tests.support.shared_guests import Attested, Running, refusal
 from tests.support.waiting import NET
 
@@ -165,8 +166,8 @@ def test_a_well_formed_answer_is_read() -> None:
     ],
 )
 def test_a_malformed_answer_is_refused_by_name(old: bytes, new: bytes, words: str) -> None:
-    assert ANSWER.count(old) == 1
-    message = refusal(lambda: parse_answer(ANSWER.replace(old, new), "there:1"), "there:1", words)
+    answer = replaced_once(ANSWER, old, new)
+    message = refusal(lambda: parse_answer(answer, "there:1"), "there:1", words)
     assert message.isprintable()
 
 

@@ -35,6 +35,7 @@ from tests.support.firmware_machine import (
 )
 from tests.support.harness import BOOT_SECONDS
 from tests.support.luks_guests import Owner, booted, image_copy, luks_config, make_owner, unlock, wait_for_key
+from tests.support.replacing import replaced_once
 from tests.support.shared_guests import Running, attested, refusal, started
 
 pytestmark = pytest.mark.boot
@@ -115,11 +116,11 @@ SAYS_KEY = (
 
 def hostile_program(built: Built, genuine: VmConfig, place: Path, more: tuple[str, str]) -> Path:
     """A program that starts the genuine kernel with the genuine initramfs, whose init has one more line."""
-    text, (after, line) = (built.project / "initramfs" / "init").read_text(), more
-    assert text.count(after) == 1, f"{after!r}: found {text.count(after)} times, expected once"
+    after, line = more
+    text = replaced_once((built.project / "initramfs" / "init").read_text(), after, f"{after}{line}")
     layer, initrd, program = place / "layer.cpio", place / "initramfs", place / "program"
     with layer.open("wb") as stream:
-        write_cpio(with_parents([text_entry("init", text.replace(after, f"{after}{line}"), 0o755)]), stream)
+        write_cpio(with_parents([text_entry("init", text, 0o755)]), stream)
     join_layers(layers=[genuine.launch.initrd.path, layer], output=initrd)
     program.write_bytes(starter(FILE, initrd.read_bytes()))
     return program

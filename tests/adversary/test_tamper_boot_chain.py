@@ -16,6 +16,7 @@ from tests.conftest import Built
 from tests.support.firmware_machine import NoHashes
 from tests.support.hands import hands_on, sockets, wait_dead_loop
 from tests.support.harness import boot, flipped
+from tests.support.replacing import replaced_once
 from tests.support.shared_guests import Attested, Running
 
 pytestmark = pytest.mark.boot
@@ -41,10 +42,8 @@ def changed_initrd(launch: Launch, directory: Path) -> Launch:
 
 
 def changed_cmdline(launch: Launch, directory: Path) -> Launch:
-    text = launch.cmdline.path.read_text()
-    assert text.count("loglevel=4") == 1
     path = directory / "changed-cmdline"
-    path.write_text(text.replace("loglevel=4", "loglevel=5"))
+    path.write_text(replaced_once(launch.cmdline.path.read_text(), "loglevel=4", "loglevel=5"))
     return replace(launch, cmdline=File(path, sha256_file(path)))
 
 

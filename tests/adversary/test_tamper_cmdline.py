@@ -16,6 +16,7 @@ from sevsnp.vm_config.config import File
 from tests.adversary.test_tamper_root import FATAL, ends
 from tests.conftest import Built
 from tests.support.harness import boot
+from tests.support.replacing import replaced_once
 
 pytestmark = pytest.mark.boot
 
@@ -32,10 +33,8 @@ pytestmark = pytest.mark.boot
 )
 def test_init_refuses_the_command_line(built: Built, tmp_path: Path, old: str, new: str, message: str) -> None:
     launch = built.config("emulated").launch
-    text = launch.cmdline.path.read_text()
-    assert text.count(old) == 1
     path = tmp_path / "cmdline"
-    path.write_text(text.replace(old, new))
+    path.write_text(replaced_once(launch.cmdline.path.read_text(), old, new))
     log = ends(replace(launch, cmdline=File(path, sha256_file(path))), built, tmp_path / "state")
     assert f"{FATAL}: BadCommandLine: {message}" in log
     assert "Booting dm-verity" not in log

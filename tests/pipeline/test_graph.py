@@ -15,8 +15,24 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.project.graph import current_description, describe, digest, draw, drawn_digest, read_graph
 from tests.conftest import PROJECT, copy_project
+from tests.support.replacing import replaced_once
 
 PICTURE = PROJECT / "docs" / "pipeline.svg"
+# Commands that build nothing: where a file is missing, each names the command that makes it.
+TAKE_WHAT_IS_THERE = {
+    *("run_guest", "run_setup", "run_sev_snp", "run_sev_snp_direct_boot", "attest_verity", "keys", "keys_prune"),
+    *("export_libvirt", "export_kubevirt", "export_vmspawn"),
+}
+READ_BUT_NOT_MADE = """
+import os
+from sevsnp.pipeline.tasks import Tasks
+from sevsnp.project.graph import arguments, load
+tasks = Tasks(task for task, _ in load())
+maker = {os.path.normpath(path): task.name for task in tasks.by_name.values() for path in task.targets}
+for task in tasks.by_name.values():
+    read = {maker[path] for _, path in arguments(task) if path in maker} if not task.targets else set()
+    print(*(f"{task.name} {other}\\n" for other in read - tasks.all_needed(task.name)), sep="", end="")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +98,22 @@ def test_the_description_has_the_main_tasks_and_their_edges(clone: Path) -> None
     shapes = dict(re.findall(r'^ +"(\S+)" \[label="[^"]+", shape="(\w+)"', text, re.MULTILINE))
     assert {shapes[name] for name in ("e2e", "run_guest", "attest_verity")} == {"cds"}
     assert {shapes[name] for name in ("packages", "_keys", "setup_verity")} == {"box"}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_command_needs_the_tasks_that_make_what_it_reads(clone: Path, tmp_path: Path, broken: bool) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(clone, copy)
+    bench = copy / "tasks" / "bench.py"
+    if broken:
+        bench.write_text(replaced_once(bench.read_text(), '"_guest_rootfs"', ""))
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BUT_NOT_MADE],
+        cwd=copy, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert {task for task, _ in found} - TAKE_WHAT_IS_THERE == ({"bench:boot"} if broken else set()), found
+    assert {task for task, _ in found} >= TAKE_WHAT_IS_THERE
 
 
 def task(name: str, makes: str = "", needs: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> tuple[Any, str]:

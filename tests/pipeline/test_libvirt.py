@@ -17,6 +17,7 @@ from tests.pipeline.test_qemu_parser import TAKEN, ends_with, without_kvm
 from tests.support.evidence import write_file
 from tests.support.exports import VOLUME_HEADER, guest_of, make_config, make_volume, sign
 from tests.support.libvirt import Libvirt, skip_without_kvm, unpack_libvirt
+from tests.support.replacing import replaced_once
 from tests.unit.qemu.test_snp_options import options_in
 
 Objects = dict[str, dict[str, Any]]
@@ -176,8 +177,7 @@ def test_control_a_changed_domain_gives_other_qemu_options(
     config = make_config(tmp_path / "guest")
     ours = snp_command(guest_of(config).launch, options_in(tmp_path), tmp_path / "qmp", 51, 1)
     path = domain(config, tmp_path)
-    assert path.read_text().count(old) == 1
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(replaced_once(path.read_text(), old, new))
     assert security(libvirt.native(path, release / "bin" / "qemu-system-x86_64")) != security(ours)
 
 

@@ -16,6 +16,7 @@ import pytest
 from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built
 from tests.support.copies import copy_built, leavings, made, one_line, ran, restored
+from tests.support.replacing import replaced_once
 
 CMDLINES = {"verity cmdline", "verity cmdline emulated"}
 CONFIGS = {"verity config", "verity config emulated"}
@@ -38,18 +39,16 @@ def insert(name: str, after: str, line: str) -> Edit:
     """Add a line to a file after the line ``after``."""
 
     def edit(project: Path) -> None:
-        text = (project / name).read_text()
-        assert text.count(f"{after}\n") == 1
-        (project / name).write_text(text.replace(f"{after}\n", f"{after}\n{line}\n"))
+        text = replaced_once((project / name).read_text(), f"{after}\n", f"{after}\n{line}\n")
+        (project / name).write_text(text)
 
     return edit
 
 
 def replace(name: str, old: str, new: str) -> Edit:
     def edit(project: Path) -> None:
-        text = (project / name).read_text()
-        assert text.count(old) == 1
-        (project / name).write_text(text.replace(old, new))
+        text = replaced_once((project / name).read_text(), old, new)
+        (project / name).write_text(text)
 
     return edit
 

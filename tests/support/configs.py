@@ -10,6 +10,7 @@ from sevsnp.measurement.launch_digest import launch_digest_of
 from sevsnp.release.launch import with_acpi
 from sevsnp.system.files import sha256_file
 from sevsnp.vm_config.config import File, VmConfig, render_vm_config
+from tests.support.replacing import replaced_once
 
 
 def file(path: Path) -> File:
@@ -41,8 +42,7 @@ def other_words(config: VmConfig, directory: Path, words: Mapping[str, str]) -> 
     """The command line with words replaced (old text to new), as a file in ``directory``, which is created."""
     line = config.launch.cmdline.path.read_text()
     for old, new in words.items():
-        assert line.count(old) == 1, f"{old!r} in {line!r}"
-        line = line.replace(old, new)
+        line = replaced_once(line, old, new)
     directory.mkdir(parents=True, exist_ok=True)
     cmdline = directory / "cmdline"
     cmdline.write_text(line)

@@ -24,6 +24,7 @@ from tests.support.configs import file, honest
 from tests.support.luks_guests import luks_config
 from tests.support.luks_mutations import HOST_KEY, MUTATIONS
 from tests.support.luks_volume import Volume, synthetic
+from tests.support.replacing import replaced_once
 
 MARK = "the host's own root runs"
 NULL_CIPHER = "null data cipher, no integrity"
@@ -64,8 +65,7 @@ def without(built: Built, directory: Path, *checks: Check, of: VmConfig | None =
     for check in checks:
         for name, old, new in check.value:
             text = texts.get(name) or (built.project / "initramfs" / name).read_text()
-            assert text.count(old) == 1, f"{name}: found {text.count(old)} times {old!r}, expected once"
-            texts[name] = text.replace(old, new)
+            texts[name] = replaced_once(text, old, new)
     directory.mkdir(parents=True, exist_ok=True)
     layer, initrd = directory / "layer.cpio", directory / "initramfs"
     entries = [text_entry(f"usr/lib/sevsnp/{name}", text) for name, text in texts.items()]

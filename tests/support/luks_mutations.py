@@ -27,6 +27,7 @@ from tests.support.luks_volume import (
     with_metadata,
     with_text,
 )  # fmt: skip
+from tests.support.replacing import replaced_once
 
 HOST_KEY = b"a key of the host's"
 Change = Callable[[Volume], bytes]
@@ -75,8 +76,7 @@ def _text(old: bytes, new: bytes) -> Change:
 
     def change(volume: Volume) -> bytes:
         text = volume.header[4096:COPY].rstrip(b"\0")
-        assert text.count(old) == 1
-        return with_text(volume.header, text.replace(old, new))
+        return with_text(volume.header, replaced_once(text, old, new))
 
     return change
 

@@ -25,6 +25,7 @@ from tests.support.evidence import ROOT
 from tests.support.key_guest import guest_module
 from tests.support.luks_mutations import HOST_KEY, KEYS, MUTATIONS, OBEYED
 from tests.support.luks_volume import COPY, SIZE, Volume, metadata_of, synthetic
+from tests.support.replacing import replaced_once
 from tests.support.waiting import NET
 
 linux, luks_root = guest_module("linux"), guest_module("luks_root")
@@ -36,10 +37,9 @@ CPU_SECONDS = 3
 
 def without_comparison() -> CopyHeader:
     """The guest's code, whose comparison never finds a difference."""
-    source = (ROOT / "initramfs" / "luks_root.py").read_text()
-    assert source.count(COMPARISON) == 1
+    source = replaced_once((ROOT / "initramfs" / "luks_root.py").read_text(), COMPARISON, "if False:")
     module = types.ModuleType("luks_root_unchecked")
-    exec(compile(source.replace(COMPARISON, "if False:"), "luks_root_unchecked", "exec"), module.__dict__)
+    exec(compile(source, "luks_root_unchecked", "exec"), module.__dict__)
     found: CopyHeader = module.copy_header
     return found
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sevsnp.settings.values import data_path, dns_servers
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from tests.support.evidence import load_script
+from tests.support.replacing import replaced_once
 
 boot_words = load_script(Path(__file__).parents[3] / "initramfs" / "boot_words.py")
 
@@ -132,9 +133,9 @@ def test_a_doubled_word_is_refused_whatever_its_value(doubled: str, other: "str 
     ],
 )
 def test_a_changed_word_is_refused(old: str, new: str) -> None:
-    assert LINE.count(old) == 1
+    line = replaced_once(LINE, old, new)
     with pytest.raises(boot_words.BadCommandLine) as refused:
-        words(LINE.replace(old, new))
+        words(line)
     assert str(refused.value)
 
 
@@ -288,8 +289,7 @@ def test_init_reads_the_data_disk_that_the_builder_writes(path: str) -> None:
 
 def test_the_data_disk_changes_no_other_word_of_the_command_line() -> None:
     more = f" sevsnp.data=1:x sevsnp.owner={OWNER}"
-    line = built(data="x", owner=OWNER)
-    assert line.replace(more, "") == built() and line.count(more) == 1
+    assert replaced_once(built(data="x", owner=OWNER), more, "") == built()
 
 
 @pytest.mark.parametrize("missing", ["data", "owner"])
@@ -348,9 +348,9 @@ def test_a_data_disk_with_an_encrypted_root_is_refused() -> None:
     ],
 )
 def test_a_changed_word_of_the_encrypted_root(old: str, new: str) -> None:
-    assert LUKS_LINE.count(old) == 1
+    line = replaced_once(LUKS_LINE, old, new)
     with pytest.raises(boot_words.BadCommandLine) as refused:
-        words(LUKS_LINE.replace(old, new))
+        words(line)
     assert str(refused.value)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.store.recipe import _code, reached_sources, recipe_digest
+from tests.support.replacing import replaced_once
 
 PROJECT = Path(__file__).resolve().parents[3]
 FILES = {
@@ -170,8 +171,7 @@ def code_of(text: str) -> list[str]:
 
 
 def edited(old: str, new: str) -> str:
-    assert SOURCE.count(old) == 1
-    return SOURCE.replace(old, new)
+    return replaced_once(SOURCE, old, new)
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -26,8 +26,8 @@ from tests.support.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
 BUILD_SECONDS = 1200
-# After the tests with shared guests, whose process builds first, in this order: those that need no build run while the
-# others would wait for it. The tests that take longest do not begin last.
+# The order of files that need no build, which run while the others would wait for it, and then of those that do. The
+# tests that take longest do not begin last.
 PARTS = ("unit", "boot", "adversary", "remedies", "pipeline")
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
 # The results of these differ each time, so no cache has them.
@@ -149,12 +149,13 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put tests with shared guests first, the others in the order of PARTS. With --fast, select only the fast ones."""
+    """Put tests with shared guests first, whose process builds; then files without a build. With --fast, select."""
     if config.getoption("--fast"):
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    items.sort(key=lambda item: (not _with_guests(item), PARTS.index(_place(item).parts[0])))
+    building = {item.path for item in items if _needs_build(item)}
+    items.sort(key=lambda item: (not _with_guests(item), item.path in building, PARTS.index(_place(item).parts[0])))
     _sort_by_guest(items)
 
 
@@ -199,7 +200,11 @@ def _place(item: pytest.Item) -> Path:
 
 def _is_slow(item: pytest.Item) -> bool:
     marked = any(item.get_closest_marker(name) for name in ("boot", "full", "slow"))
-    return marked or "built" in getattr(item, "fixturenames", ())
+    return marked or _needs_build(item)
+
+
+def _needs_build(item: pytest.Item) -> bool:
+    return "built" in getattr(item, "fixturenames", ())
 
 
 @functools.cache
@@ -212,7 +217,7 @@ def _group(file: str) -> str:
     text = (PROJECT / file).read_text()
     if not any(name in text for name in shared):  # most files; parsing takes longer
         return file
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     asking = [
         each for each in functions if each.name.startswith("test_") or "fixture" in map(_name, each.decorator_list)
     ]

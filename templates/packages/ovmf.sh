@@ -28,10 +28,16 @@ umask 022
 
 # A program's image has room for the name of the file from which it was made, although the name itself is left out. So
 # the length of the directory's name is part of the result: the build sees it under a name of always the same length.
+# The name is the same for the next build in the same directory, since a compiler cache knows files by their names.
 mkdir -p "$WORK" /tmp
-place=$(mktemp -d /tmp/XXXX)
+real=$(cd "$WORK" && pwd -P)
+place=/tmp/$(printf '%s' "$real" | sha256sum | cut -c 1-4)
+if [ -O "$place" ] && [ "$(readlink "$place/w")" = "$real" ]; then
+    rm -rf "$place"  # a killed build of ours left it
+fi
+mkdir -m 700 "$place" 2>/dev/null || place=$(mktemp -d /tmp/XXXX)
 trap 'rm -rf "$place"' EXIT
-ln -s "$(cd "$WORK" && pwd -P)" "$place/w"
+ln -s "$real" "$place/w"
 WORK=$place/w
 rm -rf "$WORK/Conf" "$WORK/Build" "$WORK/BaseTools"
 mkdir "$WORK/Conf"

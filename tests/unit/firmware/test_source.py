@@ -131,6 +131,46 @@ def test_the_script_names_missing_inputs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists() and not (tmp_path / "work").exists()
 
 
+def test_a_build_in_the_same_directory_has_the_same_names(tmp_path: Path) -> None:
+    """A compiler cache finds nothing under other names, and a name of another length is another result."""
+    sources, programs, work = (tmp_path / name for name in ("sources", "bin", "work"))
+    for name in ("OvmfPkg/AmdSev/AmdSevX64.dsc", "BaseTools/BinWrappers/PosixLike/build",
+                 *(f"BaseTools/Conf/{name}.template" for name in ("build_rule", "tools_def", "target"))):  # fmt: skip
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).touch()
+    programs.mkdir()
+    for name in ("gcc", "nasm", "iasl", "make"):
+        (programs / name).write_text(
+            f'#!/bin/sh\necho "$3" >>{tmp_path}/named\n{{ [ -z "$KILL" ] || kill -9 $PPID; }}\n'
+        )
+        (programs / name).chmod(0o755)
+
+    def named(work: Path, kill: str = "") -> Path:
+        """The directory that the build sees as ``work``."""
+        done = script(
+            tmp_path, SOURCES=str(sources), WORK=str(work), OUT=str(tmp_path / "out"), CONFIGURE_ONLY="yes", KILL=kill,
+            PATH=f"{programs}:{os.environ['PATH']}",
+        )  # fmt: skip
+        assert done.returncode == (-9 if kill else 0), done.stderr
+        return Path((tmp_path / "named").read_text().splitlines()[-1].removesuffix("/BaseTools/Source/C"))
+
+    first = named(work)
+    assert named(work) == first and not first.parent.exists()
+    assert named(work, kill="yes") == first and first.readlink() == work
+    assert named(work) == first and not first.parent.exists()  # what the killed build left is no obstacle
+    others = [named(tmp_path / f"work{number}") for number in range(3)]
+    assert {len(str(other)) for other in others} == {len(str(first))} and set(others) != {first}
+    # Somebody else's directory of this name is left alone.
+    first.parent.mkdir()
+    try:
+        (first.parent / "w").symlink_to(tmp_path / "elsewhere")
+        other = named(work)
+        assert other != first and len(str(other)) == len(str(first)) and (first.parent / "w").is_symlink()
+    finally:
+        (first.parent / "w").unlink()
+        first.parent.rmdir()
+
+
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "find", lambda name: None if name == "iasl" else Path("/bin/true"))
     with pytest.raises(UserError, match="iasl: command not found") as refused:

@@ -19,10 +19,10 @@ from sevsnp.owner.luks import release_data_key
 from sevsnp.vm_config.config import read_vm_config
 from tests.boot.test_written_volume import WAITING
 from tests.conftest import Built
-from tests.pipeline.test_bundle import BOOT_SECONDS, running
+from tests.pipeline.test_bundle import running, wait_for_words
 from tests.pipeline.test_idblock import make_key
 from tests.support.copies import copy_with_keys
-from tests.support.waiting import NET, wait_until
+from tests.support.waiting import NET
 
 pytestmark = [
     pytest.mark.boot,
@@ -77,21 +77,13 @@ def opened(released: Built, host: Path, path: Path, output: Path) -> Iterator[No
     attest_port = free_port()
     ports = ("--ssh-port", str(free_port()), "--attest-port", str(attest_port), "--memory", "1G")
     with running(host, path, *ports, ports=False) as process:
-
-        def says(text: str) -> None:
-            def said() -> bool:
-                assert process.poll() is None, process.communicate()[0]
-                return log.exists() and text in log.read_text(errors="replace")
-
-            wait_until(said, what=lambda: log.read_text(errors="replace")[-2000:], net=BOOT_SECONDS)
-
-        says(WAITING)
+        wait_for_words(process, log, WAITING)
         release_data_key(
             vm_config=released.build / "verity" / "idblock" / "vm-config-verity.emulated.toml",
             config_dir=released.config_dir, key_file="", host="127.0.0.1", port=attest_port,
             emulated_root=state / "ark.pem", output=output, again="",
         )  # fmt: skip
-        says(MARKER)
+        wait_for_words(process, log, MARKER)
         yield
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=NET)

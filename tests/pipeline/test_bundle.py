@@ -104,6 +104,16 @@ def qemu_of(process: "subprocess.Popen[str]") -> int:
     return wait_until(found, what=lambda: f"no QEMU: {descendants(process.pid)}")[0]
 
 
+def wait_for_words(process: "subprocess.Popen[str]", log: Path, words: str) -> None:
+    """Wait until a guest's console ``log`` has ``words``; fails if ./run, the ``process``, ends before."""
+
+    def said() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return log.exists() and words in log.read_text(errors="replace")
+
+    wait_until(said, what=lambda: log.read_text(errors="replace")[-2000:], net=BOOT_SECONDS)
+
+
 def nothing_left(pid: int) -> bool:
     return wait_until(lambda: not descendants(pid), what=lambda: descendants(pid))
 
@@ -310,12 +320,7 @@ def test_the_bundle_boots_with_only_qemu_on_the_host(bundle: Path, path: Path) -
     log = bundle / "state" / "serial.log"
     with running(bundle, path, "--memory", "1G") as process:
         qemu_of(process)
-
-        def booted() -> bool:
-            assert process.poll() is None, process.communicate()[0]
-            return log.exists() and MARKER in log.read_text(errors="replace")
-
-        wait_until(booted, what=lambda: log.read_text(errors="replace")[-2000:], net=BOOT_SECONDS)
+        wait_for_words(process, log, MARKER)
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=NET)
         assert nothing_left(process.pid)

@@ -18,6 +18,7 @@ from sevsnp.firmware.gate import find_roads
 from sevsnp.measurement.launch_digest import KernelHashes
 from sevsnp.vm_config.cmdline import read_cmdline
 from tests.conftest import Built
+from tests.support.configs import without_stage
 from tests.support.efi_program import card_rom, speaker
 from tests.support.firmware_machine import (
     DEAD_LOOP,
@@ -65,6 +66,8 @@ SLOTS = ("-global", "fw_cfg_io.x-file-slots=128")
 OWN = ("kernel", "initrd", "cmdline")
 PROGRAM = "the program runs"
 CARD = "virtio-rng-pci"
+# The last words of the stage: it ends the guest itself.
+RETURNED = "stage: failed: the kernel has returned"
 Everything = Callable[[Path], dict[str, tuple[str, ...]]]
 
 
@@ -232,28 +235,36 @@ def test_control_the_ordinary_firmware_starts_disks_and_network(
         assert (tmp_path / "capture").stat().st_size > PCAP_HEADER
 
 
-def marks_after_kernel(built: Built, firmware: Path, directory: Path, memory: int) -> set[str]:
-    """Which disks' programs run with the three genuine files, once the firmware says that there is nothing to start."""
-    offers = disks(built.tools, directory)
+def marks_after_kernel(built: Built, firmware: Path, directory: Path, stage: bool) -> set[str]:
+    """Which disks' programs run after a kernel that returns, since it has too little memory."""
+    offers, config = disks(built.tools, directory), built.config("emulated")
     added = flat(list(offers.values()))
-    with watched(built, firmware, directory / "state", added, memory=memory, clock_counts=True) as machine:
-        machine.guest.wait_for(NOTHING)
+    launch = (config if stage else without_stage(built.build, config, directory / "plain", acpi=False)).launch
+    # The firmware from source itself takes less.
+    memory = LITTLE - (16 << 20) if firmware == our_firmware(built) and from_source(built) else LITTLE
+    with watched(
+        built, firmware, directory / "state", added, launch=launch, memory=memory, clock_counts=True
+    ) as machine:
+        if stage:
+            assert RETURNED in machine.guest.wait_end()
+        else:
+            machine.guest.wait_for(NOTHING)
         assert KERNEL in machine.guest.log()
         return said(machine.guest.log(), list(offers))
 
 
 @pytest.mark.full
-def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [True, False], ids=["stage", "no stage"])
+def test_nothing_is_started_after_the_kernel(built: Built, tmp_path: Path, stage: bool) -> None:
     """The launch digest is the genuine one, whatever the machine's memory is. Control: the next test."""
-    # The firmware from source itself takes less.
-    memory = LITTLE - (16 << 20) if from_source(built) else LITTLE
-    assert marks_after_kernel(built, our_firmware(built), tmp_path, memory) == set()
+    assert marks_after_kernel(built, our_firmware(built), tmp_path, stage) == set()
 
 
 @pytest.mark.full
-def test_control_after_the_kernel(built: Built, tmp_path: Path) -> None:
-    """With the unchanged build."""
-    assert marks_after_kernel(built, stock_firmware(built), tmp_path, LITTLE) == set(DISKS)
+@pytest.mark.parametrize("stage", [True, False], ids=["stage", "no stage"])
+def test_control_after_the_kernel(built: Built, tmp_path: Path, stage: bool) -> None:
+    """With the unchanged build. The stage alone prevents it, too: where the kernel has returned to it, it ends."""
+    assert marks_after_kernel(built, stock_firmware(built), tmp_path, stage) == (set() if stage else set(DISKS))
 
 
 VALUES = ("0", "1", "yes", "no")

@@ -136,19 +136,20 @@ def watched(
     extra: tuple[str, ...] = (),
     *,
     files: tuple[str, ...] = FILES,
+    launch: Launch | None = None,
     hashes: KernelHashes | None = None,
     guest_type_sev: bool = False,
     memory: int = MEMORY,
     clock_counts: bool = False,
 ) -> Iterator[Watched]:
-    """Start the verity guest's machine with ``firmware`` and the host's own options ``extra``.
+    """Start the verity guest's machine, or that of ``launch``, with ``firmware`` and the host's options ``extra``.
 
     ``files`` are the files of the launch that QEMU is given; ``hashes`` replaces the genuine table; ``guest_type_sev``
     makes the firmware's drivers believe that they run under SEV; ``memory`` is in bytes; ``clock_counts`` is for tests
     that expect every disk to be found (see ``counted``).
     """
     state.mkdir(parents=True, exist_ok=True)
-    launch = built.config("emulated").launch
+    launch = launch or built.config("emulated").launch
     machine = emulated_arguments(launch.vcpu_model, memory, "tcg")
     options = RunOptions(
         qemu=built.qemu, memory=memory, ssh_port=free_port(), attest_port=free_port(), state=state, restricted=True

@@ -245,6 +245,7 @@ def test_run_guest_opens_a_raw_disk_as_raw_and_is_killed_with_doit(built: Built,
     """Also in the second run, after the guest wrote a header; each run ends by SIGKILL of doit."""
     image = raw_disk(place)
     words = ["MEMORY=256M", "GUEST_NETWORK=restricted", f"CONFIG_DIR={built.config_dir}", f"IMAGE={image}"]
+    words.append("NAME=raw-disk")  # another test runs a plain guest of the same project meanwhile
     try:
         run_and_kill(built, image, words, place)
         guest_writes_qcow2(place)

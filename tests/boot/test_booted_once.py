@@ -28,6 +28,7 @@ def use_once(built: Built, image: Path, output: Path) -> str:
     port = free_port()
     words = [
         f"IMAGE={image}",
+        "NAME=booted-once",  # another test runs a plain guest of the same project meanwhile
         f"SSH_PORT={port}",
         f"ATTEST_PORT={free_port()}",
         "MEMORY=1G",

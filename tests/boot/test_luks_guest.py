@@ -164,7 +164,7 @@ def test_written_data_is_kept_and_an_old_copy_of_the_disk_is_refused(luks: Luks,
             luks.attest(guest)
         assert "the disk is an old copy" in ended(guest)
     # Control: whoever does not remember opens it.
-    luks_key.update_record(luks.config_dir, luks.volume.uuid, generation=1)
+    luks_key.write_record(luks.config_dir, luks.volume.uuid, replace(luks.volume.record, generation=1))
     with luks.waiting(state) as guest:
         luks.attest(guest)
     assert luks.volume.record.generation == 2

@@ -149,7 +149,10 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put tests with shared guests first, whose process builds; then files without a build. With --fast, select."""
+    """Put tests with shared guests first, whose process builds, then files that need no build, then the others.
+
+    With --fast, select only the fast tests.
+    """
     if config.getoption("--fast"):
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)

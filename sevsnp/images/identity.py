@@ -118,24 +118,25 @@ def _patterns(setting: str, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Paths:
-    """Path patterns: ``any`` matches all that they take, ``folders`` the directories among it; None: no directory."""
+    """Path patterns: ``any`` matches all that they take, ``folders`` the directories among it; None: no directory.
 
-    any: re.Pattern[str]
-    folders: re.Pattern[str] | None
+    Both are regular expressions (re.DOTALL), compiled at their first use: most are never used.
+    """
+
+    any: str
+    folders: str | None
 
     @classmethod
     def of(cls, patterns: Sequence[str], *, below: bool = False) -> "_Paths":
         """With ``below`` each pattern takes directories, with all that they hold; else only one that ends in ``**``."""
         every = {path: expression(path, below=below) for pattern in patterns for path in _in_homes(pattern)}
         wide = [each for path, each in every.items() if below or path.endswith("**")]
-        return cls(
-            re.compile("|".join(every.values()), re.DOTALL), re.compile("|".join(wide), re.DOTALL) if wide else None
-        )
+        return cls("|".join(every.values()), "|".join(wide) or None)
 
     def take(self, name: str, *, folder: bool) -> bool:
         """Whether one of the patterns takes the directory or the other file ``name``."""
         pattern = self.folders if folder else self.any
-        return pattern is not None and pattern.fullmatch(name) is not None
+        return pattern is not None and re.fullmatch(pattern, name, re.DOTALL) is not None
 
 
 _AS_LISTED = Change()
@@ -163,7 +164,7 @@ class DenyList:
             self._classes[DROPPED] = _Paths.of(change.drop, below=True)
         self.kept = {pattern: _Paths.of([pattern], below=True) for pattern in change.keep}
         # Almost no entry is denied: one search finds that out, and only then the pattern matters.
-        self._any = re.compile("|".join(each.any.pattern for each in self._classes.values()), re.DOTALL)
+        self._any = re.compile("|".join(each.any for each in self._classes.values()), re.DOTALL)
 
     @property
     def reasons(self) -> set[str]:
@@ -240,7 +241,7 @@ class IdentityFilter:
     def _keep(self, reasons: dict[str, str]) -> None:
         """Take from ``reasons`` what the user keeps, with the directories that it is in."""
         for pattern, each in self.denied.kept.items():
-            found = [name for name in reasons if each.any.fullmatch(name)]
+            found = [name for name in reasons if each.take(name, folder=False)]
             for name in found:
                 self.kept.setdefault((pattern, reasons[name]), []).append(f"/{name}")
             if not found:

@@ -63,27 +63,21 @@ def setup_header(kernel: bytes) -> bytes:
 def stage_image(code: bytes, tables: bytes, kernel: bytes) -> bytes:
     """The stage's file. ``kernel`` must be one that :func:`check_kernel` accepts."""
     parts = sections(code, tables, kernel)
-    places, offset = [], _HEADERS
+    rows, contents, place = [], [], _HEADERS
     for part in parts:
-        places.append(offset)
-        offset += _padded(len(part.content), _BLOCK)
-    image = bytearray(offset)
-    image[:2] = b"MZ"
-    struct.pack_into("<I", image, 0x3C, PE)
+        room = _padded(len(part.content), _BLOCK)
+        row = (part.name, len(part.content), part.address, room, place, 0, 0, 0, 0, part.rights)
+        rows.append(struct.pack("<8sIIIIIIHHI", *row))
+        contents += [part.content, bytes(room - len(part.content))]
+        place += room
+    headers = bytearray(_HEADERS)
+    headers[:2] = b"MZ"
+    struct.pack_into("<I", headers, 0x3C, PE)
     header = setup_header(kernel)
-    image[_SETUP : _SETUP + len(header)] = header
-    described = _pe_header(parts) + b"".join(
-        struct.pack(
-            "<8sIIIIIIHHI",
-            *(part.name, len(part.content), part.address, _padded(len(part.content), _BLOCK), place),
-            *(0, 0, 0, 0, part.rights),
-        )
-        for part, place in zip(parts, places, strict=True)
-    )
-    image[PE : PE + len(described)] = described
-    for part, place in zip(parts, places, strict=True):
-        image[place : place + len(part.content)] = part.content
-    return bytes(image)
+    headers[_SETUP : _SETUP + len(header)] = header
+    described = b"".join([_pe_header(parts), *rows])
+    headers[PE : PE + len(described)] = described
+    return b"".join([headers, *contents])  # one copy of the kernel, which is large
 
 
 def _padded(size: int, unit: int) -> int:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest's root file system, or that of the user's own image, and the plain guest that boots from its own disk."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sevsnp.store.recipe import recipe_digest
+from sevsnp.store.session import index
 from tasks import cloud
 from tasks.graph import Task, artefact, command
 from tasks.project import (
@@ -44,7 +47,15 @@ ADOPTED = ("DISK", "DISK_INSIDE", "CONTAINER", "REGISTRY")
 
 
 def _keys_are_fine() -> bool:
-    """Checked in every run: the task reports keys that others may read or that were exchanged."""
+    """Asked in every run: the task reports keys that others may read or that were exchanged."""
+    paths, directory = keys(), settings().config_dir()
+    files = [paths.user_private, paths.user_public, paths.owner_private, paths.owner_certificate]
+    # The answer is remembered: to load what reads keys takes a fifth of a run that has nothing to do.
+    name = f"keys:{os.geteuid()}:{recipe_digest('sevsnp.keys.pairs')}"
+    return index().holds(name, [directory.resolve(), *files], _keys_pass)
+
+
+def _keys_pass() -> bool:
     from sevsnp.errors import UserError
     from sevsnp.keys.pairs import ensure_keys
 

@@ -5,8 +5,8 @@ import base64
 import hashlib
 from pathlib import Path
 
-from sevsnp.keys.pairs import certificate_der
 from sevsnp.measurement.copied_size import check_copied_sizes
+from sevsnp.measurement.owner import owner_der
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from sevsnp.vm_config.verity_word import BLOCK_SIZE, VerityParameters, fixed_salt
 
@@ -41,7 +41,7 @@ def make_verity_cmdline(
     if data_header and data_tables and owner_certificate:
         header = data_header.read_bytes()
         data = f"{len(header)}:{hashlib.sha256(header).hexdigest()}:{data_tables.read_text().strip()}:{data_path}"
-        owner = base64.b64encode(certificate_der(owner_certificate)).decode()
+        owner = base64.b64encode(owner_der(owner_certificate)).decode()
     parameters = VerityParameters(
         data_blocks=image.stat().st_size // BLOCK_SIZE,
         root_hash=roothash.read_text().strip(),
@@ -80,7 +80,7 @@ def make_luks_cmdline(
     words = luks_words(
         header=f"{header.stat().st_size}:{header_digest.read_text().strip()}",
         tables=tables_digest.read_text().strip(),
-        owner=base64.b64encode(certificate_der(owner_certificate)).decode(),
+        owner=base64.b64encode(owner_der(owner_certificate)).decode(),
         acpi=acpi,
         reports=reports,
         emulated=platform == "emulated",

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import check_launch_firmware
-from sevsnp.keys.pairs import certificate_der
 from sevsnp.measurement.launch_digest import launch_digest_of
+from sevsnp.measurement.owner import owner_der
 from sevsnp.settings.values import parse_tcb
 from sevsnp.stage.image import check_stage
 from sevsnp.store import session
@@ -72,7 +72,7 @@ def make_vm_config(
         vcpu_model=settings["CPU_MODEL"],
         guest_policy=settings["POLICY"],
         guest_features=settings["GUEST_FEATURES"],
-        host_data=hashlib.sha256(certificate_der(owner_certificate)).digest(),
+        host_data=hashlib.sha256(owner_der(owner_certificate)).digest(),
         firmware=file(firmware),
         kernel=file(kernel),
         initrd=file(initrd),

@@ -12,7 +12,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,23 @@ class Index:
         self._put(f"memo:{name}", json.dumps(value))
         return value
 
+    def holds(self, name: str, paths: Sequence[Path], check: Callable[[], bool]) -> bool:
+        """Whether ``check`` says yes, which depends on ``name`` and on the files and directories ``paths`` alone.
+
+        A yes is remembered as long as none of them changes, in content, owner or permissions.
+        """
+        before = _states(paths)
+        known = f"holds:{name}:{','.join(map(identity, before))}"
+        if before and self._get(known):
+            return True
+        # Tested before the check, as in _digest.
+        young = any(map(_young, before))
+        if not check():
+            return False
+        if before and not young and list(map(identity, _states(paths))) == list(map(identity, before)):
+            self._put(known, "yes")
+        return True
+
     def close(self) -> None:
         """Write what this run learned to the database. A loss only costs time."""
         with self._lock:
@@ -175,6 +192,14 @@ def _forget_before_boot(database: sqlite3.Connection) -> None:
         with database:
             database.execute("DELETE FROM known")
             database.execute("INSERT INTO known VALUES ('boot', ?)", (boot,))
+
+
+def _states(paths: Sequence[Path]) -> list[os.stat_result]:
+    """The lstat result of each path; none if one cannot be seen."""
+    try:
+        return [os.lstat(path) for path in paths]
+    except OSError:
+        return []
 
 
 def _young(status: os.stat_result) -> bool:

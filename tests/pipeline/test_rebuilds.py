@@ -5,6 +5,7 @@ What each edit makes outdated by itself, for every input of every task, is in te
 """
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sevsnp.keys.paths import Keys
 from sevsnp.system.files import sha256_file
 from tests.conftest import GOALS, Built
 from tests.support.copies import copy_built, leavings, made, one_line, ran, restored
@@ -207,7 +209,24 @@ def settled(copy: Built) -> Built:
 
 
 def test_a_second_run_does_nothing(settled: Built) -> None:
-    assert ran(settled.doit(*GOALS).stdout) == set()
+    done = settled.doit(*GOALS, PYTHONPROFILEIMPORTTIME="1").stdout
+    assert ran(done) == set()
+    # It has looked at the keys, and loads nothing that reads keys: that would take a fifth of its time.
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", done, re.MULTILINE))
+    assert "sevsnp.store.digests" in loaded and not loaded & {"cryptography", "jinja2", "sevsnp.keys.pairs"}
+
+
+@pytest.mark.parametrize("change", [lambda key: key.chmod(0o644), lambda key: key.write_bytes(key.read_bytes()[:-40])])
+def test_a_run_that_has_nothing_to_do_notices_changed_keys(
+    settled: Built, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    keys = tmp_path / "keys"
+    shutil.copytree(settled.config_dir, keys)
+    for _ in range(2):
+        settled.doit("_keys", CONFIG_DIR=str(keys))
+    assert ran(settled.doit("_keys", CONFIG_DIR=str(keys)).stdout) == set()
+    change(Keys.of(keys).owner_private)
+    assert "owner_key.pem" in one_line(settled.doit("_keys", CONFIG_DIR=str(keys), check=False).stdout)
 
 
 @pytest.mark.parametrize("name", every_run(SOURCES, EDITS))

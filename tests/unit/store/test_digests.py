@@ -5,6 +5,7 @@ import hashlib
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,58 @@ def test_the_number_of_remembered_values_is_limited(tmp_path: Path, monkeypatch:
         index.memo(str(number), lambda: 1)
     index.close()
     assert sqlite3.connect(tmp_path / "index.db").execute("SELECT name FROM known").fetchall() == [("boot",)]
+
+
+def test_a_check_that_passed_is_repeated_after_any_change(tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "folder" / "a"
+    folder.mkdir()
+    settled(file, b"one")
+    asked: list[bool] = []
+
+    def check(answer: bool) -> bool:
+        asked.append(answer)
+        return answer
+
+    def times(name: str, *, answer: bool) -> int:
+        """How often the check is asked when the index is asked twice."""
+        asked.clear()
+        for _ in range(2):
+            index = Index(tmp_path / "index.db")
+            assert index.holds(name, [folder, file], lambda: check(answer)) is answer
+            index.close()
+        return len(asked)
+
+    # Only a yes is remembered, and for one name.
+    assert [times("x", answer=False), times("x", answer=True), times("y", answer=True)] == [2, 1, 1]
+    assert times("x", answer=True) == 0
+
+    def link() -> None:
+        file.rename(folder / "b")
+        file.symlink_to("b")
+
+    changes: list[Callable[[], object]] = [
+        lambda: file.chmod(0o600),
+        lambda: write_keeping_times(file, b"two"),
+        link,
+        lambda: (folder / "c").touch(),
+    ]
+    for change in changes:
+        change()
+        time.sleep(TICK)
+        assert times("x", answer=True) == 1
+    folder.chmod(0o700)  # so young that the next change could have the same time
+    assert times("x", answer=True) == 2
+    file.unlink()
+    time.sleep(TICK)
+    assert times("x", answer=True) == 2
+
+
+def test_a_check_during_which_a_file_changes_is_not_remembered(tmp_path: Path) -> None:
+    file, index = settled(tmp_path / "a", b"one"), Index(None)
+
+    def changing() -> bool:
+        settled(file, b"two")
+        return True
+
+    assert index.holds("x", [file], changing)
+    assert not index.holds("x", [file], lambda: False)

@@ -35,6 +35,11 @@ def test_a_goal_is_compared_before_anything_is_rounded(ours: float, met: bool) -
     assert ratio_row("a", [ours], [1.0], None, 3)["met"] is True
 
 
+def test_the_least_time_counts_and_the_most_memory() -> None:
+    assert ratio_row("a", [3.0, 2.0, 9.0], [1.0, 4.0, 8.0], None, 3)["ratio"] == 2.0
+    assert ratio_row("a", [3.0, 2.0, 9.0], [1.0, 4.0, 8.0], None, 3, max)["ratio"] == 1.12
+
+
 def test_the_launch_digest_rows_have_time_and_memory(image: Path, tmp_path: Path) -> None:
     pytest.importorskip("sevsnpmeasure")
     scratch = tmp_path / "scratch"

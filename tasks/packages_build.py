@@ -75,7 +75,7 @@ def task_packages_status() -> Task:
 
     Next: ./doitw packages_fetch once it is done.
     """
-    return command("sevsnp.builds.steps:report", root=FROM_SOURCE)
+    return command("sevsnp.builds.steps:report", root=FROM_SOURCE, source=settings().text("PACKAGES_SOURCE"))
 
 
 def task_packages_fetch() -> Task:
@@ -86,7 +86,8 @@ def task_packages_fetch() -> Task:
 
     Next: ./doitw packages PACKAGES_SOURCE=container, or local, puts it into build/snp-release.
     """
-    return command("sevsnp.builds.steps:fetch", root=FROM_SOURCE, output=BUILT)
+    source = settings().text("PACKAGES_SOURCE")
+    return command("sevsnp.builds.steps:fetch", root=FROM_SOURCE, output=BUILT, source=source)
 
 
 def task_packages_clean() -> Task:

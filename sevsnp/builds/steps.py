@@ -38,6 +38,10 @@ def _build(road: str) -> str:
     return f"run: ./doitw packages_build PACKAGES_SOURCE={road}"
 
 
+def _first_build(source: str) -> str:
+    return _build(source if source in (CONTAINER, LOCAL) else CONTAINER)
+
+
 def _require(source: str, *roads: str) -> None:
     if source not in roads:
         raise UserError(
@@ -110,12 +114,15 @@ def build(
     print(_FETCH)
 
 
-def report(*, root: Path) -> None:
-    """Print the stage, its progress and the end of its log; it needs no terminal that was there at the start."""
+def report(*, root: Path, source: str = CONTAINER) -> None:
+    """Print the stage, its progress and the end of its log; it needs no terminal that was there at the start.
+
+    Without a build it says how to start one, with PACKAGES_SOURCE=``source`` if that is built.
+    """
     place = Place(root)
     status = look(place)
     if status.plan is None:
-        print(f"{status.phase.value}; {_build(CONTAINER)}")
+        print(f"{status.phase.value}; {_first_build(source)}")
         return
     for line in describe(status):
         print(line)
@@ -148,14 +155,15 @@ def _time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def fetch(*, root: Path, output: Path, table: Sequence[Stage] = STAGES) -> None:
+def fetch(*, root: Path, output: Path, source: str = CONTAINER, table: Sequence[Stage] = STAGES) -> None:
     """Copy what was built to the directory ``output``, with a record of its sources and digests (built.json).
 
     Refuses a build that runs, failed, ended early or only configured, with the reason. ``output`` appears complete.
+    ``source`` as for :func:`report`.
     """
     place = Place(root)
     status = look(place)
-    plan = _finished(place, status)
+    plan = _finished(place, status, source)
     stages = [stage for stage in table if stage.name in plan.stages]
     for stage in stages:
         if missing := missing_results(place, stage):
@@ -181,9 +189,9 @@ def _compared(made: Path, known: str) -> str:
     return f"{made}: SHA-256 {found}; the pinned source and compilers give {known}"
 
 
-def _finished(place: Place, status: Status) -> Plan:
+def _finished(place: Place, status: Status, source: str) -> Plan:
     if status.plan is None:
-        raise UserError(f"{place.root}: {status.phase.value}", _build(CONTAINER))
+        raise UserError(f"{place.root}: {status.phase.value}", _first_build(source))
     if status.phase is Phase.RUNNING:
         raise UserError(
             f"{place.root}: the build still runs: stage {status.stage}, {status.number} of {status.of}", STATUS

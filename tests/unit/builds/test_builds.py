@@ -218,6 +218,18 @@ def test_clean_stops_a_running_build(
     build.clean()  # nothing is left to do
 
 
+@pytest.mark.parametrize(("source", "named"), [("debian", "container"), ("container", "container"), ("local", "local")])
+def test_where_nothing_was_started_the_given_way_to_build_is_named(
+    tiny: Make, capsys: pytest.CaptureFixture[str], source: str, named: str
+) -> None:
+    root = tiny().place.root
+    steps.report(root=root, source=source)
+    assert capsys.readouterr().out.endswith(f"./doitw packages_build PACKAGES_SOURCE={named}\n")
+    with pytest.raises(UserError) as refused:
+        steps.fetch(root=root, output=root / "out", source=source)
+    assert refused.value.hint.endswith(f"PACKAGES_SOURCE={named}")
+
+
 def test_a_build_that_was_only_configured_has_no_result_to_fetch(tiny: Make) -> None:
     build = tiny()
     build.build(configure=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.archives.tar import Content, Entry, Kind, read_tar
-from sevsnp.errors import UserError
 from sevsnp.store.recipe import recipe_digest
 from sevsnp.store.session import index
 
@@ -18,19 +17,15 @@ _KINDS = {kind.value.decode(): kind for kind in Kind}
 
 def read_known_tar(path: Path) -> dict[str, Entry]:
     """The same result and errors as :func:`sevsnp.archives.tar.read_tar`, in the same order."""
-    try:
-        digest = index().file(path)
-    except OSError:
-        return read_tar(path)  # it raises the proper error
 
     def rows() -> list[Any]:
-        found = list(map(_row, read_tar(path).values()))
-        if index().file(path) != digest:
-            raise UserError(f"{path}: changed while it was read")
-        return found
+        return list(map(_row, read_tar(path).values()))
 
-    # The code is this module with all modules that it reaches.
-    found = index().memo(f"tar:{recipe_digest(__name__)}:{digest}", rows)
+    try:
+        # The code is this module with all modules that it reaches.
+        found = index().memo_of(path, f"tar:{recipe_digest(__name__)}", rows)
+    except OSError:
+        return read_tar(path)  # it raises the proper error
     return {row[0]: _entry(path, *row) for row in found}
 
 

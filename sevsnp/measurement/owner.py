@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-from sevsnp.errors import UserError
 from sevsnp.store.recipe import recipe_digest
 from sevsnp.store.session import index
 
@@ -22,14 +21,6 @@ def owner_der(certificate: Path) -> bytes:
         return certificate_der(certificate).hex()
 
     try:
-        digest = index().file(certificate)
+        return bytes.fromhex(index().memo_of(certificate, f"certificate:{recipe_digest(_READER)}", read))
     except OSError:
         return bytes.fromhex(read())  # it raises the proper error
-
-    def unchanged() -> str:
-        found = read()
-        if index().file(certificate) != digest:
-            raise UserError(f"{certificate}: changed while it was read")
-        return found
-
-    return bytes.fromhex(index().memo(f"certificate:{recipe_digest(_READER)}:{digest}", unchanged))

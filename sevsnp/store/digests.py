@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sevsnp.errors import UserError
 from sevsnp.store.sparse_digest import LARGE, NAME, sparse_digest
 from sevsnp.system.files import CHUNK, sha256_file
 
@@ -105,6 +106,21 @@ class Index:
         value = compute()
         self._put(f"memo:{name}", json.dumps(value))
         return value
+
+    def memo_of(self, path: Path, name: str, compute: Callable[[], Any]) -> Any:
+        """A JSON value that depends on ``name`` and on the content of the file ``path``, computed once for each.
+
+        Raises OSError if there is no such file, and UserError if it changes while the value is computed.
+        """
+        digest = self.file(path)
+
+        def unchanged() -> Any:
+            value = compute()
+            if self.file(path) != digest:
+                raise UserError(f"{path}: changed while it was read")
+            return value
+
+        return self.memo(f"{name}:{digest}", unchanged)
 
     def holds(self, name: str, paths: Sequence[Path], check: Callable[[], bool]) -> bool:
         """Whether ``check`` says yes, which depends on ``name`` and on the files and directories ``paths`` alone.

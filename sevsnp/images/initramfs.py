@@ -20,6 +20,7 @@ from sevsnp.archives.tar import Entry, read_tar
 from sevsnp.images.kernel_modules import ModuleTree
 from sevsnp.images.kernel_needs import check_kernel
 from sevsnp.images.lists import layer_files, read_files_list, read_names
+from sevsnp.images.python_library import listed_modules
 from sevsnp.system.command import run
 from sevsnp.system.files import CHUNK, scratch_directory
 
@@ -35,16 +36,17 @@ MERGED = ("bin", "sbin", "lib", "lib64")
 def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
     """The files of a set of packages, only unpacked (no maintainer script runs), without those that match ``exclude``.
 
-    ``manifest`` lies beside the packages; ``files`` is files.yaml.
+    ``manifest`` lies beside the packages; ``files`` is files.yaml. Of Python's library there is what ``python`` lists.
     """
-    exclude = read_files_list(files)["exclude"]
+    lists = read_files_list(files)
     entries = [link_entry(name, f"usr/{name}") for name in MERGED]
     entries += [directory_entry(f"usr/{name}") for name in MERGED]
     with scratch_directory(output) as scratch:
         for deb in sorted(manifest.parent.glob("*.deb")):
             tar = scratch / f"{deb.name}.tar"
             tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
-            entries += _wanted(read_tar(tar).values(), exclude)
+            entries += _wanted(read_tar(tar).values(), lists["exclude"])
+        entries = listed_modules(entries, lists["python"], f"{files}: python", scratch / "python")
         write_layer(with_parents(entries), output)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sevsnp.errors import UserError
 from sevsnp.system.yaml_loader import load
 
-_NAMES = ("exclude", "directories")
+_NAMES = ("exclude", "directories", "python")
 _FILES = ("init", "emulated", "plain", "appliance")
 _EXPECTED = {
     "path": "a path in the guest",
@@ -79,7 +79,7 @@ def _classes(path: Path, document: Any, form: str, expected: str, seen: set[str]
 
 
 def read_files_list(path: Path) -> dict[str, list[str]]:
-    """The lists of names in files.yaml: ``exclude`` and ``directories``."""
+    """The lists of names in files.yaml: ``exclude``, ``directories`` and ``python``."""
     return read_names(path, *_NAMES, others=_FILES)
 
 

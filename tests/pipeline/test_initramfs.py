@@ -2,11 +2,13 @@
 """The initramfs as built: its archives as the kernel would read them, and real modules in an order that loads."""
 
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from sevsnp.images.kernel_modules import ModuleTree, modinfo
+from sevsnp.packages.wrappers import LIBRARIES, LOADER
 from tests.conftest import Built
 from tests.support.newc import Member, read_joined
 
@@ -81,3 +83,56 @@ def test_files_have_the_expected_owner_time_and_mode(built: Built) -> None:
     init = unpacked(built.build / "initramfs.cpio.zst")["init"]
     assert stat.filemode(init.mode) == "-rwxr-xr-x"
     assert init.data == (built.project / "initramfs" / "init").read_bytes()
+
+
+# What the sources import, and what reads names of partitions, reports errors, and answers a wrong option.
+SCRIPT = """
+import argparse, importlib, os, sys, threading, traceback
+sys.path.insert(0, os.path.join(sys.argv[1], "usr/lib/sevsnp"))
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+for name in ("ascii", "latin-1", "utf-8", "utf-16-le"):
+    open("/dev/null", encoding=name).close()
+try:
+    argparse.ArgumentParser(prog="x").parse_args(["--wrong"])
+except SystemExit:
+    pass
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+traceback.format_exc()
+print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
+"""
+
+
+def python_of(files: dict[str, Member], tree: Path) -> subprocess.CompletedProcess[str]:
+    """Unpack ``files`` below ``tree``, and load everything in usr/lib/sevsnp with their Python and no other file."""
+    for name, member in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if stat.S_ISLNK(member.mode):
+            path.symlink_to(member.data.decode())
+        elif stat.S_ISREG(member.mode):
+            path.write_bytes(member.data)
+            path.chmod(member.mode & 0o777)
+    ours = (Path(name).relative_to("usr/lib/sevsnp") for name in files if name.startswith("usr/lib/sevsnp/"))
+    modules = sorted(".".join(path.with_suffix("").parts) for path in ours if path.suffix == ".py")
+    assert len(modules) > 5
+    words: list[str | Path] = [tree / LOADER, "--inhibit-cache", "--library-path", tree / LIBRARIES]
+    words += [tree / "usr/bin/python3", "-ISB", "-c", SCRIPT, tree, *modules]
+    return subprocess.run(words, env={}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["initramfs.emulated", "initramfs.appliance"])
+def test_the_listed_modules_of_python_are_enough(built: Built, tmp_path: Path, name: str) -> None:
+    """All of ours can be loaded, and from byte code alone. Control: without one listed module, the loading fails."""
+    files = unpacked(built.build / f"{name}.cpio.zst")
+    library = {path for path in files if path.startswith("usr/lib/python3.") and stat.S_ISREG(files[path].mode)}
+    assert {Path(path).suffix for path in library} == {".pyc", ".so"}
+    done = python_of(files, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    assert "x: error: unrecognized arguments: --wrong" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert all(path.startswith(f"{tmp_path}/whole/usr/lib/") for path in done.stdout.splitlines())
+    (one,) = (path for path in library if path.endswith("/subprocess.pyc" if "appliance" in name else "/ssl.pyc"))
+    lacking = python_of({path: files[path] for path in files if path != one}, tmp_path / "lacking")
+    assert lacking.returncode and "ModuleNotFoundError" in lacking.stderr

@@ -79,6 +79,16 @@ def test_files_that_files_yaml_excludes_are_left_out(tmp_path: Path) -> None:
     assert "usr/bin/one" in found and "usr/share/doc/one" not in found
 
 
+def test_a_listed_module_of_python_that_no_package_has_is_refused(tmp_path: Path) -> None:
+    """By its name. Packages without Python's library need none: the appliance's own."""
+    lists = "python: [os, 'json/*', nonsuch]\n"
+    manifest = package(tmp_path, "one", {"usr/bin/one": "1"})
+    assert "usr/bin/one" in base_layer(tmp_path, manifest, lists)
+    package(tmp_path, "two", {"usr/lib/python3.13/os.py": "", "usr/lib/python3.13/json/tool.py": ""})
+    with pytest.raises(UserError, match=r"files\.yaml: python: the packages have no such module: nonsuch$"):
+        base_layer(tmp_path, manifest, lists)
+
+
 def test_a_damaged_package_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     manifest = package(tmp_path, "one", {"usr/bin/one": "1" * 50_000})
     whole = (tmp_path / "debs/one.deb").read_bytes()

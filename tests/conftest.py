@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sevsnp.keys.paths import Keys
 from sevsnp.vm_config.config import VmConfig, read_vm_config
+from tests.support.compiled_once import load_share
 from tests.support.processes import ends_with_us
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -137,7 +138,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Forbid RSA keys while tests are collected: each takes seconds in every process, whichever tests it runs."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -145,6 +146,7 @@ def pytest_collection() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rsa, "generate_private_key", refuse)
+        load_share(session.config)
         yield
 
 

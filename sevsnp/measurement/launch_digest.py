@@ -149,14 +149,19 @@ def measure_firmware(
 
 def firmware_digest(path: Path) -> bytes:
     """The launch digest (48 bytes) after the firmware alone: with it, others compute digests without its content."""
-    context = _Context()
     try:
         with path.open("rb") as stream:
-            info = read_firmware(stream, stream.seek(0, io.SEEK_END), str(path), kernel_hashes=False)
-            for address, content in _pages(stream, info.address, info.size, str(path)):
-                context.data(_NORMAL, address, content)
+            return loaded_digest(stream, stream.seek(0, io.SEEK_END), str(path))
     except OSError as error:
         raise _unreadable(path, "firmware", error) from error
+
+
+def loaded_digest(firmware: BinaryIO, size: int, name: str = "firmware image") -> bytes:
+    """Like :func:`firmware_digest`, of ``size`` bytes of firmware in a seekable stream."""
+    context = _Context()
+    info = read_firmware(firmware, size, name, kernel_hashes=False)
+    for address, content in _pages(firmware, info.address, info.size, name):
+        context.data(_NORMAL, address, content)
     return context.digest
 
 
@@ -202,14 +207,15 @@ def launch_digest(
     vcpu_model: str,
     guest_features: int,
     name: str = "firmware image",
+    loaded: bytes | None = None,
 ) -> bytes:
     """The launch digest, 48 bytes, of ``size`` bytes of firmware in a seekable stream.
 
     ``hashes`` are the kernel hashes, or the whole 4096-byte page of guest memory that holds them, or None for a guest
     that boots without ``kernel-hashes=on``. ``guest_features`` is SEV_FEATURES of the VMSA (64 bits).
-    ``name`` names the firmware in errors.
+    ``name`` names the firmware in errors. ``loaded`` is its :func:`loaded_digest`, where that is known already.
     """
-    return _digests(firmware, size, name, hashes, [vcpus], Machine(vcpu_model, guest_features))[0][vcpus]
+    return _digests(firmware, size, name, hashes, [vcpus], Machine(vcpu_model, guest_features), loaded)[0][vcpus]
 
 
 def _digests(
@@ -233,7 +239,8 @@ def _digests(
     sha256 = hashlib.sha256()
     for address, content in _pages(stream, info.address, info.size, name):
         sha256.update(content)
-        context.data(_NORMAL, address, content)
+        if loaded is None:
+            context.data(_NORMAL, address, content)
     if loaded is not None:
         context.digest = loaded
     _add_sections(context, info.sections, page, machine.vmm)

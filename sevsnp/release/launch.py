@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sevsnp.errors import UserError
-from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest
+from sevsnp.measurement.launch_digest import KernelHashes, hash_cmdline, launch_digest, loaded_digest
 from sevsnp.release.contents import Contents, ContentsError
 from sevsnp.stage.image import check_kernel, stage_image
 from sevsnp.stage.tables import all_tables
@@ -145,6 +145,12 @@ def _stage_hash(code: bytes, kernel: bytes, vcpus: int) -> bytes:
     return hashlib.sha256(stage_image(code, all_tables(vcpus), kernel)).digest()
 
 
+# All VM configs of a release have the same firmware, which is most of what a launch digest measures.
+@functools.lru_cache(maxsize=2)
+def _loaded_digest(firmware: bytes, name: str) -> bytes:
+    return loaded_digest(io.BytesIO(firmware), len(firmware), name)
+
+
 def _digests(
     files: Files,
     names: Mapping[str, str],
@@ -173,6 +179,7 @@ def _digests(
             vcpu_model=launch.vcpu_model,
             guest_features=launch.guest_features,
             name=names["firmware"],
+            loaded=_loaded_digest(firmware, names["firmware"]),
         )
         found.append(
             {

@@ -13,7 +13,8 @@ from tests.conftest import GOALS, Built
 from tests.support.copies import copy_built, leavings, made, one_line, ran, restored
 from tests.unit.system.test_locks import held_elsewhere
 
-INIT, BASE = "build/layers/init.cpio.zst", "build/layers/base.cpio.zst"
+INIT, EMULATED, BASE = (f"build/layers/{name}.cpio.zst" for name in ("init", "emulated", "base"))
+LARGE = ("_base_layer", "_init_layer")  # together more than a MiB
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def small(tmp_path: Path) -> str:
 
 def build(copy: Built, *tasks: str, cache: str, **variables: str) -> str:
     """Make the two layers' outputs anew, whatever the tests before left."""
-    for path in (INIT, BASE):
+    for path in (INIT, EMULATED, BASE):
         (copy.project / path).unlink(missing_ok=True)
-    words = tasks or ("_base_layer", "_init_layer")
+    words = tasks or ("_emulated_layer", "_init_layer")
     return copy.doit(*words, check=True, SEVSNP_CACHE=cache, **variables).stdout
 
 
@@ -77,20 +78,20 @@ def test_a_fresh_checkout_builds_nothing_that_the_cache_has(built: Built, copy: 
 
 @pytest.mark.full
 def test_a_cache_in_another_directory_begins_empty(copy: Built, small: str) -> None:
-    assert made(build(copy, cache=small)) == {"init layer", "base layer"}
+    assert made(build(copy, cache=small)) == {"init layer", "emulated layer"}
     assert made(build(copy, cache=small)) == set()
     assert len(list(Path(small, "entries").iterdir())) == len(blobs(small)) == 2
 
 
 @pytest.mark.full
 def test_a_cache_that_is_switched_off_is_neither_read_nor_written(copy: Built, small: str) -> None:
-    assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "base layer"}
+    assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "emulated layer"}
     assert not Path(small, "entries").exists()
     build(copy, cache=small)
     before = digests(Path(small, "entries"))
-    assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "base layer"}
+    assert made(build(copy, cache=small, CACHE="off")) == {"init layer", "emulated layer"}
     assert digests(Path(small, "entries")) == before
-    assert restored(build(copy, cache=small)) == {"init layer", "base layer"}, "the control"
+    assert restored(build(copy, cache=small)) == {"init layer", "emulated layer"}, "the control"
     for task in ("cache_status", "cache_prune", "cache_verify"):
         refused = copy.doit(task, check=False, CACHE="off", SEVSNP_CACHE=small)
         assert refused.returncode != 0
@@ -117,7 +118,7 @@ def test_prune_removes_the_entries_used_longest_ago_above_the_limit(copy: Built,
     said = copy.doit("cache_prune", "CACHE_SIZE=1M", SEVSNP_CACHE=small).stdout
     assert "removed 1 entries, 1 blobs" in said
     assert "kept    1 entries, 1 blobs" in said
-    out = build(copy, cache=small)
+    out = build(copy, *LARGE, cache=small)
     assert (restored(out), made(out)) == ({"init layer"}, {"base layer"})
 
 
@@ -133,7 +134,7 @@ def test_prune_fails_at_once_while_another_run_uses_the_cache(copy: Built, small
 
 @pytest.mark.full
 def test_a_build_keeps_to_the_limit(copy: Built, small: str) -> None:
-    build(copy, cache=small, CACHE_SIZE="1M")
+    build(copy, *LARGE, cache=small, CACHE_SIZE="1M")
     assert sum(path.stat().st_blocks * 512 for path in blobs(small)) <= 1 << 20
 
 

@@ -5,8 +5,10 @@ Base packages seldom change, modules change with the kernel, init changes all th
 concatenation of the layers, so that an edit of init rebuilds only a few kilobytes.
 """
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,10 +43,14 @@ def make_packages_layer(*, manifest: Path, files: Path, output: Path) -> None:
     lists = read_files_list(files)
     entries = [link_entry(name, f"usr/{name}") for name in MERGED]
     entries += [directory_entry(f"usr/{name}") for name in MERGED]
-    with scratch_directory(output) as scratch:
-        for deb in sorted(manifest.parent.glob("*.deb")):
+    with scratch_directory(output) as scratch, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+        def unpacked(deb: Path) -> Path:
             tar = scratch / f"{deb.name}.tar"
             tar.write_bytes(run(["dpkg-deb", "--fsys-tarfile", deb]))
+            return tar
+
+        for tar in pool.map(unpacked, sorted(manifest.parent.glob("*.deb"))):
             entries += _wanted(read_tar(tar).values(), lists["exclude"])
         entries = listed_modules(entries, lists["python"], f"{files}: python", scratch / "python")
         write_layer(with_parents(entries), output)

@@ -57,7 +57,11 @@ def make_maker(built: Built, directory: Path) -> Maker:
     make_packages_layer(manifest=debs / "packages.json", files=PROJECT / "initramfs/files.yaml", output=packages)
     with job.open("wb") as stream:
         entry = text_entry(f"usr/lib/sevsnp/appliance/{JOB.name}", JOB.read_bytes())
-        write_cpio(with_parents([entry]), stream)
+        # The job's only module of Python that the initramfs does not have.
+        release = built.tools.parent
+        (module,) = release.glob("usr/lib/python3.*/tarfile.py")
+        more = text_entry(str(module.relative_to(release)), module.read_bytes())
+        write_cpio(with_parents([entry, more]), stream)
     join_layers(layers=[built.build / "initramfs.appliance.cpio.zst", packages, job], output=initrd)
     return Maker(
         Appliance(

@@ -62,9 +62,8 @@ def listed_modules(entries: Sequence[Entry], wanted: Sequence[str], where: str, 
 
 def _compiled(entries: Sequence[Entry], sources: Sequence[str], scratch: Path) -> dict[str, bytes]:
     """The byte code of the sources, by their names."""
-    needed = {entry.name for entry in entries if _INTERPRETER.fullmatch(entry.name) or "/importlib/" in entry.name}
     for entry in entries:
-        if entry.name in needed or entry.name in sources:
+        if _INTERPRETER.fullmatch(entry.name) or "/importlib/" in entry.name or entry.name in sources:
             _unpack(entry, scratch / entry.name)
     loader = (scratch / LOADER).absolute()
     run(

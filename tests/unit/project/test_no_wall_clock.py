@@ -19,6 +19,8 @@ CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time_
 COMMON = {"time.time", "datetime.now"}  # their last words alone say too little
 # What a number goes through and stays what it is.
 TRANSPARENT = {"min", "max", "sum", "abs", "round", "int", "float", "sorted", "all", "any", "zip"}
+# What a benchmark's row says of times, of the processor's too: even a ratio of two works is another in each run.
+MEASURED = {"ratio", "seconds", "bare_seconds", "per_second"}
 # In seconds: a test that is about a time-out gives a shorter one, and no machine is too slow for a longer one.
 ABOUT_IT, GENEROUS = 2, 60
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -42,6 +44,25 @@ def is_clock(node: ast.AST) -> bool:
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     return name in CLOCKS or ast.unparse(node.func) in COMMON
+
+
+def is_measured(value: ast.AST) -> bool:
+    return any(
+        isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant) and part.slice.value in MEASURED
+        for part in parts(value)
+    )
+
+
+def compares_measured(test: ast.AST) -> bool:
+    """Whether a row's value must be less or more than something other than 0, which every time is more than."""
+    for compare in (part for part in ast.walk(test) if isinstance(part, ast.Compare)):
+        sides = [compare.left, *compare.comparators]
+        for operator, *pair in zip(compare.ops, sides, sides[1:], strict=False):
+            zero = any(isinstance(side, ast.Constant) and side.value == 0 for side in pair)
+            ordered = isinstance(operator, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+            if ordered and not zero and any(map(is_measured, pair)):
+                return True
+    return False
 
 
 class Timed:
@@ -99,14 +120,14 @@ def fails(node: ast.AST) -> bool:
 
 def asserted_times(source: str) -> list[int]:
     """The lines on which a test fails for what a clock says."""
-    if not any(name in source for name in CLOCKS | COMMON):
+    if not any(name in source for name in CLOCKS | COMMON | MEASURED):
         return []
     module = ast.parse(source)
     timed = Timed(module)
     return [
         node.lineno
         for node in ast.walk(module)
-        if (isinstance(node, ast.Assert) and timed.compared(node.test))
+        if (isinstance(node, ast.Assert) and (timed.compared(node.test) or compares_measured(node.test)))
         or (isinstance(node, ast.If) and timed.compared(node.test) and any(map(fails, node.body)))
     ]
 
@@ -147,6 +168,9 @@ def short_nets(source: str) -> list[int]:
         ("a = datetime.now(UTC)\nassert datetime.now(UTC) - a < limit", [2]),
         ("if time.monotonic() > end:\n    pytest.fail('slow')", [1]),
         ("if time.monotonic() > end:\n    raise AssertionError", [1]),
+        ("assert row['ratio'] > 0 and min(one['ratio'], other['ratio']) > 1", [1]),
+        ("assert 0 < row['seconds'][0] < 2", [1]),
+        ("assert row['ratio'] > 0 and row['ratio'] == 2 and row['met'] is (ratio < 1)", []),
         # What is no such thing: processor time, a limit that is handed on, a moment at which to look.
         ("start = time.thread_time()\nassert time.thread_time() - start < other", []),
         ("found = wait_for(log, time.monotonic() + 60)\nassert found == 3", []),

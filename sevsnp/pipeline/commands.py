@@ -23,6 +23,7 @@ from doit.exceptions import InvalidCommand
 from sevsnp.errors import UserError
 from sevsnp.pipeline import run_log
 from sevsnp.pipeline.help import LEGEND, Guide, list_text, main_text, task_text
+from sevsnp.pipeline.reporter import Reporter
 from sevsnp.pipeline.settings_page import settings_page
 from sevsnp.pipeline.tasks import Tasks
 from sevsnp.system.files import remove_tree
@@ -288,7 +289,7 @@ def adopt(guide: Guide | None = None, left: Callable[[], list[str]] = list) -> N
     dodo.py calls this, when doit's command already exists. doit's own way, a plugin, does not work: it is loaded before
     this directory is on the path, and would break a bare checkout.
     """
-    List.guide = Help.guide = Run.guide = guide or Guide()
+    List.guide = Help.guide = Run.guide = Reporter.guide = guide or Guide()
     Clean.left = staticmethod(left)
     for ours in (Clean, Forget, Help, Ignore, Info, List, ResetDep, Run, Strace):
         _replace(ours.__base__, ours)

@@ -15,8 +15,11 @@ from typing import Any, TextIO
 
 from doit.reporter import ConsoleReporter
 
+from sevsnp.pipeline.help import Guide
+from sevsnp.pipeline.hints import with_settings
 from sevsnp.pipeline.run_log import RunLog, verbose
 from sevsnp.pipeline.tasks import Tasks
+from sevsnp.settings.resolved import command_line_words
 from sevsnp.system import progress, record
 from sevsnp.system.colour import Colour, paint
 from sevsnp.system.live import Screen, can_draw
@@ -89,6 +92,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
     """doit's console reporter with timings, and errors without the name of the exception class."""
 
     desc = "a line for each task that runs, with its time"
+    guide = Guide()
 
     def initialize(self, tasks: Any, selected_tasks: Any) -> None:
         super().initialize(tasks, selected_tasks)
@@ -117,6 +121,9 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
     def execute_task(self, task: Any) -> None:
         """Called in the thread that runs the task, right before the task."""
+        # Otherwise each task has a sys.stdout of its own, which is freed at its end. If another thread is in print()
+        # with it at that moment, Python crashes: it holds no reference to it.
+        task.io.capture = False
         self._begin(task)
         progress.begin(task.name)
         if task.actions:
@@ -159,6 +166,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
             # Of doit's own message for a file that no task makes, only the file's name helps.
             absent = re.search(r"Dependent file '(.+)' does not exist", fail.get_msg())
             message = f"{absent[1]}: no such file, and no task makes it" if absent else fail.get_msg().strip()
+            message = with_settings(message, command_line_words(sys.argv[1:]), self.guide, self._tasks)
             self.write(f"{self._mark('✗', 'red')} {_shown(task)}: {message}\n")
 
     def complete_run(self) -> None:

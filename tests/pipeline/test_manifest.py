@@ -207,8 +207,9 @@ def test_launch_digests_for_more_vcpus_are_those_of_a_setup_with_them(
     usual = {name: released.document()["launch"][name]["digests"] for name in CONFIG.values()}
     other.built.doit("setup_verity", "CPUS=4")
     # The volume is still that of one vCPU, which starts with another stage; it does not belong to this release.
-    refused = one_line(other.built.doit("manifest", "CPUS=4", check=False).stdout)
-    assert "build/luks/vm-config-luks.toml: its kernel, build/boot/stage-1.efi, is not an artefact" in refused
+    refused = other.built.doit("manifest", "CPUS=4", check=False).stdout
+    assert "build/luks/vm-config-luks.toml: its kernel, build/boot/stage-1.efi, is not an artefact" in one_line(refused)
+    assert "make it again: ./doitw setup_luks manifest CPUS=4" in refused
     shutil.rmtree(other.built.build / "luks")
     for platform, name in CONFIG.items():
         config = other.built.config(platform)

@@ -53,7 +53,8 @@ class Told:
         """The hint in an output, also of a successful command: one of this test's rows, at the end of a line."""
         found = {}
         for row in self.rows:
-            pattern = re.escape(row).replace(r"\{\}", ".*")
+            # After a command stand the settings with which the run was called (sevsnp/pipeline/hints.py).
+            pattern = re.escape(row).replace(r"\{\}", ".*") + r"(?: [A-Z][A-Z_0-9]*=\S+)*"
             if match := re.search(rf"(?:^|: | )({pattern})$", said, re.MULTILINE):
                 found[row] = match[1]
         assert found, f"none of {self.rows} is in:\n{said}"

@@ -91,6 +91,14 @@ def task_both():
     return {"actions": None, "task_dep": ["_image", "tools"]}
 
 
+def _streams():
+    print(f"streams: {type(sys.stdout).__name__} {type(sys.stderr).__name__}")
+
+
+def task_streams():
+    return _task(_streams, targets=["streams"])
+
+
 def task_forever():
     return _task(lambda: time.sleep(600), targets=["forever"])
 
@@ -283,6 +291,17 @@ def test_lines_of_parallel_tasks_name_their_task(project: Path) -> None:
         ["▸ image", "▸ tools", "✓ image (T s, from the cache)", "✓ tools (T s)", *(line.rstrip() for line in named)]
     )
     assert in_log(project, "-n", "2", "both").stdout.count("\n") == len(lines)
+
+
+def test_the_streams_of_a_task_outlive_it(project: Path) -> None:
+    # Python crashes if a stream is freed while another thread prints to it.
+    for words in (["streams"], ["-n", "2", "streams", "tools"]):
+        assert "streams: Lines Lines\n" in in_log(project, *words).stdout
+    dodo = project / "dodo.py"
+    dodo.write_text(dodo.read_text().replace('"reporter": Reporter, ', ""))
+    assert "streams: Writer Writer\n" in in_log(project, "streams").stdout, (
+        "doit's own are freed with the task"
+    )
 
 
 def test_a_failure_is_named_and_shown_completely(project: Path) -> None:

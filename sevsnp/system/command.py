@@ -171,10 +171,10 @@ def spawned(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start ``argv`` and give its process, which runs beside this one until the context ends.
 
-    The process leads a session of its own. It and all its children are ended with the context, after ``timeout``
-    seconds, and with this process, however this process ends: first SIGTERM, then SIGKILL after :data:`GRACE` seconds.
-    Its files in TMPDIR are removed when this process ends. Raises :class:`UserError` if it cannot be started, and after
-    the time-out.
+    The process leads a session of its own. It and all its children are ended with the context unless the caller has
+    waited for its end, after ``timeout`` seconds, and with this process, however this process ends: first SIGTERM, then
+    SIGKILL after :data:`GRACE` seconds. Its files in TMPDIR are removed when this process ends. Raises
+    :class:`UserError` if it cannot be started, and after the time-out.
     """
     words = [str(word) for word in argv]
     variables = environment({**(env or {}), "TMPDIR": _private_temporary()})
@@ -185,7 +185,7 @@ def spawned(
         late = threading.Event()
 
         def end() -> None:
-            if process.poll() is None:
+            if process.returncode is None:
                 late.set()
                 _end_groups([process.pid])
 
@@ -293,7 +293,7 @@ def _started(
         yield process, told
     finally:
         if start_new_session:
-            if process.poll() is None:
+            if process.returncode is None:  # also if it has ended: it may have left children
                 _end_groups([process.pid])
                 process.wait()
             _running.discard(process)

@@ -299,9 +299,7 @@ def test_the_streams_of_a_task_outlive_it(project: Path) -> None:
         assert "streams: Lines Lines\n" in in_log(project, *words).stdout
     dodo = project / "dodo.py"
     dodo.write_text(dodo.read_text().replace('"reporter": Reporter, ', ""))
-    assert "streams: Writer Writer\n" in in_log(project, "streams").stdout, (
-        "doit's own are freed with the task"
-    )
+    assert "streams: Writer Writer\n" in in_log(project, "streams").stdout, "doit's own are freed with the task"
 
 
 def test_a_failure_is_named_and_shown_completely(project: Path) -> None:

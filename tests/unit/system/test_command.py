@@ -237,6 +237,33 @@ def test_a_time_out_ends_the_whole_group(trap: str, tmp_path: Path, monkeypatch:
     wait_until(lambda: all(gone(pid) for pid in found))
 
 
+def left_behind(pid_file: Path) -> list[str]:
+    """A command that ends at once, and leaves a child with its output streams."""
+    return ["sh", "-c", f"sleep 300 & echo $! > {pid_file}"]
+
+
+def test_a_time_out_ends_what_an_ended_command_left(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with pytest.raises(UserError, match="no end after 1 s: sh -c"):
+        command.run(left_behind(pid_file), timeout=1)
+    wait_until(lambda: gone(int(pid_file.read_text())))
+    with (
+        pytest.raises(UserError, match="no end after 1 s: sh -c"),
+        command.spawned(left_behind(pid_file), stdout=subprocess.PIPE, timeout=1) as process,
+    ):
+        process.communicate()
+    wait_until(lambda: gone(int(pid_file.read_text())))
+
+
+def test_a_context_ends_what_an_ended_command_left(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with command.spawned(left_behind(pid_file)) as process:
+        wait_until(lambda: command._ended(process.pid))
+        child = int(pid_file.read_text())
+        assert not gone(child)
+    wait_until(lambda: gone(child))
+
+
 def test_a_command_that_handles_sigterm_may_clean_up(tmp_path: Path) -> None:
     mark = tmp_path / "cleaned"
     with pytest.raises(UserError):

@@ -28,8 +28,9 @@ def task_host_bundle() -> Task:
     Next: tar -C build -cS host-bundle | ssh HOST tar -x, and there ./run --help
     """
     disks = [verity.IMAGE, verity.TREE, *([verity.DATA_IMAGE] if verity.has_data() else [])]
-    cached = not settings().text("IMAGE") and not verity.has_data()
-    return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=cached)
+    # The user's own files must not be shared, and a result of a signing key must not be in a cache.
+    own = any(settings().text(name) for name in ("IMAGE", "FROM_INITRD", "ID_KEY")) or verity.has_data()
+    return _bundle(BUNDLE, verity.config("snp"), verity.config("emulated"), disks, cached=not own)
 
 
 def task_host_bundle_luks() -> Task:

@@ -8,6 +8,8 @@ from tasks import luks, verity
 from tasks.graph import Task, command
 from tasks.project import E2E, signing_key
 
+_CODE = [Path("sevsnp/measurement") / name for name in ("id_block.py", "signed_config.py")]
+
 
 def task_idblock() -> Iterator[Task]:
     """Sign ID blocks for the VM configs: idblock:verity, idblock:luks [ID_KEY …]
@@ -35,6 +37,7 @@ def _signed(configs: list[Path]) -> Task:
     output = configs[0].parent / "idblock"
     made = [path.name for path in configs]
     made += [f"{kind}-block{suffix}.base64" for kind in ("id", "auth") for suffix in ("", ".emulated")]
+    template = Path("templates/vm-config.toml.j2")
     return {
         # A command, not an artefact: a result of a signing key must not be in a cache.
         **command(
@@ -43,10 +46,10 @@ def _signed(configs: list[Path]) -> Task:
             configs=configs,
             id_key=id_key,
             author_key=author_key,
-            template=Path("templates/vm-config.toml.j2"),
+            template=template,
             output=output,
         ),
-        "file_dep": [str(path) for path in (*configs, id_key, author_key) if path],
+        "file_dep": [str(path) for path in (*configs, id_key, author_key, template, *_CODE) if path],
         "targets": [str(output / name) for name in made],
         "uptodate": [],
     }

@@ -4,7 +4,7 @@
 import os
 from pathlib import Path
 
-from tasks import luks
+from tasks import cloud, luks
 from tasks.e2e import BUNDLE
 from tasks.graph import Task, command
 from tasks.guest import DISK, PACKAGES, ROOTFS
@@ -41,7 +41,7 @@ ARTEFACTS = (
     LOCK, Path("requirements.lock"), *PACKAGE_LISTS,
     KERNEL / "vmlinuz", KERNEL / "version",
     INITRAMFS, EMULATED_INITRAMFS, PLAIN_INITRAMFS, APPLIANCE_INITRAMFS,
-    PACKAGES, ROOTFS, DISK,
+    PACKAGES,
     IMAGE, TREE, ROOTHASH, VERITY / "cmdline", VERITY / "cmdline.emulated", *CONFIGS,
     BIN / "get_report",
 )  # fmt: skip
@@ -70,6 +70,8 @@ def task_manifest() -> Task:
     values = settings()
     encrypted = all(path.exists() for path in ENCRYPTED)
     source = (SOURCE_LOCK, *SOURCE_LISTS) if from_source() else ()
+    # A cloud image is the user's own.
+    plain = () if cloud.chosen() else (ROOTFS, DISK)
     # A command, not an artefact: the state of git, the Python environment and the key are not files of the project, and
     # a result of a signing key must not be in a cache.
     return command(
@@ -86,7 +88,7 @@ def task_manifest() -> Task:
         ],
         project=Path(),
         artefacts=(
-            *(*ARTEFACTS, firmware(), *_stage(), *source),
+            *(*ARTEFACTS, firmware(), *plain, *_stage(), *source),
             *(*(ENCRYPTED if encrypted else ()), *data_files()),
         ),
         trees=[BUNDLE],

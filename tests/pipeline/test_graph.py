@@ -33,6 +33,27 @@ for task in tasks.by_name.values():
     read = {maker[path] for _, path in arguments(task) if path in maker} if not task.targets else set()
     print(*(f"{task.name} {other}\\n" for other in read - tasks.all_needed(task.name)), sep="", end="")
 """
+# Cached results of results that are not: of the user's own files, and of keys.
+CACHED_OF_OWN = """
+from sevsnp.pipeline.tasks import Tasks
+from sevsnp.project.graph import load
+from sevsnp.store.artefact import Artefact
+tasks = Tasks(task for task, _ in load())
+cached = {
+    name: item.cached
+    for name, task in tasks.by_name.items()
+    for item, *_ in task.uptodate
+    if isinstance(item, Artefact)
+}
+# What is made without an artefact (ID blocks, a data disk) is of the user's keys; of the keys themselves, the public
+# ones are in what is shared.
+cached |= {name: False for name, task in tasks.by_name.items() if task.targets and name not in {"_keys", *cached}}
+for name in cached:
+    if cached[name] and not all(cached.get(other, True) for other in tasks.all_needed(name)):
+        print(name)
+"""
+# Of these files, they have only digests.
+DIGESTS = {f"_verity_{name}{suffix}" for name in ("cmdline", "config") for suffix in ("", "_emulated")}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +122,12 @@ def test_the_description_has_the_main_tasks_and_their_edges(clone: Path) -> None
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_command_needs_the_tasks_that_make_what_it_reads(clone: Path, tmp_path: Path, broken: bool) -> None:
+@pytest.mark.parametrize(
+    "variables", [{}, {"GUEST_FROM": "cloud-image", "CLOUD_IMAGE": "README.md"}], ids=["", "cloud"]
+)
+def test_a_command_needs_the_tasks_that_make_what_it_reads(
+    clone: Path, tmp_path: Path, broken: bool, variables: dict[str, str]
+) -> None:
     copy = tmp_path / "project"
     shutil.copytree(clone, copy)
     bench = copy / "tasks" / "bench.py"
@@ -109,11 +135,28 @@ def test_a_command_needs_the_tasks_that_make_what_it_reads(clone: Path, tmp_path
         bench.write_text(replaced_once(bench.read_text(), '"_guest_rootfs"', ""))
     done = subprocess.run(
         [sys.executable, "-c", READ_BUT_NOT_MADE],
-        cwd=copy, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True, timeout=60,
+        cwd=copy, env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     found = [line.split() for line in done.stdout.splitlines()]
     assert {task for task, _ in found} - TAKE_WHAT_IS_THERE == ({"bench:boot"} if broken else set()), found
     assert {task for task, _ in found} >= TAKE_WHAT_IS_THERE
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("setting", ["IMAGE=README.md", "FROM_INITRD=README.md", "ID_KEY=README.md", "DATA_SIZE=1G"])
+def test_what_holds_the_users_own_files_is_not_cached(clone: Path, tmp_path: Path, setting: str, shared: bool) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(clone, copy)
+    if shared:
+        tasks = copy / "tasks" / "e2e.py"
+        tasks.write_text(replaced_once(tasks.read_text(), "cached=not own", "cached=True"))
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED_OF_OWN],
+        cwd=copy, env={"PATH": os.environ["PATH"], **dict([setting.split("=")])},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert set(done.stdout.split()) - DIGESTS == ({"host_bundle"} if shared else set())
 
 
 def task(name: str, makes: str = "", needs: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> tuple[Any, str]:

@@ -86,6 +86,10 @@ def test_idblock_signs_both_vm_configs_once(copy: Built, keys: dict[str, str]) -
     launch = signed(copy, CONFIGS[0])
     assert launch.id_block and launch.id_auth
     assert read_identity(launch.id_block.path, launch.id_auth.path).block.guest_svn == 3
+    template = copy.project / "templates" / "vm-config.toml.j2"
+    template.write_text(f"{template.read_text()}# edited\n")
+    assert "idblock:verity" in ran(doit(copy, keys, "idblock:verity", GUEST_SVN="3").stdout)
+    assert "# edited" in (copy.build / "verity" / "idblock" / CONFIGS[0]).read_text()
 
 
 def test_a_bundle_has_the_id_block_if_a_key_is_set(copy: Built, keys: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from sevsnp.system.command import run
 from sevsnp.system.copying import copy_file
 from sevsnp.system.files import scratch_directory, sha256_file
 from sevsnp.system.logins import without_login
+from sevsnp.system.time_limits import seconds_for
 from sevsnp.system.yaml_loader import dump, load
 
 USER = "user"
@@ -73,14 +74,15 @@ def make_cloud_guest(
     tools = tools.resolve()
     make_seed(seed, cloud_config(user_data, read_public_key(authorized_key)), tools)
     progress.step("converting the cloud image")
+    limit = seconds_for(image.stat().st_size)
     # One coroutine: several would write clusters in the order in which they finish.
-    run([tools / "qemu-img", "convert", "-q", "-m", "1", "-f", form.value, "-O", "qcow2", image, output])
+    run([tools / "qemu-img", "convert", "-q", "-m", "1", "-f", form.value, "-O", "qcow2", image, output], timeout=limit)
     told = json.loads(run([tools / "qemu-img", "info", "--output=json", "-f", "qcow2", output]))
     if told["virtual-size"] < size:
         run([tools / "qemu-img", "resize", "-q", "-f", "qcow2", output, str(size)])
     else:
         print(f"  {image}: the disk keeps its size of {told['virtual-size']} bytes; DISK_SIZE says {size}")
-    run([tools / "qemu-img", "check", "-q", output])
+    run([tools / "qemu-img", "check", "-q", output], timeout=limit)
 
 
 def cloud_config(template: Path, key: str) -> str:

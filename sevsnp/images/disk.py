@@ -15,6 +15,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.filesystem import MIB, ext4_size, fixed_uuid, make_ext4, usage
 from sevsnp.system.command import run
 from sevsnp.system.files import CHUNK, scratch_directory
+from sevsnp.system.time_limits import seconds_for
 
 SECTOR = 512
 GPT_ENTRIES, GPT_ENTRY_SIZE = 128, 128
@@ -166,9 +167,10 @@ def make_disk(
                 Partition(LINUX_DATA, ROOT_PARTUUID, "root", root),
             ],
         )
+        limit = seconds_for(raw.stat().st_size)
         # One coroutine: several would write clusters in the order in which they finish.
-        run([tools / "qemu-img", "convert", "-q", "-m", "1", "-f", "raw", "-O", "qcow2", raw, output])
-        run([tools / "qemu-img", "check", "-q", output])
+        run([tools / "qemu-img", "convert", "-q", "-m", "1", "-f", "raw", "-O", "qcow2", raw, output], timeout=limit)
+        run([tools / "qemu-img", "check", "-q", output], timeout=limit)
 
 
 def write_disk(raw: Path, partitions: Sequence[Partition]) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sevsnp.images.ext4_attributes import set_attributes
 from sevsnp.system import progress
 from sevsnp.system.alongside import alongside
 from sevsnp.system.command import run
+from sevsnp.system.time_limits import seconds_for
 
 BLOCK_SIZE = 4096
 INODE_SIZE = 256
@@ -163,6 +164,7 @@ def make_ext4(
                 ],
                 feed=None if entries is None else lambda stream: stream_tar(entries, stream, epoch=epoch),
                 env=env,
+                timeout=seconds_for(size),
             )
     except UserError as error:
         if re.search(r"Could not allocate|No space left|no free space|too small", error.message, re.IGNORECASE):
@@ -191,7 +193,7 @@ def _written_out(image: Path) -> Iterator[None]:
 
 def check_ext4(image: Path, *, tools: Path) -> None:
     """Raises UserError if e2fsck finds an error."""
-    run([tools / "e2fsck", "-f", "-n", image], hint=f"{image.name} was just made: is the disk full or failing?")
+    _check([tools / "e2fsck", "-f", "-n", image], image)
 
 
 def make_erofs(tar: Path, image: Path, *, tools: Path, label: str = "root", epoch: int = EPOCH) -> None:
@@ -215,6 +217,12 @@ def make_erofs(tar: Path, image: Path, *, tools: Path, label: str = "root", epoc
                 image,
                 tar,
             ],
+            timeout=seconds_for(tar.stat().st_size),
         )
     progress.step("checking")
-    run([tools / "fsck.erofs", image], hint=f"{image.name} was just made: is the disk full or failing?")
+    _check([tools / "fsck.erofs", image], image)
+
+
+def _check(argv: Sequence[str | Path], image: Path) -> None:
+    hint = f"{image.name} was just made: is the disk full or failing?"
+    run(argv, hint=hint, timeout=seconds_for(image.stat().st_size))

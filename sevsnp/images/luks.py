@@ -17,7 +17,8 @@ from sevsnp.images.identity import Change, ImageKind
 from sevsnp.images.luks2 import HEADER_SIZE, Luks2, opens
 from sevsnp.images.luks_current import is_for_snp
 from sevsnp.keys.luks_key import Key, Kind, Record, forget, given, make_key, read_record, write_record
-from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.qemu.appliance import JOB_SECONDS, Appliance, ApplianceDisk, run_job
+from sevsnp.system.time_limits import seconds_for
 
 MIB = 1 << 20
 SECTOR = 512
@@ -208,6 +209,7 @@ def encrypt(
             {"format": format_options(identity, record.key), "size": content.size},
             disks=[ApplianceDisk("source", plain, read_only=True), ApplianceDisk("luks", image)],
             secret=key.data,
+            seconds=seconds_for(content.size, JOB_SECONDS),
         )
         found = Luks2.read(image)
         if found.uuid != identity or not opens(found.data, key.data):

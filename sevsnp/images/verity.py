@@ -10,6 +10,7 @@ from sevsnp.errors import UserError
 from sevsnp.images.hash_tree import hash_tree as expected_tree
 from sevsnp.system import progress
 from sevsnp.system.command import run
+from sevsnp.system.time_limits import seconds_for
 from sevsnp.vm_config.verity_word import ALGORITHM, BLOCK_SIZE, VerityParameters
 
 
@@ -32,7 +33,10 @@ def make_verity(image: Path, hash_tree: Path, root_hash: Path, *, salt: str, too
         try:
             # A block of digests for each 128 blocks, and the levels above.
             with progress.growing(hash_tree, size // 127, "hashing"):
-                output = run([tools / "veritysetup", "format", *_options(salt, size // BLOCK_SIZE), image, hash_tree])
+                output = run(
+                    [tools / "veritysetup", "format", *_options(salt, size // BLOCK_SIZE), image, hash_tree],
+                    timeout=seconds_for(size),
+                )
         except BaseException:
             stopped.set()
             raise

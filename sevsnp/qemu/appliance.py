@@ -31,6 +31,8 @@ from sevsnp.system.text import printable
 PORT_NAME = "org.openend2e.appliance"
 Format = Literal["raw", "qcow2", "vmdk", "vhdx", "vpc"]
 MEMORY = 1 << 30
+# The time limit of a job that does not read or write a whole large disk.
+JOB_SECONDS = 1800.0
 _CPUS = 2
 # QEMU 10.0 sometimes aborts while the machine starts: another processor uses a memory map that was just replaced
 # (iotlb_to_section). A job that has not begun has changed nothing, so the appliance is started again.
@@ -79,7 +81,7 @@ def run_job(
     *,
     disks: Sequence[ApplianceDisk],
     secret: bytes = b"",
-    seconds: float = 1800.0,
+    seconds: float = JOB_SECONDS,
     memory: int = MEMORY,
 ) -> dict[str, Any]:
     """Do the job initramfs/appliance/NAME.py and return its result.

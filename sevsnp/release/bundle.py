@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sevsnp.errors import UserError
 from sevsnp.system.command import run
+from sevsnp.system.time_limits import seconds_for
 from sevsnp.vm_config.config import Disk, File, Launch, VmConfig, read_vm_config, render_vm_config
 from sevsnp.vm_config.relocate import relocated
 
@@ -74,7 +75,8 @@ def _copy_files(launch: Launch, output: Path, copied: dict[Path, str]) -> Launch
             if name in copied.values():
                 raise UserError(f"{path}: a second file named {name} for the bundle")
             # A reflink if the file system supports it, because the images are large and do not change.
-            run(["cp", "--reflink=auto", "--sparse=always", "--", path, output / name])
+            limit = seconds_for(path.stat().st_size)
+            run(["cp", "--reflink=auto", "--sparse=always", "--", path, output / name], timeout=limit)
             (output / name).chmod(0o644)
             copied[path] = name
         return (output / copied[path]).resolve()

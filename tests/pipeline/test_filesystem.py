@@ -3,14 +3,19 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, make_rootfs, text_entry
 from sevsnp.archives.tar import Content, Entry, Kind
 from sevsnp.errors import UserError
+from sevsnp.images import filesystem
 from sevsnp.images.filesystem import check_ext4, fixed_uuid, make_erofs, make_ext4
+from sevsnp.system import command
+from sevsnp.system.time_limits import SLOWEST, seconds_for
 
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
@@ -104,6 +109,28 @@ def test_impossible_sizes(tools: Path, tmp_path: Path, size: int, words: str) ->
     with pytest.raises(UserError, match=words) as caught:
         make_ext4(tmp_path / "r.tar", tmp_path / "image", tools=tools, size=size)
     assert "\n" not in caught.value.message and f"{size} bytes" in caught.value.message
+
+
+def test_the_time_limits_grow_with_the_image(
+    tools: Path, tmp_path: Path, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {}
+
+    def run(argv: Sequence[Path], *, timeout: float, **more: Any) -> bytes:
+        limits[argv[0].name] = timeout
+        return command.run(argv, timeout=timeout, **more)
+
+    monkeypatch.setattr(filesystem, "run", run)
+    small, large = 32 << 20, 64 << 20
+    make_ext4(tar, tmp_path / "small", tools=tools, size=small)
+    before = dict(limits)
+    make_ext4(tar, tmp_path / "large", tools=tools, size=large)
+    assert set(limits) == {"mke2fs", "e2fsck"}
+    assert {limits[name] - before[name] for name in limits} == {(large - small) / SLOWEST}
+    erofs = tmp_path / "erofs"
+    make_erofs(tar, erofs, tools=tools)
+    assert limits["mkfs.erofs"] == seconds_for(tar.stat().st_size) > seconds_for(0)
+    assert limits["fsck.erofs"] == seconds_for(erofs.stat().st_size)
 
 
 def test_a_damaged_image_is_noticed(tools: Path, tmp_path: Path, tar: Path) -> None:

@@ -247,7 +247,7 @@ def _show(options: argparse.Namespace, config: VmConfig | None, digests: dict[in
         if reference is not None:
             document |= {"reference": reference.hex(), "equal": own == reference}
         print(json.dumps(document, indent=2))
-    if config and max(digests) > 1 and b"acpi=off" in checked_cmdline(config.launch.cmdline).split():
+    if config and max(digests) > 1 and b"acpi=off" in checked_cmdline(config.launch).split():
         print(
             "more than one vCPU needs ACPI: set up with CPUS=N, which changes the command line and the digest",
             file=sys.stderr,

@@ -28,7 +28,7 @@ from sevsnp.measurement.vmsa import (
     vmsa,
 )
 from sevsnp.vm_config.cmdline import MAX_LENGTH
-from sevsnp.vm_config.config import File, Launch
+from sevsnp.vm_config.config import File, Launch, making
 
 DIGEST_SIZE = 48
 TABLE_SIZE = 176  # 168 bytes, padded to a multiple of 16 as QEMU does
@@ -58,9 +58,9 @@ class KernelHashes:
     @classmethod
     def of(cls, launch: Launch) -> "KernelHashes":
         """The hashes of a launch's files, each compared with the SHA-256 in the VM config as it is read."""
-        kernel = _hash_file(launch.kernel, "kernel")
-        initrd = _hash_file(launch.initrd, "initrd")
-        return cls(kernel, initrd, hash_cmdline(checked_cmdline(launch.cmdline)))
+        kernel = _hash_file(launch, launch.kernel, "kernel")
+        initrd = _hash_file(launch, launch.initrd, "initrd")
+        return cls(kernel, initrd, hash_cmdline(checked_cmdline(launch)))
 
     def table(self) -> bytes:
         """QEMU's PaddedSevHashTable, 176 bytes, which ``kernel-hashes=on`` puts into guest memory."""
@@ -82,15 +82,16 @@ def hash_cmdline(cmdline: bytes) -> bytes:
     return hashlib.sha256(cmdline + b"\0").digest()
 
 
-def checked_cmdline(file: File) -> bytes:
-    """A cmdline file's bytes, which are the command line itself: printable ASCII, no newline, at most MAX_LENGTH."""
+def checked_cmdline(launch: Launch) -> bytes:
+    """The cmdline file's bytes, which are the command line itself: printable ASCII, no newline, at most MAX_LENGTH."""
+    file = launch.cmdline
     try:
         cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_LENGTH else None
     except OSError as error:
         raise _unreadable(file.path, "cmdline", error) from error
     if cmdline is None:
         raise UserError(f"{file.path}: more than {MAX_LENGTH} bytes: the kernel would cut the command line off")
-    _compare(file, "cmdline", hashlib.sha256(cmdline).hexdigest())
+    _compare(launch, file, "cmdline", hashlib.sha256(cmdline).hexdigest())
     for position, byte in enumerate(cmdline):
         if not 0x20 <= byte < 0x7F:
             raise UserError(
@@ -110,7 +111,7 @@ def launch_digests_of(launch: Launch, vcpus: Iterable[int], machine: "Machine | 
     machine = machine or Machine(launch.vcpu_model, launch.guest_features)
     digests, sha256 = measure_firmware(launch.firmware.path, hashes, vcpus, machine)
     # The firmware is read once for measuring and comparing, so the measured bytes are the compared bytes.
-    _compare(launch.firmware, "firmware", sha256)
+    _compare(launch, launch.firmware, "firmware", sha256)
     return digests
 
 
@@ -317,9 +318,9 @@ class _Context:
         self.add(kind, address, hashlib.sha384(page).digest())
 
 
-def _hash_file(file: File, what: str) -> bytes:
+def _hash_file(launch: Launch, file: File, what: str) -> bytes:
     digest = hash_file(file.path, what)
-    _compare(file, what, digest.hex())
+    _compare(launch, file, what, digest.hex())
     return digest
 
 
@@ -332,11 +333,11 @@ def hash_file(path: Path, what: str) -> bytes:
         raise _unreadable(path, what, error) from error
 
 
-def _compare(file: File, what: str, found: str) -> None:
+def _compare(launch: Launch, file: File, what: str, found: str) -> None:
     if found != file.sha256:
         raise UserError(
             f"{file.path}: {what}: found SHA-256 {found}, the VM config says {file.sha256}",
-            "the file changed after the VM config was made; make both again: ./doitw setup_WORKFLOW",
+            f"the file changed after the VM config was made; make both again: {making(file.path, launch.workflow)}",
         )
 
 

@@ -271,6 +271,17 @@ def test_guest_memory_and_files_give_the_same_digest(tmp_path: Path) -> None:
         measure(image, page[1:], **options)
 
 
+@pytest.mark.parametrize("name", ["firmware", "kernel", "initrd", "cmdline"])
+def test_a_changed_file_is_refused_with_the_command_that_makes_it(tmp_path: Path, name: str) -> None:
+    launch = make_launch(tmp_path)
+    launch_digest_of(launch)  # the control
+    file = getattr(launch, name)
+    file.path.write_bytes(file.path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=f"{name}: found SHA-256 .*, the VM config says {file.sha256}") as caught:
+        launch_digest_of(launch)
+    assert caught.value.hint.rpartition(": ")[2] == f"./doitw setup_{launch.workflow}"
+
+
 def test_every_input_changes_the_digest() -> None:
     changed = firmware()
     changed = bytes((changed[0] ^ 1,)) + changed[1:]
@@ -338,6 +349,6 @@ def test_large_files_are_not_read_whole(tmp_path: Path) -> None:
         "from pathlib import Path; from sevsnp.vm_config.config import File\n"
         "from sevsnp.measurement import launch_digest\n"
         "resource.setrlimit(resource.RLIMIT_AS, (128 << 20, 128 << 20))\n"
-        "launch_digest._hash_file(File(Path(sys.argv[1]), sys.argv[3]), 'kernel')\n"
+        "launch_digest._hash_file(None, File(Path(sys.argv[1]), sys.argv[3]), 'kernel')\n"
     )
     subprocess.run([sys.executable, "-c", script, sparse, ROOT, found.hexdigest()], check=True)

@@ -35,7 +35,8 @@ def read_marks(channels: Path, judged: Path) -> Marks:
     kept = read_classes(judged, r"[A-Za-z0-9:_.\\@*?/-]+", "a program's path, a unit's name, or a shell pattern of it")
     return Marks(
         read_classes(channels, r"[ -~]{5,}", "a text of five characters or more"),
-        [pattern for patterns in kept.values() for pattern in patterns],
+        # Entries of a root have no first slash, but people write it.
+        [pattern.removeprefix("/") for patterns in kept.values() for pattern in patterns],
     )
 
 

@@ -178,6 +178,21 @@ def test_mount_units_of_devices_and_shares_are_masked_and_others_stay() -> None:
     assert list(mask_mounts(root)) == []
 
 
+@pytest.mark.parametrize(
+    ("pattern", "stays"),
+    [("usr/bin/keys", True), ("/usr/bin/keys", True), ("/usr/bin/key?", True), ("keys.service", True),
+     ("/usr/bin/other", False)],
+)  # fmt: skip
+def test_a_judged_program_is_named_by_its_path_with_or_without_a_first_slash(
+    tmp_path: Path, pattern: str, stays: bool
+) -> None:
+    judged = tmp_path / "judged.yaml"
+    judged.write_text(f"ours:\n  - {pattern}\n")
+    marks = read_marks(GUEST_VM / "host-channels.yaml", judged)
+    keys = [entry for entry in BAD if entry.name in (f"{UNITS}/keys.service", "usr/bin/keys")]
+    assert len(keys) == 2 and (list(switch_off_agents(tree(*keys), marks)) == []) is stays
+
+
 def test_a_malformed_list_is_refused(tmp_path: Path) -> None:
     short = tmp_path / "channels.yaml"
     short.write_text("a reason:\n  - 9p\n")

@@ -88,7 +88,9 @@ def read_status(device: Path = DEVICE) -> bytes:
             "run it on the SNP host itself, not in a guest",
         ) from None
     except PermissionError:
-        raise UserError(f"{device}: this user may not open it", "run it as root") from None
+        raise UserError(
+            f"{device}: this user may not open it", "run it as root, or as a user who may open it"
+        ) from None
     except OSError as error:
         status = _COMMAND.unpack(command)[2]
         if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ENODEV):

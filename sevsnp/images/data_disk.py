@@ -81,7 +81,9 @@ def find_volume(data_dir: Path, wanted: str) -> Path:
     found = [path for path in data_volumes(data_dir) if path.name.startswith(wanted)]
     if len(found) != 1:
         known = ", ".join(path.name for path in data_volumes(data_dir)) or "none"
-        raise UserError(f"VOLUME={wanted}: {len(found)} data disks begin so, expected one; known: {known}")
+        raise UserError(
+            f"VOLUME={wanted}: found {len(found)} data disks whose UUID begins so, expected one; known: {known}"
+        )
     return found[0]
 
 

@@ -232,7 +232,7 @@ def choose(data_dir: Path, source: Source, wanted: str, task: str) -> Volume:
     if not found:
         what = f"VOLUME={wanted}: no volume whose UUID begins so"
     elif wanted:
-        what = f"VOLUME={wanted}: {len(found)} volumes begin so, expected one"
+        what = f"VOLUME={wanted}: found {len(found)} volumes whose UUID begins so, expected one"
     else:
         what = f"{source.directory}: no volume there, and {len(found)} in {data_dir / 'volumes'}: which one?"
     commands = "\n          ".join(f"./doitw {task} VOLUME={uuid}" for uuid in found or known)

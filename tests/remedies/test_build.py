@@ -115,7 +115,7 @@ def test_no_hardware(told: Told, checkout: Built, tmp_path: Path) -> None:
     assert (checkout.project / hint.rpartition("see ")[2]).is_file()
 
 
-@remedies("sevsnp.host_setup.platform_status", "run it as root")
+@remedies("sevsnp.host_setup.platform_status", "run it as root, or as a user who may open it")
 def test_a_device_of_the_secure_processor_for_root_alone(told: Told, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can be root")

@@ -152,7 +152,8 @@ def take(tmp_path: Path, volume: str) -> None:
 
 def test_a_written_data_disk_is_used_again(launch: Launch, tmp_path: Path) -> None:
     disk = written(launch, tmp_path / "data", b"kept")
-    with pytest.raises(UserError, match=rf"VOLUME=ffff: 0 data disks begin so, expected one; known: {uuid_of(1)}"):
+    none = rf"VOLUME=ffff: found 0 data disks whose UUID begins so, expected one; known: {uuid_of(1)}"
+    with pytest.raises(UserError, match=none):
         take(tmp_path, "ffff")
     with data_volume(launch, tmp_path / "data"), pytest.raises(UserError, match="a guest writes to this data disk now"):
         take(tmp_path, uuid_of(1))

@@ -250,7 +250,7 @@ def test_the_volume_of_a_command_is_chosen(data: Path, tmp_path: Path) -> None:
     assert choose(data, third, "", TASK).uuid == third.uuid, "that of build/luks, made or not"
     assert choose(data, third, uuid_of(2), TASK).uuid == second.uuid
     assert choose(data, third, uuid_of(13), TASK).uuid == third.uuid
-    with pytest.raises(UserError, match="VOLUME=0000: 3 volumes begin so, expected one"):
+    with pytest.raises(UserError, match="VOLUME=0000: found 3 volumes whose UUID begins so, expected one"):
         choose(data, third, "0000", TASK)
     with pytest.raises(UserError, match="VOLUME=abc: no volume whose UUID begins so") as refused:
         choose(data, third, "abc", TASK)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make docs/commands.md from the commands' own parsers: `python -m sevsnp.commands.reference >docs/commands.md`.
+"""Make docs/commands.md from the commands' own parsers.
 
+Run it with `.venv/bin/python -m sevsnp.commands.reference >docs/commands.md`.
 The page is made from the parsers' actions, because argparse's help text differs between versions of Python.
 """
 
@@ -17,11 +18,11 @@ _WIDTH = 120
 _HEAD = """\
 # Commands
 
-The task `build_tools` writes these commands to `build/bin`. They run on the owner's machine, in the project's
-environment, but for two: `get_report` is one file for any Python from 3.8 on, to be copied into a guest, and
-`sev-feature-info` is for an SNP host. [attestation.md](attestation.md) says what a verdict means,
-[id-block.md](id-block.md) what launch digests and ID blocks are. This page is made from the commands' own parsers
-(`sevsnp/commands/reference.py`).
+The task `build_tools` writes these commands to `build/bin`. All but `get_report` and `get_report_emulated` run in the
+project's environment, on the owner's machine; `sev-feature-info` runs on an SNP host, which needs a checkout for it.
+`get_report` and `get_report_emulated` are each one file for any Python from 3.8 on, to be copied into a guest.
+[attestation.md](attestation.md) says what a verdict means, [id-block.md](id-block.md) what launch digests and ID blocks
+are. This page is made from the commands' own parsers (`sevsnp/commands/reference.py`).
 
 """
 _EVIDENCE = """\
@@ -58,17 +59,18 @@ class Command:
 def commands() -> list[Command]:
     """All commands, in the order in which evidence passes through them. Needs a checkout for the guest's get_report."""
     expected = "--input report.json --vm_definition build/verity/vm-config-verity.toml"
+    bound = f"--nonce {'1f' * 32} --host-key ssh_host_ed25519_key.pub"
     return [
         Command(
             _get_report(),
             f"--nonce {'1f' * 32} -o report.json",
             "`get_report_emulated` is the same for an emulated guest; the name of its `-o` must have `emulated` in it.",
         ),
-        Command(_parser("verify_report"), f"{expected} --nonce {'1f' * 32} --host-key ssh_host_ed25519_key.pub"),
+        Command(_parser("verify_report"), f"{expected} {bound}"),
         Command(
             _parser("verify_report_emulated"),
             "--input report.emulated.json --vm_definition build/verity/vm-config-verity.emulated.toml "
-            "--root build/run/verity/ark.pem",
+            f"--root build/run/verity/ark.pem {bound}",
         ),
         Command(_parser("inspect_report"), "--input report.json --offline"),
         Command(_parser("measure"), "--vm-config build/verity/vm-config-verity.toml"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make docs/settings.md from the table of settings: `python -m sevsnp.settings.reference >docs/settings.md`."""
+"""Make docs/settings.md from the table: `.venv/bin/python -m sevsnp.settings.reference >docs/settings.md`."""
 
 from sevsnp.settings.table import GROUPS, Setting
 
@@ -7,7 +7,8 @@ _HEAD = """\
 # Settings
 
 `NAME=value` on the command line, a variable of the environment, or a line `name: value` in `config.yaml`; the first of
-these that there is counts. The help of a task shows those that it reads. This page is made from the table in
+these that there is counts. The help of a task shows those that it reads with the present values of the others:
+`./doitw help setup_verity DATA_SIZE=1G` also shows `DATA_PATH`. This page is made from the table in
 `sevsnp/settings/table.py`.
 """
 

@@ -34,8 +34,8 @@ from sevsnp.settings.values import (
 
 # Variables that are refused on the command line and never shown, each with its description.
 SECRETS = {
-    "LUKS_KEY": "the disk key of the encrypted root: in the environment alone, and shown nowhere. LUKS_KEY_FILE names "
-    "a file that has it"
+    "LUKS_KEY": "the key of an encrypted root or data disk: in the environment alone, and shown nowhere. LUKS_KEY_FILE "
+    "names a file that has it"
 }
 
 
@@ -151,9 +151,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("DISK_SIZE", size(1 << 20, 1 << 42), "10G", "a size, as 20G",
                 "least size of the cloud guest's disk; its file grows with what is written"),
     )),
-    ("Where the disk key of the encrypted root comes from, unless LUKS_KEY is in the environment.", (
+    ("Where the key of an encrypted root or data disk comes from, unless LUKS_KEY is in the environment.", (
         Setting("LUKS_KEY_FILE", text, "", "a path to a key file, or - to be asked",
-                "a file of yours with the key, all of its bytes; - asks; empty: setup_luks makes one"),
+                "a file of yours with the key, all of its bytes; - asks; empty: the setup task makes one"),
     )),
     ("Free at every launch: not measured.", (
         Setting("PLATFORM", choice("auto", "snp", "emulated"), "auto", "auto, snp or emulated",
@@ -188,7 +188,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("PORT", integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)",
                 "the attestation port there; 0: attest_port"),
         Setting("EMULATED_ROOT", text, "", "a path to the ark.pem of a software secure processor",
-                "ark.pem of the software secure processor to trust; empty: that of the last run here"),
+                "ark.pem of the software secure processor to trust; "
+                "empty: that of this guest's last start, in build/run/NAME"),
     )),
     ("What export_* writes for other launchers.", (
         Setting("EXPORT_FILES", text, "", "an absolute path: a directory on the host that launches the guest",

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from sevsnp.attestation.report_data import read_public_key, ssh_report_data
 from sevsnp.commands import verify_report as cli
 from sevsnp.commands import verify_report_emulated as emulated_cli
+from sevsnp.commands.reference import commands
 from sevsnp.vm_config.config import render_vm_config
-from tests.support.evidence import REPORT_DATA, ROOT, evidence, real_data, root, write_evidence
+from tests.support.evidence import REPORT_DATA, ROOT, config, evidence, real_data, root, write_evidence
 from tests.support.fake_kds import FakeKds, pour, serving
 from tests.unit.attestation.test_real_reports import REAL, real_config
 
@@ -101,6 +103,31 @@ def test_nonce_and_host_keys(words: list[str], tmp_path: Path) -> None:
         assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 64
     (tmp_path / "key.pub").write_text("ssh-ed25519 nonsense")
     assert emulated_cli.main([*options, "--host-key", f"{tmp_path}/key.pub"]) == 64
+
+
+@pytest.mark.parametrize(("command", "code"), [("verify_report", 2), ("verify_report_emulated", 10)])
+def test_the_example_of_the_page_is_complete(
+    command: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an emulated guest's files in their places, the example gets a verdict and is not refused as incomplete."""
+    example = shlex.split(next(one.example for one in commands() if one.name == command))
+    given = dict(zip(example[::2], example[1::2], strict=True))
+    monkeypatch.chdir(tmp_path)
+    for name in ("--input", "--vm_definition", "--host-key"):
+        Path(given[name]).parent.mkdir(parents=True, exist_ok=True)
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl root@guest\n"
+    Path(given["--host-key"]).write_text(line)
+    bound = ssh_report_data(bytes.fromhex(given["--nonce"]), [read_public_key(line)])
+    fits = dataclasses.replace(config(), source=tmp_path / given["--vm_definition"])
+    fits.source.write_text(render_vm_config(fits))
+    sent = evidence(report_data=bound)
+    Path(given["--input"]).write_bytes(sent.report + sent.certificate_table)
+    if "--root" in given:
+        Path(given["--root"]).parent.mkdir(parents=True)
+        Path(given["--root"]).write_bytes(root().read_bytes())
+    main = emulated_cli.main if command == "verify_report_emulated" else cli.main
+    assert main(example) == code
+    assert main([word for pair in given.items() if pair[0] not in ("--nonce", "--host-key") for word in pair]) == 64
 
 
 @pytest.fixture

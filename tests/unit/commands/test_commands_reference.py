@@ -17,7 +17,7 @@ every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMAN
 
 def test_the_page_equals_the_generated_reference() -> None:
     page = (PROJECT / "docs" / "commands.md").read_text()
-    assert page == render_reference(), "run: python -m sevsnp.commands.reference >docs/commands.md"
+    assert page == render_reference(), "run: .venv/bin/python -m sevsnp.commands.reference >docs/commands.md"
 
 
 def test_every_command_is_there() -> None:

@@ -142,14 +142,16 @@ def test_the_project_s_config_yaml_lists_every_setting_with_its_default() -> Non
 
 
 def test_the_project_s_config_yaml_equals_the_table() -> None:
-    assert (PROJECT / "config.yaml").read_text() == render_config(), "run: python -m sevsnp.settings.table >config.yaml"
+    assert (PROJECT / "config.yaml").read_text() == render_config(), (
+        "run: .venv/bin/python -m sevsnp.settings.table >config.yaml"
+    )
     assert [setting.name for setting in SETTINGS if len(setting.help) < 20 or setting.help.endswith(".")] == []
     assert all(title.endswith(".") for title, _ in GROUPS)
 
 
 def test_the_reference_page_equals_the_table() -> None:
     page = (PROJECT / "docs" / "settings.md").read_text()
-    assert page == render_reference(), "run: python -m sevsnp.settings.reference >docs/settings.md"
+    assert page == render_reference(), "run: .venv/bin/python -m sevsnp.settings.reference >docs/settings.md"
     assert [setting.name for setting in SETTINGS if f"| `{setting.name}` |" not in page] == []
 
 

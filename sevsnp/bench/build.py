@@ -137,7 +137,7 @@ def _measures(copy: Copy) -> list[Measure]:
             before=lambda: _edit(edited),
         ),
         Measure(
-            "setup_luks ÷ mke2fs, e2fsck, luksFormat and dd in the same appliance",
+            "setup_luks ÷ mke2fs, e2fsck, luksFormat and dd in the same throw-away VM",
             # A CONFIG_DIR of its own, so that no volume that never starts stays among the user's keys.
             lambda: copy.doit("setup_luks", f"CONFIG_DIR={copy.bare / 'keys'}", f"LUKS_FREE={_LUKS_FREE}"),
             lambda: bare_luks_image(copy.build, copy.bare, _LUKS_FREE),

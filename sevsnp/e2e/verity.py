@@ -82,7 +82,7 @@ def _refused_in_production(config_path: Path, port: int, emulated_root: Path) ->
     except Refused as refused:
         if refused.reason != "unknown-root":
             raise UserError(f"refused for {refused.reason}, expected unknown-root") from None
-        return "refused: unknown root"
+        return "refused: unknown-root"
     raise UserError("the production verifier accepted emulated evidence")
 
 

@@ -8,8 +8,7 @@ _HEAD = """\
 
 `NAME=value` on the command line, a variable of the environment, or a line `name: value` in `config.yaml`; the first of
 these that there is counts. The help of a task shows those that it reads with the present values of the others:
-`./doitw help setup_verity DATA_SIZE=1G` also shows `DATA_PATH`. This page is made from the table in
-`sevsnp/settings/table.py`.
+`help setup_verity DATA_SIZE=1G` also shows `DATA_PATH`. This page is made from the table in `sevsnp/settings/table.py`.
 """
 
 

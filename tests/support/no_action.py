@@ -116,6 +116,8 @@ NO_MESSAGE: dict[Row, str] = {
         "apt-get update failed; trying with the present package lists",
     ): "says what it does",
     ("sevsnp.pipeline.help", "./doitw {}"): "the title of a task's help",
+    ("sevsnp.pipeline.hints", "./doitw"): "the first word of a command, which stands in a hint",
+    ("sevsnp.pipeline.hints", "\\./doitw((?: {})+)"): "a pattern of commands, which stand in hints",
     (
         "sevsnp.settings.table",
         "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none",

@@ -40,13 +40,16 @@ def run_detached(*, task: str, words: Sequence[str], state: Path, name: str, var
             stderr=stream,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _SECONDS
+    serial, deadline = state / "serial.log", 0.0
     try:
-        while not ((found := running(state)) and found.pid == process.pid and read_console(state / "serial.log")):
+        while not ((found := running(state)) and found.pid == process.pid and read_console(serial)):
             if process.poll() is not None:
                 said = "\n".join(line for line in printable_lines(read_console(log)) if line.strip())
                 raise UserError(f"the guest {name} did not start (exit code {process.returncode}):\n{said[-3000:]}")
-            if time.monotonic() > deadline:
+            # Until QEMU makes the log, disks are copied and files hashed, which takes as long as they are large.
+            if not (found and found.pid == process.pid and serial.exists()):
+                deadline = time.monotonic() + _SECONDS
+            elif time.monotonic() > deadline:
                 raise UserError(
                     f"the guest {name} wrote no console line in {_SECONDS:.0f} s", f"see: ./doitw logs NAME={name}"
                 )

@@ -20,10 +20,15 @@ from sevsnp.system.files import each_key_once
 
 # Bytes. The data of our images begin here; everything before is the header: two copies of it, and the keyslots.
 HEADER_SIZE = 1 << 20
+# Of a volume key, and of its stripes: the header has no room for more bytes. What is derived is one or two AES keys.
+_SIZES, _DERIVED = range(1, HEADER_SIZE + 1), range(1, 65)
 _MAGIC = b"LUKS\xba\xbe"
 _SECTOR = 512
-# KiB. Our key derivations need less. A malicious header must not make this machine swap.
-_MOST_MEMORY = 1 << 20
+# What a key derivation may cost. Ours need 1,000 rounds, or 4 passes over 131,072 KiB in one lane; for the digest,
+# cryptsetup takes as many rounds as its machine does in 125 ms. A malicious header must neither make this machine
+# swap (KiB of memory) nor keep it busy: one call of the derivation cannot be interrupted.
+_ROUNDS = range(1, 10_000_001)
+_PASSES, _MEMORY, _LANES = range(1, 17), range(1, (1 << 20) + 1), range(1, 17)
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,22 @@ def _text(field: bytes) -> str:
 def opens(header: bytes, key: bytes) -> bool:
     """Whether ``key`` opens one of the keyslots of ``header`` (its bytes, keyslots included).
 
-    Takes as long as the key derivation. Raises UserError for a header of another kind than ours.
+    Takes as long as the key derivation, which is bounded. Raises UserError for a header of another kind than ours.
     """
     luks = Luks2.parse(header)
     try:
         return any(_opens(luks, number, slot, key) for number, slot in luks.metadata["keyslots"].items())
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, binascii.Error) as error:
         raise UserError(
             f"LUKS2 header {luks.uuid}: not made by this project: {type(error).__name__}: {error}"
         ) from None
 
 
-# One of our headers as cryptsetup writes it. A tuple lists the allowed values: a text, a number, or 32 bytes in base64.
-_NUMBER, _BYTES = ("number",), ("bytes",)
+# One of our headers as cryptsetup writes it. A range stands for any number in it, _BYTES for 32 bytes in base64.
+_BYTES = ("bytes",)
 _KDFS: tuple[Mapping[str, Any], ...] = (
-    {"type": "pbkdf2", "hash": "sha256", "iterations": _NUMBER, "salt": _BYTES},
-    {"type": "argon2id", "time": _NUMBER, "memory": _NUMBER, "cpus": _NUMBER, "salt": _BYTES},
+    {"type": "pbkdf2", "hash": "sha256", "iterations": _ROUNDS, "salt": _BYTES},
+    {"type": "argon2id", "time": _PASSES, "memory": _MEMORY, "cpus": _LANES, "salt": _BYTES},
 )
 _OURS: Mapping[str, Any] = {
     "keyslots": {
@@ -102,7 +107,7 @@ _OURS: Mapping[str, Any] = {
     },
     "digests": {
         "0": {
-            "type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256", "iterations": _NUMBER,
+            "type": "pbkdf2", "keyslots": ["0"], "segments": ["0"], "hash": "sha256", "iterations": _ROUNDS,
             "salt": _BYTES, "digest": _BYTES,
         }
     },
@@ -138,9 +143,8 @@ def _compare(found: Any, expected: Any, where: str) -> None:
             raise ValueError(f"{where or 'its JSON'}: found {found!r:.200}, expected {names}")
         for name, value in expected.items():
             _compare(found[name], value, f"{where}/{name}" if where else name)
-    elif expected == _NUMBER:
-        if type(found) is not int or found < 1:
-            raise ValueError(f"{where}: found {found!r:.200}, expected a number")
+    elif isinstance(expected, range):
+        _number(found, expected, where)
     elif expected == _BYTES:
         if len(base64.b64decode(found, validate=True)) != 32:
             raise ValueError(f"{where}: found {found!r:.200}, expected 32 bytes")
@@ -148,22 +152,33 @@ def _compare(found: Any, expected: Any, where: str) -> None:
         raise ValueError(f"{where}: found {found!r:.200}, expected {expected!r}")
 
 
+def _number(found: Any, allowed: range, where: str) -> int:
+    """``found``, if it is a number in ``allowed``; else raises ValueError."""
+    if type(found) is not int or found not in allowed:
+        raise ValueError(f"{where}: found {found!r:.200}, expected a number from {allowed[0]} to {allowed[-1]}")
+    return found
+
+
 def _opens(luks: Luks2, number: str, slot: Mapping[str, Any], key: bytes) -> bool:
     area, splitter = slot["area"], slot["af"]
     if area["encryption"] != "aes-xts-plain64" or splitter["type"] != "luks1":
         raise ValueError(f"keyslot {number} is encrypted by {area['encryption']}")
-    length, stripes = slot["key_size"], splitter["stripes"]
+    length = _number(slot["key_size"], _SIZES, "key_size")
+    stripes = _number(splitter["stripes"], _SIZES, "stripes")
     offset, size = int(area["offset"]), -(-length * stripes // _SECTOR) * _SECTOR
     material = luks.data[offset : offset + size]
     if len(material) != size or size > int(area["size"]):
         raise ValueError(f"keyslot {number} is cut off")
-    derived = _derive(slot["kdf"], key, area["key_size"])
+    derived = _derive(slot["kdf"], key, _number(area["key_size"], _DERIVED, "area/key_size"))
     volume_key = _merge(_decrypt(derived, material)[: length * stripes], length, stripes, splitter["hash"])
     for digest in luks.metadata["digests"].values():
         if number in digest["keyslots"]:
             expected = base64.b64decode(digest["digest"])
             salt = base64.b64decode(digest["salt"])
-            found = hashlib.pbkdf2_hmac(digest["hash"], volume_key, salt, digest["iterations"], len(expected))
+            rounds = _number(digest["iterations"], _ROUNDS, "digest/iterations")
+            found = hashlib.pbkdf2_hmac(
+                digest["hash"], volume_key, salt, rounds, _number(len(expected), _DERIVED, "digest")
+            )
             return found == expected
     raise ValueError(f"keyslot {number} has no digest")
 
@@ -171,13 +186,14 @@ def _opens(luks: Luks2, number: str, slot: Mapping[str, Any], key: bytes) -> boo
 def _derive(kdf: Mapping[str, Any], key: bytes, length: int) -> bytes:
     salt = base64.b64decode(kdf["salt"])
     if kdf["type"] == "pbkdf2":
-        return hashlib.pbkdf2_hmac(kdf["hash"], key, salt, kdf["iterations"], length)
-    if kdf["type"] != "argon2id" or kdf["memory"] > _MOST_MEMORY:
+        return hashlib.pbkdf2_hmac(kdf["hash"], key, salt, _number(kdf["iterations"], _ROUNDS, "iterations"), length)
+    if kdf["type"] != "argon2id":
         raise ValueError(f"key derivation {kdf['type']}")
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-    argon = Argon2id(salt=salt, length=length, iterations=kdf["time"], lanes=kdf["cpus"], memory_cost=kdf["memory"])
-    return argon.derive(key)
+    passes, lanes = _number(kdf["time"], _PASSES, "time"), _number(kdf["cpus"], _LANES, "cpus")
+    memory = _number(kdf["memory"], _MEMORY, "memory")
+    return Argon2id(salt=salt, length=length, iterations=passes, lanes=lanes, memory_cost=memory).derive(key)
 
 
 def _decrypt(key: bytes, data: bytes) -> bytes:

@@ -5,6 +5,7 @@ The control is the guest's own code without its comparison: the same headers pas
 shown with cryptsetup itself in tests/pipeline/test_luks_obeyed.py, and here where :func:`opens` can tell.
 """
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -18,13 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.kdf import argon2
 
 from sevsnp.errors import UserError
+from sevsnp.images import luks2
 from sevsnp.images.luks2 import Luks2, check_ours, opens
 from tests.support.evidence import ROOT
 from tests.support.key_guest import guest_module
 from tests.support.luks_mutations import HOST_KEY, KEYS, MUTATIONS, OBEYED
-from tests.support.luks_volume import COPY, SIZE, Volume, metadata_of, synthetic
+from tests.support.luks_volume import COPY, SIZE, Volume, metadata_of, synthetic, with_metadata
 from tests.support.replacing import replaced_once
 from tests.support.waiting import NET
 
@@ -140,8 +143,10 @@ OPENS = """
 import resource, sys
 from pathlib import Path
 
-from sevsnp.images.luks2 import Luks2, check_ours, opens
+from sevsnp.images import luks2
+from sevsnp.images.luks2 import opens
 
+luks2._ROUNDS = luks2._PASSES = range(1, 1 << 31)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[3]), 600))
 print(opens(Path(sys.argv[1]).read_bytes(), sys.argv[2].encode()))
@@ -150,7 +155,10 @@ print(opens(Path(sys.argv[1]).read_bytes(), sys.argv[2].encode()))
 
 @pytest.mark.parametrize("name", [HUGE[0], *(pytest.param(name, marks=pytest.mark.full) for name in HUGE[1:])])
 def test_control_a_header_with_a_huge_cost_exceeds_the_time_limit(volume: Volume, tmp_path: Path, name: str) -> None:
-    """Control: a program that obeys this header does not finish in time; the guest refuses it after one digest."""
+    """Control: a program that obeys this header does not finish in time; the guest refuses it after one digest.
+
+    The program is the owner's tool without its bounds.
+    """
 
     def end(header: bytes) -> tuple[int, str]:
         (tmp_path / "header").write_bytes(header)
@@ -162,9 +170,73 @@ def test_control_a_header_with_a_huge_cost_exceeds_the_time_limit(volume: Volume
     assert end(MUTATIONS[name](volume)) == (-signal.SIGXCPU, "")
 
 
-def test_the_tools_of_the_owner_refuse_a_derivation_that_needs_4_gib(volume: Volume) -> None:
-    with pytest.raises(UserError, match="not made by this project"):
-        opens(MUTATIONS["derivation of 4 GiB"](volume), volume.key)
+ARGON2 = {"type": "argon2id", "time": 4, "memory": 1024, "cpus": 1, "salt": base64.b64encode(bytes(32)).decode()}
+# Fields of the header with a number that bounds what its reader does: a base, the field, and a number too many. In a
+# float of JSON, 1e999 is infinite.
+ENDLESS = [
+    ("keyslots/0/kdf", None, "iterations", 10_000_000),
+    ("digests/0", None, "iterations", 10_000_000),
+    ("keyslots/0/kdf", ARGON2, "time", 16),
+    ("keyslots/0/kdf", ARGON2, "memory", 1 << 20),
+    ("keyslots/0/kdf", ARGON2, "cpus", 16),
+]
+
+
+@pytest.mark.parametrize(("place", "kdf", "name", "most"), ENDLESS, ids=[f"{row[0]}/{row[2]}" for row in ENDLESS])
+def test_the_tools_of_the_owner_refuse_a_derivation_without_end_before_it_begins(
+    volume: Volume, place: str, kdf: dict[str, object] | None, name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls that derive get small numbers, so that a missing bound fails here and does not hang."""
+    derived: list[str] = []
+
+    def derive(kind: str) -> bytes:
+        derived.append(kind)
+        return bytes(64)
+
+    monkeypatch.setattr(luks2, "_decrypt", lambda key, data: data)
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", lambda *_: derive("pbkdf2"))
+    monkeypatch.setattr(argon2, "Argon2id", lambda **_: types.SimpleNamespace(derive=lambda _: derive("argon2id")))
+
+    def changed(value: object) -> bytes:
+        metadata = volume.metadata
+        if kdf:
+            metadata["keyslots"]["0"]["kdf"] = dict(kdf)
+        section, number, *rest = place.split("/")
+        target = metadata[section][number]
+        (target[rest[0]] if rest else target)[name] = value
+        return with_metadata(volume.header, metadata)
+
+    kinds = {"argon2id" if kdf else "pbkdf2"} | ({"pbkdf2"} if place.startswith("digests") else set())
+    for value in (0, -1, most + 1, (1 << 31) - 1, 10**30, 1e999, 4.0, "4", None):
+        derived.clear()
+        for judge in (lambda header: check_ours(Luks2.parse(header)), lambda header: opens(header, volume.key)):
+            with pytest.raises(
+                UserError, match=rf"not made by this project: .*{name}: found .*expected a number from 1"
+            ):
+                judge(changed(value))
+        assert len(derived) == (1 if place.startswith("digests") else 0), value
+    # Control: the greatest allowed number.
+    derived.clear()
+    check_ours(Luks2.parse(changed(most)))
+    opens(changed(most), volume.key)
+    assert set(derived) >= kinds
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("keyslots/0/area/key_size", 1 << 30), ("digests/0/digest", base64.b64encode(bytes(4096)).decode())],
+)
+def test_what_a_header_asks_to_derive_is_as_long_as_a_key(volume: Volume, place: str, value: object) -> None:
+    """Each 32 bytes more cost all the rounds again."""
+    metadata = volume.metadata
+    *path, name = place.split("/")
+    target = metadata
+    for part in path:
+        target = target[part]
+    target[name] = value
+    with pytest.raises(UserError, match=r"not made by this project: .*expected a number from 1 to 64"):
+        opens(with_metadata(volume.header, metadata), volume.key)
+    assert opens(with_metadata(volume.header, volume.metadata), volume.key)  # control: with the JSON as it was
 
 
 # Every structure of the header, and what is between them.

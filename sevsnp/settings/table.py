@@ -18,7 +18,9 @@ from sevsnp.settings.values import (
     forwards,
     guest_name,
     hex_digits,
+    host_name,
     integer,
+    location,
     minimum_tcb,
     no_or_yes,
     policy,
@@ -144,7 +146,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     ("Where create_new_vm takes the plain guest from.", (
         Setting("GUEST_FROM", choice("debian", "cloud-image"), "debian", "debian or cloud-image",
                 "debian: the lists in guest-vm/; cloud-image: CLOUD_IMAGE, set up once by cloud-init"),
-        Setting("CLOUD_IMAGE", text, "", "a path to a disk image, or an address",
+        Setting("CLOUD_IMAGE", location, "", "a path to a disk image, or an address",
                 "the cloud image: a path, or an http(s) address together with CLOUD_IMAGE_SHA256"),
         Setting("CLOUD_IMAGE_SHA256", digest, "", "64 lower-case hex digits",
                 "SHA-256 of the cloud image, as its publisher states it"),
@@ -183,7 +185,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
                 "VM config to launch or to verify against; empty: the one of the workflow"),
     )),
     ("Where the guest is reached from: attest_* and ssh.", (
-        Setting("HOST", text, "127.0.0.1", "the address at which the guest's forwarded ports answer",
+        Setting("HOST", host_name, "127.0.0.1", "a host name or an IP address",
                 "the machine that runs the guest"),
         Setting("PORT", integer(0, 65535), "0", "the attestation port at HOST, to 65535 (0: ATTEST_PORT)",
                 "the attestation port there; 0: attest_port"),
@@ -221,7 +223,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         Setting("PACKAGES_SOURCE", choice("debian", "release", "container", "local"), "debian",
                 "debian, release, container or local",
                 "debian: pinned packages; release: a prebuilt archive; container, local: built from source"),
-        Setting("PACKAGES_RELEASE", text, "", "the path or URL of a snp-release.tar.gz",
+        Setting("PACKAGES_RELEASE", location, "", "the path or URL of a snp-release.tar.gz",
                 "the archive of release, as a path or an http(s) URL; pack_release makes one"),
         Setting("PACKAGES_SHA256", sha256, "", "64 lower-case hex digits",
                 "SHA-256 of that archive: any archive with this digest is accepted, and no other"),
@@ -241,9 +243,9 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     ("Where things are fetched from and kept.", (
         Setting("KERNEL_DEB", text, "", "a path to a linux-image package",
                 "linux-image package to unpack instead of the pinned one"),
-        Setting("MIRROR", text, "", "the URI of a Debian mirror, or a file that pack_sources made",
+        Setting("MIRROR", location, "", "the URI of a Debian mirror, or a file that pack_sources made",
                 "Debian mirror, or a file that pack_sources made; empty: as this machine's apt has it"),
-        Setting("SNAPSHOT_MIRROR", text, "", "the URI of a Debian snapshot mirror, ending before the pool, or off",
+        Setting("SNAPSHOT_MIRROR", location, "", "the URI of a Debian snapshot mirror, ending before the pool, or off",
                 "where versions are that the mirror dropped: a URI that ends before pool/, @SNAPSHOTID@ in it stands "
                 "for the time of the lock; empty: the one that apt knows of; off: none"),
         Setting("CONFIG_DIR", text, "", "a directory for the user's keys",

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from urllib.parse import urlsplit
 
 Value = str | int
 Parser = Callable[[str], Value]
@@ -27,11 +28,29 @@ def word(text: str) -> str:
     return text
 
 
+def host_name(text: str) -> str:
+    """A name or an IP address of a machine, in a form that the system's look-up of names accepts."""
+    if not re.fullmatch(r"[^\s/?#@\x00-\x20\x7f]+", text):
+        raise ValueError
+    # Raises UnicodeError, which is a ValueError, for a part that is empty or too long: the look-up would raise it.
+    text.encode("idna")
+    return text
+
+
 def web_address(value: str) -> str:
     """The URL of a server, or empty."""
     if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
         raise ValueError
+    if value:
+        host_name(urlsplit(value).hostname or "")
     return value
+
+
+def location(value: str) -> str:
+    """A path, the URI of a file or a server, or another word; not a URI that nothing can read, as ``http://[::1``."""
+    if "://" in value:
+        urlsplit(value)
+    return text(value)
 
 
 def words(text: str) -> str:

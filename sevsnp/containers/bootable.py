@@ -27,6 +27,8 @@ _NEEDED = (
 # What scripts of the needed packages make. What else no package lists belongs to the rest of the guest.
 _MADE = re.compile(r"etc/(?:systemd|pam\.d)/.+|etc/ssh/sshd_config|usr/lib/udev/hwdb\.bin|var/lib/systemd/catalog/.+")
 _ACCOUNT_FILES = ("etc/passwd", "etc/group")
+# A user or group number. Not every digit of Unicode is one.
+_ID = re.compile("[0-9]{1,10}")
 _SYSTEM_IDS = range(999, 99, -1)
 _INSTALL = {
     "debian": "apt-get update && apt-get install -y systemd-sysv dbus openssh-server sudo",
@@ -214,7 +216,7 @@ def _copy(tree: Tree, entry: Entry, users: Mapping[int, int], groups: Mapping[in
 
 def _rows(tree: Tree, path: str) -> dict[str, list[str]]:
     rows = (line.split(":") for line in tree.text(path).splitlines() if line.strip())
-    return {row[0]: row for row in rows if len(row) > 3 and row[2].isdigit()}
+    return {row[0]: row for row in rows if len(row) > 3 and _ID.fullmatch(row[2])}
 
 
 def _add_accounts(tree: Tree, donor: Tree) -> tuple[dict[int, int], dict[int, int], list[str]]:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The account of a foreign image for the owner's login: `user`, as in the ssh_config that attestation writes."""
 
+import re
 from collections.abc import Iterator
 
 from sevsnp.archives.rootfs import EPOCH
 from sevsnp.archives.tree import Tree
+from sevsnp.errors import UserError
 from sevsnp.images.ssh_server import authorized_keys, check_login, start_server
 from sevsnp.images.sshd_config import Account
+from sevsnp.system.text import printable
 
 ACCOUNT = "user"
 _NO_LOGIN = ("nologin", "false", "sync", "shutdown", "halt")
@@ -27,7 +30,7 @@ def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
             yield f"no sudo in the image: account {ACCOUNT} cannot become root"
     elif found[6].rpartition("/")[2] in _NO_LOGIN:
         yield f"warning: account {ACCOUNT} has no login shell ({found[6]}): nobody can log in"
-    home, uid, gid = found[5].strip("/"), int(found[2]), int(found[3])
+    home, uid, gid = found[5].strip("/"), _number(found[2], "passwd"), _number(found[3], "passwd")
     tree.directory(home, 0o700, uid, gid)
     tree.directory(f"{home}/.ssh", 0o700, uid, gid)
     groups = (line.split(":") for line in tree.text("etc/group").splitlines())
@@ -44,6 +47,14 @@ def add_login_account(tree: Tree, authorized_key: str) -> Iterator[str]:
     yield from start_server(tree)
 
 
+def _number(text: str, file: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise UserError(
+            f"/etc/{file}: {ACCOUNT}: found {printable(text)!r}, expected a number", "change it in the image"
+        )
+    return int(text)
+
+
 def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
     groups = [line.split(":") for line in tree.text("etc/group").splitlines()]
     taken = {row[index] for table in (rows, groups) for row in table for index in (2, 3) if len(row) > index}
@@ -53,7 +64,8 @@ def _add_account(tree: Tree, rows: list[list[str]]) -> list[str]:
     tree.append("etc/passwd", ":".join(row))
     # A group of that name may exist without the account; then the account uses that group.
     if any(group[0] == ACCOUNT for group in groups):
-        row[3] = next(group[2] for group in groups if group[0] == ACCOUNT)
+        row[3] = next((group[2] for group in groups if group[0] == ACCOUNT and len(group) > 2), "")
+        _number(row[3], "group")
         tree.write("etc/passwd", tree.text("etc/passwd").replace(f":{number}:{number}:", f":{number}:{row[3]}:"))
     else:
         tree.append("etc/group", f"{ACCOUNT}:x:{number}:")

@@ -7,7 +7,7 @@ The appliance's kernel reads the image, never the host's.
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, fields, run_job
 from sevsnp.qemu.disk_format import disk_format
 from sevsnp.qemu.whole_disk import check_not_cut
 from sevsnp.system.text import printable
@@ -41,12 +41,12 @@ def import_image(
         seconds=_SECONDS,
     )
     if "refused" in result:
+        fields(result, f"IMAGE={image}", {"refused": str, "hint": str})
         raise UserError(f"IMAGE={image}: {printable(result['refused'])}", printable(result["hint"]))
-    # The appliance has mounted the image's file systems: its answer deserves no more trust than they do.
-    size, notes = result["bytes"], result["notes"]
-    if not isinstance(size, int) or not 0 < size <= _LARGEST or not all(isinstance(note, str) for note in notes):
+    size, entries, notes = fields(result, f"IMAGE={image}", {"bytes": int, "entries": int, "notes": list})
+    if not 0 < size <= _LARGEST or not all(isinstance(note, str) for note in notes):
         raise UserError(f"IMAGE={image}: the appliance gave an invalid answer")
     with output.open("r+b") as stream:
         stream.truncate(size)
-    for note in (f"IMAGE={image}: {form.name} disk image, {result['entries']} files", *notes):
+    for note in (f"IMAGE={image}: {form.name} disk image, {entries} files", *notes):
         print(f"  {printable(note)}")

@@ -225,6 +225,18 @@ def _talk(port: socket.socket, sent: bytes, seconds: float, end: _End) -> None:
                     amount.what = printable(said["step"])[:60]
 
 
+def fields(answer: Mapping[str, Any], whose: str, kinds: Mapping[str, type]) -> list[Any]:
+    """The named fields of an answer, in this order; ``whose`` disk was in the appliance.
+
+    An appliance that has mounted a disk deserves no more trust than the disk: raises UserError unless each field is
+    there and has its type.
+    """
+    found = [answer.get(name) for name in kinds]
+    if any(type(value) is not kind for value, kind in zip(found, kinds.values(), strict=True)):
+        raise UserError(f"{whose}: the appliance gave an invalid answer")
+    return found
+
+
 def _parse(line: bytes) -> dict[str, Any]:
     """A message of the appliance, if well formed: a mounted file system may have taken over the appliance's kernel."""
     try:

@@ -19,7 +19,7 @@ from sevsnp.keys.luks_key import Key, Record
 from sevsnp.measurement.make_cmdline import make_luks_cmdline
 from sevsnp.measurement.make_config import make_vm_config
 from sevsnp.measurement.signed_config import sign_configs
-from sevsnp.qemu.appliance import Appliance, ApplianceDisk, run_job
+from sevsnp.qemu.appliance import Appliance, ApplianceDisk, fields, run_job
 from sevsnp.system.command import temporary_directory
 from sevsnp.system.copying import copy_file
 from sevsnp.volumes.directory import CONFIGS, DIGESTS, HEADER, Source, Volume, choose
@@ -198,8 +198,9 @@ def _tables(image: Path, luks: Luks2, directory: Path, key: Key, appliance: Appl
         return (directory / DIGESTS[1]).read_text().strip()
     disk = ApplianceDisk("luks", image, overlay=scratch / "changes.qcow2")
     found = run_job(appliance, "luks_tables", {}, disks=[disk], secret=key.data)
-    check_tables(image, str(found["crypt"]), str(found["integrity"]))
-    return str(found["tables"])
+    crypt, integrity, tables = fields(found, str(image), dict.fromkeys(("crypt", "integrity", "tables"), str))
+    check_tables(image, crypt, integrity)
+    return str(tables)
 
 
 def check_tables(image: Path, crypt: str, integrity: str) -> None:

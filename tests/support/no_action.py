@@ -24,6 +24,7 @@ NO_ACTION: dict[Row, str] = {
         "sevsnp.images.ssh_server",
         "change it in the image, or for this account alone: what a Match block may set is enough there",
     ): _IN_IMAGE,
+    ("sevsnp.images.account", "change it in the image"): _IN_IMAGE,
     ("sevsnp.images.ssh_server", "install it in the image, as with: apk add openrc"): _IN_IMAGE,
     (
         "sevsnp.images.ssh_server",

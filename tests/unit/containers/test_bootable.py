@@ -11,7 +11,7 @@ import pytest
 from sevsnp.archives.rootfs import Layer, directory_entry, link_entry, merge, text_entry
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.archives.tree import Tree
-from sevsnp.containers.bootable import add_what_is_missing
+from sevsnp.containers.bootable import _add_accounts, add_what_is_missing
 from sevsnp.containers.dpkg import Relation, compare, fulfilled, read_status, relations, unmet
 from sevsnp.errors import UserError
 
@@ -245,3 +245,12 @@ def test_links_are_followed_inside_the_root_only() -> None:
     tree.entries["usr/sbin"] = Entry("usr/sbin", Kind.SYMLINK, 0o777, target="../../../../opt")
     add(tree)
     assert tree.entries["opt/sshd"].content and "usr/sbin/sshd" not in tree.entries
+
+
+@pytest.mark.parametrize(("number", "here"), [("\u00b2", 101), ("1" * 5000, 101), ("101", 100)])
+def test_an_account_of_the_image_counts_only_with_a_number(number: str, here: int) -> None:
+    """The last row is the control: this number is taken."""
+    tree = Tree([text_entry("etc/passwd", f"odd:x:{number}:0::/:/bin/sh\n")])
+    donor = Tree([text_entry("etc/passwd", "sshd:x:101:0::/run/sshd:/usr/sbin/nologin\n")])
+    users, _, names = _add_accounts(tree, donor)
+    assert names == ["sshd"] and (users[101] == 101) == (here == 101)

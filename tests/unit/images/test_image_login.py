@@ -78,6 +78,34 @@ def test_a_locked_account_without_pam() -> None:
     assert list(add_login_account(image("UsePAM yes\n", shadow), KEY))
 
 
+@pytest.mark.parametrize(
+    ("ids", "found"), [("abc:100", "'abc'"), (":", "''"), ("100:x", "'x'"), ("-1:100", "'-1'"), ("\u00b2:100", "'")]
+)
+def test_an_account_whose_ids_are_no_numbers(ids: str, found: str) -> None:
+    tree = image("")
+    good = tree.text("etc/passwd")
+    tree.write("etc/passwd", good.replace("1000:1000", ids))
+    with pytest.raises(UserError, match=f"/etc/passwd: user: found {found}.*, expected a number"):
+        list(add_login_account(tree, KEY))
+    tree.write("etc/passwd", good)  # control
+    assert "added: your public key in /home/user/.ssh/authorized_keys" in list(add_login_account(tree, KEY))
+
+
+@pytest.mark.parametrize("group", ["user", "user:x", "user:x:staff:"])
+def test_a_group_for_the_new_account_that_has_no_number(group: str) -> None:
+    tree = image("")
+    tree.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n")
+    groups = tree.text("etc/group")
+    tree.write("etc/group", f"{group}\n")
+    with pytest.raises(UserError, match=r"/etc/group: user: found .*, expected a number"):
+        list(add_login_account(tree, KEY))
+    tree.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n")  # control
+    tree.write("etc/group", groups)
+    assert "added: account user (uid 1001), without a password, since the owner logs in under this name" in list(
+        add_login_account(tree, KEY)
+    )
+
+
 def test_the_key_goes_where_sshd_looks_for_it() -> None:
     tree = image("AuthorizedKeysFile /etc/ssh/keys/%u\n")
     assert "added: your public key in /etc/ssh/keys/user" in list(add_login_account(tree, KEY))

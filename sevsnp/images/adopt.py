@@ -25,7 +25,7 @@ from sevsnp.system.files import scratch_directory
 from sevsnp.system.text import printable
 
 _GENERATORS = "etc/systemd/system-generators"
-_GENERATOR_FOLDERS = ("usr/lib/systemd/system-generators", "lib/systemd/system-generators", _GENERATORS)
+_GENERATOR_FOLDERS = tuple(f"{folder}-generators" for folder in UNIT_FOLDERS)
 
 # Generators make units from the kernel command line, credentials, partition tables and disks.
 _SILENT = (

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 from sevsnp.archives.tree import Tree
 from sevsnp.errors import UserError
+from sevsnp.images.network_managers import UNIT_FOLDERS, UNITS
 from sevsnp.images.sshd_config import Account, barred, key_files, read_config
 
 _OPENSSH = ("usr/sbin/sshd", "usr/bin/sshd", "sbin/sshd")
 _SERVERS = (*_OPENSSH, "usr/sbin/dropbear", "sbin/dropbear")
 _UNITS = ("ssh.service", "sshd.service")
 _WANTED = (*_UNITS, "ssh.socket", "sshd.socket", "dropbear.service")
-_UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _SCRIPTS = ("sshd", "ssh", "dropbear")
 _OPENRC = ("sbin/openrc", "usr/sbin/openrc", "bin/openrc", "usr/bin/openrc", "sbin/rc")
 _RUNLEVELS = ("sysinit", "boot", "default")
@@ -45,7 +45,7 @@ def start_server(tree: Tree) -> Iterator[str]:
     """
     if not _has(tree, _SERVERS):
         yield "warning: no SSH server in the image: nobody can log in"
-    elif folders := [folder for folder in _UNIT_FOLDERS if tree.find(folder)]:
+    elif folders := [folder for folder in UNIT_FOLDERS if tree.find(folder)]:
         yield from _by_systemd(tree, folders)
     elif "openrc" in tree.text("etc/inittab") or tree.find("etc/runlevels"):
         yield from _by_openrc(tree)
@@ -68,7 +68,7 @@ def _by_systemd(tree: Tree, folders: list[str]) -> Iterator[str]:
         for unit in _UNITS:
             entry = tree.find(f"{folder}/{unit}")
             if entry is not None and entry.content is not None:
-                tree.link(f"etc/systemd/system/multi-user.target.wants/{unit}", f"/{entry.name}")
+                tree.link(f"{UNITS}/multi-user.target.wants/{unit}", f"/{entry.name}")
                 yield f"switched on: {unit}"
                 return
     yield "warning: no unit starts the SSH server: nobody can log in"

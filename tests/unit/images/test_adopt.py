@@ -61,6 +61,8 @@ def image(*more: Entry) -> Tree:
         text_entry("etc/cloud/cloud.cfg", ""),
         text_entry("etc/netplan/50-cloud-init.yaml", "network: {}\n"),
         text_entry("usr/lib/systemd/system-generators/systemd-gpt-auto-generator", "", 0o755),
+        text_entry("usr/local/lib/systemd/system-generators/ignition-generator", "", 0o755),
+        text_entry("usr/local/lib/systemd/system-generators/harmless-generator", "", 0o755),
         *(text_entry(f"{UNITS}/{name}", "[Unit]\n") for name in (*OFF, *ON, "emergency.service")),
         link_entry(f"{ETC}/multi-user.target.wants/ssh.service", f"/{UNITS}/ssh.service"),
     ]
@@ -81,7 +83,9 @@ def test_services_that_obey_the_host_are_switched_off_and_others_are_not() -> No
         assert entry.kind is Kind.SYMLINK and entry.target == "/dev/null" and name in said
     for name in ON:
         assert f"{ETC}/{name}" not in tree.entries
-    assert tree.entries["etc/systemd/system-generators/systemd-gpt-auto-generator"].target == "/dev/null"
+    for name in ("systemd-gpt-auto-generator", "ignition-generator"):
+        assert tree.entries[f"etc/systemd/system-generators/{name}"].target == "/dev/null"
+    assert not tree.has("etc/systemd/system-generators/harmless-generator")
     assert tree.has("etc/cloud/cloud-init.disabled")
     assert "UUID" not in tree.text("etc/fstab") and "emptied: /etc/fstab" in said
     assert not tree.has("etc/netplan/50-cloud-init.yaml")

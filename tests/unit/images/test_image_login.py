@@ -14,6 +14,8 @@ from sevsnp.host.console import boot_failure
 from sevsnp.images.account import add_login_account
 from sevsnp.images.architecture import check_architecture
 from sevsnp.images.copied_size import write_copied_sizes
+from sevsnp.images.network_managers import UNIT_FOLDERS
+from sevsnp.images.ssh_server import start_server
 from sevsnp.measurement.copied_size import check_copied_sizes
 
 KEY = "ssh-ed25519 AAAAowner"
@@ -110,6 +112,21 @@ def test_the_key_goes_where_sshd_looks_for_it() -> None:
     tree = image("AuthorizedKeysFile /etc/ssh/keys/%u\n")
     assert "added: your public key in /etc/ssh/keys/user" in list(add_login_account(tree, KEY))
     assert tree.text("etc/ssh/keys/user") == f"{KEY}\n"
+
+
+@pytest.mark.parametrize("folder", UNIT_FOLDERS)
+@pytest.mark.parametrize("unit", ["ssh.service", "sshd.service"])
+def test_the_unit_of_the_server_is_found_wherever_systemd_looks(folder: str, unit: str) -> None:
+    tree = image("")
+    tree.remove("usr/lib/systemd/system/ssh.service")
+    tree.write("usr/lib/systemd/system/other.service", "[Unit]\n")
+    missing = "warning: no unit starts the SSH server: nobody can log in"
+    assert missing in list(start_server(tree))  # control
+    tree.write(f"{folder}/{unit}", "[Unit]\n")
+    assert list(start_server(tree)) == [f"switched on: {unit}"]
+    wanted = tree.at(f"etc/systemd/system/multi-user.target.wants/{unit}")
+    assert wanted and wanted.target == f"/{folder}/{unit}"
+    assert list(start_server(tree)) == []
 
 
 def openrc(*more: Entry) -> Tree:

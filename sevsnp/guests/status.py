@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sevsnp.guests.local import Guest, all_guests
 from sevsnp.host.run import words_of
+from sevsnp.settings.resolved import PLACES
 from sevsnp.settings.table import NAMES
 from sevsnp.system.command import run
 
@@ -84,7 +85,7 @@ def _next(letters: dict[str, str], guests: list[Guest]) -> list[str]:
 
 def _letters(words: Sequence[str]) -> dict[str, str]:
     """doit's status letter of each task: U for up to date, R for a task that must run, E for one that cannot."""
-    settings = {name: os.environ[name] for name in NAMES if name in os.environ}
+    settings = {name: os.environ[name] for name in (*NAMES, *PLACES) if name in os.environ}
     said = run([sys.executable, "-m", "doit", "list", "--all", "--status", *words], env=settings).decode()
     rows = (line.split() for line in said.splitlines())
     return {words[1]: words[0] for words in rows if len(words) > 1 and words[0] in "UREI-"}

@@ -17,6 +17,8 @@ CONFIG_FILE = "config.yaml"
 COMMAND_LINE, ENVIRONMENT = "the command line", "the environment"
 # Sources for one run only; config.yaml is the source for all runs.
 PER_RUN = (COMMAND_LINE, ENVIRONMENT)
+# Variables of the environment that say where directories are whose settings are empty.
+PLACES = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME")
 ALL_SETTINGS = "all settings: ./doitw settings"
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_KEY = {setting.key: setting for setting in SETTINGS}

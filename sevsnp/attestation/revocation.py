@@ -73,14 +73,6 @@ def not_in_force(crl: x509.CertificateRevocationList, now: datetime) -> str:
     return f"in force from {crl.last_update_utc:%F} to {until:%F}" if until else "without nextUpdate"
 
 
-def load_crl(data: bytes, ark: x509.Certificate, now: datetime) -> x509.CertificateRevocationList:
-    """A list of :func:`read_crl` that is in force at ``now`` (aware). Raises :class:`CrlError`."""
-    crl = read_crl(data, ark)
-    if problem := not_in_force(crl, now):
-        raise CrlError(problem)
-    return crl
-
-
 def newest_in_force(
     lists: Iterable[x509.CertificateRevocationList], now: datetime
 ) -> x509.CertificateRevocationList | None:

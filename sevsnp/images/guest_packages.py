@@ -27,7 +27,6 @@ from sevsnp.system.subordinate_ids import check_subordinate_ids
 # Seconds. An installation takes a minute; a busy, slow disk may take ten times that.
 INSTALL_TIMEOUT = 1800.0
 _SYSCTL = Path("/proc/sys")
-_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 # Files that the installation leaves behind and that do not belong to the packages: the installer's logs, caches with
 # inode numbers and times, backups of files that maintainer scripts edited, random identities and keys.

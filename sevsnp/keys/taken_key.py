@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 # linux/prctl.h
-PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 VARIABLE = b"LUKS_KEY"
 # The variable with the number of the pipe's file descriptor, for the code that reads the key.

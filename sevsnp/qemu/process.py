@@ -123,11 +123,6 @@ def machine_arguments(vcpus: int, options: RunOptions) -> list[str]:
     ]
 
 
-def disk_arguments(role: str, path: Path, *, read_only: bool) -> list[str]:
-    """A raw virtio disk with the serial number ``role``."""
-    return disk_device(BlockFile(role, path, read_only=read_only))
-
-
 def disk_device(disk: BlockFile) -> list[str]:
     """A virtio disk with the image's role as its serial number."""
     device = f"virtio-blk-pci,drive={disk.role},serial={disk.role},disable-legacy=on,iommu_platform=on"

@@ -126,7 +126,7 @@ def check_stage(stage: Path, vcpus: int, *, code: Path, tables: Path, kernel: Pa
 def make_stage(*, code: Path, tables: Path, kernel: Path, output: Path) -> None:
     """Write the stage with ``kernel`` to ``output``.
 
-    ``code`` is that of :mod:`sevsnp.stage.code`, ``tables`` those of :mod:`sevsnp.stage.tables`. Raises
+    ``code`` is that of :mod:`sevsnp.images.stage_code`, ``tables`` those of :mod:`sevsnp.stage.tables`. Raises
     :class:`UserError` for a file that is no kernel.
     """
     content = kernel.read_bytes()

@@ -25,7 +25,8 @@ import pytest
 from sevsnp.e2e.guest import ssh, wait_for_evidence
 from sevsnp.errors import UserError
 from sevsnp.owner.attestation import attest_guest
-from sevsnp.qemu.process import disk_arguments
+from sevsnp.qemu.blocks import BlockFile
+from sevsnp.qemu.process import disk_device
 from sevsnp.system.files import short_name
 from tests.conftest import Built
 from tests.support.aml import marking_ssdt
@@ -110,7 +111,7 @@ def host(built: Built, tmp_path: Path) -> Iterator[HostileHost]:
         arguments += ["-fw_cfg", f"name=opt/io.systemd.credentials/{name},string={escaped}"]
     arguments += SIMPLE
     for name, image in images.items():
-        arguments += disk_arguments(name, image, read_only=False)
+        arguments += disk_device(BlockFile(name, image))
     with short_name(tmp_path) as short:
         agent = short / "socket"
         arguments += [

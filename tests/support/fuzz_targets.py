@@ -29,7 +29,7 @@ from sevsnp.attestation.kds_http import Limits
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.report import parse_report
 from sevsnp.attestation.report_input import read_input
-from sevsnp.attestation.revocation import CrlError, load_crl, newest_in_force
+from sevsnp.attestation.revocation import CrlError, newest_in_force
 from sevsnp.errors import UserError
 from sevsnp.measurement.id_block import IdAuth, IdBlock, Identity, check_identity, make_identity
 from sevsnp.measurement.ovmf import read_firmware, read_svsm
@@ -37,7 +37,7 @@ from sevsnp.owner.client import parse_answer
 from sevsnp.system import toml_loader
 from sevsnp.vm_config.config import parse_vm_config, render_vm_config
 from tests.support.evidence import REPORT_DATA, config, firmware, psp
-from tests.support.hierarchy import NOW, Hierarchy, leaf_key
+from tests.support.hierarchy import NOW, Hierarchy, leaf_key, load_crl
 
 GENOA = Hierarchy()
 _HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"

@@ -21,6 +21,7 @@ from sevsnp.attestation import extensions as oids
 from sevsnp.attestation.authentication import Evidence
 from sevsnp.attestation.chain import TrustRoot
 from sevsnp.attestation.report import SigningKey
+from sevsnp.attestation.revocation import CrlError, not_in_force, read_crl
 from sevsnp.emulation.psp import _integer
 from sevsnp.emulation.report_encoder import ReportFields, append_signature, encode_report
 from sevsnp.vm_config.config import Product, Tcb
@@ -191,3 +192,11 @@ def _extensions(one: Hierarchy) -> dict[str, bytes]:
     if one.vlek:
         return {**found, oids.CSP_ID: text("a cloud")}
     return {**found, oids.HWID: one.chip[:8] if turin else one.chip}
+
+
+def load_crl(data: bytes, ark: x509.Certificate, now: datetime) -> x509.CertificateRevocationList:
+    """A list of the verifier's read_crl that is in force at ``now`` (aware). Raises CrlError."""
+    crl = read_crl(data, ark)
+    if problem := not_in_force(crl, now):
+        raise CrlError(problem)
+    return crl

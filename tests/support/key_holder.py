@@ -21,6 +21,8 @@ if arm == "unprotected":
 
 from sevsnp.keys import luks_key  # noqa: E402
 
+# linux/prctl.h
+PR_GET_DUMPABLE = 3
 UUID = "11111111-2222-3333-4444-555555555555"
 
 taken_key.take_over()
@@ -33,7 +35,7 @@ else:
 child = command.run([sys.executable, "-I", "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"])
 found = {
     "key": key.data.hex(),
-    "dumpable": ctypes.CDLL(None).prctl(taken_key.PR_GET_DUMPABLE, 0, 0, 0, 0),
+    "dumpable": ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0),
     "limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
     "limit of a child": int(child),
 }

@@ -15,12 +15,12 @@ from sevsnp.attestation.checklist import Checklist
 from sevsnp.attestation.hcl import Claims
 from sevsnp.attestation.outcome import Appraisal
 from sevsnp.attestation.report import EMULATED_CHIP_ID, FirmwareVersion, SigningKey
-from sevsnp.attestation.revocation import Lists, load_crl
+from sevsnp.attestation.revocation import Lists
 from sevsnp.emulation.report_encoder import encode_report
 from sevsnp.firmware.known import STOCK
 from sevsnp.vm_config.config import File, Tcb
 from tests.support.evidence import MEASUREMENT, REPORT_DATA, expected
-from tests.support.hierarchy import NOW, Hierarchy
+from tests.support.hierarchy import NOW, Hierarchy, load_crl
 
 GENOA = Hierarchy()
 MILAN = Hierarchy("Milan")

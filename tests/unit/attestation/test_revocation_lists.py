@@ -21,12 +21,12 @@ from sevsnp.attestation.kds import Kds
 from sevsnp.attestation.kds_cache import Cache
 from sevsnp.attestation.kds_http import OPTIONAL, Limits
 from sevsnp.attestation.outcome import Appraisal
-from sevsnp.attestation.revocation import CrlError, load_crl, read_crl
+from sevsnp.attestation.revocation import CrlError, read_crl
 from sevsnp.attestation.sources import Directory
 from tests.support.evidence import ROOT, expected
 from tests.support.fake_kds import FakeKds, Handler, serving
 from tests.support.fuzz_targets import _table_of
-from tests.support.hierarchy import NOW, Hierarchy
+from tests.support.hierarchy import NOW, Hierarchy, load_crl
 from tests.support.waiting import NET, wait_until
 
 GENOA = Hierarchy()

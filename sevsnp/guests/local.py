@@ -20,6 +20,7 @@ from sevsnp.owner import kept
 from sevsnp.system import progress
 from sevsnp.system.command import run, run_attached
 from sevsnp.system.files import short_name
+from sevsnp.system.locks import held
 
 _STOP_SECONDS = 60.0
 _END_SECONDS = 20.0
@@ -179,7 +180,8 @@ def logs(*, runs: Path, name: str, lines: int = 40) -> None:
 def console(*, runs: Path, name: str) -> None:
     """`console`: the serial console of a guest that was started with DETACH=yes, on this terminal.
 
-    Raises UserError if the guest has its own terminal, or if another process uses the console.
+    Raises UserError if the guest has its own terminal, or if another process uses the console: QEMU would accept a
+    second connection only after the first has ended, and show nothing until then.
     """
     guest = only_guest(runs, name)
     found = guest.require()
@@ -188,7 +190,19 @@ def console(*, runs: Path, name: str) -> None:
             f"the guest {guest.name} has its console in the terminal that it was started from",
             f"look at it: ./doitw logs NAME={guest.name}",
         )
-    with short_name(guest.state) as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+
+    def taken(process: str) -> UserError:
+        return UserError(
+            f"the console of the guest {guest.name} is in use by process {process}, which leaves it with Ctrl-]",
+            f"look at it: ./doitw logs NAME={guest.name}",
+        )
+
+    with (
+        held(guest.state / "console.lock", taken) as note,
+        short_name(guest.state) as short,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line,
+    ):
+        note(str(os.getpid()))
         line.connect(str(short / CONSOLE))
         print(f"console of the guest {guest.name}; Ctrl-] leaves it\r", flush=True)
         with progress.paused(), _raw_terminal():

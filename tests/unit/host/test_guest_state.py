@@ -119,6 +119,25 @@ def test_the_console_of_a_guest_without_a_terminal(tmp_path: Path) -> None:
         assert given.console is None and not (state / CONSOLE).exists()
 
 
+def test_a_second_user_of_the_console_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU takes one connection at a time; the next one is established, but nobody reads from it."""
+    used: list[str] = []
+
+    def second(_: socket.socket) -> None:
+        used.append("first")
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}") as refused:
+            guests.console(runs=tmp_path, name="guest")
+        assert refused.value.hint == "look at it: ./doitw logs NAME=guest"
+
+    with session(options(tmp_path / "guest"), RUN, TOLD):
+        monkeypatch.setattr(guests, "_bridge", second)
+        guests.console(runs=tmp_path, name="guest")
+        # Control: the first one has left it.
+        monkeypatch.setattr(guests, "_bridge", lambda _: used.append("again"))
+        guests.console(runs=tmp_path, name="guest")
+    assert used == ["first", "again"]
+
+
 def test_a_message_of_qemu_comes_before_the_error(tmp_path: Path) -> None:
     given = options(tmp_path, terminal=True)
     with pytest.raises(UserError) as failed, session(given, RUN, TOLD):

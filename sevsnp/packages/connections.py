@@ -12,7 +12,8 @@ from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager
 from urllib3.util import make_headers
 
 from sevsnp.packages import hostapt
-from sevsnp.system.logins import split_login
+from sevsnp.system.logins import split_login, without_login
+from sevsnp.system.text import printable
 
 TIMEOUT = 30.0  # seconds without a byte
 REDIRECTS = 5
@@ -86,7 +87,10 @@ class Connections:
                 # A connection whose answer was read to its end is back in the pool by now; any other cannot be used
                 # again.
                 response.close()
-            uri, _ = split_login(urljoin(uri, target))
+            try:
+                uri, _ = split_login(urljoin(uri, target))
+            except ValueError:
+                raise StatusError(response.status, f"redirects to {printable(without_login(target))}") from None
             if urlsplit(uri).scheme not in ("http", "https"):
                 raise StatusError(response.status, f"redirects to {uri}")
         raise StatusError(response.status, f"redirects more than {REDIRECTS} times")

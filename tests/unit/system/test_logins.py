@@ -98,6 +98,13 @@ def test_a_login_is_sent_to_its_server(redirect: str, tmp_path: Path) -> None:
             fetch(f"http://{host}/there", tmp_path / "control")
 
 
+def test_a_redirect_to_what_is_no_address(tmp_path: Path) -> None:
+    """As `http://[::1`: the server's text, in which nothing can find a host. The test above is the control."""
+    said = r"cannot be fetched: HTTP status 302 redirects to http://…@\[::1/here"
+    with server("http://me:too@[::1/here") as (host, _), pytest.raises(UserError, match=said):
+        fetch(f"http://{LOGIN}@{host}/there", tmp_path)
+
+
 def test_a_login_is_sent_to_no_other_server(tmp_path: Path) -> None:
     with server() as (other, seen), server(f"http://you:too@{other}/here") as (host, first):
         with pytest.raises(UserError, match="HTTP status 401"):

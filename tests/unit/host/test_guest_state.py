@@ -124,6 +124,7 @@ def test_a_second_user_of_the_console_is_told(tmp_path: Path, monkeypatch: pytes
     used: list[str] = []
 
     def second(_: socket.socket) -> None:
+        assert not used, "the second user has the console too"
         used.append("first")
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}") as refused:
             guests.console(runs=tmp_path, name="guest")

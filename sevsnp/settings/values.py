@@ -32,8 +32,12 @@ def host_name(text: str) -> str:
     """A name or an IP address of a machine, in a form that the system's look-up of names accepts."""
     if not re.fullmatch(r"[^\s/?#@\x00-\x20\x7f]+", text):
         raise ValueError
-    # Raises UnicodeError, which is a ValueError, for a part that is empty or too long: the look-up would raise it.
-    text.encode("idna")
+    # The look-up raises UnicodeError for a part that is empty or too long; of a name that is not ASCII, Python says it.
+    if text.isascii():
+        if not all(0 < len(part) < 64 for part in text.removesuffix(".").split(".")):
+            raise ValueError
+    else:
+        text.encode("idna")  # UnicodeError is a ValueError
     return text
 
 

@@ -14,8 +14,9 @@ def is_current(
     """Whether the volume with ``header`` can be opened from here: its record exists, and its key exists or is given.
 
     A key given for this run must be the volume's own (``key_file`` None: no given key counts). A key that an emulated
-    guest has received is not valid for SEV-SNP, if ``platform`` says that the volume is for SEV-SNP. True if there is
-    no volume, and in cases that the task itself reports better.
+    guest has received is not valid for SEV-SNP, if ``platform`` says that the volume is for SEV-SNP; nor is a made key
+    that a confidential guest has received valid for emulation, if ``platform`` says that. True if there is no volume,
+    and in cases that the task itself reports better.
     """
     if not header.exists():
         return True
@@ -23,6 +24,8 @@ def is_current(
         luks = Luks2.read(header)
         record = luks_key.read_record(config_dir, luks.uuid)
         if record.exposed and is_for_snp(platform, qemu, probe_cache):
+            return False
+        if platform == "emulated" and record.only_confidential:
             return False
         key = luks_key.given(key_file) if key_file is not None else None
         if key is None:

@@ -153,6 +153,11 @@ class Record:
         """Whether a guest may have opened the volume; if so, a copy of it may hold the user's data."""
         return self.sent or self.exposed or self.generation > 0
 
+    @property
+    def only_confidential(self) -> bool:
+        """Whether the key was made here, and among guests only confidential ones have received it."""
+        return self.key == "made" and self.sent and not self.exposed
+
 
 def key_path(config_dir: Path, uuid: str) -> Path:
     """The path of the made key of the volume with this LUKS UUID."""

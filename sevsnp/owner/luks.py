@@ -29,17 +29,25 @@ def check_release(domain: str, record: Record, *, emulated_asked: bool, again: s
     """Refuse a key that a guest of this trust domain (amd or emulated) must not have.
 
     ``emulated_asked``: the user set PLATFORM=emulated for this run. A software secure processor hides nothing from its
-    host, so a key that was sent to an emulated guest is never sent to a confidential guest. ``again`` is the command
-    that asks for the key.
+    host, so a key that was sent to an emulated guest is never sent to a confidential guest. Nor is a made key that was
+    sent to a confidential guest ever sent to an emulated one: the host, which has the volume, could then read it.
+    ``again`` is the command that asks for the key.
     """
+    make = _MAKING[again.split()[1]]
     if domain == "amd":
         if record.exposed:
             raise UserError(
                 "this volume's key was sent to an emulated guest, whose host could have kept it",
                 f"if the guest is emulated: {again} PLATFORM=emulated — "
-                f"for SEV-SNP make a volume with another key: {_MAKING[again.split()[1]]} PLATFORM=snp",
+                f"for SEV-SNP make a volume with another key: {make} PLATFORM=snp",
             )
     elif domain == "emulated":
+        if record.only_confidential:
+            raise UserError(
+                "this volume's key was sent to a confidential guest, and is not sent to an emulated one",
+                "if the guest should run on SEV-SNP, its host has started another one — "
+                f"for emulation make another volume: {make} PLATFORM=emulated",
+            )
         if record.key != "made" and not emulated_asked:
             raise UserError(
                 "a key of your own is not sent to an emulated guest, whose host can read it",

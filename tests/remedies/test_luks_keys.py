@@ -66,3 +66,17 @@ def test_the_user_s_own_key_for_an_emulated_guest(told: Told) -> None:
         check_release("emulated", Record("given"), emulated_asked=asked)
 
     told.instead(lambda: release(False), lambda: release(True))
+
+
+@remedies(
+    "sevsnp.owner.luks",
+    "if the guest should run on SEV-SNP, its host has started another one — "
+    "for emulation make another volume: {} PLATFORM=emulated",
+)
+def test_the_key_of_a_confidential_guest_for_an_emulated_one(told: Told) -> None:
+    def release(record: Record) -> None:
+        check_release("emulated", record, emulated_asked=True)
+
+    hint = told.hint(lambda: release(Record("made", sent=True)))
+    assert hint.endswith(": ./doitw setup_luks PLATFORM=emulated")
+    release(Record("made"))  # that of a new volume

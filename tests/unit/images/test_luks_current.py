@@ -50,6 +50,14 @@ def test_a_volume_that_an_emulated_guest_opened_is_not_used_for_snp(tmp_path: Pa
     assert not current(tmp_path, header, platform="snp")
 
 
+def test_a_volume_that_a_confidential_guest_opened_is_not_used_for_emulation(tmp_path: Path, header: Path) -> None:
+    keep(tmp_path / "config", Record("made", sent=True))
+    assert current(tmp_path, header) and current(tmp_path, header, platform="snp")
+    assert not current(tmp_path, header, platform="emulated")
+    keep(tmp_path / "config", Record("made", sent=True, exposed=True))
+    assert current(tmp_path, header, platform="emulated")
+
+
 def test_platform_auto_means_snp_if_the_probe_found_snp(tmp_path: Path) -> None:
     qemu, probe_cache = tmp_path / "qemu", tmp_path / "platform.json"
     qemu.touch()

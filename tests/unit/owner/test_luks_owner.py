@@ -30,7 +30,14 @@ from tests.support.luks_owner import KEY, UUID, attest, attest_data, config_dir,
 
 __all__ = ["config_dir", "header", "keys"]  # fixtures
 
-FIELDS = {"made": Record("made"), "given": Record("given"), "exposed": Record("made", exposed=True)}
+FIELDS = {
+    "made": Record("made"),
+    "given": Record("given"),
+    "exposed": Record("made", exposed=True),
+    "sent": Record("made", sent=True),
+    "given and sent": Record("given", sent=True),
+    "sent to both": Record("made", exposed=True, sent=True),
+}
 # record, domain, PLATFORM=emulated said: whether the key is released.
 RULES = {
     ("made", "amd", False): True,
@@ -44,6 +51,13 @@ RULES = {
     ("exposed", "emulated", False): True,
     ("given", "emulated", False): False,
     ("given", "emulated", True): True,
+    ("sent", "amd", False): True,
+    ("sent", "emulated", False): False,
+    ("sent", "emulated", True): False,
+    ("given and sent", "emulated", False): False,
+    ("given and sent", "emulated", True): True,
+    ("sent to both", "amd", True): False,
+    ("sent to both", "emulated", False): True,
     ("made", "other", True): False,
     ("made", "", True): False,
 }

@@ -8,7 +8,7 @@ Unreadable evidence is refused like wrong evidence: the result is an :class:`App
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -109,6 +109,7 @@ def appraise(
     """Compare ``evidence`` with ``expected`` under ``root`` at the time ``now`` (aware). Never raises for evidence."""
     if now.tzinfo is None:
         raise ValueError("now: expected an aware datetime")
+    now = now.astimezone(UTC)  # as which it is shown, and signed in a result
     log, policy = Checklist(root.domain), expected.policy
     report: Report | None = None
     try:

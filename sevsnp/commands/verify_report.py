@@ -272,9 +272,9 @@ def read_file(path: Path) -> bytes:
 def _time(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a time as 2026-05-31T12:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _hex(text: str, size: int, option: str) -> bytes:

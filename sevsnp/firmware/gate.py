@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.known import ACCEPTED, REFUSED
+from sevsnp.system.files import open_regular
 
 if TYPE_CHECKING:
     from sevsnp.firmware.volumes import Leaf
@@ -63,7 +64,7 @@ def _judge(digest: str, path: str, reason: str) -> str:
     if not path:
         return "unknown, and its file is not here to be inspected"
     try:
-        with Path(path).open("rb") as stream:
+        with open_regular(Path(path)) as stream:
             image = stream.read(_MOST)
     except OSError as error:
         return f"unknown, and cannot be read: {error.strerror}"

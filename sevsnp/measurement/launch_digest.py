@@ -27,7 +27,8 @@ from sevsnp.measurement.vmsa import (
     vcpu_signature,
     vmsa,
 )
-from sevsnp.vm_config.cmdline import MAX_LENGTH
+from sevsnp.system.files import open_regular
+from sevsnp.vm_config.cmdline import read_bytes
 from sevsnp.vm_config.config import File, Launch, making
 
 DIGEST_SIZE = 48
@@ -85,12 +86,7 @@ def hash_cmdline(cmdline: bytes) -> bytes:
 def checked_cmdline(launch: Launch) -> bytes:
     """The cmdline file's bytes, which are the command line itself: printable ASCII, no newline, at most MAX_LENGTH."""
     file = launch.cmdline
-    try:
-        cmdline = file.path.read_bytes() if file.path.stat().st_size <= MAX_LENGTH else None
-    except OSError as error:
-        raise _unreadable(file.path, "cmdline", error) from error
-    if cmdline is None:
-        raise UserError(f"{file.path}: more than {MAX_LENGTH} bytes: the kernel would cut the command line off")
+    cmdline = read_bytes(file.path)
     _compare(launch, file, "cmdline", hashlib.sha256(cmdline).hexdigest())
     for position, byte in enumerate(cmdline):
         if not 0x20 <= byte < 0x7F:
@@ -142,7 +138,7 @@ def measure_firmware(
     ``loaded`` is the digest of :func:`firmware_digest`, of another firmware with the same tables as the file's.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return _digests(stream, stream.seek(0, io.SEEK_END), str(path), hashes, vcpus, machine, loaded)
     except OSError as error:
         raise _unreadable(path, "firmware", error) from error
@@ -151,7 +147,7 @@ def measure_firmware(
 def firmware_digest(path: Path) -> bytes:
     """The launch digest (48 bytes) after the firmware alone: with it, others compute digests without its content."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return loaded_digest(stream, stream.seek(0, io.SEEK_END), str(path))
     except OSError as error:
         raise _unreadable(path, "firmware", error) from error
@@ -170,7 +166,7 @@ def measure_svsm(firmware: Path, svsm: Path, variables: int, vcpus: Iterable[int
     """The launch digests, by number of vCPUs, of an SVSM that is loaded ``variables`` bytes below an OVMF."""
     context = _Context()
     try:
-        with firmware.open("rb") as stream, svsm.open("rb") as other:
+        with open_regular(firmware) as stream, open_regular(svsm) as other:
             size = stream.seek(0, io.SEEK_END)
             check_size(size, str(firmware))
             end = FOUR_GIB - size - variables
@@ -190,7 +186,7 @@ def svsm_save_area(firmware: Path, svsm: Path, variables: int, vcpu_model: str) 
     """The VMSA (4096 bytes) of a guest that starts in an SVSM: that of the first vCPU, and the same for the others."""
     try:
         size = firmware.stat().st_size
-        with svsm.open("rb") as other:
+        with open_regular(svsm) as other:
             end = FOUR_GIB - size - variables
             info = read_svsm(other, other.seek(0, io.SEEK_END), end, str(svsm))
     except OSError as error:
@@ -327,7 +323,7 @@ def _hash_file(launch: Launch, file: File, what: str) -> bytes:
 def hash_file(path: Path, what: str) -> bytes:
     """SHA-256 (32 bytes) of the file ``path``; errors call the file ``what``."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").digest()
     except OSError as error:
         raise _unreadable(path, what, error) from error

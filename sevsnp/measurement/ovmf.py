@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sevsnp.errors import UserError
+from sevsnp.system.files import open_regular
 
 PAGE = 4096
 FOUR_GIB = 1 << 32
@@ -75,7 +76,7 @@ class Ovmf:
     def read(cls, path: Path) -> "Ovmf":
         """:func:`read_firmware` for a file; it reads only the file's tables."""
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 return read_firmware(stream, stream.seek(0, io.SEEK_END), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot read the firmware: {error.strerror}") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sevsnp.attestation.extensions import PARSER_ERRORS
 from sevsnp.attestation.report_data import NONCE_SIZE, luks_report_data
 from sevsnp.errors import UserError
 from sevsnp.keys import taken_key
@@ -120,7 +121,7 @@ def request_evidence(connection: ssl.SSLSocket, header: bytes, where: str) -> Co
         raise UserError(f"{where}: found {connection.version()}, expected TLSv1.3 and a certificate")
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except ValueError as error:
+    except PARSER_ERRORS as error:
         raise UserError(f"{where}: the guest's certificate cannot be read: {error}") from error
     nonce = os.urandom(NONCE_SIZE)
     digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()

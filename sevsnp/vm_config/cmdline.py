@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
+from sevsnp.system.files import open_regular
 
 # x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware adds this prefix if there is an initrd. A
 # longer line would be measured as a whole, but the kernel would cut it off.
@@ -163,9 +164,21 @@ def _emulation(emulated: bool) -> list[Word]:
     return [Word("sevsnp.emulated=1", "evidence comes from the software secure processor")] if emulated else []
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a command-line file. Raises UserError if it cannot be read, or has more than MAX_LENGTH."""
+    try:
+        with open_regular(path) as stream:
+            data = stream.read(MAX_LENGTH + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the cmdline: {error.strerror}") from error
+    if len(data) > MAX_LENGTH:
+        raise UserError(f"{path}: more than {MAX_LENGTH} bytes: the kernel would cut the command line off")
+    return data
+
+
 def read_cmdline(path: Path) -> str:
     """The command line that QEMU gets: the file's bytes, which must be ASCII without a newline."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     if not data.isascii() or any(byte < 32 or byte == 127 for byte in data):
         raise UserError(f"{path}: found a control or non-ASCII character, expected one line of ASCII and no newline")
     return data.decode()

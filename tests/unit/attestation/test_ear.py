@@ -3,7 +3,7 @@
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sevsnp.attestation import Policy, appraise, verifier
 from sevsnp.attestation.authentication import Nobody
-from sevsnp.attestation.ear import PROFILE, load_key, make_ear, trustworthiness
+from sevsnp.attestation.ear import PROFILE, ear_claims, load_key, make_ear, trustworthiness
 from sevsnp.attestation.outcome import Reason
 from sevsnp.commands import verify_report as cli
 from sevsnp.errors import UserError
@@ -33,6 +33,13 @@ CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1()}
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hierarchy of the test's in place of AMD's."""
     monkeypatch.setattr(verifier, "_AMD", GENOA.root)
+
+
+def test_a_time_of_another_zone_is_stated_in_utc() -> None:
+    one = GENOA.evidence(None)
+    given = NOW.astimezone(timezone(timedelta(hours=12)))
+    found = appraise(one.report, Policy.of(**STATED), certificates=one.certificates, at=given, endorser=Nobody())
+    assert f"{given:%FT%TZ}" != f"{NOW:%FT%TZ}" in json.dumps(ear_claims(found, ISSUED))
 
 
 def judged(stated: dict[str, Any], chain: bool = True, **changes: Any) -> Any:

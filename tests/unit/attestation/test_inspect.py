@@ -91,7 +91,12 @@ def test_real_reports_are_authentic(
 
 
 def test_wrong_command_lines() -> None:
-    for words in ([], ["--input", "x", "--at", "yesterday"], ["--input", "x", "--bogus"]):
+    for words in (
+        [],
+        ["--input", "x", "--at", "yesterday"],
+        ["--input", "x", "--at", "0001-01-01T00:00+14:00"],
+        ["--input", "x", "--bogus"],
+    ):
         with pytest.raises(SystemExit) as caught:
             inspect_cli.main(words)
         assert caught.value.code == 64

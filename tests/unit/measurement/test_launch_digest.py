@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -323,7 +324,15 @@ def test_files_are_compared_with_the_config(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{path}: {name}: found SHA-256"):
         launch_digest_of(launch)
     path.unlink()
-    with pytest.raises(UserError, match=f"{path}: cannot read the {name}"):
+    with pytest.raises(UserError, match=f"{path}: cannot read the {name}: No such file"):
+        launch_digest_of(launch)
+    # A pipe without a writer would wait for ever, and a device has no end.
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{path}: cannot read the {name}: not a regular file"):
+        launch_digest_of(launch)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{path}: cannot read the {name}: not a regular file"):
         launch_digest_of(launch)
 
 

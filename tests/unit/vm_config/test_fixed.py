@@ -75,6 +75,13 @@ def test_repeating_is_fine(config: VmConfig) -> None:
     check_fixed(config, {"MEMORY": 1 << 30, "SSH_PORT": 1, "ACPI": "off"})
 
 
+def test_only_settings_on_the_command_line_need_its_file(config: VmConfig) -> None:
+    config.launch.cmdline.path.unlink()
+    check_fixed(config, {"CPUS": config.launch.vcpus})  # a verifier may have the VM config alone
+    with pytest.raises(UserError, match="cannot read the cmdline: No such file"):
+        check_fixed(config, {"ACPI": "off"})
+
+
 def test_acpi_own_is_fixed_for_a_guest_with_a_stage(config: VmConfig) -> None:
     config.launch.cmdline.path.write_text(LINE.replace("acpi=off ", ""))
     staged = replace(config, reference=replace(config.require_reference(), stage=Stage(*["0" * 64] * 3)))

@@ -75,15 +75,17 @@ def read_host(tree: Path) -> Host:
     hint = "record it on that host, where it is then in build/host_record: ./doitw check_host"
     if not tree.is_dir():
         raise UserError(f"{tree}: no such directory, expected a recorded host", hint)
-    document = _document(tree / RECORD, hint)
+    document = _document(tree, hint)
     texts = {part: found for part in PARTS if (found := _read(tree, part)) is not None}
     return Host(texts, frozenset(document["absent"]), document["unreadable"], document["devices"])
 
 
-def _document(path: Path, hint: str) -> dict[str, Any]:
+def _document(tree: Path, hint: str) -> dict[str, Any]:
     """record.json: its lists are complete, its parts and its device states are known ones."""
+    path = tree / RECORD
     try:
-        found = json.loads(path.read_bytes()[:_LARGEST], object_pairs_hook=each_key_once)
+        path.lstat()
+        found = json.loads(_inside(tree, path).read_bytes(), object_pairs_hook=each_key_once)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected the record of a host", hint) from None
     except (ValueError, RecursionError) as error:
@@ -106,13 +108,15 @@ def _document(path: Path, hint: str) -> dict[str, Any]:
 
 def _read(tree: Path, part: str) -> str | None:
     """The text of a part; several files of one part have a line each."""
-    home = tree.resolve()
-    texts = []
-    for path in sorted(tree.glob(part)):
-        place = path.resolve()
-        if not place.is_relative_to(home) or not place.is_file():
-            raise UserError(f"{path}: not a file of the recording", "remove it from the recording")
-        if place.stat().st_size > _LARGEST:
-            raise UserError(f"{path}: larger than {_LARGEST} bytes", "shorten it to the lines that concern SEV-SNP")
-        texts.append(place.read_text(errors="replace"))
+    texts = [_inside(tree, path).read_text(errors="replace") for path in sorted(tree.glob(part))]
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts) if texts else None
+
+
+def _inside(tree: Path, path: Path) -> Path:
+    """The file ``path`` of the recording ``tree``. Raises UserError if it leads out of it, or is large."""
+    place = path.resolve()
+    if not place.is_relative_to(tree.resolve()) or not place.is_file():
+        raise UserError(f"{path}: not a file of the recording", "remove it from the recording")
+    if place.stat().st_size > _LARGEST:
+        raise UserError(f"{path}: larger than {_LARGEST} bytes", "shorten it to the lines that concern SEV-SNP")
+    return place

@@ -207,6 +207,8 @@ def _check(document: Mapping[str, Any]) -> None:
     for name, entry in document["launch"].items():
         if entry["acpi"] not in ("own", "on", "off"):
             raise ValueError(f"{name!a}: acpi: found {entry['acpi']!a}")
+        if not all(isinstance(path, str) for path in dict(entry.get("files", {})).values()):
+            raise ValueError(f"{name!a}: files: found {entry['files']!a:.200}, expected paths")
     check_refused(document["refused"])
 
 

@@ -183,24 +183,28 @@ def test_a_directory_without_a_record_is_refused(tmp_path: Path) -> None:
             read_host(tree)
 
 
-def test_links_that_lead_out_of_a_record_are_refused(copy: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("6.12.0 secret\n")
-    (copy / recorded.RELEASE).unlink()
-    (copy / recorded.RELEASE).symlink_to(copy / recorded.CMDLINE)
+@pytest.mark.parametrize("part", [recorded.RELEASE, recorded.RECORD])
+def test_links_that_lead_out_of_a_record_are_refused(copy: Path, tmp_path: Path, part: str) -> None:
+    outside, inside = tmp_path / "outside", copy / "inside"
+    outside.write_bytes((copy / part).read_bytes())
+    (copy / part).rename(inside)
+    (copy / part).symlink_to(inside)
     read_host(copy)  # control: a link that stays inside
-    (copy / recorded.RELEASE).unlink()
-    (copy / recorded.RELEASE).symlink_to(secret)
-    with pytest.raises(UserError, match="not a file of the recording"):
+    for place in (outside, Path("/dev/zero")):
+        (copy / part).unlink()
+        (copy / part).symlink_to(place)
+        with pytest.raises(UserError, match="not a file of the recording"):
+            read_host(copy)
+    (copy / part).unlink()
+    inside.write_bytes(b"x" * ((1 << 20) + 1))
+    inside.rename(copy / part)
+    with pytest.raises(UserError, match="larger than"):
         read_host(copy)
 
 
 def test_parts_of_a_record_that_are_not_plain_text_are_handled(copy: Path) -> None:
     (copy / recorded.CMDLINE).write_bytes(b"\xff\xfe\0quiet")
     assert judge(read_host(copy)).good
-    (copy / recorded.CMDLINE).write_bytes(b"x" * ((1 << 20) + 1))
-    with pytest.raises(UserError, match="larger than"):
-        read_host(copy)
     (copy / recorded.CMDLINE).unlink()
     os.mkfifo(copy / recorded.CMDLINE)
     with pytest.raises(UserError, match="not a file of the recording"):

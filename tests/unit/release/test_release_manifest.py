@@ -78,6 +78,7 @@ def set_at(*place: Any) -> Callable[[dict[str, Any]], None]:
         set_at("launch", {"a/other": {"acpi": "own"}}),
         set_at("launch", {"a/link": {"acpi": "own"}}),
         set_at("launch", "a/config", "acpi", "maybe"),
+        set_at("launch", "a/config", "files", {"kernel": ["a/config"]}),
         set_at("launch", "a/config", []),
         set_at("package_lists", ["a/other"]),
         set_at("package_lists", 5),

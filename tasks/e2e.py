@@ -13,6 +13,8 @@ from tasks.vm_config import launched
 
 BUNDLE, LUKS_BUNDLE, E2E_BUNDLE = BUILD / "host-bundle", BUILD / "host-bundle-luks", E2E / "host-bundle-luks"
 HARDWARE = BUILD / "hardware-test"
+# The directories at a bundle's top: where guests that run from it keep their logs and disks, and those that are packed.
+KEPT, OWN = ("state", "states"), ("lib", "runtime")
 _NEEDS = ("host_bundle", "_e2e_bundle", "create_new_vm", "build_tools", "_keys")
 # The first modules that run on the host. All modules that these import are packed too.
 _ENTRIES = ("sevsnp.host.bundle_run", "sevsnp.qemu.snp")
@@ -64,7 +66,8 @@ def _bundle(output: Path, production: Path, emulated: Path, disks: list[Path], *
         watch=[*disks, RELEASE_MANIFEST],
         how={"release": RELEASE},
         trees={"output": (output, ["run"])},
-        ignored=["state"],  # a guest that runs from the bundle keeps its logs and its disk there
+        ignored=KEPT,
+        own=OWN,
         distributions=["jinja2"],
         cached=cached,
     )

@@ -153,6 +153,7 @@ def artefact(
     programs: Iterable[str] = (),
     distributions: Iterable[str] = (),
     ignored: Iterable[str] = (),
+    own: Iterable[str] = (),
     needs: Iterable[str] = (),
     cached: bool = True,
 ) -> Task:
@@ -162,8 +163,9 @@ def artefact(
     not change the result, only the way to it (a mirror, a cache, a directory of tools). The function gets temporary
     paths for the outputs, beside their places. They are renamed when it has returned, so no target is ever
     half-written. ``trees`` are directories, each with the files inside it that other tasks name (doit knows only
-    files); ``ignored`` are names at their top that are not part of them. ``directories`` are inputs too, with their
-    whole content.
+    files); ``ignored`` are names at their top that are not part of them, but a user's: no task moves or removes these.
+    A tree with such names has no other directories at its top than those in ``own``, and is not made again while there
+    is another. ``directories`` are inputs too, with their whole content.
 
     The task runs again if one of these changed: an input's content, a parameter, the code of the function or of
     anything it imports, one of the host's ``programs``, the version of one of the Python ``distributions``, or a file
@@ -186,6 +188,7 @@ def artefact(
         programs=tuple(programs),
         distributions=tuple(distributions),
         ignored=tuple(ignored),
+        own=tuple(own),
         cached=cached,
         trees=frozenset(trees),
     )
@@ -196,22 +199,27 @@ def artefact(
         "targets": [str(path) for path in (*outputs.values(), *inside)],
         "uptodate": [made],
         "task_dep": ["_checkout", *needs],
-        "clean": [(clean, [list(places.values()), tuple(ignored)])],
+        "clean": [(clean, [list(places.values()), tuple(ignored), tuple(own)])],
         "verbosity": 2,
     }
 
 
-def clean(paths: list[Path], ignored: tuple[str, ...] = (), *, dryrun: bool) -> None:
-    """Remove the built files at ``paths``, except names in ``ignored`` at the top of a directory, and print it."""
+def clean(paths: list[Path], ignored: tuple[str, ...] = (), own: tuple[str, ...] = (), *, dryrun: bool) -> None:
+    """Remove the built files at ``paths``, except a user's files in a directory, and print it.
+
+    ``ignored`` and ``own`` are those of :func:`artefact`.
+    """
     try:
-        _clean(paths, ignored, dryrun)
+        _clean(paths, ignored, own, dryrun)
     except OSError as error:
         # doit would show a traceback, continue, and report success.
         sys.exit(f"✗ clean: {cannot_write(Path(os.fsdecode(error.filename or paths[0])), error)}")
 
 
-def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
+def _clean(paths: list[Path], ignored: tuple[str, ...], own: tuple[str, ...], dryrun: bool) -> None:
     import shutil
+
+    from sevsnp.store.replacing import users
 
     if not dryrun:
         CHECKOUT.acquire(say)
@@ -223,7 +231,7 @@ def _clean(paths: list[Path], ignored: tuple[str, ...], dryrun: bool) -> None:
             continue
         if path.is_dir() and not path.is_symlink():
             # A file that was not built here, such as the disk of a guest that ran from a bundle, must not be removed.
-            kept = [name for name in ignored if (path / name).exists()]
+            kept = users(path, ignored, own)
             for each in path.iterdir() if kept else []:
                 if each.name not in kept:
                     shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()

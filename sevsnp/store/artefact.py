@@ -25,8 +25,9 @@ class Artefact:
     """One task's part in the graph: its function with all inputs and outputs.
 
     ``given`` are the function's other arguments. ``ignored`` are names at the top of an output tree that are not part
-    of it. ``cached``: whether the outputs may be kept and shared. It is false for outputs that hold a secret, and for
-    outputs that are useless elsewhere.
+    of it: a user's files. In such a tree, a directory that is not in ``own`` is a user's, too. ``cached``: whether the
+    outputs may be kept and shared. It is false for outputs that hold a secret, and for outputs that are useless
+    elsewhere.
     """
 
     function: str
@@ -38,6 +39,7 @@ class Artefact:
     programs: tuple[str, ...] = ()
     distributions: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
     cached: bool = True
     trees: frozenset[str] = frozenset()
     # What the last run of the action made, for doit to save; and why the artefact is not up to date, for `doit info`.

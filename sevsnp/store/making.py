@@ -16,6 +16,7 @@ from sevsnp.store.digests import read_tree
 from sevsnp.store.entries import MODES, Blob, Entry, File, Tree
 from sevsnp.store.local import DamagedError
 from sevsnp.store.recipe import reached_sources
+from sevsnp.store.replacing import check_users, put, users
 from sevsnp.system import progress
 from sevsnp.system.files import cannot_write, scratch_directory, sha256_file
 from sevsnp.system.named import load_named
@@ -31,6 +32,8 @@ def make(artefact: Artefact, say: Say, remark: Say) -> None:
 
     ``say`` takes warnings; ``remark`` takes what happened instead of making. Raises UserError and OSError.
     """
+    for name in artefact.trees:
+        check_users(artefact.outputs[name], artefact.ignored, artefact.own)
     store = cache() if artefact.cached else None
     documents = artefact.documents()
     key = digest_of(parts_of(documents))
@@ -103,6 +106,8 @@ def _build(artefact: Artefact, key: str, documents: Mapping[str, Any], store: Ca
         entry = Entry(key, artefact.function, outputs)
         if not _is_of_its_kind(artefact, entry):
             raise UserError(f"{artefact.function} made a directory for a file, or a file for a directory")
+        if names := [each for name in artefact.trees for each in users(scratch[name], artefact.ignored, artefact.own)]:
+            raise UserError(f"{artefact.function} made what its task leaves to users: {', '.join(names)}")
         if store:
             store.keep(entry, scratch, say)
         # If an output is identical to the old one, the old file stays, and its dependents do not read it again.
@@ -138,14 +143,7 @@ def _place(artefact: Artefact, scratch: Mapping[str, Path], made: Mapping[str, F
     for name, output in made.items():
         path = artefact.outputs[name]
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.is_dir() and not path.is_symlink()
-        if there or (isinstance(output, Tree) and (path.exists() or path.is_symlink())):
-            # A directory cannot be replaced in one step: there is no directory at this path for an instant.
-            old = path.rename(scratch[name].with_name(f"{path.name}.old"))
-            for kept in artefact.ignored:
-                if there and (old / kept).exists():
-                    (old / kept).rename(scratch[name] / kept)
-        scratch[name].replace(path)
+        put(scratch[name], path, artefact.ignored, artefact.own)
         if isinstance(output, File):
             index.note(path, output.blob.sha256)
         else:

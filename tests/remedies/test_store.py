@@ -52,6 +52,21 @@ def test_a_cache_that_is_in_use_or_damaged(told: Told, clone: Path, tmp_path: Pa
     assert told.doitw("cache_verify").returncode == 0
 
 
+@remedies("sevsnp.store.replacing", "keep it in a directory that builds leave alone: mkdir -p {} && mv {} {}")
+def test_a_user_s_directory_in_a_tree(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    makers.begin()
+    made = makers.artefact("grow", "build/a tree", ignored=("state", "states"), own=("deep",))
+    with makers.run():
+        makers.Seen(made)
+        for name in ("second", "a third"):
+            (tmp_path / "build/a tree" / name).mkdir()
+            (tmp_path / "build/a tree" / name / "disk").write_text(name)
+        told.mends(lambda: made.make(print, print))
+    for name in ("second", "a third"):
+        assert (tmp_path / "build/a tree/states" / name / "disk").read_text() == name
+
+
 @remedies(
     "sevsnp.store.oci_reference",
     "lower case, without tag, digest or user name; logins are taken from ~/.docker/config.json",

@@ -278,6 +278,7 @@ RECIPES: dict[str, frozenset[str]] = {
     "sevsnp/store/local.py": NONE,
     "sevsnp/store/artefact.py": NONE,
     "sevsnp/store/making.py": NONE,
+    "sevsnp/store/replacing.py": NONE,
     "tasks/verity.py": NONE,
     "tasks/graph.py": NONE,
     "dodo.py": NONE,

@@ -222,14 +222,14 @@ def test_an_unchanged_output_is_not_replaced() -> None:
 
 def test_ignored_files_in_a_tree_are_kept() -> None:
     with run():
-        first = Seen(artefact("grow", ignored=("state",)))
+        first = Seen(artefact("grow", ignored=("state",), own=("deep",)))
         state = Path("build/output/state")
         state.mkdir()
         (state / "log").write_bytes(b"kept")
-        assert first.is_current(artefact("grow", ignored=("state",)))
+        assert first.is_current(artefact("grow", ignored=("state",), own=("deep",)))
         assert not first.is_current(artefact("grow")), "the control"
         (Path("build/output") / "run").unlink()
-        assert not Seen(artefact("grow", ignored=("state",))).built
+        assert not Seen(artefact("grow", ignored=("state",), own=("deep",))).built
         assert (state / "log").read_bytes() == b"kept"
 
 

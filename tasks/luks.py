@@ -31,12 +31,20 @@ IMAGE = LUKS / "luks.img"
 EARLIER = RUN / "luks" / "luks.img"
 # End to end only looks around in its guest; what is written to this space ends with the guest.
 E2E_FREE = 64 << 20
+
+
+def _of_guests(bundle: str, name: str) -> list[Path]:
+    """The disks called ``name`` of guests that run from a host bundle, each with a directory of its own."""
+    return [found for places in ("*", "states/**") for found in sorted((BUILD / bundle).glob(f"{places}/{name}"))]
+
+
 # Possible places of this checkout's disks, beside the volumes' own directories.
-DISKS = (
+DISKS = tuple(dict.fromkeys((
     IMAGE, E2E / "luks.img", BUILD / "host-bundle-luks" / "luks.img", BUILD / "host-bundle-luks" / "state" / "luks.img",
     EARLIER, VERITY / "data" / "data.img", BUILD / "host-bundle" / "data.img",
     BUILD / "host-bundle" / "state" / "data.img",
-)  # fmt: skip
+    *_of_guests("host-bundle-luks", "luks.img"), *_of_guests("host-bundle", "data.img"),
+)))  # fmt: skip
 
 
 def config(platform: str, directory: Path = LUKS) -> Path:

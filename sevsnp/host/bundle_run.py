@@ -16,6 +16,22 @@ from sevsnp.qemu.run_options import RunOptions
 from sevsnp.settings.values import FORWARDS, LEAST_MEMORY, parse_forwards, parse_size
 from sevsnp.vm_config.config import Launch, read_vm_config
 
+# The bundle's own directories, and those of its guests, which no new bundle in its place replaces (tasks/e2e.py).
+OWN, STATE, STATES = ("lib", "runtime"), "state", "states"
+
+
+def state_directory(bundle: Path, given: str) -> Path:
+    """The directory that ``--state`` names: below ``states``, unless a directory in the bundle has this name already.
+
+    A path that is absolute or begins with ``state``, ``states`` or ``..`` is one in or beside the bundle.
+    """
+    place = Path(given)
+    first = place.parts[0] if place.parts else ""
+    there = first not in ("", *OWN) and (bundle / place).is_dir()
+    if there or place.is_absolute() or first in (STATE, STATES, ".."):
+        return bundle / place
+    return bundle / STATES / place
+
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:
@@ -55,7 +71,12 @@ def _arguments() -> argparse.ArgumentParser:
         help="the guest reaches no network; only its forwarded ports can be reached",
     )
     parser.add_argument("--qemu", help="QEMU to use (default: $QEMU, else qemu-system-x86_64 on PATH)")
-    parser.add_argument("--state", default="state", help="directory for logs (default: %(default)s)")
+    parser.add_argument(
+        "--state",
+        default=STATE,
+        metavar="NAME",
+        help="directory for logs and the guest's disk; another name is below states (default: %(default)s)",
+    )
     return parser
 
 
@@ -105,7 +126,7 @@ def main(argv: list[str], bundle: Path) -> int:
             memory=given.memory,
             ssh_port=given.ssh_port,
             attest_port=given.attest_port,
-            state=bundle / given.state,
+            state=state_directory(bundle, given.state),
             restricted=given.restricted,
             forwards=given.forward,
             terminal=True,

@@ -2,12 +2,12 @@
 """Print an appraisal on the terminal: the checks, the residual risks, what to do, and last the verdict."""
 
 import io
-import re
 import sys
 
 from sevsnp.attestation.explain import advice
 from sevsnp.attestation.outcome import ENDED, REMEDY, Appraisal, Outcome
 from sevsnp.system.colour import Colour, paint
+from sevsnp.system.text import printable
 
 _MARKS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not-compared": "–", "not-reached": "?"}
 
@@ -23,26 +23,21 @@ def print_appraisal(appraisal: Appraisal, headline: str) -> None:
 
     def line(outcome: Outcome, text: str) -> None:
         mark, colour = f"{_MARKS[outcome]} {outcome:<12}", colours.get(outcome)
-        print(paint(mark, colour, sys.stdout) if colour else mark, _printable(text))
+        print(paint(mark, colour, sys.stdout) if colour else mark, printable(text))
 
     for check in [one for one in appraisal.checks if one.ok] + troubles[::-1]:
         line(check.outcome, f"{check.name}{': ' if check.detail else ''}{check.detail}")
     if ended:
         line("not-reached", f"{ended} more: {ENDED}")
     for remark in (*appraisal.notes, *appraisal.residual_risks):
-        print("! open        ", _printable(remark))
+        print("! open        ", printable(remark))
     if appraisal.accepted:
         verdict, colour = f"{headline} (policy: {appraisal.profile})", good
     else:
         if appraisal.remedy:
-            print(f"{REMEDY}: {appraisal.remedy}")
+            print(printable(f"{REMEDY}: {appraisal.remedy}"))
         elif troubles:
-            print(f"what to do: {advice(troubles[0], appraisal.trust_domain)}")
+            print(printable(f"what to do: {advice(troubles[0], appraisal.trust_domain)}"))
         verdict = f"{appraisal.decision.upper()} ({appraisal.reason}): {appraisal.message}"
         colour = "red" if appraisal.decision == "refused" else "cyan"
-    print(paint(_printable(verdict), colour, sys.stdout))
-
-
-def _printable(text: str) -> str:
-    """``text`` without characters that could move the cursor: parts of it come from certificates."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    print(paint(printable(verdict), colour, sys.stdout))

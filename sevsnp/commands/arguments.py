@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sevsnp.errors import UserError
+from sevsnp.system.text import printable
 
 USAGE = 64
 
@@ -33,14 +34,19 @@ def guarded(work: Callable[[], int], output: object = "output", json: bool = Fal
     try:
         return work()
     except UserError as error:
-        print(error, file=sys.stderr)
+        show_error(error)
         if json:
             from json import dumps
 
             print(dumps({"error": error.message, "remedy": error.hint, "checks": []}, indent=2))
     except OSError as error:  # a file to be written: the result has been printed before
-        print(f"{error.filename or output}: {error.strerror}", file=sys.stderr)
+        print(printable(f"{error.filename or output}: {error.strerror}"), file=sys.stderr)
     return USAGE
+
+
+def show_error(error: UserError) -> None:
+    """Print a user's error on standard error; parts of it may come from evidence or from another foreign file."""
+    print(printable(str(error), keep="\n"), file=sys.stderr)
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

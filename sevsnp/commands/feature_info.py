@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sevsnp.commands.arguments import Parser
+from sevsnp.commands.arguments import Parser, show_error
 from sevsnp.commands.measure import DONE
 from sevsnp.errors import UserError
 from sevsnp.host_setup.platform_status import DEVICE, STATES, PlatformStatus, host_product, parse_status, read_status
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = read_status(options.device) if options.status is None else options.status
         status = parse_status(data, options.product or host_product())
     except UserError as error:
-        print(error, file=sys.stderr)
+        show_error(error)
         return NO_ANSWER
     if options.json:
         document = {**asdict(status), "warnings": warnings(status), "policy": policy_section(status)}

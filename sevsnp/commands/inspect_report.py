@@ -4,12 +4,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.commands.verify_report import add_input, add_sources, endorser, read_evidence
+from sevsnp.system.text import printable
 from sevsnp.vm_config.config import BANNER
+
+if TYPE_CHECKING:
+    from sevsnp.attestation.inspection import Inspection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(found.to_json(), indent=2))
         else:
-            _print(found.fields)
-            word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
-            for note in found.notes:
-                print(f"! {note}")
-            if found.emulated:
-                print(BANNER)
-            print(f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}")
+            for line in _lines(found):
+                print(printable(line))
         return {True: 0, False: 2, None: 3}[found.authentic]
 
     return guarded(work, json=options.json)
@@ -50,16 +49,26 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def _print(fields: Mapping[str, Any], indent: str = "") -> None:
+def _lines(found: "Inspection") -> Iterator[str]:
+    """The result in words. Field names, values, notes and the reason may have text from the evidence."""
+    yield from _of_fields(found.fields)
+    yield from (f"! {note}" for note in found.notes)
+    if found.emulated:
+        yield BANNER
+    word = {True: "AUTHENTIC", False: "NOT AUTHENTIC", None: "UNDECIDED"}[found.authentic]
+    yield f"{word}: {found.reason or f'signed by the {found.signer} of a genuine {found.product}'}"
+
+
+def _of_fields(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     for name, value in fields.items():
         if isinstance(value, dict) and all(not isinstance(one, bool | str | dict | None) for one in value.values()):
-            print(f"{indent}{name}: {', '.join(f'{part} {one}' for part, one in value.items())}")
+            yield f"{indent}{name}: {', '.join(f'{part} {one}' for part, one in value.items())}"
         elif isinstance(value, dict):
-            print(f"{indent}{name}:")
-            _print(value, indent + "  ")
+            yield f"{indent}{name}:"
+            yield from _of_fields(value, indent + "  ")
         else:
             shown = {True: "1", False: "0", None: "not in this version"}.get(value, value) if _special(value) else value
-            print(f"{indent}{name}: {shown}")
+            yield f"{indent}{name}: {shown}"
 
 
 def _special(value: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sevsnp.commands.arguments import USAGE, Parser
+from sevsnp.commands.arguments import USAGE, Parser, show_error
 from sevsnp.errors import UserError
 from sevsnp.firmware.gate import REMEDY, check_firmware, residual_risks
 from sevsnp.measurement.launch_digest import (
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         digests = _of_config(options, config, vcpus) if config else _of_files(options, vcpus)
         _show(options, config, digests)
     except UserError as error:
-        print(error, file=sys.stderr)
+        show_error(error)
         return USAGE
     return DONE
 

@@ -14,6 +14,7 @@ from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.commands.measure import DONE
 from sevsnp.commands.verify_report import REFUSED, UNDECIDED, add_sources, endorser, read_file
 from sevsnp.errors import UserError
+from sevsnp.system.text import printable
 from sevsnp.vm_config.config import Tcb
 from sevsnp.vm_config.processor import Cpuid
 
@@ -85,7 +86,7 @@ def _look(path: Path, options: argparse.Namespace, now: datetime, seen: list[tup
     found = inspect_report(evidence, at, endorser=endorser(options, amd_service))
     if not found.authentic:
         word, code = ("UNDECIDED", UNDECIDED) if found.authentic is None else ("NOT AUTHENTIC", REFUSED)
-        print(f"{path}: {word}: {found.reason}", file=sys.stderr)
+        print(printable(f"{path}: {word}: {found.reason}"), file=sys.stderr)
         return code
     report: Report = parse_report(evidence.report, "Milan")
     if report.cpuid is None:

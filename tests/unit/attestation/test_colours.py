@@ -90,7 +90,7 @@ def test_each_verdict_of_hardware(capsys: pytest.CaptureFixture[str], monkeypatc
     assert sum("not-reached" in line for line in early) == 1 and len(early) < 8
 
 
-def test_control_characters_of_a_certificate_are_escaped(
+def test_control_characters_of_a_certificate_are_replaced(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = b"\x1b[2J\rACCEPTED\n\x07"
@@ -98,7 +98,7 @@ def test_control_characters_of_a_certificate_are_escaped(
     found = outcome(one.evidence(), policy={"signer": ["VLEK"], "csp": ["mine"]})
     assert any("\x1b[2J" in check.found for check in found.checks)  # control: it was there to print
     lines = shown(found, capsys, monkeypatch)
-    assert any(r"csp: found \x1b[2J\x0dACCEPTED\x0a\x07" in line for line in lines)
+    assert any("csp: found ?[2J?ACCEPTED??" in line for line in lines)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", COLOUR.sub("", "".join(lines)))
     assert lines[-1].startswith(f"{RED}REFUSED (csp)")
 

@@ -202,7 +202,7 @@ def read_lock(path: Path) -> Lock:
         document = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", REFRESH) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number of more than 4300 digits
         raise UserError(f"{path}: not TOML: {error}", REFRESH) from error
     top = _keys(document, ("format", "sets"), str(path))
     if top["format"] != FORMAT:

@@ -38,6 +38,16 @@ def strict_loader() -> Any:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                found = super().construct_object(node, deep)
+                if isinstance(found, int) and found.bit_length() > 64:  # Python cannot print one of any size
+                    raise ValueError("an integer of more than 64 bits")
+            except (ValueError, LookupError, AttributeError) as error:  # of int(), date() and others, for a scalar
+                problem = f"a value that cannot be read: {str(error).split(';')[0]:.200}"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+            return found
+
     return Strict
 
 

@@ -54,6 +54,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "keys of dots": lambda: b"".join(b"x%d." % number + b"a." * 48 + b"a = 1\n" for number in range(600)),
     "tables of dots": lambda: b"".join(b"[x%d." % number + b"a." * 48 + b"a]\n" for number in range(600)),
     "tables in one": lambda: b"".join(b"[[a]]\n" for _ in range(20000)),
+    "a TOML number": lambda: b"format = " + b"1" * 5000,
+    "a TOML number in hex": lambda: b"format = 0x" + b"f" * 100_000,
     "arrays": lambda: b"a = " + _filled(b"["),
     "sequences": lambda: _filled(b"\x30\x80"),
     "lengths": lambda: _filled(b"\x30\x84\x7f\xff\xff\xff"),

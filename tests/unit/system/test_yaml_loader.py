@@ -17,6 +17,7 @@ def written(directory: Path, text: str) -> Path:
 
 def test_plain_types(tmp_path: Path) -> None:
     assert load(written(tmp_path, "a: [1, x]\nb: {c: true}\n")) == {"a": [1, "x"], "b": {"c": True}}
+    assert load(written(tmp_path, f"a: 0x{'f' * 16}\nb: 2001-12-31\n"))["a"] == (1 << 64) - 1
     assert load(written(tmp_path, "")) is None
 
 
@@ -31,6 +32,10 @@ def test_plain_types(tmp_path: Path) -> None:
         ("a: 1\n---\na: 2\n", 2, "document"),
         ("a: !!python/object:os.system {}\n", 1, "tag"),
         ("a: [1\n", 2, ""),
+        ("a: 1\nb: " + "1" * 5000, 2, "a value that cannot be read: .*4300 digits"),
+        ("a: [x, 0x" + "f" * 17 + "]", 1, "a value that cannot be read: an integer of more than 64 bits"),
+        ("a:\n  - 2001-13-45\n", 2, "a value that cannot be read: month"),
+        ("a: !!bool x\n", 1, "a value that cannot be read"),
     ],
 )
 def test_ambiguous_yaml_is_refused(tmp_path: Path, text: str, line: int, problem: str) -> None:

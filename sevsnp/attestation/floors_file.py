@@ -10,13 +10,16 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sevsnp.errors import UserError
 from sevsnp.system.files import each_key_once
 from sevsnp.vm_config.config import Tcb
 from sevsnp.vm_config.floors import Floor, Processor, floor_for, parse_floors
 from sevsnp.vm_config.processor import Cpuid
+
+if TYPE_CHECKING:
+    from sevsnp.keys.signature import VerifyingKey
 
 TYPE = "openend2e-sevsnp tcb floors 1"
 _OPENING = f'{{\n  "type": "{TYPE}",\n'.encode()
@@ -40,11 +43,18 @@ class FloorsFile(NamedTuple):
 
 def read_floors(path: Path, public_key: Path) -> FloorsFile:
     """Read the file ``path`` that ``public_key`` signed. Raises :class:`UserError`; expiry is the appraisal's."""
-    from sevsnp.keys.signature import is_signed, load_public_key
+    from sevsnp.keys.signature import load_public_key
+
+    return read_signed(path, load_public_key(public_key), public_key)
+
+
+def read_signed(path: Path, key: "VerifyingKey", name: Path, hint: str = "") -> FloorsFile:
+    """Like :func:`read_floors`, with a public key that was read; ``name`` and ``hint`` are for the error."""
+    from sevsnp.keys.signature import is_signed
 
     data, signature = (_read(one) for one in (path, path.with_name(f"{path.name}.sig")))
-    if not is_signed(load_public_key(public_key), signature, data):
-        raise UserError(f"{path}: its signature is not that of {public_key}")
+    if not is_signed(key, signature, data):
+        raise UserError(f"{path}: its signature is not that of {name}", hint)
     return parse_file(data, path)
 
 

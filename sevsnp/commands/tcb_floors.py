@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sevsnp.attestation import api
-from sevsnp.attestation.floors_file import FloorsFile, lowest, parse_file, render_file
+from sevsnp.attestation.floors_file import FloorsFile, lowest, parse_file, read_floors, read_signed, render_file
 from sevsnp.attestation.report import Report
 from sevsnp.commands.arguments import Parser, guarded
 from sevsnp.commands.measure import DONE
@@ -17,6 +18,11 @@ from sevsnp.errors import UserError
 from sevsnp.system.text import printable
 from sevsnp.vm_config.config import Tcb
 from sevsnp.vm_config.processor import Cpuid
+
+if TYPE_CHECKING:
+    from sevsnp.keys.signature import SigningKey
+
+_OTHER_KEY = "if you signed it with another key, give that one's public key: --previous-key FILE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +46,11 @@ def command_line() -> argparse.ArgumentParser:
                         help="your private key, Ed25519 or ECDSA, in PEM")  # fmt: skip
     parser.add_argument("--expires", metavar="DAY", type=_day, required=True, help="its last day, as 2026-12-31")
     parser.add_argument(
-        "--previous", metavar="FILE", type=Path, help="the previous edition: no floor falls below its floors"
-    )
+        "--previous", metavar="FILE", type=Path,
+        help="the previous edition, with FILE.sig beside it: no floor falls below its floors",
+    )  # fmt: skip
+    parser.add_argument("--previous-key", metavar="FILE", type=Path,
+                        help="the public key of the previous edition, if it was another one")  # fmt: skip
     parser.add_argument("--at", metavar="DAY", type=_day, help="when certificates must be valid (default: today)")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="and FILE.sig beside it")
     add_sources(parser)
@@ -54,7 +63,7 @@ def _make(options: argparse.Namespace) -> int:
 
     key = load_signing_key(options.key)
     now = datetime.now(UTC)
-    before = parse_file(read_file(options.previous), options.previous) if options.previous else None
+    before = _previous(options, key)
     if options.expires < now.date():
         raise UserError(f"--expires {options.expires}: expected a day that has not passed")
     seen: list[tuple[Cpuid, Tcb]] = []
@@ -74,6 +83,17 @@ def _make(options: argparse.Namespace) -> int:
     for floor in made.floors:
         print(f"{floor.processor}: {floor.tcb.setting()}")
     return DONE
+
+
+def _previous(options: argparse.Namespace, key: "SigningKey") -> FloorsFile | None:
+    """The edition before, if one was given. Its floors get this signature, so it must have the owner's, too."""
+    if options.previous is None:
+        if options.previous_key:
+            raise UserError("--previous-key: goes with --previous")
+        return None
+    if options.previous_key:
+        return read_floors(options.previous, options.previous_key)
+    return read_signed(options.previous, key.public_key(), options.key, _OTHER_KEY)
 
 
 def _look(path: Path, options: argparse.Namespace, now: datetime, seen: list[tuple[Cpuid, Tcb]]) -> int:

@@ -16,7 +16,7 @@ from sevsnp.attestation.authentication import Nobody
 from sevsnp.attestation.ear import load_key
 from sevsnp.attestation.policy import make_policy
 from sevsnp.attestation.profiles import DEFAULT
-from sevsnp.commands import measure
+from sevsnp.commands import measure, tcb_floors
 from sevsnp.commands import verify_report as cli
 from sevsnp.emulation.verify import verify_emulated
 from sevsnp.measurement.id_block import IdBlock, check_identity, make_identity
@@ -28,6 +28,7 @@ from tests.conftest import Built
 from tests.support.evidence import MEASUREMENT, REPORT_DATA, config, evidence, expected, firmware, now, root
 from tests.support.hierarchy import NOW
 from tests.support.table import Told, remedies
+from tests.unit.attestation import test_floors_file as floors
 from tests.unit.attestation.test_forged_reports import GENOA, outcome
 
 HERE = Path("policy.toml")
@@ -190,3 +191,18 @@ def test_a_nonce_without_host_keys(told: Told, tmp_path: Path) -> None:
         cli._report_data(argparse.Namespace(host_key=files, nonce="00" * 32, report_data=None))
 
     told.instead(bound, lambda: bound(tmp_path / "key.pub"))
+
+
+@remedies(
+    "sevsnp.commands.tcb_floors",
+    "if you signed it with another key, give that one's public key: --previous-key FILE",
+)
+def test_a_previous_edition_by_another_key(
+    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifier, "_AMD", floors.GENOA.root)
+    before, key = floors.write(tmp_path), floors.owner(tmp_path, "Ed25519")
+    line = [*floors.command(tmp_path), "--previous", str(before), "--key", str(key)]
+    assert tcb_floors.main(line) == 64
+    option = told.read(capsys.readouterr().err).rpartition(": ")[2].split()[0]
+    assert tcb_floors.main([*line, option, str(tmp_path / "owner.pub.pem")]) == 0

@@ -165,3 +165,55 @@ def test_the_command(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run("one", end=date(2020, 1, 1)) == 64
     (tmp_path / "chain").write_bytes(GENOA.ark.public_bytes(Encoding.PEM))
     assert run("one") == 3
+
+
+def owner(directory: Path, kind: str) -> Path:
+    """A key of the owner in a file, with its public key beside it."""
+    path = directory / f"{kind}.pem"
+    path.write_bytes(KEYS[kind].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.chmod(0o600)
+    public = KEYS[kind].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.with_suffix(".pub").write_bytes(public)
+    return path
+
+
+def command(directory: Path) -> list[str]:
+    """A command line for an authentic report, which makes made.json; a key is still to be added."""
+    (directory / "report").write_bytes(GENOA.report())
+    chain = (GENOA.certificate, GENOA.ask, GENOA.ark)
+    (directory / "chain").write_bytes(b"".join(one.public_bytes(Encoding.PEM) for one in chain))
+    words = ["--input", f"{directory}/report", "--certificates", f"{directory}/chain", "--at", f"{NOW:%F}", "--offline"]
+    return [*words, "--expires", "2099-12-31", "-o", str(directory / "made.json")]
+
+
+def test_a_previous_edition_counts_only_with_the_owners_signature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, other = owner(tmp_path, "P-384"), owner(tmp_path, "Ed25519")
+    before, made, words = write(tmp_path), tmp_path / "made.json", command(tmp_path)
+
+    def run(signer: Path, *more: str, previous: bool = True) -> str:
+        """What it says on standard error; nothing if it has made the file."""
+        made.unlink(missing_ok=True)
+        code = tcb_floors.main([*words, "--key", str(signer), *(["--previous", str(before)] * previous), *more])
+        said = capsys.readouterr().err
+        assert code == (64 if said else 0) and made.exists() is (code == 0)
+        return said
+
+    # Controls: an unchanged edition is taken, with the same key and, if it is named, with another one.
+    assert run(key) == ""
+    turin = FLOORS[1]  # there is no report of this processor
+    assert turin in read_floors(made, key.with_suffix(".pub")).floors
+    assert run(other, "--previous-key", str(key.with_suffix(".pub"))) == ""
+    assert turin in read_floors(made, other.with_suffix(".pub")).floors
+    assert f"not that of {other}\n  if you signed it with another key" in run(other)
+    assert "not that of" in run(key, "--previous-key", str(other.with_suffix(".pub")))
+    assert "--previous-key: goes with --previous" in run(other, "--previous-key", str(key), previous=False)
+    # The same with a lower floor, without a new signature.
+    lower = before.read_bytes().replace(b'"fmc": 5', b'"fmc": 0')
+    assert lower != before.read_bytes()
+    before.write_bytes(lower)
+    assert f"{before}: its signature is not that of {key}" in run(key)
+    assert "not that of" in run(other, "--previous-key", str(key.with_suffix(".pub")))
+    before.with_name(f"{before.name}.sig").unlink()
+    assert "tcb-floors.json.sig: cannot be read" in run(key)

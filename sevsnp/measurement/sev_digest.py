@@ -25,9 +25,11 @@ def sev_digest(path: Path, hashes: KernelHashes | None) -> bytes:
 
 def seves_digests(path: Path, hashes: KernelHashes | None, vcpus: Iterable[int], machine: Machine) -> dict[int, bytes]:
     """The launch digests (32 bytes) of an SEV-ES guest by number of vCPUs; the machine's features are not in them."""
+    wanted, found = set(vcpus), {}
+    for number in sorted(wanted):
+        _check_count(number)
     digest, info = _loaded(path, hashes)
     first, others = save_areas(info, machine, NO_FEATURES)
-    wanted, found = set(vcpus), {}
     for number in range(1, max(wanted, default=0) + 1):
         digest.update(first if number == 1 else others)
         if number in wanted:
@@ -54,10 +56,14 @@ def read_info(path: Path, kernel_hashes: bool) -> Ovmf:
 
 def write_save_areas(directory: Path, first: bytes, others: bytes, vcpus: int) -> None:
     """Write ``vmsa0.bin`` … for this number of vCPUs into an existing directory. Raises OSError."""
-    if not 1 <= vcpus <= MAX_VCPUS:
-        raise UserError(f"vcpus: found {vcpus}, expected 1 to {MAX_VCPUS}")
+    _check_count(vcpus)
     for number in range(vcpus):
         (directory / f"vmsa{number}.bin").write_bytes(others if number else first)
+
+
+def _check_count(vcpus: int) -> None:
+    if not 1 <= vcpus <= MAX_VCPUS:
+        raise UserError(f"vcpus: found {vcpus}, expected 1 to {MAX_VCPUS}")
 
 
 def _loaded(path: Path, hashes: KernelHashes | None) -> "tuple[hashlib._Hash, Ovmf]":

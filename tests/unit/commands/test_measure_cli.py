@@ -242,6 +242,19 @@ def test_wrong_input_gives_one_line_and_exit_code_64(
     assert code == 64 and shown.out == "" and shown.err and "Traceback" not in shown.err
 
 
+@pytest.mark.parametrize("mode", ["snp", "seves"])
+def test_each_mode_refuses_a_number_of_vcpus_that_no_guest_has(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_launch(tmp_path)
+    words = ["--firmware", str(tmp_path / "firmware"), "--mode", mode, "--vcpus"]
+    assert len(measured(capsys, *words, "1,4096").splitlines()) == 2  # control
+    for counts, wrong in (("0", 0), ("4097", 4097), ("1,5000", 5000)):
+        assert main([*words, counts]) == 64
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err) == ("", f"vcpus: found {wrong}, expected 1 to 4096\n")
+
+
 def test_a_large_initramfs_is_not_loaded_into_memory(tmp_path: Path) -> None:
     make_launch(tmp_path)
     with (tmp_path / "initrd").open("wb") as stream:

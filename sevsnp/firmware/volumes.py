@@ -15,6 +15,9 @@ from typing import NamedTuple
 # The limit in bytes for all unpacked sections together; those of AmdSev have 16 MiB.
 MAX_CONTENT = 96 << 20
 MAX_IMAGE = 16 << 20
+# The limit for volumes, files and sections together; our OVMF has 518, and Debian's have up to 776. A section can have
+# 4 bytes, so the limit in bytes does not bound the work.
+MAX_PARTS = 1 << 14
 _MAX_DEPTH = 8
 
 _VARIABLES = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
@@ -55,6 +58,7 @@ class Packed:
 class _Walk:
     def __init__(self) -> None:
         self.room = MAX_CONTENT
+        self.parts = 0
         self.packed: list[Packed] = []
         self.file_types: set[int] = set()
 
@@ -70,6 +74,11 @@ class _Walk:
         if _DXE_CORE not in self.file_types:
             raise Unreadable("found no code that starts a kernel")
 
+    def _count(self, place: str) -> None:
+        self.parts += 1
+        if self.parts > MAX_PARTS:
+            raise Unreadable(f"{place}: more than {MAX_PARTS} volumes, files and sections")
+
     @staticmethod
     def _volume_length(data: bytes, offset: int, place: str) -> int:
         if len(data) - offset < _VOLUME.size:
@@ -83,6 +92,7 @@ class _Walk:
 
     def volume(self, data: bytes, place: str, depth: int, base: int | None) -> Iterator[Leaf]:
         """``base`` is the volume's offset in the image, None inside a packed section."""
+        self._count(place)
         kind, _, _, _, header, _, extension, _, _ = _VOLUME.unpack_from(data)
         if kind == _VARIABLES:
             yield Leaf(f"{place}: variables", data)
@@ -99,6 +109,7 @@ class _Walk:
             name, _, file_type, attributes, size3, _ = _FILE.unpack_from(data, offset)
             if data[offset : offset + _FILE.size] == b"\xff" * _FILE.size:
                 break
+            self._count(place)
             head, size = _FILE.size, int.from_bytes(size3, "little")
             if attributes & _LARGE and kind == _FFS3:
                 if offset + 32 > len(data):
@@ -123,6 +134,7 @@ class _Walk:
             raise Unreadable(f"{place}: sections nested more than {_MAX_DEPTH} deep")
         offset = 0
         while offset + 4 <= len(data):
+            self._count(place)
             size, kind, head = int.from_bytes(data[offset : offset + 3], "little"), data[offset + 3], 4
             if size == 0xFFFFFF and offset + 8 <= len(data):
                 size, head = int.from_bytes(data[offset + 4 : offset + 8], "little"), 8

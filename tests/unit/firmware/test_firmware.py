@@ -7,6 +7,7 @@ import lzma
 import random
 import struct
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from sevsnp.firmware import gate, make
 from sevsnp.firmware.gate import check_firmware, find_roads, problem
 from sevsnp.firmware.known import ACCEPTED, OURS, REFUSED, STOCK
 from sevsnp.firmware.make import CHANGES, change
-from sevsnp.firmware.volumes import LZMA, Unreadable, leaves, packed_sections
+from sevsnp.firmware.volumes import LZMA, MAX_PARTS, Unreadable, leaves, packed_sections
 
 FFS2 = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3").bytes_le
+VARIABLES = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 NODE = bytes.fromhex("04041200") + "shim".encode("utf-16-le") + bytes(6)
 
 
@@ -88,7 +90,7 @@ def test_each_pattern_of_refused_code_is_found_in_the_image(code: bytes) -> None
         volume(file(b"x", kind=0x01), b"\0" * 8),
         volume(file((9999).to_bytes(3, "little") + b"\x10code")),
         volume(file(image(), kind=0x01)),
-        volume(b"code", kind=uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le),
+        volume(b"code", kind=VARIABLES),
     ],
     ids=[
         "empty", "zeros", "cut", "longer", "format", "packer", "tiano", "less", "more", "broken", "behind", "section",
@@ -107,6 +109,30 @@ def test_the_depth_and_the_size_of_nested_sections_are_limited() -> None:
     assert "deep" in find_roads(volume(file(body)))[0]
     bomb = packed(section(0x19, bytes(15 << 20)))
     assert "content" in find_roads(volume(*[file(bomb) for _ in range(8)]))[0]
+
+
+@pytest.mark.parametrize("kind", ["sections", "files", "volumes"])
+def test_the_number_of_parts_is_limited(kind: str) -> None:
+    """They can be small: a few thousand packed bytes then hold millions of them."""
+
+    def many(number: int) -> bytes:
+        if kind == "sections":
+            return volume(file(packed(section(0x19, b"") * number)))
+        if kind == "files":
+            return volume(file(packed(section(0x17, volume(*[file(b"")] * number)))))
+        return image() + volume(kind=VARIABLES, room=0) * number
+
+    most = MAX_PARTS - 20
+    assert find_roads(many(most)) == ()  # control
+    assert f"more than {MAX_PARTS} volumes, files and sections" in find_roads(many(MAX_PARTS))[0]
+    if kind == "sections":
+        bomb = many(4 << 20)
+        assert len(bomb) < 1 << 14 and sum(1 for _ in some(bomb)) <= MAX_PARTS
+
+
+def some(data: bytes) -> Iterator[object]:
+    with contextlib.suppress(Unreadable):
+        yield from leaves(data)
 
 
 def test_a_mutated_image_raises_no_unexpected_error() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
 from sevsnp.attestation.appraisal import Refused
 from sevsnp.attestation.verifier import verify_report
@@ -46,29 +45,6 @@ from tests.support.waiting import NET
 HEADER = hashlib.sha256(b"this volume's header").digest()
 OTHER_HEADER = hashlib.sha256(b"another volume's header").digest()
 KEY = b"a key\nwith \0 and \xff"
-
-
-class Certified:
-    """The guest's end of a connection, for its certificate alone."""
-
-    def __init__(self, certificate: bytes) -> None:
-        self._certificate = certificate
-
-    def version(self) -> str:
-        return "TLSv1.3"
-
-    def getpeercert(self, binary_form: bool) -> bytes:
-        return self._certificate
-
-
-@pytest.mark.parametrize("damage", [(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"), (b"\x30", b"\x31")])
-def test_a_certificate_that_cannot_be_read_is_an_error_of_one_line(keys: Keys, damage: tuple[bytes, bytes]) -> None:
-    good = der(keys.owner_certificate)
-    x509.load_der_x509_certificate(good)  # control
-    certificate = good.replace(*damage, 1)
-    assert certificate != good
-    with pytest.raises(UserError, match="guest: the guest's certificate cannot be read"):
-        key_release.request_evidence(Certified(certificate), HEADER, "guest")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

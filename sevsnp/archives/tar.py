@@ -14,6 +14,7 @@ from pathlib import Path
 from shlex import quote
 
 from sevsnp.archives.plain_tar import Member, plain_members
+from sevsnp.archives.tar_reader import opened
 from sevsnp.archives.ustar import BLOCK
 from sevsnp.errors import AGAIN, UserError
 from sevsnp.system.files import CHUNK
@@ -74,7 +75,7 @@ class Content:
     def extents(self) -> list[tuple[int, int, int]]:
         """The data of a sparse file, without its holes: (offset in the file, length, offset in the archive)."""
         assert self.path is not None
-        with tarfile.open(self.path, "r:") as archive:
+        with opened(self.path) as archive:
             member = self._member(archive)
             found, place = [], member.offset_data
             # GNU tar's map; typeshed does not know the attribute.
@@ -96,7 +97,7 @@ class Content:
 
     def _expanded(self) -> Iterator[bytes]:
         assert self.path is not None
-        with tarfile.open(self.path, "r:") as archive:
+        with opened(self.path) as archive:
             member = self._member(archive)
             stream = archive.extractfile(member)
             assert stream is not None
@@ -149,27 +150,6 @@ def normal_name(name: str, where: object) -> str:
     if ".." in parts or "\0" in name:
         raise UserError(f"{where}: entry {name!r}: expected a path inside the root, without '..'")
     return "/".join(parts)
-
-
-# Bytes of records before one header. tarfile reads them into memory, whatever size they claim.
-_LARGEST_RECORDS = 16 << 20
-_RECORDS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-
-
-class _Bounded(tarfile.TarInfo):
-    """A header whose records are not larger than any file system's."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _RECORDS and self.size > _LARGEST_RECORDS:
-            raise tarfile.ReadError(f"found {self.size} bytes of extended records, expected at most {_LARGEST_RECORDS}")
-        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
-        return made
 
 
 Below = Callable[[str], Entry | None]
@@ -231,9 +211,7 @@ def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             return entries
-        with tarfile.open(
-            path, "r:", errorlevel=2, encoding="utf-8", errors="surrogateescape", tarinfo=_Bounded
-        ) as archive:
+        with opened(path) as archive:
             for member in archive:
                 entry = _entry(member, path, entries, below)
                 entries.pop(entry.name, None)

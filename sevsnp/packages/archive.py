@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from sevsnp.archives.tar_reader import opened
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import CHUNK
@@ -52,7 +53,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with tarfile.open(path, mode="r:") as tar:
+            with opened(path) as tar:
                 self._places = {one.name: (one.offset_data, one.size) for one in tar if one.isreg()}
         except (tarfile.TarError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else "not a plain tar archive"

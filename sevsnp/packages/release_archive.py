@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sevsnp.archives.tar_reader import Header, Reader
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
 from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree, sealed
@@ -39,14 +40,14 @@ class _OddError(Exception):
     """The archive cannot be unpacked; the text says why."""
 
 
-class _Header(tarfile.TarInfo):
+class _Header(Header):
     """A header as tarfile reads it. Of headers that only describe the next header, long ones are refused."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         found = super().frombuf(buf, encoding, errors)
         plain = found.isreg() or found.issym() or found.isdir()
-        if found.size < 0 or (not plain and found.size > _LONGEST_NAME):
+        if not plain and found.size > _LONGEST_NAME:
             raise _OddError(f"found a header with {found.size} bytes, expected at most {_LONGEST_NAME}")
         return found
 
@@ -113,7 +114,7 @@ def _unpack(measured: _Measured, tree: Path, most_entries: int, most_bytes: int)
     # GzipFile needs only read(): the archive is read once, from front to back.
     with gzip.GzipFile(fileobj=measured, mode="rb") as unzipped:  # type: ignore[call-overload]
         limited = _Limited(unzipped, most_bytes)
-        with tarfile.open(fileobj=limited, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
+        with Reader.open(fileobj=limited, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
             for member in tar:
                 if len(seen) == most_entries:
                     raise _OddError(f"found more than {most_entries} entries")

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import io
 import os
 import subprocess
+import tarfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -96,6 +98,26 @@ def build_deb(
     )
     subprocess.run(["rm", "-r", tree], check=True)
     return deb
+
+
+def deb_of(path: Path, data: bytes, name: str = "linux-image-6.1.0-test") -> Path:
+    """A .deb at ``path`` whose files are the tar ``data``, which may be of any form: nothing here reads it."""
+    control = io.BytesIO()
+    with tarfile.open(fileobj=control, mode="w:gz") as archive:
+        text = f"Package: {name}\nVersion: 1.0\nArchitecture: amd64\n".encode()
+        info = tarfile.TarInfo("./control")
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text))
+    with path.open("wb") as stream:
+        stream.write(b"!<arch>\n")
+        for member, content in (
+            (b"debian-binary", b"2.0\n"),
+            (b"control.tar.gz", control.getvalue()),
+            (b"data.tar", data),
+        ):
+            stream.write(b"%-16s%-12d%-6d%-6d%-8o%-10d`\n" % (member, 0, 0, 0, 0o100644, len(content)))
+            stream.write(content + b"\n" * (len(content) % 2))
+    return path
 
 
 @dataclass

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hostile tars: every reader of an archive ends with one UserError, soon and with little memory."""
+
+import gzip
+import hashlib
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sevsnp.archives.tar import read_tar
+from sevsnp.archives.ustar import record
+from sevsnp.errors import UserError
+from sevsnp.packages.archive import Archive
+from sevsnp.packages.kernel import unpack_kernel
+from sevsnp.packages.release_archive import unpack_release
+from sevsnp.packages.unpack import unpack_deb
+from tests.support.debian_repository import deb_of
+
+END = bytes(1024)
+
+
+def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    """One header block; a size that octal digits cannot say is in base 256."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname, info.mode = kind, size, link, 0o755 if kind == tarfile.DIRTYPE else 0o644
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def blocks(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def pax(**records: str) -> bytes:
+    """A header of records; ``__`` in a key is a dot."""
+    text = b"".join(record(key.replace("__", ".").encode(), value.encode()) for key, value in records.items())
+    return header("x", len(text), tarfile.XHDTYPE) + blocks(text)
+
+
+def _read_tar(folder: Path, data: bytes) -> None:
+    (folder / "a.tar").write_bytes(data)
+    read_tar(folder / "a.tar")
+
+
+def _read_mirror(folder: Path, data: bytes) -> None:
+    (folder / "sources.tar").write_bytes(data)
+    Archive(folder / "sources.tar")
+
+
+def _unpack_deb(folder: Path, data: bytes) -> None:
+    unpack_deb(deb_of(folder / "a.deb", data), folder)
+
+
+def _unpack_kernel(folder: Path, data: bytes) -> None:
+    unpack_kernel(deb=deb_of(folder / "a.deb", data), output=folder / "kernel")
+
+
+def _unpack_release(folder: Path, data: bytes) -> None:
+    packed = gzip.compress(data)
+    (folder / "a.tar.gz").write_bytes(packed)
+    digest = hashlib.sha256(packed).hexdigest()
+    unpack_release(archive=folder / "a.tar.gz", sha256=digest, output=folder / "release")
+
+
+READERS = (_read_tar, _read_mirror, _unpack_deb, _unpack_kernel, _unpack_release)
+Reader = Callable[[Path, bytes], None]
+
+# The second header leads back to the first one.
+BACK = {
+    "in base 256": header("snp-release", kind=tarfile.DIRTYPE) + header("snp-release/x", -1536),
+    "in a record": header("snp-release", kind=tarfile.DIRTYPE) + pax(size="-2048") + header("snp-release/x"),
+    "of a hole": pax(GNU__sparse__map="0,1", GNU__sparse__size="-1") + header("snp-release/x", 1) + blocks(b"x"),
+    "of records": header("snp-release/x", -512, tarfile.XHDTYPE),
+}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tarfile, which fails after 100 members: a test of an endless archive fails, and does not hang."""
+    left, following = [100], tarfile.TarFile.next
+
+    def counting(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        left[0] -= 1
+        assert left[0], "the archive is read without end"
+        return following(archive)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", counting)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("form", BACK)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_negative_size_is_refused(tmp_path: Path, reader: Reader, form: str) -> None:
+    with pytest.raises(UserError, match=r"found a header with -\d+ bytes|not a plain tar archive"):
+        reader(tmp_path, BACK[form] + END)
+
+
+@pytest.mark.usefixtures("counted")
+def test_sizes_in_base_256_and_in_records_are_read(tmp_path: Path) -> None:
+    """The control: the same forms with an honest size."""
+    base = header("a", 3)
+    field = b"\x80" + (3).to_bytes(11, "big")
+    block = base[:124] + field + base[136:148] + b" " * 8 + base[156:]
+    block = block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    records = pax(size="2", GNU__sparse__name="b") + header("b", 7)
+    (tmp_path / "a.tar").write_bytes(block + blocks(b"abc") + records + blocks(b"de") + END)
+    found = read_tar(tmp_path / "a.tar")
+    assert {name: each.content and each.content.read() for name, each in found.items()} == {"a": b"abc", "b": b"de"}

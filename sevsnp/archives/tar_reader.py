@@ -25,6 +25,7 @@ class Header(tarfile.TarInfo):
         made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
         # Again: records replace the size of the header.
         _check_size(made)
+        _check_map(made)
         return made
 
 
@@ -32,6 +33,18 @@ def _check_size(header: tarfile.TarInfo) -> None:
     """A negative size leads tarfile back to headers that it has read, without end (CVE-2025-8194)."""
     if header.size < 0:
         raise tarfile.ReadError(f"found a header with {header.size} bytes, expected at least 0")
+
+
+def _check_map(header: tarfile.TarInfo) -> None:
+    """The data of a sparse file must be in order and inside of it."""
+    end = 0
+    parts: list[tuple[int, int]] = getattr(header, "sparse", None) or []  # typeshed does not know the attribute
+    for offset, length in parts:
+        if not length:
+            continue  # the end of the file, or an empty place of the oldest format
+        if length < 0 or not end <= offset <= header.size - length:
+            raise tarfile.ReadError(f"found {length} bytes at {offset} in the map of a file of {header.size} bytes")
+        end = offset + length
 
 
 class Reader(tarfile.TarFile):

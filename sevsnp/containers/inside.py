@@ -3,11 +3,12 @@
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
 from sevsnp.archives.tar import Content, Entry, read_tar
-from sevsnp.containers.unpack import first_bytes, is_compressed, is_tar, open_range, unpack, unpack_file
+from sevsnp.containers.unpack import LARGEST, first_bytes, is_compressed, is_tar, open_range, unpack, unpack_file
 from sevsnp.errors import AGAIN, UserError, called
 from sevsnp.store.oci_blob import write_sparse
 from sevsnp.store.oci_reference import clean
@@ -72,10 +73,14 @@ def _disk(archive: Path, image: Path, name: str) -> Entry:
 
 
 def _copy(content: Content, archive: Path, name: str, output: Path) -> None:
+    if content.size > LARGEST:
+        raise UserError(f"{name}: a disk image of {content.size} bytes, expected at most {LARGEST}")
     if content.sparse:
         with output.open("wb") as stream:
-            for piece in content.pieces():
-                write_sparse(stream, piece)
+            for offset, length, place in content.extents():
+                stream.seek(offset)
+                for piece in replace(content, sparse=False, size=length, offset=place).pieces():
+                    write_sparse(stream, piece)
             stream.truncate(content.size)
         return
     with contextlib.closing(open_range(archive, content.offset, content.size)) as source:

@@ -107,3 +107,23 @@ def test_sizes_in_base_256_and_in_records_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(block + blocks(b"abc") + records + blocks(b"de") + END)
     found = read_tar(tmp_path / "a.tar")
     assert {name: each.content and each.content.read() for name, each in found.items()} == {"a": b"abc", "b": b"de"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "taken"),
+    [
+        ("0,1,8,1,9,0", True),
+        ("0,0,3,2,9,0", True),
+        ("8,1,0,1", False),
+        ("8,2", False),
+        ("3,-1", False),
+        ("-1,1", False),
+    ],
+)
+def test_the_map_of_a_sparse_file_is_in_order_and_inside_of_it(tmp_path: Path, parts: str, taken: bool) -> None:
+    data = pax(GNU__sparse__map=parts, GNU__sparse__size="9") + header("x", 2) + blocks(b"ab") + END
+    if taken:
+        return _read_tar(tmp_path, data)
+    with pytest.raises(UserError, match=r"in the map of a file of 9 bytes"):
+        _read_tar(tmp_path, data)
+    return None

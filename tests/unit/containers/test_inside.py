@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from sevsnp.archives.tar import read_tar
+from sevsnp.archives.ustar import member as ustar_member
+from sevsnp.archives.ustar import sparse
 from sevsnp.containers.inside import unpack_disk, unpack_tar
 from sevsnp.errors import UserError
 from tests.support.container_images import directory, member, tar_bytes
@@ -41,6 +43,26 @@ def test_a_sparse_member(tmp_path: Path) -> None:
     subprocess.run(["tar", "--format=oldgnu", "-Sczf", "image", "disk.raw"], cwd=tmp_path, check=True)
     unpack_disk(image=tmp_path / "image", output=tmp_path / "disk")
     assert (tmp_path / "disk").read_bytes() == DISK
+
+
+@pytest.mark.parametrize(("more", "taken"), [(0, True), (1, False)])
+def test_the_size_of_a_sparse_disk_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, taken: bool
+) -> None:
+    """A header of 2 KiB can claim a disk of any size. Control: a disk of the largest size."""
+    monkeypatch.setattr("sevsnp.containers.inside.LARGEST", 1 << 20)
+    size = (1 << 20) + more
+    records, table = sparse(b"disk.raw", size, [(0, 512), (size, 0)])
+    data = table + bytes(512)
+    header = ustar_member(b"disk.raw", b"0", mode=0o644, uid=0, gid=0, size=len(data), mtime=0, before=records)
+    (tmp_path / "image").write_bytes(header + data + bytes(1024))
+    if taken:
+        unpack_disk(image=tmp_path / "image", output=tmp_path / "disk")
+        assert (tmp_path / "disk").stat().st_size == size
+        return
+    with pytest.raises(UserError, match="a disk image of 1048577 bytes, expected at most 1048576"):
+        unpack_disk(image=tmp_path / "image", output=tmp_path / "disk")
+    assert not (tmp_path / "disk").exists()
 
 
 def test_an_archive_with_several_disk_images_or_none_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 
 from sevsnp.archives.plain_tar import Member, plain_members
-from sevsnp.archives.tar_reader import opened
+from sevsnp.archives.tar_reader import TAR_ERRORS, opened
 from sevsnp.archives.ustar import BLOCK
 from sevsnp.errors import AGAIN, UserError
 from sevsnp.system.files import CHUNK
@@ -224,7 +224,7 @@ def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
                 raise UserError(
                     f"{path}: damaged or cut off at byte {end}, expected a tar header or the end mark", AGAIN
                 )
-    except (tarfile.TarError, EOFError) as error:
+    except TAR_ERRORS as error:
         raise UserError(
             f"{path}: found {_format(path)}, expected an uncompressed tar archive ({error})",
             _unpacking(path),

@@ -4,6 +4,10 @@
 import tarfile
 from pathlib import Path
 
+# All that tarfile raises for damaged archives: RecursionError for a chain of records, OverflowError for sizes and times
+# that are no numbers of C, LookupError for a header that ends early.
+TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
+
 # Bytes of records before one header. tarfile reads them into memory, whatever size they claim.
 LARGEST_RECORDS = 16 << 20
 _RECORDS = (

@@ -7,11 +7,11 @@ Told by the first bytes alone, since every run asks it. Whoever reads the file c
 import io
 import re
 import stat
-import tarfile
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from sevsnp.archives.tar_reader import TAR_ERRORS, Reader
 from sevsnp.containers.unpack import first_bytes, is_compressed, is_tar
 from sevsnp.qemu.disk_format import is_disk_image, starts_like_a_disk
 
@@ -98,8 +98,8 @@ def _first_member(start: bytes) -> str:
     if not is_tar(start):
         return ""
     try:
-        with tarfile.open(fileobj=io.BytesIO(start), mode="r:") as archive:
+        with Reader.open(fileobj=io.BytesIO(start), mode="r:") as archive:
             names = (member.name.removeprefix("./") for member in archive)
             return next((name for name in names if name not in ("", ".")), "")
-    except (tarfile.TarError, ValueError, EOFError):
+    except TAR_ERRORS:
         return ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.archives.tar_reader import opened
+from sevsnp.archives.tar_reader import TAR_ERRORS, opened
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
 from sevsnp.system.files import CHUNK
@@ -55,7 +55,7 @@ class Archive:
         try:
             with opened(path) as tar:
                 self._places = {one.name: (one.offset_data, one.size) for one in tar if one.isreg()}
-        except (tarfile.TarError, OSError) as error:
+        except (*TAR_ERRORS, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else "not a plain tar archive"
             raise UserError(
                 f"MIRROR={path}: {why}", "give a file made by ./doitw pack_sources, or the URI of a mirror"

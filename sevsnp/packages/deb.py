@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sevsnp.archives.tar_reader import Reader
+from sevsnp.archives.tar_reader import TAR_ERRORS, Reader
 from sevsnp.errors import UserError
 from sevsnp.system.command import DEFAULT_TIMEOUT, run, spawned
 
@@ -59,7 +59,7 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
             # Padding follows the last member. If it is left unread, dpkg-deb dies of a closed pipe.
             while process.stdout.read(1 << 16):
                 pass
-        except tarfile.TarError as error:
+        except TAR_ERRORS as error:
             process.kill()
             _, complaint = process.communicate()
             raise UserError(f"{deb}: damaged package: {_last_line(complaint) or error}") from error

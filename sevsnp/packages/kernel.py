@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from sevsnp.errors import UserError
 from sevsnp.packages.deb import member_path, open_content, read_field
 from sevsnp.packages.tree import replace_tree
-from sevsnp.packages.unpack import unpack_member
+from sevsnp.packages.unpack import ODD_ENTRY, unpack_member
 from sevsnp.system.files import scratch_directory, write_atomic
 
 VERSION_FILE = "version"
@@ -30,6 +30,13 @@ def _modules(path: PurePosixPath) -> PurePosixPath | None:
         if path.is_relative_to(prefix):
             return path.relative_to(prefix)
     return None
+
+
+def _linked(target: str) -> PurePosixPath:
+    """The target of a hard link, below lib/modules. Raises ValueError for any other target."""
+    if (below := _modules(member_path(target))) is None:
+        raise ValueError(target)
+    return below
 
 
 def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
@@ -55,8 +62,10 @@ def _extract(deb: Path, tree: Path) -> tuple[list[str], set[str]]:
                 modules.add(below.parts[0])
                 member.name = f"modules/{below}"
                 try:
+                    if member.islnk():
+                        member.linkname = f"modules/{_linked(member.linkname)}"
                     unpack_member(tar, member, tree)
-                except (ValueError, FileNotFoundError) as error:
+                except ODD_ENTRY as error:
                     raise UserError(f"{deb}: {path}: unexpected path in the package", _HINT) from error
     return kernels, modules
 

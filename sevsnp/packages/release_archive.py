@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sevsnp.archives.tar_reader import Header, Reader
+from sevsnp.archives.tar_reader import TAR_ERRORS, Header, Reader
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
 from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree, sealed
@@ -96,8 +96,7 @@ def unpack_release(
             try:
                 _unpack(measured, tree, most_entries, most_bytes)
                 _check_links(tree)
-            # RecursionError: tarfile calls itself for each header that describes the next one.
-            except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, ValueError, RecursionError) as error:
+            except (zlib.error, gzip.BadGzipFile, *TAR_ERRORS) as error:
                 raise UserError(f"{archive}: damaged, or not a .tar.gz: {error}", _AGAIN) from error
             except _OddError as error:
                 raise UserError(f"{archive}: {error}", _AGAIN) from None

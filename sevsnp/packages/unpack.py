@@ -13,6 +13,9 @@ from sevsnp.packages.deb import member_path, open_content
 # Debian's merged /usr: packages write /lib and mean usr/lib.
 MERGED = ("bin", "sbin", "lib", "lib64")
 
+# What :func:`unpack_member` raises for an entry that has no place in the tree. RuntimeError: a loop of links.
+ODD_ENTRY = (ValueError, OverflowError, RuntimeError, FileNotFoundError, FileExistsError, NotADirectoryError)
+
 Keep = Callable[[PurePosixPath], bool]
 
 
@@ -90,5 +93,5 @@ def unpack_deb(deb: Path, root: Path, keep: Keep = lambda path: True) -> None:
             try:
                 if keep(_place(member.name)):
                     unpack_member(tar, member, root)
-            except (ValueError, FileNotFoundError, FileExistsError) as error:
+            except ODD_ENTRY as error:
                 raise UserError(f"{deb}: {member.name}: expected a path below the root") from error

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """unpack_kernel: any good linux-image package, and one clear line for anything else."""
 
+import io
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from sevsnp.errors import UserError
 from sevsnp.packages.kernel import unpack_kernel
-from tests.support.debian_repository import build_deb
+from tests.support.debian_repository import build_deb, deb_of
 
 BZIMAGE = bytes(0x202) + b"HdrS" + bytes(100)
 GOOD: dict[str, Any] = {
@@ -95,3 +97,42 @@ def test_a_damaged_package_is_refused(tmp_path: Path, kept: int) -> None:
     assert not (tmp_path / "kernel").exists()
     with pytest.raises(UserError, match="no such file"):
         unpack_kernel(deb=tmp_path / "absent.deb", output=tmp_path / "kernel")
+
+
+def packed(path: Path, *more: tuple[str, bytes, str]) -> Path:
+    """A kernel package at ``path`` with more entries: their name, type and link target."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, content in OLDER.items():
+            if not isinstance(content, Path):
+                info = tarfile.TarInfo(f"./{name}")
+                text = content if isinstance(content, bytes) else content.encode()
+                info.size = len(text)
+                archive.addfile(info, io.BytesIO(text))
+        for name, kind, target in more:
+            info = tarfile.TarInfo(f"./lib/modules/6.1.0-test/{name}")
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    return deb_of(path, data.getvalue())
+
+
+def test_a_hard_link_between_two_modules_is_unpacked(tmp_path: Path) -> None:
+    """Controls: a target outside of the modules, and one that is missing."""
+    module = "./lib/modules/6.1.0-test/kernel/a.ko.xz"
+    unpack_kernel(deb=packed(tmp_path / "a.deb", ("b.ko.xz", tarfile.LNKTYPE, module)), output=tmp_path / "kernel")
+    assert (tmp_path / "kernel/lib/modules/6.1.0-test/b.ko.xz").read_text() == "module"
+    for target in ("./boot/vmlinuz-6.1.0-test", f"{module}x", f"../{module}"):
+        with pytest.raises(UserError, match="unexpected path in the package"):
+            deb = packed(tmp_path / "a.deb", ("b.ko.xz", tarfile.LNKTYPE, target))
+            unpack_kernel(deb=deb, output=tmp_path / "other")
+
+
+def test_an_entry_below_a_file_or_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    """Control: an entry below a directory."""
+    regular, symbolic = tarfile.REGTYPE, tarfile.SYMTYPE
+    unpack_kernel(deb=packed(tmp_path / "a.deb", ("a/b", regular, "")), output=tmp_path / "kernel")
+    below_file = (("a", regular, ""), ("a/b", regular, ""))
+    in_loop = (("a", symbolic, "b"), ("b", symbolic, "a"), ("a/c", regular, ""))
+    for entries in (below_file, in_loop):
+        with pytest.raises(UserError, match="unexpected path in the package"):
+            unpack_kernel(deb=packed(tmp_path / "a.deb", *entries), output=tmp_path / "other")

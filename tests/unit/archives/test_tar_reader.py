@@ -11,6 +11,7 @@ import pytest
 
 from sevsnp.archives.tar import read_tar
 from sevsnp.archives.ustar import record
+from sevsnp.containers.form import Form, given
 from sevsnp.errors import UserError
 from sevsnp.packages.archive import Archive
 from sevsnp.packages.kernel import unpack_kernel
@@ -127,3 +128,49 @@ def test_the_map_of_a_sparse_file_is_in_order_and_inside_of_it(tmp_path: Path, p
     with pytest.raises(UserError, match=r"in the map of a file of 9 bytes"):
         _read_tar(tmp_path, data)
     return None
+
+
+def sparse_block(more: int) -> bytes:
+    """A header of the oldest sparse format; with ``more``, blocks of its map follow."""
+    block = header("x", kind=tarfile.GNUTYPE_SPARSE)
+    block = block[:148] + b" " * 8 + block[156:482] + bytes([more]) + b"%011o\0" % 0 + block[495:]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+SPARSE = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0"}
+ODD = {
+    "a chain of records": pax(comment="x") * 1500 + header("x"),
+    "a size in words": pax(GNU__sparse__size="abc") + header("x"),
+    "a map in words": pax(GNU__sparse__map="a,b") + header("x"),
+    "a map before the data in words": pax(**SPARSE) + header("x", 3) + blocks(b"abc"),
+    "a map before the data that is cut off": pax(**SPARSE) + header("x", 3) + b"7\n",
+    "a map in blocks that is cut off": sparse_block(1),
+}
+
+
+@pytest.mark.parametrize("form", ODD)
+@pytest.mark.parametrize("reader", READERS)
+def test_damage_of_any_kind_is_one_error(tmp_path: Path, reader: Reader, form: str) -> None:
+    with pytest.raises(UserError, match=r"\(.*\)$|damaged|not a plain tar archive") as caught:
+        reader(tmp_path, ODD[form])
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("form", ODD)
+def test_an_image_with_a_damaged_header_has_a_form(tmp_path: Path, form: str) -> None:
+    """Every run asks it, `./doitw list`, too. The control: a header that only a disk's archive has."""
+    (tmp_path / "a.tar").write_bytes(ODD[form])
+    assert given(str(tmp_path / "a.tar")).form is Form.TAR
+    (tmp_path / "a.tar").write_bytes(pax(comment="x") + header("disk.raw") + END)
+    assert given(str(tmp_path / "a.tar")).form is Form.DISK_INSIDE
+
+
+@pytest.mark.parametrize(("time", "taken"), [("5.5", True), ("inf", False), ("nan", False)])
+def test_a_time_is_a_number(tmp_path: Path, time: str, taken: bool) -> None:
+    data = pax(mtime=time) + header("x") + END
+    for reader in (_read_tar, _unpack_deb):
+        if taken:
+            reader(tmp_path, data)
+            continue
+        with pytest.raises(UserError, match=r"found a tar archive that is damaged|expected a path below the root"):
+            reader(tmp_path, data)

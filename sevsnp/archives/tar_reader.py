@@ -3,6 +3,7 @@
 
 import tarfile
 from pathlib import Path
+from typing import Protocol
 
 # All that tarfile raises for damaged archives: RecursionError for a chain of records, OverflowError for sizes and times
 # that are no numbers of C, LookupError for a header that ends early.
@@ -19,14 +20,28 @@ _RECORDS = (
 )
 
 
+class Stream(Protocol):
+    """A source of bytes: up to ``size`` at a time, none at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 class Header(tarfile.TarInfo):
     """A header with a possible size, whose records are not larger than any file system's. Raises ReadError."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        assert isinstance(archive, Reader)
         _check_size(self)
-        if self.type in _RECORDS and self.size > LARGEST_RECORDS:
-            raise tarfile.ReadError(f"found {self.size} bytes of extended records, expected at most {LARGEST_RECORDS}")
+        before = archive.held
+        if self.type in _RECORDS:
+            archive.held += self.size
+        if archive.held > LARGEST_RECORDS:
+            raise tarfile.ReadError(
+                f"found {archive.held} bytes of extended records, expected at most {LARGEST_RECORDS}"
+            )
         made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        if self.type != tarfile.XGLTYPE:  # global records are kept to the end of the archive
+            archive.held = before
         # Again: records replace the size of the header.
         _check_size(made)
         _check_map(made)
@@ -55,6 +70,29 @@ class Reader(tarfile.TarFile):
     """An archive whose headers are checked as :class:`Header` says."""
 
     tarinfo = Header
+    held = 0  # bytes of the records that are in memory: those before the header that is read, and all global ones
+
+
+class _Ending:
+    """A stream that ends with an error for a reader who goes on: tarfile skips what a header claims, up to 2^88 bytes.
+
+    The end of an archive without its end mark is read twice.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._empty += not piece
+        if self._empty > 2:
+            raise EOFError("the archive ends early")
+        return piece
+
+
+def streamed(stream: Stream, header: type[Header] = Header) -> Reader:
+    """An uncompressed tar that is read once, from front to back. Raises one of :data:`TAR_ERRORS`, also when read."""
+    return Reader.open(fileobj=_Ending(stream), mode="r|", tarinfo=header)  # type: ignore[call-overload, no-any-return]
 
 
 def opened(path: Path) -> Reader:

@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from sevsnp.archives.compressed import DAMAGED, decompressor
+from sevsnp.archives.tar_reader import Stream
 from sevsnp.errors import AGAIN, UserError
 from sevsnp.store.oci_blob import write_sparse
 from sevsnp.system.files import CHUNK
@@ -21,12 +22,6 @@ LARGEST = 256 << 30
 MAGIC_SIZE = 6
 _NO_FRAME = b"\x2a\x4d\x18"  # RFC 8878, 3.1.2: a skippable frame; only the first byte of the magic varies
 _TAR_MAGIC = slice(257, 262)
-
-
-class Stream(Protocol):
-    """A source of bytes: up to ``size`` at a time, none at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)

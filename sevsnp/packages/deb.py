@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sevsnp.archives.tar_reader import TAR_ERRORS, Reader
+from sevsnp.archives.tar_reader import TAR_ERRORS, streamed
 from sevsnp.errors import UserError
 from sevsnp.system.command import DEFAULT_TIMEOUT, run, spawned
 
@@ -54,7 +54,7 @@ def open_content(deb: Path) -> Iterator[tarfile.TarFile]:
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         try:
-            with Reader.open(fileobj=process.stdout, mode="r|") as tar:
+            with streamed(process.stdout) as tar:
                 yield tar
             # Padding follows the last member. If it is left unread, dpkg-deb dies of a closed pipe.
             while process.stdout.read(1 << 16):

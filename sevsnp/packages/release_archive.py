@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sevsnp.archives.tar_reader import TAR_ERRORS, Header, Reader
+from sevsnp.archives.tar_reader import TAR_ERRORS, Header, streamed
 from sevsnp.errors import UserError
 from sevsnp.packages.lock import Package
 from sevsnp.packages.tree import GUEST_KERNELS, MANIFEST, replace_tree, sealed
@@ -113,7 +113,7 @@ def _unpack(measured: _Measured, tree: Path, most_entries: int, most_bytes: int)
     # GzipFile needs only read(): the archive is read once, from front to back.
     with gzip.GzipFile(fileobj=measured, mode="rb") as unzipped:  # type: ignore[call-overload]
         limited = _Limited(unzipped, most_bytes)
-        with Reader.open(fileobj=limited, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
+        with streamed(limited, _Header) as tar:
             for member in tar:
                 if len(seen) == most_entries:
                     raise _OddError(f"found more than {most_entries} entries")

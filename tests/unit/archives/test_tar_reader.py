@@ -3,6 +3,7 @@
 
 import gzip
 import hashlib
+import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sevsnp.archives.tar import read_tar
+from sevsnp.archives.tar_reader import streamed
 from sevsnp.archives.ustar import record
 from sevsnp.containers.form import Form, given
 from sevsnp.errors import UserError
@@ -174,3 +176,61 @@ def test_a_time_is_a_number(tmp_path: Path, time: str, taken: bool) -> None:
             continue
         with pytest.raises(UserError, match=r"found a tar archive that is damaged|expected a path below the root"):
             reader(tmp_path, data)
+
+
+LONG, LOCAL, GLOBAL = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE
+
+
+@pytest.mark.parametrize(
+    ("kinds", "taken"),
+    [
+        ([LONG], True),
+        ([LONG, b"0", LOCAL, b"0"], True),
+        ([LONG, LONG], False),
+        ([LOCAL, LONG], False),
+        ([GLOBAL, b"0", LOCAL], False),
+        ([GLOBAL, b"0", GLOBAL, b"0"], False),
+    ],
+)
+@pytest.mark.parametrize("reader", [_read_tar, _read_mirror, _unpack_deb])
+def test_all_records_in_memory_together_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader, kinds: list[bytes], taken: bool
+) -> None:
+    """The control: the records of one file do not count for the next one."""
+    monkeypatch.setattr("sevsnp.archives.tar_reader.LARGEST_RECORDS", 1000)
+    names = {LONG: b"a" * 599 + b"\0", LOCAL: record(b"x", b"y" * 593), GLOBAL: record(b"x", b"y" * 593)}
+    if reader is _unpack_deb:
+        names[LONG] = b"a/" * 299 + b"a\0"  # a file's name has at most 255 bytes
+    data = b"".join(header("x", 600, kind) + blocks(names[kind]) if kind in names else header("x") for kind in kinds)
+    if taken:
+        return reader(tmp_path, data + header("x") + END)
+    with pytest.raises(UserError, match=r"1200 bytes of extended records|not a plain tar archive"):
+        reader(tmp_path, data + header("x") + END)
+    return None
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_records_of_any_size_are_not_read_into_memory(tmp_path: Path, reader: Reader) -> None:
+    with pytest.raises(UserError, match=r"extended records|found a header with|not a plain tar archive"):
+        reader(tmp_path, header("x", (16 << 20) + 1, LONG) + END)
+
+
+@pytest.mark.parametrize("end", [END, b""])
+def test_a_stream_that_claims_more_than_it_has_ends(tmp_path: Path, end: bytes) -> None:
+    """A file that nobody reads is skipped. Without the check, 10 KiB at a time, up to the size that it claims."""
+    reads = [0]
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            reads[0] += 1
+            assert reads[0] < 100, "the stream is read without end"
+            return super().read(size)
+
+    with streamed(Counted(header("x", 3) + blocks(b"abc") + end)) as archive:
+        assert [each.size for each in archive] == [3]
+    for size in (1 << 40, 1 << 80):
+        reads[0], data = 0, header("x", size) + END
+        with pytest.raises(EOFError), streamed(Counted(data)) as archive:
+            archive.getmembers()
+    with pytest.raises(UserError, match="damaged package"):
+        unpack_deb(deb_of(tmp_path / "a.deb", header("x", 1 << 80) + END), tmp_path, lambda path: False)

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from sevsnp.archives.tar import Content, Entry, Kind, normal_name
+from sevsnp.archives.tar import PATH_MAX, Content, Entry, Kind, normal_name
 from sevsnp.errors import UserError
 
 MAGICS = (b"070701", b"070702")  # the second one has check sums, which the kernel does not compare
 _HEADER = 110
-_PATH_MAX = 4096
 _MOST_ENTRIES = 1_000_000
 _TRAILER = "TRAILER!!!"
 _KINDS = {
@@ -90,8 +89,8 @@ def _header(archive: _Archive) -> tuple[list[int], str]:
         archive.end -= _HEADER
         raise archive.refused("found no header of a newc archive")
     fields = [int(header[place : place + 8], 16) for place in range(6, _HEADER, 8)]
-    if not 1 < fields[11] <= _PATH_MAX:
-        raise archive.refused(f"found a name of {fields[11]} bytes, expected 2 to {_PATH_MAX}")
+    if not 1 < fields[11] <= PATH_MAX:
+        raise archive.refused(f"found a name of {fields[11]} bytes, expected 2 to {PATH_MAX}")
     raw = archive.take(fields[11])
     if raw.find(b"\0") != len(raw) - 1:
         raise archive.refused("found a name with a zero byte inside, or without one at its end")
@@ -105,8 +104,8 @@ def _entry(archive: _Archive, name: str, mode: int, size: int, device: tuple[int
         raise archive.refused(f"found {name!r} of the type {stat.S_IFMT(mode):#o}, which no initramfs needs")
     place, target, content = archive.end, "", None
     if kind is Kind.SYMLINK:
-        if size > _PATH_MAX:
-            raise archive.refused(f"found a link of {size} bytes, expected at most {_PATH_MAX}")
+        if size > PATH_MAX:
+            raise archive.refused(f"found a link of {size} bytes, expected at most {PATH_MAX}")
         target = archive.take(size).partition(b"\0")[0].decode(errors="surrogateescape")
     else:
         archive.skip(size)

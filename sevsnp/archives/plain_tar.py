@@ -9,12 +9,15 @@ reports damaged archives: this module never raises for an archive's content, it 
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from zlib import adler32
 
 from sevsnp.archives.ustar import BLOCK
 
+# Of one archive, and of one image.
+MOST_ENTRIES = 4_000_000
 _ZEROS = bytes(BLOCK)
 _MAGIC = b"ustar\x0000"
 _KINDS = frozenset(b"0123456")
@@ -43,12 +46,16 @@ class _OddError(Exception):
     """The archive is not of the plain form."""
 
 
-def plain_members(path: Path) -> list[Member] | None:
-    """The members of an archive in order; None if it is not complete or not of the plain form. Raises OSError."""
+def plain_members(path: Path, most: int = MOST_ENTRIES) -> list[Member] | None:
+    """The members of an archive in order; None if it is not complete or not of the plain form. Raises OSError.
+
+    Of more than ``most`` members none is kept: also None.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return list(_members(descriptor, os.fstat(descriptor).st_size))
+            members = list(islice(_members(descriptor, os.fstat(descriptor).st_size), most + 1))
+            return members if len(members) <= most else None
         finally:
             os.close(descriptor)
     except (_OddError, ValueError):

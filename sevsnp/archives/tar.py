@@ -13,13 +13,15 @@ from enum import Enum
 from pathlib import Path
 from shlex import quote
 
-from sevsnp.archives.plain_tar import Member, plain_members
+from sevsnp.archives.plain_tar import MOST_ENTRIES, Member, plain_members
 from sevsnp.archives.tar_reader import TAR_ERRORS, opened
 from sevsnp.archives.ustar import BLOCK
 from sevsnp.errors import AGAIN, UserError
 from sevsnp.system.files import CHUNK
 
 CAPABILITY = "security.capability"
+# Bytes of a path, or of a link's target. The kernel takes no longer ones.
+PATH_MAX = 4096
 
 _ATTRIBUTE = re.compile(r"(?:(?:SCHILY|LIBARCHIVE)\.xattr|RHT)\.(.+)|SCHILY\.(acl\..+)")
 
@@ -145,11 +147,18 @@ def without_security(entry: Entry) -> Entry:
 
 
 def normal_name(name: str, where: object) -> str:
-    """``./a//b/`` as ``a/b``. Raises UserError for ``..`` and NUL, naming the archive ``where``."""
+    """``./a//b/`` as ``a/b``. Raises UserError for ``..``, NUL and a long name, naming the archive ``where``."""
+    _check_length(name, where)
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in name:
         raise UserError(f"{where}: entry {name!r}: expected a path inside the root, without '..'")
     return "/".join(parts)
+
+
+def _check_length(path: str, where: object) -> None:
+    """Refuse a long path before anything is made of its parts."""
+    if (length := len(path.encode("utf-8", "surrogateescape"))) > PATH_MAX:
+        raise UserError(f"{where}: found a path of {length} bytes ({path[:40]!r}…), expected at most {PATH_MAX}")
 
 
 Below = Callable[[str], Entry | None]
@@ -205,14 +214,16 @@ def read_tar(path: Path, below: Below | None = None) -> dict[str, Entry]:
     """
     entries: dict[str, Entry] = {}
     try:
-        if (members := plain_members(path)) is not None:
+        if (members := plain_members(path, MOST_ENTRIES)) is not None:
             for plain in members:
                 entry = _plain_entry(plain, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
             return entries
         with opened(path) as archive:
-            for member in archive:
+            for count, member in enumerate(archive):
+                if count == MOST_ENTRIES:
+                    raise UserError(f"{path}: more than {MOST_ENTRIES} entries in the archive")
                 entry = _entry(member, path, entries, below)
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
@@ -269,6 +280,8 @@ def _made(
     name = normal_name(member.name, path)
     if not name and kind is not Kind.DIRECTORY:
         raise UserError(f"{path}: entry {member.name!r}: expected a directory as the root, found a {kind.name.lower()}")
+    if kind is Kind.SYMLINK:
+        _check_length(link, path)
     return Entry(
         name=name,
         kind=kind,

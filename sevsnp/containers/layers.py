@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sevsnp.archives.links import follow
+from sevsnp.archives.plain_tar import MOST_ENTRIES
 from sevsnp.archives.rootfs import EPOCH
 from sevsnp.archives.tar import Entry, Kind
 from sevsnp.errors import UserError
@@ -18,7 +19,6 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 # What AUFS kept beside the files for itself. Engines skip it.
 _AUFS = ".wh..wh."
-MOST_ENTRIES = 4_000_000
 
 
 class Tree:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sevsnp.archives.plain_tar import plain_members
 from sevsnp.archives.tar import read_tar
 from sevsnp.archives.tar_reader import streamed
-from sevsnp.archives.ustar import record
+from sevsnp.archives.ustar import member, record
 from sevsnp.containers.form import Form, given
 from sevsnp.errors import UserError
 from sevsnp.packages.archive import Archive
@@ -26,8 +27,11 @@ END = bytes(1024)
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
     """One header block; a size that octal digits cannot say is in base 256."""
+    mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
+    if 0 <= size < 8**11:
+        return member(name.encode(), kind, mode=mode, uid=0, gid=0, size=size, mtime=0, link=link.encode())
     info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname, info.mode = kind, size, link, 0o755 if kind == tarfile.DIRTYPE else 0o644
+    info.type, info.size, info.linkname, info.mode = kind, size, link, mode
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
@@ -234,3 +238,32 @@ def test_a_stream_that_claims_more_than_it_has_ends(tmp_path: Path, end: bytes) 
             archive.getmembers()
     with pytest.raises(UserError, match="damaged package"):
         unpack_deb(deb_of(tmp_path / "a.deb", header("x", 1 << 80) + END), tmp_path, lambda path: False)
+
+
+@pytest.mark.parametrize("kind", [b"0", tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("plain", [True, False])
+def test_names_and_targets_have_a_length_that_the_kernel_takes(tmp_path: Path, kind: bytes, plain: bool) -> None:
+    """In both readers of tars. The control: the longest path; of a hard link, it names the file before it."""
+    for length in (4096, 4097):
+        path = "ä/" * (length // 3) + "a" * (length % 3)
+        file = pax(path=path) + header("x")
+        data = file if kind == b"0" else (file if length == 4096 else b"") + pax(linkpath=path) + header("l", 0, kind)
+        data = (b"" if plain else pax(comment="x") + header("first")) + data + END
+        if length == 4096:
+            _read_tar(tmp_path, data)
+            assert (plain_members(tmp_path / "a.tar") is not None) is plain
+            continue
+        with pytest.raises(UserError, match=r"found a path of 4097 bytes \(.*\), expected at most 4096"):
+            _read_tar(tmp_path, data)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_entries_are_counted_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """The control: as many entries as are taken. One name that comes often counts as often."""
+    monkeypatch.setattr("sevsnp.archives.tar.MOST_ENTRIES", 5)
+    start = b"" if plain else pax(comment="x")
+    _read_tar(tmp_path, start + header("x") * 5 + END)
+    assert (plain_members(tmp_path / "a.tar") is not None) is plain
+    assert plain_members(tmp_path / "a.tar", 4) is None
+    with pytest.raises(UserError, match="more than 5 entries in the archive"):
+        _read_tar(tmp_path, start + header("x") * 6 + END)

@@ -233,7 +233,10 @@ def _add_accounts(tree: Tree, donor: Tree) -> tuple[dict[int, int], dict[int, in
             if name in ours:
                 ids[number] = int(ours[name][2])
                 continue
-            ids[number] = number if number not in taken else next(n for n in _SYSTEM_IDS if n not in taken)
+            free = number if number not in taken else next((n for n in _SYSTEM_IDS if n not in taken), None)
+            if free is None:
+                raise UserError(f"/{path}: the numbers from 100 to 999 are in use, expected a free one for {name}")
+            ids[number] = free
             taken.add(ids[number])
             new = [*row]
             new[2] = str(ids[number])

@@ -123,27 +123,33 @@ def unmet(packages: Mapping[str, Installed]) -> Iterator[str]:
 def compare(one: str, other: str) -> int:
     """Negative, zero or positive, as ``one`` is earlier than, equal to or later than ``other``."""
     (epoch, upstream, revision), (epoch2, upstream2, revision2) = _parts(one), _parts(other)
-    return epoch - epoch2 or _compare(upstream, upstream2) or _compare(revision, revision2)
+    return _numbers(epoch, epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
 
 
-def _parts(version: str) -> tuple[int, str, str]:
+def _parts(version: str) -> tuple[str, str, str]:
     epoch, colon, rest = version.partition(":")
-    if not colon or not epoch.isdigit():
+    if not colon or not re.fullmatch("[0-9]+", epoch):
         epoch, rest = "0", version
     upstream, dash, revision = rest.rpartition("-")
-    return int(epoch), upstream if dash else rest, revision if dash else "0"
+    return epoch, upstream if dash else rest, revision if dash else "0"
 
 
 def _compare(one: str, other: str) -> int:
     """Compare in turns what is not a number, and numbers."""
-    for (text, number), (text2, number2) in itertools.zip_longest(_pieces(one), _pieces(other), fillvalue=("", 0)):
-        if order := _order(text, text2) or number - number2:
+    for (text, number), (text2, number2) in itertools.zip_longest(_pieces(one), _pieces(other), fillvalue=("", "")):
+        if order := _order(text, text2) or _numbers(number, number2):
             return order
     return 0
 
 
-def _pieces(text: str) -> list[tuple[str, int]]:
-    return [(word, int(digits or "0")) for word, digits in re.findall(r"(\D*)(\d*)", text) if word or digits]
+def _pieces(text: str) -> list[tuple[str, str]]:
+    return [piece for piece in re.findall(r"([^0-9]*)([0-9]*)", text) if any(piece)]
+
+
+def _numbers(one: str, other: str) -> int:
+    """Compare numbers of any length; int() takes no more than 4,300 digits."""
+    one, other = one.lstrip("0"), other.lstrip("0")
+    return len(one) - len(other) or (one > other) - (one < other)
 
 
 def _order(one: str, other: str) -> int:

@@ -254,3 +254,35 @@ def test_an_account_of_the_image_counts_only_with_a_number(number: str, here: in
     donor = Tree([text_entry("etc/passwd", "sshd:x:101:0::/run/sshd:/usr/sbin/nologin\n")])
     users, _, names = _add_accounts(tree, donor)
     assert names == ["sshd"] and (users[101] == 101) == (here == 101)
+
+
+@pytest.mark.parametrize(("last", "taken"), [(101, True), (100, False)])
+def test_an_account_without_a_free_number_is_refused(last: int, taken: bool) -> None:
+    """Control: one number is free."""
+    donor = Tree([text_entry("etc/group", "new:x:999:\n"), text_entry("etc/passwd", "")])
+    tree = Tree([text_entry("etc/group", "".join(f"g{n}:x:{n}:\n" for n in range(last, 1000)))])
+    if taken:
+        assert _add_accounts(tree, donor)[1] == {999: 100}
+        return
+    with pytest.raises(UserError, match="/etc/group: the numbers from 100 to 999 are in use"):
+        _add_accounts(tree, donor)
+
+
+def test_a_large_text_file_is_named_as_in_the_image() -> None:
+    """Its archive is a temporary file. Control: the largest size that is read."""
+    large = text_entry("etc/passwd", bytes(16 << 20))
+    assert len(Tree([large]).text("etc/passwd")) == 16 << 20
+    assert large.content
+    larger = replace(large, content=replace(large.content, size=(16 << 20) + 1))
+    with pytest.raises(UserError, match=r"^/etc/passwd: a text file of 16777217 bytes, expected at most 16777216$"):
+        Tree([larger]).text("etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("²:1", "1:1"), ("1", "1" * 5000), ("1" * 5000, "1" * 4999 + "2"), ("1:1", "1" * 5000 + ":1"), ("1.2", "1.10")],
+)
+def test_versions_of_any_text_are_compared(one: str, other: str) -> None:
+    """An image's own status file may have any; int() takes neither all digits of Unicode nor any number of them."""
+    assert compare(one, other) < 0 < compare(other, one)
+    assert compare(one, one) == 0 == compare("7", "0" * 5000 + "7")

@@ -14,6 +14,9 @@ from sevsnp.archives import lz4
 _MEMORY = 256 << 20
 _WINDOW = 128 << 20  # ZSTD_WINDOWSIZE_MAX of lib/decompress_unzstd.c
 _PIECE = 1 << 20
+# Bytes of the first read of a compressed part; then twice as many each time. What a short part does not use is read
+# again with the next part.
+_FIRST_PIECE = 4096
 # Four bytes of zstd can become 128 KiB, and its decompressor gives out all at once.
 _ZSTD_PIECE = 4096
 # The errors of damaged files.
@@ -30,15 +33,22 @@ def decompressor(start: bytes) -> Pieces | None:
     return next((pieces for magic, pieces in _FORMATS if start.startswith(magic)), None)
 
 
-def _limited(made: Callable[[], Any], piece: int = _PIECE) -> Pieces:
+def _growing(stream: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a stream. Raises EOFError at its end."""
+    size = _FIRST_PIECE
+    while data := stream.read(size):
+        yield data
+        size = min(2 * size, _PIECE)
+    raise EOFError("the compressed data ends early")
+
+
+def _limited(made: Callable[[], Any]) -> Pieces:
     """A reader by a decompressor of the form of lzma's and bz2's."""
 
     def pieces(stream: BinaryIO) -> Iterator[bytes]:
-        decompressor = made()
+        decompressor, read = made(), _growing(stream)
         while not decompressor.eof:
-            data = stream.read(piece) if decompressor.needs_input else b""
-            if not data and decompressor.needs_input:
-                raise EOFError("the compressed data ends early")
+            data = next(read) if decompressor.needs_input else b""
             yield decompressor.decompress(data, _PIECE)
         stream.seek(-len(decompressor.unused_data), 1)
 
@@ -46,12 +56,9 @@ def _limited(made: Callable[[], Any], piece: int = _PIECE) -> Pieces:
 
 
 def _gzip(stream: BinaryIO) -> Iterator[bytes]:
-    decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    data = b""
+    decompressor, read = zlib.decompressobj(16 + zlib.MAX_WBITS), _growing(stream)
     while not decompressor.eof:
-        data = decompressor.unconsumed_tail or stream.read(_PIECE)
-        if not data:
-            raise EOFError("the compressed data ends early")
+        data = decompressor.unconsumed_tail or next(read)
         yield decompressor.decompress(data, _PIECE)
     stream.seek(-len(decompressor.unused_data), 1)
 

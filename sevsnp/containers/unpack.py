@@ -38,22 +38,24 @@ class _Window:
     """A stream that a decompressor can step back in by what it did not use; each byte is hashed and counted once."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream, self._back, self._last = stream, b"", b""
+        # The last bytes of the stream, and how many of them are read. Nothing is copied to step back: a file can have a
+        # compressed part of 20 bytes in each 20 bytes.
+        self._stream, self._held, self._place = stream, b"", 0
         self.digest, self.size = hashlib.sha256(), 0
 
     def read(self, size: int = CHUNK) -> bytes:
-        if self._back:
-            self._last, self._back = self._back[:size], self._back[size:]
-            return self._last
-        self._last = self._stream.read(size)
-        self.digest.update(self._last)
-        self.size += len(self._last)
-        return self._last
+        if self._place == len(self._held):
+            self._held, self._place = self._stream.read(size), 0
+            self.digest.update(self._held)
+            self.size += len(self._held)
+        piece = self._held[self._place : self._place + size]
+        self._place += len(piece)
+        return piece
 
     def seek(self, offset: int, whence: int = 1) -> None:
         """Step back by ``-offset`` bytes of the last read, or forward."""
         if offset < 0:
-            self._back = self._last[offset:] + self._back
+            self._place += offset
         while offset > 0 and (skipped := self.read(min(offset, CHUNK))):
             offset -= len(skipped)
 
@@ -62,7 +64,10 @@ class _Window:
         found = b""
         while len(found) < size and (piece := self.read(size - len(found))):
             found += piece
-        self._back = found + self._back
+        if len(found) <= self._place:
+            self._place -= len(found)
+        else:
+            self._held, self._place = found + self._held[self._place :], 0
         return found
 
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import zstandard
 
 from sevsnp.containers.form import Form, given
-from sevsnp.containers.unpack import first_bytes, unpack
+from sevsnp.containers.unpack import MAGIC_SIZE, _Window, first_bytes, unpack
 from sevsnp.errors import UserError
+from sevsnp.system.files import CHUNK
 from tests.support.container_images import (
     MadeImage,
     archive_of,
@@ -65,6 +67,25 @@ def test_damaged_files_leave_nothing(tmp_path: Path, form: str, damage: str) -> 
     with pytest.raises(UserError, match="it: damaged compressed file"):
         unpack(io.BytesIO(packed), "it", tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
+
+
+@pytest.mark.parametrize("form", ["gzip", "bzip2", "xz"])
+def test_many_short_parts_are_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """What a part does not use is read again: at most 4 KiB each, also behind a large part. Control: the content."""
+    taken, reading = [0], _Window.read
+
+    def counted(window: _Window, size: int = CHUNK) -> bytes:
+        piece = reading(window, size)
+        taken[0] += len(piece)
+        return piece
+
+    monkeypatch.setattr(_Window, "read", counted)
+    large, parts = random.Random(1).randbytes(1 << 20), 5000
+    packed = FORMS[form](large) + FORMS[form](b"") * parts
+    made = unpack(io.BytesIO(packed), "it", tmp_path / "plain")
+    assert (made.size, made.packed_size) == (1 << 20, len(packed))
+    assert (tmp_path / "plain").read_bytes() == large
+    assert taken[0] < 3 * len(packed) + parts * (4096 + 2 * MAGIC_SIZE)
 
 
 @pytest.mark.parametrize("form", ["gzip", "xz", "zstd"])

@@ -44,10 +44,12 @@ class _Window:
         self.digest, self.size = hashlib.sha256(), 0
 
     def read(self, size: int = CHUNK) -> bytes:
-        if self._place == len(self._held):
-            self._held, self._place = self._stream.read(size), 0
-            self.digest.update(self._held)
-            self.size += len(self._held)
+        left = len(self._held) - self._place
+        if left < size:  # lz4 takes fewer bytes than it asks for as the end
+            more = self._stream.read(size - left)
+            self._held, self._place = self._held[self._place :] + more, 0
+            self.digest.update(more)
+            self.size += len(more)
         piece = self._held[self._place : self._place + size]
         self._place += len(piece)
         return piece

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from sevsnp.archives import lz4
 from sevsnp.containers.form import Form, given
 from sevsnp.containers.unpack import MAGIC_SIZE, _Window, first_bytes, unpack
 from sevsnp.errors import UserError
@@ -31,6 +32,16 @@ from tests.support.container_images import (
 
 CONTENT = b"content" * 5000 + bytes(3 << 20) + b"end"
 SKIPPED = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"\xffskip"[:5]
+
+
+def lz4_block(data: bytes) -> bytes:
+    """One block of literals alone, with its size."""
+    assert len(data) >= 15
+    more = len(data) - 15
+    block = b"\xf0" + b"\xff" * (more // 255) + bytes([more % 255]) + data
+    return len(block).to_bytes(4, "little") + block
+
+
 FORMS: dict[str, Callable[[bytes], bytes]] = {
     "plain": lambda data: data,
     "gzip": gzip.compress,
@@ -42,6 +53,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "zstd in frames, one of them skippable": lambda data: (
         zstandard.compress(data[:1000]) + SKIPPED + zstandard.compress(data[1000:]) + SKIPPED
     ),
+    "lz4": lambda data: lz4.MAGIC + b"".join(map(lz4_block, (data[:1000], data[1000:]))),
     "gzip, padded with zeros": lambda data: gzip.compress(data) + bytes(1024),
 }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sevsnp.errors import UserError
 from sevsnp.firmware.known import ACCEPTED, REFUSED
-from sevsnp.system.files import open_regular
+from sevsnp.system.regular import open_regular
 
 if TYPE_CHECKING:
     from sevsnp.firmware.volumes import Leaf

@@ -27,7 +27,7 @@ from sevsnp.measurement.vmsa import (
     vcpu_signature,
     vmsa,
 )
-from sevsnp.system.files import open_regular
+from sevsnp.system.regular import open_regular
 from sevsnp.vm_config.cmdline import read_bytes
 from sevsnp.vm_config.config import File, Launch, making
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sevsnp.errors import UserError
-from sevsnp.system.files import open_regular
+from sevsnp.system.regular import open_regular
 
 PAGE = 4096
 FOUR_GIB = 1 << 32

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import glob
 import hashlib
-import io
 import os
 import pwd
 import secrets
@@ -38,15 +37,6 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"found the key {key!a} twice")
         found[key] = value
     return found
-
-
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[io.BufferedReader]:
-    """A regular file, opened for reading. Raises OSError for any other: a pipe would wait, and a device may not end."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        yield stream
 
 
 def sha256_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sevsnp.errors import UserError
-from sevsnp.system.files import open_regular
+from sevsnp.system.regular import open_regular
 
 # x86's COMMAND_LINE_SIZE is 2048 with the trailing NUL, and the firmware adds this prefix if there is an initrd. A
 # longer line would be measured as a whole, but the kernel would cut it off.

@@ -20,6 +20,7 @@ from sevsnp.host.session import session
 from sevsnp.host.state import Run, check_free, held, running
 from sevsnp.qemu.run_options import RunOptions
 from tests.conftest import Built
+from tests.support.pretended_guest import pretended
 from tests.support.table import Told, remedies
 from tests.support.waiting import NET, wait_until
 
@@ -86,12 +87,14 @@ def check_failed() -> None:
 
 
 @remedies("sevsnp.guests.detach", "see: ./doitw logs NAME={}")
-def test_a_detached_guest_that_prints_nothing(told: Told, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(told.cwd)
-    monkeypatch.setattr(detach, "_SECONDS", -1.0)
+def test_a_detached_guest_that_prints_nothing(
+    told: Told, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended(tmp_path, runs / "silent", monkeypatch)
+    monkeypatch.setattr(detach, "_SECONDS", 0.01)
 
     def run() -> None:
-        detach.run_detached(task="status", words=(), state=runs / "silent", name="silent", variable="DETACHED")
+        detach.run_detached(task="silent", words=(), state=runs / "silent", name="silent", variable="DETACHED")
 
     told.obey(told.hint(run))
 

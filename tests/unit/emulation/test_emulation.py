@@ -131,6 +131,7 @@ def test_refuses_a_machine_with_real_hardware(tmp_path: Path, monkeypatch: pytes
 
 ALLOWED = {
     "sevsnp.errors",
+    "sevsnp.system.regular",
     "sevsnp.system.template",
     "sevsnp.system.toml_loader",
     "sevsnp.vm_config.cmdline",

@@ -13,35 +13,13 @@ from sevsnp.errors import UserError
 from sevsnp.guests import detach
 from sevsnp.guests.detach import run_detached
 from sevsnp.host.state import running
-from tests.conftest import PROJECT
+from tests.support.pretended_guest import pretended
 from tests.support.waiting import wait_until
-
-DODO = """
-import time
-from pathlib import Path
-
-from sevsnp.host.state import Run, held
-
-def work(line):
-    state = Path("state")
-    with held(state, Run("verity", "emulated", "none", 1, 2), ""):
-        (state / "new").write_text(line)
-        (state / "new").rename(state / "serial.log")
-        time.sleep(600)
-
-def task_speaks():
-    return {"actions": [(work, ["a line"])]}
-
-def task_silent():
-    return {"actions": [(work, [""])]}
-"""
 
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "dodo.py").write_text(DODO)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    pretended(tmp_path, tmp_path / "state", monkeypatch)
     # Less than Python needs to start.
     monkeypatch.setattr(detach, "_SECONDS", 0.01)
     yield tmp_path / "state"

@@ -109,11 +109,12 @@ def test_an_id_block(tmp_path: Path, author: bool) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no word of the firmware": ({"firmware": None}, r"files\.firmware: KubeVirt starts the firmware of its"),
     "another firmware": (
-        {"firmware": Path("/dev/null")},
-        r"files\.firmware: the cluster's is /dev/null with SHA-256 e3b",
+        {"firmware": Path(__file__)},
+        r"files\.firmware: the cluster's is .*/test_kubevirt\.py with SHA-256 [0-9a-f]{64}",
     ),
     "no image of the kernel": ({"kernel_image": ""}, r"files\.kernel, files\.initrd: KubeVirt takes them from"),
     "no container image": ({"kernel_image": "a b\nc"}, "KUBEVIRT_KERNEL=a b"),
+    "a device": ({"firmware": Path("/dev/null")}, "/dev/null: cannot read the firmware: not a regular file"),
     "no firmware file": ({"firmware": Path("/nonsuch")}, "/nonsuch: cannot read the firmware"),
     "no name for Kubernetes": ({"name": "Second.One"}, r"NAME=Second\.One: expected a name for Kubernetes"),
 }

@@ -61,10 +61,10 @@ def test_a_request_with_a_temporary_error_is_repeated(status: int, fake: FakeKds
 )
 def test_how_long_the_service_asks_to_wait(asked: str, first: float, fake: FakeKds) -> None:
     def answer(handler: Any) -> None:
+        fake.answers[PATH] = b"a list"  # before the client has the answer, after which it asks at once
         handler.send_response(429)
         handler.send_header("Retry-After", asked)
         handler.end_headers()
-        fake.answers[PATH] = b"a list"
 
     fake.answers[PATH] = answer
     assert ask(fake)[:2] == (b"a list", [first])

@@ -6,6 +6,7 @@ LUKS2 On-Disk Format Specification 1.1.3; the anti-forensic splitter is LUKS1's.
 
 import base64
 import copy
+import functools
 import hashlib
 import json
 import struct
@@ -60,7 +61,8 @@ def _diffuse(block: bytes) -> bytes:
 
 
 def _xor(left: bytes, right: bytes) -> bytes:
-    return bytes(a ^ b for a, b in zip(left, right, strict=True))
+    assert len(left) == len(right)
+    return (int.from_bytes(left, "big") ^ int.from_bytes(right, "big")).to_bytes(len(left), "big")
 
 
 def _encrypt(key: bytes, data: bytes) -> bytes:
@@ -88,6 +90,7 @@ def make_digest(volume_key: bytes, *keyslots: str, salt: bytes = bytes(32)) -> d
     }
 
 
+@functools.lru_cache(maxsize=32)
 def make_header(key: bytes, seed: int = 1, sequence: int = 3) -> bytes:
     """A complete header (1 MiB), opened by ``key``; each ``seed`` gives another volume."""
     random = Random(seed)

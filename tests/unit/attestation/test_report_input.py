@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sevsnp.attestation.report_input import read_input
 from sevsnp.errors import UserError
 from tests.support.evidence import real_data
+from tests.support.texts import UNICODE
 
 RAW = bytes.fromhex(real_data("milan-v2/report.hex").read_text())
 RESPONSE = struct.pack("<II24x", 0, len(RAW)) + RAW
@@ -62,7 +63,7 @@ DAMAGED = st.tuples(HONEST, st.integers(0, 4000), st.binary(max_size=8)).map(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.binary(max_size=5000), st.text(max_size=3000).map(str.encode), DAMAGED))
+@given(st.one_of(st.binary(max_size=5000), st.text(UNICODE, max_size=3000).map(str.encode), DAMAGED))
 def test_fuzz(data: bytes) -> None:
     try:
         assert len(read_input(data, "x").report) >= 0

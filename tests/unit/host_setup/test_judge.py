@@ -14,6 +14,7 @@ from sevsnp.host_setup import recorded
 from sevsnp.host_setup.judge import EXPLAINED_BY, UNKNOWN_BY, judge
 from sevsnp.host_setup.recorded import CMDLINE, CPUINFO, EFI, IOMMU_FEATURES, KERNEL_LOG, PARAMETERS, Host
 from tests.support.hosts import GOOD, HOSTS, edited, host, not_ok, with_text, without
+from tests.support.texts import UNICODE
 
 # Every recorded host that is not good: the finding that is the cause, a part of what was found, and of the remedy.
 CAUSES = {
@@ -278,8 +279,8 @@ def test_a_firmware_that_masks_its_chip_id_is_named() -> None:
     assert judge(masked).good and "VLEK" in reports.found and "no chip id" in reports.found
 
 
-TEXTS = st.text(max_size=80) | st.sampled_from([text for text in BASE.texts.values() if len(text) < 400])
-LINES = st.lists(st.sampled_from(BASE.texts[KERNEL_LOG].splitlines()) | st.text(max_size=40), max_size=30)
+TEXTS = st.text(UNICODE, max_size=80) | st.sampled_from([text for text in BASE.texts.values() if len(text) < 400])
+LINES = st.lists(st.sampled_from(BASE.texts[KERNEL_LOG].splitlines()) | st.text(UNICODE, max_size=40), max_size=30)
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])

@@ -13,6 +13,7 @@ from sevsnp.settings.values import data_path, dns_servers
 from sevsnp.vm_config.cmdline import build_cmdline, luks_words, verity_words
 from tests.support.evidence import load_script
 from tests.support.replacing import replaced_once
+from tests.support.texts import UNICODE
 
 boot_words = load_script(Path(__file__).parents[3] / "initramfs" / "boot_words.py")
 
@@ -152,7 +153,7 @@ def test_a_line_cut_off_anywhere_is_refused(data: st.DataObject) -> None:
         words(LINE[:cut])
 
 
-@given(st.text(max_size=300))
+@given(st.text(UNICODE, max_size=300))
 @example(LINE)
 def test_any_text_is_read_as_written_or_refused(text: str) -> None:
     try:

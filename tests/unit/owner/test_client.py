@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sevsnp.errors import UserError
 from sevsnp.owner import client
 from sevsnp.owner.client import MAX_ANSWER, NONCE_SIZE, REQUEST, ask, parse_answer
+from tests.support.texts import UNICODE
 from tests.support.waiting import NET, Clock
 
 
@@ -103,7 +104,7 @@ def test_an_answer_that_is_not_json_is_refused(data: bytes) -> None:
 
 
 _values = st.recursive(
-    st.none() | st.text() | st.integers(),
+    st.none() | st.text(UNICODE) | st.integers(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "error"]), inner),
 )
 

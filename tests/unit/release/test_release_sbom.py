@@ -29,8 +29,13 @@ def locked() -> dict[str, Any]:
     }
 
 
+def few() -> dict[str, Any]:
+    """Three packages of each set, of which several sets may have the same: the library takes a while for all."""
+    return {title: dict(list(packages.items())[:3]) for title, packages in locked().items()}
+
+
 def sbom(**changes: Any) -> bytes:
-    given: dict[str, Any] = {"product": "p", "version": "1", "packages": locked(), "distributions": PYTHON}
+    given: dict[str, Any] = {"product": "p", "version": "1", "packages": few(), "distributions": PYTHON}
     return make_sbom(**{**given, "created": None, **changes})
 
 
@@ -45,7 +50,7 @@ def schema_errors(document: Any) -> list[str]:
 
 @pytest.mark.parametrize("created", [None, NOON])
 def test_the_sbom_is_valid(created: datetime.datetime | None) -> None:
-    assert schema_errors(json.loads(sbom(created=created))) == []
+    assert schema_errors(json.loads(sbom(created=created, packages=locked()))) == []
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_control_the_validator_detects_faults(place: tuple[Any, ...], value: Any
 
 
 def test_every_package_is_listed_with_its_digest_and_sets() -> None:
-    document = json.loads(sbom())
+    document = json.loads(sbom(packages=locked()))
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     found = {}
     for component in document["components"]:
@@ -94,11 +99,12 @@ def test_its_references_hang_together() -> None:
 
 
 def test_the_same_bytes_whatever_the_order() -> None:
-    packages = locked()
+    packages = few()
     shuffled = {
         title: dict(random.sample(list(packages[title].items()), len(packages[title])))
         for title in random.sample(list(packages), len(packages))
     }
+    assert len({name for title in packages.values() for name in title}) > 3
     assert sbom() == sbom(packages=shuffled, distributions=dict(reversed(PYTHON.items())))
 
 

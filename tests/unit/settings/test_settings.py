@@ -13,6 +13,7 @@ from sevsnp.settings.resolved import command_line_words, read_config, resolve
 from sevsnp.settings.table import GROUPS, SETTINGS, Setting, render_config
 from sevsnp.settings.values import parse_size
 from tests.support.setting_texts import BAD, OTHERS
+from tests.support.texts import UNICODE
 
 PROJECT = Path(__file__).parents[3]
 
@@ -211,7 +212,7 @@ def test_sizes_are_binary(number: int, unit: str, suffix: str, lower: bool) -> N
     assert parse_size(text.lower() if lower else text) == number * factor
 
 
-@given(st.text())
+@given(st.text(UNICODE))
 def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     try:
         size = parse_size(text)
@@ -223,7 +224,7 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 
 @every_setting
-@given(text=st.text())
+@given(text=st.text(UNICODE))
 def test_any_text_is_parsed_or_a_value_error(setting: Setting, text: str) -> None:
     try:
         setting.parse(text)

@@ -17,6 +17,7 @@ from sevsnp.vm_config.cmdline import (
     luks_words,
     verity_words,
 )
+from tests.support.texts import UNICODE
 
 PROJECT = Path(__file__).resolve().parents[3]
 SIZES = {"etc": 1, "home": 2, "var": 3, "tmp": 4}
@@ -79,7 +80,7 @@ def test_control_a_word_that_only_looks_like_a_denied_one_is_accepted(word: str)
     assert build_cmdline(["quiet", word]) == f"quiet {word}"
 
 
-@given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=20), max_size=8))
+@given(st.lists(st.text(UNICODE, max_size=20), max_size=8))
 def test_a_made_line_is_split_into_its_words_again(words: list[str]) -> None:
     try:
         line = build_cmdline(words)

@@ -51,7 +51,13 @@ def task_ssh() -> Task:
 
     Next: ./doitw stop ends the guest.
     """
-    option = {"name": "command", "short": "c", "long": "command", "default": "", "help": "what to run in the guest"}
+    option = {
+        "name": "command",
+        "short": "c",
+        "long": "command",
+        "default": "",
+        "help": "what to run in the guest; with a = in it: --command='A=1 env'",
+    }
     return {**_of_guest("login"), "params": [option]}
 
 

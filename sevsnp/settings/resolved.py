@@ -2,6 +2,7 @@
 """The settings of one run. Sources: ``NAME=value`` on the command line, else environment, config.yaml, or default."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,9 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
+_OPTION_VALUE = "the value of an option that has a = is written in one word with it, as in --command='A=1 env'"
+
+
 def nearest_setting(name: str, known: Iterable[str], form: str) -> str:
     """A hint for a ``name`` that is not ``known``: the nearest known name in ``form``, and the list of all names."""
     meant = did_you_mean(name, known, form)
@@ -142,9 +146,10 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
                 f"{name}_FILE=FILE",
             )
         if name not in _BY_NAME:
-            raise UserError(
-                f"unknown setting {name}={without_login(command_line[name])}", nearest_setting(name, _BY_NAME, "{}=")
-            )
+            word = f"{name}={without_login(command_line[name])}"
+            # doit takes every word with = for a setting, also one that follows an option.
+            meant = _OPTION_VALUE if re.search(r"\s", word) or not name.isidentifier() else ""
+            raise UserError(f"unknown setting {word}", meant or nearest_setting(name, _BY_NAME, "{}="))
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}

@@ -88,6 +88,15 @@ def test_an_unknown_word_is_refused_by_name(tmp_path: Path) -> None:
     assert "CPUS=" in refused.value.hint
 
 
+@pytest.mark.parametrize("word", ["A=1 env", "for x in a b; do echo $x; done; A=1"])
+def test_a_command_for_the_guest_in_a_word_of_its_own_has_a_hint(word: str, tmp_path: Path) -> None:
+    """doit takes it for a setting before any task is known."""
+    with pytest.raises(UserError, match="unknown setting") as refused:
+        resolve(command_line_words(["ssh", "-c", word]), {}, tmp_path / "none.yaml")
+    assert "--command='A=1 env'" in refused.value.hint
+    assert command_line_words(["ssh", f"--command={word}"]) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -68,7 +68,6 @@ def task_manifest() -> Task:
     Next: ./doitw verify_manifest MANIFEST_PUBLIC_KEY=…
     """
     values = settings()
-    encrypted = all(path.exists() for path in ENCRYPTED)
     source = (SOURCE_LOCK, *SOURCE_LISTS) if from_source() else ()
     # A cloud image is the user's own.
     plain = () if cloud.chosen() else (ROOTFS, DISK)
@@ -87,18 +86,17 @@ def task_manifest() -> Task:
             "build_tools",
         ],
         project=Path(),
-        artefacts=(
-            *(*ARTEFACTS, firmware(), *plain, *_stage(), *source),
-            *(*(ENCRYPTED if encrypted else ()), *data_files()),
-        ),
+        artefacts=(*ARTEFACTS, firmware(), *plain, *_stage(), *source, *data_files()),
         trees=[BUNDLE],
-        configs=(*CONFIGS, *(ENCRYPTED_CONFIGS if encrypted else ())),
+        configs=CONFIGS,
         package_lists=(*PACKAGE_LISTS, *(SOURCE_LISTS if source else ())),
         acpi=values.text("ACPI"),
         created=os.environ.get("SOURCE_DATE_EPOCH", ""),
         key=values.optional_path("MANIFEST_KEY"),
         output=MANIFEST,
         sbom=BUILD / "sbom.cdx.json",
+        volume=ENCRYPTED,
+        volume_configs=ENCRYPTED_CONFIGS,
     )
 
 

@@ -21,6 +21,9 @@ INK, GREY = "#1c2733", "#7d8590"
 ARTEFACT, STEP, COMMAND = "#cfe3f7", "#e9eef3", "#f6d9a8"
 FONT = "Helvetica,Arial,sans-serif"
 
+# Arguments of commands for files that are used where they exist: the command needs no task for them.
+_IF_BUILT = ("volume", "volume_configs")
+
 _DIGEST = re.compile(r"<!-- sha256 of its description: ([0-9a-f]{64}) -->")
 
 
@@ -104,8 +107,8 @@ def _source(path: str) -> str:
 
 
 def arguments(task: Any) -> set[tuple[str, str]]:
-    """The relative paths among the arguments of a task's actions, each with the name of the argument."""
-    return {pair for action in task.actions for pair in _paths("", vars(action))}
+    """The relative paths among the arguments of a task's actions that it needs, each with the name of the argument."""
+    return {pair for action in task.actions for pair in _paths("", vars(action)) if pair[0] not in _IF_BUILT}
 
 
 def _paths(argument: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import datetime
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,18 @@ def make_manifest(
     key: Path | None,
     output: Path,
     sbom: Path,
+    volume: Sequence[Path] = (),
+    volume_configs: Iterable[Path] = (),
 ) -> None:
     """Write the manifest and the SBOM, and the signature ``output``.sig if there is a ``key``; else remove an old one.
 
     With a key, the same is also an in-toto statement with SLSA provenance, beside ``output`` as ``.intoto.json``.
 
     ``artefacts`` are files. ``trees`` are directories that contain only files that the manifest lists. All paths are
-    relative to ``project``. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty for none.
-    For an encrypted key, the user types the password on the terminal. Raises UserError for an artefact that is missing
-    or a symbolic link, and for a VM config that does not match its files.
+    relative to ``project``. ``volume`` are the files of an encrypted guest, and ``volume_configs`` its VM configs: they
+    are listed where all of them exist. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty
+    for none. For an encrypted key, the user types the password on the terminal. Raises UserError for an artefact that
+    is missing or a symbolic link, and for a VM config that does not match its files.
     """
     signing_key = None
     if key is not None:
@@ -54,6 +57,8 @@ def make_manifest(
 
         signing_key = load_signing_key(key)
     contents, moment = Contents(project), _seconds(created)
+    if volume and all((project / path).exists() for path in volume):
+        artefacts, configs = [*artefacts, *volume], [*configs, *volume_configs]
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except ContentsError as error:

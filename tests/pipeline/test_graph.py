@@ -15,6 +15,7 @@ import pytest
 from sevsnp.errors import UserError
 from sevsnp.project.graph import current_description, describe, digest, draw, drawn_digest, read_graph
 from tests.conftest import PROJECT, copy_project
+from tests.pipeline.test_manifest import LUKS
 from tests.support.replacing import replaced_once
 
 PICTURE = PROJECT / "docs" / "pipeline.svg"
@@ -104,6 +105,12 @@ def test_the_description_does_not_depend_on_the_user(
     monkeypatch.chdir(clone)
     monkeypatch.setenv("KERNEL_DEB", "README.md")
     assert current_description() == text
+    # Nor on what is built: manifest lists a volume where there is one.
+    for name in LUKS:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).touch()
+    assert described(clone) == text
+    shutil.rmtree(clone / "build")
     for place in (str(tmp_path), str(PROJECT), str(clone), "/home", "/root", ".config"):
         assert place not in text
 
@@ -146,9 +153,10 @@ def test_a_command_needs_the_tasks_that_make_what_it_reads(
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("setting", ["IMAGE=README.md", "FROM_INITRD=README.md", "ID_KEY=README.md", "DATA_SIZE=1G"])
 def test_what_holds_the_users_own_files_is_not_cached(clone: Path, tmp_path: Path, setting: str, shared: bool) -> None:
-    copy = tmp_path / "project"
-    shutil.copytree(clone, copy)
+    copy = clone
     if shared:
+        copy = tmp_path / "project"
+        shutil.copytree(clone, copy, ignore=shutil.ignore_patterns("tests"))
         tasks = copy / "tasks" / "e2e.py"
         tasks.write_text(replaced_once(tasks.read_text(), "cached=not own", "cached=True"))
     done = subprocess.run(

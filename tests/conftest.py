@@ -3,9 +3,11 @@
 
 import ast
 import collections
+import compileall
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -83,8 +85,19 @@ class Built:
         )
 
 
+@functools.cache
+def _compile_project() -> None:
+    """Compile the library and the tasks, which every run of doit in a copy would otherwise do again."""
+    for name in ("sevsnp", "tasks"):
+        compileall.compile_dir(PROJECT / name, quiet=2)
+
+
 def copy_project(target: Path) -> None:
-    """Copy the files that git tracks or would track, as they are now, so that a build there changes nothing here."""
+    """Copy the files that git tracks or would track, as they are now, so that a build there changes nothing here.
+
+    A copied source has the time of the original, and so its byte code, which is copied too.
+    """
+    _compile_project()
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -96,6 +109,16 @@ def copy_project(target: Path) -> None:
         if source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / name, follow_symlinks=False)
+            copy_byte_code(source, target / name)
+
+
+def copy_byte_code(source: Path, target: Path) -> None:
+    """Copy the byte code of a source that was copied with its time."""
+    compiled = Path(importlib.util.cache_from_source(str(source)))
+    if source.suffix == ".py" and compiled.is_file():
+        place = target.parent / compiled.parent.name
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(compiled, place / compiled.name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import Built
 def copy_built(built: Built, target: Path) -> Built:
     """The built project in ``target``, with the same keys.
 
-    Built files are hard links: replace them, never write to them.
+    Built files and tests are hard links: replace them, never write to them.
     """
     own = _own_copy(built.project)
     with _digests_kept(own, own, target):
@@ -56,7 +56,7 @@ def _copy(project: Path, target: Path, built_file: Callable[[str, str], object])
             source = os.path.join(place, name)
             if os.path.islink(source):
                 os.symlink(os.readlink(source), os.path.join(made, name))
-            elif name in files and below.split(os.sep)[0] == "build":
+            elif name in files and below.split(os.sep)[0] in ("build", "tests"):
                 built_file(source, os.path.join(made, name))
             elif name in files:
                 shutil.copy2(source, os.path.join(made, name))

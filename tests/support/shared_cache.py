@@ -199,14 +199,14 @@ def _replace(file: Path, pattern: str, words: str) -> None:
 
 
 def clone(source: Path, place: Path) -> Machine:
-    """Another machine with only the sources of ``source``."""
+    """Another machine with only the sources of ``source``, without the tests."""
     shutil.copytree(source, place / "project", symlinks=True, ignore=_not_tracked(source))
     return Machine(place / "project", place / "home")
 
 
 def _not_tracked(source: Path) -> Any:
     def ignored(directory: str, names: list[str]) -> list[str]:
-        made = ("build", ".cache") if Path(directory) == source else ()
+        made = ("build", ".cache", "tests") if Path(directory) == source else ()
         return [name for name in names if name in made or name.startswith(".doit.db")]
 
     return ignored

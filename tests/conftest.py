@@ -32,6 +32,10 @@ BUILD_SECONDS = 1200
 # The order of files that need no build, which run while the others would wait for it, and then of those that do. The
 # tests that take longest do not begin last.
 PARTS = ("unit", "boot", "adversary", "remedies", "pipeline")
+# The groups of files with shared guests, each for one process, and the guests of the second. No file uses guests of
+# both, so that none boots twice.
+GUESTS, GUESTS_APART = "guests", "guests apart"
+APART = frozenset({"luks_guest"})
 GOALS = ("setup_verity", "host_bundle", "build_tools", "create_new_vm")
 # The results of these differ each time, so no cache has them.
 LUKS_GOALS = ("setup_luks", "host_bundle_luks")
@@ -183,16 +187,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
     building = {item.path for item in items if _needs_build(item)}
-    items.sort(key=lambda item: (not _with_guests(item), item.path in building, PARTS.index(_place(item).parts[0])))
-    _sort_by_guest(items)
+    items.sort(key=lambda item: (_group_of(item) != GUESTS, item.path in building, PARTS.index(_place(item).parts[0])))
+    _sort_by_guest(items, GUESTS)
+    _sort_by_guest(items, GUESTS_APART)
 
 
-def _sort_by_guest(items: list[pytest.Item]) -> None:
-    """Put files that use rarely used guests first, so that these guests end early.
+def _sort_by_guest(items: list[pytest.Item], group: str) -> None:
+    """Put the group's files that use rarely used guests first, so that these guests end early.
 
     A test marked ends_guest follows all others that use its guest.
     """
-    places = [place for place, item in enumerate(items) if _with_guests(item)]
+    places = [place for place, item in enumerate(items) if _group_of(item) == group]
     uses = collections.Counter(name for place in places for name in _guests_of(items[place]))
     of_file: dict[Path, set[str]] = collections.defaultdict(set)
     for place in places:
@@ -208,8 +213,8 @@ def _sort_by_guest(items: list[pytest.Item]) -> None:
         items[place] = item
 
 
-def _with_guests(item: pytest.Item) -> bool:
-    return _group(item.nodeid.partition("::")[0]) == "guests"
+def _group_of(item: pytest.Item) -> str:
+    return _group(item.nodeid.partition("::")[0])
 
 
 def _guests_of(item: pytest.Item) -> set[str]:
@@ -237,7 +242,7 @@ def _needs_build(item: pytest.Item) -> bool:
 
 @functools.cache
 def _group(file: str) -> str:
-    """The group of a file's tests: one process runs all files with shared guests; any process may run each other file.
+    """The group of a file's tests: one process runs all files of a group with shared guests, any process another file.
 
     A shared guest takes half a minute to boot, and boots once in each process.
     """
@@ -250,7 +255,13 @@ def _group(file: str) -> str:
         each for each in functions if each.name.startswith("test_") or "fixture" in map(_name, each.decorator_list)
     ]
     asked = {argument.arg for each in asking for argument in each.args.args}
-    return "guests" if shared & asked - {each.name for each in functions} else file
+    used = shared & asked - {each.name for each in functions}
+    if used & APART:
+        assert used <= APART, (
+            f"{file}: {', '.join(sorted(used))}: put the tests of {', '.join(APART)} into another file"
+        )
+        return GUESTS_APART
+    return GUESTS if used else file
 
 
 @functools.cache

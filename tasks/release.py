@@ -95,8 +95,8 @@ def task_manifest() -> Task:
         key=values.optional_path("MANIFEST_KEY"),
         output=MANIFEST,
         sbom=BUILD / "sbom.cdx.json",
-        volume=ENCRYPTED,
-        volume_configs=ENCRYPTED_CONFIGS,
+        if_built=ENCRYPTED,
+        if_built_configs=ENCRYPTED_CONFIGS,
     )
 
 

@@ -22,7 +22,7 @@ ARTEFACT, STEP, COMMAND = "#cfe3f7", "#e9eef3", "#f6d9a8"
 FONT = "Helvetica,Arial,sans-serif"
 
 # Arguments of commands for files that are used where they exist: the command needs no task for them.
-_IF_BUILT = ("volume", "volume_configs")
+_IF_BUILT = ("if_built", "if_built_configs")
 
 _DIGEST = re.compile(r"<!-- sha256 of its description: ([0-9a-f]{64}) -->")
 

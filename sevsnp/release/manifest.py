@@ -38,15 +38,15 @@ def make_manifest(
     key: Path | None,
     output: Path,
     sbom: Path,
-    volume: Sequence[Path] = (),
-    volume_configs: Iterable[Path] = (),
+    if_built: Sequence[Path] = (),
+    if_built_configs: Iterable[Path] = (),
 ) -> None:
     """Write the manifest and the SBOM, and the signature ``output``.sig if there is a ``key``; else remove an old one.
 
     With a key, the same is also an in-toto statement with SLSA provenance, beside ``output`` as ``.intoto.json``.
 
     ``artefacts`` are files. ``trees`` are directories that contain only files that the manifest lists. All paths are
-    relative to ``project``. ``volume`` are the files of an encrypted guest, and ``volume_configs`` its VM configs: they
+    relative to ``project``. ``if_built`` are more artefacts, and ``if_built_configs`` the VM configs among them: they
     are listed where all of them exist. ``acpi`` is the setting ACPI. ``created`` is a time in seconds since 1970, empty
     for none. For an encrypted key, the user types the password on the terminal. Raises UserError for an artefact that
     is missing or a symbolic link, and for a VM config that does not match its files.
@@ -57,8 +57,8 @@ def make_manifest(
 
         signing_key = load_signing_key(key)
     contents, moment = Contents(project), _seconds(created)
-    if volume and all((project / path).exists() for path in volume):
-        artefacts, configs = [*artefacts, *volume], [*configs, *volume_configs]
+    if if_built and all((project / path).exists() for path in if_built):
+        artefacts, configs = [*artefacts, *if_built], [*configs, *if_built_configs]
     try:
         document = _describe(contents, artefacts, trees, configs, package_lists, acpi)
     except ContentsError as error:

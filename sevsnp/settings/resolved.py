@@ -21,6 +21,7 @@ PER_RUN = (COMMAND_LINE, ENVIRONMENT)
 # Variables of the environment that say where directories are whose settings are empty.
 PLACES = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME")
 ALL_SETTINGS = "all settings: ./doitw settings"
+_OPTION_VALUE = "the value of an option that has a = is written in one word with it, as in --command='A=1 env'"
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 
@@ -87,9 +88,6 @@ class Settings:
         return self.path("CACHE_DIR", base / "openend2e-sevsnp")
 
 
-_OPTION_VALUE = "the value of an option that has a = is written in one word with it, as in --command='A=1 env'"
-
-
 def nearest_setting(name: str, known: Iterable[str], form: str) -> str:
     """A hint for a ``name`` that is not ``known``: the nearest known name in ``form``, and the list of all names."""
     meant = did_you_mean(name, known, form)
@@ -147,9 +145,11 @@ def resolve(command_line: Mapping[str, str], environment: Mapping[str, str], fil
             )
         if name not in _BY_NAME:
             word = f"{name}={without_login(command_line[name])}"
+            hint = nearest_setting(name, _BY_NAME, "{}=")
             # doit takes every word with = for a setting, also one that follows an option.
-            meant = _OPTION_VALUE if re.search(r"\s", word) or not name.isidentifier() else ""
-            raise UserError(f"unknown setting {word}", meant or nearest_setting(name, _BY_NAME, "{}="))
+            if hint == ALL_SETTINGS and (re.search(r"\s", word) or not name.isidentifier()):
+                hint = _OPTION_VALUE
+            raise UserError(f"unknown setting {word}", hint)
     configured = read_config(file)
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}

@@ -30,6 +30,10 @@ NO_ACTION: dict[Row, str] = {
         "sevsnp.images.ssh_server",
         "install the service in the image, as with: apk add openssh-server openrc",
     ): _IN_IMAGE,
+    (
+        "sevsnp.settings.resolved",
+        "the value of an option that has a = is written in one word with it, as in --command='A=1 env'",
+    ): "which option the word belongs to only the user can say",
     ("sevsnp.images.guest_config", "known: {}"): _KNOWN,
     ("sevsnp.firmware.changes", "known: {}"): _KNOWN,
     ("sevsnp.packages.lock", "known: {}"): _KNOWN,
@@ -123,10 +127,6 @@ NO_MESSAGE: dict[Row, str] = {
         "sevsnp.settings.table",
         "P-384 private key that signs an ID block for the guest (./doitw idblock); empty: it has none",
     ): "what a setting is for",
-    (
-        "sevsnp.settings.resolved",
-        "the value of an option that has a = is written in one word with it, as in --command='A=1 env'",
-    ): "which option the word belongs to only the user can say",
     ("sevsnp.settings.resolved", "{} {}"): "two hints that have rows of their own, one after the other",
     ("sevsnp.owner.luks", "./doitw attest_luks"): "a command that stands in a hint, which has a row of its own",
     ("sevsnp.owner.luks", "./doitw setup_luks"): "a command that stands in a hint, which has a row of its own",

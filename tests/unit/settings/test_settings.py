@@ -95,6 +95,10 @@ def test_a_command_for_the_guest_in_a_word_of_its_own_has_a_hint(word: str, tmp_
         resolve(command_line_words(["ssh", "-c", word]), {}, tmp_path / "none.yaml")
     assert "--command='A=1 env'" in refused.value.hint
     assert command_line_words(["ssh", f"--command={word}"]) == {}
+    # A misspelt setting with a blank in its value is another matter.
+    with pytest.raises(UserError) as refused:
+        resolve({"CPU": "1 2"}, {}, tmp_path / "none.yaml")
+    assert "CPUS=" in refused.value.hint
 
 
 @pytest.mark.parametrize(

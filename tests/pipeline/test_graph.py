@@ -128,6 +128,13 @@ def test_the_description_has_the_main_tasks_and_their_edges(clone: Path) -> None
     assert {shapes[name] for name in ("packages", "_keys", "setup_verity")} == {"box"}
 
 
+def changed(clone: Path, target: Path, name: str, old: str, new: str) -> Path:
+    """A copy of the project, without the tests, with a change in one file."""
+    shutil.copytree(clone, target, ignore=shutil.ignore_patterns("tests"))
+    (target / name).write_text(replaced_once((target / name).read_text(), old, new))
+    return target
+
+
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(
     "variables", [{}, {"GUEST_FROM": "cloud-image", "CLOUD_IMAGE": "README.md"}], ids=["", "cloud"]
@@ -135,11 +142,7 @@ def test_the_description_has_the_main_tasks_and_their_edges(clone: Path) -> None
 def test_a_command_needs_the_tasks_that_make_what_it_reads(
     clone: Path, tmp_path: Path, broken: bool, variables: dict[str, str]
 ) -> None:
-    copy = tmp_path / "project"
-    shutil.copytree(clone, copy)
-    bench = copy / "tasks" / "bench.py"
-    if broken:
-        bench.write_text(replaced_once(bench.read_text(), '"_guest_rootfs"', ""))
+    copy = changed(clone, tmp_path / "project", "tasks/bench.py", '"_guest_rootfs"', "") if broken else clone
     done = subprocess.run(
         [sys.executable, "-c", READ_BUT_NOT_MADE],
         cwd=copy, env={"PATH": os.environ["PATH"], **variables},
@@ -153,12 +156,7 @@ def test_a_command_needs_the_tasks_that_make_what_it_reads(
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("setting", ["IMAGE=README.md", "FROM_INITRD=README.md", "ID_KEY=README.md", "DATA_SIZE=1G"])
 def test_what_holds_the_users_own_files_is_not_cached(clone: Path, tmp_path: Path, setting: str, shared: bool) -> None:
-    copy = clone
-    if shared:
-        copy = tmp_path / "project"
-        shutil.copytree(clone, copy, ignore=shutil.ignore_patterns("tests"))
-        tasks = copy / "tasks" / "e2e.py"
-        tasks.write_text(replaced_once(tasks.read_text(), "cached=not own", "cached=True"))
+    copy = changed(clone, tmp_path / "project", "tasks/e2e.py", "cached=not own", "cached=True") if shared else clone
     done = subprocess.run(
         [sys.executable, "-c", CACHED_OF_OWN],
         cwd=copy, env={"PATH": os.environ["PATH"], **dict([setting.split("=")])},
